@@ -1,0 +1,64 @@
+"""The switches of a CAMP model."""
+
+import dataclasses
+from dataclasses import dataclass
+
+CHOICES = {
+    "message_passing": ("both", "image_to_text", "text_to_image", "none"),
+    "gate": ("scalar", "elementwise", "none"),
+    "fusion": ("concat", "sum"),
+    "pooling": ("attention", "mlp", "mean"),
+    "matching": ("mlp", "cosine"),
+}
+
+
+@dataclass(frozen=True)
+class CampConfig:
+    """What a CAMP model is made of; with its weights and vocabulary this is a whole model.
+
+    Raises:
+        ValueError: a value outside its range, or two switches that contradict each other; the message
+            names the key and what is allowed.
+    """
+
+    vocab_size: int
+    """Number of words in the vocabulary, the four special ones included."""
+    region_dim: int = 2048
+    """Length of a region's feature vector, as the detector gives it."""
+    word_dim: int = 300
+    """Length of a word embedding."""
+    dim: int = 1024
+    """Joint dimension d of regions and words."""
+    message_passing: str = "both"
+    """Which side receives messages: both, image_to_text (words only), text_to_image (regions only), none."""
+    hops: int = 1
+    """1, or 2: messages attend among themselves once more before the gate (the released GatedFusionNew)."""
+    gate: str = "scalar"
+    """scalar: sigmoid of the inner product (released code); elementwise: the paper's formula; none: 1."""
+    fusion: str = "concat"
+    """concat: W[gv; gt]; sum: W(g(v + t))."""
+    residual: bool = True
+    """Add a region's or word's own feature to its fused one."""
+    pooling: str = "attention"
+    """attention: one linear score per region or word; mlp: the released two-layer multi-head one; mean."""
+    pooling_heads: int = 8
+    """Heads of the `mlp` pooling; unused by the others."""
+    matching: str = "mlp"
+    """mlp: a learnt score of the pooled pair; cosine: similarity in the joint space."""
+
+    def __post_init__(self) -> None:
+        for key, allowed in CHOICES.items():
+            if getattr(self, key) not in allowed:
+                raise ValueError(f"model.{key}: {getattr(self, key)!r} is not one of {', '.join(allowed)}")
+        for key in ("vocab_size", "region_dim", "word_dim", "dim", "pooling_heads"):
+            value = getattr(self, key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"model.{key}: {value!r} is not a whole number of 1 or more")
+        if self.hops not in (1, 2):
+            raise ValueError(f"model.hops: {self.hops!r} is not 1 or 2")
+        if self.hops == 2 and self.message_passing == "none":
+            raise ValueError("model.hops: 2 needs messages, but model.message_passing is none")
+
+    def to_dict(self) -> dict[str, int | str | bool]:
+        """The config as plain values, for config.json and MLflow."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,1 @@
+"""Prefect flows that run the stages of dvc.yaml anywhere."""
