@@ -5,7 +5,7 @@
 
 import argparse
 import dataclasses
-import os
+import math
 import sys
 import types
 import typing
@@ -407,8 +407,8 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         name = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[kind]
         raise InputError(f"{where}: {value!r} is not {name}")
-    if kind is float and value != value:
-        raise InputError(f"{where}: NaN is not a number")
+    if kind is float and not math.isfinite(value):
+        raise InputError(f"{where}: {value!r} is not a finite number")
     return value
 
 
@@ -493,7 +493,7 @@ def apply_preset(preset: Path, path: Path = Path("params.yaml")) -> None:
             load_params(temporary)
         except InputError as error:
             raise InputError(f"{preset}: {str(error).removeprefix(f'{temporary}: ')}") from None
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
