@@ -1,0 +1,1 @@
+"""Speed and memory: each module prints ratios of things measured side by side in one run."""

@@ -1,0 +1,33 @@
+"""Fixtures that every test may use."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of this repository."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def coco_mini() -> Path:
+    """A folder of real COCO photographs with caption and instance annotations (CAMP_COCO_MINI names another)."""
+    folder = Path(os.environ.get("CAMP_COCO_MINI", REPOSITORY.parent / "shared" / "data" / "coco-mini"))
+    if not (folder / "annotations").is_dir():
+        pytest.skip(f"no COCO photographs at {folder}: set CAMP_COCO_MINI to a folder in COCO's layout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of a headless-capable Chromium."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if path := shutil.which(name):
+            return path
+    pytest.skip("no chromium on PATH: install Debian's package `chromium` to test pages in a real browser")
