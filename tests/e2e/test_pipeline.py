@@ -1,0 +1,109 @@
+"""The real pipeline on a small copy: what it leaves behind, that it stops when up to date, and its experiments."""
+
+import hashlib
+import json
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_every_stage_leaves_what_the_next_ones_and_people_read(pipeline: Path) -> None:
+    images = pq.read_table(pipeline / "data/dataset/images.parquet").to_pandas()
+    assert images.groupby("split").size().to_dict() == {"train": 48, "val": 12, "test": 16}
+    for row in images.itertuples():
+        content = (pipeline / "data/dataset/images" / row.path).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == row.sha256
+    manifest = pq.read_table(pipeline / "data/regions/manifest.parquet").to_pandas()
+    assert set(manifest.image_id) == set(images.image_id)
+    shards = list((pipeline / "data/regions").glob("*.arrow"))
+    assert shards and all(shard.stat().st_nlink > 1 for shard in shards), "DVC's cache should link, not copy"
+    captions = pq.read_table(pipeline / "data/captions/test.parquet").to_pandas()
+    retrieval = json.loads((pipeline / "metrics/retrieval.json").read_text())["test"]
+    directions = [f"{way}_{name}" for way in ("i2t", "t2i") for name in ("r1", "r5", "r10", "medr", "meanr")]
+    assert set(retrieval) == {*directions, "rsum"}
+    assert retrieval["rsum"] == pytest.approx(sum(retrieval[f"{w}_r{k}"] for w in ("i2t", "t2i") for k in (1, 5, 10)))
+    queries = pq.read_table(pipeline / "data/evaluation/test.parquet").to_pandas()
+    assert queries.groupby("direction").size().to_dict() == {"i2t": 16, "t2i": len(captions)}
+    hits = (queries[queries.direction == "t2i"]["rank"] <= 5).mean() * 100
+    assert hits == pytest.approx(retrieval["t2i_r5"], abs=1e-6)
+    gates = json.loads((pipeline / "metrics/gates.json").read_text())["test"]
+    assert 0 <= gates["gate_negative_mean"] <= 1 and 0 <= gates["gate_auc"] <= 1
+    page = (pipeline / "report/index.html").read_text(encoding="utf-8")
+    assert page.count("data:image/") >= 16
+    assert {path.name for path in (pipeline / "models/camp").iterdir()} >= {
+        "model.safetensors", "config.json", "vocabulary.json",
+    }  # fmt: skip
+
+
+def test_a_second_repro_runs_no_stage(pipeline: Path, run: Run) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (pipeline / "data/regions").iterdir()}
+    done = run(pipeline, "dvc", "repro")
+    assert "Running stage" not in done.stdout
+    assert "Data and pipelines are up to date." in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in (pipeline / "data/regions").iterdir()} == before
+
+
+def test_mlflow_holds_the_run_with_the_metrics_of_the_files(pipeline: Path) -> None:
+    with sqlite3.connect(pipeline / "mlflow.db") as store:
+        metrics = dict(store.execute("select key, value from latest_metrics").fetchall())
+        statuses = {row[0] for row in store.execute("select status from runs")}
+    retrieval = json.loads((pipeline / "metrics/retrieval.json").read_text())["test"]
+    assert statuses == {"FINISHED"}
+    assert metrics["test/rsum"] == pytest.approx(retrieval["rsum"])
+
+
+def test_an_experiment_changes_the_switch_and_only_what_depends_on_it(pipeline: Path, run: Run) -> None:
+    try:
+        done = run(
+            pipeline, "dvc", "exp", "run", "-n", "joint", "-S", "model.message_passing=none",
+            "-S", "model.matching=cosine", "-S", "train.loss=triplet",
+        )  # fmt: skip
+        ran = [line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")]
+        assert ran == ["train", "evaluate", "report"]
+        config = json.loads((pipeline / "models/camp/config.json").read_text())
+        assert (config["message_passing"], config["matching"]) == ("none", "cosine")
+        difference = json.loads(run(pipeline, "dvc", "metrics", "diff", "--json").stdout)
+        assert "metrics/retrieval.json" in json.dumps(difference)
+        table = run(pipeline, "dvc", "exp", "show", "--csv").stdout
+        assert "joint" in table and "model.message_passing" in table
+        plots = run(pipeline, "dvc", "plots", "diff", "main", "joint", "-o", "plots-page")
+        assert (pipeline / "plots-page/index.html").is_file(), plots.stdout
+    finally:
+        run(pipeline, "git", "checkout", "-q", "-f", "HEAD")
+        run(pipeline, "git", "clean", "-qfd")
+        run(pipeline, "dvc", "checkout", "-q")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("model.gate", "soft", "model.gate: 'soft' is not one of scalar, elementwise, none"),
+        ("dataset.source", "karpathy", "dataset.json"),
+    ],
+)
+def test_a_wrong_param_stops_the_pipeline_and_keeps_the_last_results(
+    key: str, value: str, says: str, pipeline: Path, run: Run
+) -> None:
+    params = (pipeline / "params.yaml").read_text()
+    model = (pipeline / "models/camp/model.safetensors").read_bytes()
+    section, name = key.split(".")
+    lines = params.splitlines()
+    start = lines.index(f"{section}:")
+    at = next(i for i in range(start, len(lines)) if lines[i].startswith(f"  {name}:"))
+    lines[at] = f"  {name}: {value}"
+    try:
+        (pipeline / "params.yaml").write_text("\n".join(lines))
+        done = run(pipeline, "dvc", "repro", check=False)
+        assert done.returncode != 0
+        assert says in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+    finally:
+        run(pipeline, "git", "checkout", "-q", "-f", "HEAD")
+        run(pipeline, "dvc", "checkout", "-q")
+    assert (pipeline / "models/camp/model.safetensors").read_bytes() == model
