@@ -1,0 +1,143 @@
+"""The caption table: one Parquet file per split, a row per caption."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+SCHEMA = pa.schema(
+    [
+        pa.field("caption_id", pa.int64(), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("tokens", pa.list_(pa.int32()), nullable=False),
+        pa.field("length", pa.int32(), nullable=False),
+    ],
+    metadata={b"camp.format": b"captions", b"camp.version": b"1"},
+)
+
+
+def write_captions(
+    path: Path,
+    caption_ids: Sequence[int],
+    image_ids: Sequence[str],
+    texts: Sequence[str],
+    tokens: Sequence[Sequence[int]],
+) -> None:
+    """Write one split's captions; the file appears whole or not at all.
+
+    Raises:
+        ValueError: a caption without tokens.
+    """
+    lengths = [len(ids) for ids in tokens]
+    if 0 in lengths:
+        raise ValueError(f"{path}: caption_id {caption_ids[lengths.index(0)]} has no tokens; expected at least one")
+    columns = [caption_ids, image_ids, texts, tokens, lengths]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+    temporary = path.with_name(path.name + ".tmp")
+    pq.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA), temporary, compression="zstd")
+    temporary.replace(path)
+
+
+@dataclass(frozen=True)
+class CaptionTable:
+    """The captions of one split, in columns: a million captions take what their tokens and ids take."""
+
+    path: Path
+    caption_ids: np.ndarray
+    """int64 [C]."""
+    lengths: np.ndarray
+    """int64 [C], words of each caption; at least 1."""
+    _ids: np.ndarray
+    """int32, the word ids of all captions, one after the other."""
+    _starts: np.ndarray
+    """int64 [C], where each caption starts in `_ids`."""
+    _table: pa.Table
+
+    @classmethod
+    def load(cls, path: Path) -> "CaptionTable":
+        """Read a file that `write_captions` wrote.
+
+        Raises:
+            ValueError: the file cannot be read, is of another format, or contradicts itself; the message names
+                the file and the column.
+        """
+        try:
+            table = pq.read_table(path, partitioning=None)
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(f"{path}: cannot be read as Parquet ({error}); expected a caption table") from None
+        found = {key: (table.schema.metadata or {}).get(key) for key in (b"camp.format", b"camp.version")}
+        if found != SCHEMA.metadata:
+            raise ValueError(f"{path}: camp.format, camp.version: {list(found.values())}; expected captions, 1")
+        for field in SCHEMA:
+            if field.name not in table.column_names or table.schema.field(field.name).type != field.type:
+                raise ValueError(f"{path}: {field.name}: is missing or of another type; expected {field.type}")
+            if table[field.name].null_count:
+                raise ValueError(f"{path}: {field.name}: holds nulls")
+        table = table.select(SCHEMA.names).combine_chunks()
+        lengths = table["length"].to_numpy().astype(np.int64)
+        tokens = [chunk.flatten().to_numpy() for chunk in table["tokens"].chunks]
+        ids = np.concatenate(tokens) if tokens else np.zeros(0, np.int32)
+        list_sizes = table["tokens"].combine_chunks().value_lengths().to_numpy()
+        wrong = np.flatnonzero((lengths < 1) | (list_sizes != lengths))
+        if len(wrong):
+            raise ValueError(f"{path}: length: row {wrong[0]} says {lengths[wrong[0]]}; expected its number of tokens")
+        if len(ids) and ids.min() < 0:
+            raise ValueError(f"{path}: tokens: a negative word id")
+        return cls(path, table["caption_id"].to_numpy(), lengths, ids, np.cumsum(lengths) - lengths, table)
+
+    def __len__(self) -> int:
+        return len(self.caption_ids)
+
+    @cached_property
+    def image_ids(self) -> list[str]:
+        """The image of each caption, [C]."""
+        return list(self._table["image_id"].to_pylist())
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """Each caption as written, [C]."""
+        return list(self._table["text"].to_pylist())
+
+    @property
+    def largest_id(self) -> int:
+        """The largest word id in the table: below the vocabulary's size in a table that belongs to it."""
+        return int(self._ids.max(initial=0))
+
+    def batch(self, rows: Iterable[int]) -> tuple[Tensor, Tensor]:
+        """Word ids and lengths of some captions.
+
+        Returns:
+            tokens: int64 [C, N], N the longest of them, padded with 0.
+            lengths: int64 [C].
+        """
+        chosen = np.asarray(list(rows), dtype=np.int64)
+        lengths = self.lengths[chosen]
+        positions = np.arange(lengths.max(initial=0))
+        real = positions < lengths[:, None]  # [C, N]
+        tokens = np.zeros(real.shape, dtype=np.int64)
+        tokens[real] = self._ids[(self._starts[chosen][:, None] + positions)[real]]
+        return torch.from_numpy(tokens), torch.from_numpy(lengths)
+
+    def image_index(self, order: Sequence[str]) -> np.ndarray:
+        """The position of each caption's image in `order`, int64 [C].
+
+        Raises:
+            ValueError: a caption names an image that is not in `order`.
+        """
+        position = {image_id: i for i, image_id in enumerate(order)}
+        index = np.array([position.get(image_id, -1) for image_id in self.image_ids], dtype=np.int64)
+        missing = np.flatnonzero(index < 0)
+        if len(missing):
+            row = missing[0]
+            raise ValueError(
+                f"{self.path}: image_id: caption {self.caption_ids[row]} names image {self.image_ids[row]!r}, "
+                f"which has no regions ({len(missing)} such captions)"
+            )
+        return index

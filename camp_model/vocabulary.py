@@ -1,0 +1,125 @@
+"""Words of a caption, and the numbers they become."""
+
+import hashlib
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import regex
+
+PAD, START, END, UNK = 0, 1, 2, 3
+SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
+
+_BOUNDARY = regex.compile(r"\b", regex.VERSION1 | regex.WORD)  # Unicode's word boundaries (UAX 29), not Python's
+_HAS_LETTER_OR_DIGIT = regex.compile(r"[\p{L}\p{N}]", regex.VERSION1)
+# Soft hyphens, direction marks and the like are invisible; joiners spell words and a zero-width space ends them.
+_INVISIBLE = regex.compile(r"[\p{Cf}--[\u200b-\u200d]]", regex.VERSION1)
+_APOSTROPHES = str.maketrans("\u2019\u02bc\uff07", "'''")
+
+
+def tokenize(text: str) -> list[str]:
+    """The lower-cased words of `text`, split at the word boundaries of Unicode (UAX 29).
+
+    "The dog's 2.5 m red-and-white T-shirt!" gives the, dog's, 2.5, m, red, and, white, t, shirt. Punctuation and
+    emoji are no words. Accents are composed (NFC), so both spellings of an accented letter are one word; scripts
+    without spaces are split as UAX 29 does without a dictionary (Chinese: one word per character). Splitting the
+    joined result again gives the same words.
+    """
+    text = _INVISIBLE.sub("", text.translate(_APOSTROPHES))
+    text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).lower())
+    return [part for part in _BOUNDARY.split(text) if _HAS_LETTER_OR_DIGIT.search(part)]
+
+
+class Vocabulary:
+    """Words and their ids; the ids 0 to 3 are <pad>, <start>, <end> and <unk>.
+
+    Raises:
+        ValueError: `words` does not begin with the four special ones, or holds a word twice.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = list(words)
+        self._ids = {word: i for i, word in enumerate(self.words)}
+        if tuple(self.words[:4]) != SPECIALS:
+            raise ValueError(f"the first four words are {self.words[:4]}; expected {', '.join(SPECIALS)}")
+        if len(self._ids) != len(self.words):
+            twice = next(word for word, count in Counter(self.words).items() if count > 1)
+            raise ValueError(f"the word {twice!r} occurs twice")
+
+    @classmethod
+    def build(cls, captions: Iterable[Iterable[str]], min_count: int = 1) -> "Vocabulary":
+        """The words that occur at least `min_count` times in `captions`, the most frequent first."""
+        counts = Counter(word for words in captions for word in words)
+        kept = sorted((word for word, count in counts.items() if count >= min_count), key=lambda w: (-counts[w], w))
+        return cls([*SPECIALS, *kept])
+
+    @classmethod
+    def load(cls, path: Path) -> "Vocabulary":
+        """Read a vocabulary JSON in the form of SCAN: {"word2idx": {...}, "idx2word": {"0": ...}, "idx": n}.
+
+        Raises:
+            ValueError: the file cannot be read or is in another form; the message names the file and the key.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read ({error.strerror}); expected a vocabulary JSON") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: is not JSON: {error}") from None
+        try:
+            return cls(_words_by_id(content))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def save(self, path: Path) -> None:
+        """Write the vocabulary in the form of SCAN."""
+        content = {
+            "word2idx": self._ids,
+            "idx2word": {str(i): word for i, word in enumerate(self.words)},
+            "idx": len(self.words),
+        }
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(json.dumps(content, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Vocabulary) and self.words == other.words
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
+    def __contains__(self, word: str) -> bool:
+        return word in self._ids
+
+    @property
+    def sha256(self) -> str:
+        """Identity of the vocabulary: a hash of its words in order."""
+        return hashlib.sha256(json.dumps(self.words).encode()).hexdigest()
+
+    def encode(self, words: Iterable[str]) -> list[int]:
+        """The id of each word; a word that is not in the vocabulary becomes <unk>."""
+        return [self._ids.get(word, UNK) for word in words]
+
+    def decode(self, ids: Iterable[int]) -> list[str]:
+        """The word of each id."""
+        return [self.words[i] for i in ids]
+
+
+def _words_by_id(content: Any) -> list[str]:
+    """The words of a parsed vocabulary JSON, in the order of their ids."""
+    if not isinstance(content, dict) or not isinstance(content.get("word2idx"), dict):
+        raise ValueError('word2idx: is missing; expected {"word2idx": {...}, "idx2word": {...}, "idx": n}')
+    by_id = {i: word for word, i in content["word2idx"].items()}
+    if sorted(by_id, key=str) != sorted(range(len(content["word2idx"])), key=str):
+        raise ValueError("word2idx: the ids are not 0, 1, 2, ... with each once")
+    words = [by_id[i] for i in range(len(by_id))]
+    reverse = content.get("idx2word")
+    if reverse is not None and reverse != {str(i): word for i, word in enumerate(words)}:
+        raise ValueError("idx2word: does not match word2idx")
+    return words

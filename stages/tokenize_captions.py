@@ -1,0 +1,100 @@
+"""Stage tokenize_captions: captions become word ids, with a vocabulary from the train split alone."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from camp_model.captions import write_captions
+from camp_model.vocabulary import END, START, UNK, Vocabulary, tokenize
+from stages.params import SPLITS, CaptionsParams, InputError, load_params, stage_main
+
+
+def tokenize_captions(params: CaptionsParams, captions: Path, rejected: Path, out: Path) -> None:
+    """Write {train,val,test}.parquet and vocabulary.json into `out`.
+
+    Captions of rejected images are left out. A caption without any word ("!!!") is a single <unk>, so that it can
+    still be asked for and counts in the metrics.
+
+    Raises:
+        InputError: a file that cannot be read or lacks a column, a split that is empty, or a vocabulary that is
+            not in SCAN's form.
+    """
+    table = _read(captions, {"caption_id": pa.int64(), "image_id": pa.string(), "split": pa.string(), "text": None})
+    gone = _read(rejected, {"image_id": pa.string()})["image_id"]
+    kept = table.filter(pc.invert(pc.is_in(table["image_id"], value_set=gone.combine_chunks())))
+    if len(kept) < len(table):
+        print(f"{len(table) - len(kept)} captions of {len(gone)} rejected images are left out")
+    splits = {split: kept.filter(pc.equal(kept["split"], split)) for split in SPLITS}
+    for split, part in splits.items():
+        if not len(part):
+            why = "" if len(kept) == len(table) else " once the rejected images are left out"
+            raise InputError(f"{captions}: split: no caption is in {split}{why}; expected at least one")
+    words = {split: [tokenize(text) for text in part["text"].to_pylist()] for split, part in splits.items()}
+    vocabulary = _vocabulary(params, words["train"])
+    out.mkdir(parents=True, exist_ok=True)
+    for split, part in splits.items():
+        tokens = [_encode(vocabulary, caption, params) for caption in words[split]]
+        ids, images, texts = (part[name].to_pylist() for name in ("caption_id", "image_id", "text"))
+        write_captions(out / f"{split}.parquet", ids, images, texts, tokens)
+        _print_summary(split, vocabulary, words[split], params)
+    vocabulary.save(out / "vocabulary.json")
+
+
+def _read(path: Path, columns: dict[str, pa.DataType | None]) -> pa.Table:
+    """Some columns of a Parquet file, checked."""
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path}: cannot be read as Parquet ({error})") from None
+    for name, kind in columns.items():
+        if name not in table.column_names:
+            raise InputError(f"{path}: {name}: no such column; expected {', '.join(columns)}")
+        if table[name].null_count:
+            raise InputError(f"{path}: {name}: holds nulls")
+        if kind is not None and table.schema.field(name).type != kind:
+            raise InputError(f"{path}: {name}: is {table.schema.field(name).type}; expected {kind}")
+    return table
+
+
+def _vocabulary(params: CaptionsParams, train_words: list[list[str]]) -> Vocabulary:
+    if params.vocabulary is None:
+        vocabulary = Vocabulary.build(train_words, params.min_count)
+        if len(vocabulary) == UNK + 1:
+            raise InputError(f"captions.min_count: no word of the train split occurs {params.min_count} times")
+        return vocabulary
+    try:
+        return Vocabulary.load(Path(params.vocabulary))
+    except ValueError as error:
+        raise InputError(f"captions.vocabulary: {error}") from None
+
+
+def _encode(vocabulary: Vocabulary, words: list[str], params: CaptionsParams) -> list[int]:
+    ids = vocabulary.encode(words[: params.max_words]) or [UNK]
+    return [START, *ids, END] if params.start_end else ids
+
+
+def _print_summary(split: str, vocabulary: Vocabulary, captions: list[list[str]], params: CaptionsParams) -> None:
+    total = sum(map(len, captions))
+    unknown = sum(word not in vocabulary for words in captions for word in words)
+    long = sum(len(words) > params.max_words for words in captions)
+    wordless = sum(not words for words in captions)
+    print(
+        f"{split}: {len(captions)} captions, {total} words, {unknown} of them unknown; vocabulary {len(vocabulary)}; "
+        f"{long} captions cut to {params.max_words} words, {wordless} without a word"
+    )
+
+
+def main() -> None:
+    params = load_params()
+    tokenize_captions(
+        params.captions,
+        captions=Path("data/dataset/captions.parquet"),
+        rejected=Path("data/regions/rejected.parquet"),
+        out=Path("data/captions"),
+    )
+
+
+if __name__ == "__main__":
+    stage_main(main)

@@ -1,0 +1,94 @@
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from camp_model.captions import SCHEMA, CaptionTable, write_captions
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "val.parquet"
+    write_captions(path, [7, 3, 9], ["b", "a", "b"], ["A red dog", "Dog", "Two"], [[4, 5, 6], [6], [7, 8]])
+    return path
+
+
+def test_what_is_written_is_read(path):
+    table = CaptionTable.load(path)
+    assert len(table) == 3
+    assert table.caption_ids.tolist() == [7, 3, 9]
+    assert table.image_ids == ["b", "a", "b"]
+    assert table.texts == ["A red dog", "Dog", "Two"]
+    assert table.lengths.tolist() == [3, 1, 2]
+    assert table.largest_id == 8
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_batch_is_padded_to_its_longest_caption(path):
+    tokens, lengths = CaptionTable.load(path).batch([2, 0])
+    assert tokens.dtype == lengths.dtype == torch.int64
+    assert tokens.tolist() == [[7, 8, 0], [4, 5, 6]] and lengths.tolist() == [2, 3]
+    tokens, lengths = CaptionTable.load(path).batch([1])
+    assert tokens.tolist() == [[6]] and lengths.tolist() == [1]
+
+
+def test_image_index_follows_the_order_given(path):
+    assert CaptionTable.load(path).image_index(["a", "c", "b"]).tolist() == [2, 0, 2]
+
+
+def test_a_caption_of_an_image_without_regions_is_named(path):
+    with pytest.raises(ValueError, match=r"val\.parquet: image_id: caption 3 names image 'a'"):
+        CaptionTable.load(path).image_index(["b"])
+
+
+def test_a_caption_without_tokens_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="caption_id 2 has no tokens"):
+        write_captions(tmp_path / "x.parquet", [1, 2], ["a", "a"], ["x", ""], [[4], []])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_slice_of_many_row_groups_reads_the_same(path, tmp_path):
+    chunked = tmp_path / "chunked.parquet"
+    pq.write_table(pq.read_table(path), chunked, row_group_size=1)
+    assert CaptionTable.load(chunked).batch([0, 1, 2])[0].tolist() == [[4, 5, 6], [6, 0, 0], [7, 8, 0]]
+
+
+def corrupt(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def truncate(path):
+    path.write_bytes(b"")
+
+
+def forget_the_format(path):
+    pq.write_table(pq.read_table(path).replace_schema_metadata({}), path)
+
+
+def another_type(path):
+    table = pq.read_table(path)
+    table = table.set_column(4, "length", pa.array([3, 1, 2], pa.int64())).replace_schema_metadata(SCHEMA.metadata)
+    pq.write_table(table, path)
+
+
+def wrong_length(path):
+    table = pq.read_table(path)
+    table = table.set_column(4, SCHEMA.field(4), pa.array([3, 2, 2], pa.int32()))
+    pq.write_table(table.replace_schema_metadata(SCHEMA.metadata), path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (corrupt, "cannot be read as Parquet"),
+        (truncate, "cannot be read as Parquet"),
+        (forget_the_format, r"camp\.format"),
+        (another_type, "length: is missing or of another type"),
+        (wrong_length, "length: row 1"),
+    ],
+)
+def test_a_damaged_file_is_named(path, damage, said):
+    damage(path)
+    with pytest.raises(ValueError, match=said) as error:
+        CaptionTable.load(path)
+    assert str(path) in str(error.value)
