@@ -6,7 +6,7 @@ from dataclasses import dataclass
 CHOICES = {
     "message_passing": ("both", "image_to_text", "text_to_image", "none"),
     "gate": ("scalar", "elementwise", "none"),
-    "fusion": ("concat", "sum"),
+    "fusion": ("concat", "sum", "message"),
     "pooling": ("attention", "mlp", "mean"),
     "matching": ("mlp", "cosine"),
 }
@@ -36,7 +36,8 @@ class CampConfig:
     gate: str = "scalar"
     """scalar: sigmoid of the inner product (released code); elementwise: the paper's formula; none: 1."""
     fusion: str = "concat"
-    """concat: W[gv; gt]; sum: W(g(v + t))."""
+    """concat: W[gv; gt]; sum: W(g(v + t)); message: the message alone, without gate or residual (the released
+    cross-attention model, the first of the authors' three training steps)."""
     residual: bool = True
     """Add a region's or word's own feature to its fused one."""
     pooling: str = "attention"
@@ -58,6 +59,8 @@ class CampConfig:
             raise ValueError(f"model.hops: {self.hops!r} is not 1 or 2")
         if self.hops == 2 and self.message_passing == "none":
             raise ValueError("model.hops: 2 needs messages, but model.message_passing is none")
+        if self.fusion == "message" and self.message_passing != "none" and (self.gate != "none" or self.residual):
+            raise ValueError("model.fusion: message needs model.gate none and model.residual false")
 
     def to_dict(self) -> dict[str, int | str | bool]:
         """The config as plain values, for config.json and MLflow."""

@@ -1,0 +1,59 @@
+"""The score of a pooled image against a pooled caption (paper section 3.3, equation 11)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, normalize
+
+from camp_model.config import CampConfig
+
+
+class Matching(nn.Module):
+    """`mlp`: a learnt score of the two vectors. `cosine`: their cosine, scaled and shifted into a logit.
+
+    The scale and shift of `cosine` are learnt, because binary cross-entropy on a bare cosine could never leave
+    [0.27, 0.73]. The scale is an exponential, so a logit ranks exactly as the cosine does.
+    """
+
+    def __init__(self, config: CampConfig) -> None:
+        super().__init__()
+        self.kind = config.matching
+        self.dim = config.dim
+        if self.kind == "mlp":
+            self.hidden = nn.Linear(2 * config.dim, config.dim)
+            self.output = nn.Linear(config.dim, 1)
+            for layer in (self.hidden, self.output):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+        else:
+            self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+            self.shift = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, image: Tensor, caption: Tensor) -> tuple[Tensor, Tensor]:
+        """Score pairs; the two shapes broadcast.
+
+        Args:
+            image: pooled images [..., d].
+            caption: pooled captions [..., d].
+
+        Returns:
+            Logits [...], and the similarity [...] that a ranking loss takes: the probability for `mlp`, the bare cosine
+            for `cosine`.
+        """
+        if self.kind == "cosine":
+            return self._scaled((normalize(image, dim=-1) * normalize(caption, dim=-1)).sum(-1))
+        # W [v; t] = W_v v + W_t t: a side that received no messages is multiplied once, not once per pair.
+        weight = self.hidden.weight
+        hidden = linear(image, weight[:, : self.dim], self.hidden.bias) + linear(caption, weight[:, self.dim :])
+        logits: Tensor = self.output(hidden.relu()).squeeze(-1)
+        return logits, logits.sigmoid()
+
+    def all_pairs(self, image: Tensor, caption: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, for every image [I, d] with every caption [C, d]: [I, C]."""
+        if self.kind == "cosine":
+            return self._scaled(normalize(image, dim=-1) @ normalize(caption, dim=-1).T)
+        return self.forward(image[:, None], caption[None])
+
+    def _scaled(self, cosine: Tensor) -> tuple[Tensor, Tensor]:
+        return self.log_scale.exp() * cosine + self.shift, cosine

@@ -1,0 +1,55 @@
+"""Regions of an image, or words of a caption, into one vector (paper section 3.3)."""
+
+import torch
+from torch import Tensor, nn
+
+from camp_model.config import CampConfig
+
+
+def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax over the last dimension, exactly 0 where `mask` (broadcast to `scores`) is False."""
+    if mask is not None:
+        # The lowest finite value, not -inf: a row without a single real entry must not become NaN.
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1)
+
+
+class Pooling(nn.Module):
+    """A weighted sum over regions or words.
+
+    `attention` weighs by softmax(w . x); `mlp` by the released code's Linear-ReLU-Linear with several heads, averaged;
+    `mean` equally.
+    """
+
+    def __init__(self, config: CampConfig) -> None:
+        super().__init__()
+        self.score: nn.Module | None = None
+        if config.pooling == "attention":
+            self.score = nn.Linear(config.dim, 1, bias=False)
+        elif config.pooling == "mlp":
+            self.score = nn.Sequential(
+                nn.Linear(config.dim, config.dim), nn.ReLU(), nn.Linear(config.dim, config.pooling_heads)
+            )
+
+    def weights(self, features: Tensor, mask: Tensor | None) -> Tensor:
+        """The weight of each region or word: [..., L, d], bool [..., L] (None: all real) -> [..., L]."""
+        if self.score is not None:
+            scores = self.score(features).transpose(-2, -1)  # [..., heads, L]
+            return masked_softmax(scores, None if mask is None else mask[..., None, :]).mean(-2)
+        if mask is None:
+            return features.new_full(features.shape[:-1], 1 / features.shape[-2])
+        share = mask.to(features.dtype) / mask.sum(-1, keepdim=True).clamp(min=1)
+        return share.expand(features.shape[:-1])
+
+    def forward(self, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Pool.
+
+        Args:
+            features: [..., L, d].
+            mask: bool, broadcast to [..., L]; None where all are real.
+
+        Returns:
+            The pooled vectors [..., d] and the weights [..., L].
+        """
+        weights = self.weights(features, mask)
+        return (weights[..., None, :] @ features).squeeze(-2), weights
