@@ -1,0 +1,290 @@
+"""MLflow remembers what came out.
+
+A run writes everything to the spool (stages/tracking_spool.py) and never talks to a server itself; a process beside
+it (stages/tracking_delivery.py) carries the spool to MLflow. So a server that is down, slow or frozen costs a stage
+only the wait at its end, `WAIT` seconds at most, and what it did not take stays in the spool for
+`python -m stages.tracking sync` or the next run.
+
+The store is `mlflow.db` at the root of the main workspace unless MLFLOW_TRACKING_URI names another; the experiment is
+`camp` unless MLFLOW_EXPERIMENT_NAME names another. CAMP_TRACKING=off records nothing.
+
+    python -m stages.tracking ui | sync | find COMMIT | restore RUN [--into FOLDER] | promote RUN
+"""
+
+import dataclasses
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import Timeout
+
+from stages.params import stage_main
+from stages.tracking_spool import Spool, main_root
+
+WAIT = 20.0
+"""Seconds that the end of a run waits for the server at most."""
+SAMPLE_EVERY = 10.0
+"""Seconds between two samples of the machine."""
+PARENT = "CAMP_PARENT_RUN"
+"""Environment variable: key of the run that a train run is nested under (a sweep)."""
+
+
+class Run:
+    """One run. No method raises for the tracking server's sake, or waits for it.
+
+    `run_id` is the run's own key, known before any server has answered; on the server it is the tag `camp.run`.
+    None: nothing is recorded (switched off, a second process of one training, or a disk that cannot be written).
+    """
+
+    def __init__(self, spool: Spool | None, key: str, parent: str | None) -> None:
+        self._spool = spool
+        self._lock = threading.Lock()
+        self.run_id = key if spool else None
+        self._parent = parent
+
+    def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Record numbers; the name's part before `/` is its group on MLflow's pages. A child's go to its parent too."""
+        numbers = {name: float(value) for name, value in values.items()}
+        self._write("metrics", values=numbers, step=int(step or 0), also=self._parent)
+
+    def log_artifact(self, path: Path | str, folder: str | None = None) -> None:
+        """Record a copy of a file or folder as it is now. A child's go to its parent too."""
+        self._keep("artifact", Path(path), folder=folder, also=self._parent)
+
+    def log_dataset(self, name: str, path: Path | str, digest: str) -> None:
+        """Record that the run reads `path`, whose content has the hash `digest`."""
+        self._write("dataset", name=name, path=str(path), digest=digest)
+
+    def log_model(self, folder: Path | str, val_rsum: float) -> None:
+        """Record a checkpoint folder as an MLflow model and register it; `champion` follows the best val rsum."""
+        self._keep("model", Path(folder), val_rsum=float(val_rsum))
+
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        """Record tags; None is left out."""
+        self._write("tags", values={name: str(value) for name, value in tags.items() if value is not None})
+
+    def _keep(self, event: str, path: Path, **values: Any) -> None:
+        if self._spool is None:
+            return
+        try:
+            with self._lock:
+                self._spool.write(event, source=self._spool.keep(path), **values)
+        except OSError as error:
+            self._give_up(error)
+
+    def _write(self, event: str, **values: Any) -> None:
+        if self._spool is None:
+            return
+        try:
+            with self._lock:
+                self._spool.write(event, **values)
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        warnings.warn(f"the run is not recorded further: {error}", stacklevel=3)
+        self._spool = None
+
+
+def flatten(params: object, prefix: str = "") -> dict[str, str]:
+    """Nested dataclasses and mappings as dotted names: {"model": {"gate": "none"}} -> {"model.gate": "none"}."""
+    if dataclasses.is_dataclass(params) and not isinstance(params, type):
+        params = dataclasses.asdict(params)
+    if not isinstance(params, Mapping):
+        return {prefix: str(list(params) if isinstance(params, tuple) else params)}
+    flat: dict[str, str] = {}
+    for name, value in params.items():
+        flat |= flatten(value, f"{prefix}.{name}" if prefix else str(name))
+    return flat
+
+
+@contextmanager
+def track(
+    kind: str,
+    params: object,
+    *,
+    run_id: str | None = None,
+    parent: str | None = None,
+    name: str | None = None,
+    tags: Mapping[str, object] | None = None,
+) -> Iterator[Run]:
+    """Record what the body does as one run.
+
+    Args:
+        kind: train, evaluate, report, sweep: the tag `camp.kind`.
+        params: mapping or dataclass of params; logged flattened, as `model.gate`.
+        run_id: key of a run to go on with, after a resume.
+        parent: key of the run that this one is nested under (the train run of an evaluation).
+        name: the name in MLflow's table; else the DVC experiment's, else the kind and the time.
+        tags: further tags.
+
+    The run is closed as the body ends: FINISHED, FAILED or KILLED. A body whose process dies is closed as KILLED by
+    whoever delivers the spool.
+    """
+    key = run_id or uuid.uuid4().hex
+    root = main_root()
+    wanted = os.environ.get("CAMP_TRACKING") != "off" and os.environ.get("RANK", "0") == "0"
+    spool = _open_spool(root, key) if wanted else None
+    run = Run(spool, key, parent)
+    experiment = os.environ.get("DVC_EXP_NAME")
+    run._write(
+        "start",
+        kind=kind,
+        resumed=run_id is not None,
+        name=name or (experiment if kind == "train" else None) or f"{kind} {datetime.now():%m-%d %H:%M:%S}",
+        parent=parent or os.environ.get(PARENT),
+        uri=os.environ.get("MLFLOW_TRACKING_URI", ""),
+        experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME", "camp"),
+    )
+    run._write("params", values=flatten(params))
+    stop = threading.Event()
+    process = None
+    if spool:
+        run.set_tags({"dvc.experiment": experiment, **_origin(), **(tags or {})})
+        _keep_code(run, parent)
+        process = _deliver(root, key)
+        threading.Thread(target=_sample_machine, args=(run, stop), daemon=True).start()
+    status = "FINISHED"
+    try:
+        yield run
+    except Exception:
+        status = "FAILED"
+        raise
+    except BaseException as error:
+        status = "FINISHED" if isinstance(error, SystemExit) and not error.code else "KILLED"
+        raise
+    finally:
+        stop.set()
+        run._write("end", status=status)
+        run._spool = None
+        if spool:
+            spool.close()
+        if process:
+            _wait(process, root)
+
+
+def _open_spool(root: Path, key: str) -> Spool | None:
+    try:
+        return Spool(root, key)
+    except (OSError, Timeout) as error:
+        warnings.warn(f"the run is not recorded: {error}", stacklevel=4)
+        return None
+
+
+def _deliver(root: Path, key: str) -> subprocess.Popen[bytes] | None:
+    """Start the process that carries the spool to the server; it ends by itself after this one."""
+    command = [sys.executable, "-m", "stages.tracking_delivery", str(root), key]
+    try:
+        path = root / ".tracking" / "delivery.log"
+        grown = path.exists() and path.stat().st_size > 1_000_000
+        with path.open("wb" if grown else "ab") as log:
+            return subprocess.Popen(
+                command,
+                cwd=Path(__file__).parents[1],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+    except OSError as error:
+        warnings.warn(f"MLflow gets this run later: {error}", stacklevel=4)
+        return None
+
+
+def _wait(process: subprocess.Popen[bytes], root: Path) -> None:
+    """Wait for the delivery, `WAIT` seconds at most, and say so once where something was not delivered."""
+    server = os.environ.get("MLFLOW_TRACKING_URI") or "mlflow.db"
+    try:
+        if process.wait(timeout=WAIT) == 0:
+            return
+        state = f"did not take this run (why: {root / '.tracking' / 'delivery.log'})"
+    except subprocess.TimeoutExpired:
+        state = f"has not taken all of this run within {WAIT:.0f} s"
+    print(
+        f"warning: MLflow at {server} {state}. Nothing is lost: the next run delivers it, or "
+        "`python -m stages.tracking sync`.",
+        file=sys.stderr,
+    )
+
+
+def _output(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _origin() -> dict[str, object]:
+    """Where the run comes from: tags that are the same on every path, desk, queue, flow or sweep."""
+    commit = (_output("git", "rev-parse", "HEAD") or "").strip() or None
+    lock = Path("dvc.lock")
+    return {
+        "git.commit": commit,
+        "git.changed": bool(_output("git", "status", "--porcelain", "--untracked-files=no")) if commit else None,
+        "mlflow.source.git.commit": commit,
+        "dvc.lock": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None,
+        "prefect.flow_run": os.environ.get("PREFECT__FLOW_RUN_ID"),
+    }
+
+
+def _keep_code(run: Run, parent: str | None) -> None:
+    """Keep what `restore` needs beside the commit: uncommitted changes, params.yaml and dvc.lock.
+
+    A child's dvc.lock replaces its parent's: DVC enters the train stage only after the train run has ended.
+    """
+    for file in ("params.yaml", "dvc.lock"):
+        if Path(file).is_file():
+            run.log_artifact(file, "code")
+    patch = _output("git", "diff", "--binary", "HEAD")
+    if patch and not parent:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "changes.patch"
+            path.write_text(patch, encoding="utf-8")
+            run.log_artifact(path, "code")
+
+
+def _sample_machine(run: Run, stop: threading.Event) -> None:
+    """Record the machine's load under the names that MLflow's page of system metrics reads."""
+    import psutil
+
+    process = psutil.Process()
+    psutil.cpu_percent()
+    smi = shutil.which("nvidia-smi")
+    sample = 0
+    while not stop.wait(min(1.0, SAMPLE_EVERY) if sample == 0 else SAMPLE_EVERY):
+        memory = psutil.virtual_memory()
+        values = {
+            "system/cpu_utilization_percentage": psutil.cpu_percent(),
+            "system/system_memory_usage_megabytes": memory.used / 1e6,
+            "system/system_memory_usage_percentage": memory.percent,
+            "system/process_memory_megabytes": process.memory_info().rss / 1e6,
+        }
+        query = ["--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits"]
+        for number, line in enumerate((_output(smi, *query) or "").splitlines() if smi else []):
+            for name, cell in zip(("utilization_percentage", "memory_usage_megabytes"), line.split(","), strict=True):
+                if cell.strip().isdigit():
+                    values[f"system/gpu_{number}_{name}"] = float(cell)
+        run._write("metrics", values=values, step=sample, also=None)
+        sample += 1
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    from stages.tracking_commands import main as commands
+
+    commands(arguments)
+
+
+if __name__ == "__main__":
+    stage_main(main)
