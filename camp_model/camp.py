@@ -154,20 +154,22 @@ class CAMP(nn.Module):
             ValueError: the model has no gates.
         """
         images, captions = self.prepare_regions(regions, region_mask), self.prepare_words(words, word_mask)
-        return self.mean_gate_logits(images, captions, self.match(images, captions, PAIRS))
+        return self.mean_gate_logits(images, captions, self.match(images, captions, PAIRS), PAIRS)
 
-    def mean_gate_logits(self, images: Prepared, captions: Prepared, matched: Matched) -> Tensor:
-        """Mean gate logit [P] over a pair's real words, or over its real regions where words receive no messages.
+    def mean_gate_logits(self, images: Prepared, captions: Prepared, matched: Matched, layout: Layout) -> Tensor:
+        """Mean gate logit over a pair's real words, or over its real regions where words receive no messages.
+
+        Returns:
+            [P] or [I, C], as the layout says.
 
         Raises:
             ValueError: the model has no gates.
         """
-        received, side = (matched.words, captions) if matched.words else (matched.regions, images)
+        received = matched.words or matched.regions
         if received is None or received.gate_logits is None:
             raise ValueError("train.gate_supervision: needs gates, but model.gate or model.message_passing is none")
-        if side.mask is None:
-            return received.gate_logits.mean(-1)
-        return (received.gate_logits * side.mask).sum(-1) / side.mask.sum(-1).clamp(min=1)
+        mask = layout.words(captions.real) if matched.words else layout.regions(images.real)
+        return (received.gate_logits * mask).sum(-1) / mask.sum(-1).clamp(min=1)
 
     def prepare_regions(self, regions: Tensor, mask: Tensor) -> Prepared:
         """Everything about images that needs no caption: [I, R, d], bool [I, R]."""

@@ -75,6 +75,12 @@ class Prepared:
     pooling: Tensor | None = None
     """[B, L], the weights of `pooled`."""
 
+    @property
+    def real(self) -> Tensor:
+        """bool [B, L], also where `mask` is None."""
+        ones = torch.ones(self.features.shape[:2], dtype=torch.bool, device=self.features.device)
+        return ones if self.mask is None else self.mask
+
     def _map(self, change: Callable[[Tensor, str], Tensor]) -> "Prepared":
         values: dict[str, Any] = {}
         for field in dataclasses.fields(self):

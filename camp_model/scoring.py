@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from camp_model.message_passing import TILES
+from camp_model.message_passing import TILES, Prepared
 
 if TYPE_CHECKING:
     from camp_model.camp import CAMP
@@ -26,9 +26,13 @@ def score_matrix(
     rows = []
     for start in range(0, len(words), 32):
         captions = model.prepare_words(words[start : start + 32], word_mask[start : start + 32])
-        rows.append(
-            torch.cat(
-                [model.match(images.take(slice(i, i + 32)), captions, TILES).logits for i in range(0, len(regions), 32)]
-            )
-        )
+        rows.append(score_prepared(model, images, captions))
+        if progress is not None:
+            progress(rows[-1].numel())
     return torch.cat(rows, dim=1)
+
+
+def score_prepared(model: "CAMP", images: Prepared, captions: Prepared) -> Tensor:
+    """Logits [I, C] of prepared images with prepared captions."""
+    size = len(images.features)
+    return torch.cat([model.match(images.take(slice(i, i + 32)), captions, TILES).logits for i in range(0, size, 32)])

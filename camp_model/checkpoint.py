@@ -1,0 +1,138 @@
+"""A trained model on disk: safetensors and JSON, never pickle.
+
+model.safetensors   the weights
+config.json         {"format": "camp.model", "version": 1, "model": CampConfig, "vocabulary_sha256": ..., "extra": {}}
+vocabulary.json     the words, in the form of SCAN
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from camp_model.camp import CAMP
+from camp_model.config import CampConfig
+from camp_model.vocabulary import Vocabulary
+
+FORMAT, VERSION = "camp.model", "1"
+
+
+def save_checkpoint(folder: Path, model: CAMP, vocabulary: Vocabulary, extra: dict[str, Any] | None = None) -> None:
+    """Write a model; an older one in `folder` is replaced file by file, other files there stay.
+
+    Args:
+        folder: created if needed.
+        model: its config must have the vocabulary's size.
+        vocabulary: the words whose ids the model reads.
+        extra: JSON-able facts to keep with the model.
+
+    Raises:
+        ValueError: the vocabulary is not of the model's size.
+    """
+    if len(vocabulary) != model.config.vocab_size:
+        raise ValueError(f"vocabulary: {len(vocabulary)} words, but the model reads {model.config.vocab_size}")
+    metadata = {
+        "camp.format": FORMAT,
+        "camp.version": VERSION,
+        "vocabulary_sha256": vocabulary.sha256,
+        "extra": json.dumps(extra or {}),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".writing-{uuid4().hex}"
+    temporary.mkdir()
+    try:
+        weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+        save_file(weights, temporary / "model.safetensors", metadata)
+        (temporary / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        vocabulary.save(temporary / "vocabulary.json")
+        # A crash between these leaves a mixture of two models; hash and shapes make that an error on loading.
+        for name in ("vocabulary.json", "model.safetensors", "config.json"):
+            (temporary / name).replace(folder / name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_checkpoint(
+    folder: Path, device: torch.device | str = "cpu", vocabulary: Vocabulary | None = None
+) -> tuple[CAMP, Vocabulary, dict[str, Any]]:
+    """Read a model, in evaluation mode.
+
+    Args:
+        folder: as `save_checkpoint` wrote it.
+        device: where the weights go.
+        vocabulary: the one that captions were tokenized with, if it must be the model's.
+
+    Returns:
+        The model, its vocabulary and `extra`.
+
+    Raises:
+        ValueError: a file is missing or damaged, the weights do not fit the config, or the vocabulary is another; the
+            message names the file and the key.
+    """
+    config = _read_config(folder / "config.json")
+    words_path, weights_path = folder / "vocabulary.json", folder / "model.safetensors"
+    own = Vocabulary.load(words_path)
+    weights, metadata = _read_weights(weights_path, str(device))
+    if len(own) != config.vocab_size or own.sha256 != metadata.get("vocabulary_sha256"):
+        raise ValueError(f"{words_path}: word2idx: is another vocabulary than the one of {weights_path}")
+    if vocabulary is not None and vocabulary.sha256 != own.sha256:
+        raise ValueError(
+            f"{words_path}: word2idx: {len(own)} words, is another vocabulary than the captions' "
+            f"({len(vocabulary)} words)"
+        )
+    with torch.device(device):
+        model = CAMP(config)
+    load_weights(model, weights, str(weights_path))
+    return model.eval(), own, json.loads(metadata["extra"])
+
+
+def load_weights(model: CAMP, weights: dict[str, torch.Tensor], source: str) -> None:
+    """Put weights into a model after checking every name and shape.
+
+    Raises:
+        ValueError: a missing or unknown name or another shape; the message names `source` and the key.
+    """
+    own = model.state_dict()
+    for name, value in own.items():
+        if name not in weights:
+            raise ValueError(f"{source}: {name}: is missing; expected shape {list(value.shape)}")
+        if weights[name].shape != value.shape:
+            raise ValueError(f"{source}: {name}: shape {list(weights[name].shape)}; expected {list(value.shape)}")
+    unknown = sorted(weights.keys() - own.keys())
+    if unknown:
+        raise ValueError(f"{source}: {unknown[0]}: the model of config.json has no such weight")
+    model.load_state_dict(weights)
+
+
+def _read_weights(path: Path, device: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt", device=device) as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: is missing; expected the model's weights") from None
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: cannot be read as safetensors: {error}") from None
+    if (metadata.get("camp.format"), metadata.get("camp.version")) != (FORMAT, VERSION):
+        raise ValueError(f"{path}: camp.format, camp.version: expected {FORMAT}, {VERSION} in the metadata")
+    return weights, metadata
+
+
+def _read_config(path: Path) -> CampConfig:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); expected a model's config") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: is not a mapping of model keys")
+    try:
+        return CampConfig(**content)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None

@@ -1,0 +1,244 @@
+"""Training losses over a batch of aligned pairs (paper section 3.4; the triplet loss is its ablation).
+
+A loss with hardest negatives touches only the B positives and 2B negatives. All B x B pairs are scored without
+gradients to pick them; forward and backward then run on 3B pairs. The gradient is that of the all-pairs graph.
+
+All losses take the same arguments:
+    model: a `CAMP`.
+    regions, region_mask, words, word_mask: the encoded batch, [B, R, d], bool [B, R], [B, N, d], bool [B, N].
+    image_index: int64 [B]; pairs with an equal index show the same image and are never each other's negatives.
+    gate_supervision: weight of binary cross-entropy on the pairs' mean gate logits, for the pairs already picked.
+        Beyond the paper: it makes gates open on matching pairs and close on others. 0: as published.
+    random_negatives, generator: pick negatives at random, drawn from `generator`, instead of the hardest.
+    micro_batch: at most this many pairs in one forward and backward pass, whose activations are recomputed in the
+        backward pass; 0: all at once. The loss and its gradient are the same.
+    pairs: the pairs of the batch whose loss is wanted, with negatives from the whole batch; None: all of them. For
+        training over several processes, see `camp_model.distributed`.
+They return the mean over pairs, in float32 or wider, and raise a ValueError for gate supervision of a model without
+gates. A pair without any possible negative contributes its positive term alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid, relu
+from torch.utils.checkpoint import checkpoint
+
+from camp_model.camp import CAMP
+from camp_model.message_passing import PAIRS, TILES, Layout, Prepared
+from camp_model.scoring import score_prepared
+
+LOGIT, SIMILARITY, GATE_LOGIT = 0, 1, 2
+
+
+def mine_hardest(scores: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
+    """The highest-scoring negative of each image and of each caption of a batch.
+
+    Args:
+        scores: [B, B], image i with caption j.
+        image_index: int64 [B].
+
+    Returns:
+        For each image the position of a caption, and for each caption the position of an image, int64 [B]; -1 where
+        every pair of the batch shows the same image.
+    """
+    return _hardest(scores, image_index, image_index), _hardest(scores.T, image_index, image_index)
+
+
+def hardest_negative_bce(
+    model: CAMP,
+    regions: Tensor,
+    region_mask: Tensor,
+    words: Tensor,
+    word_mask: Tensor,
+    image_index: Tensor,
+    *,
+    gate_supervision: float = 0.0,
+    random_negatives: bool = False,
+    generator: torch.Generator | None = None,
+    micro_batch: int = 0,
+    pairs: slice | None = None,
+) -> Tensor:
+    """Binary cross-entropy with the hardest negatives (paper equation 13), on logits.
+
+    -[2 log m(I, T) + log(1 - m(I, T^)) + log(1 - m(I^, T))], T^ and I^ the highest-scoring negatives; arguments as in
+    the module's docstring.
+    """
+    batch = _Batch(model, regions, region_mask, words, word_mask, image_index, pairs, bool(gate_supervision))
+    picked = batch.pick(random_negatives, generator, micro_batch)
+    loss = picked.cross_entropy(LOGIT)
+    return loss + gate_supervision * picked.cross_entropy(GATE_LOGIT) if gate_supervision else loss
+
+
+def triplet_loss(
+    model: CAMP,
+    regions: Tensor,
+    region_mask: Tensor,
+    words: Tensor,
+    word_mask: Tensor,
+    image_index: Tensor,
+    *,
+    margin: float = 0.2,
+    gate_supervision: float = 0.0,
+    random_negatives: bool = False,
+    generator: torch.Generator | None = None,
+    micro_batch: int = 0,
+    pairs: slice | None = None,
+) -> Tensor:
+    """Hinge with the hardest negatives, on the bare cosine or, for `matching: mlp`, on the probability.
+
+    [margin - s(I, T) + s(I, T^)]+ + [margin - s(I, T) + s(I^, T)]+; arguments as in the module's docstring.
+    """
+    batch = _Batch(model, regions, region_mask, words, word_mask, image_index, pairs, bool(gate_supervision))
+    picked = batch.pick(random_negatives, generator, micro_batch)
+    loss = picked.hinge(margin)
+    return loss + gate_supervision * picked.cross_entropy(GATE_LOGIT) if gate_supervision else loss
+
+
+def all_negatives_bce(
+    model: CAMP,
+    regions: Tensor,
+    region_mask: Tensor,
+    words: Tensor,
+    word_mask: Tensor,
+    image_index: Tensor,
+    *,
+    gate_supervision: float = 0.0,
+    micro_batch: int = 0,
+    pairs: slice | None = None,
+) -> Tensor:
+    """Binary cross-entropy with the mean over all negatives of the batch in place of the hardest one.
+
+    -[2 log m(I, T) + mean_T' log(1 - m(I, T')) + mean_I' log(1 - m(I', T))]; arguments as in the module's docstring.
+    """
+    batch = _Batch(model, regions, region_mask, words, word_mask, image_index, pairs, bool(gate_supervision))
+    by_image, by_caption = batch.all_scores(micro_batch)  # [3, b, B] each
+    negative = batch.image_index[batch.rows, None] != batch.image_index  # [b, B]
+    count = negative.sum(1).clamp(min=1)
+
+    def cross_entropy(kind: int) -> Tensor:
+        positive = by_image[kind].gather(1, batch.rows[:, None]).squeeze(1)
+        captions = (negative * logsigmoid(-by_image[kind])).sum(1) / count
+        images = (negative * logsigmoid(-by_caption[kind])).sum(1) / count
+        return -(2 * logsigmoid(positive) + captions + images).mean()
+
+    loss = cross_entropy(LOGIT)
+    return loss + gate_supervision * cross_entropy(GATE_LOGIT) if gate_supervision else loss
+
+
+@dataclass(frozen=True)
+class _Picked:
+    """Positives and one negative of each kind, [3, b] each: logits, similarities, mean gate logits."""
+
+    positive: Tensor
+    negative_caption: Tensor
+    negative_image: Tensor
+    has_caption: Tensor
+    """bool [b], False where a pair has no possible negative."""
+    has_image: Tensor
+
+    def cross_entropy(self, kind: int) -> Tensor:
+        caption = self.has_caption * logsigmoid(-self.negative_caption[kind])
+        image = self.has_image * logsigmoid(-self.negative_image[kind])
+        return -(2 * logsigmoid(self.positive[kind]) + caption + image).mean()
+
+    def hinge(self, margin: float) -> Tensor:
+        positive = self.positive[SIMILARITY]
+        caption = self.has_caption * relu(margin - positive + self.negative_caption[SIMILARITY])
+        image = self.has_image * relu(margin - positive + self.negative_image[SIMILARITY])
+        return (caption + image).mean()
+
+
+class _Batch:
+    """An encoded batch, and the rows of it whose loss is wanted."""
+
+    def __init__(
+        self,
+        model: CAMP,
+        regions: Tensor,
+        region_mask: Tensor,
+        words: Tensor,
+        word_mask: Tensor,
+        image_index: Tensor,
+        pairs: slice | None,
+        gated: bool,
+    ) -> None:
+        size = len(image_index)
+        if len(regions) != size or len(words) != size:
+            raise ValueError(f"aligned pairs: {len(regions)} images, {len(words)} captions, {size} image_index")
+        self.model, self.gated = model, gated
+        self.images = model.prepare_regions(regions, region_mask)
+        self.captions = model.prepare_words(words, word_mask)
+        self.image_index = image_index.to(regions.device)
+        self.rows = torch.arange(size, device=regions.device)[pairs or slice(None)]
+
+    def pick(self, random_negatives: bool, generator: torch.Generator | None, micro_batch: int) -> _Picked:
+        rows, size = self.rows, len(self.image_index)
+        with torch.no_grad():
+            if random_negatives:
+                # Drawn for the whole batch, so that several processes with equal generators pick as one would.
+                device = generator.device if generator is not None else rows.device
+                draws = torch.rand(2, size, size, generator=generator, device=device).to(rows.device)[:, rows]
+                by_image, by_caption = draws[0], draws[1]
+            elif len(rows) == size:
+                by_image = score_prepared(self.model, self.images, self.captions)
+                by_caption = by_image.T
+            else:
+                by_image = score_prepared(self.model, self.images.take(rows), self.captions)
+                by_caption = score_prepared(self.model, self.images, self.captions.take(rows)).T
+            own = self.image_index[rows]
+            caption = _hardest(by_image, own, self.image_index)
+            image = _hardest(by_caption, own, self.image_index)
+        has_caption, has_image = caption >= 0, image >= 0
+        image_rows = torch.cat([rows, rows, image.clamp(min=0)])
+        caption_rows = torch.cat([rows, caption.clamp(min=0), rows])
+        step = micro_batch or len(image_rows)
+        chunks = zip(torch.split(image_rows, step), torch.split(caption_rows, step), strict=True)
+        scores = [self._scores(i, c, PAIRS, micro_batch) for i, c in chunks]
+        positive, negative_caption, negative_image = torch.cat(scores, dim=1).chunk(3, dim=1)
+        return _Picked(positive, negative_caption, negative_image, has_caption, has_image)
+
+    def all_scores(self, micro_batch: int) -> tuple[Tensor, Tensor]:
+        """The wanted images with all captions, and the wanted captions with all images, [3, b, B] each."""
+        everything = torch.arange(len(self.image_index), device=self.rows.device)
+        size = max(1, micro_batch // len(everything)) if micro_batch else len(self.rows)
+        chunks = torch.split(self.rows, size)
+        by_image = torch.cat([self._scores(rows, everything, TILES, micro_batch) for rows in chunks], dim=1)
+        if len(self.rows) == len(everything):
+            return by_image, by_image.transpose(1, 2)
+        columns = [self._scores(everything, rows, TILES, micro_batch) for rows in chunks]
+        return by_image, torch.cat(columns, dim=2).transpose(1, 2)
+
+    def _scores(self, image_rows: Tensor, caption_rows: Tensor, layout: Layout, micro_batch: int) -> Tensor:
+        run: Callable[..., Tensor] = self._match
+        if micro_batch:
+            scores: Tensor = checkpoint(
+                run, image_rows, caption_rows, layout, use_reentrant=False, preserve_rng_state=False
+            )
+            return scores
+        return run(image_rows, caption_rows, layout)
+
+    def _match(self, image_rows: Tensor, caption_rows: Tensor, layout: Layout) -> Tensor:
+        images: Prepared = self.images.take(image_rows)
+        captions: Prepared = self.captions.take(caption_rows)
+        matched = self.model.match(images, captions, layout)
+        scores = [matched.logits, matched.similarity]
+        if self.gated:
+            scores.append(self.model.mean_gate_logits(images, captions, matched, layout))
+        stacked = torch.stack(scores)
+        return stacked.float() if stacked.dtype in (torch.float16, torch.bfloat16) else stacked
+
+
+def _hardest(scores: Tensor, own: Tensor, others: Tensor) -> Tensor:
+    """Position of the highest score per row among the columns of another image; -1 where there is none.
+
+    Args:
+        scores: [b, B].
+        own: int64 [b], image of each row.
+        others: int64 [B], image of each column.
+    """
+    negative = own[:, None] != others
+    best = scores.masked_fill(~negative, -torch.inf).argmax(dim=1)
+    return torch.where(negative.any(dim=1), best, -1)

@@ -1,0 +1,130 @@
+"""Retrieval metrics: pure functions of scores and an explicit caption-to-image index.
+
+A tie counts against the model: the rank of a query is 1 + the number of WRONG candidates that score at least as high
+as the best right one. Right candidates never push each other down, so an image with the same caption twice can still
+be first. Images without a caption are candidates but no queries.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+Array = npt.NDArray[np.floating[Any]] | npt.NDArray[np.integer[Any]]
+
+
+def _checked(
+    scores: Tensor | Array, caption_image: Tensor | Array
+) -> tuple[npt.NDArray[np.floating[Any]], npt.NDArray[np.int64]]:
+    values: npt.NDArray[Any] = (
+        scores.detach().cpu().double().numpy() if isinstance(scores, Tensor) else np.asarray(scores)
+    )
+    index = np.asarray(caption_image.cpu() if isinstance(caption_image, Tensor) else caption_image, dtype=np.int64)
+    if values.ndim != 2 or index.shape != (values.shape[1],):
+        raise ValueError(f"scores {values.shape} and caption_image {index.shape}; expected [I, C] and [C]")
+    if len(index) and not (index.min() >= 0 and index.max() < values.shape[0]):
+        raise ValueError(f"caption_image: not all between 0 and {values.shape[0] - 1}")
+    if np.isnan(values).any():
+        raise ValueError("scores: hold NaN")
+    return values, index
+
+
+def i2t_ranks(scores: Tensor | Array, caption_image: Tensor | Array) -> npt.NDArray[np.int64]:
+    """Rank of each image's best own caption among all captions; images without a caption are left out.
+
+    Args:
+        scores: [I, C].
+        caption_image: [C], position of the image that each caption belongs to.
+
+    Returns:
+        One rank, from 1, for each image with a caption, in their order.
+    """
+    values, index = _checked(scores, caption_image)
+    ranks = []
+    order = np.argsort(index, kind="stable")
+    for own in np.split(order, np.flatnonzero(np.diff(index[order])) + 1) if len(order) else []:
+        row = values[index[own[0]]]
+        best = row[own].max()
+        ranks.append(1 + int((row >= best).sum()) - int((row[own] >= best).sum()))
+    return np.asarray(ranks, dtype=np.int64)
+
+
+def t2i_ranks(scores: Tensor | Array, caption_image: Tensor | Array) -> npt.NDArray[np.int64]:
+    """Rank of each caption's image among all images: [I, C], [C] -> [C], from 1."""
+    values, index = _checked(scores, caption_image)
+    ranks = np.zeros(len(index), dtype=np.int64)
+    for start in range(0, len(index), 1024):
+        columns = np.arange(start, min(start + 1024, len(index)))
+        ranks[columns] = (values[:, columns] >= values[index[columns], columns]).sum(axis=0)
+    return ranks
+
+
+def ranks_to_metrics(
+    i2t: npt.NDArray[np.integer[Any]] | Sequence[int], t2i: npt.NDArray[np.integer[Any]] | Sequence[int]
+) -> dict[str, float]:
+    """Recalls, median and mean ranks of both directions.
+
+    Args:
+        i2t: ranks of image queries, from 1.
+        t2i: ranks of caption queries, from 1.
+
+    Returns:
+        {i2t,t2i}_{r1,r5,r10} in percent, {i2t,t2i}_{medr,meanr} as ranks, and rsum, the sum of the six recalls.
+
+    Raises:
+        ValueError: no queries, or a rank below 1.
+    """
+    metrics = {}
+    for name, given in (("i2t", i2t), ("t2i", t2i)):
+        ranks = np.asarray(given)
+        if not len(ranks) or ranks.min() < 1:
+            raise ValueError(f"{name} ranks: expected at least one, each from 1")
+        for k in (1, 5, 10):
+            metrics[f"{name}_r{k}"] = 100.0 * float((ranks <= k).mean())
+        metrics[f"{name}_medr"] = float(np.median(ranks))
+        metrics[f"{name}_meanr"] = float(ranks.mean())
+    metrics["rsum"] = sum(value for name, value in metrics.items() if name[4] == "r")
+    return metrics
+
+
+def retrieval_metrics(scores: Tensor | Array, caption_image: Tensor | Array) -> dict[str, float]:
+    """Metrics of both directions, as in `ranks_to_metrics`, from scores [I, C] and the image [C] of each caption.
+
+    Raises:
+        ValueError: shapes that do not match, an index out of range, or a score that is NaN.
+    """
+    return ranks_to_metrics(i2t_ranks(scores, caption_image), t2i_ranks(scores, caption_image))
+
+
+def mean_metrics(folds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Each metric's mean over folds."""
+    return {name: float(np.mean([fold[name] for fold in folds])) for name in folds[0]}
+
+
+def coco_folds(
+    caption_image: Tensor | Array, num_images: int, size: int = 1000, count: int = 5
+) -> list[tuple[slice, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """The folds of the COCO 1K protocol: the first count x size images, in order.
+
+    Args:
+        caption_image: [C].
+        num_images: images in all.
+        size: images of a fold.
+        count: folds.
+
+    Returns:
+        For each fold its images, the positions of its captions, and `caption_image` of those within the fold.
+
+    Raises:
+        ValueError: fewer than count x size images.
+    """
+    if num_images < size * count:
+        raise ValueError(f"{count} folds of {size} images need {size * count} images, but there are {num_images}")
+    index = np.asarray(caption_image.cpu() if isinstance(caption_image, Tensor) else caption_image, dtype=np.int64)
+    folds = []
+    for start in range(0, size * count, size):
+        captions = np.flatnonzero((index >= start) & (index < start + size))
+        folds.append((slice(start, start + size), captions, index[captions] - start))
+    return folds
