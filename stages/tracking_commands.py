@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stages.params import InputError
-from stages.tracking_delivery import store_uri, sync
+from stages.tracking_delivery import sync
 from stages.tracking_spool import main_root
+from stages.tracking_store import store_uri
 
 
 def serve(root: Path, host: str, port: int) -> None:

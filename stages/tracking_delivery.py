@@ -1,39 +1,12 @@
-"""From the spool to MLflow: `python -m stages.tracking_delivery ROOT KEY` runs beside a run and delivers it.
+"""`python -m stages.tracking_delivery ROOT KEY` runs beside a run and carries its spool to MLflow."""
 
-Delivering twice changes nothing, so a delivery may die at any point: a run is found by its tag `camp.run`, and equal
-params, metric points, tags and files are the same ones.
-"""
-
-import json
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
-from stages.tracking_spool import (
-    SPOOL,
-    delivered_bytes,
-    last_event,
-    pending,
-    read_events,
-    set_delivered,
-    started,
-    whole,
-    writer_alive,
-)
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-
-REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS", "MALFORMED_REQUEST")
-"""Answers that say the event itself is wrong: it would be refused for ever, so it is dropped with a line in the log."""
+from stages.tracking_spool import SPOOL, pending, started, writer_alive
+from stages.tracking_store import Delivery, store_uri
 
 
 def bound_waiting(seconds: int) -> None:
@@ -42,198 +15,6 @@ def bound_waiting(seconds: int) -> None:
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
     os.environ["MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR"] = "1"
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-
-
-def store_uri(root: Path) -> str:
-    """MLFLOW_TRACKING_URI, else the SQLite file at the repository root."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
-
-
-class Delivery:
-    """Carries spool folders to one store."""
-
-    def __init__(self, root: Path, uri: str) -> None:
-        import mlflow
-
-        mlflow.set_tracking_uri(uri)
-        mlflow.set_registry_uri(uri)
-        self.client: MlflowClient = mlflow.MlflowClient(uri, uri)
-        self.root = root
-        self.uri = uri
-        self._experiments: dict[str, str] = {}
-        self._runs: dict[str, str] = {}
-
-    def experiment_id(self, name: str) -> str:
-        """The id of the experiment `name`, created where there is none."""
-        if name not in self._experiments:
-            found = self.client.get_experiment_by_name(name)
-            if found is None:
-                # A server knows where its artifacts go; beside the local file they are ours to place.
-                place = None if "://" in self.uri and not self.uri.startswith("sqlite:") else self._artifact_root()
-                try:
-                    self._experiments[name] = self.client.create_experiment(name, artifact_location=place)
-                except Exception:
-                    found = self.client.get_experiment_by_name(name)  # another delivery was faster
-                    if found is None:
-                        raise
-            if found is not None:
-                self._experiments[name] = found.experiment_id
-        return self._experiments[name]
-
-    def _artifact_root(self) -> str:
-        return (self.root / "mlartifacts").as_uri()
-
-    def find(self, key: str, experiment: str) -> str | None:
-        """MLflow's id of the run with this key."""
-        if key not in self._runs:
-            runs = self.client.search_runs(
-                [self.experiment_id(experiment)], filter_string=f"tags.`camp.run` = '{key}'", max_results=1
-            )
-            if not runs:
-                return None
-            self._runs[key] = runs[0].info.run_id
-        return self._runs[key]
-
-    def deliver(self, folder: Path) -> bool:
-        """Deliver what is in one spool folder; True once nothing more can come and the folder is removed.
-
-        Raises:
-            Exception: whatever MLflow raises where the store cannot be reached.
-        """
-        try:
-            with FileLock(folder / "deliverer.lock", timeout=0):
-                alive = writer_alive(folder)  # asked before reading: what a dead writer wrote is all there
-                start = started(folder)
-                while start and not whole(folder) and self._next_events(folder, start):
-                    pass
-                if alive or not whole(folder):
-                    return False
-                if start and last_event(folder) != "end":  # its process was killed
-                    self._send(folder, start, {"event": "end", "status": "KILLED", "time": int(time.time() * 1000)})
-            shutil.rmtree(folder)
-        except (Timeout, FileNotFoundError):
-            return not folder.exists()  # another process delivers it
-        return True
-
-    def _next_events(self, folder: Path, start: dict[str, Any]) -> bool:
-        """Deliver the next event, or the next thousand points of metrics in one call; False where there is none."""
-        batch: dict[str, Any] = {}
-        for after, event in read_events(folder, delivered_bytes(folder)):
-            if event is not None and event["event"] == "metrics" and event["also"] == batch.get("also", event["also"]):
-                batch = batch or {"event": "metrics", "points": [], "also": event["also"]}
-                batch["points"] += [(name, v, event["time"], event["step"]) for name, v in event["values"].items()]
-                offset = after
-                if len(batch["points"]) < 900:
-                    continue
-            elif not batch:
-                if event is not None:
-                    self._send(folder, start, event)
-                set_delivered(folder, after)
-                return True
-            break
-        if not batch:
-            return False
-        self._send(folder, start, batch)
-        set_delivered(folder, offset)
-        return True
-
-    def _send(self, folder: Path, start: dict[str, Any], event: dict[str, Any]) -> None:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            if event["event"] == "start":
-                self._start(folder.name, event)
-                return
-            run_id = self.find(folder.name, start["experiment"])
-            if run_id is None:  # the store was emptied meanwhile: the run is begun anew
-                run_id = self._start(folder.name, start)
-            getattr(self, f"_{event['event']}")(run_id, folder, event)
-            if also := event.get("also"):
-                parent = self.find(also, start["experiment"])
-                if parent is not None:
-                    getattr(self, f"_{event['event']}")(parent, folder, event)
-        except MlflowException as error:
-            if error.error_code not in REFUSED:
-                raise
-            print(f"{folder.name}: {event['event']} was refused and is left out: {error}", file=sys.stderr)
-
-    def _start(self, key: str, event: dict[str, Any]) -> str:
-        run_id = self.find(key, event["experiment"])
-        if run_id is not None:
-            self.client.update_run(run_id, status="RUNNING")
-            return run_id
-        tags = {
-            "camp.run": key,
-            "camp.kind": event["kind"],
-            "mlflow.source.name": f"stages.{event['kind']}",
-            "mlflow.source.type": "LOCAL",
-            "mlflow.user": os.environ.get("USER", "unknown"),
-        }
-        if event.get("parent"):
-            tags["camp.parent"] = event["parent"]
-            self._parent_first(event["parent"])
-            parent = self.find(event["parent"], event["experiment"])
-            if parent is not None:
-                tags["mlflow.parentRunId"] = parent
-        run = self.client.create_run(
-            self.experiment_id(event["experiment"]), start_time=event["time"], tags=tags, run_name=event["name"]
-        )
-        self._runs[key] = run.info.run_id
-        return str(run.info.run_id)
-
-    def _parent_first(self, key: str) -> None:
-        """A parent that is still in the spool goes before its child."""
-        folder = self.root / SPOOL / key
-        if folder.is_dir():
-            self.deliver(folder)
-
-    def _params(self, run_id: str, folder: Path, event: dict[str, Any]) -> None:
-        from mlflow.entities import Param
-
-        items = [Param(name, value) for name, value in event["values"].items()]
-        for first in range(0, len(items), 100):
-            self.client.log_batch(run_id, params=items[first : first + 100])
-
-    def _metrics(self, run_id: str, folder: Path, event: dict[str, Any]) -> None:
-        from mlflow.entities import Metric
-
-        points = [Metric(name, value, time, step) for name, value, time, step in event["points"]]
-        for first in range(0, len(points), 1000):
-            self.client.log_batch(run_id, metrics=points[first : first + 1000])
-
-    def _tags(self, run_id: str, folder: Path, event: dict[str, Any]) -> None:
-        from mlflow.entities import RunTag
-
-        self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in event["values"].items()])
-
-    def _dataset(self, run_id: str, folder: Path, event: dict[str, Any]) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        # MLflow keeps 36 characters of a digest; the tag keeps all of it.
-        entry = Dataset(
-            name=event["name"],
-            digest=event["digest"][:36],
-            source_type="local",
-            source=json.dumps({"uri": event["path"]}),
-        )
-        self.client.log_inputs(run_id, [DatasetInput(entry, [InputTag("mlflow.data.context", event["name"])])])
-        self._tags(run_id, folder, {"values": {f"data.{event['name']}": event["digest"]}})
-
-    def _artifact(self, run_id: str, folder: Path, event: dict[str, Any]) -> None:
-        source = folder / event["source"]
-        if source.is_dir():
-            place = "/".join(part for part in (event.get("folder"), source.name) if part)
-            self.client.log_artifacts(run_id, str(source), place)
-        else:
-            self.client.log_artifact(run_id, str(source), event.get("folder"))
-
-    def _model(self, run_id: str, folder: Path, event: dict[str, Any]) -> None:
-        from stages.tracking_model import log_model
-
-        log_model(self.client, run_id, folder / event["source"], event["val_rsum"])
-
-    def _end(self, run_id: str, folder: Path, event: dict[str, Any]) -> None:
-        self.client.set_terminated(run_id, event["status"], event["time"])
 
 
 def _recorded_uri(folder: Path) -> str:
@@ -245,6 +26,7 @@ def deliver_beside(root: Path, key: str) -> int:
     """Deliver one run while it is being written, and what earlier runs left; 0 once it is wholly delivered."""
     bound_waiting(3)
     os.nice(10)  # the run comes first
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")  # MLflow sets it, once it is used
     folder = root / SPOOL / key
     delivery: Delivery | None = None
     pause = 1.0
@@ -258,7 +40,7 @@ def deliver_beside(root: Path, key: str) -> int:
             pause = 1.0
             if alive and not others_tried:
                 others_tried = True
-                _deliver_others(delivery, folder)
+                _deliver_others(delivery, folder, given)
         except Exception as error:
             print(f"{time.strftime('%F %T')} {key}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             if not alive:
@@ -269,11 +51,10 @@ def deliver_beside(root: Path, key: str) -> int:
             time.sleep(0.3)
 
 
-def _deliver_others(delivery: Delivery, own: Path) -> None:
+def _deliver_others(delivery: Delivery, own: Path, given: str) -> None:
     for folder in pending(delivery.root):
-        if folder == own or writer_alive(folder) or _recorded_uri(folder) != os.environ.get("MLFLOW_TRACKING_URI", ""):
-            continue
-        delivery.deliver(folder)
+        if folder != own and not writer_alive(folder) and _recorded_uri(folder) == given:
+            delivery.deliver(folder)
 
 
 def sync(root: Path) -> tuple[int, list[str]]:
@@ -283,9 +64,11 @@ def sync(root: Path) -> tuple[int, list[str]]:
     """
     bound_waiting(30)
     delivered, problems = 0, []
+    given = os.environ.get("MLFLOW_TRACKING_URI")  # MLflow sets it, once it is used
+    local = store_uri(root)
     deliveries: dict[str, Delivery] = {}
     for folder in pending(root):
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or _recorded_uri(folder) or store_uri(root)
+        uri = given or _recorded_uri(folder) or local
         try:
             delivery = deliveries.get(uri) or Delivery(root, uri)
             deliveries[uri] = delivery
