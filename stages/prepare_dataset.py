@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from stages.params import SPLITS, DatasetParams, InputError, load_params, stage_main
 from stages.sources import SOURCES
-from stages.sources.base import Source, SourceImage
+from stages.sources.base import Source, SourceImage, check_folder
 
 IMAGES = pa.schema(
     [
@@ -41,6 +41,14 @@ BOXES = pa.schema(
 _THREADS = 8
 
 
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_source(source: Source) -> None:
     """What must hold of every source, whatever it was read from.
 
@@ -63,6 +71,8 @@ def check_source(source: Source) -> None:
             raise InputError(f"{caption.where}: the caption names image {caption.image_id!r}, which is not listed")
         if not caption.text.strip():
             raise InputError(f"{caption.where}: the caption of image {caption.image_id!r} is empty")
+        if not _is_unicode(caption.text):
+            raise InputError(f"{caption.where}: the caption {caption.text!r} holds half a character (a lone surrogate)")
         captioned.add(caption.image_id)
     for image_id, where in seen.items():
         if image_id not in captioned:
@@ -85,6 +95,8 @@ def check_path(image: SourceImage, root: Path, resolved_root: Path) -> Path:
         InputError: the path is absolute or leaves the root, by `..` or through a link, or names no file.
     """
     pure = PurePosixPath(image.path)
+    if "\0" in image.path or not _is_unicode(image.path):
+        raise InputError(f"{image.where}: {image.path!r} is not a path")
     file = root / pure
     if pure.is_absolute() or ".." in pure.parts or not file.resolve().is_relative_to(resolved_root):
         raise InputError(f"{image.where}: path {image.path!r} leaves the image root {root}")
@@ -108,7 +120,7 @@ def measure(file: Path) -> tuple[int, int, str]:
             width, height = picture.size
     except Exception:  # a broken header can raise almost anything from the decoders
         return 0, 0, digest
-    return width, height, digest
+    return (width, height, digest) if max(width, height) < 2**31 else (0, 0, digest)
 
 
 def measure_all(files: list[Path]) -> list[tuple[int, int, str]]:
@@ -165,6 +177,8 @@ def prepare_dataset(params: DatasetParams, out: Path) -> None:
     Raises:
         InputError: what the source holds is wrong; `out` is left as it was.
     """
+    if params.source != "scenes":
+        check_folder(params.image_root(out), "dataset.root")
     building = out.with_name(out.name + ".tmp")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)

@@ -61,6 +61,14 @@ def join(*parts: str) -> str:
     return str(PurePosixPath(*[part.replace("\\", "/") for part in parts]))
 
 
+def check_folder(folder: Path, key: str) -> None:
+    """Raises:
+    InputError: there is no such folder; `key` is the params key that names it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; {key} names it")
+
+
 def read_json(path: Path, key: str) -> Any:
     """The content of a JSON file that the params key `key` names.
 
