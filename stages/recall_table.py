@@ -1,0 +1,63 @@
+"""The recall table: the columns, the paper's published rows, and the table as text for a terminal."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from stages.params import InputError
+
+COLUMNS = (
+    "i2t_r1", "i2t_r5", "i2t_r10", "i2t_medr", "i2t_meanr",
+    "t2i_r1", "t2i_r5", "t2i_r10", "t2i_medr", "t2i_meanr",
+    "rsum",
+)  # fmt: skip
+"""Percent of the queries for r1, r5 and r10; ranks starting at 1 for medr and meanr; rsum sums the six percents."""
+
+HEADINGS = ("R@1", "R@5", "R@10", "medR", "meanR") * 2 + ("rsum",)
+
+
+def _published(*recalls: float) -> dict[str, float]:
+    names = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
+    return {**dict(zip(names, recalls, strict=True)), "rsum": round(sum(recalls), 1)}
+
+
+PAPER: dict[str, dict[str, float]] = {
+    "Flickr30K, 1K test images": _published(68.1, 89.7, 95.2, 51.5, 77.1, 85.3),
+    "COCO 1K, mean of 5 folds": _published(72.3, 94.8, 98.3, 58.5, 87.9, 95.0),
+    "COCO 5K": _published(50.1, 82.1, 89.7, 39.0, 68.9, 80.2),
+}
+"""What the paper reports without an ensemble (Wang et al., ICCV 2019, tables 1 and 2); it gives no mean ranks."""
+
+
+def recall_text(metrics: Mapping[str, Mapping[str, float]], paper: bool = False) -> str:
+    """The recall table of `metrics` ({split: {column: value}}) as text; with `paper`, its rows below."""
+    rows = [(split, values) for split, values in metrics.items()]
+    if paper:
+        rows += [(f"paper: {name}", values) for name, values in PAPER.items()]
+    width = max(len(name) for name, _ in rows)
+    half = 8 * 5
+    lines = [
+        " " * width + "image to text".center(half) + "text to image".center(half),
+        " " * width + "".join(f"{heading:>8}" for heading in HEADINGS),
+    ]
+    for name, values in rows:
+        cells = "".join(f"{values[column]:8.1f}" if column in values else f"{'-':>8}" for column in COLUMNS)
+        lines.append(f"{name:<{width}}{cells}")
+    return "\n".join(lines)
+
+
+def read_metrics(path: Path) -> dict[str, dict[str, float]]:
+    """A metrics file as the stages write it.
+
+    Raises:
+        InputError: the file is missing or no JSON object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected the metrics of a stage") from None
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds {type(values).__name__}, expected an object")
+    return values

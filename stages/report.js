@@ -1,0 +1,287 @@
+"use strict";
+// The interactive part of the report: pick a query, one of its results, then a word or a region.
+// Every text is set through textContent: captions are data, never markup.
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const byId = (id) => document.getElementById(id);
+  const DIRECTIONS = { t2i: "Text → image", i2t: "Image → text" };
+  const FILTERS = {
+    all: ["All", () => true],
+    first: ["Rank 1", (q) => q.rank === 1],
+    near: ["2–10", (q) => q.rank > 1 && q.rank <= 10],
+    far: ["Above 10", (q) => q.rank > 10],
+    worst: ["Worst", (q) => q.worst],
+  };
+  const state = { direction: "t2i", query: 0, result: 0, word: null, region: null, filter: "all", text: "" };
+
+  /** A new element: attributes by name, `on*` as listeners, children as nodes or texts. */
+  function make(tag, attributes = {}, ...children) {
+    const svg = tag === "svg" || tag === "rect" || tag === "title" || tag === "path";
+    const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) {
+      if (value === null || value === undefined || value === false) continue;
+      if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+      else node.setAttribute(name, value === true ? "" : value);
+    }
+    node.append(...children.filter((child) => child !== null));
+    return node;
+  }
+  const picture = (id, attributes = {}) =>
+    make("img", { src: data.images[id].uri, alt: data.images[id].alt, ...attributes });
+  const queries = () => data.queries[state.direction];
+  const percent = (share) => `${share >= 0.0995 || share === 0 ? (100 * share).toFixed(0) : (100 * share).toFixed(1)} %`;
+  const gateText = (gate) => (gate < 0.005 ? "0" : gate.toFixed(2).replace(/^0/, ""));
+  const rankKind = (rank) => (rank === 1 ? "hit" : rank <= 10 ? "near" : "miss");
+  const rankChip = (rank) =>
+    make("span", { class: `rank ${rankKind(rank)}` }, rank === 1 ? "✓ rank 1" : `rank ${rank}`);
+
+  /** The matching score, its logit in brackets: a score near 1 alone would not tell results apart. */
+  function scoreText(logit) {
+    const m = 1 / (1 + Math.exp(-logit));
+    return `m ${m > 0.9995 ? "> .999" : m < 0.0005 ? "< .001" : m.toFixed(3).replace(/^0/, "")} (${logit.toFixed(1)})`;
+  }
+
+  function shownQueries() {
+    const wanted = state.text.trim().toLowerCase();
+    return queries().filter((q) => FILTERS[state.filter][1](q) && (!wanted || q.search.includes(wanted)));
+  }
+
+  // ---- the controls -------------------------------------------------------------------------------------------
+  function drawControls() {
+    byId("directions").replaceChildren(
+      ...Object.entries(DIRECTIONS).map(([key, name]) =>
+        make("button", { type: "button", "aria-pressed": String(key === state.direction), "data-direction": key,
+          onclick: () => select({ direction: key, query: 0, filter: "all" }) }, name)));
+    byId("filters").replaceChildren(
+      ...Object.entries(FILTERS).map(([key, [name, keep]]) => {
+        const count = queries().filter(keep).length;
+        return make("button", { type: "button", "aria-pressed": String(key === state.filter), "data-filter": key,
+          disabled: count === 0, onclick: () => filter({ filter: key }) }, `${name} (${count})`);
+      }));
+  }
+
+  function filter(change) {
+    Object.assign(state, change);
+    const shown = shownQueries();
+    if (shown.length && !shown.includes(queries()[state.query])) {
+      select({ query: queries().indexOf(shown[0]) });
+    } else {
+      drawControls();
+      drawQueries();
+    }
+  }
+
+  function drawQueries() {
+    const shown = shownQueries();
+    byId("shown").textContent = `${shown.length} of ${queries().length} queries`;
+    byId("queries").replaceChildren(
+      ...shown.map((query) => {
+        const index = queries().indexOf(query);
+        return make("li", {},
+          make("button", { type: "button", class: "query", "data-query": query.key,
+            "aria-current": index === state.query ? "true" : null, onclick: () => select({ query: index }, true) },
+          query.image ? picture(query.image) : null,
+          make("span", {}, make("span", { class: "words" }, query.image ? "" : query.text), rankChip(query.rank),
+            query.worst ? " " : null, query.worst ? make("small", {}, "worst") : null)));
+      }),
+      ...(shown.length ? [] : [make("li", { class: "nothing" }, "No query fits.")]));
+    // Only the list itself may scroll; scrollIntoView would move the page too.
+    const list = byId("queries"), current = list.querySelector("[aria-current]");
+    if (current) {
+      const at = current.getBoundingClientRect(), box = list.getBoundingClientRect();
+      if (at.top < box.top || at.bottom > box.bottom) list.scrollTop += at.top - box.top - 4;
+      if (at.left < box.left || at.right > box.right) list.scrollLeft += at.left - box.left - 4;
+    }
+  }
+
+  // ---- the selected query -------------------------------------------------------------------------------------
+  const share = (values, index) => (values ? values[index] / 1000 : null);
+
+  /** What the boxes show now: {kind, title, values by region}; null values where the model has nothing to show. */
+  function boxView(pair) {
+    if (state.word !== null && pair.wordAttention) {
+      return { kind: "look", title: `Where “${pair.words[state.word]}” looks`, values: pair.wordAttention[state.word] };
+    }
+    if (pair.regionGates) return { kind: "gates", title: "Gate of each region", values: pair.regionGates };
+    return { kind: "gates", title: "Weight of each region in the match", values: pair.regionPooling };
+  }
+
+  function drawStage(pair) {
+    const image = data.images[pair.image];
+    const view = boxView(pair);
+    const top = Math.max(...view.values, 1);
+    const svg = make("svg", { viewBox: `0 0 ${image.w} ${image.h}`, preserveAspectRatio: "none", "aria-hidden": "true" });
+    svg.append(make("rect", { class: "shade", width: image.w, height: image.h, opacity: view.kind === "look" ? 0.32 : 0.12 }));
+    const order = view.values.map((value, index) => [value, index]).sort((a, b) => a[0] - b[0]);
+    for (const [value, index] of order) {
+      const [x0, y0, x1, y1] = image.boxes[index];
+      if (x1 <= x0 || y1 <= y0) continue; // features that came without boxes
+      const place = { x: x0, y: y0, width: Math.max(x1 - x0, 1), height: Math.max(y1 - y0, 1) };
+      // Attention is a share of 1: it is drawn against the strongest region. A gate is drawn as it is.
+      const strength = view.kind === "look" || !pair.regionGates ? value / top : value / 1000;
+      const style = `fill-opacity:${(0.42 * strength).toFixed(3)};stroke-opacity:${(0.12 + 0.88 * strength).toFixed(3)}`;
+      if (strength > 0.5) svg.append(make("rect", { class: "halo", ...place }));
+      svg.append(make("rect", { class: `box${index === state.region ? " chosen" : ""}`, "data-region": index, style, ...place,
+        onclick: () => toggle("region", index) },
+      make("title", {}, `${image.labels[index]}: ${percent(value / 1000)}`)));
+    }
+    return make("figure", {},
+      make("div", { class: `picture ${view.kind}` },
+        picture(pair.image, { width: image.w, height: image.h }), svg),
+      make("figcaption", { class: `key ${view.kind}` }, make("i", {}),
+        view.kind === "look" ? `${view.title}: none to strongest` : view.title));
+  }
+
+  function drawWords(pair) {
+    const given = state.region !== null && pair.regionAttention ? pair.regionAttention[state.region] : null;
+    const most = given ? Math.max(...given, 1) : 1;
+    return make("div", { class: "words-row", role: "group", "aria-label": "Words of the caption", onkeydown: arrows },
+      ...pair.words.map((word, index) => {
+        const gate = share(pair.wordGates, index);
+        const spoken = gate === null ? word : `${word}, gate ${gate.toFixed(2)}`;
+        return make("button", { type: "button", class: `word${pair.unknown.includes(index) ? " unknown" : ""}`, "data-word": index,
+          "aria-pressed": String(state.word === index), "aria-label": spoken,
+          title: pair.unknown.includes(index) ? "not in the vocabulary" : null,
+          style: given ? `--given:${(given[index] / most).toFixed(3)}` : null, onclick: () => toggle("word", index) },
+        make("span", {}, word),
+        gate === null ? null : make("span", { class: "bar" }, make("b", { style: `width:${(100 * gate).toFixed(1)}%` })),
+        gate === null ? null : make("span", { class: "num" }, gateText(gate)));
+      }));
+  }
+
+  function sentence(pair) {
+    if (state.word !== null) {
+      const word = pair.words[state.word];
+      const gate = share(pair.wordGates, state.word);
+      const weight = `It has ${percent(pair.wordPooling[state.word] / 1000)} of the words' weight in the match.`;
+      if (!pair.wordAttention) return `“${word}”: this model sends no messages to words. ${weight}`;
+      return `“${word}” takes its message from the regions below` +
+        (gate === null ? ". " : `, through a gate of ${gate.toFixed(2)}. `) + weight;
+    }
+    if (state.region !== null) {
+      const gate = share(pair.regionGates, state.region);
+      const label = data.images[pair.image].labels[state.region];
+      if (!pair.regionAttention) return `${label}: this model sends no messages to regions.`;
+      return `${label}: the darker a word above, the more of it this region takes` +
+        (gate === null ? "." : `, through a gate of ${gate.toFixed(2)}.`);
+    }
+    return pair.wordGates ? "Under each word stands its gate. Pick a word to see where it looks, or a region to see what it reads."
+      : "Pick a word to see where it looks, or a region to see what it reads.";
+  }
+
+  function drawRegions(pair) {
+    const view = boxView(pair);
+    const labels = data.images[pair.image].labels;
+    const ranked = view.values.map((value, index) => [value, index]).sort((a, b) => b[0] - a[0]).slice(0, 6);
+    const top = view.kind === "look" || !pair.regionGates ? Math.max(ranked[0][0], 1) : 1000;
+    return make("div", {}, make("p", { class: "label" }, `${view.title}, strongest ${ranked.length}`),
+      make("ol", { class: `regions ${view.kind}` }, ...ranked.map(([value, index]) =>
+        make("li", {}, make("button", { type: "button", class: "region", "data-region": index,
+          "aria-pressed": String(state.region === index), onclick: () => toggle("region", index) },
+        make("span", { class: "what" }, labels[index]),
+        make("span", { class: "bar" }, make("b", { style: `width:${(100 * value / top).toFixed(1)}%` })),
+        make("span", { class: "num" }, percent(value / 1000)))))));
+  }
+
+  function drawResults(query) {
+    const pictures = query.image === null;
+    return make("div", { class: `results ${pictures ? "pictures" : "captions"}` },
+      make("p", { class: "label" }, `What the model ranks first`),
+      make("ol", { onkeydown: arrows }, ...query.results.map((pair, index) => {
+        const place = make("span", { class: "at" }, `${pair.at}.`);
+        const tick = pair.right ? make("span", { class: "tick" }, "✓ right") : null;
+        const score = make("span", { class: "score" }, scoreText(pair.score));
+        const attributes = { type: "button", class: `result${pair.right ? " right" : ""}`, "data-result": index,
+          "aria-pressed": String(state.result === index), onclick: () => choose({ result: index }) };
+        return make("li", { class: pair.beyond ? "beyond" : null },
+          pictures
+            ? make("button", attributes, picture(pair.image), make("span", { class: "meta" }, place, tick, score))
+            : make("button", attributes, make("span", {}, place, " ", tick), make("span", { class: "words" }, pair.text), score));
+      })));
+  }
+
+  function drawDetail() {
+    const query = queries()[state.query];
+    const pair = query.results[state.result];
+    byId("detail").replaceChildren(
+      make("div", { class: "detail-head" },
+        make("h3", {}, query.image ? "Which captions tell of this picture?" : `“${query.text}”`), rankChip(query.rank),
+        make("span", { class: "id" }, query.image ? `image ${query.id}` : `caption ${query.id}`)),
+      make("div", { class: "pair" }, drawStage(pair),
+        make("div", {}, make("p", { class: "label" }, pair.right ? "The pair, ✓ right" : "The pair, not a match"), drawWords(pair),
+          make("p", { class: "say", role: "status" }, sentence(pair)), drawRegions(pair))),
+      drawResults(query));
+  }
+
+  // ---- moving about -------------------------------------------------------------------------------------------
+  /** Arrow keys walk along a group of buttons. */
+  function arrows(event) {
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    const buttons = [...event.currentTarget.querySelectorAll("button")];
+    const at = buttons.indexOf(document.activeElement);
+    if (!step || at < 0) return;
+    event.preventDefault();
+    buttons[(at + step + buttons.length) % buttons.length].focus();
+  }
+
+  const hash = () => `#${queries()[state.query].key}` + (state.result ? `/${state.result}` : "") +
+    (state.word === null ? "" : `/w${state.word}`) + (state.region === null ? "" : `/r${state.region}`);
+
+  /** Draw the selected query anew; focus stays on the control that had it. */
+  function choose(change) {
+    if ("result" in change) Object.assign(state, { word: null, region: null });
+    Object.assign(state, change);
+    const held = document.activeElement?.closest("#detail") ? document.activeElement : null;
+    const name = held && ["word", "result", "region"].find((key) => key in held.dataset);
+    const again = name && `button[data-${name}="${held.dataset[name]}"]`;
+    drawDetail();
+    if (again) byId("detail").querySelector(again)?.focus({ preventScroll: true });
+    history.replaceState(null, "", hash());
+  }
+
+  function toggle(what, index) {
+    choose({ word: null, region: null, [what]: state[what] === index ? null : index });
+  }
+
+  function select(change, reveal = false) {
+    const held = document.activeElement?.dataset ?? {};
+    const again = held.query ? `[data-query="${held.query}"]` : held.direction ? `[data-direction="${held.direction}"]`
+      : held.filter ? `[data-filter="${held.filter}"]` : null;
+    Object.assign(state, { result: 0 }, change);
+    drawControls();
+    drawQueries();
+    choose({ result: state.result });
+    if (again) document.querySelector(again)?.focus({ preventScroll: true });
+    if (reveal && window.innerWidth <= 860) byId("detail").scrollIntoView({ block: "nearest" });
+  }
+
+  /** `#t2i-3/1/w4`: the fourth query, its second result, its fifth word. False where the address names no query. */
+  function follow() {
+    const [key, ...rest] = location.hash.slice(1).split("/");
+    const direction = key.split("-")[0];
+    if (!(direction in DIRECTIONS)) return false;
+    const index = data.queries[direction].findIndex((query) => query.key === key);
+    if (index < 0) return false;
+    const number = (pattern) => rest.map((part) => part.match(pattern)).filter(Boolean).map((match) => Number(match[1]))[0];
+    const results = data.queries[direction][index].results;
+    const result = Math.min(number(/^(\d+)$/) ?? 0, results.length - 1);
+    const word = number(/^w(\d+)$/), region = number(/^r(\d+)$/);
+    select({ direction, query: index, result, filter: "all", text: "" });
+    byId("search").value = "";
+    if (word < results[result].words.length) choose({ word });
+    else if (region < data.images[results[result].image].boxes.length) choose({ region });
+    byId("explore").scrollIntoView();
+    return true;
+  }
+
+  for (const image of document.querySelectorAll("img[data-image]")) image.src = data.images[image.dataset.image].uri;
+  for (const part of document.querySelectorAll(".controls, .explorer")) part.hidden = false;
+  byId("search").addEventListener("input", (event) => filter({ text: event.target.value }));
+  window.addEventListener("hashchange", follow);
+  if (!follow()) {
+    const address = location.hash;
+    select({ direction: data.queries.t2i.length ? "t2i" : "i2t", query: 0 });
+    history.replaceState(null, "", address || location.pathname + location.search);
+  }
+  document.documentElement.dataset.ready = "true";
+})();

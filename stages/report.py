@@ -1,0 +1,82 @@
+"""Draw the report: one self-contained HTML page of what came out.
+
+`python -m stages.report --summary` prints the recall table and where to look further.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from stages.params import InputError, Params, load_params, stage_main
+from stages.recall_table import read_metrics, recall_text
+
+PAGE_LIMIT = 15_000_000
+"""Bytes of the page at most."""
+PAGE = Path("report/index.html")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Folders that the report is drawn from."""
+
+    dataset: Path = Path("data/dataset")
+    regions: Path = Path("data/regions")
+    captions: Path = Path("data/captions")
+    evaluation: Path = Path("data/evaluation")
+    model: Path = Path("models/camp")
+    metrics: Path = Path("metrics")
+    plots: Path = Path("plots")
+
+
+def write_report(params: Params, inputs: Inputs, out: Path) -> None:
+    """Draw the page of `inputs` into the file `out` and log it to MLflow.
+
+    Raises:
+        InputError: an input is missing, broken or of another run than the others; or the page would pass PAGE_LIMIT.
+    """
+    from camp_model.regions import replacing
+    from stages.evaluate import read_fingerprint
+    from stages.report_contents import contents
+    from stages.report_page import render
+    from stages.tracking import track
+
+    parent = read_fingerprint(inputs.model).get("mlflow_run_id")
+    with track("report", {"report": params.report}, parent=parent) as run:
+        page = render(contents(params, inputs, PAGE_LIMIT, parent)).encode()
+        if len(page) > PAGE_LIMIT:
+            raise InputError(f"report.queries, report.top_k: the page has {len(page):,} bytes; expected fewer queries")
+        with replacing(out) as temporary:
+            temporary.write_bytes(page)
+        run.log_artifact(out, "report")
+    print(f"{out}: {len(page) / 1e6:.1f} MB")
+
+
+def print_summary(metrics: Path, page: Path) -> None:
+    """Print the recall table, the gates, and where to look further. Imports nothing slow.
+
+    Raises:
+        InputError: metrics/retrieval.json is missing or broken.
+    """
+    print(recall_text(read_metrics(metrics / "retrieval.json"), paper=True))
+    if (metrics / "gates.json").is_file():
+        for split, gates in read_metrics(metrics / "gates.json").items():
+            if gates.get("gate_auc") is not None:
+                print(
+                    f"\nMean word gate, {split}: {gates['gate_positive_mean']:.3f} on matching pairs, "
+                    f"{gates['gate_negative_mean']:.3f} on random ones (AUC {gates['gate_auc']:.3f})"
+                )
+    print(f"\nReport: {page.resolve()}" if page.is_file() else f"\nReport: {page} is not drawn yet")
+    print("MLflow: make ui")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Draw the report page, or print a summary of the last run.")
+    parser.add_argument("--summary", action="store_true", help="print the recall table and where the report is")
+    if parser.parse_args().summary:
+        print_summary(Path("metrics"), PAGE)
+    else:
+        write_report(load_params(), Inputs(), PAGE)
+
+
+if __name__ == "__main__":
+    stage_main(main)

@@ -1,0 +1,175 @@
+"""Line charts and histograms as inline SVG that takes its colours from the page's theme.
+
+Every chart names its lines beside them and gives them different dashes, so no reading needs colour.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup, escape
+
+WIDTH, HEIGHT = 480.0, 270.0
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 118.0, 14.0, 40.0
+DASHES = ("", "7 4", "2 4", "10 3 2 3")
+Scale = Callable[[float], float]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart: `xs` ascending, `ys` of the same length; `band` is a (low, high) range around `ys`."""
+
+    name: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+    band: tuple[Sequence[float], Sequence[float]] | None = None
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` round values that span [low, high], both ends included."""
+    if high <= low:
+        high = low + 1.0
+    rough = (high - low) / max(count - 1, 1)
+    magnitude = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= rough * 0.999)
+    first = math.floor(low / step + 1e-9)
+    last = math.ceil(high / step - 1e-9)
+    return [round(step * i, 10) for i in range(first, last + 1)]
+
+
+def in_buckets(xs: Sequence[float], ys: Sequence[float], buckets: int = 120) -> Line:
+    """A long series as the mean, lowest and highest of at most `buckets` equal stretches."""
+    x, y = np.asarray(xs, dtype=float), np.asarray(ys, dtype=float)
+    parts = [part for part in np.array_split(np.arange(len(x)), min(buckets, max(len(x), 1))) if len(part)]
+    low, high = [float(y[part].min()) for part in parts], [float(y[part].max()) for part in parts]
+    return Line("", [float(x[part].mean()) for part in parts], [float(y[part].mean()) for part in parts], (low, high))
+
+
+def _spread(positions: list[float], gap: float, low: float, high: float) -> list[float]:
+    """Label positions moved apart to at least `gap` where there is room, in their order, within [low, high]."""
+    order = sorted(range(len(positions)), key=positions.__getitem__)
+    moved = list(positions)
+    floor = low
+    for index in order:
+        moved[index] = max(moved[index], floor)
+        floor = moved[index] + gap
+    ceiling = high
+    for index in reversed(order):
+        moved[index] = min(moved[index], ceiling)
+        ceiling = moved[index] - gap
+    return moved
+
+
+def _points(xs: Sequence[float], ys: Sequence[float]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True))
+
+
+def _axes(x_ticks: list[float], y_ticks: list[float], x_label: str, x_at: Scale, y_at: Scale) -> list[str]:
+    parts = []
+    for value in y_ticks:
+        y = y_at(value)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{LEFT - 7}" y="{y + 4.5:.1f}" text-anchor="end">{value:g}</text>')
+    for value in x_ticks:
+        parts.append(
+            f'<text class="tick" x="{x_at(value):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{value:g}</text>'
+        )
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text class="tick" x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
+    return parts
+
+
+def line_chart(
+    lines: Sequence[Line],
+    title: str,
+    x_label: str,
+    y_range: tuple[float, float] | None = None,
+    mark: tuple[float, str] | None = None,
+) -> Markup:
+    """A line chart; `mark` draws a labelled upright at one x. Lines without a point are left out."""
+    lines = [line for line in lines if len(line.xs)]
+    if not lines:
+        return Markup("")
+    every_y = [y for line in lines for y in (*line.ys, *(line.band[1] if line.band else ()))]
+    x_low, x_high = min(line.xs[0] for line in lines), max(line.xs[-1] for line in lines)
+    x_ticks = [value for value in ticks(x_low, x_high) if x_low <= value <= x_high] or [x_low]
+    x_high = x_high if x_high > x_low else x_low + 1
+    y_ticks = ticks(*(y_range or (min(0.0, *every_y), max(every_y))))
+
+    def x_at(value: float) -> float:
+        return LEFT + (value - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
+
+    def y_at(value: float) -> float:
+        share = (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+
+    parts = _axes(x_ticks, y_ticks, x_label, x_at, y_at)
+    if mark is not None and x_low <= mark[0] <= x_high:
+        x = x_at(mark[0])
+        parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+        parts.append(
+            f'<text class="tick" x="{x - 5:.1f}" y="{HEIGHT - BOTTOM - 8}" text-anchor="end">{escape(mark[1])}</text>'
+        )
+    labels = _spread([y_at(line.ys[-1]) for line in lines], 17, TOP + 6, HEIGHT - BOTTOM)
+    for index, (line, label_y) in enumerate(zip(lines, labels, strict=True)):
+        xs = [x_at(x) for x in line.xs]
+        if line.band is not None:
+            edge = _points(xs, [y_at(y) for y in line.band[1]])
+            back = _points(xs[::-1], [y_at(y) for y in line.band[0]][::-1])
+            parts.append(f'<polygon class="band s{index}" points="{edge} {back}"/>')
+        ys = [y_at(y) for y in line.ys]
+        dash = f' stroke-dasharray="{DASHES[index % len(DASHES)]}"' if index else ""
+        parts.append(f'<polyline class="line s{index}"{dash} points="{_points(xs, ys)}"/>')
+        parts.append(f'<circle class="dot s{index}" cx="{xs[-1]:.1f}" cy="{ys[-1]:.1f}" r="3.5"/>')
+        parts.append(
+            f'<text class="name s{index}" x="{WIDTH - RIGHT + 10}" y="{label_y + 4.5:.1f}">{escape(line.name)}</text>'
+        )
+    spoken = "; ".join(f"{line.name} ends at {line.ys[-1]:.4g}" for line in lines)
+    return _svg(parts, f"{title}: {spoken}", HEIGHT)
+
+
+def histogram(rows: Sequence[tuple[str, Sequence[float]]], title: str, x_label: str, bins: int = 40) -> Markup:
+    """Shares of values in [0, 1], one row of bars for each (name, values), on one axis, each row to its own height."""
+    rows = [(name, values) for name, values in rows if len(values)]
+    if not rows:
+        return Markup("")
+    row_height, left, right = 74.0, 12.0, 12.0
+    height = TOP + row_height * len(rows) + BOTTOM - 8
+    scale = WIDTH - left - right
+    parts = []
+    for index, (name, values) in enumerate(rows):
+        base = TOP + row_height * (index + 1) - 8
+        counts, _ = np.histogram(np.clip(values, 0, 1), bins=bins, range=(0, 1))
+        tallest = max(int(counts.max()), 1)
+        for at, count in enumerate(counts):
+            if count:
+                bar = max(count / tallest * (row_height - 30), 1.0)
+                parts.append(
+                    f'<rect class="bar s{index}" x="{left + at / bins * scale + 0.5:.1f}" y="{base - bar:.1f}" '
+                    f'width="{scale / bins - 1:.1f}" height="{bar:.1f}"/>'
+                )
+        mean = float(np.mean(values))
+        x = left + mean * scale
+        parts.append(f'<line class="axis" x1="{left}" x2="{WIDTH - right}" y1="{base}" y2="{base}"/>')
+        parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{base - row_height + 26}" y2="{base}"/>')
+        anchor, shift = ("end", -6) if mean > 0.5 else ("start", 6)
+        parts.append(
+            f'<text class="name s{index}" x="{x + shift:.1f}" y="{base - row_height + 36}" text-anchor="{anchor}">'
+            f"{escape(name)}, mean {mean:.3g}</text>"
+        )
+    for value, anchor in ((0, "start"), (0.25, "middle"), (0.5, "middle"), (0.75, "middle"), (1, "end")):
+        x = left + value * scale
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{height - 22}" text-anchor="{anchor}">{value:g}</text>')
+    parts.append(f'<text class="tick" x="{WIDTH / 2}" y="{height - 4}" text-anchor="middle">{escape(x_label)}</text>')
+    spoken = "; ".join(f"{name}: mean {float(np.mean(values)):.3g}" for name, values in rows)
+    return _svg(parts, f"{title}: {spoken}", height)
+
+
+def _svg(parts: list[str], spoken: str, height: float) -> Markup:
+    # `parts` is made here of numbers and escaped texts only.
+    return Markup(
+        f'<svg class="chart" viewBox="0 0 {WIDTH:g} {height:g}" role="img" aria-label="{escape(spoken)}">'
+        + "".join(parts)
+        + "</svg>"
+    )

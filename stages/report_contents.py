@@ -1,0 +1,157 @@
+"""Read what the report shows and hand it to the page's template."""
+
+import subprocess
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from camp_model.camp import CAMP
+from camp_model.captions import CaptionTable
+from camp_model.checkpoint import load_checkpoint
+from camp_model.regions import RegionStore
+from camp_model.vocabulary import Vocabulary
+from stages import report_page
+from stages.params import SPLITS, InputError, Params
+from stages.recall_table import HEADINGS, read_metrics
+from stages.report_explorer import explorer_data
+from stages.report_queries import Inspector, read_queries
+
+if TYPE_CHECKING:
+    from stages.report import Inputs
+
+MARGIN = 300_000
+"""Bytes kept for everything on the page but the interactive part's data."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What the stages before left."""
+
+    retrieval: dict[str, dict[str, float]]
+    gates: dict[str, dict[str, Any]]
+    training: dict[str, Any]
+    evaluations: dict[str, pa.Table]
+    gate_pairs: dict[str, list[Any]]
+    split: str
+    """The split that is shown query by query: test if it was evaluated."""
+    images: pa.Table
+    caption_splits: list[str]
+    store: RegionStore
+    captions: CaptionTable
+    vocabulary: Vocabulary
+    model: CAMP
+
+
+def _load(inputs: "Inputs") -> Loaded:
+    retrieval = read_metrics(inputs.metrics / "retrieval.json")
+    if not retrieval:
+        raise InputError(f"{inputs.metrics / 'retrieval.json'}: holds no split; expected at least one")
+    split = "test" if "test" in retrieval else next(iter(retrieval))
+    try:
+        vocabulary = Vocabulary.load(inputs.captions / "vocabulary.json")
+        return Loaded(
+            retrieval=retrieval,
+            gates=read_metrics(inputs.metrics / "gates.json"),
+            training=read_metrics(inputs.metrics / "train.json"),
+            evaluations={name: read_queries(inputs.evaluation / f"{name}.parquet") for name in retrieval},
+            gate_pairs=pq.read_table(inputs.evaluation / f"gates_{split}.parquet").to_pydict(),
+            split=split,
+            images=pq.read_table(inputs.dataset / "images.parquet", columns=["image_id", "path", "split"]),
+            caption_splits=pq.read_table(inputs.dataset / "captions.parquet", columns=["split"])["split"].to_pylist(),
+            store=RegionStore(inputs.regions),
+            captions=CaptionTable.load(inputs.captions / f"{split}.parquet"),
+            vocabulary=vocabulary,
+            model=load_checkpoint(inputs.model, "cpu", vocabulary)[0],
+        )
+    except (ValueError, OSError, pa.ArrowException) as error:
+        raise InputError(str(error)) from None
+
+
+def contents(params: Params, inputs: "Inputs", limit: int, train_run: str | None) -> dict[str, Any]:
+    """All that stages/report.html.jinja reads.
+
+    Args:
+        limit: bytes that the page may have.
+        train_run: the MLflow run that trained the model, if known.
+
+    Raises:
+        InputError: an input is missing, broken or of another run than the others; or the page would pass `limit`.
+    """
+    loaded = _load(inputs)
+    split, root = loaded.split, params.dataset.image_root(inputs.dataset)
+    paths = {row["image_id"]: root / row["path"] for row in loaded.images.to_pylist()}
+    inspector = Inspector(loaded.model, loaded.store, loaded.captions, loaded.vocabulary)
+    data = explorer_data(
+        loaded.evaluations[split], inspector, params.report, paths=paths, limit=limit - MARGIN
+    )  # fmt: skip
+    notes = {name: report_page.protocol_note(table.schema.metadata) for name, table in loaded.evaluations.items()}
+    gates = loaded.gates.get(split, {})
+    loss, recall = (report_page.read_curve(inputs.plots / f"{name}.csv") for name in ("train_loss", "val_recall"))
+    dataset = "drawn scenes" if params.dataset.source == "scenes" else Path(params.dataset.root).name
+    return {
+        "title": f"CAMP on {dataset}: text-image retrieval",
+        "dataset_name": dataset,
+        "lead": f"Every image of the {split} split is ranked against every caption, and every caption against every "
+        f"image: {notes[split]}.",
+        "split": split,
+        "headline": report_page.headline(loaded.retrieval[split], gates),
+        "headings": HEADINGS[:-1],
+        "recall_rows": report_page.recall_rows(loaded.retrieval, notes),
+        "context_note": report_page.context_note(params.dataset.source),
+        "explore_text": f"{min(params.report.queries, len(data['queries']['t2i']))} queries each way, drawn at random, "
+        "and the worst failures. m is the matching score, in brackets its logit. Pick a query, one of its results, "
+        "then a word: the boxes show where it looks, the bar under it how far its gate is open.",
+        "failures": report_page.failures(data["queries"], {key: image["alt"] for key, image in data["images"].items()}),
+        **report_page.gate_context(gates, loaded.gate_pairs),
+        "charts": report_page.charts(loss, recall, loaded.training.get("best_epoch")),
+        "facts": _facts(params, loaded, train_run),
+        "data": data,
+    }
+
+
+def _facts(params: Params, loaded: Loaded, train_run: str | None) -> list[dict[str, Any]]:
+    """What the run was made of: titled lists of (label, value)."""
+    images, captions = Counter(loaded.images["split"].to_pylist()), Counter(loaded.caption_splits)
+    config = loaded.model.config
+    store = loaded.store
+    rejected = len(loaded.images) - len(store)
+    weights = sum(value.numel() for value in loaded.model.parameters())
+    data = [("source", params.dataset.source)]
+    data += [(split, f"{images[split]:,} images, {captions[split]:,} captions") for split in SPLITS]
+    data += [
+        ("unreadable images", f"{rejected:,}"),
+        ("regions", f"at most {store.max_regions} an image, {store.region_dim:,} features each"),
+        ("detector", store.detector[:12]),
+        ("vocabulary", f"{len(loaded.vocabulary):,} words ({loaded.vocabulary.sha256[:12]})"),
+    ]
+    switches = {key: value for key, value in config.to_dict().items() if key not in ("vocab_size", "region_dim")}
+    if config.pooling != "mlp":
+        switches.pop("pooling_heads")
+    model = [(key.replace("_", " "), {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value)
+             for key, value in switches.items()]  # fmt: skip
+    trained = [
+        (key.replace("_", " "), f"{value:,.4g}" if isinstance(value, float) else value)
+        for key, value in loaded.training.items()
+        if isinstance(value, int | float | str)
+    ]
+    origin = [("MLflow run", train_run or "not known"), ("commit", _commit()), ("report seed", params.report.seed)]
+    return [
+        {"title": "Data", "rows": data},
+        {"title": "Model", "rows": [*model, ("parameters", f"{weights:,}")]},
+        {"title": "Training", "rows": trained},
+        {"title": "Origin", "rows": origin},
+    ]
+
+
+def _commit() -> str:
+    """The commit that is checked out here, if any."""
+    command = ["git", "rev-parse", "--short=12", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return "not known"
+    return done.stdout.strip() if done.returncode == 0 else "not known"

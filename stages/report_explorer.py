@@ -1,0 +1,114 @@
+"""The data of the page's interactive part: queries, their results, and what the model did with each pair."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from camp_model.regions import RegionStore
+from stages.params import InputError, ReportParams
+from stages.report_pictures import data_uris
+from stages.report_queries import DIRECTIONS, Inspector, Pair, Query, choose_queries
+
+
+def explorer_data(
+    table: pa.Table, inspector: Inspector, params: ReportParams, *, paths: Mapping[str, Path], limit: int
+) -> dict[str, Any]:
+    """All that stages/report.js reads.
+
+    Args:
+        table: the rows of an evaluation.
+        inspector: explains pairs.
+        params: how many queries and results.
+        paths: the file of each image.
+        limit: characters that the data may take as JSON.
+
+    Returns:
+        images: {id: uri, alt, w, h (pixels of the original), boxes (XYXY in those), labels}; queries: {direction:
+        list}; gates, attention and pooling weights in thousandths.
+
+    Raises:
+        InputError: a query or picture is not there, or the data would pass `limit`.
+    """
+    queries: dict[str, list[dict[str, Any]]] = {}
+    for direction, chosen in choose_queries(table, params).items():
+        queries[direction] = [
+            _query(f"{direction}-{number}", query, inspector.pairs(query, params.top_k), inspector)
+            for number, query in enumerate(chosen)
+        ]
+    used = sorted(
+        {pair["image"] for direction in DIRECTIONS for query in queries[direction] for pair in query["results"]}
+    )
+    missing = [image_id for image_id in used if image_id not in paths]
+    if missing:
+        raise InputError(
+            f"data/dataset/images.parquet: image_id: {missing[0]!r} is missing; expected every image found"
+        )
+    images = {image_id: _image(image_id, inspector) for image_id in used}
+    data = {"images": images, "queries": queries}
+    budget = limit - len(json.dumps(data))
+    for image_id, (uri, size) in data_uris({image_id: paths[image_id] for image_id in used}, budget).items():
+        image = images[image_id]
+        image["uri"] = uri
+        if not (image["w"] and image["h"]):  # regions that came without the size of their image
+            image["w"], image["h"] = size
+    return data
+
+
+def _query(key: str, query: Query, pairs: Sequence[Pair], inspector: Inspector) -> dict[str, Any]:
+    texts = inspector.captions.texts
+    if query.direction == "i2t":
+        text = None
+        sought = [texts[row] for row in inspector.captions_of[query.query_id]]
+    else:
+        text = texts[inspector.row_of[query.query_id]]
+        sought = [text]
+    return {
+        "key": key,
+        "id": query.query_id,
+        "image": query.query_id if query.direction == "i2t" else None,
+        "text": text,
+        "search": " ".join([query.query_id, *sought]).lower(),
+        "rank": query.rank,
+        "worst": query.worst,
+        "results": [
+            {
+                "image": pair.image_id,
+                "text": texts[pair.caption_row],
+                "at": pair.at,
+                "right": pair.right,
+                "beyond": pair.beyond,
+                "score": round(pair.score or 0.0, 3),
+                **{name: value for name, value in pair.details.items() if name != "logit"},
+            }
+            for pair in pairs
+        ],
+    }
+
+
+def _image(image_id: str, inspector: Inspector) -> dict[str, Any]:
+    row = inspector.store.row_of(image_id)
+    width, height = inspector.store.size(row)
+    return {
+        "alt": f"image {image_id}: {inspector.captions.texts[inspector.captions_of[image_id][0]]}",
+        "w": width,
+        "h": height,
+        "boxes": inspector.store.boxes(row).round().astype(int).tolist(),
+        "labels": region_labels(inspector.store, row),
+    }
+
+
+def region_labels(store: RegionStore, row: int) -> list[str]:
+    """What the detector calls each region of an image: `striped circle`, or `region 3` where it has no name for it."""
+
+    def name(names: Sequence[str], index: int) -> str:
+        return names[index] if 0 <= index < len(names) else ""
+
+    pairs: Iterable[tuple[Any, Any]] = zip(store.attributes(row), store.classes(row), strict=True)
+    labels = [
+        f"{name(store.attribute_names, int(attribute))} {name(store.categories, int(category))}".strip()
+        for attribute, category in pairs
+    ]
+    return [label or f"region {number}" for number, label in enumerate(labels, start=1)]

@@ -1,0 +1,185 @@
+"""The report's page: tables, charts and the data of its interactive part, rendered into one HTML text."""
+
+import base64
+import csv
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from stages.params import InputError
+from stages.recall_table import COLUMNS, PAPER
+from stages.report_charts import Line, histogram, in_buckets, line_chart
+
+HERE = Path(__file__).parent
+PROTOCOLS = {
+    "full": "",
+    "coco_1k": "mean of five folds of 1,000 images",
+    "coco_5k": "the first 5,000 images",
+}
+GATE_KINDS = {"positive": "Matching", "negative": "Random mismatch", "hardest": "Hardest mismatch"}
+
+
+def render(context: Mapping[str, Any]) -> str:
+    """The page's HTML: every value is escaped, and only the script hashed here may run."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    script = (HERE / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    return environment.get_template("report.html.jinja").render(
+        **context,
+        script=Markup(script),
+        script_hash=f"sha256-{digest}",
+        css=Markup((HERE / "report.css").read_text(encoding="utf-8")),
+    )
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A number for a table cell; a dash for none."""
+    return "\N{EN DASH}" if value is None else f"{value:,.{digits}f}"
+
+
+def recall_rows(retrieval: Mapping[str, Mapping[str, float]], notes: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Rows of the recall table: the measured splits, then the paper's."""
+    measured = [(split, notes.get(split, ""), values, False) for split, values in retrieval.items()]
+    published = [(name, "paper", values, True) for name, values in PAPER.items()]
+    return [
+        {"name": name, "note": note, "cells": [number(values.get(column)) for column in COLUMNS], "paper": paper}
+        for name, note, values, paper in (*measured, *published)
+    ]
+
+
+def headline(recall: Mapping[str, float], gates: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The few numbers that come first."""
+    figures = [
+        {"label": "rsum", "value": number(recall["rsum"]), "unit": "of 600", "note": "the six recalls added"},
+        {"label": "Image → text, R@1", "value": number(recall["i2t_r1"]), "unit": "%", "note": ""},
+        {"label": "Text → image, R@1", "value": number(recall["t2i_r1"]), "unit": "%", "note": ""},
+    ]
+    side = next((side for side in ("", "region_") if gates.get(f"{side}gate_auc") is not None), None)
+    if side is not None:
+        positive, negative = gates[f"{side}gate_positive_mean"], gates[f"{side}gate_negative_mean"]
+        figures.append(
+            {
+                "label": f"{'Region' if side else 'Word'} gate, match / mismatch",
+                "value": f"{positive:.2f} / {negative:.2f}",
+                "unit": "",
+                "note": f"a match is told from a mismatch with AUC {gates[f'{side}gate_auc']:.3f}",
+            }
+        )
+    return figures
+
+
+def read_curve(path: Path) -> dict[str, list[float]]:
+    """The columns of a curve's CSV; a row whose cell is empty is left out of every column.
+
+    Raises:
+        InputError: the file cannot be read or holds something other than numbers.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if all(row.values())]
+        return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else ())}
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a curve of the training") from None
+    except (ValueError, TypeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {error}; expected a table of numbers") from None
+
+
+def charts(loss: Mapping[str, list[float]], recall: Mapping[str, list[float]], best: Any) -> list[dict[str, Any]]:
+    """Loss by step, validation recall by epoch and, where the model has gates, their means by epoch."""
+    drawn = []
+    if loss.get("loss"):
+        line = in_buckets(loss["step"], loss["loss"])
+        svg = line_chart([Line("loss", line.xs, line.ys, line.band)], "Training loss by step", "optimizer step")
+        drawn.append(
+            {"title": "Training loss", "svg": svg,
+             "text": f"Mean of {len(line.xs)} stretches; the band spans their lowest and highest step."}
+        )  # fmt: skip
+    epochs = recall.get("epoch", [])
+    mark = (float(best), "kept") if isinstance(best, int | float) else None
+    if epochs:
+        lines = [Line("image → text", epochs, recall["i2t_r1"]), Line("text → image", epochs, recall["t2i_r1"]),
+                 Line("mean of six", epochs, [value / 6 for value in recall["rsum"]])]  # fmt: skip
+        svg = line_chart(lines, "Validation recall by epoch", "epoch", (0, 100), mark)
+        drawn.append(
+            {"title": "Validation recall, %", "svg": svg,
+             "text": "R@1 each way and the mean of the six recalls; the epoch with the best mean is kept."}
+        )  # fmt: skip
+    lines = [Line(name, epochs, recall[column]) for name, column in
+             (("matching", "gate_positive_mean"), ("random", "gate_negative_mean")) if recall.get(column)]  # fmt: skip
+    if lines:
+        svg = line_chart(lines, "Mean word gate by epoch", "epoch", (0, 1), mark)
+        drawn.append({"title": "Validation gates", "svg": svg, "text": "Mean word gate of matching and random pairs."})
+    return drawn
+
+
+def gate_context(gates: Mapping[str, Any], pairs: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """What the gates' section shows: `gates` of metrics/gates.json, `pairs` the columns of the pairs' table."""
+    sides = [(side, column) for side, column in (("", "words"), ("region_", "regions"))
+             if gates.get(f"{side}gate_auc") is not None]  # fmt: skip
+    if not sides:
+        reason = f"This model has no gates to show: {gates.get('reason', 'none were measured')}."
+        return {"gate_reason": reason, "gate_rows": [], "gate_columns": [], "gate_histogram": "", "gate_regions": False}
+    rows = [
+        {"name": name, "cells": [number(gates[f"{side}gate_{kind}_mean"], 3) for side, _ in sides]}
+        for kind, name in GATE_KINDS.items()
+    ]
+    rows += [
+        {"name": name, "cells": [number(gates[f"{side}gate_{key}"], 3) for side, _ in sides]}
+        for name, key in (("AUC, match against random", "auc"), ("AUC, match against hardest", "hardest_auc"))
+    ]
+    kinds, values = np.array(pairs["kind"]), pairs[sides[0][1]]
+    series = [(name, [v for k, v in zip(kinds, values, strict=True) if k == kind]) for kind, name in GATE_KINDS.items()]
+    what = f"mean gate over a pair's {sides[0][1]}"
+    return {
+        "gate_reason": "",
+        "gate_rows": rows,
+        "gate_columns": [column for _, column in sides],
+        "gate_regions": len(sides) == 2,
+        "gate_histogram": histogram(series, f"Histogram of the {what}", what),
+    }
+
+
+def failures(queries: Mapping[str, Sequence[Mapping[str, Any]]], alts: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The worst queries each way, from the interactive part's data; `alts` describes the images."""
+    sides = []
+    for direction, title in (("t2i", "Text → image"), ("i2t", "Image → text")):
+        worst = sorted((query for query in queries[direction] if query["worst"]), key=lambda query: -query["rank"])
+        items = []
+        for query in worst:
+            first = query["results"][0]
+            right = next(result for result in query["results"] if result["right"])
+            item: dict[str, Any] = {"key": query["key"], "rank": query["rank"], "picture": query["image"]}
+            if direction == "t2i":
+                item |= {"text": query["text"], "first": first["image"], "right": right["image"],
+                         "first_alt": alts[first["image"]], "right_alt": alts[right["image"]]}  # fmt: skip
+            else:
+                item |= {"alt": alts[query["image"]], "first": first["text"], "right": right["text"]}
+            items.append(item)
+        sides.append({"title": title, "queries": items})
+    return sides
+
+
+def context_note(source: str) -> str:
+    """What the reader must know before comparing with the paper's rows."""
+    if source == "scenes":
+        return "on photographs with human captions: another task than the drawn scenes above, not a comparison"
+    return "comparable only where images, split and protocol are the paper's"
+
+
+def protocol_note(metadata: Mapping[bytes, bytes]) -> str:
+    """How a split was measured, from the metadata of its evaluation."""
+    images, captions = (int(metadata.get(key, b"0")) for key in (b"camp.images", b"camp.captions"))
+    parts = [
+        f"{images:,} images, {captions:,} captions",
+        PROTOCOLS.get(metadata.get(b"camp.protocol", b"").decode(), ""),
+    ]
+    if int(metadata.get(b"camp.models", b"1")) > 1:
+        parts.append(f"ensemble of {int(metadata[b'camp.models'])}")
+    return "; ".join(part for part in parts if part)
