@@ -1,0 +1,219 @@
+"""Stage train: CAMP on region features and captions; the weights with the best rsum on val are the result."""
+
+import csv
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+import camp_model
+from camp_model.regions import RegionStore, replacing
+from camp_model.vocabulary import Vocabulary
+from stages.params import InputError, Params, load_params, stage_main
+from stages.tracking import track
+from stages.training.data import Split
+from stages.training.device import Precision, choose_device
+from stages.training.loop import Trainer
+from stages.training.processes import Processes, launch
+from stages.training.resume import Progress, Resume, run_key, sha256_of
+from stages.training.start import new_model
+
+RECALL_COLUMNS = ("rsum", "i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
+GATE_COLUMNS = ("gate_positive_mean", "gate_negative_mean", "gate_auc")
+PLOTTED_STEPS = 2000
+"""Rows of train_loss.csv at most; beyond, each is a mean over several steps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Paths:
+    """What the stage reads and writes."""
+
+    regions: Path = Path("data/regions")
+    captions: Path = Path("data/captions")
+    model: Path = Path("models/camp")
+    metrics: Path = Path("metrics/train.json")
+    plots: Path = Path("plots")
+    work: Path = Path(".work/train")
+    """State of unfinished trainings; not an output, for DVC removes outputs before a stage runs."""
+
+
+def train(
+    params: Params,
+    paths: Paths,
+    *,
+    device: torch.device,
+    processes: Processes = Processes(),  # noqa: B008 (frozen)
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Train CAMP and write the checkpoint, metrics/train.json, train_loss.csv and val_recall.csv.
+
+    A training that was killed goes on at the exact step when it is called again with the same params, data and code.
+
+    Raises:
+        InputError: the data, or what training starts from, does not fit; or training cannot go on (TrainingError).
+        Stopped: `stop` said so; the state is saved.
+    """
+    precision = Precision(params.train.precision, device)
+    try:
+        store = RegionStore(paths.regions)
+        vocabulary = Vocabulary.load(paths.captions / "vocabulary.json")
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    splits = {name: Split(store, paths.captions / f"{name}.parquet", vocabulary) for name in ("train", "val")}
+    if len(splits["train"].images) < 2:
+        raise InputError(f"{paths.captions / 'train.parquet'}: image_id: one image only; expected 2 or more")
+    data = {file.name: sha256_of([file]) for file in _data_files(paths)}
+    model = new_model(params.model, params.train, vocabulary, store.region_dim).to(device)
+    key = run_key(_identity(params, data, device))
+    trainer = Trainer(
+        model, params.train, splits["train"], splits["val"], vocabulary,
+        precision=precision, resume=Resume(paths.work, key), processes=processes, stop=stop,
+    )  # fmt: skip
+    with track("train", params, run_id=trainer.progress.run_id) as run:
+        run.log_dataset("train", paths.captions / "train.parquet", data["train.parquet"])
+        run.log_dataset("val", paths.captions / "val.parquet", data["val.parquet"])
+        run.log_dataset("regions", paths.regions, data["manifest.parquet"])
+        progress = trainer.fit(run)
+        if processes.rank:
+            return
+        best = progress.epochs[progress.best_epoch - 1]
+        summary = {
+            "best_epoch": progress.best_epoch,
+            "epochs": len(progress.epochs),
+            "steps": progress.step,
+            **{f"val_{name}": value for name, value in best.items()},
+            "train_loss": _mean(progress.losses[-trainer.epoch_steps :]),
+            **trainer.pace.metrics(),
+        }
+        fingerprint = {
+            "detector": store.detector,
+            "dataset": run_key(data),
+            "val_rsum": best["rsum"],
+            "mlflow_run_id": run.run_id,
+        }
+        _write_plots(paths.plots, progress)
+        write_json(paths.metrics, summary)
+        _publish(trainer.resume.best(progress.best_epoch), paths.model, fingerprint)
+        run.log_model(paths.model, best["rsum"])
+        for path in (paths.metrics, paths.plots / "train_loss.csv", paths.plots / "val_recall.csv"):
+            run.log_artifact(path)
+    trainer.resume.clear()
+
+
+def _data_files(paths: Paths) -> list[Path]:
+    """Files that stand for all the data: a shard's name in the manifest is a hash of its content."""
+    captions = [paths.captions / name for name in ("train.parquet", "val.parquet", "vocabulary.json")]
+    return [paths.regions / "manifest.parquet", *captions]
+
+
+def _identity(params: Params, data: Mapping[str, str], device: torch.device) -> dict[str, Any]:
+    """Everything that decides the result of a training: params, data, code and where it computes."""
+    code = [
+        *Path(camp_model.__file__).parent.glob("*.py"),
+        *Path(__file__).parent.glob("training/*.py"),
+        Path(__file__),
+    ]
+    settings = dataclasses.asdict(params.train)
+    del settings["checkpoint_steps"]
+    start = [Path(name) for name in (params.train.word_vectors,) if name is not None]
+    if params.train.start_from is not None:
+        start += sorted(path for path in Path(params.train.start_from).iterdir() if path.is_file())
+    return {
+        "model": dataclasses.asdict(params.model),
+        "train": settings,
+        "data": dict(data),
+        "start": sha256_of(start),
+        "code": sha256_of(sorted(code)),
+        "torch": torch.__version__,
+        "device": device.type,
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _write_plots(folder: Path, progress: Progress) -> None:
+    losses = progress.losses
+    size = -(-len(losses) // PLOTTED_STEPS)
+    parts = [losses[start : start + size] for start in range(0, len(losses), size)]
+    rows = [{"step": min((i + 1) * size, len(losses)), "loss": _mean(part)} for i, part in enumerate(parts)]
+    _write_csv(folder / "train_loss.csv", ("step", "loss"), rows)
+    epochs = [{"epoch": i, **metrics} for i, metrics in enumerate(progress.epochs, start=1)]
+    _write_csv(folder / "val_recall.csv", ("epoch", *RECALL_COLUMNS, *GATE_COLUMNS), epochs)
+
+
+def _publish(best: Path, out: Path, fingerprint: Mapping[str, Any]) -> None:
+    """Put the best checkpoint in place, whole."""
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(best, temporary)
+    write_json(temporary / "fingerprint.json", fingerprint)
+    shutil.rmtree(out, ignore_errors=True)
+    temporary.rename(out)
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """Wait until no other training is at work here: one may outlive the pipeline that started it."""
+    if os.environ.get("RANK", "0") != "0":  # the first of several processes waits for all
+        yield
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(work / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print("another training is at work in this folder: waiting for its end", flush=True)
+        lock.acquire()
+    with lock:
+        yield
+
+
+def main() -> None:
+    params, paths = load_params(), Paths()
+    device = choose_device(params.train.device)
+    launch(params.train, device, "stages.train")
+    if device.type == "cuda" and "LOCAL_RANK" in os.environ:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    stopped = False
+
+    def stop(number: int, frame: types.FrameType | None) -> None:
+        nonlocal stopped
+        stopped = True
+
+    signal.signal(signal.SIGTERM, stop)
+    with _alone(paths.work):
+        processes = Processes.join(device)
+        try:
+            train(params, paths, device=device, processes=processes, stop=lambda: stopped)
+        finally:
+            processes.leave()
+
+
+if __name__ == "__main__":
+    stage_main(main)

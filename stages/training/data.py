@@ -1,0 +1,157 @@
+"""Batches of aligned image-caption pairs, loaded beside the training step.
+
+Shapes: B pairs of a batch, R regions, D region_dim, N words of the longest caption of the batch.
+"""
+
+import math
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from camp_model.captions import CaptionTable
+from camp_model.regions import RegionStore
+from camp_model.vocabulary import Vocabulary
+from stages.params import InputError
+
+Indices = npt.NDArray[np.int64]
+PREFETCH = 4
+"""Batches that wait ready while a step runs."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Aligned pairs: row i of everything belongs to pair i."""
+
+    features: Tensor
+    """[B, R, D]"""
+    region_mask: Tensor
+    """bool [B, R]"""
+    tokens: Tensor
+    """int64 [B, N]"""
+    lengths: Tensor
+    """int64 [B], on the CPU"""
+    image_index: Tensor
+    """int64 [B], equal where two captions are of one image"""
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on `device`, its features in float32."""
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in ("features", "region_mask", "tokens", "image_index")
+        }
+        moved["features"] = moved["features"].float()
+        return replace(self, **moved)
+
+    def pinned(self) -> "Batch":
+        """The batch in pinned memory, from where a GPU fetches it while it computes."""
+        return Batch(*(getattr(self, field.name).pin_memory() for field in fields(self)))
+
+
+class Split:
+    """The captions of a split and the regions of their images.
+
+    Raises:
+        InputError: captions name images without regions or words outside the vocabulary, or a file is damaged.
+    """
+
+    def __init__(self, store: RegionStore, captions: Path, vocabulary: Vocabulary) -> None:
+        self.store = store
+        try:
+            self.captions = CaptionTable.load(captions)
+            self.rows: Indices = self.captions.image_index(store.image_ids)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        if self.captions.largest_id >= len(vocabulary):
+            raise InputError(
+                f"{captions}: tokens: word id {self.captions.largest_id} is outside the vocabulary of "
+                f"{len(vocabulary)} words; expected both from one run of tokenize_captions"
+            )
+        if not len(self.captions):
+            raise InputError(f"{captions}: holds no captions")
+        self.images: Indices = np.unique(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def batch(self, captions: Indices) -> Batch:
+        """The pairs of some captions, each with its own image.
+
+        Raises:
+            InputError: a shard of regions is missing or damaged.
+        """
+        features, mask = self.regions(self.rows[captions])
+        tokens, lengths = self.captions.batch(captions)
+        return Batch(features, mask, tokens, lengths, torch.from_numpy(self.rows[captions]))
+
+    def regions(self, rows: Indices) -> tuple[Tensor, Tensor]:
+        """Features [n, R, D] as stored and mask [n, R] of some rows of the store."""
+        try:
+            features, mask = self.store.features(rows)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        return torch.from_numpy(features), torch.from_numpy(mask)
+
+
+def epoch_batches(pairs: int, batch_size: int, seed: int, epoch: int, processes: int = 1) -> list[Indices]:
+    """The captions of each step of an epoch: every caption once, in an order that seed and epoch decide.
+
+    Batches differ as little as possible in size, so that no epoch ends in one too small to hold negatives. Each can
+    be divided evenly by `processes`; for that, fewer than `processes` captions are seen twice.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(pairs)
+    order = np.concatenate([order, order[: -pairs % processes]])
+    parts = np.array_split(order.reshape(-1, processes), steps_per_epoch(pairs, batch_size, processes))
+    return [part.reshape(-1) for part in parts]
+
+
+def steps_per_epoch(pairs: int, batch_size: int, processes: int = 1) -> int:
+    """Number of batches of at most `batch_size` pairs that hold all pairs."""
+    return math.ceil(math.ceil(pairs / processes) / (batch_size // processes))
+
+
+T = TypeVar("T")
+
+
+def prefetch(items: Iterator[T], depth: int = PREFETCH) -> Iterator[T]:
+    """The same items, made by a thread that stays `depth` ahead; its exceptions are raised here."""
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(item: T | None, error: BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put((item, error), timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put(item, None)
+                if stop.is_set():
+                    return
+            put(None, StopIteration())
+        except BaseException as error:
+            put(None, error)
+
+    thread = threading.Thread(target=work, daemon=True, name="prefetch")
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,244 @@
+"""The training loop."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from camp_model.camp import CAMP
+from camp_model.distributed import gather_batch
+from camp_model.encoders import length_mask
+from camp_model.losses import all_negatives_bce, hardest_negative_bce, triplet_loss
+from camp_model.vocabulary import Vocabulary
+from stages.params import InputError, TrainParams
+from stages.tracking import Run
+from stages.training.data import Batch, Split, epoch_batches, prefetch, steps_per_epoch
+from stages.training.device import Precision
+from stages.training.processes import Processes
+from stages.training.resume import Progress, Resume
+from stages.training.schedule import learning_rate
+from stages.training.validation import validate
+
+RECORDED_STEPS = 5000
+"""Above this many steps, the tracking server gets means over several steps."""
+
+
+class TrainingError(InputError):
+    """Training cannot go on."""
+
+
+class Stopped(SystemExit):
+    """Training was asked to end early; its state is saved. The exit code is that of a process ended by SIGTERM."""
+
+    def __init__(self) -> None:
+        super().__init__(143)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast this process has trained; resumed parts of a run are not in it."""
+
+    seconds: float
+    """Spent in steps."""
+    steps: int
+    pairs: int
+    waited: float
+    """Seconds of `seconds` in which the next batch was not there yet."""
+
+    def metrics(self) -> dict[str, float]:
+        """Rates, for metrics/train.json and the tracking server."""
+        seconds = max(self.seconds, 1e-9)
+        return {
+            "steps_per_second": self.steps / seconds,
+            "pairs_per_second": self.pairs / seconds,
+            "data_wait_share": self.waited / seconds,
+        }
+
+    def after(self, seconds: float, pairs: int, waited: float) -> "Pace":
+        """The pace after one more step."""
+        return Pace(self.seconds + seconds, self.steps + 1, self.pairs + pairs, self.waited + waited)
+
+    def since(self, earlier: "Pace") -> "Pace":
+        """The pace from `earlier` on."""
+        return Pace(*(now - then for now, then in zip(astuple(self), astuple(earlier), strict=True)))
+
+
+class Trainer:
+    """Trains a model in place; `fit` may be called again in another process and goes on where the last one ended."""
+
+    def __init__(
+        self,
+        model: CAMP,
+        params: TrainParams,
+        train: Split,
+        val: Split,
+        vocabulary: Vocabulary,
+        *,
+        precision: Precision,
+        resume: Resume,
+        processes: Processes = Processes(),  # noqa: B008 (frozen)
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.model, self.params, self.train, self.val, self.vocabulary = model, params, train, val, vocabulary
+        self.precision, self.resume, self.processes, self.stop = precision, resume, processes, stop
+        self.device = precision.device
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1.0, weight_decay=params.weight_decay)
+        self.epoch_steps = steps_per_epoch(len(train), params.batch_size, processes.count)
+        self.progress = resume.load(model, self.optimizer, precision.scaler) or Progress()
+        self.pace = Pace(0.0, 0, 0, 0.0)
+        self.pending: list[tuple[int, float, Tensor, Tensor]] = []
+        self.flushed = self.pace
+        # Reading a loss waits for the device, so a GPU is asked only now and then.
+        self.read_every = 1 if self.device.type == "cpu" else 20
+        self.record_every = max(self.read_every, math.ceil(params.epochs * self.epoch_steps / RECORDED_STEPS))
+
+    def fit(self, run: Run) -> Progress:
+        """Train until the last epoch, or until `patience` epochs have brought nothing; `run` records it.
+
+        Raises:
+            TrainingError: a loss, or a gradient, that is not finite. The last saved state stays.
+            Stopped: `stop` said so; the state is saved.
+        """
+        self.run, progress = run, self.progress
+        progress.run_id = run.run_id
+        total = self.params.epochs * self.epoch_steps
+        if progress.step:
+            print(f"going on after step {progress.step} of {total}", flush=True)
+        self.bar = tqdm(
+            total=total, initial=progress.step, desc="train", unit="step", mininterval=2, dynamic_ncols=True,
+            disable=self.processes.rank > 0,
+        )  # fmt: skip
+        with self.bar:
+            while len(progress.epochs) < self.params.epochs and not self._out_of_patience():
+                self._epoch()
+                self._end_epoch()
+        return progress
+
+    def _out_of_patience(self) -> bool:
+        patience, done = self.params.patience, len(self.progress.epochs)
+        return patience > 0 and done - self.progress.best_epoch >= patience
+
+    def _epoch(self) -> None:
+        epoch = len(self.progress.epochs)
+        before = time.perf_counter()
+        for batch in prefetch(self._batches(epoch, self.progress.step - epoch * self.epoch_steps)):
+            arrived = time.perf_counter()
+            self._step(batch)
+            done = time.perf_counter()
+            self.pace = self.pace.after(done - before, len(batch.lengths) * self.processes.count, arrived - before)
+            before = done
+            stopped = self.stop()
+            wants_saving = self.progress.step % self.params.checkpoint_steps == 0
+            if stopped or wants_saving or len(self.pending) >= self.record_every:
+                self._read_losses()
+            if stopped or (wants_saving and self.progress.step < (epoch + 1) * self.epoch_steps):
+                self._save()
+            if stopped:
+                raise Stopped
+
+    def _batches(self, epoch: int, skip: int) -> Iterator[Batch]:
+        params = self.params
+        batches = epoch_batches(len(self.train), params.batch_size, params.seed, epoch, self.processes.count)
+        for captions in batches[skip:]:
+            batch = self.train.batch(captions[self.processes.share(len(captions))])
+            yield batch.pinned() if self.device.type == "cuda" else batch
+
+    def _step(self, batch: Batch) -> None:
+        step, scaler = self.progress.step, self.precision.scaler
+        rate = learning_rate(self.params, step, self.epoch_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        # The dropout of a step depends on nothing but the seed, the step and the process.
+        torch.manual_seed(hash((self.params.seed, step, self.processes.rank)))
+        loss = self._loss(batch.to(self.device), step)
+        torch.autograd.backward(scaler.scale(loss))
+        loss = self.processes.average_gradients(self.parameters, loss)
+        scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.params.gradient_clip or math.inf)
+        scaler.step(self.optimizer)
+        scaler.update()
+        self.progress.step += 1
+        self.pending.append((self.progress.step, rate, loss, norm))
+        self.bar.update()
+
+    def _loss(self, batch: Batch, step: int) -> Tensor:
+        params = self.params
+        losses: dict[str, Callable[..., Tensor]] = {
+            "hardest_bce": hardest_negative_bce,
+            "bce": all_negatives_bce,
+            "triplet": partial(triplet_loss, margin=params.margin),
+        }
+        with self.precision.autocast():
+            regions = self.model.encode_regions(batch.features, batch.region_mask)
+            words = self.model.encode_captions(batch.tokens, batch.lengths)
+            word_mask = length_mask(batch.lengths, batch.tokens.shape[1]).to(self.device)
+            everyone = gather_batch(regions, batch.region_mask, words, word_mask, batch.image_index)
+            return losses[params.loss](
+                self.model,
+                *everyone.tensors,
+                pairs=everyone.pairs,
+                gate_supervision=params.gate_supervision,
+                random_negatives=step < params.random_negative_steps,
+                generator=torch.Generator().manual_seed(hash((params.seed, step))),
+                micro_batch=params.micro_batch,
+            )
+
+    def _read_losses(self) -> None:
+        """Read what the last steps measured, check it and record it."""
+        pending, self.pending = self.pending, []
+        if not pending:
+            return
+        losses = torch.stack([loss.float() for _, _, loss, _ in pending]).tolist()
+        norms = torch.stack([norm.float() for _, _, _, norm in pending]).tolist()
+        for (step, *_), loss, norm in zip(pending, losses, norms, strict=True):
+            # A scaled fp16 loss may overflow: its scaler then leaves the step out and goes on with a smaller scale.
+            overflow = self.precision.scaler.is_enabled() and math.isfinite(loss)
+            if not math.isfinite(loss) or not (math.isfinite(norm) or overflow):
+                what = "gradient" if math.isfinite(loss) else "loss"
+                kept = f"; the state before it is in {self.resume.folder}" if self.resume.state.is_file() else ""
+                raise TrainingError(
+                    f"train: the {what} of step {step} is not finite; a lower train.learning_rate or a smaller "
+                    f"train.gradient_clip may help{kept}"
+                )
+        self.progress.losses += losses
+        self.bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+        pace, self.flushed = self.pace.since(self.flushed), self.pace
+        values = {
+            "train/loss": sum(losses) / len(losses),
+            "train/gradient_norm": sum(norms) / len(norms),
+            "train/learning_rate": pending[-1][1],
+        }
+        self.run.log_metrics(values | {f"train/{name}": v for name, v in pace.metrics().items()}, step=pending[-1][0])
+
+    def _end_epoch(self) -> None:
+        """Measure the model, keep it if it is the best so far, and save the state."""
+        progress = self.progress
+        self._read_losses()
+        try:
+            metrics = validate(self.model, self.val, self.precision, self.processes)
+        except ValueError as error:
+            raise TrainingError(f"train: validation after step {progress.step}: {error}") from None
+        best = progress.epochs[progress.best_epoch - 1]["rsum"] if progress.best_epoch else -math.inf
+        progress.epochs.append(metrics)
+        epoch = len(progress.epochs)
+        if metrics["rsum"] > best:
+            progress.best_epoch = epoch
+            if self.processes.rank == 0:
+                self.resume.save_best(epoch, self.model, self.vocabulary)
+        self._save()
+        self.run.log_metrics({f"val/{name}": value for name, value in metrics.items()}, step=progress.step)
+        loss = sum(progress.losses[-self.epoch_steps :]) / self.epoch_steps
+        gates = "".join(f", {n.replace('_', ' ')} {v:.3f}" for n, v in metrics.items() if n.startswith("gate"))
+        self.bar.write(f"epoch {epoch}: loss {loss:.3f}, val rsum {metrics['rsum']:.1f}{gates}")
+
+    def _save(self) -> None:
+        if self.processes.rank == 0:
+            self.resume.save(self.progress, self.model, self.optimizer, self.precision.scaler)

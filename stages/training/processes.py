@@ -1,0 +1,77 @@
+"""Training in several processes, one per device."""
+
+import os
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from stages.params import InputError, TrainParams
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that train together."""
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def join(cls, device: torch.device) -> "Processes":
+        """Meet the processes that `torchrun` started; alone if it did not start this one."""
+        if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
+            return cls()
+        # Validation on one process may keep the others waiting for long.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    def leave(self) -> None:
+        """Part from the other processes."""
+        if self.count > 1:
+            dist.destroy_process_group()
+
+    def share(self, size: int) -> slice:
+        """This process's part of a batch of `size` pairs."""
+        each = size // self.count
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def sum_(self, values: Tensor) -> None:
+        """Add up `values` over all processes, in place."""
+        if self.count > 1:
+            dist.all_reduce(values)
+
+    def average_gradients(self, parameters: list[nn.Parameter], loss: Tensor) -> Tensor:
+        """Replace gradients by their mean over all processes, in one exchange; returns the mean of `loss`."""
+        if self.count == 1:
+            return loss.detach()
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([loss.detach().reshape(1).to(gradients[0].dtype), *(g.reshape(-1) for g in gradients)])
+        dist.all_reduce(flat)
+        flat /= self.count
+        mean, *parts = torch.split(flat, [1, *(g.numel() for g in gradients)])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
+        return mean[0]
+
+
+def launch(params: TrainParams, device: torch.device, module: str) -> None:
+    """Replace this process by `torchrun`, which starts `module` once per device; returns where that is not wanted.
+
+    Raises:
+        InputError: more processes than devices, or a batch that they cannot share evenly.
+    """
+    if params.processes == 1 or "WORLD_SIZE" in os.environ:
+        return
+    if params.batch_size % params.processes:
+        raise InputError(f"train.batch_size: {params.batch_size} is no multiple of train.processes, {params.processes}")
+    if device.type == "mps" or (device.type == "cuda" and params.processes > torch.cuda.device_count()):
+        count = torch.cuda.device_count() if device.type == "cuda" else 1
+        raise InputError(f"train.processes: {params.processes}, but there are {count} {device.type} devices")
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={params.processes}", "-m", module]
+    if device.type == "cpu":
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // params.processes)))
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *command])

@@ -1,0 +1,115 @@
+"""What a killed training needs to go on at the exact step: one file, replaced as a whole.
+
+Every random number of a step comes from the seed and the step's number, and so does the sampler's order. What has to be
+kept is therefore: weights, optimizer, loss scale, the step, and what has been measured so far. The best weights so far
+lie beside it. A file is only ever read by a training with the same key, a hash of params, data and code.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from camp_model.camp import CAMP
+from camp_model.checkpoint import save_checkpoint
+from camp_model.regions import replacing
+from camp_model.vocabulary import Vocabulary
+
+
+@dataclass
+class Progress:
+    """How far a training has come."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    losses: list[float] = field(default_factory=list)
+    """Loss of each step."""
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    """What validation measured after each epoch."""
+    best_epoch: int = 0
+    """Number of the epoch with the highest rsum on val, from 1; 0: none yet."""
+    run_id: str | None = None
+    """The tracking run that this training is recorded in."""
+
+
+def sha256_of(paths: Iterable[Path]) -> str:
+    """One hash over the names and contents of files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def run_key(values: dict[str, Any]) -> str:
+    """The key of a training: a hash of everything that decides its result."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+class Resume:
+    """The place of one training's state, `folder`/<key>; states of other keys are left alone."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder = folder / key[:16]
+        self.key = key
+        self.state = self.folder / "state.safetensors"
+
+    def save(self, progress: Progress, model: CAMP, optimizer: torch.optim.Optimizer, scaler: torch.GradScaler) -> None:
+        """Replace the state; a kill at any moment leaves the old one or the new one."""
+        tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+        for i, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{name}": torch.as_tensor(value) for name, value in state.items()}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        facts = asdict(progress)
+        tensors["losses"] = torch.tensor(facts.pop("losses"), dtype=torch.float64)
+        metadata = {"key": self.key, "progress": json.dumps(facts), "scaler": json.dumps(scaler.state_dict())}
+        with replacing(self.state) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+        for old in self.folder.glob("best-*"):
+            if old != self.best(progress.best_epoch):
+                shutil.rmtree(old, ignore_errors=True)
+
+    def load(self, model: CAMP, optimizer: torch.optim.Optimizer, scaler: torch.GradScaler) -> Progress | None:
+        """Put a saved state into model, optimizer and scaler; None where there is none for this training."""
+        if not self.state.is_file():
+            return None
+        try:
+            with safe_open(self.state, framework="pt") as file:
+                metadata = file.metadata()
+                tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            print(f"{self.state}: cannot be read ({error}); training starts anew")
+            return None
+        progress = Progress(losses=tensors.pop("losses").tolist(), **json.loads(metadata["progress"]))
+        if metadata["key"] != self.key or (progress.best_epoch and not self.best(progress.best_epoch).is_dir()):
+            return None
+        model.load_state_dict({name.removeprefix("model."): v for name, v in tensors.items() if name[0] == "m"})
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, i, kind = name.split(".")
+                state.setdefault(int(i), {})[kind] = value
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+        scaler.load_state_dict(json.loads(metadata["scaler"]))
+        return progress
+
+    def best(self, epoch: int) -> Path:
+        """The folder of the weights of an epoch that was the best so far."""
+        return self.folder / f"best-{epoch}"
+
+    def save_best(self, epoch: int, model: CAMP, vocabulary: Vocabulary) -> None:
+        """Keep the weights of `epoch`; `save` then makes them the best ones and removes the older."""
+        shutil.rmtree(self.best(epoch), ignore_errors=True)
+        save_checkpoint(self.best(epoch), model, vocabulary, {"epoch": epoch})
+
+    def clear(self) -> None:
+        """Remove the state: the training has ended well."""
+        shutil.rmtree(self.folder, ignore_errors=True)

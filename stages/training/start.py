@@ -1,0 +1,73 @@
+"""The model that training starts from."""
+
+from pathlib import Path
+
+import torch
+
+from camp_model.camp import CAMP
+from camp_model.checkpoint import load_checkpoint
+from camp_model.vocabulary import SPECIALS, Vocabulary
+from stages.params import InputError, ModelParams, TrainParams
+from stages.training.word_vectors import load_word_vectors
+
+
+def new_model(model: ModelParams, train: TrainParams, vocabulary: Vocabulary, region_dim: int) -> CAMP:
+    """A model with random weights from `train.seed`, then word vectors, then those of `train.start_from`.
+
+    Raises:
+        InputError: the word vectors, the checkpoint or the names in `train.freeze` do not fit.
+    """
+    torch.manual_seed(train.seed)
+    camp = CAMP(model.config(vocab_size=len(vocabulary), region_dim=region_dim), dropout=train.dropout)
+    if train.word_vectors is not None:
+        _set_word_vectors(camp, Path(train.word_vectors), vocabulary)
+    if train.start_from is not None:
+        _take_weights(camp, Path(train.start_from), vocabulary)
+    _freeze(camp, train.freeze)
+    return camp
+
+
+def _set_word_vectors(camp: CAMP, path: Path, vocabulary: Vocabulary) -> None:
+    table = camp.caption_encoder.embedding.weight
+    found = load_word_vectors(path, vocabulary, table.shape[1])
+    with torch.no_grad():
+        for i, vector in found.items():
+            table[i] = vector
+    words = len(vocabulary) - len(SPECIALS)
+    print(f"{path}: vectors for {len(found)} of {words} words; the others start random")
+
+
+def _take_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary) -> None:
+    """Copy the weights that have the same name and shape in the checkpoint `folder`; say which stay random."""
+    try:
+        source, its_vocabulary, _ = load_checkpoint(folder)
+    except ValueError as error:
+        raise InputError(f"train.start_from: {error}") from None
+    if its_vocabulary != vocabulary:
+        raise InputError(
+            f"train.start_from: {folder}: is a checkpoint of another vocabulary ({len(its_vocabulary)} words, "
+            f"here {len(vocabulary)}); set captions.vocabulary to {folder / 'vocabulary.json'}"
+        )
+    if source.config.region_dim != camp.config.region_dim:
+        raise InputError(
+            f"train.start_from: {folder}: region_dim {source.config.region_dim}; these features have "
+            f"{camp.config.region_dim}"
+        )
+    weights, own = source.state_dict(), camp.state_dict()
+    taken = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    if not taken:
+        raise InputError(f"train.start_from: {folder}: none of its weights has the name and shape of one here")
+    camp.load_state_dict(taken, strict=False)
+    fresh = [name for name in own if name not in taken]
+    print(f"{folder}: {len(taken)} of {len(own)} weights taken; new: {', '.join(fresh) or 'none'}")
+
+
+def _freeze(camp: CAMP, prefixes: tuple[str, ...]) -> None:
+    names = [name for name, _ in camp.named_parameters()]
+    for prefix in prefixes:
+        if not any(name.startswith(prefix) for name in names):
+            raise InputError(f"train.freeze: no parameter begins with {prefix!r}; there are {', '.join(names)}")
+    for name, parameter in camp.named_parameters():
+        parameter.requires_grad_(not name.startswith(prefixes))
+    if not any(parameter.requires_grad for parameter in camp.parameters()):
+        raise InputError("train.freeze: holds every parameter; expected some left to train")

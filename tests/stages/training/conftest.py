@@ -1,0 +1,91 @@
+"""A small made-up data set: regions that say a colour and a shape, captions that name them."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from camp_model.captions import write_captions
+from camp_model.regions import ImageRegions, StoreInfo, write_manifest, write_shard
+from camp_model.vocabulary import Vocabulary
+from stages.params import ModelParams, Params, TrainParams
+from stages.train import Paths, train
+
+REGIONS, WIDTH = 3, 16
+WORDS = [f"colour{i}" for i in range(8)] + [f"shape{i}" for i in range(8)]
+
+
+def write_data(folder: Path, images: int = 30, captions: int = 2, val_images: int | None = None) -> Paths:
+    """Write regions and captions; val is a copy of train unless `val_images` says otherwise."""
+    generator = np.random.default_rng(0)
+    looks = generator.standard_normal((len(WORDS), WIDTH)).astype(np.float32)
+    info = StoreInfo(region_dim=WIDTH, max_regions=REGIONS, detector="made-up")
+    paths = Paths(
+        regions=folder / "regions", captions=folder / "captions", model=folder / "models" / "camp",
+        metrics=folder / "metrics" / "train.json", plots=folder / "plots", work=folder / ".work",
+    )  # fmt: skip
+    paths.captions.mkdir(parents=True)
+    rows, texts = [], {}
+    for i in range(images + (val_images or 0)):
+        k = 2 + i % (REGIONS - 1)
+        seen = np.stack([generator.integers(0, 8, k), generator.integers(8, 16, k)], axis=1)
+        noise = 0.1 * generator.standard_normal((k, WIDTH)).astype(np.float32)
+        features = looks[seen].sum(1) + noise
+        zeros = np.zeros(k, np.float32)
+        none = np.full(k, -1, np.int32)
+        rows.append((f"i{i}", ImageRegions(features, np.zeros((k, 4)), zeros, none, none, zeros, 100, 80)))
+        spoken = [[WORDS[word] for pair in seen[generator.permutation(k)] for word in pair] for _ in range(captions)]
+        texts[f"i{i}"] = spoken
+    write_shard(paths.regions / "a.arrow", info, "a", rows)
+    manifest = [(image_id, "a.arrow", row, len(item.features)) for row, (image_id, item) in enumerate(rows)]
+    write_manifest(paths.regions, info, manifest)
+    names = list(texts)
+    splits = {"train": names[:images], "val": names[images:] or names[:images]}
+    vocabulary = Vocabulary.build(WORDS[i : i + 1] for i in range(len(WORDS)))
+    vocabulary.save(paths.captions / "vocabulary.json")
+    for split, members in splits.items():
+        pairs = [(name, words) for name in members for words in texts[name]]
+        write_captions(
+            paths.captions / f"{split}.parquet",
+            list(range(len(pairs))),
+            [name for name, _ in pairs],
+            [" ".join(words) for _, words in pairs],
+            [vocabulary.encode(words) for _, words in pairs],
+        )
+    return paths
+
+
+def small_params(model: dict | None = None, **values: object) -> Params:
+    settings = {
+        "epochs": 2, "batch_size": 12, "learning_rate": 0.01, "schedule": "constant", "patience": 0, "device": "cpu",
+    }  # fmt: skip
+    sizes = {"dim": 16, "word_dim": 8}
+    return replace(
+        Params(), model=ModelParams(**(sizes | (model or {}))), train=TrainParams(**(settings | values))
+    )
+
+
+@pytest.fixture(autouse=True)
+def _untracked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAMP_TRACKING", "off")
+
+
+@pytest.fixture
+def params() -> Callable[..., Params]:
+    """Params of a small model and a short training; keywords are of `train`, `model` is a dict."""
+    return small_params
+
+
+@pytest.fixture
+def make_data(tmp_path: Path) -> Callable[..., Paths]:
+    """Writes the data set below tmp_path; see `write_data`."""
+    return lambda name="data", **sizes: write_data(tmp_path / name, **sizes)
+
+
+@pytest.fixture
+def run_train() -> Callable[..., None]:
+    """Runs the stage on the CPU."""
+    return lambda params, paths, **more: train(params, paths, device=torch.device("cpu"), **more)
