@@ -49,15 +49,10 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def check_source(source: Source) -> None:
-    """What must hold of every source, whatever it was read from.
-
-    Raises:
-        InputError: a wrong split name or an empty split, an image id twice, a caption or box of no image, an
-            empty caption, or an image without a caption.
-    """
+def _check_images(images: list[SourceImage]) -> dict[str, str]:
+    """Where each image id stands."""
     seen: dict[str, str] = {}
-    for image in source.images:
+    for image in images:
         if image.split not in SPLITS:
             raise InputError(f"{image.where}: split {image.split!r} is not one of {', '.join(SPLITS)}")
         if image.image_id in seen:
@@ -65,7 +60,17 @@ def check_source(source: Source) -> None:
                 f"{image.where}: image id {image.image_id!r} is there twice, first at {seen[image.image_id]}"
             )
         seen[image.image_id] = image.where
-    captioned = set()
+    return seen
+
+
+def check_source(source: Source) -> None:
+    """What must hold of every source, whatever it was read from.
+
+    Raises:
+        InputError: a wrong split name or an empty split, an image id twice, a caption or box of no image, an
+            empty caption, or an image without a caption.
+    """
+    seen = _check_images(source.images)
     for caption in source.captions:
         if caption.image_id not in seen:
             raise InputError(f"{caption.where}: the caption names image {caption.image_id!r}, which is not listed")
@@ -73,19 +78,17 @@ def check_source(source: Source) -> None:
             raise InputError(f"{caption.where}: the caption of image {caption.image_id!r} is empty")
         if not _is_unicode(caption.text):
             raise InputError(f"{caption.where}: the caption {caption.text!r} holds half a character (a lone surrogate)")
-        captioned.add(caption.image_id)
+    captioned = {caption.image_id for caption in source.captions}
     for image_id, where in seen.items():
         if image_id not in captioned:
             raise InputError(f"{where}: image {image_id!r} has no caption; expected at least one")
     for box in source.boxes:
         if box.image_id not in seen:
             raise InputError(f"a box names image {box.image_id!r}, which is not listed")
-    sizes = Counter(image.split for image in source.images)
+    used = {image.split for image in source.images}
     for split in SPLITS:
-        if not sizes[split]:
-            raise InputError(
-                f"dataset: the split {split} holds no image; expected at least one in each of {', '.join(SPLITS)}"
-            )
+        if split not in used:
+            raise InputError(f"dataset: the split {split} holds no image; expected some in each of {', '.join(SPLITS)}")
 
 
 def check_path(image: SourceImage, root: Path, resolved_root: Path) -> Path:

@@ -213,7 +213,7 @@ def _sentence(
             f"{words} {phrases[1]} there {verb} {phrases[0]}",
         ))  # fmt: skip
         rest = _list(rng, phrases[2:]) if len(phrases) > 2 else ""
-        joint = pick(rng, (f" and {rest}", f", and there is also {rest}", f" with {rest}", f", plus {rest}"))
+        joint = pick(rng, (f" and {rest}", f", and there is also {rest}", f" with {rest}", f", as well as {rest}"))
         text = pair + (joint if rest else "")
     else:
         total = COUNTS[len(scene.objects)][0]
