@@ -66,22 +66,32 @@ class Run:
         """Record that the run reads `path`, whose content has the hash `digest`."""
         self._write("dataset", name=name, path=str(path), digest=digest)
 
-    def log_model(self, folder: Path | str, val_rsum: float) -> None:
-        """Record a checkpoint folder as an MLflow model and register it; `champion` follows the best val rsum."""
-        self._keep("model", Path(folder), val_rsum=float(val_rsum))
+    def log_model(self, folder: Path | str, val_rsum: float, start_end: bool = False) -> None:
+        """Record a checkpoint folder as an MLflow model and register it; `champion` follows the best val rsum.
+
+        Its code is kept with it as it is now: the delivery may happen after the code has changed.
+        """
+        package = Path(__file__).parents[1]
+        code = self._copy(package / "stages" / "retrieval_model.py", package / "camp_model")
+        self._keep("model", Path(folder), code=code, val_rsum=float(val_rsum), start_end=start_end)
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Record tags; None is left out."""
         self._write("tags", values={name: str(value) for name, value in tags.items() if value is not None})
 
     def _keep(self, event: str, path: Path, **values: Any) -> None:
+        if (copy := self._copy(path)) is not None:
+            self._write(event, source=f"{copy}/{path.name}", **values)
+
+    def _copy(self, *paths: Path) -> str | None:
         if self._spool is None:
-            return
+            return None
         try:
             with self._lock:
-                self._spool.write(event, source=self._spool.keep(path), **values)
+                return self._spool.keep(*paths)
         except OSError as error:
             self._give_up(error)
+            return None
 
     def _write(self, event: str, **values: Any) -> None:
         if self._spool is None:

@@ -55,15 +55,16 @@ class Spool:
         self._file.write(line + "\n")
         self._file.flush()
 
-    def keep(self, source: Path) -> str:
-        """Copy a file or folder into the spool; returns its path relative to the spool folder."""
+    def keep(self, *sources: Path) -> str:
+        """Copy files or folders into a new folder of the spool; returns its path relative to the spool folder."""
         number = sum(1 for _ in (self.folder / "artifacts").iterdir())
-        target = self.folder / "artifacts" / f"{number:05d}" / source.name
-        target.parent.mkdir()
-        if source.is_dir():
-            shutil.copytree(source, target)
-        else:
-            shutil.copyfile(source, target)
+        target = self.folder / "artifacts" / f"{number:05d}"
+        target.mkdir()
+        for source in sources:
+            if source.is_dir():
+                shutil.copytree(source, target / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copyfile(source, target / source.name)
         return target.relative_to(self.folder).as_posix()
 
     def close(self) -> None:

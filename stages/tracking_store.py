@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from stages.tracking_model import log_model
 from stages.tracking_spool import (
     SPOOL,
     delivered_bytes,
@@ -224,9 +225,7 @@ class Delivery:
             self.client.log_artifact(run_id, str(source), event.get("folder"))
 
     def _model(self, run_id: str, folder: Path, event: dict[str, Any]) -> None:
-        from stages.tracking_model import log_model
-
-        log_model(self.client, run_id, folder / event["source"], event["val_rsum"])
+        log_model(self.client, run_id, folder / event["source"], folder / event["code"], event)
 
     def _end(self, run_id: str, folder: Path, event: dict[str, Any]) -> None:
         self.client.set_terminated(run_id, event["status"], event["time"])
