@@ -194,6 +194,9 @@ class RegionsParams:
     """Overlap (intersection over union) above which the lower-scoring box of a class is dropped."""
     boxes: str = "detected"
     """detected, or given: the boxes that the dataset brings."""
+    geometry: bool = False
+    """Put the box (its corners and area as shares of the image) at the end of each feature: what a caption says of
+    places is not in the pooled features."""
     dtype: str = "float16"
     """float16 or float32: how features are stored."""
     batch_size: int = 8

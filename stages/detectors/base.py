@@ -1,0 +1,179 @@
+"""What every detector has in common: its description on disk and the interface that extraction uses."""
+
+import hashlib
+import importlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from camp_model.regions import ImageRegions, replacing
+from stages.detectors import DETECTORS
+from stages.params import InputError, RegionsParams
+
+# Raised when the same weights and config begin to give other features.
+FEATURES_VERSION = 1
+# Corners and area: what regions.geometry puts at the end of a feature, scaled to weigh like the rest of it.
+GEOMETRY_DIM = 5
+GEOMETRY_SCALE = 4.0
+
+
+@dataclass(frozen=True)
+class Description:
+    """data/detector/detector.json: everything about a detector that changes what it sees."""
+
+    backend: str
+    architecture: str
+    weights_source: str
+    """Where the weights came from, as the user named it."""
+    weights_sha256: str
+    region_dim: int
+    categories: list[str] = field(default_factory=list)
+    attributes: list[str] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over all of it but where the weights came from."""
+        values = asdict(self) | {"weights_source": "", "version": FEATURES_VERSION}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        values = asdict(self)
+        values["weights"] = {"source": values.pop("weights_source"), "sha256": values.pop("weights_sha256")}
+        with replacing(folder / "detector.json") as temporary:
+            temporary.write_text(
+                json.dumps(values | {"fingerprint": self.fingerprint}, indent=2, sort_keys=True) + "\n"
+            )
+
+    @classmethod
+    def load(cls, folder: Path) -> "Description":
+        """Read detector.json.
+
+        Raises:
+            InputError: it is missing, no JSON, or lacks a key.
+        """
+        path = folder / "detector.json"
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            weights = values.pop("weights")
+            values.pop("fingerprint")
+            return cls(weights_source=weights["source"], weights_sha256=weights["sha256"], **values)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}); train_detector writes it") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: is no description of a detector ({error})") from None
+
+
+@dataclass
+class Prepared:
+    """An image resized for the network, made in a decoding thread."""
+
+    pixels: torch.Tensor
+    """uint8 RGB [3, h, w] at the network's input size."""
+    width: int
+    height: int
+    """Of the original image, upright."""
+    group: tuple[int, int]
+    """Padded (height, width). Only images of one group share a batch, so the padding of an image, and with it its
+    features, never depends on its neighbours."""
+
+
+class RegionExtractor(Protocol):
+    """Finds regions in images and says what they look like."""
+
+    fingerprint: str
+    region_dim: int
+    categories: list[str]
+    attributes: list[str]
+
+    def prepare(self, image: np.ndarray) -> Prepared:
+        """Resize one image, uint8 RGB [H, W, 3]. Safe to call from several threads."""
+        ...
+
+    def forward(self, batch: Sequence[Prepared], given: Sequence[np.ndarray] | None = None) -> list[ImageRegions]:
+        """Regions of images of one group; `given`: boxes [k, 4] per image to describe instead of detecting."""
+        ...
+
+    def box_logits(self, features: np.ndarray) -> np.ndarray:
+        """The predictor's class logits for features [k, region_dim], as the network computes them."""
+        ...
+
+
+class PrecomputedRegions(Protocol):
+    """Regions that somebody else extracted: looked up by image, no picture is opened."""
+
+    fingerprint: str
+    region_dim: int
+    categories: list[str]
+    attributes: list[str]
+
+    def read(self, image_id: str, path: str, width: int, height: int) -> ImageRegions:
+        """The regions of one image of images.parquet. InputError if there are none."""
+        ...
+
+
+def append_geometry(regions: ImageRegions) -> ImageRegions:
+    """The regions with (x0 / W, y0 / H, x1 / W, y1 / H, share of the area) at the end of each feature.
+
+    Corners run from -1 to 1 and the area from 0 to 1, times GEOMETRY_SCALE.
+    """
+    corners = regions.boxes / np.array([regions.width, regions.height] * 2, dtype=np.float32)
+    area = np.prod(corners[:, 2:] - corners[:, :2], axis=1, keepdims=True)
+    geometry = np.concatenate([2 * corners - 1, area], axis=1) * GEOMETRY_SCALE
+    return replace(regions, features=np.concatenate([regions.features, geometry.astype(np.float32)], axis=1))
+
+
+def given_boxes(boxes: np.ndarray, width: int, height: int, limit: int) -> np.ndarray:
+    """The boxes [k, 4] that a dataset brings for one image, fit to be described.
+
+    Clipped to the image; those thinner than a pixel are dropped; the largest `limit` are kept, in their own order;
+    an image without boxes is one region: all of it.
+    """
+    clipped = np.clip(boxes, 0, np.array([width, height] * 2, dtype=np.float32)).astype(np.float32)
+    sides = clipped[:, 2:] - clipped[:, :2]
+    clipped, sides = clipped[(sides >= 1).all(axis=1)], sides[(sides >= 1).all(axis=1)]
+    if not len(clipped):
+        return np.array([[0, 0, width, height]], dtype=np.float32)
+    largest = np.argsort(-sides.prod(axis=1), kind="stable")[:limit]
+    kept: np.ndarray = clipped[np.sort(largest)]
+    return kept
+
+
+def extract(
+    extractor: RegionExtractor,
+    images: Sequence[np.ndarray],
+    given: Sequence[np.ndarray] | None = None,
+    batch_size: int = 8,
+) -> list[ImageRegions]:
+    """Regions of a few images, uint8 RGB [H, W, 3], in their order: the stage's work without its files and threads."""
+    prepared = [extractor.prepare(image) for image in images]
+    found: list[ImageRegions | None] = [None] * len(images)
+    for group in sorted({item.group for item in prepared}):
+        members = [i for i, item in enumerate(prepared) if item.group == group]
+        for start in range(0, len(members), batch_size):
+            batch = members[start : start + batch_size]
+            boxes = None if given is None else [given[i] for i in batch]
+            for i, regions in zip(batch, extractor.forward([prepared[i] for i in batch], boxes), strict=True):
+                found[i] = regions
+    return [regions for regions in found if regions is not None]
+
+
+def load_detector(folder: Path, regions: RegionsParams, device: str = "cpu") -> RegionExtractor | PrecomputedRegions:
+    """The detector that train_detector left in `folder`, ready to run on `device`.
+
+    Raises:
+        InputError: the description or the weights are missing or do not fit, or the backend is not installed.
+    """
+    description = Description.load(folder)
+    if description.backend not in DETECTORS:
+        raise InputError(
+            f"{folder / 'detector.json'}: backend {description.backend!r} is not one of {', '.join(DETECTORS)}"
+        )
+    module = importlib.import_module(DETECTORS[description.backend])
+    detector: RegionExtractor | PrecomputedRegions = module.load(folder, description, regions, device)
+    return detector

@@ -1,0 +1,156 @@
+"""Training of the scenes detector, and how well it finds objects."""
+
+import contextlib
+import io
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch.nn import functional
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import fastrcnn_loss
+
+from camp_model.regions import ImageRegions
+from stages.params import DetectorTrainParams
+
+ATTRIBUTE_WEIGHT = 12.0
+BOX_WEIGHT = 2.0
+REPORT_SECONDS = 5.0
+
+
+@dataclass
+class Scene:
+    """One training image with its objects."""
+
+    pixels: torch.Tensor
+    """uint8 [3, H, W]"""
+    boxes: torch.Tensor
+    """float32 [k, 4], XYXY"""
+    labels: torch.Tensor
+    """int64 [k], from 1: 0 is the background"""
+    attributes: torch.Tensor
+    """float32 [k, A], 1 where the attribute holds"""
+
+
+def _batch(scenes: Sequence[Scene], flip: bool) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
+    """Images [B, 3, H, W] in 0..1 and the targets, mirrored together or not."""
+    images = torch.stack([scene.pixels for scene in scenes]).float() / 255
+    width = images.shape[3]
+    targets = []
+    for scene in scenes:
+        boxes = scene.boxes
+        if flip:
+            boxes = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1)
+        targets.append({"boxes": boxes, "labels": scene.labels, "attributes": scene.attributes})
+    return images.flip(3) if flip else images, targets
+
+
+def losses(
+    network: FasterRCNN, images: torch.Tensor, targets: list[dict[str, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
+    """Faster R-CNN's four losses and the binary cross-entropy of the attributes of the matched proposals."""
+    sizes = [(images.shape[2], images.shape[3])] * len(images)
+    maps = {"0": network.backbone(images)}
+    proposals, found = network.rpn(ImageList(images, sizes), maps, targets)
+    heads = network.roi_heads
+    proposals, matched, labels, regression = heads.select_training_samples(proposals, targets)
+    features = heads.box_head(heads.box_roi_pool(maps, proposals, sizes))
+    logits, deltas = heads.box_predictor(features)
+    classification, box = fastrcnn_loss(logits, deltas, labels, regression)
+    wanted = torch.cat([target["attributes"][rows] for target, rows in zip(targets, matched, strict=True)])
+    real = torch.cat(labels) > 0
+    attributes = functional.binary_cross_entropy_with_logits(
+        heads.box_predictor.attributes(features[real]), wanted[real]
+    )
+    own = {
+        "classification": classification,
+        "box": BOX_WEIGHT * box,
+        "attributes": ATTRIBUTE_WEIGHT * attributes,
+    }
+    return {**found, **own}
+
+
+def train_network(network: FasterRCNN, scenes: Sequence[Scene], params: DetectorTrainParams) -> float:
+    """Train in place, deterministic on CPU given the seed; the mean loss of the last tenth of the steps."""
+    generator = torch.Generator().manual_seed(params.seed)
+    torch.manual_seed(params.seed)  # the samplers inside torchvision draw from the global generator
+    mean, std = (
+        torch.tensor(values)[:, None, None] for values in (network.transform.image_mean, network.transform.image_std)
+    )
+    optimizer = torch.optim.AdamW(network.parameters(), lr=params.learning_rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=params.learning_rate, total_steps=params.steps + 1, pct_start=0.1
+    )
+    network.train()
+    history: list[float] = []
+    order: list[int] = []
+    started = reported = time.monotonic()
+    for step in range(1, params.steps + 1):
+        while len(order) < params.batch_size:
+            order += torch.randperm(len(scenes), generator=generator).tolist()
+        picked, order = order[: params.batch_size], order[params.batch_size :]
+        flip = bool(torch.randint(2, (1,), generator=generator))
+        images, targets = _batch([scenes[i] for i in picked], flip)
+        parts = losses(network, (images - mean) / std, targets)
+        loss = torch.stack(list(parts.values())).sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimizer.step()
+        schedule.step()
+        history.append(loss.item())
+        if time.monotonic() - reported > REPORT_SECONDS or step == params.steps:
+            reported = time.monotonic()
+            shown = ", ".join(f"{name.removeprefix('loss_')} {value.item():.3f}" for name, value in parts.items())
+            print(
+                f"step {step}/{params.steps}, {reported - started:.0f} s: loss {history[-1]:.3f} ({shown})", flush=True
+            )
+    network.eval()
+    return float(np.mean(history[-max(params.steps // 10, 1) :]))
+
+
+def map50(found: Sequence[ImageRegions], scenes: Sequence[Scene], num_categories: int) -> float:
+    """Mean average precision at IoU 0.5 over the categories that occur, as COCO computes it (0 to 1)."""
+    truth = COCO()
+    annotations = [
+        {
+            "bbox": _xywh(box),
+            "category_id": int(label),
+            "image_id": i,
+            "area": float(np.prod(_xywh(box)[2:])),
+            "iscrowd": 0,
+        }
+        for i, scene in enumerate(scenes)
+        for box, label in zip(scene.boxes.tolist(), scene.labels, strict=True)
+    ]
+    truth.dataset = {
+        "images": [{"id": i} for i in range(len(scenes))],
+        "categories": [{"id": label} for label in range(1, num_categories + 1)],
+        "annotations": [{"id": i + 1, **annotation} for i, annotation in enumerate(annotations)],
+    }
+    results = [
+        {"image_id": i, "category_id": int(label) + 1, "bbox": _xywh(box), "score": float(score)}
+        for i, regions in enumerate(found)
+        for box, label, score in zip(regions.boxes.tolist(), regions.classes, regions.scores, strict=True)
+    ]
+    if not results:
+        return 0.0
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+        evaluation.params.iouThrs = np.array([0.5])
+        evaluation.evaluate()
+        evaluation.accumulate()
+    # precision is [IoU thresholds, recalls, categories, areas, detections]; -1 where a category does not occur
+    precision = evaluation.eval["precision"][0, :, :, 0, -1]
+    return float(precision[precision > -1].mean())
+
+
+def _xywh(box: Sequence[float]) -> list[float]:
+    x0, y0, x1, y1 = box
+    return [x0, y0, x1 - x0, y1 - y0]

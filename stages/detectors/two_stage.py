@@ -1,0 +1,173 @@
+"""How a two-stage detector becomes a region extractor, whichever library it comes from.
+
+Faster R-CNN describes its proposals, classifies them and moves them to their final boxes; usual code then returns the
+features of the proposals. Here the final boxes are pooled again, and the class, attribute and score of a region are
+what the predictor says of that stored feature, so that box, feature and label belong together.
+
+Shapes: B images of a batch, P proposals of an image, k regions of an image, n regions of the batch, D region_dim,
+C classes, A attributes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.ops import clip_boxes_to_image
+
+from camp_model.regions import ImageRegions
+from stages.detectors.base import Description, Prepared
+from stages.detectors.selection import select
+from stages.params import RegionsParams
+
+Sizes = list[tuple[int, int]]
+
+
+class TwoStageExtractor(ABC):
+    """A RegionExtractor over a network in two stages; a library's own part is in the abstract methods."""
+
+    size_divisor = 1
+    """Height and width of a batch are padded to a multiple of this."""
+
+    def __init__(self, description: Description, params: RegionsParams, device: str) -> None:
+        self.fingerprint = description.fingerprint
+        self.region_dim = description.region_dim
+        self.categories = description.categories
+        self.attributes = description.attributes
+        self.params = params
+        self.device = torch.device(device)
+
+    @abstractmethod
+    def resize(self, image: np.ndarray) -> torch.Tensor:
+        """uint8 RGB [H, W, 3] -> uint8 RGB [3, h, w] at the network's input size."""
+
+    @abstractmethod
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 RGB [3, h, w] on the device -> float32 as the network expects it."""
+
+    @abstractmethod
+    def maps(self, images: torch.Tensor) -> Any:
+        """[B, 3, H, W] -> the backbone's feature maps."""
+
+    @abstractmethod
+    def proposals(self, images: torch.Tensor, maps: Any, sizes: Sizes) -> list[torch.Tensor]:
+        """The first stage's boxes [P, 4] of each image."""
+
+    @abstractmethod
+    def pool(self, maps: Any, boxes: list[torch.Tensor], sizes: Sizes) -> torch.Tensor:
+        """What the box predictor sees of each box: [n, D]."""
+
+    @abstractmethod
+    def predict(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The predictor's raw class logits [n, classes with background] and box deltas."""
+
+    @abstractmethod
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Probability of each class without the background: [n, C]."""
+
+    @abstractmethod
+    def decode(self, deltas: torch.Tensor, boxes: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """The boxes [n, 4] moved by the deltas of their classes [n]."""
+
+    def attribute_probabilities(self, features: torch.Tensor, classes: torch.Tensor) -> torch.Tensor | None:
+        """[n, A], or None for a network without attributes."""
+        return None
+
+    def prepare(self, image: np.ndarray) -> Prepared:
+        pixels = self.resize(image)
+        height, width = (-(-side // self.size_divisor) * self.size_divisor for side in pixels.shape[1:])
+        return Prepared(pixels, width=image.shape[1], height=image.shape[0], group=(height, width))
+
+    @torch.inference_mode()
+    def forward(self, batch: Sequence[Prepared], given: Sequence[np.ndarray] | None = None) -> list[ImageRegions]:
+        sizes: Sizes = [(item.pixels.shape[1], item.pixels.shape[2]) for item in batch]
+        images = self.stack(batch)
+        maps = self.maps(images)
+        if given is None:
+            boxes = self._detect(images, maps, sizes)
+        else:
+            boxes = [self._scale(item, kept) for item, kept in zip(batch, given, strict=True)]
+        features = self.pool(maps, boxes, sizes)
+        logits, _ = self.predict(features)
+        return self._describe(batch, boxes, features, logits, in_order=given is not None)
+
+    def stack(self, batch: Sequence[Prepared]) -> torch.Tensor:
+        """The network's input [B, 3, H, W]: normalised, then padded with zeros to the size of the group."""
+        images = torch.zeros((len(batch), 3, *batch[0].group), device=self.device)
+        for i, item in enumerate(batch):
+            _, height, width = item.pixels.shape
+            images[i, :, :height, :width] = self.normalise(item.pixels.to(self.device, non_blocking=True))
+        return images
+
+    def _scale(self, item: Prepared, boxes: np.ndarray) -> torch.Tensor:
+        """Boxes in pixels of the original image -> of the network's input, clipped to it."""
+        height, width = item.pixels.shape[1:]
+        scale = torch.tensor([width / item.width, height / item.height] * 2, device=self.device)
+        scaled = torch.as_tensor(np.asarray(boxes, dtype=np.float32).reshape(-1, 4), device=self.device) * scale
+        clipped: torch.Tensor = clip_boxes_to_image(scaled, (height, width))
+        return clipped
+
+    def _detect(self, images: torch.Tensor, maps: Any, sizes: Sizes) -> list[torch.Tensor]:
+        """The final boxes of each image, in pixels of the network's input."""
+        proposals = self.proposals(images, maps, sizes)
+        logits, deltas = self.predict(self.pool(maps, proposals, sizes))
+        scores, classes = self.probabilities(logits).max(dim=1)
+        final = self.decode(deltas, torch.cat(proposals), classes)
+        counts = [len(boxes) for boxes in proposals]
+        kept = []
+        for boxes, score, label, size in zip(
+            *(torch.split(values, counts) for values in (final, scores, classes)), sizes, strict=True
+        ):
+            clipped = clip_boxes_to_image(boxes, size)
+            solid = ((clipped[:, 2:] - clipped[:, :2]) >= 1).all(dim=1) & torch.isfinite(score)
+            clipped = clipped[solid]
+            best = clipped[select(clipped, score[solid], label[solid], self.params)]
+            whole = clipped.new_tensor([[0, 0, size[1], size[0]]])
+            # An image in which nothing is found is still one region: all of it.
+            kept.append(best if len(best) else whole)
+        return kept
+
+    def _describe(
+        self,
+        batch: Sequence[Prepared],
+        boxes: list[torch.Tensor],
+        features: torch.Tensor,
+        logits: torch.Tensor,
+        in_order: bool,
+    ) -> list[ImageRegions]:
+        """Labels for the pooled features [n, D], sorted by score unless the boxes came in an order of their own."""
+        scores, classes = self.probabilities(logits).max(dim=1)
+        attributes = self.attribute_probabilities(features, classes)
+        if attributes is None:
+            attribute_scores, attribute_ids = torch.zeros_like(scores), torch.full_like(classes, -1)
+        else:
+            attribute_scores, attribute_ids = attributes.max(dim=1)
+        found, start = [], 0
+        for item, box in zip(batch, boxes, strict=True):
+            order = torch.arange(len(box), device=self.device)
+            if not in_order:
+                order = torch.sort(scores[start : start + len(box)], descending=True, stable=True).indices
+            rows = start + order
+            start += len(box)
+            height, width = item.pixels.shape[1:]
+            back = box.new_tensor([item.width / width, item.height / height] * 2)
+            limit = np.array([item.width, item.height] * 2, dtype=np.float32)
+            found.append(
+                ImageRegions(
+                    features=features[rows].float().cpu().numpy(),
+                    boxes=np.minimum((box[order] * back).float().cpu().numpy(), limit),
+                    scores=scores[rows].float().cpu().numpy(),
+                    classes=classes[rows].cpu().numpy().astype(np.int32),
+                    attributes=attribute_ids[rows].cpu().numpy().astype(np.int32),
+                    attribute_scores=attribute_scores[rows].float().cpu().numpy(),
+                    width=item.width,
+                    height=item.height,
+                )
+            )
+        return found
+
+    @torch.inference_mode()
+    def box_logits(self, features: np.ndarray) -> np.ndarray:
+        logits, _ = self.predict(torch.as_tensor(features, dtype=torch.float32, device=self.device))
+        return logits.float().cpu().numpy()
