@@ -13,8 +13,8 @@ The store is `mlflow.db` at the root of the main workspace unless MLFLOW_TRACKIN
 
 import dataclasses
 import hashlib
+import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,12 +30,12 @@ from typing import Any
 from filelock import Timeout
 
 from stages.params import stage_main
+from stages.tracking_machine import output, sample_machine
+from stages.tracking_restore import model_hash
 from stages.tracking_spool import Spool, main_root
 
 WAIT = 20.0
 """Seconds that the end of a run waits for the server at most."""
-SAMPLE_EVERY = 10.0
-"""Seconds between two samples of the machine."""
 PARENT = "CAMP_PARENT_RUN"
 """Environment variable: key of the run that a train run is nested under (a sweep)."""
 
@@ -47,8 +47,9 @@ class Run:
     None: nothing is recorded (switched off, a second process of one training, or a disk that cannot be written).
     """
 
-    def __init__(self, spool: Spool | None, key: str, parent: str | None) -> None:
+    def __init__(self, spool: Spool | None, key: str, parent: str | None, params: object) -> None:
         self._spool = spool
+        self._params = flatten(params)
         self._lock = threading.Lock()
         self.run_id = key if spool else None
         self._parent = parent
@@ -66,13 +67,19 @@ class Run:
         """Record that the run reads `path`, whose content has the hash `digest`."""
         self._write("dataset", name=name, path=str(path), digest=digest)
 
-    def log_model(self, folder: Path | str, val_rsum: float, start_end: bool = False) -> None:
+    def log_model(self, folder: Path | str, val_rsum: float) -> None:
         """Record a checkpoint folder as an MLflow model and register it; `champion` follows the best val rsum.
 
-        Its code is kept with it as it is now: the delivery may happen after the code has changed.
+        Its code is kept with it as it is now: the delivery may happen after the code has changed. The fingerprints of
+        the dataset and the detector in its fingerprint.json become tags of the run.
         """
+        fingerprint = Path(folder) / "fingerprint.json"
+        if fingerprint.is_file():
+            facts = json.loads(fingerprint.read_text(encoding="utf-8"))
+            self.set_tags({name: facts.get(name) for name in ("dataset", "detector")})
         package = Path(__file__).parents[1]
         code = self._copy(package / "stages" / "retrieval_model.py", package / "camp_model")
+        start_end = self._params.get("captions.start_end") == "True"
         self._keep("model", Path(folder), code=code, val_rsum=float(val_rsum), start_end=start_end)
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
@@ -146,7 +153,7 @@ def track(
     root = main_root()
     wanted = os.environ.get("CAMP_TRACKING") != "off" and os.environ.get("RANK", "0") == "0"
     spool = _open_spool(root, key) if wanted else None
-    run = Run(spool, key, parent)
+    run = Run(spool, key, parent, params)
     experiment = os.environ.get("DVC_EXP_NAME")
     run._write(
         "start",
@@ -157,14 +164,14 @@ def track(
         uri=os.environ.get("MLFLOW_TRACKING_URI", ""),
         experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME", "camp"),
     )
-    run._write("params", values=flatten(params))
+    run._write("params", values=run._params)
     stop = threading.Event()
     process = None
     if spool:
         run.set_tags({"dvc.experiment": experiment, **_origin(), **(tags or {})})
         _keep_code(run, parent)
         process = _deliver(root, key)
-        threading.Thread(target=_sample_machine, args=(run, stop), daemon=True).start()
+        threading.Thread(target=sample_machine, args=(run._write, stop), daemon=True).start()
     status = "FINISHED"
     try:
         yield run
@@ -228,21 +235,13 @@ def _wait(process: subprocess.Popen[bytes], root: Path) -> None:
     )
 
 
-def _output(*command: str) -> str | None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
-
-
 def _origin() -> dict[str, object]:
     """Where the run comes from: tags that are the same on every path, desk, queue, flow or sweep."""
-    commit = (_output("git", "rev-parse", "HEAD") or "").strip() or None
+    commit = (output("git", "rev-parse", "HEAD") or "").strip() or None
     lock = Path("dvc.lock")
     return {
         "git.commit": commit,
-        "git.changed": bool(_output("git", "status", "--porcelain", "--untracked-files=no")) if commit else None,
+        "git.changed": bool(output("git", "status", "--porcelain", "--untracked-files=no")) if commit else None,
         "mlflow.source.git.commit": commit,
         "dvc.lock": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None,
         "prefect.flow_run": os.environ.get("PREFECT__FLOW_RUN_ID"),
@@ -257,37 +256,15 @@ def _keep_code(run: Run, parent: str | None) -> None:
     for file in ("params.yaml", "dvc.lock"):
         if Path(file).is_file():
             run.log_artifact(file, "code")
-    patch = _output("git", "diff", "--binary", "HEAD")
+    if parent and Path("dvc.lock").is_file():
+        model = model_hash(Path("dvc.lock").read_text(encoding="utf-8"))
+        run._write("tags", values={"dvc.model": model} if model else {}, also=parent)
+    patch = output("git", "diff", "--binary", "HEAD")
     if patch and not parent:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "changes.patch"
             path.write_text(patch, encoding="utf-8")
             run.log_artifact(path, "code")
-
-
-def _sample_machine(run: Run, stop: threading.Event) -> None:
-    """Record the machine's load under the names that MLflow's page of system metrics reads."""
-    import psutil
-
-    process = psutil.Process()
-    psutil.cpu_percent()
-    smi = shutil.which("nvidia-smi")
-    sample = 0
-    while not stop.wait(min(1.0, SAMPLE_EVERY) if sample == 0 else SAMPLE_EVERY):
-        memory = psutil.virtual_memory()
-        values = {
-            "system/cpu_utilization_percentage": psutil.cpu_percent(),
-            "system/system_memory_usage_megabytes": memory.used / 1e6,
-            "system/system_memory_usage_percentage": memory.percent,
-            "system/process_memory_megabytes": process.memory_info().rss / 1e6,
-        }
-        query = ["--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits"]
-        for number, line in enumerate((_output(smi, *query) or "").splitlines() if smi else []):
-            for name, cell in zip(("utilization_percentage", "memory_usage_megabytes"), line.split(","), strict=True):
-                if cell.strip().isdigit():
-                    values[f"system/gpu_{number}_{name}"] = float(cell)
-        run._write("metrics", values=values, step=sample, also=None)
-        sample += 1
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,15 +1,21 @@
-"""What a person asks of the tracking: `python -m stages.tracking ui | sync`."""
+"""What a person asks of the tracking: the commands of `python -m stages.tracking`."""
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stages.params import InputError
 from stages.tracking_delivery import sync
+from stages.tracking_model import promote
+from stages.tracking_restore import find_commit, find_run, restore
 from stages.tracking_spool import main_root
 from stages.tracking_store import store_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 
 def serve(root: Path, host: str, port: int) -> None:
@@ -36,6 +42,25 @@ def deliver(root: Path) -> None:
         raise InputError("; ".join(problems))
 
 
+def _client(root: Path) -> "MlflowClient":
+    import mlflow
+
+    mlflow.set_tracking_uri(store_uri(root))
+    return mlflow.MlflowClient()
+
+
+def find(root: Path, commit: str) -> None:
+    """Print the runs of a commit."""
+    runs = find_commit(_client(root), root, commit)
+    for run in runs:
+        rsum = run.data.metrics.get("val/rsum")
+        number = "" if rsum is None else f"  val/rsum {rsum:.1f}"
+        kind = run.data.tags.get("camp.kind", "")
+        print(f"{run.info.run_id}  {kind:8}  {run.info.status:8}  {run.info.run_name}{number}")
+    if not runs:
+        raise InputError(f"{commit}: no run was started from it or trained the model in its dvc.lock")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.tracking", description="MLflow, from this repository.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -43,9 +68,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ui.add_argument("--host", default="127.0.0.1")
     ui.add_argument("--port", type=int, default=5000)
     commands.add_parser("sync", help="deliver what the server did not take when it happened")
+    commands.add_parser("find", help="the runs of a commit").add_argument("commit")
+    back = commands.add_parser("restore", help="a run's code, params, data and model, into a new folder")
+    back.add_argument("run", help="MLflow run id or camp.run tag, or the beginning of one")
+    back.add_argument("--into", type=Path, help="default: .work/restored/<run>")
+    commands.add_parser("promote", help="call a run's model champion").add_argument("run")
     given = parser.parse_args(arguments)
     root = main_root()
     if given.command == "ui":
         serve(root, given.host, given.port)
-    else:
+    elif given.command == "sync":
         deliver(root)
+    elif given.command == "find":
+        find(root, given.commit)
+    else:
+        client = _client(root)
+        run = find_run(client, given.run)
+        if given.command == "restore":
+            into = given.into or root / ".work" / "restored" / run.info.run_id
+            said = restore(client, root, run, into.resolve())
+            print(f"{into}: {', '.join(said)}")
+        else:
+            try:
+                print(f"champion is now version {promote(client, run.info.run_id)}, of {run.info.run_name}")
+            except ValueError as error:
+                raise InputError(str(error)) from None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from stages import tracking
+from stages import tracking, tracking_machine
 from stages.params import InputError
 from stages.tracking import flatten, track
 from stages.tracking_commands import main as commands
@@ -24,7 +24,7 @@ def workspace(tmp_path, monkeypatch):
     """A repository of one commit to run in, and no setting of the machine's own."""
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME", "CAMP_TRACKING", "RANK"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(tracking, "SAMPLE_EVERY", 0.2)
+    monkeypatch.setattr(tracking_machine, "SAMPLE_EVERY", 0.2)
     (tmp_path / ".dvc").mkdir()
     (tmp_path / "params.yaml").write_text("model: {gate: scalar}\n")
     (tmp_path / "dvc.lock").write_text("schema: '2.0'\n")

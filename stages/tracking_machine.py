@@ -1,0 +1,43 @@
+"""The machine's load while a run goes on."""
+
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable
+
+SAMPLE_EVERY = 10.0
+"""Seconds between two samples."""
+
+
+def output(*command: str) -> str | None:
+    """What a command prints; None where it fails, is missing or takes longer than 20 s."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def sample_machine(write: Callable[..., None], stop: threading.Event) -> None:
+    """Record the machine's load under the names that MLflow's page of system metrics reads."""
+    import psutil
+
+    process = psutil.Process()
+    psutil.cpu_percent()
+    smi = shutil.which("nvidia-smi")
+    sample = 0
+    while not stop.wait(min(1.0, SAMPLE_EVERY) if sample == 0 else SAMPLE_EVERY):
+        memory = psutil.virtual_memory()
+        values = {
+            "system/cpu_utilization_percentage": psutil.cpu_percent(),
+            "system/system_memory_usage_megabytes": memory.used / 1e6,
+            "system/system_memory_usage_percentage": memory.percent,
+            "system/process_memory_megabytes": process.memory_info().rss / 1e6,
+        }
+        query = ["--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits"]
+        for number, line in enumerate((output(smi, *query) or "").splitlines() if smi else []):
+            for name, cell in zip(("utilization_percentage", "memory_usage_megabytes"), line.split(","), strict=True):
+                if cell.strip().isdigit():
+                    values[f"system/gpu_{number}_{name}"] = float(cell)
+        write("metrics", values=values, step=sample, also=None)
+        sample += 1
