@@ -18,9 +18,10 @@ Array = npt.NDArray[np.floating[Any]] | npt.NDArray[np.integer[Any]]
 def _checked(
     scores: Tensor | Array, caption_image: Tensor | Array
 ) -> tuple[npt.NDArray[np.floating[Any]], npt.NDArray[np.int64]]:
-    values: npt.NDArray[Any] = (
-        scores.detach().cpu().double().numpy() if isinstance(scores, Tensor) else np.asarray(scores)
-    )
+    if isinstance(scores, Tensor):
+        # numpy has no bfloat16.
+        scores = (scores.float() if scores.dtype.itemsize < 4 else scores).detach().cpu().numpy()
+    values: npt.NDArray[Any] = np.asarray(scores)
     index = np.asarray(caption_image.cpu() if isinstance(caption_image, Tensor) else caption_image, dtype=np.int64)
     if values.ndim != 2 or index.shape != (values.shape[1],):
         raise ValueError(f"scores {values.shape} and caption_image {index.shape}; expected [I, C] and [C]")

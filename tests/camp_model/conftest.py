@@ -1,0 +1,95 @@
+import importlib.util
+import itertools
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from camp_model import CAMP, CampConfig
+from camp_model.config import CHOICES
+from camp_model.encoders import length_mask
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def reference() -> ModuleType:
+    return _load("reference")
+
+
+@pytest.fixture(scope="session")
+def distributed_step() -> ModuleType:
+    return _load("distributed_step")
+
+
+def every_config(**sizes: int) -> list[CampConfig]:
+    """All combinations of switches that a config accepts."""
+    sizes = {"vocab_size": 12, "region_dim": 5, "word_dim": 3, "dim": 6, "pooling_heads": 2} | sizes
+    configs = []
+    for values in itertools.product(*CHOICES.values(), (1, 2), (True, False)):
+        switches = dict(zip((*CHOICES, "hops", "residual"), values, strict=True))
+        try:
+            configs.append(CampConfig(**sizes, **switches))
+        except ValueError:
+            continue
+    # Without messages, only pooling and matching are left.
+    return [
+        c for c in configs if c.message_passing != "none" or (c.gate, c.fusion, c.residual) == ("none", "sum", True)
+    ]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "every_switch" in metafunc.fixturenames:
+        configs = every_config()
+        names = [
+            "-".join(str(value) for key, value in c.to_dict().items() if key in (*CHOICES, "hops", "residual"))
+            for c in configs
+        ]
+        metafunc.parametrize("every_switch", configs, ids=names)
+
+
+class Batch:
+    """Random images and captions of different lengths, encoded in float64."""
+
+    def __init__(
+        self, config: CampConfig, counts: list[int], lengths: list[int], seed: int = 0, spare: int = 0
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)
+        self.model = CAMP(config).double()
+        for parameter in self.model.parameters():  # biases too, and weights large enough to open and close gates
+            parameter.data = 0.7 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        self.counts, self.lengths = torch.tensor(counts), torch.tensor(lengths)
+        r, n = max(counts) + spare, max(lengths) + spare
+        self.features = torch.randn(len(counts), r, config.region_dim, generator=generator, dtype=torch.float64)
+        self.tokens = torch.randint(0, config.vocab_size, (len(lengths), n), generator=generator)
+        self.region_mask, self.word_mask = length_mask(self.counts, r), length_mask(self.lengths, n)
+
+    def encode(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        regions = self.model.encode_regions(self.features, self.region_mask)
+        return regions, self.region_mask, self.model.encode_captions(self.tokens, self.lengths), self.word_mask
+
+    @property
+    def state(self) -> dict:
+        return {name: value.detach().numpy() for name, value in self.model.state_dict().items()}
+
+    def plain(self, reference: ModuleType) -> tuple[list, list]:
+        """The encodings by the reference, without padding."""
+        images = [
+            reference.encode_regions(self.state, x[:k].numpy()) for x, k in zip(self.features, self.counts, strict=True)
+        ]
+        captions = [
+            reference.encode_caption(self.state, x[:k].tolist()) for x, k in zip(self.tokens, self.lengths, strict=True)
+        ]
+        return images, captions
+
+
+@pytest.fixture
+def make_batch() -> type[Batch]:
+    return Batch

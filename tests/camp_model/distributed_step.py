@@ -1,0 +1,46 @@
+"""One training step of a share of a batch; run as a process: `distributed_step.py RANK FOLDER`."""
+
+import sys
+
+import torch
+import torch.distributed as dist
+
+from camp_model import CAMP, CampConfig
+from camp_model.distributed import gather_batch
+from camp_model.encoders import length_mask
+from camp_model.losses import hardest_negative_bce
+
+CONFIG = CampConfig(vocab_size=12, region_dim=5, word_dim=3, dim=6)
+INDEX = torch.tensor([0, 1, 2, 0])
+COUNTS, LENGTHS = torch.tensor([4, 2, 3, 4]), torch.tensor([3, 2, 5, 1])
+
+
+def share_of_a_step(rows: slice) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of the given pairs; negatives from all processes."""
+    torch.manual_seed(0)
+    model = CAMP(CONFIG).double()
+    features, tokens = torch.randn(4, 4, 5, dtype=torch.float64), torch.randint(0, 12, (4, 5))
+    lengths, counts = LENGTHS[rows], COUNTS[rows]
+    size = int(lengths.max())  # each process pads to its own longest caption
+    region_mask = length_mask(counts, 4)
+    regions = model.encode_regions(features[rows], region_mask)
+    words = model.encode_captions(tokens[rows, :size], lengths)
+    batch = gather_batch(regions, region_mask, words, length_mask(lengths, size), INDEX[rows])
+    loss = hardest_negative_bce(model, *batch.tensors, pairs=batch.pairs, gate_supervision=0.5)
+    loss.backward()
+    return loss.item(), {name: p.grad for name, p in model.named_parameters()}
+
+
+def main() -> None:
+    rank, folder = int(sys.argv[1]), sys.argv[2]
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    loss, gradients = share_of_a_step(slice(2 * rank, 2 * rank + 2))
+    for gradient in gradients.values():
+        dist.all_reduce(gradient)
+        gradient.div_(2)
+    torch.save((loss, gradients), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

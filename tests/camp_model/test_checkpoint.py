@@ -1,0 +1,116 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from camp_model import CAMP, CampConfig
+from camp_model.checkpoint import load_checkpoint, save_checkpoint
+from camp_model.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary.build([["a", "red", "circle"], ["blue", "circle"]])
+CONFIG = CampConfig(vocab_size=len(VOCABULARY), region_dim=5, word_dim=3, dim=6, gate="elementwise")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(0)
+    model = CAMP(CONFIG)
+    save_checkpoint(tmp_path / "camp", model, VOCABULARY, {"epoch": 3})
+    return tmp_path / "camp"
+
+
+def test_a_model_comes_back_whole(folder):
+    torch.manual_seed(0)
+    model = CAMP(CONFIG)
+    loaded, vocabulary, extra = load_checkpoint(folder)
+    assert loaded.config == CONFIG and vocabulary == VOCABULARY and extra == {"epoch": 3}
+    assert not loaded.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", "vocabulary.json"]
+    assert json.loads((folder / "config.json").read_text()) == CONFIG.to_dict()
+
+
+def test_a_newer_model_replaces_an_older_one(folder):
+    save_checkpoint(folder, CAMP(CONFIG), VOCABULARY, {"epoch": 4})
+    assert load_checkpoint(folder)[2] == {"epoch": 4}
+
+
+def change_weight(folder, name, value):
+    from safetensors import safe_open
+
+    path = folder / "model.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    weights = load_file(path)
+    if value is None:
+        del weights[name]
+    else:
+        weights[name] = value
+    save_file(weights, path, metadata)
+
+
+def change_config(folder, **values):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda f: change_weight(f, "matching.output.bias", None),
+            r"model.safetensors: matching.output.bias: is missing",
+        ),
+        (lambda f: change_weight(f, "matching.output.bias", torch.zeros(3)), r"bias: shape \[3\]; expected \[1\]"),
+        (lambda f: change_weight(f, "more", torch.zeros(3)), r"model.safetensors: more: "),
+        (lambda f: change_config(f, gate="soft"), r"config.json: model.gate: 'soft'"),
+        (lambda f: change_config(f, colour=1), r"config.json: .*colour"),
+        (lambda f: change_config(f, dim=8), r"model.safetensors: .*: shape"),
+        (lambda f: change_config(f, vocab_size=99), r"vocabulary.json: word2idx: is another vocabulary"),
+        (
+            lambda f: Vocabulary.build([["other", "words", "of", "size"]]).save(f / "vocabulary.json"),
+            r"vocabulary.json: word2idx",
+        ),
+        (lambda f: (f / "vocabulary.json").unlink(), r"vocabulary.json: cannot be read"),
+        (lambda f: (f / "config.json").write_text("{"), r"config.json: is not JSON"),
+        (lambda f: (f / "config.json").unlink(), r"config.json: cannot be read"),
+        (lambda f: (f / "model.safetensors").unlink(), r"model.safetensors: is missing"),
+        (
+            lambda f: (f / "model.safetensors").write_bytes(b"\x00" * 40),
+            r"model.safetensors: cannot be read as safetensors",
+        ),
+        (lambda f: save_file(load_file(f / "model.safetensors"), f / "model.safetensors"), r"camp.format"),
+    ],
+)
+def test_damage_is_an_error_that_names_file_and_key(folder, damage, message):
+    damage(folder)
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(folder)
+
+
+def test_captions_of_another_vocabulary_are_an_error(folder):
+    other = Vocabulary.build([["a", "green", "circle", "blue"]])
+    assert len(other) == len(VOCABULARY)
+    with pytest.raises(ValueError, match="vocabulary.json: word2idx: .* another vocabulary than the captions'"):
+        load_checkpoint(folder, vocabulary=other)
+    load_checkpoint(folder, vocabulary=VOCABULARY)
+
+
+def test_a_vocabulary_of_another_size_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="vocabulary: 4 words"):
+        save_checkpoint(tmp_path / "camp", CAMP(CONFIG), Vocabulary.build([]))
+    assert not (tmp_path / "camp").exists()
+
+
+def test_a_crash_while_writing_leaves_the_older_model(folder, monkeypatch):
+    def crash(*_):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("camp_model.checkpoint.save_file", crash)
+        with pytest.raises(OSError, match="disk full"):
+            save_checkpoint(folder, CAMP(CONFIG), VOCABULARY, {"epoch": 4})
+    assert load_checkpoint(folder)[2] == {"epoch": 3}
+    assert len(list(folder.iterdir())) == 3

@@ -1,0 +1,19 @@
+import pytest
+
+from camp_model import CampConfig
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gate": "soft"}, "model.gate: 'soft' is not one of scalar, elementwise, none"),
+        ({"dim": 0}, "model.dim"),
+        ({"dim": True}, "model.dim"),
+        ({"hops": 3}, "model.hops"),
+        ({"hops": 2, "message_passing": "none"}, "model.hops: 2 needs messages"),
+        ({"fusion": "message"}, "model.fusion: message needs"),
+    ],
+)
+def test_a_wrong_switch_is_an_error_that_names_it(change, message):
+    with pytest.raises(ValueError, match=message):
+        CampConfig(vocab_size=5, **change)

@@ -1,0 +1,176 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import logsigmoid
+
+from camp_model import CampConfig
+from camp_model.losses import all_negatives_bce, hardest_negative_bce, mine_hardest, triplet_loss
+
+SIZES = {"vocab_size": 12, "region_dim": 5, "word_dim": 3, "dim": 6, "pooling_heads": 2}
+CONFIG = CampConfig(**SIZES)
+# Pairs 0 and 3 show the same image.
+INDEX = torch.tensor([7, 1, 2, 7, 4])
+
+
+def batch_of(make_batch, config=CONFIG, **kwargs):
+    batch = make_batch(config, counts=[4, 2, 3, 4, 1], lengths=[3, 1, 5, 2, 4], **kwargs)
+    batch.features[3] = batch.features[0]
+    return batch
+
+
+def gradients(batch, loss):
+    batch.model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in batch.model.named_parameters() if p.grad is not None}
+
+
+def all_pairs_loss(batch, gate_supervision=0.0):
+    """The same loss as one graph over all pairs."""
+    regions, region_mask, words, word_mask = batch.encode()
+    size = len(INDEX)
+    i, j = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    i, j = i.flatten(), j.flatten()
+    flat = (regions[i], region_mask[i], words[j], word_mask[j])
+    scores = batch.model.score_pairs(*flat).reshape(size, size)
+    same = INDEX[:, None] == INDEX
+    masked = scores.masked_fill(same, -torch.inf)
+    captions, images = masked.argmax(1), masked.argmax(0)
+
+    def bce(s):
+        pairs = torch.arange(size)
+        return -(2 * logsigmoid(s.diagonal()) + logsigmoid(-s[pairs, captions]) + logsigmoid(-s[images, pairs])).mean()
+
+    loss = bce(scores)
+    if gate_supervision:
+        loss = loss + gate_supervision * bce(batch.model.gate_logits(*flat).reshape(size, size))
+    return loss
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+@pytest.mark.parametrize("micro_batch", [0, 1, 4])
+@pytest.mark.parametrize("switches", [{}, {"gate": "elementwise"}, {"hops": 2}, {"message_passing": "text_to_image"}])
+def test_gradient_is_that_of_the_all_pairs_graph(make_batch, switches, micro_batch, weight):
+    batch = batch_of(make_batch, CampConfig(**SIZES, **switches))
+    expected_loss = all_pairs_loss(batch, weight)
+    expected = gradients(batch, expected_loss)
+    loss = hardest_negative_bce(batch.model, *batch.encode(), INDEX, gate_supervision=weight, micro_batch=micro_batch)
+    torch.testing.assert_close(loss, expected_loss, rtol=0, atol=1e-12)
+    got = gradients(batch, loss)
+    assert got.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, rtol=0, atol=1e-10, msg=name)
+
+
+def test_loss_equals_the_loop_reference(make_batch, reference):
+    batch = batch_of(make_batch)
+    images, captions = batch.plain(reference)
+    scores = [[reference.score(batch.state, CONFIG, v, t)[0] for t in captions] for v in images]
+    loss = hardest_negative_bce(batch.model, *batch.encode(), INDEX)
+    assert loss.item() == pytest.approx(reference.hardest_bce(scores, INDEX.tolist()), abs=1e-9)
+
+
+def test_captions_of_one_image_are_never_negatives():
+    scores = torch.tensor([[0.0, 1.0, 9.0], [5.0, 0.0, 2.0], [8.0, 3.0, 0.0]])
+    captions, images = mine_hardest(scores, torch.tensor([4, 6, 4]))
+    assert captions.tolist() == [1, 0, 1]
+    assert images.tolist() == [1, 2, 1]
+
+
+def test_a_batch_of_one_image_has_only_positives(make_batch):
+    batch = batch_of(make_batch)
+    index = torch.zeros(5, dtype=torch.int64)
+    assert mine_hardest(torch.randn(5, 5), index)[0].tolist() == [-1] * 5
+    encoded = batch.encode()
+    expected = -2 * logsigmoid(batch.model.score_pairs(*encoded)).mean()
+    for loss in (hardest_negative_bce, all_negatives_bce):
+        torch.testing.assert_close(loss(batch.model, *encoded, index), expected)
+    assert triplet_loss(batch.model, *encoded, index).item() == 0
+
+
+@pytest.mark.parametrize("matching", ["mlp", "cosine"])
+def test_triplet_is_the_hinge_on_similarities(make_batch, matching):
+    batch = batch_of(make_batch, CampConfig(**SIZES, matching=matching))
+    encoded = batch.encode()
+    logits = batch.model.score_matrix(*encoded)
+    if matching == "mlp":
+        s = logits.sigmoid()
+    else:
+        s = (logits - batch.model.matching.shift) / batch.model.matching.log_scale.exp()
+    expected = 0.0
+    for i in range(5):
+        others = [j for j in range(5) if INDEX[j] != INDEX[i]]
+        expected += max(0.0, 0.3 - s[i, i].item() + max(s[i, j].item() for j in others)) / 5
+        expected += max(0.0, 0.3 - s[i, i].item() + max(s[j, i].item() for j in others)) / 5
+    loss = triplet_loss(batch.model, *encoded, INDEX, margin=0.3)
+    assert loss.item() == pytest.approx(expected)
+    if matching == "cosine":  # the bare cosine has no scale to learn
+        assert not {"matching.log_scale", "matching.shift"} & {
+            n for n, g in gradients(batch, loss).items() if g.abs().max() > 0
+        }
+
+
+@pytest.mark.parametrize("micro_batch", [0, 7])
+@pytest.mark.parametrize("message_passing", ["both", "text_to_image"])
+def test_all_negatives_are_averaged(make_batch, micro_batch, message_passing):
+    batch = batch_of(make_batch, CampConfig(**SIZES, message_passing=message_passing))
+    regions, region_mask, words, word_mask = batch.encode()
+    expected = 0.0
+    for weight, kind in ((1.0, batch.model.score_pairs), (0.5, batch.model.gate_logits)):
+
+        def one(i, j, kind=kind):
+            return kind(regions[i : i + 1], region_mask[i : i + 1], words[j : j + 1], word_mask[j : j + 1])[0].item()
+
+        for i in range(5):
+            others = [j for j in range(5) if INDEX[j] != INDEX[i]]
+            expected -= weight * 2 * np.log(1 / (1 + np.exp(-one(i, i)))) / 5
+            expected -= weight * np.mean([np.log(1 / (1 + np.exp(one(i, j)))) for j in others]) / 5
+            expected -= weight * np.mean([np.log(1 / (1 + np.exp(one(j, i)))) for j in others]) / 5
+    loss = all_negatives_bce(
+        batch.model, regions, region_mask, words, word_mask, INDEX, gate_supervision=0.5, micro_batch=micro_batch
+    )
+    assert loss.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("loss", [hardest_negative_bce, triplet_loss, all_negatives_bce])
+def test_shares_of_a_batch_average_to_the_whole(make_batch, loss):
+    batch = batch_of(make_batch)
+    encoded = batch.encode()
+    whole = loss(batch.model, *encoded, INDEX, gate_supervision=0.5)
+    parts = [loss(batch.model, *encoded, INDEX, gate_supervision=0.5, pairs=slice(a, b)) for a, b in ((0, 2), (2, 5))]
+    torch.testing.assert_close((2 * parts[0] + 3 * parts[1]) / 5, whole)
+
+
+def test_random_negatives_are_negatives_and_follow_the_generator(make_batch):
+    batch = batch_of(make_batch)
+    encoded = batch.encode()
+
+    def loss(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return hardest_negative_bce(batch.model, *encoded, INDEX, random_negatives=True, generator=generator).item()
+
+    assert loss(1) == loss(1)
+    assert len({loss(seed) for seed in range(5)}) > 1
+    hardest = hardest_negative_bce(batch.model, *encoded, INDEX).item()
+    assert all(loss(seed) <= hardest + 1e-12 for seed in range(5))
+
+
+def test_a_confident_model_keeps_a_finite_loss(make_batch):
+    """On probabilities, log(1 - m) of a sure mistake is infinite; on logits it is the logit."""
+    batch = batch_of(make_batch)
+    batch.model.float()
+    batch.features = batch.features.float()
+    batch.model.matching.output.bias.data.fill_(500.0)
+    loss = hardest_negative_bce(batch.model, *batch.encode(), INDEX)
+    assert 900 < loss.item() < 1100
+
+
+def test_gate_supervision_without_gates_is_an_error(make_batch):
+    batch = batch_of(make_batch, CampConfig(**SIZES, gate="none"))
+    with pytest.raises(ValueError, match="gate_supervision"):
+        hardest_negative_bce(batch.model, *batch.encode(), INDEX, gate_supervision=0.5)
+
+
+def test_a_batch_that_is_not_aligned_is_an_error(make_batch):
+    batch = batch_of(make_batch)
+    with pytest.raises(ValueError, match="aligned pairs"):
+        hardest_negative_bce(batch.model, *batch.encode(), INDEX[:4])
