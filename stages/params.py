@@ -462,12 +462,18 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
 
 
 def stage_main(run: typing.Callable[[], None]) -> None:
-    """Run a stage's entry point; an InputError becomes one line on stderr and exit code 2."""
+    """Run a stage's entry point, alone on its outputs; an InputError becomes one line on stderr and exit code 2.
+
+    Exit code 75 (try again later): another process holds the outputs.
+    """
+    from stages.locks import Held, hold_own_outputs
+
     try:
-        run()
-    except InputError as error:
+        with hold_own_outputs():
+            run()
+    except (InputError, Held) as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(2 if isinstance(error, InputError) else 75) from None
 
 
 def _merge(base: Any, overlay: Any) -> None:
