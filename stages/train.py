@@ -177,7 +177,7 @@ def _publish(best: Path, out: Path, fingerprint: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _alone(work: Path) -> Iterator[None]:
+def alone(work: Path) -> Iterator[None]:
     """Wait until no other training is at work here: one may outlive the pipeline that started it."""
     if os.environ.get("RANK", "0") != "0":  # the first of several processes waits for all
         yield
@@ -207,7 +207,7 @@ def main() -> None:
         stopped = True
 
     signal.signal(signal.SIGTERM, stop)
-    with _alone(paths.work):
+    with alone(paths.work):
         processes = Processes.join(device)
         try:
             train(params, paths, device=device, processes=processes, stop=lambda: stopped)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,7 +109,7 @@ class Trainer:
         self.run, progress = run, self.progress
         progress.run_id = run.run_id
         total = self.params.epochs * self.epoch_steps
-        if progress.step:
+        if progress.step and not self.processes.rank:
             print(f"going on after step {progress.step} of {total}", flush=True)
         self.bar = tqdm(
             total=total, initial=progress.step, desc="train", unit="step", mininterval=2, dynamic_ncols=True,
@@ -171,10 +172,15 @@ class Trainer:
 
     def _loss(self, batch: Batch, step: int) -> Tensor:
         params = self.params
+        negatives: dict[str, Any] = {
+            "random_negatives": step < params.random_negative_steps,
+            # The same on every process, so that all draw the same negatives.
+            "generator": torch.Generator().manual_seed(hash((params.seed, step))),
+        }
         losses: dict[str, Callable[..., Tensor]] = {
-            "hardest_bce": hardest_negative_bce,
+            "hardest_bce": partial(hardest_negative_bce, **negatives),
             "bce": all_negatives_bce,
-            "triplet": partial(triplet_loss, margin=params.margin),
+            "triplet": partial(triplet_loss, margin=params.margin, **negatives),
         }
         with self.precision.autocast():
             regions = self.model.encode_regions(batch.features, batch.region_mask)
@@ -186,8 +192,6 @@ class Trainer:
                 *everyone.tensors,
                 pairs=everyone.pairs,
                 gate_supervision=params.gate_supervision,
-                random_negatives=step < params.random_negative_steps,
-                generator=torch.Generator().manual_seed(hash((params.seed, step))),
                 micro_batch=params.micro_batch,
             )
 
@@ -235,6 +239,8 @@ class Trainer:
                 self.resume.save_best(epoch, self.model, self.vocabulary)
         self._save()
         self.run.log_metrics({f"val/{name}": value for name, value in metrics.items()}, step=progress.step)
+        if self.processes.rank:
+            return
         loss = sum(progress.losses[-self.epoch_steps :]) / self.epoch_steps
         gates = "".join(f", {n.replace('_', ' ')} {v:.3f}" for n, v in metrics.items() if n.startswith("gate"))
         self.bar.write(f"epoch {epoch}: loss {loss:.3f}, val rsum {metrics['rsum']:.1f}{gates}")

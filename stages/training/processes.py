@@ -61,7 +61,7 @@ def launch(params: TrainParams, device: torch.device, module: str) -> None:
     """Replace this process by `torchrun`, which starts `module` once per device; returns where that is not wanted.
 
     Raises:
-        InputError: more processes than devices, or a batch that they cannot share evenly.
+        InputError: more processes than devices.
     """
     if params.processes == 1 or "WORLD_SIZE" in os.environ:
         return

@@ -21,14 +21,16 @@ def load_word_vectors(path: Path, vocabulary: Vocabulary, dim: int) -> dict[int,
     """
     ids = {word: i for i, word in enumerate(vocabulary.words)}
     found: dict[int, Tensor] = {}
+    first = 1  # line of the first vector
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             for number, line in enumerate(file, start=1):
                 fields = line.rstrip().split(" ")
                 if number == 1 and len(fields) == 2 and all(field.isdigit() for field in fields):
                     _check_dimension(path, number, int(fields[1]), dim)
+                    first = 2
                     continue
-                if number <= 2:
+                if number == first:
                     _check_dimension(path, number, len(fields) - 1, dim)
                 word = " ".join(fields[:-dim])  # some files hold words with blanks in them
                 if (i := ids.get(word)) is not None and i not in found:

@@ -1,12 +1,20 @@
 """A small made-up data set: regions that say a colour and a shape, captions that name them."""
 
+import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from camp_model.captions import write_captions
 from camp_model.regions import ImageRegions, StoreInfo, write_manifest, write_shard
@@ -63,14 +71,74 @@ def small_params(model: dict | None = None, **values: object) -> Params:
         "epochs": 2, "batch_size": 12, "learning_rate": 0.01, "schedule": "constant", "patience": 0, "device": "cpu",
     }  # fmt: skip
     sizes = {"dim": 16, "word_dim": 8}
-    return replace(
-        Params(), model=ModelParams(**(sizes | (model or {}))), train=TrainParams(**(settings | values))
-    )
+    return replace(Params(), model=ModelParams(**(sizes | (model or {}))), train=TrainParams(**(settings | values)))
 
 
 @pytest.fixture(autouse=True)
 def _untracked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAMP_TRACKING", "off")
+
+
+class Job:
+    """The stage as a person runs it: `python -m stages.train` in a folder with params.yaml and data/."""
+
+    def __init__(self, repository: Path, folder: Path, params: Params, **sizes: int) -> None:
+        self.repository, self.folder = repository, folder
+        data = write_data(folder / "made", **sizes)
+        (folder / "data").mkdir()
+        data.regions.rename(folder / "data" / "regions")
+        data.captions.rename(folder / "data" / "captions")
+        self.set(params)
+
+    def set(self, params: Params) -> None:
+        values = {"model": asdict(params.model), "train": asdict(params.train)}
+        values["train"]["freeze"] = list(values["train"]["freeze"])
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(values))
+
+    def start(self) -> subprocess.Popen[str]:
+        environment = os.environ | {"PYTHONPATH": str(self.repository), "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            [sys.executable, "-m", "stages.train"],
+            cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def finish(self, code: int = 0) -> str:
+        """Run to the end; returns what was printed."""
+        process = self.start()
+        printed = process.communicate(timeout=120)[0]
+        assert process.returncode == code, printed
+        return printed
+
+    def wait_for_step(self, step: int, process: subprocess.Popen[str]) -> None:
+        """Wait until a state of at least `step` steps is saved."""
+        for _ in range(6000):
+            for state in self.folder.glob(".work/train/*/state.safetensors"):
+                with safe_open(state, framework="pt") as file:
+                    if json.loads(file.metadata()["progress"])["step"] >= step:
+                        return
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.01)
+        raise AssertionError(f"step {step} was not reached")
+
+    def result(self) -> tuple[str, str, dict[str, bytes]]:
+        """Losses, recalls and weights."""
+        weights = load_file(self.folder / "models" / "camp" / "model.safetensors")
+        return (
+            (self.folder / "plots" / "train_loss.csv").read_text(),
+            (self.folder / "plots" / "val_recall.csv").read_text(),
+            {name: value.numpy().tobytes() for name, value in weights.items()},
+        )
+
+
+@pytest.fixture
+def make_job(tmp_path: Path, repository: Path) -> Callable[..., Job]:
+    """Lays out a folder to run the stage in."""
+
+    def make(name: str, params: Params, **sizes: int) -> Job:
+        (tmp_path / name).mkdir()
+        return Job(repository, tmp_path / name, params, **sizes)
+
+    return make
 
 
 @pytest.fixture

@@ -1,0 +1,104 @@
+import json
+
+import pytest
+import torch
+
+from camp_model.camp import CAMP
+from camp_model.checkpoint import load_checkpoint, save_checkpoint
+from camp_model.vocabulary import Vocabulary
+from stages.params import InputError, ModelParams, TrainParams
+from stages.training.start import new_model
+
+VOCABULARY = Vocabulary.build([["red", "dog", "new", "york"]])
+MODEL = ModelParams(dim=8, word_dim=3)
+
+
+def start(model=MODEL, vocabulary=VOCABULARY, **values):
+    return new_model(model, TrainParams(**values), vocabulary, region_dim=5)
+
+
+def word(camp, name):
+    return camp.caption_encoder.embedding.weight[VOCABULARY.encode([name])[0]].tolist()
+
+
+@pytest.mark.parametrize("header", ["", "4 3\n"])
+def test_word_vectors_fill_the_embeddings_of_known_words(tmp_path, capsys, header):
+    path = tmp_path / "glove.txt"
+    path.write_text(header + "red 1 2 3\nnew york 9 9 9\nzebra 7 7 7\nred 0 0 0\ndog -1 0.5 2e-1\n")
+    camp, random = start(word_vectors=str(path)), start()
+    assert word(camp, "red") == [1, 2, 3] and word(camp, "dog") == pytest.approx([-1, 0.5, 0.2])
+    assert word(camp, "york") == word(random, "york")
+    assert torch.equal(camp.caption_encoder.embedding.weight[:4], random.caption_encoder.embedding.weight[:4])
+    assert "vectors for 2 of 4 words" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("red 1 2\ndog 3 4\n", r"line 1: 2 numbers; expected model\.word_dim, 3"),
+        ("3 4\nred 1 2 3\n", r"line 1: 4 numbers; expected model\.word_dim, 3"),
+        ("red 1 two 3\n", r"line 1: is not a word and 3 numbers"),
+        ("zebra 1 1 1\nred 1 nan 3\n", r"line 2: is not a word and 3 numbers"),
+        ("zebra 1 2 3\n", r"holds no word of the vocabulary"),
+        ("", r"holds no word of the vocabulary"),
+    ],
+)
+def test_wrong_word_vectors_are_named(tmp_path, content, said):
+    path = tmp_path / "vectors.txt"
+    path.write_text(content)
+    with pytest.raises(InputError, match=rf"train\.word_vectors: .*vectors\.txt: {said}"):
+        start(word_vectors=str(path))
+
+
+def test_missing_word_vectors_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"train\.word_vectors: .*nowhere\.txt: cannot be read"):
+        start(word_vectors=str(tmp_path / "nowhere.txt"))
+
+
+def test_training_starts_from_the_weights_of_a_checkpoint(tmp_path):
+    source = start(seed=5)
+    save_checkpoint(tmp_path / "first", source, VOCABULARY)
+    camp = start(start_from=str(tmp_path / "first"))
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in camp.state_dict().items())
+
+
+def test_a_checkpoint_of_other_switches_gives_what_fits(tmp_path, capsys):
+    source = start(ModelParams(dim=8, word_dim=3, pooling="mean", matching="cosine"), seed=5)
+    save_checkpoint(tmp_path / "first", source, VOCABULARY)
+    camp, fresh = start(start_from=str(tmp_path / "first")), start()
+    assert torch.equal(camp.region_encoder.linear.weight, source.region_encoder.linear.weight)
+    new = [name for name in camp.state_dict() if name not in source.state_dict()]
+    assert new and all(torch.equal(camp.state_dict()[name], fresh.state_dict()[name]) for name in new)
+    assert f"new: {new[0]}" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_another_vocabulary_or_width_is_refused(tmp_path):
+    other = Vocabulary.build([["blue", "cat", "old", "york"]])
+    save_checkpoint(tmp_path / "words", start(vocabulary=other), other)
+    with pytest.raises(InputError, match=r"train\.start_from: .*words: is a checkpoint of another vocabulary"):
+        start(start_from=str(tmp_path / "words"))
+    wide = CAMP(MODEL.config(vocab_size=len(VOCABULARY), region_dim=6))
+    save_checkpoint(tmp_path / "wide", wide, VOCABULARY)
+    with pytest.raises(InputError, match=r"wide: region_dim 6; these features have 5"):
+        start(start_from=str(tmp_path / "wide"))
+    with pytest.raises(InputError, match=r"train\.start_from: .*nowhere"):
+        start(start_from=str(tmp_path / "nowhere"))
+    (tmp_path / "wide" / "config.json").write_text(json.dumps({"format": "else"}))
+    with pytest.raises(InputError, match=r"train\.start_from: .*config\.json"):
+        start(start_from=str(tmp_path / "wide"))
+
+
+def test_frozen_parameters_do_not_move(make_data, params, run_train, tmp_path):
+    paths = make_data()
+    run_train(params(epochs=1, freeze=("region_encoder", "messages")), paths)
+    trained, vocabulary, _ = load_checkpoint(paths.model)
+    before = new_model(params().model, params().train, vocabulary, region_dim=trained.config.region_dim)
+    for (name, old), new in zip(before.named_parameters(), trained.parameters(), strict=True):
+        assert torch.equal(old, new) == name.startswith(("region_encoder", "messages")), name
+
+
+def test_freezing_nothing_or_everything_is_an_error():
+    with pytest.raises(InputError, match=r"train\.freeze: no parameter begins with 'regions'; there are .*region_enc"):
+        start(freeze=("regions",))
+    with pytest.raises(InputError, match=r"train\.freeze: holds every parameter"):
+        start(freeze=("",))
