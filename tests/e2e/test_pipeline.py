@@ -35,7 +35,7 @@ def test_every_stage_leaves_what_the_next_ones_and_people_read(pipeline: Path) -
     gates = json.loads((pipeline / "metrics/gates.json").read_text())["test"]
     assert 0 <= gates["gate_negative_mean"] <= 1 and 0 <= gates["gate_auc"] <= 1
     page = (pipeline / "report/index.html").read_text(encoding="utf-8")
-    assert page.count("data:image/") >= 16
+    assert page.count("data:image/") >= 6  # three queries each way, each image held once
     assert {path.name for path in (pipeline / "models/camp").iterdir()} >= {
         "model.safetensors", "config.json", "vocabulary.json",
     }  # fmt: skip
