@@ -161,6 +161,8 @@ def _write(shard: Shard, out: Path, info: StoreInfo, run: _ShardRun, rows: list[
         # A process that finished the same store removed our temporary: then this shard is there.
         if not is_whole(shard, out):
             raise
+    except ValueError as error:
+        raise InputError(f"{out / shard.file_name}: cannot be written: {error}") from None
 
 
 def extract_missing(

@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from camp_model.regions import StoreInfo, read_header, write_manifest, write_rejected
-from stages.detectors.base import GEOMETRY_DIM, GEOMETRY_SCALE, Description
+from stages.detectors.base import GEOMETRY_DIM, GEOMETRY_SCALE, Description, read_table
 from stages.detectors.images import PASSING_REASONS
 from stages.params import InputError, Params, RegionsParams
 
@@ -47,18 +45,6 @@ class Shard:
     @property
     def file_name(self) -> str:
         return f"{self.key}.arrow"
-
-
-def read_table(path: Path, columns: Sequence[str]) -> pa.Table:
-    """Columns of a Parquet file of data/dataset.
-
-    Raises:
-        InputError: the file is missing or damaged, or lacks a column.
-    """
-    try:
-        return pq.read_table(path, columns=list(columns))
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path}: cannot be read ({error}); prepare_dataset writes it") from None
 
 
 def store_info(params: RegionsParams, description: Description) -> StoreInfo:

@@ -13,14 +13,13 @@ import torch
 
 from camp_model.regions import replacing
 from stages.detectors import DETECTORS
-from stages.detectors.base import Description, extract
+from stages.detectors.base import Description, extract, read_table
 from stages.detectors.images import RejectedImage, read_image
 from stages.detectors.scenes import build_network
 from stages.detectors.scenes_training import Scene, map50, train_network
 from stages.detectors.torchvision import TorchvisionExtractor
 from stages.detectors.weights import save_state
 from stages.params import DetectorTrainParams, InputError, Params, RegionsParams, load_params, stage_main
-from stages.region_shards import read_table
 
 # Selection under which mAP is measured: all that the detector is at all confident of.
 MEASURED = RegionsParams(per_image=40, min_per_image=1, min_score=0.05)
@@ -121,7 +120,7 @@ def train_detector(params: Params, dataset: Path, out: Path, metrics: Path) -> N
     if params.detector.weights == "train":
         values = train(params, dataset, out)
     else:
-        description = importlib.import_module(DETECTORS[params.detector.backend]).resolve(params.detector, out)
+        description = importlib.import_module(DETECTORS[params.detector.backend]).resolve(params.detector, out, dataset)
         description.save(out)
         print(f"{description.backend} {description.architecture}, weights {description.weights_source}")
     with replacing(metrics) as temporary:

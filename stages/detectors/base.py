@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from camp_model.regions import ImageRegions, replacing
@@ -115,6 +117,18 @@ class PrecomputedRegions(Protocol):
     def read(self, image_id: str, path: str, width: int, height: int) -> ImageRegions:
         """The regions of one image of images.parquet. InputError if there are none."""
         ...
+
+
+def read_table(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Columns of a Parquet file that an earlier stage wrote.
+
+    Raises:
+        InputError: the file is missing or damaged, or lacks a column.
+    """
+    try:
+        return pq.read_table(path, columns=list(columns))
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path}: cannot be read ({error}); an earlier stage writes it") from None
 
 
 def append_geometry(regions: ImageRegions) -> ImageRegions:

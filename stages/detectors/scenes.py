@@ -6,34 +6,59 @@ import torch
 from torch import nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign
 
 FEATURE_DIM = 256
 POOLED = 7
+FINE, COARSE = "fine", "coarse"
+FINE_CHANNELS, COARSE_CHANNELS = 64, 128
 # The sides of objects in the scenes, in pixels at the network's input size.
-ANCHOR_SIDES = ((16, 24, 36, 56),)
+ANCHOR_SIDES = ((26, 40, 58),)
 ANCHOR_RATIOS = ((1.0,),)
 
 
-class Backbone(nn.Module):
-    """Images [B, 3, H, W] -> one map [B, out_channels, H / 8, W / 8]: six convolutions, and the colours as they are.
+def _conv(channels: int, width: int, stride: int = 1) -> nn.Sequential:
+    layers = nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+    return nn.Sequential(*layers)
 
-    The three mean colours of each cell spare the convolutions carrying them past six normalisations.
+
+class Backbone(nn.Module):
+    """Images [B, 3, H, W] -> a coarse map [B, 128, H / 8, W / 8] in which objects are looked for, and a fine one
+    [B, 64, H / 4, W / 4] that they are described from: textures are a few pixels wide.
+
+    The last three channels of the fine map are the mean colours, which no normalisation has touched.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
-        for width, stride in ((32, 2), (48, 2), (48, 1), (96, 2), (128, 1), (125, 1)):
-            layers += [nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(True)]
-            channels = width
-        self.layers = nn.Sequential(*layers)
-        self.out_channels = channels + 3
+        self.out_channels = COARSE_CHANNELS
+        self.early = nn.Sequential(_conv(3, 32, 2), _conv(32, FINE_CHANNELS, 2), _conv(FINE_CHANNELS, FINE_CHANNELS))
+        self.late = nn.Sequential(
+            _conv(FINE_CHANNELS, 96, 2), _conv(96, COARSE_CHANNELS), _conv(COARSE_CHANNELS, COARSE_CHANNELS)
+        )
+        self.lateral = nn.Conv2d(COARSE_CHANNELS, FINE_CHANNELS, 1)
+        self.merge = _conv(FINE_CHANNELS, FINE_CHANNELS - 3)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self.layers(images), nn.functional.avg_pool2d(images, 8)], dim=1)
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        early = self.early(images)
+        coarse = self.late(early)
+        above = nn.functional.interpolate(self.lateral(coarse), size=early.shape[2:], mode="nearest")
+        fine = torch.cat([self.merge(early + above), nn.functional.avg_pool2d(images, 4)], dim=1)
+        return {FINE: fine, COARSE: coarse}
+
+
+class BoxHead(nn.Sequential):
+    """Pooled regions [n, 64, 7, 7] -> features [n, 256]."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            _conv(FINE_CHANNELS, FINE_CHANNELS),
+            nn.Flatten(),
+            nn.Linear(FINE_CHANNELS * POOLED**2, FEATURE_DIM),
+            nn.ReLU(inplace=True),
+            nn.Linear(FEATURE_DIM, FEATURE_DIM),
+            nn.ReLU(inplace=True),
+        )
 
 
 class AttributePredictor(nn.Module):
@@ -54,24 +79,22 @@ class AttributePredictor(nn.Module):
 
 def build_network(config: dict[str, Any], num_categories: int, num_attributes: int) -> FasterRCNN:
     """The network without weights; `config` is the description's: image_size, mean, std."""
-    backbone = Backbone()
-    num_classes = num_categories + 1
     return FasterRCNN(
-        backbone,
+        Backbone(),
         min_size=config["image_size"],
         max_size=config["image_size"],
         image_mean=config["mean"],
         image_std=config["std"],
         rpn_anchor_generator=AnchorGenerator(ANCHOR_SIDES, ANCHOR_RATIOS),
-        rpn_pre_nms_top_n_train=300,
-        rpn_post_nms_top_n_train=120,
-        rpn_pre_nms_top_n_test=300,
-        rpn_post_nms_top_n_test=100,
+        rpn_pre_nms_top_n_train=250,
+        rpn_post_nms_top_n_train=100,
+        rpn_pre_nms_top_n_test=250,
+        rpn_post_nms_top_n_test=80,
         rpn_fg_iou_thresh=0.6,
         rpn_batch_size_per_image=96,
-        box_roi_pool=MultiScaleRoIAlign(featmap_names=["0"], output_size=POOLED, sampling_ratio=2),
-        box_head=TwoMLPHead(backbone.out_channels * POOLED**2, FEATURE_DIM),
-        box_predictor=AttributePredictor(FEATURE_DIM, num_classes, num_attributes),
+        box_roi_pool=MultiScaleRoIAlign(featmap_names=[FINE], output_size=POOLED, sampling_ratio=2),
+        box_head=BoxHead(),
+        box_predictor=AttributePredictor(FEATURE_DIM, num_categories + 1, num_attributes),
         box_batch_size_per_image=24,
-        box_positive_fraction=0.5,
+        box_positive_fraction=0.6,
     )

@@ -16,9 +16,10 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
 from camp_model.regions import ImageRegions
+from stages.detectors.scenes import COARSE
 from stages.params import DetectorTrainParams
 
-ATTRIBUTE_WEIGHT = 12.0
+ATTRIBUTE_WEIGHT = 8.0
 BOX_WEIGHT = 2.0
 REPORT_SECONDS = 5.0
 
@@ -55,8 +56,8 @@ def losses(
 ) -> dict[str, torch.Tensor]:
     """Faster R-CNN's four losses and the binary cross-entropy of the attributes of the matched proposals."""
     sizes = [(images.shape[2], images.shape[3])] * len(images)
-    maps = {"0": network.backbone(images)}
-    proposals, found = network.rpn(ImageList(images, sizes), maps, targets)
+    maps = network.backbone(images)
+    proposals, found = network.rpn(ImageList(images, sizes), {COARSE: maps[COARSE]}, targets)
     heads = network.roi_heads
     proposals, matched, labels, regression = heads.select_training_samples(proposals, targets)
     features = heads.box_head(heads.box_roi_pool(maps, proposals, sizes))

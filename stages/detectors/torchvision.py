@@ -10,12 +10,10 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.image_list import ImageList
 
 from stages.detectors.base import Description
-from stages.detectors.scenes import build_network
+from stages.detectors.scenes import COARSE, build_network
 from stages.detectors.two_stage import Sizes, TwoStageExtractor
-from stages.detectors.weights import State, fit, load_saved, load_state, locate, save_state
+from stages.detectors.weights import CACHE, State, fit, load_saved, load_state, locate, save_state
 from stages.params import DetectorParams, InputError, RegionsParams
-
-CACHE = Path.home() / ".cache" / "camp-retrieval"
 
 
 def builders() -> list[str]:
@@ -55,7 +53,9 @@ class TorchvisionExtractor(TwoStageExtractor):
         return {"0": maps} if isinstance(maps, torch.Tensor) else maps
 
     def proposals(self, images: torch.Tensor, maps: Any, sizes: Sizes) -> list[torch.Tensor]:
-        boxes, _ = self.network.rpn(ImageList(images, sizes), maps)
+        # The scenes' backbone keeps a map for describing regions alone; elsewhere every map is searched.
+        searched = {COARSE: maps[COARSE]} if COARSE in maps else maps
+        boxes, _ = self.network.rpn(ImageList(images, sizes), searched)
         return list(boxes)
 
     def pool(self, maps: Any, boxes: list[torch.Tensor], sizes: Sizes) -> torch.Tensor:
@@ -110,7 +110,7 @@ def _state(params: DetectorParams) -> tuple[State, str, int]:
     return state, source, len(state[name])
 
 
-def resolve(params: DetectorParams, out: Path) -> Description:
+def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
     """Bring the weights of a torchvision builder into `out`.
 
     Raises:

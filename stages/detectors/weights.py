@@ -11,10 +11,13 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from camp_model.regions import replacing
+from stages.detectors.pickled_arrays import read_arrays
 from stages.params import InputError
 
 State = dict[str, torch.Tensor]
 CHUNK = 1 << 20
+CACHE = Path.home() / ".cache" / "camp-retrieval"
+"""Where downloaded weights are kept."""
 
 
 def sha256_of(path: Path) -> str:
@@ -65,7 +68,7 @@ def locate(source: str, cache: Path) -> Path:
 
 
 def load_state(path: Path) -> State:
-    """A state dict from .safetensors, or from .pth or .pt without running any code of theirs.
+    """A state dict from .safetensors, .pth, .pt or a .pkl of arrays, without running any code of theirs.
 
     Raises:
         InputError: the file cannot be read that way.
@@ -73,9 +76,13 @@ def load_state(path: Path) -> State:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        if path.suffix == ".pkl":
+            return read_arrays(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, safetensors.SafetensorError) as error:
         raise InputError(f"{path}: cannot be read as weights ({str(error).splitlines()[0]})") from None
+    except InputError:
+        raise
     except Exception as error:  # torch.load lets pickle.UnpicklingError and others through
         raise InputError(
             f"{path}: holds more than tensors ({str(error).splitlines()[0]}); such a file could run code and is "

@@ -1,0 +1,254 @@
+"""Detectron2: any two-stage config of its model zoo or of a file, and the Visual Genome detector."""
+
+import importlib.util
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from stages.detectors import visual_genome
+from stages.detectors.base import Description
+from stages.detectors.two_stage import Sizes, TwoStageExtractor
+from stages.detectors.weights import CACHE, State, fit, load_saved, load_state, locate, save_state
+from stages.params import DetectorParams, InputError, RegionsParams
+
+COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
+INSTALL = (
+    "pip install -e '.[pipeline,detectron2]' setuptools wheel && pip install --no-build-isolation --no-deps "
+    f"'git+https://github.com/facebookresearch/detectron2.git@{COMMIT}'"
+)
+VISUAL_GENOME = "visual_genome"
+
+
+def _require() -> None:
+    if importlib.util.find_spec("detectron2") is None:
+        raise InputError(
+            f"params.yaml: detector.backend: detectron2 is chosen but not installed (it is on no package index); "
+            f"install it with: {INSTALL}"
+        )
+
+
+def read_config(architecture: str) -> Any:
+    """The detectron2 config that `detector.architecture` names.
+
+    Raises:
+        InputError: neither `visual_genome`, nor a config of the model zoo, nor a file that detectron2 can read.
+    """
+    from detectron2.config import get_cfg
+    from detectron2.model_zoo import get_config
+
+    config = get_cfg()
+    if architecture == VISUAL_GENOME:
+        config.merge_from_list(visual_genome.OPTIONS)
+        return config
+    try:
+        if Path(architecture).is_file():
+            config.merge_from_file(architecture)
+            return config
+        config = get_config(architecture)
+    except (RuntimeError, KeyError, AssertionError, ValueError) as error:
+        raise InputError(
+            f"params.yaml: detector.architecture: {architecture!r} is not {VISUAL_GENOME}, a file, or a config of "
+            f"detectron2's model zoo such as COCO-Detection/faster_rcnn_R_50_C4_3x.yaml ({error})"
+        ) from None
+    if not hasattr(config, "MODEL"):
+        raise InputError(f"params.yaml: detector.architecture: {architecture!r} is a lazy config; expected a YAML one")
+    return config
+
+
+def build(config: Any, architecture: str) -> Any:
+    """The model on CPU, its parameters as they were initialised.
+
+    Raises:
+        InputError: it has no second stage that describes one region with one vector.
+    """
+    from detectron2.modeling import build_model
+
+    config = config.clone()
+    config.MODEL.DEVICE = "cpu"
+    model = build_model(config)
+    heads = getattr(model, "roi_heads", None)
+    if heads is None or not (hasattr(heads, "res5") or isinstance(getattr(heads, "box_head", None), nn.Sequential)):
+        raise InputError(
+            f"params.yaml: detector.architecture: {architecture!r} is no Faster R-CNN or Mask R-CNN with one box head"
+        )
+    return visual_genome.adapt(model) if architecture == VISUAL_GENOME else model
+
+
+class Detectron2Extractor(TwoStageExtractor):
+    """A GeneralizedRCNN, C4 (res5, mean-pooled) or FPN (fc of the box head), taken apart into its two stages."""
+
+    def __init__(self, model: Any, config: Any, description: Description, params: RegionsParams, device: str) -> None:
+        from detectron2.data.transforms import ResizeShortestEdge
+
+        super().__init__(description, params, device)
+        self.model = model.to(self.device).eval()
+        self.heads = model.roi_heads
+        self.predictor = self.heads.box_predictor
+        self.size_divisor = model.backbone.size_divisibility or 1
+        self.output_size = partial(
+            ResizeShortestEdge.get_output_shape,
+            short_edge_length=config.INPUT.MIN_SIZE_TEST,
+            max_size=config.INPUT.MAX_SIZE_TEST,
+        )
+        self.bgr = config.INPUT.FORMAT == "BGR"
+
+    def resize(self, image: np.ndarray) -> torch.Tensor:
+        height, width = self.output_size(*image.shape[:2])
+        resized = Image.fromarray(image).resize((max(width, 1), max(height, 1)), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        ordered = pixels.flip(0) if self.bgr else pixels
+        scaled: torch.Tensor = (ordered.float() - self.model.pixel_mean) / self.model.pixel_std
+        return scaled
+
+    def maps(self, images: torch.Tensor) -> Any:
+        return self.model.backbone(images)
+
+    def proposals(self, images: torch.Tensor, maps: Any, sizes: Sizes) -> list[torch.Tensor]:
+        from detectron2.structures import ImageList
+
+        found, _ = self.model.proposal_generator(ImageList(images, sizes), maps, None)
+        return [item.proposal_boxes.tensor for item in found]
+
+    def pool(self, maps: Any, boxes: list[torch.Tensor], sizes: Sizes) -> torch.Tensor:
+        from detectron2.structures import Boxes
+
+        inputs = [maps[name] for name in self.heads.in_features]
+        regions = [Boxes(item) for item in boxes]
+        if hasattr(self.heads, "res5"):
+            features: torch.Tensor = self.heads.res5(self.heads.pooler(inputs, regions)).mean(dim=(2, 3))
+        else:
+            features = self.heads.box_head(self.heads.box_pooler(inputs, regions))
+        return features
+
+    def predict(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, deltas = self.predictor(features)
+        return logits, deltas
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        # detectron2's last class is the background
+        return (logits.sigmoid() if self.predictor.use_sigmoid_ce else logits.softmax(dim=1))[:, :-1]
+
+    def decode(self, deltas: torch.Tensor, boxes: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        per_class = deltas.reshape(len(deltas), -1, 4)
+        column = classes if per_class.shape[1] > 1 else torch.zeros_like(classes)
+        of_class = per_class[torch.arange(len(deltas), device=self.device), column]
+        moved: torch.Tensor = self.predictor.box2box_transform.apply_deltas(of_class, boxes)
+        return moved
+
+    def attribute_probabilities(self, features: torch.Tensor, classes: torch.Tensor) -> torch.Tensor | None:
+        if not self.attributes:
+            return None
+        return visual_genome.attribute_probabilities(self.predictor, features, classes)
+
+
+def _weights(params: DetectorParams, config: Any) -> tuple[State | None, str, Path | None]:
+    """The weights that `params` names (None: random), what to call them, and the file they came from."""
+    if params.weights == "random":
+        return None, f"random, seed {params.train.seed}", None
+    source = params.weights
+    if source == "default":
+        source = visual_genome.PUBLISHED if params.architecture == VISUAL_GENOME else _zoo_url(params, config)
+    elif source.startswith("detectron2://"):
+        source = source.replace("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/", 1)
+    elif source.endswith(".yaml"):
+        source = _zoo_url(params, config, source)
+    path = locate(source, CACHE)
+    return load_state(path), source, path
+
+
+def _zoo_url(params: DetectorParams, config: Any, name: str | None = None) -> str:
+    from detectron2.model_zoo import get_checkpoint_url
+
+    try:
+        url: str = get_checkpoint_url(name or params.architecture)
+    except RuntimeError:
+        raise InputError(
+            f"params.yaml: detector.weights: {params.weights!r}: detectron2's model zoo has none for "
+            f"{name or params.architecture!r}; expected random, a file, a URL or a config of the zoo"
+        ) from None
+    return url
+
+
+def _matched(model: Any, state: State) -> State:
+    """Parameters under the model's own names; files of Detectron 1 and Caffe2 are renamed as detectron2 does."""
+    own = model.state_dict()
+    buffers = {name: own[name] for name in ("pixel_mean", "pixel_std") if name in own}
+    known = {name: tensor for name, tensor in state.items() if name in own}
+    if len(known) + len(buffers) < len(own):
+        from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+
+        logging.getLogger("detectron2.checkpoint.c2_model_loading").setLevel(logging.ERROR)
+        aligned = align_and_update_state_dicts(own, dict(state), c2_conversion="model" not in state)
+        known |= {name: tensor for name, tensor in aligned.items() if name in own and name not in known}
+    return buffers | known
+
+
+def _names(path: Path | None, file: str, count: int, kind: str) -> list[str]:
+    """Names of classes or attributes from a vocabulary beside the weights (a line each), else numbered."""
+    vocabulary = path.parent / file if path is not None else None
+    if vocabulary is None or not vocabulary.is_file():
+        return [f"{kind} {i}" for i in range(count)]
+    names = [line.split(",")[0].strip() for line in vocabulary.read_text(encoding="utf-8").splitlines()]
+    if len(names) != count:
+        raise InputError(f"{vocabulary}: names {len(names)} things; the detector knows {count}")
+    return names
+
+
+def _categories(config: Any, architecture: str, path: Path | None) -> list[str]:
+    from detectron2.data import MetadataCatalog
+
+    count: int = config.MODEL.ROI_HEADS.NUM_CLASSES
+    if architecture != VISUAL_GENOME and config.DATASETS.TEST:
+        names = list(MetadataCatalog.get(config.DATASETS.TEST[0]).get("thing_classes", []))
+        if len(names) == count:
+            return names
+    return _names(path, "objects_vocab.txt", count, "class")
+
+
+def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
+    """Bring the config and weights that `params` names into `out`.
+
+    Raises:
+        InputError: detectron2 is not installed, or the config or the weights cannot be had or do not fit.
+    """
+    _require()
+    config = read_config(params.architecture)
+    state, source, path = _weights(params, config)
+    with torch.random.fork_rng():
+        torch.manual_seed(params.train.seed)
+        model = build(config, params.architecture)
+    if state is not None:
+        fit(model, _matched(model, state), source)
+    attributes = []
+    if params.architecture == VISUAL_GENOME:
+        attributes = _names(path, "attributes_vocab.txt", visual_genome.NUM_ATTRIBUTES, "attribute")
+    return Description(
+        backend="detectron2",
+        architecture=params.architecture,
+        weights_source=source,
+        weights_sha256=save_state(model.state_dict(), out),
+        region_dim=model.roi_heads.box_predictor.cls_score.in_features,
+        categories=_categories(config, params.architecture, path),
+        attributes=attributes,
+        config={"yaml": config.dump()},
+    )
+
+
+def load(folder: Path, description: Description, params: RegionsParams, device: str) -> Detectron2Extractor:
+    """The model that `description` describes, with the weights in `folder`."""
+    _require()
+    from detectron2.config import CfgNode, get_cfg
+
+    config = get_cfg()
+    config.merge_from_other_cfg(CfgNode.load_cfg(description.config["yaml"]))
+    model = build(config, description.architecture)
+    fit(model, load_saved(folder, description.weights_sha256), str(folder / "weights.safetensors"))
+    return Detectron2Extractor(model, config, description, params, device)
