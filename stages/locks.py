@@ -87,3 +87,8 @@ def hold_own_outputs() -> Iterator[None]:
     end_with_parent()
     with hold_outputs(stage.replace(os.sep, "_").replace(":", "_")):
         yield
+
+
+if __name__ == "__main__":  # python -m stages.locks COMMAND: becomes a command that ends with its parent
+    end_with_parent()
+    os.execvp(sys.argv[1], sys.argv[1:])

@@ -1,0 +1,104 @@
+"""Commands of a flow: their output streamed into Prefect's logs, their failures told apart."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+LOG_EVERY = 10.0
+"""Seconds between two states of a progress bar in the log."""
+
+MEMORY = ("out of memory", "OutOfMemoryError", "MemoryError", "Cannot allocate memory", "std::bad_alloc")
+PASSING = {
+    "network": (
+        "Connection refused", "Connection reset", "ConnectionError", "Connection timed out", "Read timed out",
+        "Temporary failure in name resolution", "Network is unreachable", "RemoteDisconnected", "SSLError",
+        "503 Service", "502 Bad Gateway", "504 Gateway", "RequestTimeout", "SlowDown",
+    ),
+    "busy": ("Unable to acquire lock", "exited with 75", "database is locked"),
+    "worker": ("NCCL", "worker exited unexpectedly", "DataLoader worker", "No space left on device"),
+}  # fmt: skip
+"""What the output holds where the failure can pass."""
+
+
+class CommandFailed(Exception):
+    """A command ended with an error. `reason`: memory, killed, network, busy, worker or error (which will not pass)."""
+
+    def __init__(self, command: str, code: int, reason: str, tail: str) -> None:
+        super().__init__(f"{command} ended with code {code} ({reason}):\n{tail}")
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["CommandFailed"], tuple[str, int, str, str]]:
+        return CommandFailed, ("", 0, self.reason, str(self))
+
+
+def why(code: int, output: str) -> str:
+    """The reason of a failure, from the exit code and the last lines: see `CommandFailed`."""
+    if "exited with 2" in output:
+        return "error"  # a stage's word for wrong params or input: trying again cannot help
+    if any(sign in output for sign in MEMORY):
+        return "memory"
+    if code < 0 or code in (137, 143) or re.search(r"exited with (-\d+|137|143)\b", output):
+        return "killed"
+    return next((reason for reason, signs in PASSING.items() if any(sign in output for sign in signs)), "error")
+
+
+def run_command(
+    command: Sequence[str], say: Callable[[str], object], environment: Mapping[str, str] | None = None
+) -> str:
+    """Run a command, giving each line of its output to `say`; returns the last hundred lines.
+
+    A progress bar, which rewrites its line, is said every `LOG_EVERY` seconds. The command is ended (SIGTERM) when
+    this process dies.
+
+    Raises:
+        CommandFailed: its exit code is not 0.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stages.locks", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+    )
+    assert process.stdout is not None
+    lines: list[str] = []
+    said = 0.0
+    try:
+        for line, rewritten in _lines(process.stdout.fileno()):
+            if rewritten and time.monotonic() - said < LOG_EVERY:
+                continue
+            if rewritten:
+                said = time.monotonic()
+            lines = [*lines[-99:], line]
+            say(line)
+        code = process.wait()
+    except BaseException:  # cancelled: the command goes too, and saves its state
+        process.terminate()
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        raise
+    finally:
+        process.stdout.close()
+    tail = "\n".join(lines)
+    if code:
+        name = " ".join(part for part in command if part != sys.executable)
+        raise CommandFailed(name, code, why(code, tail), "\n".join(lines[-20:]))
+    return tail
+
+
+def _lines(descriptor: int):  # type: ignore[no-untyped-def]
+    """Lines of a pipe, and whether each was rewritten in place (ended by a carriage return)."""
+    rest = b""
+    while chunk := os.read(descriptor, 65536):
+        rest += chunk
+        *whole, rest = re.split(rb"(?<=[\r\n])", rest)
+        for part in whole:
+            text = part.decode("utf-8", "replace").strip("\r\n")
+            if text.strip():
+                yield text, part.endswith(b"\r")
+    if rest.strip():
+        yield rest.decode("utf-8", "replace"), False

@@ -1,0 +1,89 @@
+"""The DAG of dvc.yaml, as DVC itself reads it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of dvc.yaml."""
+
+    name: str
+    """As `dvc repro` takes it."""
+    upstream: tuple[str, ...]
+    """Stages whose outputs it reads."""
+    stale: bool
+    """Whether DVC would run it, for its own sake: what it reads may still change."""
+
+
+@dataclass(frozen=True)
+class Dag:
+    """All stages, each after those it depends on."""
+
+    stages: tuple[Stage, ...]
+    remote: str | None
+    """The default DVC remote."""
+
+
+def read_dag(root: Path = Path(), targets: tuple[str, ...] = ()) -> Dag:
+    """Read the stages and which of them are stale.
+
+    Args:
+        root: the repository.
+        targets: only these stages and what they depend on; all if empty.
+
+    Raises:
+        ValueError: there is no DVC repository, dvc.yaml is wrong, or a target is no stage.
+    """
+    import networkx
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root)) as repo:
+            graph = repo.index.graph  # an edge leads from a stage to one it depends on
+            names = {stage: stage.addressing for stage in graph}
+            unknown = set(targets) - set(names.values())
+            if unknown:
+                raise ValueError(f"dvc.yaml: {sorted(unknown)[0]}: is no stage; there are {', '.join(names.values())}")
+            wanted = set(graph)
+            if targets:
+                chosen = [stage for stage in graph if names[stage] in targets]
+                wanted = set(chosen).union(*(networkx.descendants(graph, stage) for stage in chosen))
+            stale = repo.status()
+            order = [stage for stage in networkx.dfs_postorder_nodes(graph) if stage in wanted]
+            stages = tuple(
+                Stage(names[s], tuple(sorted(names[up] for up in graph.successors(s))), names[s] in stale)
+                for s in order
+            )
+            return Dag(stages, repo.config["core"].get("remote"))
+    except DvcException as error:
+        raise ValueError(f"{root.resolve()}: {error}") from None
+
+
+def metrics_diff(base: str, root: Path = Path()) -> list[dict[str, object]]:
+    """What `dvc metrics diff BASE` says, a row per number: metric, before, now, change.
+
+    Empty where there is no such revision, or nothing to compare.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.scm import SCMError
+
+    try:
+        with Repo(str(root)) as repo:
+            diff = repo.metrics.diff(a_rev=base)
+    except (DvcException, SCMError):
+        return []
+    rows = []
+    for path, numbers in diff.get("diff", {}).items():
+        for name, change in numbers.items():
+            rows.append(
+                {
+                    "metric": f"{Path(path).stem}: {name}",
+                    base: change.get("old"),
+                    "now": change.get("new"),
+                    "change": change.get("diff"),
+                }
+            )
+    return rows

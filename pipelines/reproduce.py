@@ -1,0 +1,169 @@
+"""The flow `reproduce`: what `dvc repro` does, each stage a task that Prefect can show, retry and recover.
+
+python -m pipelines.reproduce           # here and now, in this workspace
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
+from prefect.states import Completed
+from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.tasks import Task, exponential_backoff
+
+from pipelines.commands import CommandFailed, run_command
+from pipelines.dag import Stage, metrics_diff, read_dag
+from pipelines.forms import form, present_params, write_params
+from pipelines.summary import diff_markdown, mlflow_link, recall_rows, summary_markdown
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel as ParamsForm
+else:
+    from pipelines.forms import ParamsForm
+
+DVC = (sys.executable, "-m", "dvc")
+UNCHANGED = ("didn't change, skipping", "is cached - skipping run")
+SMALLER = {"train": ("train", "micro_batch", "batch_size"), "extract_regions": ("regions", "batch_size", "batch_size")}
+"""Stage -> section, the key to halve when memory runs out, and the key to start from while it is 0. Neither changes
+what the stage computes."""
+
+
+def can_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Whether a failed task is worth another try: not where its params, its input or its code are wrong."""
+    try:
+        state.result()
+    except CommandFailed as error:
+        return error.reason != "error"
+    except Exception:
+        return False
+    return False
+
+
+@task(
+    cache_policy=NO_CACHE,
+    retries=3,
+    retry_delay_seconds=exponential_backoff(backoff_factor=10),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=can_pass,
+    task_run_name="{name}",
+)
+def run_stage(name: str, stale: bool, upstream: list[str]) -> Any:
+    """Run one stage through DVC; "ran", or "cached" where DVC had nothing to do.
+
+    Args:
+        name: of the stage.
+        stale: whether DVC found it changed before the flow began.
+        upstream: "ran" or "cached" for each stage that it depends on.
+    """
+    logger = get_run_logger()
+    if not stale and "ran" not in upstream:
+        return Completed(name="Cached", message="DVC: nothing changed", data="cached")
+    try:
+        output = run_command(
+            [*DVC, "repro", "--single-item", name], logger.info, {"PREFECT__FLOW_RUN_ID": str(flow_run.id or "")}
+        )
+    except CommandFailed as error:
+        if error.reason == "memory" and name in SMALLER:
+            logger.warning("out of memory: the next try takes %s", _halve(*SMALLER[name]))
+        raise
+    if any(sign in output for sign in UNCHANGED):
+        return Completed(name="Cached", message="DVC: the result was there", data="cached")
+    return "ran"
+
+
+def _halve(section: str, key: str, start: str) -> str:
+    """Halve a number of params.yaml."""
+    values = form(present_params())()
+    part = getattr(values, section)
+    value = max(1, (getattr(part, key) or getattr(part, start)) // 2)
+    setattr(part, key, value)
+    write_params(values)
+    return f"{section}.{key}: {value}"
+
+
+@task(cache_policy=NO_CACHE, retries=3, retry_delay_seconds=exponential_backoff(10), retry_condition_fn=can_pass)
+def transfer(direction: str, remote: str) -> None:
+    """`dvc pull` what the remote has of this state, or `dvc push` what it has not, results of stages included."""
+    extra = ["--allow-missing"] if direction == "pull" else []
+    run_command([*DVC, direction, "--run-cache", *extra, "--remote", remote], get_run_logger().info)
+
+
+# One worker: DVC locks the repository while it looks and writes, so stages side by side would only wait or fail.
+ONE_BY_ONE: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1)
+
+
+@flow(name="reproduce", task_runner=ONE_BY_ONE)  # type: ignore[arg-type]  # its type is too narrow
+def reproduce(
+    params: ParamsForm = ParamsForm(),  # noqa: B008
+    stages: list[str] = [],  # noqa: B006
+    base: str = "main",
+    transfers: bool = True,
+) -> dict[str, str]:
+    """Bring the results up to date: run the stages of dvc.yaml that are stale, in their order.
+
+    Args:
+        params: the params of every stage. What differs from the workspace's params.yaml is written into it.
+        stages: only these and what they depend on; all if empty.
+        base: git revision that the metrics are compared with.
+        transfers: pull before and push after, where a DVC remote is configured.
+    """
+    logger = get_run_logger()
+    if changed := write_params(params):
+        logger.info("params.yaml: changed %s", ", ".join(changed))
+    dag = read_dag(targets=tuple(stages))
+    if transfers and dag.remote and any(stage.stale for stage in dag.stages):
+        _pull(dag.remote)
+        dag = read_dag(targets=tuple(stages))
+    done = _run_stages(dag.stages)
+    if "ran" in done.values() and transfers and dag.remote:
+        transfer.with_options(name="push")("push", dag.remote)
+    _publish(done, base)
+    return done
+
+
+def _pull(remote: str) -> None:
+    state = transfer.with_options(name="pull")("pull", remote, return_state=True)
+    if state.is_failed():  # nothing was pushed of this state yet, or the remote is away: the stages are run instead
+        get_run_logger().warning("dvc pull brought nothing: %s", state.message)
+
+
+def _run_stages(stages: tuple[Stage, ...]) -> dict[str, str]:
+    futures: dict[str, PrefectFuture[Any]] = {}
+    for stage in stages:  # in the order of the DAG, so that one worker never waits for what is behind it
+        futures[stage.name] = run_stage.with_options(name=stage.name).submit(
+            stage.name,
+            stage.stale,
+            [futures[name] for name in stage.upstream if name in futures],  # type: ignore[misc]  # their results
+        )
+    return {name: future.result() for name, future in futures.items()}
+
+
+def _publish(done: dict[str, str], base: str) -> None:
+    """The artifacts of a run: a page with recall, changes and the MLflow run, and the recalls as a table."""
+    rows = recall_rows(Path("metrics/retrieval.json"))
+    diff = metrics_diff(base)
+    link = mlflow_link(Path("models/camp/fingerprint.json")) if "ran" in done.values() else None
+    create_markdown_artifact(
+        summary_markdown(done, rows, link) + diff_markdown(diff, base),
+        key="reproduce",
+        description="Recall, what changed, and where the run is in MLflow",
+    )
+    if rows:
+        create_table_artifact(rows, key="recall", description="Recall of the trained model, in percent")
+
+
+def main() -> None:
+    """Run the flow in this workspace."""
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
+    reproduce()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""What a flow publishes: tables of numbers, and the way to MLflow."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
+
+
+def recall_rows(path: Path) -> list[dict[str, Any]]:
+    """A row per split and direction of metrics/retrieval.json; empty where there is no such file."""
+    if not path.is_file():
+        return []
+    rows = []
+    for split, numbers in json.loads(path.read_text(encoding="utf-8")).items():
+        for short, direction in DIRECTIONS.items():
+            names = {"R@1": "r1", "R@5": "r5", "R@10": "r10", "median rank": "medr", "mean rank": "meanr"}
+            cells = {shown: _rounded(numbers.get(f"{short}_{name}")) for shown, name in names.items()}
+            rows.append({"split": split, "direction": direction, **cells, "rsum": _rounded(numbers.get("rsum"))})
+    return rows
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 2) if isinstance(value, float) else value
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of equal keys as a markdown table."""
+    if not rows:
+        return ""
+    head = list(rows[0])
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join("" if row[key] is None else str(row[key]) for key in head) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def summary_markdown(done: Mapping[str, str], rows: Sequence[Mapping[str, Any]], link: str | None) -> str:
+    """The page of a run: the recall table, the MLflow run, and what was done."""
+    parts = ["# Retrieval\n", table(rows) or "There is no metrics/retrieval.json.\n"]
+    if link:
+        parts.append(f"\nMLflow run: {link}\n")
+    parts.append("\n# Stages\n")
+    parts.append(table([{"stage": name, "state": state} for name, state in done.items()]))
+    return "\n".join(parts)
+
+
+def diff_markdown(rows: Sequence[Mapping[str, Any]], base: str) -> str:
+    """`dvc metrics diff` as a section."""
+    shown = [{key: _rounded(value) for key, value in row.items()} for row in rows]
+    return f"\n# Against {base}\n\n" + (table(shown) or f"No number differs from {base}.\n")
+
+
+def mlflow_link(fingerprint: Path) -> str | None:
+    """A link to the run that trained the model, on the server or, for a local store, on `make ui`; None: unknown."""
+    from stages.tracking_restore import find_run
+    from stages.tracking_spool import main_root
+    from stages.tracking_store import store_uri
+
+    try:
+        key = json.loads(fingerprint.read_text(encoding="utf-8"))["mlflow_run_id"]
+    except (OSError, ValueError, KeyError):
+        return None
+    if not key:
+        return None
+    from mlflow import MlflowClient
+
+    server = os.environ.get("MLFLOW_TRACKING_URI", "")
+    base = server if server.startswith("http") else "http://127.0.0.1:5000"
+    try:
+        run = find_run(MlflowClient(store_uri(main_root())), key)
+    except Exception:  # the server is away: the page is published without the link
+        return f"`{key}` (tag camp.run; the server does not answer now)"
+    return f"[{run.info.run_name}]({base}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id})"

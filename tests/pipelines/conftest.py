@@ -1,0 +1,139 @@
+"""A real Prefect server on loopback, and small real DVC repositories."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+import pipelines
+
+ROOT = Path(pipelines.__file__).parents[1]
+SCRIPT = """
+import os, sys
+from pathlib import Path
+name, *sources = sys.argv[1:]
+trap = Path(f"trap-{name}")
+if trap.exists():
+    trouble = trap.read_text()
+    trap.unlink()
+    print(trouble, flush=True)
+    raise SystemExit(int(trouble.split()[-1]))
+print(f"{name} writes; flow run {os.environ.get('PREFECT__FLOW_RUN_ID')}", flush=True)
+Path(f"{name}.txt").write_text(name + "".join(Path(source).read_text() for source in sources))
+"""
+PIPELINE = """
+stages:
+  prepare: {cmd: python stage.py prepare, params: [dataset.scenes.seed], outs: [prepare.txt]}
+  extract: {cmd: python stage.py extract prepare.txt, deps: [prepare.txt], outs: [extract.txt]}
+  tokenize: {cmd: python stage.py tokenize prepare.txt, deps: [prepare.txt], outs: [tokenize.txt]}
+  train:
+    cmd: python stage.py train extract.txt tokenize.txt
+    deps: [extract.txt, tokenize.txt]
+    params: [train.epochs]
+    outs: [train.txt]
+"""
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def server_environment(tmp_path_factory):
+    """Environment of the server and of everything that talks to it."""
+    home = tmp_path_factory.mktemp("prefect")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW", "DVC"))}
+    return kept | {
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "CAMP_TRACKING": "off",
+    }
+
+
+@pytest.fixture(scope="session")
+def prefect_server(server_environment):
+    """The address of a running Prefect server; in this process too, flows talk to it."""
+    from prefect.logging.handlers import APILogHandler
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+    url = server_environment["PREFECT_API_URL"]
+    port = url.split(":")[2].removesuffix("/api")
+    with (Path(server_environment["PREFECT_HOME"]) / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port],
+            env=server_environment, stdout=log, stderr=log,
+        )  # fmt: skip
+    try:
+        wait_for(lambda: answers(f"{url}/health"), 120)
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_HOME: Path(server_environment["PREFECT_HOME"])}):
+            yield url
+            APILogHandler.flush()  # what is still to be sent, before nobody answers
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def answers(url):
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return response.status == 200
+    except OSError:
+        return False
+
+
+def wait_for(condition, seconds):
+    until = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.5)
+    return value
+
+
+@pytest.fixture(name="wait_for")
+def wait_for_fixture():
+    """wait_for(condition, seconds): the condition's value once it is true."""
+    return wait_for
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory, server_environment):
+    """A committed DVC repository of four quick stages that has not run."""
+    folder = tmp_path_factory.mktemp("template")
+    (folder / "stage.py").write_text(SCRIPT)
+    (folder / "dvc.yaml").write_text(PIPELINE)
+    shutil.copy(ROOT / "params.yaml", folder)
+    environment = server_environment | {"GIT_CONFIG_GLOBAL": "/dev/null"}
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost"]
+    commands = (
+        [*git, "init", "-q", "-b", "main"],
+        [sys.executable, "-m", "dvc", "init", "-q"],
+        [*git, "add", "-A"],
+        [*git, "commit", "-q", "-m", "begin"],
+    )
+    for command in commands:
+        subprocess.run(command, cwd=folder, env=environment, check=True)
+    return folder
+
+
+@pytest.fixture
+def repository(template, tmp_path, monkeypatch, server_environment):
+    """A copy of the template, entered."""
+    folder = tmp_path / "repository"
+    shutil.copytree(template, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PATH", server_environment["PATH"])
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("CAMP_TRACKING", "off")
+    return folder

@@ -1,0 +1,56 @@
+"""The run form is the documentation of the params, and what it gives reaches params.yaml."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+import pipelines
+from pipelines.forms import field_docs, form, present_params, write_params
+from stages.params import InputError, Params, TrainParams, load_params
+
+
+@pytest.fixture(autouse=True)
+def workspace(tmp_path, monkeypatch):
+    shutil.copy(Path(pipelines.__file__).parents[1] / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_schema_carries_types_values_and_descriptions():
+    schema = form(Params()).model_json_schema()
+    entry = schema["$defs"]["TrainParams"]["properties"]["checkpoint_steps"]
+    assert entry["type"] == "integer"
+    assert entry["default"] == TrainParams().checkpoint_steps
+    assert entry["description"] == "Optimizer steps between two checkpoints for resuming."
+    assert schema["properties"].keys() == {field for field in Params.__dataclass_fields__}
+
+
+def test_field_docs_reads_only_the_string_below_a_field():
+    docs = field_docs(TrainParams)
+    assert docs["margin"] == "Margin of the triplet loss."
+    assert "epochs" not in docs
+
+
+def test_what_is_left_alone_stays_as_it_is():
+    before = Path("params.yaml").read_bytes()
+    assert write_params(form(present_params())()) == []
+    assert Path("params.yaml").read_bytes() == before
+
+
+def test_what_is_given_is_written_and_comments_stay():
+    given = form(present_params()).model_validate({"model": {"gate": "none"}, "evaluate": {"splits": ["val", "test"]}})
+    assert sorted(write_params(given)) == ["evaluate.splits", "model.gate"]
+    assert load_params().model.gate == "none"
+    assert load_params().evaluate.splits == ("val", "test")
+    assert load_params().train == present_params().train
+    assert "# scalar | elementwise | none" in Path("params.yaml").read_text()
+
+
+def test_wrong_values_change_nothing():
+    before = Path("params.yaml").read_bytes()
+    with pytest.raises(ValidationError, match="gaet"):
+        form(present_params()).model_validate({"model": {"gaet": "none"}})
+    with pytest.raises(InputError, match="gate"):
+        write_params(form(present_params()).model_validate({"model": {"gate": "open"}}))
+    assert Path("params.yaml").read_bytes() == before

@@ -1,0 +1,127 @@
+"""`reproduce` against a real server, on a small real DAG."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+from pipelines import reproduce as module
+from pipelines.commands import CommandFailed, run_command, why
+from pipelines.dag import read_dag
+from pipelines.forms import present_params
+from pipelines.reproduce import reproduce
+from stages.params import InputError
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """Retries without the wait."""
+    monkeypatch.setattr(
+        module, "run_stage", module.run_stage.with_options(retry_delay_seconds=0, retry_jitter_factor=0)
+    )
+
+
+def run_flow(**parameters):
+    """The last state of a run, and its tasks by their names."""
+    state = reproduce(**parameters, return_state=True)
+    with get_client(sync_client=True) as client:
+        mine = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+        runs = client.read_task_runs(flow_run_filter=mine)
+    return state, {run.name: run for run in runs}
+
+
+def test_the_dag_is_dvcs(repository):
+    dag = read_dag()
+    assert dag.stages[0].name == "prepare"
+    assert {stage.name: stage.upstream for stage in dag.stages} == {
+        "prepare": (), "extract": ("prepare",), "tokenize": ("prepare",), "train": ("extract", "tokenize")
+    }  # fmt: skip
+    assert all(stage.stale for stage in dag.stages)
+    assert [stage.name for stage in read_dag(targets=("tokenize",)).stages] == ["prepare", "tokenize"]
+    with pytest.raises(ValueError, match="nothing: is no stage"):
+        read_dag(targets=("nothing",))
+
+
+@pytest.mark.timeout(240)
+def test_stages_run_are_cached_and_run_again(prefect_server, repository, wait_for):
+    state, tasks = run_flow()
+    assert state.is_completed()
+    assert state.result() == dict.fromkeys(("prepare", "extract", "tokenize", "train"), "ran")
+    assert Path("train.txt").read_text() == "trainextractpreparetokenizeprepare"
+    # The graph is the DAG: each task's inputs are the runs of the stages it depends on.
+    parents = {item.id for item in tasks["train"].task_inputs["upstream"]}
+    assert parents == {tasks["extract"].id, tasks["tokenize"].id}
+
+    begun = time.monotonic()
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], check=True)
+    plain = time.monotonic() - begun
+    begun = time.monotonic()
+    state, tasks = run_flow()
+    flow = time.monotonic() - begun
+    assert {name: run.state.name for name, run in tasks.items()} == dict.fromkeys(state.result(), "Cached")
+    assert flow - plain < 6 + 4 * 1.5
+
+    state, _ = run_flow(params={"train": {"epochs": 3}})
+    assert state.result() == {"prepare": "cached", "extract": "cached", "tokenize": "cached", "train": "ran"}
+
+
+@pytest.mark.timeout(240)
+def test_what_can_pass_is_tried_again_and_what_cannot_is_not(prefect_server, repository, wait_for):
+    Path("trap-prepare").write_text("requests: Connection reset by peer, code 1")
+    Path("trap-train").write_text("torch.OutOfMemoryError: CUDA out of memory, code 1")
+    batch = present_params().train.batch_size
+    state, tasks = run_flow(stages=["train"])
+    assert state.is_completed()
+    assert tasks["prepare"].run_count == tasks["train"].run_count == 2
+    assert tasks["tokenize"].run_count == 1
+    assert present_params().train.micro_batch == batch // 2
+
+    Path("trap-extract").write_text("error: params.yaml: wrong, code 2")
+    Path("extract.txt").unlink()
+    Path("prepare.txt").write_text("changed")
+    Path(".dvc/cache").rename("gone")
+    state, tasks = run_flow(stages=["extract"])
+    assert state.is_failed()
+    with pytest.raises(CommandFailed, match="params.yaml: wrong"):
+        state.result()
+    assert tasks["extract"].run_count == 1
+    with get_client(sync_client=True) as client:  # the stages' own words are in Prefect's log
+        found = wait_for(lambda: [log for log in client.read_logs() if "prepare writes; flow run" in log.message], 20)
+    assert "None" not in found[0].message
+
+
+def test_a_wrong_param_fails_before_any_stage(prefect_server, repository):
+    state, _ = run_flow(params={"model": {"gate": "open"}})
+    assert state.is_failed()
+    with pytest.raises(InputError, match="gate"):
+        state.result()
+    assert not Path("prepare.txt").exists()
+
+
+def test_a_command_is_streamed_and_its_failure_explained():
+    said = []
+    script = "import sys; [print(i, end='\\r') for i in range(50)]; print('done'); sys.exit(3)"
+    with pytest.raises(CommandFailed, match="code 3") as caught:
+        run_command([sys.executable, "-c", script], said.append)
+    assert caught.value.reason == "error"
+    assert said == ["0", "done"]
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "reason"),
+    [
+        (255, "failed to run: python -m stages.train, exited with 2", "error"),
+        (255, "failed to run: python -m stages.train, exited with -9", "killed"),
+        (255, "failed to run: x, exited with 75", "busy"),
+        (-9, "", "killed"),
+        (255, "torch.OutOfMemoryError: CUDA out of memory\nexited with 1", "memory"),
+        (255, "urllib3: Connection refused", "network"),
+        (1, "ZeroDivisionError", "error"),
+    ],
+)
+def test_why(code, output, reason):
+    assert why(code, output) == reason
