@@ -84,7 +84,7 @@ def load_models(folders: Sequence[Path], store: RegionStore, captions: Path, dev
     for folder, model in zip(folders, models, strict=True):
         if model.config.region_dim != store.region_dim:
             raise InputError(
-                f"{folder / 'config.json'}: model.region_dim: {model.config.region_dim}, but the features of "
+                f"{folder / 'config.json'}: region_dim: {model.config.region_dim}, but the features of "
                 f"{store.path} have {store.region_dim}"
             )
         detector = read_fingerprint(folder).get("detector")

@@ -16,7 +16,7 @@
 
   /** A new element: attributes by name, `on*` as listeners, children as nodes or texts. */
   function make(tag, attributes = {}, ...children) {
-    const svg = tag === "svg" || tag === "rect" || tag === "title" || tag === "path";
+    const svg = ["svg", "rect", "mask", "title"].includes(tag);
     const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
     for (const [name, value] of Object.entries(attributes)) {
       if (value === null || value === undefined || value === false) continue;
@@ -81,7 +81,7 @@
           make("button", { type: "button", class: "query", "data-query": query.key,
             "aria-current": index === state.query ? "true" : null, onclick: () => select({ query: index }, true) },
           query.image ? picture(query.image) : null,
-          make("span", {}, make("span", { class: "words" }, query.image ? "" : query.text), rankChip(query.rank),
+          make("span", {}, make("span", { class: "words" }, query.image ? `1. ${query.results[0].text}` : query.text), rankChip(query.rank),
             query.worst ? " " : null, query.worst ? make("small", {}, "worst") : null)));
       }),
       ...(shown.length ? [] : [make("li", { class: "nothing" }, "No query fits.")]));
@@ -97,13 +97,13 @@
   // ---- the selected query -------------------------------------------------------------------------------------
   const share = (values, index) => (values ? values[index] / 1000 : null);
 
-  /** What the boxes show now: {kind, title, values by region}; null values where the model has nothing to show. */
+  /** What the boxes show now: values by region, how to write one, and whether they fill their range of 0 to 1. */
   function boxView(pair) {
     if (state.word !== null && pair.wordAttention) {
-      return { kind: "look", title: `Where “${pair.words[state.word]}” looks`, values: pair.wordAttention[state.word] };
+      return { kind: "look", title: `Where “${pair.words[state.word]}” looks`, values: pair.wordAttention[state.word], write: percent };
     }
-    if (pair.regionGates) return { kind: "gates", title: "Gate of each region", values: pair.regionGates };
-    return { kind: "gates", title: "Weight of each region in the match", values: pair.regionPooling };
+    if (pair.regionGates) return { kind: "gates", title: "Gate of each region", values: pair.regionGates, write: gateText, full: true };
+    return { kind: "gates", title: "Weight of each region in the match", values: pair.regionPooling, write: percent };
   }
 
   function drawStage(pair) {
@@ -111,25 +111,30 @@
     const view = boxView(pair);
     const top = Math.max(...view.values, 1);
     const svg = make("svg", { viewBox: `0 0 ${image.w} ${image.h}`, preserveAspectRatio: "none", "aria-hidden": "true" });
-    svg.append(make("rect", { class: "shade", width: image.w, height: image.h, opacity: view.kind === "look" ? 0.32 : 0.12 }));
+    // What counts stays as it is and the rest is dimmed: a tint would change the very colours that captions name.
+    const all = { width: image.w, height: image.h };
+    const mask = make("mask", { id: "dim" }, make("rect", { ...all, fill: "#fff" }));
+    const boxes = [];
     const order = view.values.map((value, index) => [value, index]).sort((a, b) => a[0] - b[0]);
     for (const [value, index] of order) {
       const [x0, y0, x1, y1] = image.boxes[index];
       if (x1 <= x0 || y1 <= y0) continue; // features that came without boxes
-      const place = { x: x0, y: y0, width: Math.max(x1 - x0, 1), height: Math.max(y1 - y0, 1) };
+      const place = { x: x0, y: y0, width: x1 - x0, height: y1 - y0 };
       // Attention is a share of 1: it is drawn against the strongest region. A gate is drawn as it is.
-      const strength = view.kind === "look" || !pair.regionGates ? value / top : value / 1000;
-      const style = `fill-opacity:${(0.42 * strength).toFixed(3)};stroke-opacity:${(0.12 + 0.88 * strength).toFixed(3)}`;
-      if (strength > 0.5) svg.append(make("rect", { class: "halo", ...place }));
-      svg.append(make("rect", { class: `box${index === state.region ? " chosen" : ""}`, "data-region": index, style, ...place,
+      const strength = view.full ? value / 1000 : value / top;
+      mask.append(make("rect", { ...place, style: `fill-opacity:${strength.toFixed(3)}` }));
+      const style = `stroke-opacity:${(0.15 + 0.85 * strength).toFixed(3)}`;
+      if (strength > 0.5) boxes.push(make("rect", { class: "halo", ...place }));
+      boxes.push(make("rect", { class: `box${index === state.region ? " chosen" : ""}`, "data-region": index, style, ...place,
         onclick: () => toggle("region", index) },
-      make("title", {}, `${image.labels[index]}: ${percent(value / 1000)}`)));
+      make("title", {}, `${image.labels[index]}: ${view.write(value / 1000)}`)));
     }
+    svg.append(mask, make("rect", { class: "shade", mask: "url(#dim)", ...all }), ...boxes);
     return make("figure", {},
-      make("div", { class: `picture ${view.kind}` },
+      make("div", { class: `picture ${view.kind}`, style: `max-width:${Math.round((440 * image.w) / image.h)}px` },
         picture(pair.image, { width: image.w, height: image.h }), svg),
       make("figcaption", { class: `key ${view.kind}` }, make("i", {}),
-        view.kind === "look" ? `${view.title}: none to strongest` : view.title));
+        `${view.title}: ${view.full ? "dimmed 0, clear 1" : "the clearer, the more"}`));
   }
 
   function drawWords(pair) {
@@ -173,14 +178,14 @@
     const view = boxView(pair);
     const labels = data.images[pair.image].labels;
     const ranked = view.values.map((value, index) => [value, index]).sort((a, b) => b[0] - a[0]).slice(0, 6);
-    const top = view.kind === "look" || !pair.regionGates ? Math.max(ranked[0][0], 1) : 1000;
+    const top = view.full ? 1000 : Math.max(ranked[0][0], 1);
     return make("div", {}, make("p", { class: "label" }, `${view.title}, strongest ${ranked.length}`),
       make("ol", { class: `regions ${view.kind}` }, ...ranked.map(([value, index]) =>
         make("li", {}, make("button", { type: "button", class: "region", "data-region": index,
           "aria-pressed": String(state.region === index), onclick: () => toggle("region", index) },
         make("span", { class: "what" }, labels[index]),
         make("span", { class: "bar" }, make("b", { style: `width:${(100 * value / top).toFixed(1)}%` })),
-        make("span", { class: "num" }, percent(value / 1000)))))));
+        make("span", { class: "num" }, view.write(value / 1000)))))));
   }
 
   function drawResults(query) {

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 480.0, 270.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 118.0, 14.0, 40.0
+WIDTH, HEIGHT = 400.0, 260.0
+LEFT, RIGHT, TOP, BOTTOM = 40.0, 104.0, 24.0, 42.0
 DASHES = ("", "7 4", "2 4", "10 3 2 3")
 Scale = Callable[[float], float]
 
@@ -76,7 +76,7 @@ def _axes(x_ticks: list[float], y_ticks: list[float], x_label: str, x_at: Scale,
             f'<text class="tick" x="{x_at(value):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{value:g}</text>'
         )
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="tick" x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(f'<text class="tick" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
     return parts
 
 
@@ -93,7 +93,8 @@ def line_chart(
         return Markup("")
     every_y = [y for line in lines for y in (*line.ys, *(line.band[1] if line.band else ()))]
     x_low, x_high = min(line.xs[0] for line in lines), max(line.xs[-1] for line in lines)
-    x_ticks = [value for value in ticks(x_low, x_high) if x_low <= value <= x_high] or [x_low]
+    # Steps and epochs are whole numbers.
+    x_ticks = [value for value in ticks(x_low, x_high) if x_low <= value <= x_high and value % 1 == 0] or [x_low]
     x_high = x_high if x_high > x_low else x_low + 1
     y_ticks = ticks(*(y_range or (min(0.0, *every_y), max(every_y))))
 
@@ -108,9 +109,7 @@ def line_chart(
     if mark is not None and x_low <= mark[0] <= x_high:
         x = x_at(mark[0])
         parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-        parts.append(
-            f'<text class="tick" x="{x - 5:.1f}" y="{HEIGHT - BOTTOM - 8}" text-anchor="end">{escape(mark[1])}</text>'
-        )
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{TOP - 7}" text-anchor="middle">{escape(mark[1])}</text>')
     labels = _spread([y_at(line.ys[-1]) for line in lines], 17, TOP + 6, HEIGHT - BOTTOM)
     for index, (line, label_y) in enumerate(zip(lines, labels, strict=True)):
         xs = [x_at(x) for x in line.xs]
@@ -126,7 +125,7 @@ def line_chart(
             f'<text class="name s{index}" x="{WIDTH - RIGHT + 10}" y="{label_y + 4.5:.1f}">{escape(line.name)}</text>'
         )
     spoken = "; ".join(f"{line.name} ends at {line.ys[-1]:.4g}" for line in lines)
-    return _svg(parts, f"{title}: {spoken}", HEIGHT)
+    return _svg(parts, f"{title}: {spoken}", WIDTH, HEIGHT)
 
 
 def histogram(rows: Sequence[tuple[str, Sequence[float]]], title: str, x_label: str, bins: int = 40) -> Markup:
@@ -134,42 +133,41 @@ def histogram(rows: Sequence[tuple[str, Sequence[float]]], title: str, x_label: 
     rows = [(name, values) for name, values in rows if len(values)]
     if not rows:
         return Markup("")
-    row_height, left, right = 74.0, 12.0, 12.0
-    height = TOP + row_height * len(rows) + BOTTOM - 8
-    scale = WIDTH - left - right
+    width, margin, row_height = 480.0, 12.0, 78.0
+    height = row_height * len(rows) + BOTTOM
+    scale = width - 2 * margin
     parts = []
     for index, (name, values) in enumerate(rows):
-        base = TOP + row_height * (index + 1) - 8
+        base = row_height * (index + 1)
         counts, _ = np.histogram(np.clip(values, 0, 1), bins=bins, range=(0, 1))
         tallest = max(int(counts.max()), 1)
         for at, count in enumerate(counts):
             if count:
-                bar = max(count / tallest * (row_height - 30), 1.0)
+                bar = max(count / tallest * (row_height - 34), 1.0)
                 parts.append(
-                    f'<rect class="bar s{index}" x="{left + at / bins * scale + 0.5:.1f}" y="{base - bar:.1f}" '
+                    f'<rect class="bar s{index}" x="{margin + at / bins * scale + 0.5:.1f}" y="{base - bar:.1f}" '
                     f'width="{scale / bins - 1:.1f}" height="{bar:.1f}"/>'
                 )
         mean = float(np.mean(values))
-        x = left + mean * scale
-        parts.append(f'<line class="axis" x1="{left}" x2="{WIDTH - right}" y1="{base}" y2="{base}"/>')
-        parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{base - row_height + 26}" y2="{base}"/>')
-        anchor, shift = ("end", -6) if mean > 0.5 else ("start", 6)
+        x = margin + mean * scale
+        parts.append(f'<line class="axis" x1="{margin}" x2="{width - margin}" y1="{base}" y2="{base}"/>')
+        parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{base - row_height + 28}" y2="{base}"/>')
         parts.append(
-            f'<text class="name s{index}" x="{x + shift:.1f}" y="{base - row_height + 36}" text-anchor="{anchor}">'
-            f"{escape(name)}, mean {mean:.3g}</text>"
+            f'<text class="name s{index}" x="{margin}" y="{base - row_height + 22}">{escape(name)}'
+            f'<tspan class="plain"> mean {mean:.3f}</tspan></text>'
         )
     for value, anchor in ((0, "start"), (0.25, "middle"), (0.5, "middle"), (0.75, "middle"), (1, "end")):
-        x = left + value * scale
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{height - 22}" text-anchor="{anchor}">{value:g}</text>')
-    parts.append(f'<text class="tick" x="{WIDTH / 2}" y="{height - 4}" text-anchor="middle">{escape(x_label)}</text>')
+        x = margin + value * scale
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{height - 24}" text-anchor="{anchor}">{value:g}</text>')
+    parts.append(f'<text class="tick" x="{width / 2}" y="{height - 6}" text-anchor="middle">{escape(x_label)}</text>')
     spoken = "; ".join(f"{name}: mean {float(np.mean(values)):.3g}" for name, values in rows)
-    return _svg(parts, f"{title}: {spoken}", height)
+    return _svg(parts, f"{title}: {spoken}", width, height)
 
 
-def _svg(parts: list[str], spoken: str, height: float) -> Markup:
+def _svg(parts: list[str], spoken: str, width: float, height: float) -> Markup:
     # `parts` is made here of numbers and escaped texts only.
     return Markup(
-        f'<svg class="chart" viewBox="0 0 {WIDTH:g} {height:g}" role="img" aria-label="{escape(spoken)}">'
+        f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(spoken)}">'
         + "".join(parts)
         + "</svg>"
     )

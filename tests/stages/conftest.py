@@ -63,14 +63,14 @@ def _draw(path: Path, size: tuple[int, int], generator: np.random.Generator) -> 
 
 
 def _texts(number: int) -> list[str]:
-    """One to five captions of an image."""
+    """One to five captions of an image, no two the same."""
     colour, shape = COLOURS[number % 4], SHAPES[number // 4 % 2]
     texts = [
         f"A {colour} {shape} number {number}.",
-        f"there is one {colour} {shape} above a {COLOURS[(number + 1) % 4]} thing",
-        f"{colour} {shape}",
-        f"a picture with some {shape}s, one of them {colour}",
-        "pneumonoultramicroscopicsilicovolcanoconiosis donaudampfschifffahrtsgesellschaftskapitän ένα κόκκινο",
+        f"there is one {colour} {shape} above {number} {COLOURS[(number + 1) % 4]} things",
+        f"{colour} {shape} {number}",
+        f"a picture with {number} {shape}s, one of them {colour}",
+        f"pneumonoultramicroscopicsilicovolcanoconiosis donaudampfschifffahrtskapitän ένα κόκκινο {number}",
     ]
     return [HOSTILE, *texts[:2]] if number == 3 else texts[: 1 + number % 5]
 

@@ -1,0 +1,254 @@
+"""Stage evaluate: its ranks against plain loops, protocols, ensembles, gates, and the errors."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from camp_model.captions import write_captions
+from camp_model.checkpoint import load_checkpoint
+from camp_model.encoders import length_mask
+from camp_model.metrics import retrieval_metrics
+from camp_model.regions import RegionStore
+from camp_model.vocabulary import Vocabulary
+from stages.evaluate import evaluate, folds_of, read_split
+from stages.evaluate_gates import area_under_curve
+from stages.evaluate_scores import rank_fold, score_fold
+from stages.params import EvaluateParams, InputError
+
+CPU = torch.device("cpu")
+PARAMS = EvaluateParams(device="cpu", gate_pairs=40)
+
+
+@pytest.fixture
+def small(make_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CAMP_TRACKING", "off")
+    return make_run(tmp_path)
+
+
+def run(small, params=PARAMS):
+    """Evaluate a small run; returns retrieval.json, gates.json and the rows of test.parquet."""
+    folders = {"out": small.root / "data/evaluation", "metrics": small.root / "metrics"}
+    evaluate(params, regions=small.regions, captions=small.token_tables, model=small.model, **folders)
+    retrieval, gates = (
+        json.loads((folders["metrics"] / f"{name}.json").read_text()) for name in ("retrieval", "gates")
+    )
+    return retrieval, gates, pq.read_table(folders["out"] / "test.parquet").to_pylist()
+
+
+def pair_logits(folder: Path, small) -> np.ndarray:
+    """[I, C], each pair scored on its own."""
+    model, _, _ = load_checkpoint(folder)
+    store = RegionStore(small.regions)
+    split = read_split("test", small.token_tables, store)
+    scores = np.zeros((len(split.images), len(split.rows)))
+    with torch.inference_mode():
+        for c in range(len(split.rows)):
+            tokens, lengths = split.captions.batch([c])
+            words = model.encode_captions(tokens, lengths)
+            for i, image_id in enumerate(split.images):
+                features, mask = store.features([store.row_of(image_id)])
+                mask = torch.from_numpy(mask)
+                regions = model.encode_regions(torch.from_numpy(features).float(), mask)
+                scores[i, c] = model.score_pairs(regions, mask, words, length_mask(lengths, tokens.shape[1])).item()
+    return scores
+
+
+def test_metrics_and_rows_agree_with_scoring_every_pair_alone(small, capsys):
+    retrieval, _, rows = run(small)
+    scores = pair_logits(small.model, small)
+    owner = np.array([small.images.index(image_id) for _, image_id, _ in small.captions])
+    assert retrieval["test"] == pytest.approx(retrieval_metrics(scores, owner))
+    by_query = {(row["direction"], row["query_id"]): row for row in rows}
+    assert len(by_query) == len(rows) == len(small.images) + len(small.captions)
+    for c, (caption_id, image_id, _) in enumerate(small.captions):
+        row = by_query["t2i", str(caption_id)]
+        order = np.argsort(-scores[:, c])
+        assert row["top_ids"] == [small.images[i] for i in order[:10]]
+        assert row["top_scores"] == pytest.approx(np.sort(scores[:, c])[::-1][:10], abs=1e-4)
+        assert row["rank"] == list(order).index(small.images.index(image_id)) + 1
+    for i, image_id in enumerate(small.images):
+        row = by_query["i2t", image_id]
+        best = scores[i, owner == i].max()
+        assert row["rank"] == 1 + (scores[i] > best).sum()
+        assert row["top_ids"][0] == str(small.captions[int(np.argmax(scores[i]))][0])
+    assert f"{retrieval['test']['rsum']:.1f}" in capsys.readouterr().out
+
+
+def test_equal_scores_rank_and_list_the_wrong_candidates_first():
+    by_image, by_caption = rank_fold(np.zeros((12, 24), np.float32), np.repeat(np.arange(12), 2))
+    assert set(by_caption.ranks) == {12} and set(by_image.ranks) == {23}
+    for query, top in enumerate(by_caption.top):
+        assert query // 2 not in top
+    for query, top in enumerate(by_image.top):
+        assert not {2 * query, 2 * query + 1} & set(top)
+    assert by_caption.top.shape == (24, 10)
+
+
+def test_ensemble_scores_the_mean_of_probabilities(small, make_checkpoint, tmp_path):
+    vocabulary = Vocabulary.load(small.token_tables / "vocabulary.json")
+    for seed in (1, 2):
+        make_checkpoint(tmp_path / f"other{seed}", vocabulary, seed=seed, dim=16)
+    others = (str(tmp_path / "other1"), str(tmp_path / "other2"))
+    _, _, rows = run(small, replace(PARAMS, ensemble=others))
+    folders = [small.model, *map(Path, others)]
+    mean = np.mean([1 / (1 + np.exp(-pair_logits(folder, small))) for folder in folders], axis=0)
+    owner = np.array([small.images.index(image_id) for _, image_id, _ in small.captions])
+    for c, row in enumerate(row for row in rows if row["direction"] == "t2i"):
+        assert row["rank"] == 1 + (mean[:, c] > mean[owner[c], c]).sum()
+        found = 1 / (1 + np.exp(-np.array(row["top_scores"])))
+        assert found == pytest.approx(np.sort(mean[:, c])[::-1][:10], abs=1e-5)
+
+
+class Constant(torch.nn.Module):
+    """A model whose every logit is `value`: past what a float32 probability can tell from 1."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def encode_regions(self, features, mask):
+        return features
+
+    def encode_captions(self, tokens, lengths):
+        return tokens[..., None].float()
+
+    def score_matrix(self, regions, region_mask, words, word_mask, *, progress):
+        # The first image is a little better than the others.
+        bonus = torch.zeros(len(regions), 1)
+        bonus[0] = 1.0
+        return self.value + bonus.expand(len(regions), len(words))
+
+
+def test_scores_of_an_ensemble_stay_apart_near_one(small):
+    store = RegionStore(small.regions)
+    scores = score_fold([Constant(40.0), Constant(41.0)], store, read_split("test", small.token_tables, store), CPU)
+    assert (scores[0] > scores[1:]).all() and np.isfinite(scores).all()
+
+
+def test_scores_that_are_not_finite_are_an_error(small):
+    store = RegionStore(small.regions)
+    with pytest.raises(InputError, match="not finite"):
+        score_fold([Constant(float("nan"))], store, read_split("test", small.token_tables, store), CPU)
+
+
+def test_coco_folds_are_thousands_of_images_in_order(small):
+    images, per_image = 5003, 2
+    split = read_split("test", small.token_tables, RegionStore(small.regions))
+    owner = np.repeat(np.arange(images), per_image)
+    big = replace(
+        split, images=[f"i{i}" for i in range(images)], rows=np.arange(len(owner)), caption_image=owner
+    )  # fmt: skip
+    folds = folds_of(big, "coco_1k")
+    assert [fold.images[0] for fold in folds] == ["i0", "i1000", "i2000", "i3000", "i4000"]
+    assert all(len(fold.images) == 1000 and len(fold.rows) == 2000 for fold in folds)
+    assert [big.images[owner[row]] for row in folds[3].rows[:4]] == ["i3000", "i3000", "i3001", "i3001"]
+    assert folds[3].caption_image[:4].tolist() == [0, 0, 1, 1]
+    (whole,) = folds_of(big, "coco_5k")
+    assert whole.images[-1] == "i4999" and len(whole.rows) == 10_000
+    (all_of_it,) = folds_of(big, "full")
+    assert len(all_of_it.images) == images
+    for protocol in ("coco_1k", "coco_5k"):
+        with pytest.raises(InputError, match=rf"evaluate.protocol: {protocol}.*5000.*there are 20"):
+            folds_of(split, protocol)
+
+
+def test_area_under_curve_counts_pairs_and_ties_half():
+    positive, negative = np.array([3.0, 2.0, 1.0]), np.array([2.0, 0.0])
+    wins = sum((p > n) + 0.5 * (p == n) for p in positive for n in negative)
+    assert area_under_curve(positive, negative) == pytest.approx(wins / 6)
+
+
+def test_gate_means_are_those_of_the_pairs_listed(small):
+    _, gates, rows = run(small)
+    table = pq.read_table(small.root / "data/evaluation/gates_test.parquet").to_pylist()
+    owner = {caption_id: image_id for caption_id, image_id, _ in small.captions}
+    first = {row["query_id"]: row["top_ids"] for row in rows if row["direction"] == "t2i"}
+    model, _, _ = load_checkpoint(small.model)
+    store, split = RegionStore(small.regions), None
+    split = read_split("test", small.token_tables, store)
+    for kind, column, name in (("positive", "words", "gate"), ("hardest", "regions", "region_gate")):
+        values = [row[column] for row in table if row["kind"] == kind]
+        assert len(values) == 40
+        assert gates["test"][f"{name}_{kind}_mean"] == pytest.approx(np.mean(values), abs=1e-6)
+    for row in table:
+        top = first[str(row["caption_id"])]
+        own = owner[row["caption_id"]]
+        assert (row["image_id"] == own) == (row["kind"] == "positive")
+        if row["kind"] == "hardest":
+            assert row["image_id"] == next(image for image in top if image != own)
+    row = table[0]
+    at = split.captions.caption_ids.tolist().index(row["caption_id"])
+    tokens, lengths = split.captions.batch([at, int(np.argmax(split.captions.lengths))])
+    features, mask = store.features([store.row_of(row["image_id"])] * 2)
+    mask = torch.from_numpy(mask)
+    with torch.inference_mode():
+        details = model.inspect_pairs(
+            model.encode_regions(torch.from_numpy(features).float(), mask), mask,
+            model.encode_captions(tokens, lengths), length_mask(lengths, tokens.shape[1]),
+        )  # fmt: skip
+    real = details.word_gates[0, : lengths[0]]
+    assert row["words"] == pytest.approx(real.mean().item(), abs=1e-5)  # the padding beside it changes nothing
+
+
+@pytest.mark.parametrize(
+    ("switches", "reason", "words", "regions"),
+    [
+        ({"gate": "none"}, "model.gate is none", False, False),
+        ({"message_passing": "none"}, "model.message_passing is none", False, False),
+        ({"message_passing": "text_to_image"}, None, False, True),
+        ({"message_passing": "image_to_text", "gate": "elementwise"}, None, True, False),
+    ],
+)
+def test_gates_that_a_model_lacks_are_null(make_run, tmp_path, monkeypatch, switches, reason, words, regions):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CAMP_TRACKING", "off")
+    _, gates, _ = run(make_run(tmp_path, 6, **switches))
+    assert gates["test"].get("reason") == reason
+    for name, has in (("gate_auc", words), ("gate_positive_mean", words), ("region_gate_auc", regions)):
+        assert (gates["test"][name] is not None) == has
+
+
+def test_another_vocabulary_is_an_error_that_names_the_checkpoint(small, make_checkpoint, tmp_path):
+    vocabulary = Vocabulary.load(small.token_tables / "vocabulary.json")
+    make_checkpoint(tmp_path / "other", Vocabulary([*vocabulary.words, "giraffe"]))
+    with pytest.raises(InputError, match=r"other/vocabulary.json: word2idx"):
+        run(small, replace(PARAMS, ensemble=(str(tmp_path / "other"),)))
+    assert not (small.root / "data/evaluation").exists() and not (small.root / "metrics/retrieval.json").exists()
+
+
+def test_other_features_or_another_detector_are_errors(small):
+    path = small.model / "fingerprint.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"detector": "c" * 64}))
+    with pytest.raises(InputError, match=r"fingerprint.json: detector: 'ccc"):
+        run(small)
+    path.unlink()
+    run(small)  # a checkpoint that does not say where it comes from is taken as it is
+    config = json.loads((small.model / "config.json").read_text())
+    (small.model / "config.json").write_text(json.dumps(config | {"region_dim": config["region_dim"] + 1}))
+    with pytest.raises(InputError, match=r"model.safetensors: region_encoder"):
+        run(small)
+
+
+def test_a_missing_or_torn_input_is_an_error(small):
+    with pytest.raises(InputError, match=r"val.parquet"):
+        run(small, replace(PARAMS, splits=("val",)))
+    shard = small.regions / "b.arrow"
+    shard.write_bytes(shard.read_bytes()[:200])
+    with pytest.raises(InputError, match=r"b.arrow"):
+        run(small)
+    assert not (small.root / "data/evaluation").exists()
+    (small.regions / "manifest.parquet").write_bytes(b"no parquet")
+    with pytest.raises(InputError, match=r"manifest.parquet"):
+        run(small)
+
+
+def test_captions_of_one_image_cannot_be_evaluated(small):
+    write_captions(small.token_tables / "test.parquet", [1], [small.images[0]], ["red"], [[4]])
+    with pytest.raises(InputError, match=r"test.parquet: image_id: .* 1 images; expected 2"):
+        run(small)
