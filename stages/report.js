@@ -115,7 +115,10 @@
     const all = { width: image.w, height: image.h };
     const mask = make("mask", { id: "dim" }, make("rect", { ...all, fill: "#fff" }));
     const boxes = [];
-    const order = view.values.map((value, index) => [value, index]).sort((a, b) => a[0] - b[0]);
+    // The smallest box lies on top, so that each can be clicked.
+    const area = ([x0, y0, x1, y1]) => (x1 - x0) * (y1 - y0);
+    const order = view.values.map((value, index) => [value, index])
+      .sort((a, b) => area(image.boxes[b[1]]) - area(image.boxes[a[1]]));
     for (const [value, index] of order) {
       const [x0, y0, x1, y1] = image.boxes[index];
       if (x1 <= x0 || y1 <= y0) continue; // features that came without boxes

@@ -1,0 +1,308 @@
+"""Stage report: which queries it shows, what it embeds, how it escapes, what it refuses, and the summary."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from stages.evaluate import evaluate
+from stages.params import EvaluateParams, InputError, Params, ReportParams
+from stages.report import Inputs, print_summary, write_report
+from stages.report_charts import Line, histogram, in_buckets, line_chart, ticks
+from stages.report_page import read_curve
+from stages.report_pictures import data_uris
+from stages.report_queries import choose_queries
+
+INPUTS = Inputs()
+EVALUATE = EvaluateParams(device="cpu", gate_pairs=40)
+
+
+class Page(HTMLParser):
+    """What a browser would parse out of the page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[tuple[dict[str, str | None], str]] = []
+        self.text = ""
+        self._within: tuple[str, dict[str, str | None]] | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._within = (tag, dict(attrs))
+
+    def handle_endtag(self, tag):
+        self._within = None
+
+    def handle_data(self, data):
+        if self._within and self._within[0] == "script":
+            self.scripts.append((self._within[1], data))
+        elif not self._within or self._within[0] != "style":
+            self.text += data
+
+    @property
+    def data(self) -> dict:
+        return json.loads(next(text for attributes, text in self.scripts if attributes.get("id") == "data"))
+
+
+def finished(make_run, root, monkeypatch, **switches):
+    """A small run, evaluated; the working directory is its root."""
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("CAMP_TRACKING", "off")
+    small = make_run(root, **switches)
+    evaluate(
+        EVALUATE, regions=INPUTS.regions, captions=INPUTS.captions, model=INPUTS.model, out=INPUTS.evaluation,
+        metrics=INPUTS.metrics,
+    )  # fmt: skip
+    return small
+
+
+@pytest.fixture
+def small(make_run, tmp_path, monkeypatch):
+    return finished(make_run, tmp_path, monkeypatch)
+
+
+def draw(**report) -> Page:
+    write_report(Params(report=ReportParams(**report)), INPUTS, Path("report/index.html"))
+    return Page(Path("report/index.html").read_text(encoding="utf-8"))
+
+
+def test_page_holds_everything_and_points_nowhere(small):
+    page = draw()
+    assert [path.name for path in Path("report").iterdir()] == ["index.html"]
+    for tag, attributes in page.tags:
+        for name in ("src", "href", "action", "srcset", "poster", "xlink:href"):
+            address = attributes.get(name)
+            assert address is None or address.startswith(("#", "data:")), (tag, attributes)
+    raw = Path("report/index.html").read_text(encoding="utf-8")
+    assert "@import" not in raw and not re.search(r"url\((?!#)", raw)
+    outside = re.findall(r"https?://[^\s\"'<]+", raw)
+    assert set(outside) <= {"http://www.w3.org/2000/svg"}  # a namespace, not an address
+    assert len(raw) < 15_000_000
+
+
+def test_numbers_on_the_page_are_those_of_the_metrics(small):
+    page = draw()
+    retrieval = json.loads(Path("metrics/retrieval.json").read_text())["test"]
+    gates = json.loads(Path("metrics/gates.json").read_text())["test"]
+    for value in retrieval.values():
+        assert f"{value:.1f}" in page.text
+    for name in ("gate_positive_mean", "gate_negative_mean", "gate_hardest_mean", "gate_auc", "region_gate_auc"):
+        assert f"{gates[name]:.3f}" in page.text
+    for published in ("68.1", "95.2", "466.9", "506.8", "410.0"):
+        assert published in page.text
+    assert "20 images, 59 captions" in page.text and "another task" in page.text
+    assert "best epoch" in page.text and "123.4" in page.text
+
+
+def test_captions_stay_text(small):
+    hostile = next(text for _, _, text in small.captions if "<script>" in text)
+    page = draw(queries=60)
+    query = next(query for query in page.data["queries"]["t2i"] if query["text"] == hostile)
+    assert query["results"][0]["words"][:3] == ["script", "alert", "1"]
+    assert 0 in query["results"][0]["unknown"]  # shown as written, marked as not known
+    assert len(page.scripts) == 2  # the data and the page's own script
+    assert not [tag for tag, attributes in page.tags if "onerror" in attributes]
+    assert "alert(1)" not in page.scripts[1][1]
+
+
+def test_only_the_hashed_script_may_run_and_nothing_may_be_loaded(small):
+    import base64
+    import hashlib
+
+    page = draw()
+    policy = next(a["content"] for tag, a in page.tags if tag == "meta" and a.get("http-equiv"))
+    script = page.scripts[1][1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy and "default-src 'none'" in policy
+
+
+def test_queries_are_drawn_by_seed_and_worst_failures_added(small):
+    table = pq.read_table("data/evaluation/test.parquet")
+    chosen = choose_queries(table, ReportParams(queries=4, seed=7))
+    assert chosen == choose_queries(table, ReportParams(queries=4, seed=7))
+    assert [q.query_id for q in chosen["t2i"][:4]] != [
+        q.query_id for q in choose_queries(table, ReportParams(queries=4, seed=8))["t2i"][:4]
+    ]
+    for direction, queries in chosen.items():
+        rows = [row for row in table.to_pylist() if row["direction"] == direction]
+        worst = sorted(rows, key=lambda row: (-row["rank"], row["query_id"]))[:2]
+        assert {q.query_id for q in queries if q.worst} == {row["query_id"] for row in worst}
+        assert len({q.query_id for q in queries}) == len(queries) >= 4
+    everything = choose_queries(table, ReportParams(queries=1000))
+    assert len(everything["t2i"]) == len(small.captions) and len(everything["i2t"]) == len(small.images)
+
+
+def test_results_mark_right_answers_and_add_the_best_one_beyond_the_first(small):
+    data = draw(top_k=3).data
+    owner = {text: image_id for _, image_id, text in small.captions}
+    beyond = 0
+    for direction, queries in data["queries"].items():
+        for query in queries:
+            shown = query["results"]
+            assert [pair["at"] for pair in shown[:3]] == [1, 2, 3]
+            for pair in shown:
+                assert pair["right"] == (owner[pair["text"]] == pair["image"])
+            right = [pair["at"] for pair in shown if pair["right"]]
+            assert right[0] == query["rank"]
+            if query["rank"] > 3:
+                beyond += 1
+                assert shown[3]["beyond"] and shown[3]["score"] <= shown[0]["score"]
+            assert direction == "i2t" or all(pair["text"] == query["text"] for pair in shown)
+    assert beyond
+
+
+def test_attention_and_gates_fit_words_and_regions(small):
+    data = draw().data
+    for query in (*data["queries"]["t2i"], *data["queries"]["i2t"]):
+        for pair in query["results"]:
+            words, regions = len(pair["words"]), len(data["images"][pair["image"]]["boxes"])
+            assert len(pair["wordGates"]) == words and len(pair["regionGates"]) == regions
+            assert np.shape(pair["wordAttention"]) == (words, regions)
+            assert np.shape(pair["regionAttention"]) == (regions, words)
+            for row in (*pair["wordAttention"], *pair["regionAttention"], pair["wordPooling"], pair["regionPooling"]):
+                assert sum(row) == pytest.approx(1000, abs=len(row))
+    picture = data["images"]["image-01"]
+    assert (picture["w"], picture["h"]) == (120, 90)
+    assert picture["labels"][:2] == ["red circle", "green square"] and picture["uri"].startswith("data:image/jpeg")
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [{"message_passing": "none", "matching": "cosine"}, {"message_passing": "text_to_image"}, {"gate": "none"}],
+)
+def test_models_without_gates_or_messages_have_a_page_too(make_run, tmp_path, monkeypatch, switches):
+    finished(make_run, tmp_path, monkeypatch, images=8, **switches)
+    page = draw(queries=2)
+    pair = page.data["queries"]["t2i"][0]["results"][0]
+    assert (pair["wordAttention"] is None) == (switches.get("message_passing") in ("none", "text_to_image"))
+    assert (pair["regionGates"] is None) == (switches != {"message_passing": "text_to_image"})
+    assert ("This model has no gates" in page.text) == (switches != {"message_passing": "text_to_image"})
+
+
+def test_the_same_inputs_give_the_same_page(small):
+    draw()
+    first = Path("report/index.html").read_bytes()
+    draw()
+    assert Path("report/index.html").read_bytes() == first
+
+
+def test_pictures_shrink_until_they_fit_and_are_refused_when_they_cannot(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (400, 600, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    paths = {str(i): tmp_path / "noise.png" for i in range(4)}
+    roomy, tight = data_uris(paths, 10_000_000), data_uris(paths, 40_000)
+    assert sum(len(uri) for uri, _ in tight.values()) <= 40_000 < sum(len(uri) for uri, _ in roomy.values())
+    assert tight["0"][1] == (600, 400)
+    with pytest.raises(InputError, match=r"report.queries.*15 MB"):
+        data_uris(paths, 1000)
+
+
+def test_a_turned_photograph_is_shown_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held on its side
+    Image.new("RGB", (60, 20), "red").save(tmp_path / "turned.jpg", exif=exif)
+    assert data_uris({"a": tmp_path / "turned.jpg"}, 100_000)["a"][1] == (20, 60)
+
+
+@pytest.mark.parametrize(
+    ("path", "match"),
+    [
+        ("metrics/retrieval.json", "retrieval.json: is not JSON"),
+        ("data/evaluation/test.parquet", "test.parquet: cannot be read"),
+        ("data/evaluation/gates_test.parquet", "gates_test.parquet"),
+        ("data/regions/a.arrow", "a.arrow"),
+        ("models/camp/model.safetensors", "model.safetensors"),
+        ("plots/train_loss.csv", "train_loss.csv"),
+        ("data/dataset/images/image-05.png", "image-05.png: cannot be read as a picture"),
+    ],
+)
+def test_a_broken_input_is_named_and_no_page_is_written(small, path, match):
+    Path(path).write_text("step,loss\nno,number\n")
+    with pytest.raises(InputError, match=match):
+        draw(queries=60)
+    assert not Path("report/index.html").exists()
+
+
+def test_an_evaluation_of_other_captions_is_an_error(small):
+    rows = pq.read_table("data/evaluation/test.parquet")
+    ids = [f"9{query_id}" for query_id in rows["query_id"].to_pylist()]
+    pq.write_table(rows.set_column(1, "query_id", [ids]), "data/evaluation/test.parquet")
+    with pytest.raises(InputError, match=r"data/evaluation.*query"):
+        draw()
+
+
+def test_summary_is_fast_and_prints_the_table_the_page_and_mlflow(small, repository, capsys):
+    draw()
+    capsys.readouterr()
+    print_summary(Path("metrics"), Path("report/index.html"))
+    shown = capsys.readouterr().out
+    retrieval = json.loads(Path("metrics/retrieval.json").read_text())["test"]
+    assert f"{retrieval['rsum']:.1f}" in shown and "466.9" in shown
+    assert str(Path("report/index.html").resolve()) in shown and "make ui" in shown
+    code = (
+        "import sys, stages.report; sys.argv = ['report', '--summary']; stages.report.main(); "
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": str(repository)}, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.endswith("False\n"), done.stderr
+    assert shown in done.stdout
+
+
+def test_summary_without_metrics_is_an_error(tmp_path):
+    with pytest.raises(InputError, match=r"retrieval.json: cannot be read"):
+        print_summary(tmp_path, tmp_path / "index.html")
+
+
+def test_ticks_are_round_and_span_the_range():
+    assert ticks(0, 100) == [0, 25, 50, 75, 100]
+    assert ticks(0.2, 0.9)[0] <= 0.2 and ticks(0.2, 0.9)[-1] >= 0.9
+    assert ticks(3, 3)[0] <= 3 < ticks(3, 3)[-1]
+
+
+def test_long_series_keep_their_mean_and_extremes():
+    ys = np.random.default_rng(0).normal(size=1000)
+    line = in_buckets(list(range(1000)), list(ys), buckets=50)
+    assert len(line.xs) == 50 and np.mean(line.ys) == pytest.approx(ys.mean())
+    assert line.band is not None and max(line.band[1]) == ys.max() and min(line.band[0]) == ys.min()
+
+
+def test_charts_escape_names_say_their_numbers_and_put_points_where_they_belong():
+    svg = line_chart([Line("<b>", [1, 2], [0.0, 10.0])], "a & b", "epoch", (0, 10), mark=(2, "kept"))
+    assert "<b>" not in svg and "&lt;b&gt; ends at 10" in svg and "kept" in svg
+    (points,) = re.findall(r'points="([^"]+)"', svg)
+    (x0, y0), (x1, y1) = (map(float, point.split(",")) for point in points.split())
+    assert x0 < x1 and y0 > y1
+    bars = re.findall(r'class="bar s0" x="([\d.]+)"', histogram([("n", [0.0, 0.99, 1.0])], "t", "x", bins=10))
+    assert len(bars) == 2
+    assert line_chart([], "t", "x") == "" and histogram([("n", [])], "t", "x") == ""
+
+
+def test_a_curve_with_an_empty_cell_skips_the_row(tmp_path):
+    (tmp_path / "c.csv").write_text("epoch,rsum\n1,10\n2,\n3,30\n")
+    assert read_curve(tmp_path / "c.csv") == {"epoch": [1, 3], "rsum": [10, 30]}
+
+
+def test_evaluating_several_splits_shows_each_and_opens_test(make_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CAMP_TRACKING", "off")
+    make_run(tmp_path)
+    for name in ("val",):
+        (INPUTS.captions / f"{name}.parquet").write_bytes((INPUTS.captions / "test.parquet").read_bytes())
+    evaluate(
+        replace(EVALUATE, splits=("val", "test")), regions=INPUTS.regions,
+        captions=INPUTS.captions, model=INPUTS.model, out=INPUTS.evaluation, metrics=INPUTS.metrics,
+    )  # fmt: skip
+    page = draw()
+    assert "Every image of the test split" in page.text and "val 20 images" in page.text
