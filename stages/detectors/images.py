@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Raster formats that Pillow decodes by itself: none that starts another program or renders a page.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 # Pillow's own limit only warns up to twice its value; the one of params.yaml is checked before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
 

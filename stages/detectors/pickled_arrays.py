@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy._core import multiarray
+from numpy._core import multiarray, numeric
 
 from stages.params import InputError
 
@@ -35,6 +35,8 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
     _ALLOWED[_module, "_reconstruct"] = multiarray._reconstruct
     _ALLOWED[_module, "scalar"] = multiarray.scalar
+for _module in ("numpy.core.numeric", "numpy._core.numeric"):
+    _ALLOWED[_module, "_frombuffer"] = numeric._frombuffer  # type: ignore[attr-defined]
 
 
 class _ArrayUnpickler(pickle.Unpickler):

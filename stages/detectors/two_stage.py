@@ -104,7 +104,7 @@ class TwoStageExtractor(ABC):
         """Boxes in pixels of the original image -> of the network's input, clipped to it."""
         height, width = item.pixels.shape[1:]
         scale = torch.tensor([width / item.width, height / item.height] * 2, device=self.device)
-        scaled = torch.as_tensor(np.asarray(boxes, dtype=np.float32).reshape(-1, 4), device=self.device) * scale
+        scaled = torch.as_tensor(np.array(boxes, dtype=np.float32).reshape(-1, 4), device=self.device) * scale
         clipped: torch.Tensor = clip_boxes_to_image(scaled, (height, width))
         return clipped
 
