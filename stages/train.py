@@ -7,13 +7,11 @@ import os
 import shutil
 import signal
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 import camp_model
 from camp_model.regions import RegionStore, replacing
@@ -176,23 +174,6 @@ def _publish(best: Path, out: Path, fingerprint: Mapping[str, Any]) -> None:
     temporary.rename(out)
 
 
-@contextmanager
-def alone(work: Path) -> Iterator[None]:
-    """Wait until no other training is at work here: one may outlive the pipeline that started it."""
-    if os.environ.get("RANK", "0") != "0":  # the first of several processes waits for all
-        yield
-        return
-    work.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(work / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print("another training is at work in this folder: waiting for its end", flush=True)
-        lock.acquire()
-    with lock:
-        yield
-
-
 def main() -> None:
     params, paths = load_params(), Paths()
     device = choose_device(params.train.device)
@@ -207,12 +188,11 @@ def main() -> None:
         stopped = True
 
     signal.signal(signal.SIGTERM, stop)
-    with alone(paths.work):
-        processes = Processes.join(device)
-        try:
-            train(params, paths, device=device, processes=processes, stop=lambda: stopped)
-        finally:
-            processes.leave()
+    processes = Processes.join(device)
+    try:
+        train(params, paths, device=device, processes=processes, stop=lambda: stopped)
+    finally:
+        processes.leave()
 
 
 if __name__ == "__main__":

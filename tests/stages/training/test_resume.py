@@ -1,7 +1,6 @@
 """A killed training goes on as if nothing had happened."""
 
 import signal
-import threading
 from dataclasses import replace
 
 import pyarrow.parquet as pq
@@ -13,7 +12,6 @@ from safetensors.torch import load_file
 from camp_model.camp import CAMP
 from camp_model.vocabulary import Vocabulary
 from stages.params import ModelParams
-from stages.train import alone
 from stages.training.resume import Progress, Resume, run_key, sha256_of
 
 EVERYTHING = {
@@ -166,19 +164,3 @@ def test_a_killed_process_resumes_bit_for_bit(make_job, params):
 
     assert "going on after step" in killed.finish()
     assert killed.result() == whole.result()
-
-
-def test_a_second_training_waits_for_the_first(tmp_path, capsys):
-    entered = threading.Event()
-
-    def second():
-        with alone(tmp_path):
-            entered.set()
-
-    with alone(tmp_path):
-        thread = threading.Thread(target=second)
-        thread.start()
-        assert not entered.wait(0.3)
-    assert entered.wait(5)
-    thread.join()
-    assert "another training is at work in this folder" in capsys.readouterr().out
