@@ -42,18 +42,32 @@ class Matching(nn.Module):
             for `cosine`.
         """
         if self.kind == "cosine":
+            image, caption = _at_least_float32(image), _at_least_float32(caption)
             return self._scaled((normalize(image, dim=-1) * normalize(caption, dim=-1)).sum(-1))
         # W [v; t] = W_v v + W_t t: a side that received no messages is multiplied once, not once per pair.
         weight = self.hidden.weight
         hidden = linear(image, weight[:, : self.dim], self.hidden.bias) + linear(caption, weight[:, self.dim :])
-        logits: Tensor = self.output(hidden.relu()).squeeze(-1)
+        logits = self.logits(hidden.relu())
         return logits, logits.sigmoid()
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The last layer: [..., d] -> [...], in float32 at least, because 16 bits would tie thousands of candidates."""
+        weight, bias = self.output.weight, self.output.bias
+        if hidden.dtype in (torch.float16, torch.bfloat16):
+            return (hidden.float() * weight[0].float()).sum(-1) + bias.float()
+        return linear(hidden, weight, bias).squeeze(-1)
 
     def all_pairs(self, image: Tensor, caption: Tensor) -> tuple[Tensor, Tensor]:
         """As `forward`, for every image [I, d] with every caption [C, d]: [I, C]."""
         if self.kind == "cosine":
-            return self._scaled(normalize(image, dim=-1) @ normalize(caption, dim=-1).T)
+            image, caption = _at_least_float32(image), _at_least_float32(caption)
+            with torch.autocast(image.device.type, enabled=False):
+                return self._scaled(normalize(image, dim=-1) @ normalize(caption, dim=-1).T)
         return self.forward(image[:, None], caption[None])
 
     def _scaled(self, cosine: Tensor) -> tuple[Tensor, Tensor]:
         return self.log_scale.exp() * cosine + self.shift, cosine
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

@@ -95,6 +95,10 @@ class Prepared:
         """The chosen images or captions."""
         return self._map(lambda value, _: value[rows])
 
+    def contiguous(self) -> "Prepared":
+        """The same, every tensor in one piece."""
+        return self._map(lambda value, _: value.contiguous())
+
     def trim(self, size: int, ragged: bool) -> "Prepared":
         """The first `size` regions or words of each; without a mask unless `ragged`."""
 

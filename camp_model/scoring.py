@@ -1,15 +1,33 @@
-"""All pairs of images and captions, in tiles."""
+"""All pairs of images and captions, in tiles.
 
-from collections.abc import Callable
+Images and captions are sorted by how many regions and words they hold, so that a tile pads to its own longest; what
+concerns only images or only captions is prepared once per block; the rest runs tile by tile, on the CPU in a compiled
+kernel where the switches factorise (`camp_model.tiles`), otherwise and on other devices in PyTorch. A tile that does
+not fit into memory is halved.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from camp_model.message_passing import TILES, Prepared
+from camp_model.tiles import KernelTiles
 
 if TYPE_CHECKING:
     from camp_model.camp import CAMP
+
+PREPARED_BYTES = 192 * 2**20
+"""Prepared captions held at a time; images may take as much again."""
+CACHE_BYTES = 8 * 2**20
+"""A tile's activations on the CPU."""
+DEVICE_SHARE = 0.25
+"""Share of an accelerator's free memory for a tile's activations."""
+
+Progress = Callable[[int], object]
 
 
 def score_matrix(
@@ -19,20 +37,159 @@ def score_matrix(
     words: Tensor,
     word_mask: Tensor,
     *,
-    progress: Callable[[int], object] | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
-    """Logits [I, C] of every image with every caption; shapes as in `CAMP.score_matrix`."""
-    images = model.prepare_regions(regions, region_mask)
-    rows = []
-    for start in range(0, len(words), 32):
-        captions = model.prepare_words(words[start : start + 32], word_mask[start : start + 32])
-        rows.append(score_prepared(model, images, captions))
-        if progress is not None:
-            progress(rows[-1].numel())
-    return torch.cat(rows, dim=1)
+    """Logits [I, C] of every image with every caption; arguments as in `CAMP.score_matrix`.
+
+    Raises:
+        ValueError: shapes that do not fit each other.
+        torch.OutOfMemoryError: a single pair does not fit.
+    """
+    if torch.is_grad_enabled() and (
+        regions.requires_grad or words.requires_grad or any(p.requires_grad for p in model.parameters())
+    ):
+        images, captions = model.prepare_regions(regions, region_mask), model.prepare_words(words, word_mask)
+        return model.match(images, captions, TILES).logits
+    scores = None
+    for image_rows, caption_rows, logits in score_blocks(
+        model, regions, region_mask, words, word_mask, progress=progress
+    ):
+        if scores is None:
+            scores = logits.new_empty(len(regions), len(words))
+        scores[image_rows[:, None], caption_rows] = logits
+    return regions.new_empty(len(regions), len(words)) if scores is None else scores
+
+
+@torch.no_grad()
+def score_blocks(
+    model: "CAMP",
+    regions: Tensor,
+    region_mask: Tensor,
+    words: Tensor,
+    word_mask: Tensor,
+    *,
+    progress: Progress | None = None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Score all pairs block by block, without gradients.
+
+    Yields:
+        Positions of some images [i] and some captions [c], and their logits [i, c]. Every pair comes once; all images
+        come for a set of captions before the next captions.
+    """
+    for name, values, mask in (("regions", regions, region_mask), ("words", words, word_mask)):
+        if values.ndim != 3 or mask.shape != values.shape[:2]:
+            raise ValueError(f"{name}: shape {list(values.shape)}, mask {list(mask.shape)}; expected [B, L, d], [B, L]")
+    images, captions = _Sorted(regions, region_mask), _Sorted(words, word_mask)
+    if not len(words) or not len(regions):
+        return
+    scorer = Scorer(model)
+    for caption_rows in captions.blocks():
+        prepared_captions = captions.prepare(caption_rows, model.prepare_words)
+        for image_rows in images.blocks():
+            prepared_images = images.prepare(image_rows, model.prepare_regions)
+            logits = scorer.score(prepared_images, prepared_captions, progress)
+            yield image_rows, caption_rows, logits
 
 
 def score_prepared(model: "CAMP", images: Prepared, captions: Prepared) -> Tensor:
-    """Logits [I, C] of prepared images with prepared captions."""
-    size = len(images.features)
-    return torch.cat([model.match(images.take(slice(i, i + 32)), captions, TILES).logits for i in range(0, size, 32)])
+    """Logits [I, C] of prepared images with prepared captions, without gradients."""
+    with torch.no_grad():
+        return Scorer(model).score(images, captions)
+
+
+class _Sorted:
+    """Images or captions in the order of their sizes, real vectors first."""
+
+    def __init__(self, values: Tensor, mask: Tensor) -> None:
+        self.values, self.mask = values, mask
+        self.counts = mask.sum(1)
+        self.prefix = bool((mask[:, 1:] <= mask[:, :-1]).all())
+        self.order = self.counts.argsort(stable=True) if len(values) else self.counts
+
+    def blocks(self) -> tuple[Tensor, ...]:
+        # Prepared, an item takes up to six tensors of its own size.
+        bytes_each = 6 * self.values[0].numel() * self.values.element_size() if len(self.values) else 1
+        return torch.split(self.order, max(1, PREPARED_BYTES // max(1, bytes_each)))
+
+    def prepare(self, rows: Tensor, prepare: Callable[[Tensor, Tensor], Prepared]) -> Prepared:
+        values, mask = self.values[rows], self.mask[rows]
+        if not self.prefix:
+            first = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+            values, mask = values.gather(1, first[..., None].expand_as(values)), mask.gather(1, first)
+        size = max(1, int(self.counts[rows[-1]]))
+        return prepare(values[:, :size].contiguous(), mask[:, :size].contiguous())
+
+
+@dataclass
+class Scorer:
+    """Scores prepared images with prepared captions; remembers which tile size did not fit."""
+
+    model: "CAMP"
+
+    def __post_init__(self) -> None:
+        self.kernel = KernelTiles.build(self.model)
+        self.pairs = 0
+
+    def score(self, images: Prepared, captions: Prepared, progress: Progress | None = None) -> Tensor:
+        """Logits [I, C]."""
+        if self.kernel is not None and self.kernel.fits(images, captions):
+            return self.kernel.score(images, captions, progress)
+        if not self.pairs:
+            self.pairs = self._tile_pairs(images, captions)
+        sizes = images.real.sum(1), captions.real.sum(1)
+        rows = []
+        width = min(len(captions.features), self.pairs, int(2 * self.pairs**0.5))
+        height = max(1, self.pairs // width)
+        for i in range(0, len(images.features), height):
+            some_images = _cut(images, slice(i, i + height), sizes[0])
+            row = []
+            for c in range(0, len(captions.features), width):
+                row.append(self._tile(some_images, _cut(captions, slice(c, c + width), sizes[1])))
+                if progress is not None:
+                    progress(row[-1].numel())
+            rows.append(torch.cat(row, dim=1))
+        return torch.cat(rows)
+
+    def _tile(self, images: Prepared, captions: Prepared) -> Tensor:
+        try:
+            return self.model.match(images, captions, TILES).logits
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            height, width = len(images.features), len(captions.features)
+            if not _out_of_memory(error) or height * width == 1:
+                raise
+        # Outside of the handler, whose traceback would keep the failed tile alive.
+        self.pairs = max(1, min(self.pairs, height * width) // 2)
+        warnings.warn(f"out of memory: going on with tiles of {self.pairs} pairs", stacklevel=2)
+        if images.features.is_cuda:
+            torch.cuda.empty_cache()
+        if height >= width:
+            halves = (slice(0, height // 2), slice(height // 2, height))
+            return torch.cat([self._tile(images.take(half), captions) for half in halves])
+        halves = (slice(0, width // 2), slice(width // 2, width))
+        return torch.cat([self._tile(images, captions.take(half)) for half in halves], dim=1)
+
+    def _tile_pairs(self, images: Prepared, captions: Prepared) -> int:
+        """Pairs whose activations fit into the cache, or into the device's free memory."""
+        features = images.features
+        vectors = images.features.shape[1] + captions.features.shape[1]
+        # Fused vectors, and the one or two copies that elementwise steps make of them.
+        bytes_each = 3 * vectors * features.shape[2] * features.element_size()
+        if features.is_cuda:
+            free = torch.cuda.mem_get_info(features.device)[0]
+            # What PyTorch holds but does not use is free too.
+            free += torch.cuda.memory_reserved(features.device) - torch.cuda.memory_allocated(features.device)
+            return max(1, int(free * DEVICE_SHARE) // bytes_each)
+        return max(1, CACHE_BYTES // bytes_each)
+
+
+def _cut(side: Prepared, rows: slice, counts: Tensor) -> Prepared:
+    """The items `rows`, no longer than the longest of them."""
+    chosen = counts[rows]
+    longest = max(1, int(chosen.max()))
+    return side.take(rows).trim(longest, ragged=bool(chosen.min() < longest))
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "can't allocate memory" in str(error) or "out of memory" in str(error).lower()

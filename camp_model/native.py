@@ -1,0 +1,138 @@
+"""Compiles and calls receive.c, the CPU kernel of factorised message passing.
+
+The library is built with the machine's C compiler on first use (about a second) and kept in the user's cache folder.
+Where there is no compiler, or CAMP_NATIVE=0 is set, `library()` is None and scoring takes its PyTorch path.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("receive.c")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
+
+
+class Tile(ctypes.Structure):
+    """The argument of `camp_receive`; meaning: receive.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("dim", "own_size", "other_size")),
+        *((name, ctypes.c_void_p) for name in ("affinity", "product")),
+        *((name, ctypes.c_int64) for name in ("row_stride", "column_stride", "own_step", "other_step")),
+        *((name, ctypes.c_void_p) for name in ("own", "residual", "message", "bias", "score")),
+        *((name, ctypes.c_void_p) for name in ("own_count", "other_count", "pooled", "fused")),
+        *((name, ctypes.c_int64) for name in ("own_items", "other_items", "pair_own", "pair_other")),
+        *((name, ctypes.c_int64) for name in ("own_outer", "threads")),
+    )
+
+
+def _cpu() -> str:
+    """What -march=native depends on, so that a cache folder shared by different machines stays right."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernel, or None where it cannot be had."""
+    compiler = shutil.which(os.environ.get("CC", "gcc")) or shutil.which("cc")
+    if os.environ.get("CAMP_NATIVE") == "0" or compiler is None or platform.system() != "Linux":
+        return None
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+        identity = (
+            SOURCE.read_bytes(),
+            version,
+            " ".join(FLAGS).encode(),
+            platform.machine().encode(),
+            _cpu().encode(),
+        )
+        name = f"receive-{hashlib.sha256(b'|'.join(identity)).hexdigest()[:16]}.so"
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "camp-retrieval"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path = folder / name
+        if not path.exists():
+            with tempfile.TemporaryDirectory(dir=folder) as temporary:
+                built = Path(temporary) / name
+                command = [compiler, *FLAGS, str(SOURCE), "-o", str(built)]
+                subprocess.run(command, capture_output=True, check=True, timeout=120)
+                built.replace(path)
+        loaded = ctypes.CDLL(str(path))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        warnings.warn(f"the CPU kernel cannot be built, so scoring is slower: {error}", stacklevel=2)
+        return None
+    loaded.camp_receive.argtypes = [ctypes.POINTER(Tile)]
+    return loaded
+
+
+def lanes() -> int:
+    """The joint dimension must be a multiple of this for the kernel; 0 where there is none."""
+    kernel = library()
+    return 0 if kernel is None else int(kernel.camp_lanes())
+
+
+def _address(values: Tensor | None) -> int | None:
+    return None if values is None else values.data_ptr()
+
+
+def receive(
+    affinity: Tensor,
+    product: Tensor | None,
+    own: Tensor,
+    residual: Tensor | None,
+    message: Tensor,
+    bias: Tensor | None,
+    score: Tensor | None,
+    counts: tuple[Tensor, Tensor],
+    *,
+    pooled: Tensor | None = None,
+    fused: Tensor | None = None,
+) -> None:
+    """Messages, gates, fusion and pooling of one side of all pairs; everything float32 on the CPU.
+
+    Args:
+        affinity: [O, X, L, M] of any strides; O own items (those that receive), X other items.
+        product: inner products of the two sides' features, with the shape and strides of `affinity`; None: no gates.
+        own: [O, L, d], contiguous, features through `own_weight`.
+        residual: [O, L, d], contiguous, or None.
+        message: [X, M, d], contiguous, features through `message_weight`.
+        bias: [d] or None.
+        score: [d], of attention pooling; None: mean pooling.
+        counts: real vectors of each own [O] and other [X] item, int32; they come first.
+        pooled: [O, X, d] with d contiguous, filled with pooled vectors; or
+        fused: [O, X, L, d] with [L, d] contiguous, filled with fused vectors, zero beyond the real ones.
+
+    Raises:
+        MemoryError: no memory for the kernel's buffers.
+    """
+    kernel = library()
+    assert kernel is not None
+    out = pooled if pooled is not None else fused
+    assert out is not None
+    unit = own.shape[2] if pooled is not None else own.shape[1] * own.shape[2]
+    assert product is None or product.stride() == affinity.stride()
+    own_step, other_step, row_stride, column_stride = affinity.stride()
+    tile = Tile(
+        dim=own.shape[2], own_size=own.shape[1], other_size=message.shape[1],
+        affinity=affinity.data_ptr(), product=_address(product), row_stride=row_stride, column_stride=column_stride,
+        own_step=own_step, other_step=other_step, own=own.data_ptr(), residual=_address(residual),
+        message=message.data_ptr(), bias=_address(bias), score=_address(score), own_count=counts[0].data_ptr(),
+        other_count=counts[1].data_ptr(), pooled=_address(pooled), fused=_address(fused), own_items=own.shape[0],
+        other_items=message.shape[0], pair_own=out.stride(0) // unit, pair_other=out.stride(1) // unit,
+        own_outer=out.stride(0) > out.stride(1), threads=torch.get_num_threads(),
+    )  # fmt: skip
+    if kernel.camp_receive(ctypes.byref(tile)):
+        raise MemoryError("no memory for the buffers of the CPU kernel")

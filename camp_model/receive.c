@@ -1,0 +1,235 @@
+/* One side of every pair of a tile: softmax, gate, fusion with factorised messages, and pooling, in one pass.
+ *
+ * For own vector l of a pair, with a = softmax over the other side's real vectors of `affinity`:
+ *
+ *     gate_l  = sigmoid(sum_m a_m product_lm)                      (1 without gates)
+ *     fused_l = max(gate_l * (own_l + sum_m a_m message_m) + bias, 0) + residual_l
+ *     pooled  = sum_l softmax_l(score . fused_l) fused_l           (equal weights without `score`)
+ *
+ * A pair's fused vectors stay in the second-level cache; only `pooled`, or for other poolings `fused`, is written out.
+ * Vectors are GCC's generic ones, so the same text compiles for AVX-512, AVX2, NEON and plain C.
+ */
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define LANES 16
+#define ROWS 6
+#define WIDE 4
+#else
+#define LANES 8
+#define ROWS 4
+#define WIDE 2
+#endif
+
+typedef float vec __attribute__((vector_size(LANES * 4), aligned(4)));
+typedef int32_t ivec __attribute__((vector_size(LANES * 4), aligned(4)));
+
+#define INLINE static inline __attribute__((always_inline))
+#define LOAD(p) (*(const vec *)(p))
+
+INLINE float sum_lanes(vec v) {
+    float total = 0;
+    for (int k = 0; k < LANES; k++) total += v[k];
+    return total;
+}
+
+/* x below `bound` becomes `bound`; not-a-number stays what it is. */
+INLINE vec at_least(vec x, vec bound) {
+    ivec below = x < bound;
+    return (vec)(((ivec)bound & below) | ((ivec)x & ~below));
+}
+
+/* e^x for x <= 0 to within 2 units in the last place: 2^n times a polynomial on [-ln2/2, ln2/2]. */
+INLINE vec exp_negative(vec x) {
+    const vec zero = {0};
+    x = at_least(x, zero - 87.0f);
+    vec shifted = x * 1.44269504f + 12582912.0f;
+    vec n = shifted - 12582912.0f;
+    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vec p = zero + 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    ivec power = (__builtin_convertvector(n, ivec) + 127) << 23;
+    return p * (vec)power;
+}
+
+/* Softmax in place; values[count..] up to a whole vector may be anything and become 0. */
+INLINE void softmax(float *values, int count) {
+    float top = values[0];
+    for (int k = 1; k < count; k++) top = values[k] > top ? values[k] : top;
+    int end = (count + LANES - 1) / LANES * LANES;
+    for (int k = count; k < end; k++) values[k] = top - 100.0f;
+    vec total = {0};
+    for (int k = 0; k < end; k += LANES) {
+        vec e = exp_negative(LOAD(values + k) - top);
+        *(vec *)(values + k) = e;
+        total += e;
+    }
+    float scale = sum_lanes(total);
+    for (int k = count; k < end; k++) scale -= values[k];
+    scale = 1.0f / scale;
+    for (int k = 0; k < end; k += LANES) *(vec *)(values + k) = LOAD(values + k) * scale;
+    for (int k = count; k < end; k++) values[k] = 0.0f;
+}
+
+typedef struct {
+    int64_t dim, own_size, other_size;  /* d, L, M: the padded sizes */
+    const float *affinity, *product;    /* [l, m] of a pair; product NULL: no gates */
+    int64_t row_stride, column_stride;  /* from l to l + 1, from m to m + 1 */
+    int64_t own_step, other_step;       /* from one own, one other item to the next */
+    const float *own, *residual;        /* [item, L, d]; residual NULL: none */
+    const float *message;               /* [item, M, d] */
+    const float *bias, *score;          /* [d]; NULL: none, equal weights */
+    const int32_t *own_count, *other_count;
+    float *pooled;                      /* [pair, d]; NULL: `fused` is wanted */
+    float *fused;                       /* [pair, L, d] */
+    int64_t own_items, other_items;
+    int64_t pair_own, pair_other;       /* from one own, one other item to the next in the pairs' order */
+    int64_t own_outer;                  /* 1: loop over own items outside, other items inside */
+    int64_t threads;
+} Tile;
+
+/* `rows` own vectors times `width` vectors of lanes, from dimension k on. */
+INLINE void fuse_block(const Tile *t, int rows, int width, int64_t k, int count, const float *weights, int64_t stride,
+                       const float *gates, const float *own, const float *residual, const float *message, float *fused,
+                       vec *dots) {
+    vec sum[ROWS][WIDE];
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int w = 0; w < width; w++) sum[r][w] = LOAD(own + r * t->dim + k + w * LANES);
+    for (int m = 0; m < count; m++) {
+        const float *source = message + m * t->dim + k;
+        vec value[WIDE];
+#pragma GCC unroll 8
+        for (int w = 0; w < width; w++) value[w] = LOAD(source + w * LANES);
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++) {
+            float a = weights[r * stride + m];
+#pragma GCC unroll 8
+            for (int w = 0; w < width; w++) sum[r][w] += a * value[w];
+        }
+    }
+    const vec zero = {0};
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int w = 0; w < width; w++) {
+            int64_t at = k + w * LANES;
+            vec x = sum[r][w] * gates[r];
+            if (t->bias) x += LOAD(t->bias + at);
+            x = at_least(x, zero);
+            if (residual) x += LOAD(residual + r * t->dim + at);
+            *(vec *)(fused + r * t->dim + at) = x;
+            if (t->score) dots[r] += x * LOAD(t->score + at);
+        }
+}
+
+#define FUSE(rows)                                                                                                   \
+    case rows:                                                                                                       \
+        for (; k + WIDE * LANES <= t->dim; k += WIDE * LANES)                                                        \
+            fuse_block(t, rows, WIDE, k, count, weights, stride, gates, own, residual, message, fused, dots);        \
+        for (; k < t->dim; k += LANES)                                                                               \
+            fuse_block(t, rows, 1, k, count, weights, stride, gates, own, residual, message, fused, dots);           \
+        break;
+
+static void fuse_rows(const Tile *t, int rows, int count, const float *weights, int64_t stride, const float *gates,
+                      const float *own, const float *residual, const float *message, float *fused, vec *dots) {
+    int64_t k = 0;
+    switch (rows) {
+        FUSE(1)
+        FUSE(2)
+        FUSE(3)
+        FUSE(4)
+#if ROWS == 6
+        FUSE(5)
+        FUSE(6)
+#endif
+    }
+}
+
+/* The weights of every own vector over the other side, and its gate. */
+static void attend(const Tile *t, const float *affinity, const float *product, int rows, int count, float *weights,
+                   int64_t stride, float *gates) {
+    for (int l = 0; l < rows; l++) {
+        float *row = weights + l * stride;
+        const float *from = affinity + l * t->row_stride;
+        for (int m = 0; m < count; m++) row[m] = from[m * t->column_stride];
+        softmax(row, count);
+        if (product) {
+            const float *inner = product + l * t->row_stride;
+            float logit = 0.0f;
+            for (int m = 0; m < count; m++) logit += row[m] * inner[m * t->column_stride];
+            vec x = {0};
+            vec e = exp_negative(x - (logit < 0 ? -logit : logit));
+            gates[l] = (logit < 0 ? e[0] : 1.0f) / (1.0f + e[0]);
+        } else {
+            gates[l] = 1.0f;
+        }
+    }
+}
+
+static void receive_pair(const Tile *t, int64_t o, int64_t other, float *weights, int64_t stride, float *gates,
+                         float *scores, float *buffer) {
+    int rows = t->own_count[o], count = t->other_count[other];
+    int64_t pair = o * t->pair_own + other * t->pair_other, size = t->own_size * t->dim;
+    const float *own = t->own + o * size, *message = t->message + other * t->other_size * t->dim;
+    const float *residual = t->residual ? t->residual + o * size : NULL;
+    int64_t at = o * t->own_step + other * t->other_step;
+    attend(t, t->affinity + at, t->product ? t->product + at : NULL, rows, count, weights, stride, gates);
+    float *fused = t->pooled ? buffer : t->fused + pair * size;
+    for (int l = 0; l < rows; l += ROWS) {
+        int block = rows - l < ROWS ? rows - l : ROWS;
+        vec dots[ROWS];
+        memset(dots, 0, sizeof dots);
+        fuse_rows(t, block, count, weights + l * stride, stride, gates + l, own + l * t->dim,
+                  residual ? residual + l * t->dim : NULL, message, fused + l * t->dim, dots);
+        for (int r = 0; r < block; r++) scores[l + r] = sum_lanes(dots[r]);
+    }
+    if (!t->pooled) {
+        memset(fused + rows * t->dim, 0, (t->own_size - rows) * t->dim * sizeof(float));
+        return;
+    }
+    softmax(scores, rows); /* without `score` all are 0: equal weights */
+    float *pooled = t->pooled + pair * t->dim;
+    for (int64_t k = 0; k < t->dim; k += LANES) {
+        vec total = {0};
+        for (int l = 0; l < rows; l++) total += scores[l] * LOAD(fused + l * t->dim + k);
+        *(vec *)(pooled + k) = total;
+    }
+}
+
+int32_t camp_lanes(void) { return LANES; }
+
+int32_t camp_receive(const Tile *t) {
+    int64_t stride = (t->other_size + LANES - 1) / LANES * LANES, padded = (t->own_size + LANES - 1) / LANES * LANES;
+    int64_t floats = t->own_size * stride + 2 * padded + t->own_size * t->dim;
+    int64_t pairs = t->own_items * t->other_items;
+    int32_t failed = 0;
+#pragma omp parallel num_threads(t->threads)
+    {
+        float *scratch = NULL;
+        if (posix_memalign((void **)&scratch, 64, floats * sizeof(float))) {
+#pragma omp atomic write
+            failed = 1;
+            scratch = NULL;
+        }
+        float *scores = scratch + t->own_size * t->dim, *gates = scores + padded, *weights = gates + padded;
+#pragma omp for schedule(static)
+        for (int64_t p = 0; p < pairs; p++) {
+            if (!scratch) continue;
+            int64_t o = t->own_outer ? p / t->other_items : p % t->own_items;
+            int64_t other = t->own_outer ? p % t->other_items : p / t->own_items;
+            receive_pair(t, o, other, weights, stride, gates, scores, scratch);
+        }
+        free(scratch);
+    }
+    return failed;
+}

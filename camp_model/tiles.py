@@ -1,0 +1,175 @@
+"""Tiles of factorised scoring on the CPU: matrix products by oneDNN, everything between them in receive.c.
+
+Of the 9.5 MFLOP that are left of a pair (d 1024, 36 regions, 16 words, attention pooling), 2.4 go into the affinities
+and gates and 4.2 into the matching layer, both products of large matrices here; the messages are formed inside the
+kernel, where fusion and pooling consume them while they are in the cache.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from camp_model import native
+from camp_model.message_passing import Prepared, Receiver
+from camp_model.pooling import Pooling, masked_softmax
+
+if TYPE_CHECKING:
+    from camp_model.camp import CAMP
+
+POOLED_TILE = (16, 32)
+"""Images and captions of a tile whose pairs leave the kernel pooled."""
+FUSED_TILE = (4, 16)
+"""The same for tiles whose fused vectors are needed whole: 1.5 MB a side and caption."""
+
+
+class _Linear:
+    """A linear layer whose weights are reordered once for many products."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> None:
+        self.weight, self.bias, self.relu = weight.detach().contiguous(), bias, relu
+        # Twice the rate of the default float32 product on some processors; not a public operator, so only if there.
+        available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        self.fused = available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        if self.fused:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        if self.fused:
+            activation = "relu" if self.relu else "none"
+            fused: Tensor = torch.ops.mkldnn._linear_pointwise(values, self.packed, self.bias, activation, [], "")
+            return fused
+        product = linear(values, self.weight, self.bias)
+        return product.relu_() if self.relu else product
+
+
+class _Side:
+    """The weights of one side: its receiver's, and of its pooling."""
+
+    def __init__(self, receiver: Receiver, pooling: Pooling) -> None:
+        self.bias = None if receiver.fusion.bias is None else receiver.fusion.bias.detach()
+        self.residual = receiver.config.residual
+        self.score: Tensor | None = None
+        self.layers: tuple[_Linear, _Linear] | None = None
+        if receiver.config.pooling == "attention":
+            assert isinstance(pooling.score, torch.nn.Linear)
+            self.score = pooling.score.weight.detach()[0].contiguous()
+        elif receiver.config.pooling == "mlp":
+            assert isinstance(pooling.score, torch.nn.Sequential)
+            first, last = pooling.score[0], pooling.score[2]
+            assert isinstance(first, torch.nn.Linear) and isinstance(last, torch.nn.Linear)
+            self.layers = (_Linear(first.weight, first.bias, relu=True), _Linear(last.weight, last.bias))
+
+    def pool(
+        self,
+        own: Prepared,
+        other: Prepared,
+        affinity: Tensor,
+        product: Tensor | None,
+        counts: tuple[Tensor, Tensor],
+        out: Tensor,
+    ) -> None:
+        """Fill `out` [O, X, d]; `affinity` and `product` [O, X, L, M]."""
+        assert own.own is not None and other.message is not None
+        residual = own.features if self.residual else None
+        arguments = (affinity, product, own.own, residual, other.message, self.bias, self.score, counts)
+        if self.layers is None:
+            native.receive(*arguments, pooled=out)
+            return
+        items, others, size, dim = len(own.features), len(other.features), own.own.shape[1], own.own.shape[2]
+        fused = own.own.new_empty(items, others, size, dim)
+        native.receive(*arguments, fused=fused)
+        scores = self.layers[1](self.layers[0](fused.view(-1, dim)))
+        scores = scores.view(items, others, size, -1).transpose(-2, -1)  # [O, X, heads, L]
+        mask = None if own.mask is None else own.mask[:, None, None]
+        weights = masked_softmax(scores, mask).mean(2, keepdim=True)
+        out.copy_((weights @ fused).squeeze(2))
+
+
+class KernelTiles:
+    """Scores pairs of a model whose switches the kernel knows."""
+
+    @classmethod
+    def build(cls, model: "CAMP") -> "KernelTiles | None":
+        """None if the model's switches, weights or this machine are not for the kernel."""
+        config, weight = model.config, model.region_encoder.linear.weight
+        factorised = model.messages is not None and config.hops == 1 and config.fusion != "message"
+        if not factorised or config.gate == "elementwise" or weight.dtype != torch.float32 or weight.is_cuda:
+            return None
+        if weight.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return None
+        lanes = native.lanes()
+        return cls(model) if lanes and config.dim % lanes == 0 else None
+
+    def __init__(self, model: "CAMP") -> None:
+        assert model.messages is not None
+        self.model = model
+        self.gated = model.config.gate == "scalar"
+        to_regions, to_words = model.messages.to_regions, model.messages.to_words
+        self.regions = _Side(to_regions, model.region_pooling) if to_regions is not None else None
+        self.words = _Side(to_words, model.word_pooling) if to_words is not None else None
+        self.tile = FUSED_TILE if model.config.pooling == "mlp" else POOLED_TILE
+        self.hidden = None
+        if model.config.matching == "mlp" and self.regions is not None and self.words is not None:
+            self.hidden = _Linear(model.matching.hidden.weight, model.matching.hidden.bias, relu=True)
+
+    def fits(self, images: Prepared, captions: Prepared) -> bool:
+        """Whether these are float32 with real vectors first."""
+        sides = (images, captions)
+        return all(
+            side.features.dtype == torch.float32 and bool((side.real[:, 1:] <= side.real[:, :-1]).all())
+            for side in sides
+        )
+
+    def score(self, images: Prepared, captions: Prepared, progress: Callable[[int], object] | None = None) -> Tensor:
+        """Logits [I, C]."""
+        counts = images.real.sum(1, dtype=torch.int32), captions.real.sum(1, dtype=torch.int32)
+        scores = images.features.new_empty(len(images.features), len(captions.features))
+        height, width = self.tile
+        for c in range(0, scores.shape[1], width):
+            columns = slice(c, c + width)
+            some_captions, words = _cut(captions, columns, counts[1])
+            keys = _Linear(self._keys(some_captions))
+            for i in range(0, scores.shape[0], height):
+                rows = slice(i, i + height)
+                some_images, regions = _cut(images, rows, counts[0])
+                scores[rows, columns] = self._tile(some_images, some_captions, keys, (regions, words))
+            if progress is not None:
+                progress(scores[:, columns].numel())
+        return scores
+
+    def _keys(self, captions: Prepared) -> Tensor:
+        """What regions are multiplied with: keys, and for gates the words themselves, [(2) * c * N, d]."""
+        dim = captions.features.shape[2]
+        keys = captions.keys[0].reshape(-1, dim)
+        return torch.cat([keys, captions.features.reshape(-1, dim)]) if self.gated else keys
+
+    def _tile(self, images: Prepared, captions: Prepared, keys: _Linear, counts: tuple[Tensor, Tensor]) -> Tensor:
+        i, r, dim = images.features.shape
+        c, n = captions.features.shape[:2]
+        products = keys(images.features.reshape(-1, dim)).view(i, r, -1, c, n).permute(2, 0, 3, 1, 4)  # [., i, c, R, N]
+        affinity, product = products[0], products[1] if self.gated else None
+        pair = images.features.new_empty(i, c, 2, dim)
+        if self.regions is not None:
+            self.regions.pool(images, captions, affinity, product, counts, pair[:, :, 0])
+        if self.words is not None:
+            turned = None if product is None else product.permute(1, 0, 3, 2)
+            out = pair[:, :, 1].transpose(0, 1)
+            self.words.pool(captions, images, affinity.permute(1, 0, 3, 2), turned, (counts[1], counts[0]), out)
+        if self.hidden is not None:
+            output = self.model.matching.output
+            return linear(self.hidden(pair.view(i * c, 2 * dim)), output.weight, output.bias).view(i, c)
+        image = pair[:, :, 0] if images.pooled is None else images.pooled[:, None]
+        caption = pair[:, :, 1] if captions.pooled is None else captions.pooled[None]
+        logits: Tensor = self.model.matching(image, caption)[0]
+        return logits
+
+
+def _cut(side: Prepared, rows: slice, counts: Tensor) -> tuple[Prepared, Tensor]:
+    """The items `rows`, contiguous and no longer than the longest of them, and their counts."""
+    chosen = counts[rows].contiguous()
+    longest = max(1, int(chosen.max()))
+    cut = side.take(rows).trim(longest, ragged=bool(chosen.min() < longest))
+    return cut.contiguous(), chosen
