@@ -127,7 +127,7 @@
       const strength = view.full ? value / 1000 : value / top;
       mask.append(make("rect", { ...place, style: `fill-opacity:${strength.toFixed(3)}` }));
       const style = `stroke-opacity:${(0.15 + 0.85 * strength).toFixed(3)}`;
-      if (strength > 0.5) boxes.push(make("rect", { class: "halo", ...place }));
+      if (strength > 0.5 && index !== state.region) boxes.push(make("rect", { class: "halo", ...place }));
       boxes.push(make("rect", { class: `box${index === state.region ? " chosen" : ""}`, "data-region": index, style, ...place,
         onclick: () => toggle("region", index) },
       make("title", {}, `${image.labels[index]}: ${view.write(value / 1000)}`)));
@@ -170,7 +170,7 @@
       const gate = share(pair.regionGates, state.region);
       const label = data.images[pair.image].labels[state.region];
       if (!pair.regionAttention) return `${label}: this model sends no messages to regions.`;
-      return `${label}: the darker a word above, the more of it this region takes` +
+      return `${label}: the more coloured a word above, the more of it this region takes` +
         (gate === null ? "." : `, through a gate of ${gate.toFixed(2)}.`);
     }
     return pair.wordGates ? "Under each word stands its gate. Pick a word to see where it looks, or a region to see what it reads."

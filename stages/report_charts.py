@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 400.0, 260.0
-LEFT, RIGHT, TOP, BOTTOM = 40.0, 104.0, 24.0, 42.0
+LEFT, RIGHT, TOP, BOTTOM = 40.0, 110.0, 24.0, 42.0
 DASHES = ("", "7 4", "2 4", "10 3 2 3")
 Scale = Callable[[float], float]
 

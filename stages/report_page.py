@@ -99,7 +99,8 @@ def charts(loss: Mapping[str, list[float]], recall: Mapping[str, list[float]], b
         svg = line_chart([Line("loss", line.xs, line.ys, line.band)], "Training loss by step", "optimizer step")
         drawn.append(
             {"title": "Training loss", "svg": svg,
-             "text": f"Mean of {len(line.xs)} stretches; the band spans their lowest and highest step."}
+             "text": "Each optimizer step." if len(line.xs) == len(loss["loss"]) else
+             f"Mean of {len(line.xs)} stretches of steps; the band spans the lowest and highest of each."}
         )  # fmt: skip
     epochs = recall.get("epoch", [])
     mark = (float(best), "kept") if isinstance(best, int | float) else None

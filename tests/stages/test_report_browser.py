@@ -81,7 +81,9 @@ class Page:
         """Load an address in a window of `width` pixels and wait until its script has run."""
         size = {"width": width, "height": 900, "deviceScaleFactor": 1}
         self.call("Emulation.setDeviceMetricsOverride", mobile=width < 600, **size)
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
+        # Without smooth scrolling nothing moves between looking where an element is and clicking there.
+        features = {"prefers-color-scheme": theme, "prefers-reduced-motion": "reduce"}
+        self.call("Emulation.setEmulatedMedia", features=[{"name": k, "value": v} for k, v in features.items()])
         self.call("Page.navigate", url="about:blank")
         self.requests.clear()
         self.errors.clear()
@@ -202,6 +204,11 @@ def test_text_can_be_read_in_both_themes(page, report, theme):
         "#directions [aria-pressed=true]", ".region .num",
     ):  # fmt: skip
         assert contrast(page, selector) >= 4.5, selector
+    page.open(report + "#t2i-0/0/r0", 1280, theme)
+    strongest = page.run(
+        "[...document.querySelectorAll('.word')].findIndex(w => w.style.getPropertyValue('--given') === '1.000')"
+    )
+    assert contrast(page, f".word[data-word='{strongest}'] .num") >= 4.5
 
 
 @pytest.mark.parametrize("width", WIDTHS)
