@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 LOG_EVERY = 10.0
 """Seconds between two states of a progress bar in the log."""
@@ -56,11 +57,13 @@ def run_command(
     Raises:
         CommandFailed: its exit code is not 0.
     """
+    # Stages are commands that begin with `python`: this one, whether or not its environment is activated.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     process = subprocess.Popen(
         [sys.executable, "-m", "stages.locks", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PATH": path, **(environment or {})},
     )
     assert process.stdout is not None
     lines: list[str] = []

@@ -65,7 +65,7 @@ def server_environment(tmp_path_factory):
 @pytest.fixture(scope="session")
 def prefect_server(server_environment):
     """The address of a running Prefect server; in this process too, flows talk to it."""
-    from prefect.logging.handlers import APILogHandler
+    from prefect.logging.handlers import APILogWorker
     from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
     url = server_environment["PREFECT_API_URL"]
@@ -79,7 +79,7 @@ def prefect_server(server_environment):
         wait_for(lambda: answers(f"{url}/health"), 120)
         with temporary_settings({PREFECT_API_URL: url, PREFECT_HOME: Path(server_environment["PREFECT_HOME"])}):
             yield url
-            APILogHandler.flush()  # what is still to be sent, before nobody answers
+            APILogWorker.drain_all(timeout=20)  # what is still to be sent, before nobody answers
     finally:
         process.terminate()
         process.wait(timeout=30)

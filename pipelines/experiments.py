@@ -1,0 +1,232 @@
+"""The flows `ablation` and `sweep`: DVC experiments side by side, each in a workspace of its own, under one MLflow run.
+
+python -m pipelines.experiments ablation --jobs 2
+python -m pipelines.experiments sweep '{"model.gate": ["scalar", "none"], "train.seed": [0, 1]}'
+"""
+
+import argparse
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.tasks import exponential_backoff
+
+from pipelines.commands import run_command
+from pipelines.reproduce import can_pass
+from stages.params import InputError
+from stages.tracking import PARENT, track
+from stages.tracking_model import promote as promote_model
+from stages.tracking_restore import find_run
+from stages.tracking_spool import main_root
+from stages.tracking_store import store_uri
+
+PAPER: dict[str, dict[str, Any]] = {
+    "full": {},
+    "no-gate": {"model.gate": "none", "train.gate_supervision": 0.0},
+    "no-residual": {"model.residual": False},
+    "mean-pooling": {"model.pooling": "mean"},
+    "no-messages": {"model.message_passing": "none", "train.gate_supervision": 0.0},
+    "joint-embedding": {
+        "model.message_passing": "none", "model.matching": "cosine", "train.loss": "triplet",
+        "train.gate_supervision": 0.0,
+    },
+}  # fmt: skip
+"""The ablations of the paper's tables 3 and 4: variant -> what it changes in params.yaml."""
+RANKED_BY = "val_rsum"
+"""The number of metrics/train.json that decides: of the validation split, never of the test split."""
+
+
+def variants_of(grid: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
+    """Every combination of a grid, by a name made of its values: {"model.gate": [..]} -> {"gate-none": {..}}.
+
+    Raises:
+        InputError: a value of the grid is no list, or an empty one.
+    """
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise InputError(f"grid: {key}: {values!r} is not a list of values")
+    found = {}
+    for values in itertools.product(*grid.values()):
+        overrides = dict(zip(grid, values, strict=True))
+        found["-".join(f"{key.split('.')[-1]}-{value}" for key, value in overrides.items()) or "as-is"] = overrides
+    return found
+
+
+@task(
+    cache_policy=NO_CACHE,
+    retries=4,
+    retry_delay_seconds=exponential_backoff(backoff_factor=3),
+    retry_jitter_factor=1,
+    retry_condition_fn=can_pass,
+    task_run_name="{name}",
+)
+def run_experiment(name: str, overrides: dict[str, Any], parent: str | None, threads: int) -> dict[str, Any]:
+    """Run one DVC experiment in its own workspace; its metrics.
+
+    A stage whose inputs and params another experiment has had already comes from DVC's run cache.
+    """
+    logger = get_run_logger()
+    if not _exists(name):  # else an earlier try of this run has ended well
+        command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", name]
+        for key, value in overrides.items():
+            command += ["--set-param", f"{key}={json.dumps(value)}"]
+        if Path("dvc.lock").is_file() and not _tracked("dvc.lock"):
+            command += ["--copy-paths", "dvc.lock"]  # without it the experiment would run every stage
+        environment = {"PREFECT__FLOW_RUN_ID": str(flow_run.id or ""), "OMP_NUM_THREADS": str(threads)}
+        run_command(command, logger.info, environment | ({PARENT: parent} if parent else {}))
+    return experiment_metrics(name)
+
+
+def _exists(experiment: str) -> bool:
+    command = ["git", "for-each-ref", "--format=%(refname)", "refs/exps"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return any(name.rsplit("/", 1)[-1] == experiment for name in listed)
+
+
+def _tracked(path: str) -> bool:
+    command = ["git", "ls-files", "--error-unmatch", path]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def experiment_metrics(name: str) -> dict[str, Any]:
+    """The numbers of a finished experiment, flat; all but those of metrics/train.json with their group's name."""
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        shown = repo.metrics.show(revs=[name], hide_workspace=True)
+    numbers: dict[str, Any] = {}
+    for path, content in shown.get(name, {}).get("data", {}).items():
+        stem = Path(path).stem
+        for key, value in content.get("data", {}).items():
+            for inner, number in value.items() if isinstance(value, dict) else [(None, value)]:
+                label = key if stem == "train" else f"{key}_{inner}" if inner else f"{stem}_{key}"
+                numbers[label] = number
+    return numbers
+
+
+def _rank(variants: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row per variant, the best validation first; those without a result last."""
+    order = sorted(results, key=lambda name: -float(results[name].get(RANKED_BY, "-inf")))
+    shown = (RANKED_BY, "test_rsum", "test_i2t_r1", "test_t2i_r1")
+    rows = []
+    for rank, name in enumerate(order, start=1):
+        numbers = {key: results[name][key] for key in shown if key in results[name]}
+        rounded = {key: round(value, 2) if isinstance(value, float) else value for key, value in numbers.items()}
+        changes = ", ".join(f"{key}={value}" for key, value in variants[name].items()) or "nothing changed"
+        rows.append({"rank": rank, "variant": name, **rounded, "params": changes})
+    return rows
+
+
+def _run_all(kind: str, variants: Mapping[str, dict[str, Any]], jobs: int, promote: bool) -> list[dict[str, Any]]:
+    logger = get_run_logger()
+    identity = str(flow_run.id or "")[:8]
+    names = {name: re.sub(r"[^a-zA-Z0-9.-]+", "-", f"{kind}-{identity}-{name}").strip("-.") for name in variants}
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    results: dict[str, dict[str, Any]] = {}
+    with track("sweep", {"variants": variants, "jobs": jobs}, name=f"{kind} {identity}") as run:
+        futures = {
+            name: run_experiment.with_options(name=name).submit(names[name], overrides, run.run_id, threads)
+            for name, overrides in variants.items()
+        }
+        failed = []
+        for name, future in futures.items():
+            future.wait()
+            if future.state.is_completed():
+                results[name] = future.result()
+            else:
+                failed.append(name)
+        rows = _rank(variants, results)
+        if rows and RANKED_BY in results[rows[0]["variant"]]:
+            run.log_metrics({"val/rsum": results[rows[0]["variant"]][RANKED_BY]})
+            run.set_tags({"best": rows[0]["variant"], "best.experiment": names[rows[0]["variant"]]})
+    if rows:
+        create_table_artifact(rows, key=kind, description=f"{kind}: ranked by validation rsum")
+        logger.info("best: %s; `dvc exp apply %s` takes it over", rows[0]["variant"], names[rows[0]["variant"]])
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(variants)} experiments failed: {', '.join(failed)}")
+    if promote:
+        _promote(names[rows[0]["variant"]])
+    return rows
+
+
+def _promote(experiment: str) -> None:
+    """Call the model of an experiment champion."""
+    import mlflow
+
+    mlflow.set_tracking_uri(store_uri(main_root()))
+    client = mlflow.MlflowClient()
+    experiments = [item.experiment_id for item in client.search_experiments()]
+    wanted = f"tags.`dvc.experiment` = '{experiment}' and tags.`camp.kind` = 'train'"
+    runs = client.search_runs(experiments, filter_string=wanted, max_results=1)
+    if not runs:
+        raise InputError(f"{experiment}: its run is not in MLflow yet; `python -m stages.tracking sync` delivers it")
+    version = promote_model(client, find_run(client, runs[0].info.run_id).info.run_id)
+    get_run_logger().info("champion is now version %s, of %s", version, experiment)
+
+
+@flow(name="ablation")
+def ablation(
+    variants: dict[str, dict[str, Any]] = PAPER,
+    jobs: int = 1,
+    promote: bool = False,
+) -> list[dict[str, Any]]:
+    """Train variants of the model side by side and rank them.
+
+    Args:
+        variants: name -> the params that it changes, as dotted keys; the paper's ablations if not given.
+        jobs: experiments that run at the same time.
+        promote: call the best one's model `champion` in MLflow.
+    """
+    return _side_by_side("ablation", variants, jobs, promote)
+
+
+@flow(name="sweep")
+def sweep(grid: dict[str, list[Any]], jobs: int = 1, promote: bool = False) -> list[dict[str, Any]]:
+    """Try every combination of a grid of params and rank them.
+
+    Args:
+        grid: dotted params key -> the values to try.
+        jobs: experiments that run at the same time.
+        promote: call the best one's model `champion` in MLflow.
+    """
+    return _side_by_side("sweep", variants_of(grid), jobs, promote)
+
+
+def _side_by_side(kind: str, variants: Mapping[str, dict[str, Any]], jobs: int, promote: bool) -> list[dict[str, Any]]:
+    """The experiments as a flow of their own, since how many run at once is part of a flow's definition."""
+    if jobs < 1:
+        raise InputError(f"jobs: {jobs} is below 1")
+    runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=jobs)
+    inner = flow(name=f"{kind} experiments", task_runner=runner, validate_parameters=False)(_run_all)  # type: ignore[arg-type]
+    rows: list[dict[str, Any]] = inner(kind, variants, jobs, promote)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train variants side by side.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("ablation", help="the paper's ablations")
+    commands.add_parser("sweep", help="a grid").add_argument("grid", type=json.loads, help="JSON: key -> values")
+    for command in commands.choices.values():
+        command.add_argument("--jobs", type=int, default=1)
+        command.add_argument("--promote", action="store_true")
+    given = parser.parse_args()
+    if given.command == "ablation":
+        ablation(jobs=given.jobs, promote=given.promote)
+    else:
+        sweep(given.grid, jobs=given.jobs, promote=given.promote)
+
+
+if __name__ == "__main__":
+    main()

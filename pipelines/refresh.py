@@ -1,0 +1,45 @@
+"""The flow `refresh`: run `reproduce` only where DVC says that something is stale.
+
+python -m pipelines.refresh             # now
+python -m pipelines.refresh announce    # tell the server that the source has new images or captions
+"""
+
+import argparse
+
+from prefect import flow, get_run_logger
+from prefect.events import emit_event
+from prefect.states import Completed
+
+from pipelines.dag import read_dag
+from pipelines.reproduce import reproduce
+
+SOURCE_CHANGED = "camp.source.changed"
+"""The event that the deployment of `refresh` waits for."""
+
+
+@flow(name="refresh")
+def refresh(base: str = "main", transfers: bool = True) -> object:
+    """Bring the results up to date with the source, if they are not.
+
+    Args:
+        base: git revision that the metrics are compared with.
+        transfers: pull before and push after, where a DVC remote is configured.
+    """
+    stale = [stage.name for stage in read_dag().stages if stage.stale]
+    if not stale:
+        return Completed(name="Nothing to do", message="DVC: everything is up to date", data={})
+    get_run_logger().info("stale: %s", ", ".join(stale))
+    return reproduce(base=base, transfers=transfers)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Bring the results up to date with the source.")
+    parser.add_argument("command", nargs="?", choices=["announce"], help="tell the server instead of running here")
+    if parser.parse_args().command == "announce":
+        emit_event(SOURCE_CHANGED, {"prefect.resource.id": "camp.source"})
+    else:
+        refresh()
+
+
+if __name__ == "__main__":
+    main()
