@@ -14,7 +14,7 @@ from torch import nn
 from stages.detectors import visual_genome
 from stages.detectors.base import Description
 from stages.detectors.two_stage import Sizes, TwoStageExtractor
-from stages.detectors.weights import CACHE, State, fit, load_saved, load_state, locate, save_state
+from stages.detectors.weights import CACHE, State, calm, fit, load_saved, load_state, locate, save_state
 from stages.params import DetectorParams, InputError, RegionsParams
 
 COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
@@ -225,7 +225,9 @@ def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
     with torch.random.fork_rng():
         torch.manual_seed(params.train.seed)
         model = build(config, params.architecture)
-    if state is not None:
+    if state is None:
+        calm(model)
+    else:
         fit(model, _matched(model, state), source)
     attributes = []
     if params.architecture == VISUAL_GENOME:

@@ -12,7 +12,7 @@ from torchvision.models.detection.image_list import ImageList
 from stages.detectors.base import Description
 from stages.detectors.scenes import COARSE, build_network
 from stages.detectors.two_stage import Sizes, TwoStageExtractor
-from stages.detectors.weights import CACHE, State, fit, load_saved, load_state, locate, save_state
+from stages.detectors.weights import CACHE, State, calm, fit, load_saved, load_state, locate, save_state
 from stages.params import DetectorParams, InputError, RegionsParams
 
 
@@ -95,6 +95,7 @@ def _state(params: DetectorParams) -> tuple[State, str, int]:
         with torch.random.fork_rng():
             torch.manual_seed(params.train.seed)
             network = build(weights=None, weights_backbone=None)
+        calm(network)
         return (
             network.state_dict(),
             f"random, seed {params.train.seed}",

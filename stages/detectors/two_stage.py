@@ -110,22 +110,22 @@ class TwoStageExtractor(ABC):
 
     def _detect(self, images: torch.Tensor, maps: Any, sizes: Sizes) -> list[torch.Tensor]:
         """The final boxes of each image, in pixels of the network's input."""
-        proposals = self.proposals(images, maps, sizes)
+        # An image in which nothing is found is still one region: all of it.
+        whole = [torch.tensor([[0, 0, width, height]], device=self.device).float() for height, width in sizes]
+        found = self.proposals(images, maps, sizes)
+        proposals = [boxes if len(boxes) else all_of_it for boxes, all_of_it in zip(found, whole, strict=True)]
         logits, deltas = self.predict(self.pool(maps, proposals, sizes))
         scores, classes = self.probabilities(logits).max(dim=1)
         final = self.decode(deltas, torch.cat(proposals), classes)
         counts = [len(boxes) for boxes in proposals]
         kept = []
-        for boxes, score, label, size in zip(
-            *(torch.split(values, counts) for values in (final, scores, classes)), sizes, strict=True
-        ):
+        per_image = (torch.split(values, counts) for values in (final, scores, classes))
+        for boxes, score, label, size, all_of_it in zip(*per_image, sizes, whole, strict=True):
             clipped = clip_boxes_to_image(boxes, size)
             solid = ((clipped[:, 2:] - clipped[:, :2]) >= 1).all(dim=1) & torch.isfinite(score)
             clipped = clipped[solid]
             best = clipped[select(clipped, score[solid], label[solid], self.params)]
-            whole = clipped.new_tensor([[0, 0, size[1], size[0]]])
-            # An image in which nothing is found is still one region: all of it.
-            kept.append(best if len(best) else whole)
+            kept.append(best if len(best) else all_of_it)
         return kept
 
     def _describe(

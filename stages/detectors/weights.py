@@ -118,6 +118,14 @@ def load_saved(folder: Path, expected: str) -> State:
     return load_state(path)
 
 
+def calm(network: torch.nn.Module) -> None:
+    """Make an untrained residual network usable: without trained normalisation each block would add its full input
+    once more, and after a hundred layers the features would not fit into float16."""
+    for name, tensor in network.state_dict().items():
+        if name.endswith(("bn3.weight", "conv3.norm.weight")):
+            tensor.mul_(0.2)
+
+
 def fit(network: torch.nn.Module, state: State, source: str) -> None:
     """Load `state` into the network.
 

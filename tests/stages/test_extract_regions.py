@@ -90,17 +90,16 @@ class Workplace:
     def files(self) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in sorted(self.out.iterdir())}
 
+    def write_params(self) -> None:
+        """What a process of its own finds in its working directory."""
+        params = {"regions": asdict(REGIONS), "dataset": {"source": "table", "root": str(self.pictures)}}
+        (self.root / "params.yaml").write_text(yaml.safe_dump(params))
+        if not (self.root / "data/detector").exists():
+            (self.root / "data/detector").symlink_to(self.detector)
+
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """The stage in a process of its own, as DVC starts it."""
-        (self.root / "params.yaml").write_text(
-            yaml.safe_dump(
-                asdict(self.params)
-                | {"evaluate": {"splits": ["test"]}, "dataset": {"source": "table", "root": str(self.pictures)}}
-            )
-        )
-        link = self.root / "data/detector"
-        if not link.exists():
-            link.symlink_to(self.detector)
+        self.write_params()
         repository = Path(stage.__file__).parent.parent
         environment = os.environ | {"PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "stages.extract_regions", *arguments]
@@ -319,7 +318,7 @@ def test_parts_are_filled_in_by_several_processes(workplace: Workplace, referenc
 def test_several_devices_each_get_a_process(
     workplace: Workplace, reference: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workplace.start("--shards", "1/100").communicate(timeout=120)  # writes params.yaml and the links
+    workplace.write_params()
     monkeypatch.chdir(workplace.root)
     monkeypatch.setenv("PYTHONPATH", str(Path(stage.__file__).parent.parent))
     monkeypatch.setattr(stage, "devices", lambda _: ["cpu", "cpu"])
