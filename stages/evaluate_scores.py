@@ -22,7 +22,7 @@ from stages.params import InputError
 
 TOP = 10
 """Results kept of each query."""
-CAPTIONS_AT_ONCE = 256
+CAPTIONS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,9 @@
     return { kind: "gates", title: "Weight of each region in the match", values: pair.regionPooling, write: percent };
   }
 
+  /** [value, region] of a view, the strongest first. */
+  const ranked = (view) => view.values.map((value, index) => [value, index]).sort((a, b) => b[0] - a[0]);
+
   function drawStage(pair) {
     const image = data.images[pair.image];
     const view = boxView(pair);
@@ -119,17 +122,19 @@
     const area = ([x0, y0, x1, y1]) => (x1 - x0) * (y1 - y0);
     const order = view.values.map((value, index) => [value, index])
       .sort((a, b) => area(image.boxes[b[1]]) - area(image.boxes[a[1]]));
+    const strongest = new Set(ranked(view).slice(0, 4).map(([, index]) => index));
     for (const [value, index] of order) {
       const [x0, y0, x1, y1] = image.boxes[index];
       if (x1 <= x0 || y1 <= y0) continue; // features that came without boxes
       const place = { x: x0, y: y0, width: x1 - x0, height: y1 - y0 };
       // Attention is a share of 1: it is drawn against the strongest region. A gate is drawn as it is.
       const strength = view.full ? value / 1000 : value / top;
-      mask.append(make("rect", { ...place, style: `fill-opacity:${strength.toFixed(3)}` }));
-      const style = `stroke-opacity:${(0.15 + 0.85 * strength).toFixed(3)}`;
-      if (strength > 0.5 && index !== state.region) boxes.push(make("rect", { class: "halo", ...place }));
-      boxes.push(make("rect", { class: `box${index === state.region ? " chosen" : ""}`, "data-region": index, style, ...place,
-        onclick: () => toggle("region", index) },
+      mask.append(make("rect", { ...place, "data-region": index, style: `fill-opacity:${strength.toFixed(3)}` }));
+      const strong = strongest.has(index) && index !== state.region;
+      const style = `stroke-opacity:${((strong ? 0.4 : 0.1) + (strong ? 0.6 : 0.3) * strength).toFixed(3)}`;
+      if (strong) boxes.push(make("rect", { class: "halo", style, ...place }));
+      boxes.push(make("rect", { class: `box${index === state.region ? " chosen" : strong ? " strong" : ""}`, style, ...place,
+        "data-region": index, onclick: () => toggle("region", index) },
       make("title", {}, `${image.labels[index]}: ${view.write(value / 1000)}`)));
     }
     svg.append(mask, make("rect", { class: "shade", mask: "url(#dim)", ...all }), ...boxes);
@@ -163,14 +168,14 @@
       const gate = share(pair.wordGates, state.word);
       const weight = `It has ${percent(pair.wordPooling[state.word] / 1000)} of the words' weight in the match.`;
       if (!pair.wordAttention) return `“${word}”: this model sends no messages to words. ${weight}`;
-      return `“${word}” takes its message from the regions below` +
+      return `“${word}” takes its message from the regions listed` +
         (gate === null ? ". " : `, through a gate of ${gate.toFixed(2)}. `) + weight;
     }
     if (state.region !== null) {
       const gate = share(pair.regionGates, state.region);
       const label = data.images[pair.image].labels[state.region];
       if (!pair.regionAttention) return `${label}: this model sends no messages to regions.`;
-      return `${label}: the more coloured a word above, the more of it this region takes` +
+      return `${label}: the more coloured a word, the more of it this region takes` +
         (gate === null ? "." : `, through a gate of ${gate.toFixed(2)}.`);
     }
     return pair.wordGates ? "Under each word stands its gate. Pick a word to see where it looks, or a region to see what it reads."
@@ -180,10 +185,10 @@
   function drawRegions(pair) {
     const view = boxView(pair);
     const labels = data.images[pair.image].labels;
-    const ranked = view.values.map((value, index) => [value, index]).sort((a, b) => b[0] - a[0]).slice(0, 6);
-    const top = view.full ? 1000 : Math.max(ranked[0][0], 1);
-    return make("div", {}, make("p", { class: "label" }, `${view.title}, strongest ${ranked.length}`),
-      make("ol", { class: `regions ${view.kind}` }, ...ranked.map(([value, index]) =>
+    const first = ranked(view).slice(0, 6);
+    const top = view.full ? 1000 : Math.max(first[0][0], 1);
+    return make("div", { class: "reading" }, make("p", { class: "label" }, `${view.title}, strongest ${first.length}`),
+      make("ol", { class: `regions ${view.kind}` }, ...first.map(([value, index]) =>
         make("li", {}, make("button", { type: "button", class: "region", "data-region": index,
           "aria-pressed": String(state.region === index), onclick: () => toggle("region", index) },
         make("span", { class: "what" }, labels[index]),
@@ -204,7 +209,7 @@
         return make("li", { class: pair.beyond ? "beyond" : null },
           pictures
             ? make("button", attributes, picture(pair.image), make("span", { class: "meta" }, place, tick, score))
-            : make("button", attributes, make("span", {}, place, " ", tick), make("span", { class: "words" }, pair.text), score));
+            : make("button", attributes, make("span", { class: "meta" }, place, tick, score), make("span", { class: "words" }, pair.text)));
       })));
   }
 
@@ -215,10 +220,13 @@
       make("div", { class: "detail-head" },
         make("h3", {}, query.image ? "Which captions tell of this picture?" : `“${query.text}”`), rankChip(query.rank),
         make("span", { class: "id" }, query.image ? `image ${query.id}` : `caption ${query.id}`)),
-      make("div", { class: "pair" }, drawStage(pair),
-        make("div", {}, make("p", { class: "label" }, pair.right ? "The pair, ✓ right" : "The pair, not a match"), drawWords(pair),
-          make("p", { class: "say", role: "status" }, sentence(pair)), drawRegions(pair))),
-      drawResults(query));
+      make("div", { class: "pair" },
+        make("div", {}, drawStage(pair), drawRegions(pair)),
+        make("div", {},
+          make("div", { class: "caption" },
+            make("p", { class: "label" }, pair.right ? "Caption of the pair, ✓ right" : "Caption of the pair, not a match"),
+            drawWords(pair), make("p", { class: "say", role: "status" }, sentence(pair))),
+          drawResults(query))));
   }
 
   // ---- moving about -------------------------------------------------------------------------------------------

@@ -225,11 +225,11 @@ def test_clicking_a_query_a_result_and_a_word_shows_its_attention(page, report, 
     assert page.run("document.querySelector('[data-word=\"0\"]').getAttribute('aria-pressed')") == "true"
     assert f"gate of {pair['wordGates'][0] / 1000:.2f}" in page.text(".say")
     drawn = page.run(
-        "Object.fromEntries([...document.querySelectorAll('rect.box')]"
-        ".map(r => [r.dataset.region, +r.style.strokeOpacity]))"
+        "Object.fromEntries([...document.querySelectorAll('mask [data-region]')]"
+        ".map(r => [r.dataset.region, +r.style.fillOpacity]))"
     )
     weights = pair["wordAttention"][0]
-    expected = {str(i): 0.15 + 0.85 * weight / max(weights) for i, weight in enumerate(weights)}
+    expected = {str(i): weight / max(weights) for i, weight in enumerate(weights)}
     assert drawn == pytest.approx(expected, abs=0.002)
     strongest = max(range(len(weights)), key=weights.__getitem__)
     assert page.run("document.querySelector('.region').dataset.region") == str(strongest)
