@@ -134,9 +134,10 @@ def _facts(params: Params, loaded: Loaded, train_run: str | None) -> list[dict[s
     model = [(key.replace("_", " "), {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value)
              for key, value in switches.items()]  # fmt: skip
     trained = [
-        (key.replace("_", " "), f"{value:,.4g}" if isinstance(value, float) else value)
+        (key.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else value)
         for key, value in loaded.training.items()
-        if isinstance(value, int | float | str)
+        # Recalls and gates by epoch stand in the curves.
+        if isinstance(value, int | float | str) and not key.startswith(("val_i2t", "val_t2i", "val_gate"))
     ]
     origin = [("MLflow run", train_run or "not known"), ("commit", _commit()), ("report seed", params.report.seed)]
     return [

@@ -252,3 +252,19 @@ def test_captions_of_one_image_cannot_be_evaluated(small):
     write_captions(small.token_tables / "test.parquet", [1], [small.images[0]], ["red"], [[4]])
     with pytest.raises(InputError, match=r"test.parquet: image_id: .* 1 images; expected 2"):
         run(small)
+
+
+def test_the_run_is_recorded_below_the_train_run(small, monkeypatch):
+    fingerprint = small.model / "fingerprint.json"
+    fingerprint.write_text(json.dumps({"mlflow_run_id": "the-train-run"}))
+    monkeypatch.setenv("CAMP_TRACKING", "on")
+    # Nobody delivers: what was recorded stays in the spool, where it can be read.
+    monkeypatch.setattr("stages.tracking._deliver", lambda *_: None)
+    retrieval, _, _ = run(small)
+    (path,) = small.root.glob(".tracking/spool/*/events.jsonl")
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    start = next(event for event in events if event["event"] == "start")
+    assert (start["kind"], start["parent"]) == ("evaluate", "the-train-run")
+    values = {name: value for event in events if event["event"] == "metrics" for name, value in event["values"].items()}
+    assert values["test/rsum"] == pytest.approx(retrieval["test"]["rsum"]) and "test/gate_auc" in values
+    assert events[-1]["event"] == "end" and events[-1]["status"] == "FINISHED"
