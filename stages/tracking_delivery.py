@@ -37,6 +37,8 @@ def deliver_beside(root: Path, key: str) -> int:
             delivery = delivery or Delivery(root, store_uri(root))
             if delivery.deliver(folder):
                 return 0
+            if not alive:
+                return 1  # another process is at it, or what is left needs `sync`
             pause = 1.0
             if alive and not others_tried:
                 others_tried = True
