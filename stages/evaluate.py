@@ -18,6 +18,7 @@ from camp_model.regions import RegionStore, replacing
 from camp_model.vocabulary import Vocabulary
 from stages.evaluate_gates import measure_gates
 from stages.evaluate_scores import Ranking, Split, rank_fold, score_fold
+from stages.fingerprint import read_fingerprint
 from stages.params import EvaluateParams, InputError, load_params, stage_main
 from stages.recall_table import recall_text
 from stages.tracking import track
@@ -94,18 +95,6 @@ def load_models(folders: Sequence[Path], store: RegionStore, captions: Path, dev
                 f"{store.detector!r}; expected a checkpoint trained on the regions of that detector"
             )
     return models
-
-
-def read_fingerprint(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says of its origin; empty where it says nothing."""
-    path = folder / "fingerprint.json"
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: is not JSON: {error}") from None
-    return values if isinstance(values, dict) else {}
 
 
 def query_rows(fold: Split, by_image: Ranking, by_caption: Ranking) -> list[dict[str, Any]]:

@@ -63,12 +63,9 @@
   function filter(change) {
     Object.assign(state, change);
     const shown = shownQueries();
-    if (shown.length && !shown.includes(queries()[state.query])) {
-      select({ query: queries().indexOf(shown[0]) });
-    } else {
-      drawControls();
-      drawQueries();
-    }
+    if (shown.length && !shown.includes(queries()[state.query])) return select({ query: queries().indexOf(shown[0]) });
+    drawControls();
+    drawQueries();
   }
 
   function drawQueries() {
@@ -146,7 +143,7 @@
   }
 
   function drawWords(pair) {
-    const given = state.region !== null && pair.regionAttention ? pair.regionAttention[state.region] : null;
+    const given = state.region === null ? null : pair.regionAttention?.[state.region];
     const most = given ? Math.max(...given, 1) : 1;
     return make("div", { class: "words-row", role: "group", "aria-label": "Words of the caption", onkeydown: arrows },
       ...pair.words.map((word, index) => {
@@ -199,7 +196,7 @@
   function drawResults(query) {
     const pictures = query.image === null;
     return make("div", { class: `results ${pictures ? "pictures" : "captions"}` },
-      make("p", { class: "label" }, `What the model ranks first`),
+      make("p", { class: "label" }, "What the model ranks first"),
       make("ol", { onkeydown: arrows }, ...query.results.map((pair, index) => {
         const place = make("span", { class: "at" }, `${pair.at}.`);
         const tick = pair.right ? make("span", { class: "tick" }, "✓ right") : null;

@@ -35,7 +35,7 @@ def write_report(params: Params, inputs: Inputs, out: Path) -> None:
         InputError: an input is missing, broken or of another run than the others; or the page would pass PAGE_LIMIT.
     """
     from camp_model.regions import replacing
-    from stages.evaluate import read_fingerprint
+    from stages.fingerprint import read_fingerprint
     from stages.report_contents import contents
     from stages.report_page import render
     from stages.tracking import track

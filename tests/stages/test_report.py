@@ -11,14 +11,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from stages.evaluate import evaluate
 from stages.params import EvaluateParams, InputError, Params, ReportParams
 from stages.report import Inputs, print_summary, write_report
-from stages.report_charts import Line, histogram, in_buckets, line_chart, ticks
 from stages.report_page import read_curve
-from stages.report_pictures import data_uris
 from stages.report_queries import choose_queries
 
 INPUTS = Inputs()
@@ -196,24 +193,6 @@ def test_the_same_inputs_give_the_same_page(small):
     assert Path("report/index.html").read_bytes() == first
 
 
-def test_pictures_shrink_until_they_fit_and_are_refused_when_they_cannot(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (400, 600, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / "noise.png")
-    paths = {str(i): tmp_path / "noise.png" for i in range(4)}
-    roomy, tight = data_uris(paths, 10_000_000), data_uris(paths, 40_000)
-    assert sum(len(uri) for uri, _ in tight.values()) <= 40_000 < sum(len(uri) for uri, _ in roomy.values())
-    assert tight["0"][1] == (600, 400)
-    with pytest.raises(InputError, match=r"report.queries.*15 MB"):
-        data_uris(paths, 1000)
-
-
-def test_a_turned_photograph_is_shown_upright(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held on its side
-    Image.new("RGB", (60, 20), "red").save(tmp_path / "turned.jpg", exif=exif)
-    assert data_uris({"a": tmp_path / "turned.jpg"}, 100_000)["a"][1] == (20, 60)
-
-
 @pytest.mark.parametrize(
     ("path", "match"),
     [
@@ -263,30 +242,6 @@ def test_summary_is_fast_and_prints_the_table_the_page_and_mlflow(small, reposit
 def test_summary_without_metrics_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"retrieval.json: cannot be read"):
         print_summary(tmp_path, tmp_path / "index.html")
-
-
-def test_ticks_are_round_and_span_the_range():
-    assert ticks(0, 100) == [0, 25, 50, 75, 100]
-    assert ticks(0.2, 0.9)[0] <= 0.2 and ticks(0.2, 0.9)[-1] >= 0.9
-    assert ticks(3, 3)[0] <= 3 < ticks(3, 3)[-1]
-
-
-def test_long_series_keep_their_mean_and_extremes():
-    ys = np.random.default_rng(0).normal(size=1000)
-    line = in_buckets(list(range(1000)), list(ys), buckets=50)
-    assert len(line.xs) == 50 and np.mean(line.ys) == pytest.approx(ys.mean())
-    assert line.band is not None and max(line.band[1]) == ys.max() and min(line.band[0]) == ys.min()
-
-
-def test_charts_escape_names_say_their_numbers_and_put_points_where_they_belong():
-    svg = line_chart([Line("<b>", [1, 2], [0.0, 10.0])], "a & b", "epoch", (0, 10), mark=(2, "kept"))
-    assert "<b>" not in svg and "&lt;b&gt; ends at 10" in svg and "kept" in svg
-    (points,) = re.findall(r'points="([^"]+)"', svg)
-    (x0, y0), (x1, y1) = (map(float, point.split(",")) for point in points.split())
-    assert x0 < x1 and y0 > y1
-    bars = re.findall(r'class="bar s0" x="([\d.]+)"', histogram([("n", [0.0, 0.99, 1.0])], "t", "x", bins=10))
-    assert len(bars) == 2
-    assert line_chart([], "t", "x") == "" and histogram([("n", [])], "t", "x") == ""
 
 
 def test_a_curve_with_an_empty_cell_skips_the_row(tmp_path):

@@ -1,0 +1,32 @@
+"""The charts of the report."""
+
+import re
+
+import numpy as np
+import pytest
+
+from stages.report_charts import Line, histogram, in_buckets, line_chart, ticks
+
+
+def test_ticks_are_round_and_span_the_range():
+    assert ticks(0, 100) == [0, 25, 50, 75, 100]
+    assert ticks(0.2, 0.9)[0] <= 0.2 and ticks(0.2, 0.9)[-1] >= 0.9
+    assert ticks(3, 3)[0] <= 3 < ticks(3, 3)[-1]
+
+
+def test_long_series_keep_their_mean_and_extremes():
+    ys = np.random.default_rng(0).normal(size=1000)
+    line = in_buckets(list(range(1000)), list(ys), buckets=50)
+    assert len(line.xs) == 50 and np.mean(line.ys) == pytest.approx(ys.mean())
+    assert line.band is not None and max(line.band[1]) == ys.max() and min(line.band[0]) == ys.min()
+
+
+def test_charts_escape_names_say_their_numbers_and_put_points_where_they_belong():
+    svg = line_chart([Line("<b>", [1, 2], [0.0, 10.0])], "a & b", "epoch", (0, 10), mark=(2, "kept"))
+    assert "<b>" not in svg and "&lt;b&gt; ends at 10" in svg and "kept" in svg
+    (points,) = re.findall(r'points="([^"]+)"', svg)
+    (x0, y0), (x1, y1) = (map(float, point.split(",")) for point in points.split())
+    assert x0 < x1 and y0 > y1
+    bars = re.findall(r'class="bar s0" x="([\d.]+)"', histogram([("n", [0.0, 0.99, 1.0])], "t", "x", bins=10))
+    assert len(bars) == 2
+    assert line_chart([], "t", "x") == "" and histogram([("n", [])], "t", "x") == ""
