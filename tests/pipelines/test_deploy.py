@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 from prefect.client.orchestration import get_client
 from prefect.events.schemas.automations import AutomationCore
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.utilities.templating import apply_values
 
 import pipelines
 from pipelines.deploy import deploy_automations
@@ -101,6 +104,51 @@ def test_a_killed_run_crashes_and_its_retry_completes(deployed, wait_for):
 def test_the_shipped_files_are_valid():
     for entry in yaml.safe_load((ROOT / "deploy" / "automations.yaml").read_text())["automations"]:
         AutomationCore.model_validate(entry)
-    for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:
-        path, _, name = deployment["entrypoint"].partition(":")
-        assert f"def {name}(" in (ROOT / path).read_text()
+    for file in (ROOT / "prefect.yaml", ROOT / "deploy" / "kubernetes" / "prefect.yaml"):
+        for deployment in yaml.safe_load(file.read_text())["deployments"]:
+            path, _, name = deployment["entrypoint"].partition(":")
+            assert f"def {name}(" in (ROOT / path).read_text()
+
+
+def test_the_kubernetes_template_makes_a_job(prefect_server):
+    template = json.loads((ROOT / "deploy" / "kubernetes" / "job-template.json").read_text())
+    Draft202012Validator.check_schema(template["variables"])
+    with get_client(sync_client=True) as client:  # the server checks that every placeholder is a variable
+        body = {"name": "camp-kubernetes", "type": "kubernetes", "base_job_template": template}
+        client.request("POST", "/work_pools/", json=body)
+        wrong = json.loads(json.dumps(template).replace("{{ gpus }}", "{{ graphics }}"))
+        with pytest.raises(PrefectHTTPStatusError, match="graphics"):
+            client.request("POST", "/work_pools/", json=body | {"name": "wrong", "base_job_template": wrong})
+    defaults = {
+        name: item["default"] for name, item in template["variables"]["properties"].items() if "default" in item
+    }
+    values = defaults | {"image": "camp", "env": {"A": "b"}, "labels": {"app": "camp"}}
+    job = apply_values(template["job_configuration"]["job_manifest"], values)
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert (job["apiVersion"], job["kind"], job["spec"]["backoffLimit"]) == ("batch/v1", "Job", 0)
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+    volumes = {volume["name"] for volume in job["spec"]["template"]["spec"]["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == volumes
+    assert "{{" not in json.dumps(job)
+
+
+@pytest.mark.parametrize("script", ["worker", "dask"])
+def test_the_slurm_scripts_are_valid(script):
+    path = ROOT / "deploy" / "slurm" / f"{script}.sbatch"
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    lines = path.read_text().splitlines()
+    first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
+    directives = [i for i, line in enumerate(lines) if line.startswith("#SBATCH ")]
+    assert len(directives) > 5
+    assert max(directives) < first_command  # Slurm reads none after the first command
+    known = {
+        "job-name", "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "gpus", "gpus-per-task", "mem", "time",
+        "signal", "requeue", "output",
+    }  # fmt: skip
+    assert {lines[i].split("--")[1].partition("=")[0] for i in directives} <= known
+
+
+def test_the_image_installs_the_pinned_requirements():
+    lines = (ROOT / "deploy" / "Dockerfile").read_text()
+    assert "COPY requirements.lock" in lines
+    assert "USER camp" in lines

@@ -94,6 +94,26 @@ def test_what_can_pass_is_tried_again_and_what_cannot_is_not(prefect_server, rep
     assert "None" not in found[0].message
 
 
+@pytest.mark.timeout(240)
+def test_another_clone_ends_with_the_same_result(prefect_server, repository, monkeypatch):
+    """A machine with nothing but git and the remote gets the results, it does not compute them again."""
+
+    def run(*command):
+        subprocess.run(command, check=True, capture_output=True)
+
+    run(sys.executable, "-m", "dvc", "remote", "add", "--default", "local", str(repository.parent / "remote"))
+    state, _ = run_flow()
+    assert set(state.result().values()) == {"ran"}
+    run("git", "add", "-A")
+    run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-q", "-m", "result")
+    clone = repository.parent / "clone"
+    run("git", "clone", "-q", str(repository), str(clone))
+    monkeypatch.chdir(clone)
+    state, _ = run_flow()
+    assert set(state.result().values()) == {"cached"}
+    assert (clone / "train.txt").read_text() == (repository / "train.txt").read_text()
+
+
 def test_a_wrong_param_fails_before_any_stage(prefect_server, repository):
     state, _ = run_flow(params={"model": {"gate": "open"}})
     assert state.is_failed()

@@ -1,0 +1,179 @@
+"""The flow `extract`: missing region shards filled in by a Dask cluster, then committed by DVC.
+
+python -m pipelines.extract --workers 4
+python -m pipelines.extract --cluster tcp://scheduler:8786 --storage s3://bucket/regions --resource GPU=1
+"""
+
+import argparse
+import contextlib
+import os
+import posixpath
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dask.base import annotate
+from prefect import flow, get_run_logger, task, unmapped
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task, exponential_backoff
+from prefect_dask.task_runners import DaskTaskRunner
+
+from pipelines.dag import read_dag
+from pipelines.reproduce import ONE_BY_ONE, run_stage
+from stages.params import InputError, load_params
+from stages.region_shards import missing_shards, plan_shards
+
+STAGE = "extract_regions"
+DATASET, DETECTOR, REGIONS = Path("data/dataset"), Path("data/detector"), Path("data/regions")
+
+
+def not_the_input(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Whether a failed task is worth another try: not where its input is wrong."""
+    try:
+        state.result()
+    except InputError:
+        return False
+    except Exception:
+        return True
+    return False
+
+
+@task(
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=exponential_backoff(backoff_factor=5),
+    retry_condition_fn=not_the_input,
+)
+def fill_shards(workspace: str, keys: list[str], storage: str | None) -> list[str]:
+    """Extract the shards `keys` in this process, which sees the folder `workspace`; those that were missing.
+
+    Without `storage` they go into the workspace's own store. A shard that is whole is not made again, so it does not
+    matter how often a task runs, or that another worker has died over it.
+    """
+    os.chdir(workspace)  # a Dask worker runs one task at a time, and paths in params.yaml start here
+    from stages.extract_regions import extract_missing
+
+    params = load_params()
+    if storage is None:
+        return extract_missing(params, DATASET, DETECTOR, REGIONS, shard_keys=keys)
+    wanted = [key for key in keys if not _stored(storage, key)]
+    with tempfile.TemporaryDirectory() as folder:
+        done = extract_missing(params, DATASET, DETECTOR, Path(folder), shard_keys=wanted)
+        for key in done:
+            _upload(Path(folder) / f"{key}.arrow", storage)
+    return done
+
+
+def _filesystem(storage: str) -> tuple[Any, str]:
+    import fsspec
+
+    filesystem, path = fsspec.core.url_to_fs(storage)
+    return filesystem, str(path)
+
+
+def _stored(storage: str, key: str) -> bool:
+    filesystem, path = _filesystem(storage)
+    return bool(filesystem.exists(posixpath.join(path, f"{key}.arrow")))
+
+
+def _upload(shard: Path, storage: str) -> None:
+    """Under a temporary name, then renamed: what has its name is whole."""
+    filesystem, path = _filesystem(storage)
+    filesystem.makedirs(path, exist_ok=True)
+    temporary = posixpath.join(path, f".{shard.name}.{os.getpid()}.tmp")
+    filesystem.put_file(str(shard), temporary)
+    filesystem.mv(temporary, posixpath.join(path, shard.name))
+
+
+@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=exponential_backoff(backoff_factor=5))
+def collect(keys: list[str], storage: str) -> None:
+    """Bring shards from the storage into the workspace's store."""
+    filesystem, path = _filesystem(storage)
+    REGIONS.mkdir(parents=True, exist_ok=True)
+    for key in keys:
+        target = REGIONS / f"{key}.arrow"
+        if target.exists():
+            continue
+        temporary = target.with_name(f".{target.name}.tmp")
+        try:
+            filesystem.get_file(posixpath.join(path, target.name), str(temporary))
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def runner(cluster: str | None, workers: int) -> DaskTaskRunner:
+    """A cluster that is there, or a local one on loopback for the time of the run."""
+    if cluster:
+        return DaskTaskRunner(address=cluster)
+    local = {"n_workers": workers, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": None}
+    return DaskTaskRunner(cluster_kwargs=local)
+
+
+def fill(keys: Sequence[str], storage: str | None, per_task: int, resources: dict[str, float]) -> int:
+    """Map the shards over the cluster of the task runner; how many were extracted now."""
+    parts = [list(keys[start : start + per_task]) for start in range(0, len(keys), per_task)]
+    with annotate(resources=resources) if resources else contextlib.nullcontext():
+        futures = fill_shards.map(unmapped(str(Path.cwd())), parts, unmapped(storage))
+    return sum(len(future.result()) for future in futures)
+
+
+@flow(name="extract", task_runner=ONE_BY_ONE)  # type: ignore[arg-type]  # its type is too narrow
+def extract(
+    cluster: str | None = None,
+    workers: int = 2,
+    storage: str | None = None,
+    shards_per_task: int = 1,
+    resources: dict[str, float] = {},  # noqa: B006
+) -> dict[str, int]:
+    """Extract the regions that are missing on many workers; `dvc repro` then finds nothing left to extract.
+
+    Args:
+        cluster: address of a Dask scheduler, such as tcp://host:8786; none: local worker processes. Its workers see
+            this workspace under the same path, for pictures and detector.
+        workers: worker processes of the local cluster.
+        storage: where the workers put shards: a shared folder or an fsspec URL; none: straight into data/regions.
+        shards_per_task: shards that one task fills; the detector is loaded once for them.
+        resources: what a Dask worker must offer to get a task, such as {"GPU": 1}.
+    """
+    logger = get_run_logger()
+    done: dict[str, Any] = {}
+    stages = read_dag(targets=(STAGE,)).stages
+    for stage in stages[:-1]:
+        done[stage.name] = run_stage.with_options(name=stage.name)(
+            stage.name, stage.stale, [done[name] for name in stage.upstream]
+        )
+    planned = plan_shards(load_params(), DATASET, DETECTOR)
+    keys = [shard.key for shard in missing_shards(planned, REGIONS)]
+    logger.info("%d of %d shards are missing", len(keys), len(planned))
+    extracted = 0
+    if keys:
+        on_cluster: Any = flow(name="fill shards", task_runner=runner(cluster, workers), validate_parameters=False)(
+            fill
+        )  # type: ignore[arg-type]
+        extracted = on_cluster(keys, storage, max(1, shards_per_task), resources)
+        if storage is not None:
+            collect(keys, storage)
+    left = missing_shards(planned, REGIONS)
+    if left:
+        raise RuntimeError(f"{len(left)} of {len(planned)} shards are still missing in {REGIONS}")
+    done[STAGE] = run_stage.with_options(name=STAGE)(STAGE, True, [])
+    return {"shards": len(planned), "extracted": extracted}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Fill in missing region shards on many workers.")
+    parser.add_argument("--cluster", help="address of a Dask scheduler")
+    parser.add_argument("--workers", type=int, default=2, help="workers of the local cluster")
+    parser.add_argument("--storage", help="folder or fsspec URL that the workers write to")
+    parser.add_argument("--shards-per-task", type=int, default=1)
+    parser.add_argument("--resource", action="append", default=[], help="such as GPU=1")
+    given = parser.parse_args()
+    resources = {name: float(count) for name, _, count in (item.partition("=") for item in given.resource)}
+    extract(given.cluster, given.workers, given.storage, given.shards_per_task, resources)
+
+
+if __name__ == "__main__":
+    main()

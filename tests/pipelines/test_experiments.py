@@ -1,0 +1,95 @@
+"""Experiments side by side: real DVC experiments in their own workspaces, one MLflow parent."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines import experiments as module
+from pipelines.experiments import sweep, variants_of
+from stages.params import InputError
+
+TRAIN = """
+import json, os
+from pathlib import Path
+import yaml
+from stages.tracking import track
+params = yaml.safe_load(Path("params.yaml").read_text())
+with track("train", params) as run:
+    Path("metrics").mkdir(exist_ok=True)
+    rsum = 300.0 + 10 * params["train"]["epochs"] - (5 if params["model"]["gate"] == "none" else 0)
+    Path("metrics/train.json").write_text(json.dumps({"val_rsum": rsum}))
+    Path("metrics/retrieval.json").write_text(json.dumps({"test": {"rsum": 600 - rsum}}))
+    run.log_metrics({"val/rsum": rsum})
+    Path("train.txt").write_text(Path("shared.txt").read_text() + os.getcwd())
+"""
+PIPELINE = """
+stages:
+  shared: {cmd: python shared.py, deps: [shared.py], outs: [shared.txt]}
+  train:
+    cmd: python train.py
+    deps: [shared.txt, train.py]
+    params: [model, train]
+    outs: [train.txt]
+    metrics: [{metrics/train.json: {cache: false}}, {metrics/retrieval.json: {cache: false}}]
+"""
+
+
+def test_variants_of():
+    assert variants_of({"model.gate": ["none"], "train.seed": [0, 1]}) == {
+        "gate-none-seed-0": {"model.gate": "none", "train.seed": 0},
+        "gate-none-seed-1": {"model.gate": "none", "train.seed": 1},
+    }
+    with pytest.raises(InputError, match=r"model\.gate"):
+        variants_of({"model.gate": []})
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.filterwarnings("ignore")
+def test_a_sweep_runs_in_own_workspaces_under_one_parent(prefect_server, repository, monkeypatch):
+    for name in ("CAMP_TRACKING", "MLFLOW_TRACKING_URI", "DVC_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    for role in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{role}_NAME", "t")
+        monkeypatch.setenv(f"GIT_{role}_EMAIL", "t@localhost")
+    promoted = []
+    monkeypatch.setattr(module, "promote_model", lambda client, run_id: promoted.append(run_id) or "1")
+    Path("dvc.yaml").write_text(PIPELINE)
+    Path("train.py").write_text(TRAIN)
+    ran = repository.parent / "ran"
+    Path("shared.py").write_text(f"open({str(ran)!r}, 'a').write('once '); open('shared.txt', 'w').write('s')")
+    Path(".gitignore").write_text("/mlflow.db*\n/mlartifacts/\n/.tracking/\n/shared.txt\n/train.txt\n")
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q", "shared"], check=True)
+    subprocess.run(["git", "add", "-A"], check=True)
+    subprocess.run(["git", "commit", "-q", "-m", "ready"], check=True)
+    before = Path("params.yaml").read_bytes()
+
+    rows = sweep({"train.epochs": [1, 3], "model.gate": ["none"]}, jobs=2, promote=True)
+    assert [(row["rank"], row["variant"], row["val_rsum"]) for row in rows] == [
+        (1, "epochs-3-gate-none", 325.0),
+        (2, "epochs-1-gate-none", 305.0),
+    ]
+    assert rows[0]["test_rsum"] == 275.0  # the worse on test: validation decides
+    assert Path("params.yaml").read_bytes() == before
+    assert not Path("train.txt").exists()
+    assert ran.read_text() == "once "  # the stage that no variant touches came from the cache
+
+    from mlflow import MlflowClient
+
+    store = MlflowClient(f"sqlite:///{repository / 'mlflow.db'}")
+    runs = store.search_runs([store.get_experiment_by_name("camp").experiment_id])
+    (parent,) = [run for run in runs if run.data.tags["camp.kind"] == "sweep"]
+    children = {run.data.params["train.epochs"]: run for run in runs if run.data.tags["camp.kind"] == "train"}
+    assert children.keys() == {"1", "3"}
+    for run in children.values():
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["dvc.experiment"].startswith("sweep-")
+        assert run.data.tags["prefect.flow_run"]
+    assert parent.data.tags["best"] == "epochs-3-gate-none"
+    assert promoted == [children["3"].info.run_id]
+    listed = subprocess.run(
+        [sys.executable, "-m", "dvc", "exp", "list", "--name-only"], capture_output=True, text=True, check=True
+    )
+    assert sorted(listed.stdout.split()) == sorted(run.data.tags["dvc.experiment"] for run in children.values())

@@ -1,0 +1,143 @@
+"""Shards over a real Dask scheduler with two worker processes, one of which is killed."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import pipelines
+from camp_model.regions import RegionStore
+from pipelines.extract import DATASET, DETECTOR, REGIONS, collect, extract, fill_shards
+from stages.detectors.base import Description
+from stages.detectors.scenes import build_network
+from stages.detectors.weights import save_state
+from stages.params import RegionsParams, load_params
+from stages.region_shards import missing_shards, plan_shards
+
+ROOT = Path(pipelines.__file__).parents[1]
+PICTURES = 32
+PIPELINE = """
+stages:
+  extract_regions:
+    cmd: python -m stages.extract_regions
+    deps: [data/dataset, data/detector]
+    params: [regions]
+    outs: [{data/regions: {persist: true}}]
+"""
+CONFIG = {"image_size": 96, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+
+
+@pytest.fixture
+def workspace(repository):
+    """A DVC repository with pictures and an untrained detector, whose only stage is the extraction."""
+    random = np.random.default_rng(0)
+    files = []
+    Path("pictures").mkdir()
+    for i in range(PICTURES):
+        path = Path(f"pictures/{i:03d}.png")
+        Image.fromarray(random.integers(0, 255, (96, 120, 3)).astype(np.uint8)).save(path)
+        files.append(path)
+    Path("data/dataset").mkdir(parents=True)
+    columns = {
+        "image_id": [path.stem for path in files],
+        "path": [path.name for path in files],
+        "split": ["train"] * PICTURES,
+        "width": pa.array([120] * PICTURES, pa.int32()),
+        "height": pa.array([96] * PICTURES, pa.int32()),
+        "sha256": [hashlib.sha256(path.read_bytes()).hexdigest() for path in files],
+    }
+    pq.write_table(pa.table(columns), "data/dataset/images.parquet")
+    torch.manual_seed(0)
+    network = build_network(CONFIG, 3, 2)
+    sha = save_state(network.state_dict(), Path("data/detector"))
+    Description("torchvision", "scenes", "test", sha, 256, ["a", "b", "c"], ["x", "y"], CONFIG).save(
+        Path("data/detector")
+    )
+    regions = RegionsParams(per_image=4, min_per_image=4, batch_size=2, shard_size=4)
+    params = {"regions": asdict(regions), "dataset": {"source": "table", "root": "pictures"}}
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    Path("dvc.yaml").write_text(PIPELINE)
+    return repository
+
+
+@pytest.fixture
+def cluster(server_environment, tmp_path, wait_for):
+    """The address of a Dask scheduler with two worker processes."""
+    address_file = tmp_path / "scheduler.json"
+    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(address_file)]
+    with (tmp_path / "dask.log").open("wb") as log:
+        options = {"env": server_environment, "stdout": log, "stderr": log}
+        processes = [
+            subprocess.Popen(
+                [*dask, "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(address_file)],
+                **options,
+            ),
+            subprocess.Popen([*worker, "--nworkers", "2", "--nthreads", "1", "--no-dashboard", "--host", "127.0.0.1",
+                              "--resources", "GPU=1", "--local-directory", str(tmp_path)], **options),
+        ]  # fmt: skip
+        try:
+            wait_for(address_file.exists, 60)
+            yield yaml.safe_load(address_file.read_text())["address"]
+        finally:
+            for process in reversed(processes):
+                process.terminate()
+                process.wait(timeout=60)
+
+
+def dvc(*arguments):
+    return subprocess.run([sys.executable, "-m", "dvc", *arguments], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.timeout(400)
+def test_a_cluster_fills_the_shards_and_a_killed_worker_is_replaced(prefect_server, workspace, cluster, wait_for):
+    from distributed import Client
+
+    killed = []
+
+    def kill_one():
+        with Client(cluster) as client:
+            wait_for(lambda: len(client.scheduler_info()["workers"]) == 2, 60)
+            pids = client.run(os.getpid)
+            wait_for(lambda: list(Path("data/regions").glob("*.arrow")), 120)
+            killed.append(min(pids.values()))
+            os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    result = extract(cluster=cluster, resources={"GPU": 1})
+    killer.join()
+    assert killed
+    assert result["shards"] == len(list(Path("data/regions").glob("*.arrow"))) > 3
+    assert len(RegionStore(Path("data/regions"))) == PICTURES
+    assert not list(Path("data/regions").glob(".*"))
+    assert "Data and pipelines are up to date" in dvc("status")
+
+    files = {path.name: path.read_bytes() for path in Path("data/regions").glob("*.arrow")}
+    again = extract(cluster="tcp://127.0.0.1:9")  # nothing is missing: the cluster is not even asked
+    assert again == {"shards": result["shards"], "extracted": 0}
+    assert {path.name: path.read_bytes() for path in Path("data/regions").glob("*.arrow")} == files
+
+
+def test_shards_travel_over_a_storage(workspace, tmp_path):
+    storage = f"file://{tmp_path / 'shared'}"
+    shards = plan_shards(load_params(), DATASET, DETECTOR)[:2]
+    keys = [shard.key for shard in shards]
+    assert fill_shards.fn(str(workspace), keys, storage) == keys
+    assert fill_shards.fn(str(workspace), keys, storage) == []  # they are there
+    assert not REGIONS.exists()
+    collect.fn(keys, storage)
+    assert len(missing_shards(shards, REGIONS)) == 0
+    assert sorted(path.name for path in REGIONS.iterdir()) == sorted(f"{key}.arrow" for key in keys)
