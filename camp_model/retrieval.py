@@ -1,0 +1,201 @@
+"""Search in large collections: a joint-embedding shortlist, then CAMP on the top K.
+
+CAMP meets every image with every caption, so its time grows with the collection. A second model, CAMP without messages
+(`message_passing: none, matching: cosine`), gives every image one vector; an index of these vectors (faiss, the extra
+`retrieval`) finds the K nearest images of a sentence in milliseconds, and CAMP ranks only those. Recall is then at most
+the shortlist's recall at K. Time and memory for up to 1e9 images: docs/scaling.md.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from camp_model.camp import CAMP
+from camp_model.encoders import length_mask
+
+
+class Regions(Protocol):
+    """Where region features are read from; `camp_model.regions.RegionStore` is one."""
+
+    def __len__(self) -> int: ...
+
+    def features(self, rows: Sequence[int]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+        """Features [n, R, region_dim] and mask [n, R] of some images."""
+        ...
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The images found for Q sentences, best first."""
+
+    rows: Tensor
+    """int64 [Q, k], positions in the collection; -1 where the shortlist held fewer than k."""
+    logits: Tensor
+    """[Q, k], CAMP's; -inf beyond the shortlist."""
+    shortlist: Tensor
+    """int64 [Q, K], in the order of the joint embedding."""
+
+
+class JointEmbedding:
+    """One unit vector per image and per caption.
+
+    Args:
+        model: a CAMP with `message_passing: none` and `matching: cosine`.
+
+    Raises:
+        ValueError: a model with other switches.
+    """
+
+    def __init__(self, model: CAMP) -> None:
+        switches = (model.config.message_passing, model.config.matching)
+        if switches != ("none", "cosine"):
+            raise ValueError(
+                f"joint embedding: needs model.message_passing none, model.matching cosine, not {switches}"
+            )
+        self.model = model.eval()
+        self.dim = model.config.dim
+
+    @torch.inference_mode()
+    def images(self, features: Tensor, region_mask: Tensor) -> npt.NDArray[np.float32]:
+        """[I, R, region_dim], bool [I, R] -> [I, d]."""
+        prepared = self.model.prepare_regions(self.model.encode_regions(features, region_mask), region_mask)
+        return _unit(prepared.pooled)
+
+    @torch.inference_mode()
+    def captions(self, tokens: Tensor, lengths: Tensor) -> npt.NDArray[np.float32]:
+        """int64 [C, N], int64 [C] -> [C, d]."""
+        mask = length_mask(lengths.to(tokens.device), tokens.shape[1])
+        return _unit(self.model.prepare_words(self.model.encode_captions(tokens, lengths), mask).pooled)
+
+
+def build_index(
+    joint: JointEmbedding,
+    regions: Regions,
+    kind: str = "Flat",
+    batch_size: int = 256,
+    progress: Callable[[int], object] | None = None,
+) -> Any:
+    """A faiss index of all images of a collection, by inner product of unit vectors.
+
+    Args:
+        joint: makes the vectors.
+        regions: the collection.
+        kind: a faiss factory string: `Flat` is exact, `HNSW32` is for millions, `IVF65536_HNSW32,PQ64` for billions.
+        batch_size: images encoded at a time.
+        progress: called with the number of images added since the last call.
+
+    Raises:
+        ImportError: faiss is not installed (extra `retrieval`).
+    """
+    import faiss
+
+    index = faiss.index_factory(joint.dim, kind, faiss.METRIC_INNER_PRODUCT)
+    if not index.is_trained:
+        # A quantiser learns from a sample; 64 vectors for each of its cells are plenty.
+        sample = np.random.default_rng(0).choice(len(regions), min(len(regions), 1_000_000), replace=False)
+        index.train(np.concatenate(list(_vectors(joint, regions, np.sort(sample), batch_size))))
+    for vectors in _vectors(joint, regions, np.arange(len(regions)), batch_size):
+        index.add(vectors)
+        if progress is not None:
+            progress(len(vectors))
+    return index
+
+
+def save_index(index: Any, path: Path) -> None:
+    """Write a faiss index; the file is whole or not there."""
+    import faiss
+
+    temporary = path.with_name(path.name + ".tmp")
+    faiss.write_index(index, str(temporary))
+    temporary.replace(path)
+
+
+def load_index(path: Path) -> Any:
+    """Read a faiss index.
+
+    Raises:
+        ValueError: the file is missing or no index.
+    """
+    import faiss
+
+    try:
+        return faiss.read_index(str(path))
+    except RuntimeError:
+        raise ValueError(f"{path}: cannot be read; expected a faiss index") from None
+
+
+class Retriever:
+    """Ranks the images of a collection for sentences.
+
+    Args:
+        model: CAMP, for the final order.
+        joint: the joint embedding, for the shortlist. Both models read the same vocabulary and regions.
+        index: of `build_index`, over the same collection.
+        regions: the collection.
+
+    Raises:
+        ValueError: models, index and collection that do not fit each other.
+    """
+
+    def __init__(self, model: CAMP, joint: JointEmbedding, index: Any, regions: Regions) -> None:
+        if index.ntotal != len(regions) or index.d != joint.dim:
+            raise ValueError(
+                f"index: {index.ntotal} vectors of {index.d}; expected {len(regions)}, one per image, of {joint.dim}"
+            )
+        for key in ("vocab_size", "region_dim"):
+            ours, theirs = getattr(model.config, key), getattr(joint.model.config, key)
+            if ours != theirs:
+                raise ValueError(f"model.{key}: {ours}, but the joint embedding has {theirs}")
+        self.model, self.joint, self.index, self.regions = model.eval(), joint, index, regions
+
+    @torch.inference_mode()
+    def search(self, tokens: Tensor, lengths: Tensor, shortlist: int = 100, top_k: int = 10) -> SearchResult:
+        """Find the images that sentences describe.
+
+        Args:
+            tokens: int64 [Q, N] word ids.
+            lengths: int64 [Q].
+            shortlist: K, images per sentence that CAMP ranks.
+            top_k: results per sentence.
+        """
+        device = next(self.model.parameters()).device
+        depth = min(shortlist, len(self.regions))
+        _, found = self.index.search(self.joint.captions(tokens.to(device), lengths), depth)
+        words = self.model.encode_captions(tokens.to(device), lengths)
+        word_mask = length_mask(lengths.to(device), tokens.shape[1])
+        size = min(top_k, depth)
+        rows = torch.full((len(tokens), size), -1, dtype=torch.int64)
+        logits = torch.full((len(tokens), size), -torch.inf)
+        for query, row in enumerate(found):
+            candidates = np.sort(row[row >= 0])  # in the order of the disk
+            if not len(candidates):
+                continue
+            features, mask = self.regions.features(candidates.tolist())
+            region_mask = torch.from_numpy(mask).to(device)
+            encoded = self.model.encode_regions(torch.from_numpy(features).to(device), region_mask)
+            one = slice(query, query + 1)
+            scores = self.model.score_matrix(encoded, region_mask, words[one], word_mask[one])[:, 0].float().cpu()
+            best = scores.topk(min(size, len(scores)))
+            rows[query, : len(best.indices)] = torch.from_numpy(candidates)[best.indices]
+            logits[query, : len(best.indices)] = best.values
+        return SearchResult(rows, logits, torch.from_numpy(found))
+
+
+def _vectors(joint: JointEmbedding, regions: Regions, rows: npt.NDArray[np.int64], batch_size: int) -> Any:
+    device = next(joint.model.parameters()).device
+    for start in range(0, len(rows), batch_size):
+        features, mask = regions.features(rows[start : start + batch_size].tolist())
+        yield joint.images(torch.from_numpy(features).to(device), torch.from_numpy(mask).to(device))
+
+
+def _unit(pooled: Tensor | None) -> npt.NDArray[np.float32]:
+    assert pooled is not None
+    vectors: npt.NDArray[np.float32] = normalize(pooled.float(), dim=-1).cpu().numpy()
+    return vectors
