@@ -78,7 +78,7 @@
           make("button", { type: "button", class: "query", "data-query": query.key,
             "aria-current": index === state.query ? "true" : null, onclick: () => select({ query: index }, true) },
           query.image ? picture(query.image) : null,
-          make("span", {}, make("span", { class: "words" }, query.image ? `1. ${query.results[0].text}` : query.text), rankChip(query.rank),
+          make("span", {}, make("span", { class: "words" }, query.image ? `first: ${query.results[0].text}` : query.text), rankChip(query.rank),
             query.worst ? " " : null, query.worst ? make("small", {}, "worst") : null)));
       }),
       ...(shown.length ? [] : [make("li", { class: "nothing" }, "No query fits.")]));
