@@ -19,7 +19,7 @@ from camp_model.regions import ImageRegions
 from stages.detectors.scenes import COARSE
 from stages.params import DetectorTrainParams
 
-ATTRIBUTE_WEIGHT = 8.0
+ATTRIBUTE_WEIGHT = 12.0
 BOX_WEIGHT = 2.0
 REPORT_SECONDS = 5.0
 

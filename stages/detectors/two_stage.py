@@ -10,6 +10,7 @@ C classes, A attributes.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,12 @@ class TwoStageExtractor(ABC):
         self.categories = description.categories
         self.attributes = description.attributes
         self.params = params
+        self.candidates = replace(
+            params,
+            per_image=2 * params.per_image,
+            min_per_image=2 * params.min_per_image,
+            min_score=params.min_score / 2,
+        )
         self.device = torch.device(device)
 
     @abstractmethod
@@ -88,9 +95,7 @@ class TwoStageExtractor(ABC):
             boxes = self._detect(images, maps, sizes)
         else:
             boxes = [self._scale(item, kept) for item, kept in zip(batch, given, strict=True)]
-        features = self.pool(maps, boxes, sizes)
-        logits, _ = self.predict(features)
-        return self._describe(batch, boxes, features, logits, in_order=given is not None)
+        return self._describe(batch, boxes, self.pool(maps, boxes, sizes), detected=given is None)
 
     def stack(self, batch: Sequence[Prepared]) -> torch.Tensor:
         """The network's input [B, 3, H, W]: normalised, then padded with zeros to the size of the group."""
@@ -109,7 +114,8 @@ class TwoStageExtractor(ABC):
         return clipped
 
     def _detect(self, images: torch.Tensor, maps: Any, sizes: Sizes) -> list[torch.Tensor]:
-        """The final boxes of each image, in pixels of the network's input."""
+        """The final boxes of each image, in pixels of the network's input: twice as many as will be kept, since at
+        its final box an object may turn out to be what another box shows already."""
         # An image in which nothing is found is still one region: all of it.
         whole = [torch.tensor([[0, 0, width, height]], device=self.device).float() for height, width in sizes]
         found = self.proposals(images, maps, sizes)
@@ -124,48 +130,44 @@ class TwoStageExtractor(ABC):
             clipped = clip_boxes_to_image(boxes, size)
             solid = ((clipped[:, 2:] - clipped[:, :2]) >= 1).all(dim=1) & torch.isfinite(score)
             clipped = clipped[solid]
-            best = clipped[select(clipped, score[solid], label[solid], self.params)]
+            best = clipped[select(clipped, score[solid], label[solid], self.candidates)]
             kept.append(best if len(best) else all_of_it)
         return kept
 
     def _describe(
-        self,
-        batch: Sequence[Prepared],
-        boxes: list[torch.Tensor],
-        features: torch.Tensor,
-        logits: torch.Tensor,
-        in_order: bool,
+        self, batch: Sequence[Prepared], boxes: list[torch.Tensor], features: torch.Tensor, detected: bool
     ) -> list[ImageRegions]:
-        """Labels for the pooled features [n, D], sorted by score unless the boxes came in an order of their own."""
+        """Label the pooled features [n, D]; of detected boxes, keep those that the final labels speak for."""
+        logits, _ = self.predict(features)
         scores, classes = self.probabilities(logits).max(dim=1)
         attributes = self.attribute_probabilities(features, classes)
         if attributes is None:
             attribute_scores, attribute_ids = torch.zeros_like(scores), torch.full_like(classes, -1)
         else:
             attribute_scores, attribute_ids = attributes.max(dim=1)
-        found, start = [], 0
-        for item, box in zip(batch, boxes, strict=True):
-            order = torch.arange(len(box), device=self.device)
-            if not in_order:
-                order = torch.sort(scores[start : start + len(box)], descending=True, stable=True).indices
-            rows = start + order
-            start += len(box)
+        described, start = [], 0
+        for item, own in zip(batch, boxes, strict=True):
+            here = slice(start, start + len(own))
+            start += len(own)
+            order = torch.arange(len(own), device=self.device)
+            if detected:
+                order = select(own, scores[here], classes[here], self.params)
             height, width = item.pixels.shape[1:]
-            back = box.new_tensor([item.width / width, item.height / height] * 2)
+            back = own.new_tensor([item.width / width, item.height / height] * 2)
             limit = np.array([item.width, item.height] * 2, dtype=np.float32)
-            found.append(
+            described.append(
                 ImageRegions(
-                    features=features[rows].float().cpu().numpy(),
-                    boxes=np.minimum((box[order] * back).float().cpu().numpy(), limit),
-                    scores=scores[rows].float().cpu().numpy(),
-                    classes=classes[rows].cpu().numpy().astype(np.int32),
-                    attributes=attribute_ids[rows].cpu().numpy().astype(np.int32),
-                    attribute_scores=attribute_scores[rows].float().cpu().numpy(),
+                    features=features[here][order].float().cpu().numpy(),
+                    boxes=np.minimum((own[order] * back).float().cpu().numpy(), limit),
+                    scores=scores[here][order].float().cpu().numpy(),
+                    classes=classes[here][order].cpu().numpy().astype(np.int32),
+                    attributes=attribute_ids[here][order].cpu().numpy().astype(np.int32),
+                    attribute_scores=attribute_scores[here][order].float().cpu().numpy(),
                     width=item.width,
                     height=item.height,
                 )
             )
-        return found
+        return described
 
     @torch.inference_mode()
     def box_logits(self, features: np.ndarray) -> np.ndarray:
