@@ -15,8 +15,8 @@ import pytest
 from stages.evaluate import evaluate
 from stages.params import EvaluateParams, InputError, Params, ReportParams
 from stages.report import Inputs, print_summary, write_report
-from stages.report_page import read_curve
-from stages.report_queries import choose_queries
+from stages.reporting.page import read_curve
+from stages.reporting.queries import choose_queries
 
 INPUTS = Inputs()
 EVALUATE = EvaluateParams(device="cpu", gate_pairs=40)

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from stages.report_charts import Line, histogram, in_buckets, line_chart, ticks
+from stages.reporting.charts import Line, histogram, in_buckets, line_chart, ticks
 
 
 def test_ticks_are_round_and_span_the_range():

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from stages.params import InputError
-from stages.report_pictures import data_uris
+from stages.reporting.pictures import data_uris
 
 
 def test_pictures_shrink_until_they_fit_and_are_refused_when_they_cannot(tmp_path):

@@ -9,14 +9,14 @@ import pyarrow as pa
 
 from camp_model.regions import RegionStore
 from stages.params import InputError, ReportParams
-from stages.report_pictures import data_uris
-from stages.report_queries import DIRECTIONS, Inspector, Pair, Query, choose_queries
+from stages.reporting.pictures import data_uris
+from stages.reporting.queries import DIRECTIONS, Inspector, Pair, Query, choose_queries
 
 
 def explorer_data(
     table: pa.Table, inspector: Inspector, params: ReportParams, *, paths: Mapping[str, Path], limit: int
 ) -> dict[str, Any]:
-    """All that stages/report.js reads.
+    """All that page.js reads.
 
     Args:
         table: the rows of an evaluation.

@@ -11,9 +11,9 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from stages.evaluation.recall_table import COLUMNS, PAPER
 from stages.params import InputError
-from stages.recall_table import COLUMNS, PAPER
-from stages.report_charts import Line, histogram, in_buckets, line_chart
+from stages.reporting.charts import Line, histogram, in_buckets, line_chart
 
 HERE = Path(__file__).parent
 PROTOCOLS = {
@@ -29,13 +29,13 @@ def render(context: Mapping[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    script = (HERE / "report.js").read_text(encoding="utf-8")
+    script = (HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    return environment.get_template("report.html.jinja").render(
+    return environment.get_template("page.html.jinja").render(
         **context,
         script=Markup(script),
         script_hash=f"sha256-{digest}",
-        css=Markup((HERE / "report.css").read_text(encoding="utf-8")),
+        css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
     )
 
 

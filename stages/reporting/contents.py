@@ -14,11 +14,11 @@ from camp_model.captions import CaptionTable
 from camp_model.checkpoint import load_checkpoint
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
-from stages import report_page
+from stages.evaluation.recall_table import HEADINGS, read_metrics
 from stages.params import SPLITS, InputError, Params
-from stages.recall_table import HEADINGS, read_metrics
-from stages.report_explorer import explorer_data
-from stages.report_queries import Inspector, read_queries
+from stages.reporting import page
+from stages.reporting.explorer import explorer_data
+from stages.reporting.queries import Inspector, read_queries
 
 if TYPE_CHECKING:
     from stages.report import Inputs
@@ -72,7 +72,7 @@ def _load(inputs: "Inputs") -> Loaded:
 
 
 def contents(params: Params, inputs: "Inputs", limit: int, train_run: str | None) -> dict[str, Any]:
-    """All that stages/report.html.jinja reads.
+    """All that page.html.jinja reads.
 
     Args:
         limit: bytes that the page may have.
@@ -88,9 +88,9 @@ def contents(params: Params, inputs: "Inputs", limit: int, train_run: str | None
     data = explorer_data(
         loaded.evaluations[split], inspector, params.report, paths=paths, limit=limit - MARGIN
     )  # fmt: skip
-    notes = {name: report_page.protocol_note(table.schema.metadata) for name, table in loaded.evaluations.items()}
+    notes = {name: page.protocol_note(table.schema.metadata) for name, table in loaded.evaluations.items()}
     gates = loaded.gates.get(split, {})
-    loss, recall = (report_page.read_curve(inputs.plots / f"{name}.csv") for name in ("train_loss", "val_recall"))
+    loss, recall = (page.read_curve(inputs.plots / f"{name}.csv") for name in ("train_loss", "val_recall"))
     dataset = "drawn scenes" if params.dataset.source == "scenes" else Path(params.dataset.root).name
     return {
         "title": f"CAMP on {dataset}: text-image retrieval",
@@ -98,16 +98,16 @@ def contents(params: Params, inputs: "Inputs", limit: int, train_run: str | None
         "lead": f"Every image of the {split} split is ranked against every caption, and every caption against every "
         f"image: {notes[split]}.",
         "split": split,
-        "headline": report_page.headline(loaded.retrieval[split], gates),
+        "headline": page.headline(loaded.retrieval[split], gates),
         "headings": HEADINGS[:-1],
-        "recall_rows": report_page.recall_rows(loaded.retrieval, notes),
-        "context_note": report_page.context_note(params.dataset.source),
+        "recall_rows": page.recall_rows(loaded.retrieval, notes),
+        "context_note": page.context_note(params.dataset.source),
         "explore_text": f"{min(params.report.queries, len(data['queries']['t2i']))} queries each way, drawn at random, "
         "and the worst failures. m is the matching score, in brackets its logit. Pick a query, one of its results, "
         "then a word: the boxes show where it looks, the bar under it how far its gate is open.",
-        "failures": report_page.failures(data["queries"], {key: image["alt"] for key, image in data["images"].items()}),
-        **report_page.gate_context(gates, loaded.gate_pairs),
-        "charts": report_page.charts(loss, recall, loaded.training.get("best_epoch")),
+        "failures": page.failures(data["queries"], {key: image["alt"] for key, image in data["images"].items()}),
+        **page.gate_context(gates, loaded.gate_pairs),
+        "charts": page.charts(loss, recall, loaded.training.get("best_epoch")),
         "facts": _facts(params, loaded, train_run),
         "data": data,
     }

@@ -11,7 +11,7 @@ from torch import Tensor
 from camp_model.camp import CAMP
 from camp_model.encoders import length_mask
 from camp_model.regions import RegionStore
-from stages.evaluate_scores import Split, encode_images
+from stages.evaluation.scores import Split, encode_images
 
 PAIR_SCHEMA = pa.schema(
     [

@@ -1,0 +1,1 @@
+"""How evaluation measures: scores and ranks, gates, the recall table."""
