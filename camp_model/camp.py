@@ -9,8 +9,9 @@ from torch.nn.functional import normalize
 from camp_model.config import CampConfig
 from camp_model.encoders import CaptionEncoder, RegionEncoder, length_mask
 from camp_model.matching import Matching
-from camp_model.message_passing import PAIRS, Layout, MessagePassing, Prepared, Received
+from camp_model.message_passing import MessagePassing, Received
 from camp_model.pooling import Pooling
+from camp_model.prepared import PAIRS, Layout, Prepared
 
 
 @dataclass(frozen=True)

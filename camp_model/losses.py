@@ -27,7 +27,7 @@ from torch.nn.functional import logsigmoid, relu
 from torch.utils.checkpoint import checkpoint
 
 from camp_model.camp import CAMP
-from camp_model.message_passing import PAIRS, TILES, Layout, Prepared
+from camp_model.prepared import PAIRS, TILES, Layout, Prepared
 from camp_model.scoring import score_prepared
 
 LOGIT, SIMILARITY, GATE_LOGIT = 0, 1, 2

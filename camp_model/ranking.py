@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from camp_model.message_passing import PAIRS
+from camp_model.prepared import PAIRS
 from camp_model.scoring import Progress, score_blocks
 
 if TYPE_CHECKING:

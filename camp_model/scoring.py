@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from camp_model.message_passing import TILES, Prepared
+from camp_model.prepared import TILES, Prepared
 from camp_model.tiles import KernelTiles
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from camp_model import native
-from camp_model.message_passing import Prepared, Receiver
+from camp_model.message_passing import Receiver
 from camp_model.pooling import Pooling, masked_softmax
+from camp_model.prepared import Prepared
 
 if TYPE_CHECKING:
     from camp_model.camp import CAMP
@@ -38,10 +39,10 @@ class _Linear:
 
     def __call__(self, values: Tensor) -> Tensor:
         if self.fused:
-            activation = "relu" if self.relu else "none"
-            fused: Tensor = torch.ops.mkldnn._linear_pointwise(values, self.packed, self.bias, activation, [], "")
-            return fused
-        product = linear(values, self.weight, self.bias)
+            product: Tensor = torch.ops.mkldnn._linear_pointwise(values, self.packed, self.bias, "none", [], "")
+        else:
+            product = linear(values, self.weight, self.bias)
+        # Not fused: oneDNN's ReLU turns not-a-number into 0.
         return product.relu_() if self.relu else product
 
 

@@ -6,8 +6,8 @@ import torch
 
 from camp_model import CAMP, CampConfig, native, scoring
 from camp_model.encoders import length_mask
-from camp_model.message_passing import TILES
 from camp_model.metrics import i2t_ranks, t2i_ranks
+from camp_model.prepared import TILES
 from camp_model.ranking import rank_queries
 from camp_model.tiles import KernelTiles
 
@@ -87,6 +87,18 @@ def test_the_kernel_takes_any_whole_number_of_vectors(dim):
         torch.testing.assert_close(
             model.score_matrix(*batch).double(), float64_scores(model, *batch), rtol=1e-4, atol=1e-4
         )
+
+
+@pytest.mark.parametrize("side", [0, 2])
+def test_a_number_that_is_none_stays_visible(side):
+    """The kernel must not turn it into a plausible score."""
+    batch = encoded(images=3, captions=4)
+    batch[1][:], batch[3][:] = True, True
+    batch[side][1, 2, 5] = torch.nan
+    with torch.no_grad():
+        scores = make().score_matrix(*batch)
+    assert bool(scores.isnan().any())
+    assert scores.isnan().tolist() == float64_scores(make(), *batch).isnan().tolist()
 
 
 def test_blocks_cover_every_pair_once(monkeypatch):

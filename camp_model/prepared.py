@@ -1,0 +1,96 @@
+"""What a pair's two sides bring along, and how images and captions meet."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How images and captions meet: the einsum of each product, and the axes on which either is repeated."""
+
+    products: str
+    """Regions, words -> all inner products between them."""
+    to_regions: str
+    """Weights, words -> messages to regions."""
+    to_words: str
+    """Weights, regions -> messages to words."""
+    region_axis: int | None
+    word_axis: int | None
+
+    def regions(self, values: Tensor) -> Tensor:
+        """Values per image, ready to broadcast with values per pair."""
+        return values if self.region_axis is None else values.unsqueeze(self.region_axis)
+
+    def words(self, values: Tensor) -> Tensor:
+        """Values per caption, ready to broadcast with values per pair."""
+        return values if self.word_axis is None else values.unsqueeze(self.word_axis)
+
+
+PAIRS = Layout("prd,pnd->prn", "prn,pnd->prd", "pnr,prd->pnd", None, None)
+"""Image p with caption p."""
+TILES = Layout("ird,cnd->icrn", "icrn,cnd->icrd", "icnr,ird->icnd", 1, 0)
+"""Every image with every caption."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that can be computed of images without captions, or of captions without images. `L` is R or N."""
+
+    features: Tensor
+    """[B, L, d]"""
+    mask: Tensor | None
+    """bool [B, L]; None where all are real."""
+    keys: tuple[Tensor, ...] = ()
+    """Captions only. [B, L, d]; their inner products with region features are the affinities."""
+    own: Tensor | None = None
+    """[B, L, d], the features through this side's fusion weights."""
+    message: Tensor | None = None
+    """[B, L, d], the features through the other side's fusion weights for messages."""
+    hop: Tensor | None = None
+    """[B, L, L], affinities of the second hop between features, for the messages they make on the other side."""
+    gram: Tensor | None = None
+    """[B, L, L], inner products of the features, for the length of the messages they make."""
+    pooled: Tensor | None = None
+    """[B, d], if this side receives no messages."""
+    pooling: Tensor | None = None
+    """[B, L], the weights of `pooled`."""
+
+    @property
+    def real(self) -> Tensor:
+        """bool [B, L], also where `mask` is None."""
+        ones = torch.ones(self.features.shape[:2], dtype=torch.bool, device=self.features.device)
+        return ones if self.mask is None else self.mask
+
+    def _map(self, change: Callable[[Tensor, str], Tensor]) -> "Prepared":
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, tuple):
+                values[field.name] = tuple(change(item, field.name) for item in value)
+            else:
+                values[field.name] = None if value is None else change(value, field.name)
+        return Prepared(**values)
+
+    def take(self, rows: Tensor | slice) -> "Prepared":
+        """The chosen images or captions."""
+        return self._map(lambda value, _: value[rows])
+
+    def contiguous(self) -> "Prepared":
+        """The same, every tensor in one piece."""
+        return self._map(lambda value, _: value.contiguous())
+
+    def trim(self, size: int, ragged: bool) -> "Prepared":
+        """The first `size` regions or words of each; without a mask unless `ragged`."""
+
+        def cut(value: Tensor, name: str) -> Tensor:
+            if name == "pooled":
+                return value
+            return value[:, :size, :size] if name in ("hop", "gram") else value[:, :size]
+
+        trimmed = self._map(cut) if size < self.features.shape[1] else self
+        return trimmed if ragged else dataclasses.replace(trimmed, mask=None)
