@@ -150,9 +150,8 @@ def extract(
     logger.info("%d of %d shards are missing", len(keys), len(planned))
     extracted = 0
     if keys:
-        on_cluster: Any = flow(name="fill shards", task_runner=runner(cluster, workers), validate_parameters=False)(
-            fill
-        )  # type: ignore[arg-type]
+        workers_of: Any = runner(cluster, workers)
+        on_cluster = flow(name="fill shards", task_runner=workers_of, validate_parameters=False)(fill)
         extracted = on_cluster(keys, storage, max(1, shards_per_task), resources)
         if storage is not None:
             collect(keys, storage)

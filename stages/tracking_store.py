@@ -32,6 +32,19 @@ if TYPE_CHECKING:
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
+ABOUT = {
+    "mlflow.experimentKind": "custom_model_development",  # its pages are those of trainings, not of chats
+    "mlflow.note.content": (
+        "CAMP text-image retrieval. A row is a training; its evaluation and report are nested under it, and their "
+        "numbers are on it too.\n\n"
+        "Metrics: `val/...` by epoch (the model is chosen by `val/rsum`), `test/...` once, `train/...` by step, "
+        "`system/...` of the machine. Recalls are percentages, `medr` and `meanr` are ranks, `rsum` is the sum of the "
+        "six recalls.\n\n"
+        "Columns worth adding: `val/rsum`, `test/rsum`, the params that differ, the tags `git.commit`, "
+        "`dvc.experiment`, `dataset`, `detector`. `tags.camp.kind = 'train'` hides the nested runs."
+    ),
+}
+"""Tags of the experiment when it is created."""
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS", "MALFORMED_REQUEST")
 """Answers that say the event itself is wrong: it would be refused for ever, so it is dropped with a line in the log."""
 
@@ -68,7 +81,7 @@ class Delivery:
                 # A server knows where its artifacts go; beside the local file they are ours to place.
                 place = None if "://" in self.uri and not self.uri.startswith("sqlite:") else self._artifact_root()
                 try:
-                    self._experiments[name] = self.client.create_experiment(name, artifact_location=place)
+                    self._experiments[name] = self.client.create_experiment(name, artifact_location=place, tags=ABOUT)
                 except Exception:
                     found = self.client.get_experiment_by_name(name)  # another delivery was faster
                     if found is None:
