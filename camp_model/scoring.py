@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from camp_model.prepared import TILES, Prepared
 from camp_model.tiles import KernelTiles
@@ -25,7 +26,9 @@ PREPARED_BYTES = 192 * 2**20
 CACHE_BYTES = 8 * 2**20
 """A tile's activations on the CPU."""
 DEVICE_SHARE = 0.25
-"""Share of an accelerator's free memory for a tile's activations."""
+"""Share of a GPU's free memory for a tile's activations."""
+GRAPH_BYTES = 512 * 2**20
+"""Activations kept for a backward pass; a tile's activations on other accelerators."""
 
 Progress = Callable[[int], object]
 
@@ -48,8 +51,9 @@ def score_matrix(
     if torch.is_grad_enabled() and (
         regions.requires_grad or words.requires_grad or any(p.requires_grad for p in model.parameters())
     ):
-        images, captions = model.prepare_regions(regions, region_mask), model.prepare_words(words, word_mask)
-        return model.match(images, captions, TILES).logits
+        return _with_gradients(
+            model, model.prepare_regions(regions, region_mask), model.prepare_words(words, word_mask)
+        )
     scores = None
     for image_rows, caption_rows, logits in score_blocks(
         model, regions, region_mask, words, word_mask, progress=progress
@@ -58,6 +62,35 @@ def score_matrix(
             scores = logits.new_empty(len(regions), len(words))
         scores[image_rows[:, None], caption_rows] = logits
     return regions.new_empty(len(regions), len(words)) if scores is None else scores
+
+
+def _with_gradients(model: "CAMP", images: Prepared, captions: Prepared) -> Tensor:
+    """As one graph, or in tiles that the backward pass computes again where that graph would be large."""
+
+    def logits(some: Prepared, others: Prepared) -> Tensor:
+        return model.match(some, others, TILES).logits
+
+    height, width = len(images.features), len(captions.features)
+    pairs = max(1, GRAPH_BYTES // (4 * _pair_bytes(images, captions)))
+    if height * width <= pairs:
+        return logits(images, captions)
+    step_c = min(width, pairs)
+    step_i = max(1, pairs // step_c)
+    rows = []
+    for i in range(0, height, step_i):
+        some = images.take(slice(i, i + step_i))
+        row = [
+            checkpoint(logits, some, captions.take(slice(c, c + step_c)), use_reentrant=False, preserve_rng_state=False)
+            for c in range(0, width, step_c)
+        ]
+        rows.append(torch.cat(row, dim=1))
+    return torch.cat(rows)
+
+
+def _pair_bytes(images: Prepared, captions: Prepared) -> int:
+    """Bytes of a pair's fused vectors, and of the one or two copies that elementwise steps make of them."""
+    vectors = images.features.shape[1] + captions.features.shape[1]
+    return 3 * vectors * images.features.shape[2] * images.features.element_size()
 
 
 @torch.no_grad()
@@ -170,16 +203,12 @@ class Scorer:
 
     def _tile_pairs(self, images: Prepared, captions: Prepared) -> int:
         """Pairs whose activations fit into the cache, or into the device's free memory."""
-        features = images.features
-        vectors = images.features.shape[1] + captions.features.shape[1]
-        # Fused vectors, and the one or two copies that elementwise steps make of them.
-        bytes_each = 3 * vectors * features.shape[2] * features.element_size()
-        if features.is_cuda:
-            free = torch.cuda.mem_get_info(features.device)[0]
+        device, bytes_each = images.features.device, _pair_bytes(images, captions)
+        if device.type == "cuda":
             # What PyTorch holds but does not use is free too.
-            free += torch.cuda.memory_reserved(features.device) - torch.cuda.memory_allocated(features.device)
-            return max(1, int(free * DEVICE_SHARE) // bytes_each)
-        return max(1, CACHE_BYTES // bytes_each)
+            idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            return max(1, int((torch.cuda.mem_get_info(device)[0] + idle) * DEVICE_SHARE) // bytes_each)
+        return max(1, (CACHE_BYTES if device.type == "cpu" else GRAPH_BYTES) // bytes_each)
 
 
 def _cut(side: Prepared, rows: slice, counts: Tensor) -> Prepared:

@@ -168,6 +168,17 @@ def test_the_matrix_is_differentiable():
         assert not model.score_matrix(*batch).requires_grad
 
 
+def test_gradients_of_a_large_matrix_are_computed_in_tiles(monkeypatch):
+    model, batch = make(), encoded(images=5, captions=7)
+    model.score_matrix(*batch).square().sum().backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    monkeypatch.setattr(scoring, "GRAPH_BYTES", 4 * 3 * 16 * 48 * 4 * 3)  # three pairs
+    model.zero_grad()
+    model.score_matrix(*batch).square().sum().backward()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(dict(model.named_parameters())[name].grad, gradient, rtol=1e-4, atol=1e-3, msg=name)
+
+
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
 def test_nothing_to_score(shape):
     regions, region_mask, words, word_mask = encoded(images=3, captions=3)
