@@ -24,6 +24,24 @@ PASSING = {
 """What the output holds where the failure can pass."""
 
 
+_running: set[subprocess.Popen[bytes]] = set()
+_ending = False
+
+
+def begin() -> None:
+    """Let commands run, after an `end_all`."""
+    global _ending  # noqa: PLW0603
+    _ending = False
+
+
+def end_all() -> None:
+    """End every running command (SIGTERM: training saves its state) and start no other: the flow is being ended."""
+    global _ending  # noqa: PLW0603
+    _ending = True
+    for process in list(_running):
+        process.terminate()
+
+
 class CommandFailed(Exception):
     """A command ended with an error. `reason`: memory, killed, network, busy, worker or error (which will not pass)."""
 
@@ -55,8 +73,10 @@ def run_command(
     this process dies.
 
     Raises:
-        CommandFailed: its exit code is not 0.
+        CommandFailed: its exit code is not 0, or the flow is being ended.
     """
+    if _ending:
+        raise CommandFailed(" ".join(command), -15, "error", "the flow is being ended")
     # Stages are commands that begin with `python`: this one, whether or not its environment is activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     process = subprocess.Popen(
@@ -66,6 +86,7 @@ def run_command(
         env={**os.environ, "PYTHONUNBUFFERED": "1", "PATH": path, **(environment or {})},
     )
     assert process.stdout is not None
+    _running.add(process)
     lines: list[str] = []
     said = 0.0
     try:
@@ -85,11 +106,12 @@ def run_command(
             process.kill()
         raise
     finally:
+        _running.discard(process)
         process.stdout.close()
     tail = "\n".join(lines)
     if code:
         name = " ".join(part for part in command if part != sys.executable)
-        raise CommandFailed(name, code, why(code, tail), "\n".join(lines[-20:]))
+        raise CommandFailed(name, code, "error" if _ending else why(code, tail), "\n".join(lines[-20:]))
     return tail
 
 

@@ -22,7 +22,7 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
-from pipelines.commands import run_command
+from pipelines.commands import begin, end_all, run_command
 from pipelines.reproduce import can_pass
 from stages.params import InputError
 from stages.tracking import PARENT, track
@@ -205,11 +205,16 @@ def sweep(grid: dict[str, list[Any]], jobs: int = 1, promote: bool = False) -> l
 
 def _side_by_side(kind: str, variants: Mapping[str, dict[str, Any]], jobs: int, promote: bool) -> list[dict[str, Any]]:
     """The experiments as a flow of their own, since how many run at once is part of a flow's definition."""
+    begin()
     if jobs < 1:
         raise InputError(f"jobs: {jobs} is below 1")
     runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=jobs)
     inner = flow(name=f"{kind} experiments", task_runner=runner, validate_parameters=False)(_run_all)  # type: ignore[arg-type]
-    rows: list[dict[str, Any]] = inner(kind, variants, jobs, promote)
+    try:
+        rows: list[dict[str, Any]] = inner(kind, variants, jobs, promote)
+    except BaseException:  # the flow is cancelled: its experiments are not left behind
+        end_all()
+        raise
     return rows
 
 

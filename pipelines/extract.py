@@ -20,6 +20,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task, exponential_backoff
 from prefect_dask.task_runners import DaskTaskRunner
 
+from pipelines.commands import begin
 from pipelines.dag import read_dag
 from pipelines.reproduce import ONE_BY_ONE, run_stage
 from stages.params import InputError, load_params
@@ -139,6 +140,7 @@ def extract(
         resources: what a Dask worker must offer to get a task, such as {"GPU": 1}.
     """
     logger = get_run_logger()
+    begin()
     done: dict[str, Any] = {}
     stages = read_dag(targets=(STAGE,)).stages
     for stage in stages[:-1]:

@@ -18,7 +18,7 @@ from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import Task, exponential_backoff
 
-from pipelines.commands import CommandFailed, run_command
+from pipelines.commands import CommandFailed, begin, end_all, run_command
 from pipelines.dag import Stage, metrics_diff, read_dag
 from pipelines.forms import form, present_params, write_params
 from pipelines.summary import diff_markdown, mlflow_link, recall_rows, summary_markdown
@@ -118,6 +118,7 @@ def reproduce(
     if changed := write_params(params):
         logger.info("params.yaml: changed %s", ", ".join(changed))
     dag = read_dag(targets=tuple(stages))
+    begin()
     if transfers and dag.remote and any(stage.stale for stage in dag.stages):
         _pull(dag.remote)
         dag = read_dag(targets=tuple(stages))
@@ -142,7 +143,11 @@ def _run_stages(stages: tuple[Stage, ...]) -> dict[str, str]:
             stage.stale,
             [futures[name] for name in stage.upstream if name in futures],  # type: ignore[misc]  # their results
         )
-    return {name: future.result() for name, future in futures.items()}
+    try:
+        return {name: future.result() for name, future in futures.items()}
+    except BaseException:  # a stage failed, or the flow is cancelled: then its stage is not left behind
+        end_all()
+        raise
 
 
 def _publish(done: dict[str, str], base: str) -> None:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
 from pipelines import reproduce as module
-from pipelines.commands import CommandFailed, run_command, why
+from pipelines.commands import CommandFailed, begin, end_all, run_command, why
 from pipelines.dag import read_dag
 from pipelines.forms import present_params
+from pipelines.refresh import refresh
 from pipelines.reproduce import reproduce
 from stages.params import InputError
 
@@ -129,6 +131,30 @@ def test_a_command_is_streamed_and_its_failure_explained():
         run_command([sys.executable, "-c", script], said.append)
     assert caught.value.reason == "error"
     assert said == ["0", "done"]
+
+
+def test_ending_a_flow_ends_its_command():
+    begin()
+    with ThreadPoolExecutor() as threads:
+        command = [sys.executable, "-c", "import time; print('on', flush=True); time.sleep(60)"]
+        said = []
+        future = threads.submit(run_command, command, said.append)
+        while not said:
+            time.sleep(0.05)
+        end_all()
+        with pytest.raises(CommandFailed) as caught:
+            future.result(timeout=20)
+    assert caught.value.reason == "error"  # not worth another try
+    with pytest.raises(CommandFailed, match="being ended"):
+        run_command(command, said.append)
+    begin()
+
+
+@pytest.mark.timeout(240)
+def test_refresh_runs_only_what_is_stale(prefect_server, repository):
+    assert set(refresh().values()) == {"ran"}
+    state = refresh(return_state=True)
+    assert state.name == "Nothing to do"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,118 @@
+"""MLflow's own pages, from a real server with three runs, in a real browser: what people come for can be seen."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+import stages
+from stages.tracking import track
+
+REPORT = "fetch(document.querySelector('iframe').src).then(answer => answer.text())"
+NAMES = ("gate scalar", "gate elementwise", "gate none")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The address of `python -m stages.tracking ui` on a store with three runs, and their MLflow ids."""
+    root = tmp_path_factory.mktemp("store")
+    (root / ".dvc").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "DVC"))}
+    environment["PYTHONPATH"] = str(Path(stages.__file__).parents[1])
+    with (root / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "stages.tracking", "ui", "--port", str(port)],
+            cwd=root, env=environment, stdout=log, stderr=log,
+        )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    try:
+        until = time.monotonic() + 120
+        while not answers(f"{address}/health"):
+            assert time.monotonic() < until, (root / "server.log").read_text()
+            time.sleep(0.5)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(root)
+            patch.setenv("MLFLOW_TRACKING_URI", address)
+            patch.delenv("CAMP_TRACKING", raising=False)
+            patch.setattr("stages.tracking.WAIT", 60.0)
+            for number, name in enumerate(NAMES):
+                train(root, number, name)
+        body = json.dumps({"experiment_ids": ["1"], "order_by": ["attributes.start_time"]}).encode()
+        request = urllib.request.Request(
+            f"{address}/api/2.0/mlflow/runs/search", body, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            runs = [run["info"]["run_id"] for run in json.load(answer)["runs"]]
+        assert len(runs) == 3
+        yield address, runs
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def answers(url):
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return response.status == 200
+    except OSError:
+        return False
+
+
+def train(root, number, name):
+    with track("train", {"model": {"gate": name.split()[1]}, "train": {"seed": 0}}, name=name) as run:
+        for step in range(40):
+            run.log_metrics({"train/loss": (4 + number) / (step + 1)}, step=step)
+        for epoch in range(1, 6):
+            run.log_metrics({"val/rsum": 500 - 60 * number - 200 / epoch}, step=epoch)
+        report = root / "index.html"
+        report.write_text(f"<h1>Retrieval report of {name}</h1>")
+        run.log_artifact(report, "report")
+
+
+def show(page, url, condition):
+    """Open a page of MLflow and wait until a script's condition holds."""
+    size = {"width": 1500, "height": 1000, "deviceScaleFactor": 1}
+    page.call("Emulation.setDeviceMetricsOverride", mobile=False, **size)
+    page.call("Page.navigate", url="about:blank")
+    page.call("Page.navigate", url=url)
+    until = time.monotonic() + 60
+    while not page.run(f"!!(document.body && ({condition}))"):
+        assert time.monotonic() < until, page.run("document.body.innerText")
+        time.sleep(0.3)
+
+
+def says(*texts):
+    return " && ".join(f"document.body.innerText.includes({json.dumps(text)})" for text in texts)
+
+
+@pytest.mark.timeout(300)
+def test_mlflow_shows_and_compares_the_runs(server, page):
+    address, runs = server
+    show(page, f"{address}/#/experiments/1/runs", says(*NAMES))
+
+    chosen = f"runs={json.dumps(runs)}&experiments={json.dumps(['1'])}".replace('"', "%22")
+    show(
+        page, f"{address}/#/compare-runs?{chosen}", says(*NAMES, "model.gate", "elementwise", "train/loss", "val/rsum")
+    )
+    page.wait("document.querySelectorAll('svg.main-svg').length > 0")
+
+    # The chart view draws a curve for each metric, grouped by the part of its name before the slash.
+    show(
+        page, f"{address}/#/experiments/1/runs/{runs[0]}/model-metrics", says("train", "val", "train/loss", "val/rsum")
+    )
+    page.wait("document.querySelectorAll('svg.main-svg .trace').length >= 1")
+
+    show(
+        page,
+        f"{address}/#/experiments/1/runs/{runs[0]}/artifacts/report/index.html",
+        "document.querySelector('iframe')?.src.startsWith('blob:')",
+    )
+    assert page.run(REPORT) == "<h1>Retrieval report of gate scalar</h1>"
