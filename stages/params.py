@@ -144,9 +144,9 @@ class DatasetParams:
 class DetectorTrainParams:
     """How the small detector of the embedded scenes is trained."""
 
-    steps: int = 600
+    steps: int = 2000
     """Number of optimizer steps."""
-    batch_size: int = 16
+    batch_size: int = 8
     """Images per optimizer step."""
     learning_rate: float = 0.002
     seed: int = 0

@@ -47,18 +47,23 @@ class Backbone(nn.Module):
         return {FINE: fine, COARSE: coarse}
 
 
-class BoxHead(nn.Sequential):
-    """Pooled regions [n, 64, 7, 7] -> features [n, 256]."""
+class BoxHead(nn.Module):
+    """Pooled regions [n, 64, 7, 7] -> features [n, 256].
+
+    The mean and the maximum over the 7 x 7 places stand beside the places themselves: colour and texture are the same
+    everywhere on an object, shape is not.
+    """
 
     def __init__(self) -> None:
-        super().__init__(
-            _conv(FINE_CHANNELS, FINE_CHANNELS),
-            nn.Flatten(),
-            nn.Linear(FINE_CHANNELS * POOLED**2, FEATURE_DIM),
-            nn.ReLU(inplace=True),
-            nn.Linear(FEATURE_DIM, FEATURE_DIM),
-            nn.ReLU(inplace=True),
-        )
+        super().__init__()
+        self.conv = _conv(FINE_CHANNELS, FINE_CHANNELS)
+        self.fc = nn.Linear(FINE_CHANNELS * (POOLED**2 + 2), FEATURE_DIM)
+        self.out = nn.Linear(FEATURE_DIM, FEATURE_DIM)
+
+    def forward(self, regions: torch.Tensor) -> torch.Tensor:
+        places = self.conv(regions)
+        seen = torch.cat([places.flatten(1), 4 * places.mean(dim=(2, 3)), places.amax(dim=(2, 3))], dim=1)
+        return nn.functional.relu(self.out(nn.functional.relu(self.fc(seen))))
 
 
 class AttributePredictor(nn.Module):

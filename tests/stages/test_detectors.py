@@ -1,6 +1,7 @@
 """What every detector that runs must do, whichever library it comes from."""
 
 import importlib.util
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from stages.detectors import detectron2, torchvision
 from stages.detectors.base import Description, append_geometry, extract, given_boxes, load_detector
@@ -180,6 +182,29 @@ def test_given_boxes_keep_their_order(extractor: TwoStageExtractor, pictures: li
     forth, back = (extract(extractor, pictures[:1], [order])[0] for order in (boxes, boxes[::-1]))
     np.testing.assert_allclose(forth.boxes, boxes, atol=1e-3)
     np.testing.assert_allclose(back.features[::-1], forth.features, atol=np.abs(forth.features).max() * 2**-11)
+
+
+def test_real_photographs_and_the_boxes_people_drew(extractor: TwoStageExtractor, coco_mini: Path) -> None:
+    annotations = json.loads((coco_mini / "annotations/instances_val2017.json").read_text())
+    drawn: dict[int, list[list[float]]] = {}
+    for annotation in annotations["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        drawn.setdefault(annotation["image_id"], []).append([x, y, x + width, y + height])
+    chosen = [image for image in annotations["images"] if image["id"] in drawn][:3]
+    photographs = [
+        np.asarray(Image.open(coco_mini / "val2017" / image["file_name"]).convert("RGB")) for image in chosen
+    ]
+    boxes = [
+        given_boxes(np.array(drawn[image["id"]], dtype=np.float32), image["width"], image["height"], 8)
+        for image in chosen
+    ]
+    for regions, own, photograph in zip(extract(extractor, photographs, boxes), boxes, photographs, strict=True):
+        np.testing.assert_allclose(regions.boxes, own, atol=0.01)
+        assert (regions.height, regions.width) == photograph.shape[:2]
+        assert np.isfinite(regions.features.astype(np.float16)).all()
+    for regions in extract(extractor, photographs):
+        assert (regions.boxes[:, 2:] > regions.boxes[:, :2]).all()
+        assert (regions.boxes <= [regions.width, regions.height] * 2).all()
 
 
 def test_selection_is_fixed_or_adaptive_and_suppresses_within_a_class() -> None:
