@@ -1,7 +1,9 @@
-"""MLflow's own pages, from a real server with three runs, in a real browser: what people come for can be seen."""
+"""A real MLflow server: its own pages with three runs, in a real browser, and what happens when it freezes."""
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +14,9 @@ from pathlib import Path
 import pytest
 
 import stages
+from stages.params import InputError
 from stages.tracking import track
+from stages.tracking_commands import main as commands
 
 REPORT = "fetch(document.querySelector('iframe').src).then(answer => answer.text())"
 NAMES = ("gate scalar", "gate elementwise", "gate none")
@@ -30,7 +34,7 @@ def server(tmp_path_factory):
     with (root / "server.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "stages.tracking", "ui", "--port", str(port)],
-            cwd=root, env=environment, stdout=log, stderr=log,
+            cwd=root, env=environment, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     address = f"http://127.0.0.1:{port}"
     try:
@@ -52,7 +56,7 @@ def server(tmp_path_factory):
         with urllib.request.urlopen(request, timeout=20) as answer:
             runs = [run["info"]["run_id"] for run in json.load(answer)["runs"]]
         assert len(runs) == 3
-        yield address, runs
+        yield address, runs, process.pid
     finally:
         process.terminate()
         process.wait(timeout=30)
@@ -95,7 +99,7 @@ def says(*texts):
 
 @pytest.mark.timeout(300)
 def test_mlflow_shows_and_compares_the_runs(server, page):
-    address, runs = server
+    address, runs, _ = server
     show(page, f"{address}/#/experiments/1/runs", says(*NAMES))
 
     chosen = f"runs={json.dumps(runs)}&experiments={json.dumps(['1'])}".replace('"', "%22")
@@ -116,3 +120,39 @@ def test_mlflow_shows_and_compares_the_runs(server, page):
         "document.querySelector('iframe')?.src.startsWith('blob:')",
     )
     assert page.run(REPORT) == "<h1>Retrieval report of gate scalar</h1>"
+
+
+@pytest.mark.timeout(300)
+def test_a_server_frozen_in_the_middle_gets_the_rest_later(server, tmp_path, monkeypatch, capsys):
+    address, _, group = server
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".dvc").mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "frozen")
+    monkeypatch.delenv("CAMP_TRACKING", raising=False)
+
+    def points():
+        from mlflow import MlflowClient
+
+        client = MlflowClient(address)
+        experiment = client.get_experiment_by_name("frozen")
+        found = client.search_runs([experiment.experiment_id]) if experiment else []
+        return [(run.info.status, len(client.get_metric_history(run.info.run_id, "train/loss"))) for run in found]
+
+    with track("train", {}) as run:
+        run.log_metrics({"train/loss": 2.0}, step=0)
+        until = time.monotonic() + 60
+        while points() != [("RUNNING", 1)]:
+            assert time.monotonic() < until, points()
+            time.sleep(0.5)
+        os.killpg(group, signal.SIGSTOP)
+        run.log_metrics({"train/loss": 1.0}, step=1)
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 28
+    assert "Nothing is lost" in capsys.readouterr().err
+    os.killpg(group, signal.SIGCONT)
+    until = time.monotonic() + 60
+    while points() != [("FINISHED", 2)]:
+        assert time.monotonic() < until, points()
+        with contextlib.suppress(InputError):  # the first delivery may still be at it
+            commands(["sync"])
