@@ -174,3 +174,17 @@ def test_a_batch_that_is_not_aligned_is_an_error(make_batch):
     batch = batch_of(make_batch)
     with pytest.raises(ValueError, match="aligned pairs"):
         hardest_negative_bce(batch.model, *batch.encode(), INDEX[:4])
+
+
+@pytest.mark.parametrize("switches", [{}, {"hops": 2}, {"gate": "elementwise"}, {"matching": "cosine"}])
+@pytest.mark.parametrize("loss", [hardest_negative_bce, triplet_loss, all_negatives_bce])
+def test_mixed_precision_keeps_a_float32_loss(make_batch, loss, switches):
+    batch = batch_of(make_batch, CampConfig(**SIZES, **switches))
+    batch.model.float()
+    batch.features = batch.features.float()
+    exact = loss(batch.model, *batch.encode(), INDEX, gate_supervision=0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(batch.model, *batch.encode(), INDEX, gate_supervision=0.5, micro_batch=4)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, exact, rtol=0.1, atol=0.1)
+    assert all(gradient.isfinite().all() for gradient in gradients(batch, value).values())
