@@ -144,7 +144,7 @@ class DatasetParams:
 class DetectorTrainParams:
     """How the small detector of the embedded scenes is trained."""
 
-    steps: int = 2000
+    steps: int = 1700
     """Number of optimizer steps."""
     batch_size: int = 8
     """Images per optimizer step."""

@@ -11,7 +11,7 @@ from torchvision.ops import MultiScaleRoIAlign
 FEATURE_DIM = 256
 POOLED = 7
 FINE, COARSE = "fine", "coarse"
-FINE_CHANNELS, COARSE_CHANNELS = 64, 128
+FINE_CHANNELS, COARSE_CHANNELS = 64, 96
 # The sides of objects in the scenes, in pixels at the network's input size.
 ANCHOR_SIDES = ((26, 40, 58),)
 ANCHOR_RATIOS = ((1.0,),)
@@ -23,7 +23,7 @@ def _conv(channels: int, width: int, stride: int = 1) -> nn.Sequential:
 
 
 class Backbone(nn.Module):
-    """Images [B, 3, H, W] -> a coarse map [B, 128, H / 8, W / 8] in which objects are looked for, and a fine one
+    """Images [B, 3, H, W] -> a coarse map [B, 96, H / 8, W / 8] in which objects are looked for, and a fine one
     [B, 64, H / 4, W / 4] that they are described from: textures are a few pixels wide.
 
     The last three channels of the fine map are the mean colours, which no normalisation has touched.
@@ -97,7 +97,7 @@ def build_network(config: dict[str, Any], num_categories: int, num_attributes: i
         rpn_post_nms_top_n_test=80,
         rpn_fg_iou_thresh=0.6,
         rpn_batch_size_per_image=96,
-        box_roi_pool=MultiScaleRoIAlign(featmap_names=[FINE], output_size=POOLED, sampling_ratio=2),
+        box_roi_pool=MultiScaleRoIAlign(featmap_names=[FINE], output_size=POOLED, sampling_ratio=1),
         box_head=BoxHead(),
         box_predictor=AttributePredictor(FEATURE_DIM, num_categories + 1, num_attributes),
         box_batch_size_per_image=24,

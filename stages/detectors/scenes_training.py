@@ -87,7 +87,7 @@ def train_network(network: FasterRCNN, scenes: Sequence[Scene], params: Detector
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=params.learning_rate, total_steps=params.steps + 1, pct_start=0.1
     )
-    network.train()
+    network.train().to(memory_format=torch.channels_last)
     history: list[float] = []
     order: list[int] = []
     started = reported = time.monotonic()
