@@ -105,7 +105,7 @@ class Job:
     def finish(self, code: int = 0) -> str:
         """Run to the end; returns what was printed."""
         process = self.start()
-        printed = process.communicate(timeout=120)[0]
+        printed = process.communicate(timeout=300)[0]
         assert process.returncode == code, printed
         return printed
 

@@ -28,7 +28,7 @@ def test_two_processes_train_as_one_does_and_survive_the_death_of_one(make_job, 
         if "stages.train" in child.cmdline()
     }
     ranks["1"].kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=200)
     assert process.returncode not in (0, None)
     assert not any(rank.is_running() and rank.status() != "zombie" for rank in ranks.values())
     assert "going on after step" in killed.finish()

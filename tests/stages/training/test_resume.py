@@ -159,7 +159,7 @@ def test_a_killed_process_resumes_bit_for_bit(make_job, params):
     process = killed.start()
     killed.wait_for_step(50, process)
     process.send_signal(signal.SIGTERM)
-    assert "going on after step" in process.communicate(timeout=60)[0]
+    assert "going on after step" in process.communicate(timeout=200)[0]
     assert process.returncode == 143
 
     assert "going on after step" in killed.finish()
