@@ -16,11 +16,11 @@ from camp_model.checkpoint import load_checkpoint
 from camp_model.metrics import coco_folds, mean_metrics, ranks_to_metrics
 from camp_model.regions import RegionStore, replacing
 from camp_model.vocabulary import Vocabulary
-from stages.evaluate_gates import measure_gates
-from stages.evaluate_scores import Ranking, Split, rank_fold, score_fold
+from stages.evaluation.gates import measure_gates
+from stages.evaluation.recall_table import recall_text
+from stages.evaluation.scores import Ranking, Split, rank_fold, score_fold
 from stages.fingerprint import read_fingerprint
 from stages.params import EvaluateParams, InputError, load_params, stage_main
-from stages.recall_table import recall_text
 from stages.tracking import track
 from stages.training.device import choose_device
 

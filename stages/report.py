@@ -7,8 +7,8 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from stages.evaluation.recall_table import read_metrics, recall_text
 from stages.params import InputError, Params, load_params, stage_main
-from stages.recall_table import read_metrics, recall_text
 
 PAGE_LIMIT = 15_000_000
 """Bytes of the page at most."""
@@ -36,8 +36,8 @@ def write_report(params: Params, inputs: Inputs, out: Path) -> None:
     """
     from camp_model.regions import replacing
     from stages.fingerprint import read_fingerprint
-    from stages.report_contents import contents
-    from stages.report_page import render
+    from stages.reporting.contents import contents
+    from stages.reporting.page import render
     from stages.tracking import track
 
     parent = read_fingerprint(inputs.model).get("mlflow_run_id")
