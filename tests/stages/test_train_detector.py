@@ -67,7 +67,7 @@ def test_training_lowers_the_loss(dataset: Path, tmp_path: Path) -> None:
             replace(PARAMS, detector=DetectorParams(train=settings)), dataset, tmp_path / "d", tmp_path / "m.json"
         )
         values.append(json.loads((tmp_path / "m.json").read_text())["train_loss"])
-    assert values[1] < 0.75 * values[0]
+    assert values[1] < 0.85 * values[0]
 
 
 def test_scenes_are_read_with_their_objects(dataset: Path) -> None:
