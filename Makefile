@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup repro test lint bench ui prefect
+.PHONY: setup lock repro test lint bench ui prefect
 
 setup: $(BIN)/.installed
 
@@ -16,12 +16,17 @@ $(BIN)/.installed: requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
+lock: setup
+	uv pip compile pyproject.toml --extra pipeline --extra retrieval --extra dev --python-version 3.11 \
+	    --no-annotate --no-header --quiet --output-file requirements.lock
+
 repro: setup
 	dvc repro
 	python -m stages.report --summary
 
+# One thread each: two test processes would otherwise fight over the cores.
 test: setup
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	ruff check .
