@@ -1,1 +1,7 @@
 """The stages of dvc.yaml: each module is one stage, a function of (params, input paths, output paths)."""
+
+import os
+
+# OpenMP threads that spin while they wait stop each other from running as soon as another process wants a core too
+# (a small matrix product then takes tens of times as long). Read once, when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
