@@ -134,7 +134,8 @@ def _run_all(kind: str, variants: Mapping[str, dict[str, Any]], jobs: int, promo
     names = {name: re.sub(r"[^a-zA-Z0-9.-]+", "-", f"{kind}-{identity}-{name}").strip("-.") for name in variants}
     threads = max(1, (os.cpu_count() or 1) // jobs)
     results: dict[str, dict[str, Any]] = {}
-    with track("sweep", {"variants": variants, "jobs": jobs}, name=f"{kind} {identity}") as run:
+    tags = {"prefect.flow_run": flow_run.id}
+    with track("sweep", {"variants": variants, "jobs": jobs}, name=f"{kind} {identity}", tags=tags) as run:
         futures = {
             name: run_experiment.with_options(name=name).submit(names[name], overrides, run.run_id, threads)
             for name, overrides in variants.items()

@@ -36,6 +36,9 @@ from stages.tracking_spool import Spool, main_root
 
 WAIT = 20.0
 """Seconds that the end of a run waits for the server at most."""
+HEADLINE = "best/val_rsum"
+"""Validation rsum of the kept model. MLflow's compare page draws the params that differ against the metric that a run
+had first, so a train run begins with this one, at 0."""
 PARENT = "CAMP_PARENT_RUN"
 """Environment variable: key of the run that a train run is nested under (a sweep)."""
 
@@ -73,6 +76,7 @@ class Run:
         Its code is kept with it as it is now: the delivery may happen after the code has changed. The fingerprints of
         the dataset and the detector in its fingerprint.json become tags of the run.
         """
+        self.log_metrics({HEADLINE: val_rsum})
         fingerprint = Path(folder) / "fingerprint.json"
         if fingerprint.is_file():
             facts = json.loads(fingerprint.read_text(encoding="utf-8"))
@@ -170,6 +174,8 @@ def track(
     if spool:
         run.set_tags({"dvc.experiment": experiment, **_origin(), **(tags or {})})
         _keep_code(run, parent)
+        if kind == "train" and run_id is None:
+            run.log_metrics({HEADLINE: 0.0})
         process = _deliver(root, key)
         threading.Thread(target=sample_machine, args=(run._write, stop), daemon=True).start()
     status = "FINISHED"

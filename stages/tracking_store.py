@@ -37,10 +37,10 @@ ABOUT = {
     "mlflow.note.content": (
         "CAMP text-image retrieval. A row is a training; its evaluation and report are nested under it, and their "
         "numbers are on it too.\n\n"
-        "Metrics: `val/...` by epoch (the model is chosen by `val/rsum`), `test/...` once, `train/...` by step, "
+        "Metrics: `best/val_rsum` of the kept model, `val/...` by epoch, `test/...` once, `train/...` by step, "
         "`system/...` of the machine. Recalls are percentages, `medr` and `meanr` are ranks, `rsum` is the sum of the "
         "six recalls.\n\n"
-        "Columns worth adding: `val/rsum`, `test/rsum`, the params that differ, the tags `git.commit`, "
+        "Columns worth adding: `best/val_rsum`, `test/rsum`, the params that differ, the tags `git.commit`, "
         "`dvc.experiment`, `dataset`, `detector`. `tags.camp.kind = 'train'` hides the nested runs."
     ),
 }

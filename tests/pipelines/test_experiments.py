@@ -87,6 +87,7 @@ def test_a_sweep_runs_in_own_workspaces_under_one_parent(prefect_server, reposit
         assert run.info.status == "FINISHED"
         assert run.data.tags["dvc.experiment"].startswith("sweep-")
         assert run.data.tags["prefect.flow_run"]
+    assert parent.data.tags["prefect.flow_run"]
     assert parent.data.tags["best"] == "epochs-3-gate-none"
     assert promoted == [children["3"].info.run_id]
     listed = subprocess.run(

@@ -122,7 +122,11 @@ def test_the_champion_answers_in_another_process(checkpoint, store, tmp_path, mo
     # Neither a lower rsum nor one on other data moves it.
     assert champions == ["300.0", "300.0", "300.0", "310.0"]
     assert client.get_model_version_by_alias("camp", "champion").run_id == last
-    assert run.run_id is not None
+    first = client.get_run(client.get_model_version("camp", "1").run_id)
+    assert first.data.tags["camp.run"] == run.run_id
+    assert first.data.metrics == {"best/val_rsum": 300.0} | {
+        name: value for name, value in first.data.metrics.items() if name.startswith("system/")
+    }
     assert not [path for path in (tmp_path / "mlartifacts").rglob("*") if path.suffix in (".pkl", ".pickle", ".pt")]
 
     folder, images = store
