@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import stages
 from stages.params import InputError
 from stages.tracking_commands import main as commands
 from stages.tracking_restore import model_hash
+from stages.tracking_spool import pending
 
 PIPELINE = """
 stages:
@@ -72,6 +74,9 @@ def repository(tmp_path, monkeypatch):
     run("git", "commit", "-q", "-m", "begin")
     Path("params.yaml").write_text("train: {rate: 2}\n")
     run(sys.executable, "-m", "dvc", "repro", "-q")
+    until = time.monotonic() + 90
+    while pending(folder) and time.monotonic() < until:
+        time.sleep(0.5)
     return folder
 
 
