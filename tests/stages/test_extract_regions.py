@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -52,6 +52,15 @@ def list_images(root: Path, dataset: Path) -> None:
     }
     dataset.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), dataset / "images.parquet")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums over another number of threads round differently; runs are compared byte for byte here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -321,6 +330,7 @@ def test_several_devices_each_get_a_process(
     workplace.write_params()
     monkeypatch.chdir(workplace.root)
     monkeypatch.setenv("PYTHONPATH", str(Path(stage.__file__).parent.parent))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(stage, "devices", lambda _: ["cpu", "cpu"])
     workplace.run()
     assert workplace.files() == reference
