@@ -6,6 +6,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # OpenMP threads that spin while they wait block each other once another process wants a core too.
 export OMP_WAIT_POLICY ?= PASSIVE
+export DVC_NO_ANALYTICS ?= true
 
 .PHONY: setup lock repro test lint bench ui prefect
 
