@@ -27,7 +27,10 @@ def overfitting(root: Path) -> dict:
         "detector": {"architecture": "fasterrcnn_mobilenet_v3_large_320_fpn", "weights": "random"},
         "regions": {"per_image": 12, "min_per_image": 12, "boxes": "given", "batch_size": 4},
         "model": {"dim": 128, "word_dim": 64},
-        "train": {"epochs": 40, "batch_size": 64, "patience": 0, "learning_rate": 0.001, "schedule": "constant"},
+        "train": {
+            "epochs": 40, "batch_size": 64, "patience": 0, "learning_rate": 0.001, "schedule": "constant",
+            "random_negative_steps": 0, "warmup_steps": 0,
+        },
         "evaluate": {"splits": ["train", "test"], "gate_pairs": 100},
         "report": {"queries": 3},
     }

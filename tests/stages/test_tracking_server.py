@@ -83,7 +83,8 @@ def train(root, number, name):
 
 def show(page, url, condition):
     """Open a page of MLflow and wait until a script's condition holds."""
-    size = {"width": 1500, "height": 1000, "deviceScaleFactor": 1}
+    # High enough for every chart: MLflow draws one only when it comes into view.
+    size = {"width": 1500, "height": 3000, "deviceScaleFactor": 1}
     page.call("Emulation.setDeviceMetricsOverride", mobile=False, **size)
     page.call("Page.navigate", url="about:blank")
     page.call("Page.navigate", url=url)
