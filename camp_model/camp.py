@@ -12,6 +12,7 @@ from camp_model.matching import Matching
 from camp_model.message_passing import MessagePassing, Received
 from camp_model.pooling import Pooling
 from camp_model.prepared import PAIRS, Layout, Prepared
+from camp_model.scan import Scan
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class CAMP(nn.Module):
         self.messages = MessagePassing(config) if config.message_passing != "none" else None
         self.region_pooling = Pooling(config)
         self.word_pooling = Pooling(config)
-        self.matching = Matching(config)
+        self.matching = Scan() if config.matching == "scan" else Matching(config)
 
     def encode_regions(self, features: Tensor, region_mask: Tensor) -> Tensor:
         """Regions in the joint space: [I, R, region_dim], bool [I, R] -> [I, R, d]; zero at padding."""
@@ -174,6 +175,8 @@ class CAMP(nn.Module):
 
     def prepare_regions(self, regions: Tensor, mask: Tensor) -> Prepared:
         """Everything about images that needs no caption: [I, R, d], bool [I, R]."""
+        if isinstance(self.matching, Scan):
+            return self.matching.prepare(regions, mask)
         prepared = self.messages.prepare_regions(regions, mask) if self.messages else Prepared(regions, mask)
         if self.messages and self.messages.to_regions:
             return prepared
@@ -182,6 +185,8 @@ class CAMP(nn.Module):
 
     def prepare_words(self, words: Tensor, mask: Tensor) -> Prepared:
         """Everything about captions that needs no image: [C, N, d], bool [C, N]."""
+        if isinstance(self.matching, Scan):
+            return self.matching.prepare(words, mask)
         prepared = self.messages.prepare_words(words, mask) if self.messages else Prepared(words, mask)
         if self.messages and self.messages.to_words:
             return prepared
@@ -190,6 +195,13 @@ class CAMP(nn.Module):
 
     def match(self, images: Prepared, captions: Prepared, layout: Layout) -> Matched:
         """Score prepared images with prepared captions: aligned (`PAIRS`) or all with all (`TILES`)."""
+        if isinstance(self.matching, Scan):
+            logits, similarity, attention = self.matching(images, captions, layout)
+            mask = layout.words(captions.real)
+            word_weights = (mask / mask.sum(-1, keepdim=True).clamp(min=1)).expand(attention.shape[:-1])
+            region_weights = (word_weights[..., None] * attention).sum(-2)
+            attended = Received(None, attention, None, None)
+            return Matched(logits, similarity, None, attended, region_weights, word_weights)
         regions, words = self.messages(images, captions, layout) if self.messages else (None, None)
         image, image_weights = self._side(self.region_pooling, images, regions, layout.regions)
         caption, caption_weights = self._side(self.word_pooling, captions, words, layout.words)
@@ -211,6 +223,7 @@ class CAMP(nn.Module):
         if received is None:
             assert side.pooled is not None and side.pooling is not None
             return spread(side.pooled), spread(side.pooling)
+        assert received.fused is not None
         return self._pool(pooling, received.fused, None if side.mask is None else spread(side.mask))
 
     def _pool(self, pooling: Pooling, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

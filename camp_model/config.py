@@ -8,7 +8,7 @@ CHOICES = {
     "gate": ("scalar", "elementwise", "none"),
     "fusion": ("concat", "sum", "message"),
     "pooling": ("attention", "mlp", "mean"),
-    "matching": ("mlp", "cosine"),
+    "matching": ("mlp", "cosine", "scan"),
 }
 
 
@@ -45,7 +45,8 @@ class CampConfig:
     pooling_heads: int = 8
     """Heads of the `mlp` pooling; unused by the others."""
     matching: str = "mlp"
-    """mlp: a learnt score of the pooled pair; cosine: similarity in the joint space."""
+    """mlp: a learnt score of the pooled pair; cosine: similarity in the joint space; scan: mean cosine of each word
+    with the regions that it attends to, SCAN's score, a baseline without messages or pooling."""
 
     def __post_init__(self) -> None:
         for key, allowed in CHOICES.items():
@@ -61,6 +62,8 @@ class CampConfig:
             raise ValueError("model.hops: 2 needs messages, but model.message_passing is none")
         if self.fusion == "message" and self.message_passing != "none" and (self.gate != "none" or self.residual):
             raise ValueError("model.fusion: message needs model.gate none and model.residual false")
+        if self.matching == "scan" and (self.message_passing != "none" or self.pooling != "mean"):
+            raise ValueError("model.matching: scan needs model.message_passing none and model.pooling mean")
 
     def to_dict(self) -> dict[str, int | str | bool]:
         """The config as plain values, for config.json and MLflow."""

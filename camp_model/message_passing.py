@@ -28,8 +28,8 @@ from camp_model.prepared import Layout, Prepared
 class Received:
     """A side after its messages. Leading dimensions are those of the layout: [P] or [I, C]."""
 
-    fused: Tensor
-    """[..., L, d]"""
+    fused: Tensor | None
+    """[..., L, d]; None where nothing is fused (`matching: scan`)."""
     attention: Tensor
     """[..., L, M], each region's weights over words or each word's over regions."""
     gate_logits: Tensor | None

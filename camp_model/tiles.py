@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from camp_model import native
+from camp_model.matching import Matching
 from camp_model.message_passing import Receiver
 from camp_model.pooling import Pooling, masked_softmax
 from camp_model.prepared import Prepared
@@ -114,6 +115,7 @@ class KernelTiles:
         self.tile = FUSED_TILE if model.config.pooling == "mlp" else POOLED_TILE
         self.hidden = None
         if model.config.matching == "mlp" and self.regions is not None and self.words is not None:
+            assert isinstance(model.matching, Matching)
             self.hidden = _Linear(model.matching.hidden.weight, model.matching.hidden.bias, relu=True)
 
     def fits(self, images: Prepared, captions: Prepared) -> bool:
@@ -160,6 +162,7 @@ class KernelTiles:
             out = pair[:, :, 1].transpose(0, 1)
             self.words.pool(captions, images, affinity.permute(1, 0, 3, 2), turned, (counts[1], counts[0]), out)
         if self.hidden is not None:
+            assert isinstance(self.model.matching, Matching)
             output = self.model.matching.output
             return linear(self.hidden(pair.view(i * c, 2 * dim)), output.weight, output.bias).view(i, c)
         image = pair[:, :, 0] if images.pooled is None else images.pooled[:, None]

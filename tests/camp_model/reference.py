@@ -111,8 +111,22 @@ def match(state, c, image, caption):
     return (state["matching.output.weight"] @ hidden + state["matching.output.bias"])[0]
 
 
+def scan(state, regions, words):
+    """SCAN, text to image: each word attends to the regions, and is compared with what it attended to."""
+    s = np.array([[unit(v) @ unit(t) for t in words] for v in regions])
+    s_bar = np.array([unit(row) for row in np.where(s > 0, s, 0.1 * s)])
+    found = []
+    for j, t in enumerate(words):
+        alpha = softmax([9.0 * s_bar[i][j] for i in range(len(regions))])
+        attended = sum(a * unit(v) for a, v in zip(alpha, regions, strict=True))
+        found.append(unit(t) @ unit(attended))
+    return np.exp(state["matching.log_scale"]) * np.mean(found) + state["matching.shift"]
+
+
 def score(state, c, regions, words):
     """Logit of a pair, and the mean gate logit that gate supervision acts on (None without gates)."""
+    if c.matching == "scan":
+        return scan(state, regions, words), None
     gate_logit = None
     v, t = regions, words
     if c.message_passing != "none":
