@@ -1,0 +1,64 @@
+"""The bootstrap against recalls worked out by hand and against resampling written as loops."""
+
+import numpy as np
+import pytest
+
+from stages.evaluation.bootstrap import image_hits, rsum_difference
+
+
+def random_ranks(seed, images=40):
+    rng = np.random.default_rng(seed)
+    caption_image = np.repeat(np.arange(images), rng.integers(1, 6, images))
+    return rng.integers(1, 14, images), rng.integers(1, 14, len(caption_image)), caption_image
+
+
+def loop_rsum(i2t, t2i, caption_image, drawn):
+    """rsum over a list of drawn images, each bringing its captions."""
+    own = [i2t[i] for i in drawn]
+    captions = [t2i[c] for i in drawn for c in np.flatnonzero(caption_image == i)]
+    return sum(100 * np.mean([rank <= k for rank in ranks]) for ranks in (own, captions) for k in (1, 5, 10))
+
+
+def test_hits_by_hand():
+    # Image 0: found at rank 1 (three hits), captions at 1 and 7; image 1: rank 11, one caption at 5.
+    hits = image_hits(np.array([1, 11]), np.array([1, 7, 5]), np.array([0, 0, 1]))
+    assert hits.image.tolist() == [3, 0]
+    assert hits.captions.tolist() == [4, 2]
+    assert hits.count.tolist() == [2, 1]
+    assert hits.rsum(np.ones(2)) == pytest.approx(100 * (3 / 2 + 6 / 3))
+    assert hits.rsum(np.array([2.0, 0.0])) == pytest.approx(100 * (3 + 4 / 2))
+
+
+def test_rsum_of_a_resample_equals_the_loops():
+    i2t, t2i, caption_image = random_ranks(0)
+    drawn = np.random.default_rng(1).integers(40, size=40)
+    weights = np.bincount(drawn, minlength=40).astype(float)
+    assert image_hits(i2t, t2i, caption_image).rsum(weights) == pytest.approx(loop_rsum(i2t, t2i, caption_image, drawn))
+
+
+def test_a_model_does_not_differ_from_itself_and_a_better_one_does():
+    i2t, t2i, caption_image = random_ranks(2)
+    same = image_hits(i2t, t2i, caption_image)
+    better = image_hits(np.maximum(1, i2t - 6), np.maximum(1, t2i - 6), caption_image)
+    assert rsum_difference([same, same], [same, same]) == (0, 0, 0)
+    mean, low, high = rsum_difference([better, better], [same, same])
+    assert 0 < low < mean < high
+    back = rsum_difference([same, same], [better, better])
+    assert back == pytest.approx((-mean, -high, -low))
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    i2t, t2i, caption_image = random_ranks(3)
+    plain = image_hits(i2t, t2i, caption_image)
+    up = image_hits(np.maximum(1, i2t - 4), t2i, caption_image)
+    steady = rsum_difference([up, up, up], [plain, plain, plain])
+    shaky = rsum_difference([up, up, plain], [plain, plain, up])
+    assert shaky[2] - shaky[1] > steady[2] - steady[1]
+
+
+def test_unequal_sides_are_an_error():
+    hits, fewer = image_hits(*random_ranks(0)), image_hits(*random_ranks(0, images=39))
+    with pytest.raises(ValueError, match="1 and 2 seeds"):
+        rsum_difference([hits], [hits, hits])
+    with pytest.raises(ValueError, match=r"\[39, 40\] images"):
+        rsum_difference([hits], [fewer])
