@@ -1,7 +1,9 @@
-"""Measure retrieval in both directions, and what the gates do on pairs that match and pairs that do not."""
+"""Measure retrieval in both directions, what the gates do on pairs that match and pairs that do not, and whether a
+caption with one word changed scores lower."""
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,15 @@ from camp_model.checkpoint import load_checkpoint
 from camp_model.metrics import coco_folds, mean_metrics, ranks_to_metrics
 from camp_model.regions import RegionStore, replacing
 from camp_model.vocabulary import Vocabulary
+from stages.evaluation.foils import FOIL_SCHEMA, choose_foils, foil_metrics, measure_foils
 from stages.evaluation.gates import measure_gates
 from stages.evaluation.recall_table import recall_text
 from stages.evaluation.scores import Ranking, Split, rank_fold, score_fold
 from stages.fingerprint import read_fingerprint
+from stages.foils.table import Foils, read_foils
+from stages.foils.words import CONTENT_KINDS, load_words, word_ids
 from stages.params import EvaluateParams, InputError, load_params, stage_main
+from stages.reporting.charts import histogram_page
 from stages.tracking import track
 from stages.training.device import choose_device
 
@@ -114,10 +120,62 @@ def query_rows(fold: Split, by_image: Ranking, by_caption: Ranking) -> list[dict
     ]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What evaluation finds out about one split."""
+
+    recall: dict[str, float]
+    """Mean over the protocol's folds."""
+    gates: dict[str, Any]
+    foils: dict[str, dict[str, float | int | None]]
+    queries: pa.Table
+    """A row of ROW_SCHEMA for each query."""
+    pairs: pa.Table
+    """The pairs whose gates were looked at."""
+    foil_scores: pa.Table
+    """A row of FOIL_SCHEMA for each foil scored."""
+
+    def numbers(self) -> dict[str, float]:
+        """All of it that is a number, for the tracking server."""
+        foils = {f"foils_{kind}_{name}": value for kind, values in self.foils.items() for name, value in values.items()}
+        return {k: v for k, v in {**self.recall, **self.gates, **foils}.items() if isinstance(v, int | float)}
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """Ids of the words that the lexicon and the vocabulary have, and the foils made with it."""
+
+    words: list[int]
+    content: list[int]
+    foils: dict[str, Foils]
+    """By split."""
+
+
+def read_lexicon(params: EvaluateParams, captions: Path) -> Lexicon:
+    """What tokenize_captions wrote beside the captions; captions that were trained on have no foils.
+
+    Raises:
+        InputError: a file cannot be read or is of another format.
+    """
+    try:
+        vocabulary = Vocabulary.load(captions / "vocabulary.json")
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    words = load_words(captions / "lexicon.json")
+    names = [name for name in params.splits if params.foils and name != "train"]
+    foils = {name: read_foils(captions / f"foils_{name}.parquet") for name in names}
+    return Lexicon(word_ids(words, vocabulary), word_ids(words, vocabulary, CONTENT_KINDS), foils)
+
+
 def measure_split(
-    params: EvaluateParams, models: Sequence[CAMP], store: RegionStore, split: Split, device: torch.device
-) -> tuple[dict[str, float], dict[str, Any], pa.Table, pa.Table]:
-    """Recall (mean over the protocol's folds), gate means, a table of the queries and one of the gates' pairs."""
+    params: EvaluateParams,
+    models: Sequence[CAMP],
+    store: RegionStore,
+    split: Split,
+    lexicon: Lexicon,
+    device: torch.device,
+) -> Measured:
+    """Rank a split, look at gates and score foils."""
     recalls, rows, hardest = [], [], []
     folds = folds_of(split, params.protocol)
     for fold in folds:
@@ -126,7 +184,13 @@ def measure_split(
         rows += query_rows(fold, by_image, by_caption)
         # The wrong image that scores highest with each caption.
         hardest.append(np.where(by_caption.top[:, 0] == fold.caption_image, by_caption.top[:, 1], by_caption.top[:, 0]))
-    gates, pairs = measure_gates(models[0], store, folds, hardest, pairs=params.gate_pairs, device=device)
+    gates, pairs = measure_gates(
+        models[0], store, folds, hardest, pairs=params.gate_pairs, content=lexicon.content, device=device
+    )  # fmt: skip
+    foil_scores = FOIL_SCHEMA.empty_table()
+    if (foils := lexicon.foils.get(split.name)) is not None:
+        chosen = choose_foils(foils, split, np.concatenate([fold.rows for fold in folds]), params.foils)
+        foil_scores = measure_foils(models, store, split, foils, chosen, lexicon=lexicon.words, device=device)
     metadata = {
         "camp.format": "evaluation",
         "camp.version": "1",
@@ -135,7 +199,8 @@ def measure_split(
         "camp.images": str(sum(len(fold.images) for fold in folds)),
         "camp.captions": str(sum(len(fold.rows) for fold in folds)),
     }
-    return mean_metrics(recalls), gates, pa.Table.from_pylist(rows, ROW_SCHEMA).replace_schema_metadata(metadata), pairs
+    queries = pa.Table.from_pylist(rows, ROW_SCHEMA).replace_schema_metadata(metadata)
+    return Measured(mean_metrics(recalls), gates, foil_metrics(foil_scores), queries, pairs, foil_scores)
 
 
 def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Path, out: Path, metrics: Path) -> None:
@@ -143,8 +208,9 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
 
     Args:
         regions, captions, model: folders of the region store, the caption tables and the checkpoint.
-        out: folder for `{split}.parquet`, a row per query, and `gates_{split}.parquet`, a row per inspected pair.
-        metrics: folder for retrieval.json and gates.json.
+        out: folder for `{split}.parquet`, a row per query, `gates_{split}.parquet`, a row per inspected pair, with
+            its histograms, `gates_{split}.html`, and `foils_{split}.parquet`, a row per foil.
+        metrics: folder for retrieval.json, gates.json and foils.json.
 
     Raises:
         InputError: a checkpoint of another vocabulary, detector or feature width; a split that is too small for the
@@ -157,22 +223,26 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
     device = choose_device(params.device, "evaluate.device")
     splits = {name: read_split(name, captions, store) for name in params.splits}
     models = load_models([model, *map(Path, params.ensemble)], store, captions, device)
+    lexicon = read_lexicon(params, captions)
     with track("evaluate", {"evaluate": params}, parent=read_fingerprint(model).get("mlflow_run_id")) as run:
         try:
-            found = {name: measure_split(params, models, store, split, device) for name, split in splits.items()}
+            found = {
+                name: measure_split(params, models, store, split, lexicon, device) for name, split in splits.items()
+            }
         except ValueError as error:  # a torn shard
             raise InputError(str(error)) from None
-        retrieval = {name: recall for name, (recall, _, _, _) in found.items()}
-        gates = {name: values for name, (_, values, _, _) in found.items()}
-        write_tables(out, {f"{name}.parquet": table for name, (_, _, table, _) in found.items()})
-        write_tables(out, {f"gates_{name}.parquet": table for name, (_, _, _, table) in found.items()})
-        write_json(metrics / "retrieval.json", retrieval)
-        write_json(metrics / "gates.json", gates)
-        for name in found:
-            numbers = {**retrieval[name], **{k: v for k, v in gates[name].items() if isinstance(v, float)}}
-            run.log_metrics({f"{name}/{key}": value for key, value in numbers.items()})
-        for file in ("retrieval.json", "gates.json"):
-            run.log_artifact(metrics / file, "metrics")
+        for name, measured in found.items():
+            tables = {name: measured.queries, f"gates_{name}": measured.pairs, f"foils_{name}": measured.foil_scores}
+            write_tables(out, {f"{table}.parquet": content for table, content in tables.items()})
+            write_text(out / f"gates_{name}.html", histogram_page(f"Gates, {name} split", measured.pairs.to_pydict()))
+            run.log_metrics({f"{name}/{key}": value for key, value in measured.numbers().items()})
+            run.log_artifact(out / f"gates_{name}.html", "gates")
+        retrieval = {name: measured.recall for name, measured in found.items()}
+        of_each = {"retrieval": retrieval, "gates": {name: measured.gates for name, measured in found.items()},
+                   "foils": {name: measured.foils for name, measured in found.items()}}  # fmt: skip
+        for file, values in of_each.items():
+            write_text(metrics / f"{file}.json", json.dumps(values, indent=2) + "\n")
+            run.log_artifact(metrics / f"{file}.json", "metrics")
     print(recall_text(retrieval))
 
 
@@ -182,9 +252,9 @@ def write_tables(folder: Path, tables: Mapping[str, pa.Table]) -> None:
             pq.write_table(table, temporary)
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
+def write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def main() -> None:

@@ -233,6 +233,9 @@ class CaptionsParams:
     """A SCAN vocabulary JSON to use instead of building one."""
     start_end: bool = False
     """Put <start> and <end> around every caption, as the released code does."""
+    lexicon: str = "scenes"
+    """Words that foils change and that count as content: scenes (with dataset.source scenes), photographs (COCO's
+    objects, common colours and more) or a lexicon's JSON file (its form: stages/foils/lexicon.py)."""
 
     def __post_init__(self) -> None:
         _at_least("captions", self, min_count=1, max_words=1)
@@ -339,6 +342,8 @@ class EvaluateParams:
     """Checkpoint folders whose scores are averaged with the trained model's."""
     gate_pairs: int = 2000
     """Pairs of each kind that the gate means are taken over."""
+    foils: int = 3000
+    """Foils scored at most, as many of each kind as can be; 0: none."""
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -347,7 +352,7 @@ class EvaluateParams:
         if not self.splits:
             raise InputError("evaluate.splits: is empty; expected some of train, val, test")
         _choose("evaluate", "protocol", self.protocol, ("full", "coco_1k", "coco_5k"))
-        _at_least("evaluate", self, gate_pairs=1)
+        _at_least("evaluate", self, gate_pairs=1, foils=0)
 
 
 @dataclass(frozen=True)
@@ -381,6 +386,9 @@ class Params:
         if self.train.gate_supervision and (self.model.gate == "none" or self.model.message_passing == "none"):
             # Ablations switch gates or messages off with one key; the term then has nothing to act on.
             object.__setattr__(self, "train", dataclasses.replace(self.train, gate_supervision=0.0))
+        if self.captions.lexicon == "scenes" and self.dataset.source != "scenes":
+            # The words of drawn scenes, and their ground truth, say nothing of other pictures.
+            object.__setattr__(self, "captions", dataclasses.replace(self.captions, lexicon="photographs"))
         if self.regions.boxes == "given" and self.dataset.source not in ("scenes", "coco"):
             raise InputError(
                 f"regions.boxes: given needs a dataset that brings boxes (scenes, coco), not dataset.source "

@@ -1,6 +1,12 @@
-"""Stage tokenize_captions: captions become word ids, with a vocabulary from the train split alone."""
+"""Stage tokenize_captions: captions become word ids, with a vocabulary from the train split alone; foils of the others.
 
+A foil is a caption with one word changed so that it is false of its picture (stages/foils).
+"""
+
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -8,19 +14,30 @@ import pyarrow.parquet as pq
 
 from camp_model.captions import write_captions
 from camp_model.vocabulary import END, START, UNK, Vocabulary, tokenize
+from stages.foils.facts import photograph_facts, scene_facts
+from stages.foils.lexicon import Lexicon, choose_lexicon
+from stages.foils.making import foils_of
+from stages.foils.table import write_foils
+from stages.foils.words import KINDS, save_words
 from stages.params import SPLITS, CaptionsParams, InputError, load_params, stage_main
 
+FOILED = ("val", "test")
+"""Splits whose captions get foils."""
 
-def tokenize_captions(params: CaptionsParams, captions: Path, rejected: Path, out: Path) -> None:
-    """Write {train,val,test}.parquet and vocabulary.json into `out`.
+
+def tokenize_captions(params: CaptionsParams, dataset: Path, rejected: Path, out: Path) -> None:
+    """Write {train,val,test}.parquet, vocabulary.json, lexicon.json and foils_{val,test}.parquet into `out`.
+
+    `dataset` is the folder that prepare_dataset writes: captions.parquet, and what else is known of the pictures.
 
     Captions of rejected images are left out. A caption without any word ("!!!") is a single <unk>, so that it can
     still be asked for and counts in the metrics.
 
     Raises:
-        InputError: a file that cannot be read or lacks a column, a split that is empty, or a vocabulary that is
-            not in SCAN's form.
+        InputError: a file that cannot be read or lacks a column, a split that is empty, a vocabulary that is not
+            in SCAN's form, a lexicon in another form, or one that needs a ground truth that is not there.
     """
+    captions = dataset / "captions.parquet"
     table = _read(captions, {"caption_id": pa.int64(), "image_id": pa.string(), "split": pa.string(), "text": None})
     gone = _read(rejected, {"image_id": pa.string()})["image_id"]
     kept = table.filter(pc.invert(pc.is_in(table["image_id"], value_set=gone.combine_chunks())))
@@ -33,6 +50,8 @@ def tokenize_captions(params: CaptionsParams, captions: Path, rejected: Path, ou
             raise InputError(f"{captions}: split: no caption is in {split}{why}; expected at least one")
     words = {split: [tokenize(text) for text in part["text"].to_pylist()] for split, part in splits.items()}
     vocabulary = _vocabulary(params, words["train"])
+    lexicon = choose_lexicon(params.lexicon)
+    foils = {split: _foils(params, lexicon, vocabulary, dataset, splits[split], words[split]) for split in FOILED}
     out.mkdir(parents=True, exist_ok=True)
     for split, part in splits.items():
         tokens = [_encode(vocabulary, caption, params) for caption in words[split]]
@@ -40,6 +59,37 @@ def tokenize_captions(params: CaptionsParams, captions: Path, rejected: Path, ou
         write_captions(out / f"{split}.parquet", ids, images, texts, tokens)
         _print_summary(split, vocabulary, words[split], params)
     vocabulary.save(out / "vocabulary.json")
+    save_words(lexicon.words, out / "lexicon.json")
+    for split, rows in foils.items():
+        write_foils(out / f"foils_{split}.parquet", rows)
+        count = Counter(row["kind"] for row in rows)
+        print(f"{split}: {len(rows)} foils ({', '.join(f'{kind} {count[kind]}' for kind in KINDS)})")
+
+
+def _foils(
+    params: CaptionsParams,
+    lexicon: Lexicon,
+    vocabulary: Vocabulary,
+    dataset: Path,
+    part: pa.Table,
+    words: Sequence[list[str]],
+) -> list[dict[str, Any]]:
+    """The rows of a split's table of foils."""
+    ids, images, texts = (part[name].to_pylist() for name in ("caption_id", "image_id", "text"))
+    if params.lexicon == "scenes":
+        facts = scene_facts(dataset / "scenes.parquet", images, texts)
+    else:
+        facts = photograph_facts(lexicon, images, words, dataset / "boxes.parquet")
+    rows = []
+    for caption_id, image_id, text, caption, known in zip(ids, images, texts, words, facts, strict=True):
+        for foil in foils_of(caption_id, text, caption[: params.max_words], known, lexicon, vocabulary):
+            tokens = _encode(vocabulary, foil.words, params)
+            rows.append(
+                {"caption_id": caption_id, "image_id": image_id, "text": foil.text, "tokens": tokens,
+                 "length": len(tokens), "kind": foil.kind, "position": foil.position + params.start_end,
+                 "word": foil.word, "foil_word": foil.foil_word}
+            )  # fmt: skip
+    return rows
 
 
 def _read(path: Path, columns: dict[str, pa.DataType | None]) -> pa.Table:
@@ -87,10 +137,9 @@ def _print_summary(split: str, vocabulary: Vocabulary, captions: list[list[str]]
 
 
 def main() -> None:
-    params = load_params()
     tokenize_captions(
-        params.captions,
-        captions=Path("data/dataset/captions.parquet"),
+        load_params().captions,
+        dataset=Path("data/dataset"),
         rejected=Path("data/regions/rejected.parquet"),
         out=Path("data/captions"),
     )

@@ -16,6 +16,8 @@ import torch
 import camp_model
 from camp_model.regions import RegionStore, replacing
 from camp_model.vocabulary import Vocabulary
+from stages import pair_gates
+from stages.foils.words import CONTENT_KINDS, load_words, word_ids
 from stages.params import InputError, Params, load_params, stage_main
 from stages.tracking import track
 from stages.training.data import Split
@@ -27,6 +29,7 @@ from stages.training.start import new_model
 
 RECALL_COLUMNS = ("rsum", "i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
 GATE_COLUMNS = ("gate_positive_mean", "gate_negative_mean", "gate_auc")
+"""The first columns about gates; the others of `pair_gates.NAMES` follow."""
 PLOTTED_STEPS = 2000
 """Rows of train_loss.csv at most; beyond, each is a mean over several steps."""
 
@@ -66,7 +69,8 @@ def train(
         vocabulary = Vocabulary.load(paths.captions / "vocabulary.json")
     except ValueError as error:
         raise InputError(str(error)) from None
-    splits = {name: Split(store, paths.captions / f"{name}.parquet", vocabulary) for name in ("train", "val")}
+    content = word_ids(load_words(paths.captions / "lexicon.json"), vocabulary, CONTENT_KINDS)
+    splits = {name: Split(store, paths.captions / f"{name}.parquet", vocabulary, content) for name in ("train", "val")}
     if len(splits["train"].images) < 2:
         raise InputError(f"{paths.captions / 'train.parquet'}: image_id: one image only; expected 2 or more")
     data = {file.name: sha256_of([file]) for file in _data_files(paths)}
@@ -109,7 +113,7 @@ def train(
 
 def _data_files(paths: Paths) -> list[Path]:
     """Files that stand for all the data: a shard's name in the manifest is a hash of its content."""
-    captions = [paths.captions / name for name in ("train.parquet", "val.parquet", "vocabulary.json")]
+    captions = [paths.captions / name for name in ("train.parquet", "val.parquet", "vocabulary.json", "lexicon.json")]
     return [paths.regions / "manifest.parquet", *captions]
 
 
@@ -118,6 +122,7 @@ def _identity(params: Params, data: Mapping[str, str], device: torch.device) -> 
     code = [
         *Path(camp_model.__file__).parent.glob("*.py"),
         *Path(__file__).parent.glob("training/*.py"),
+        Path(pair_gates.__file__),
         Path(__file__),
     ]
     settings = dataclasses.asdict(params.train)
@@ -160,7 +165,8 @@ def _write_plots(folder: Path, progress: Progress) -> None:
     rows = [{"step": min((i + 1) * size, len(losses)), "loss": _mean(part)} for i, part in enumerate(parts)]
     _write_csv(folder / "train_loss.csv", ("step", "loss"), rows)
     epochs = [{"epoch": i, **metrics} for i, metrics in enumerate(progress.epochs, start=1)]
-    _write_csv(folder / "val_recall.csv", ("epoch", *RECALL_COLUMNS, *GATE_COLUMNS), epochs)
+    columns = ("epoch", *RECALL_COLUMNS, *GATE_COLUMNS, *pair_gates.NAMES)
+    _write_csv(folder / "val_recall.csv", tuple(dict.fromkeys(columns)), epochs)
 
 
 def _publish(best: Path, out: Path, fingerprint: Mapping[str, Any]) -> None:

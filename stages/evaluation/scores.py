@@ -74,7 +74,7 @@ def score_fold(models: Sequence[CAMP], store: RegionStore, fold: Split, device: 
     shape = (len(fold.images), len(fold.rows))
     # Captions of like length share a tile, so little of it is padding.
     order = np.argsort(fold.captions.lengths[fold.rows], kind="stable")
-    yes, no = None, None
+    yes, no = None, None  # what `mean_logits` does, a model at a time: all of them at once may not fit
     with tqdm(
         total=len(models) * shape[0] * shape[1], unit="pair", unit_scale=True, desc=f"score {fold.name}",
         mininterval=2, dynamic_ncols=True,
@@ -98,6 +98,14 @@ def score_fold(models: Sequence[CAMP], store: RegionStore, fold: Split, device: 
             no = logsigmoid(-values) if no is None else torch.logaddexp(no, logsigmoid(-values))
     assert yes is not None and no is not None
     return (yes - no).numpy()
+
+
+def mean_logits(logits: Sequence[Tensor]) -> Tensor:
+    """The logits of the mean of several models' m, of one shape all."""
+    if len(logits) == 1:
+        return logits[0]
+    yes, no = (torch.stack([logsigmoid(sign * values) for values in logits]).logsumexp(0) for sign in (1, -1))
+    return yes - no
 
 
 def rank_fold(scores: np.ndarray, caption_image: np.ndarray) -> tuple[Ranking, Ranking]:

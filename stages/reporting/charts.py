@@ -4,8 +4,9 @@ Every chart names its lines beside them and gives them different dashes, so no r
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -162,6 +163,42 @@ def histogram(rows: Sequence[tuple[str, Sequence[float]]], title: str, x_label: 
     parts.append(f'<text class="tick" x="{width / 2}" y="{height - 6}" text-anchor="middle">{escape(x_label)}</text>')
     spoken = "; ".join(f"{name}: mean {float(np.mean(values)):.3g}" for name, values in rows)
     return _svg(parts, f"{title}: {spoken}", width, height)
+
+
+GATE_KINDS = {"positive": "Matching", "negative": "Random mismatch", "hardest": "Hardest mismatch"}
+GATE_SIDES = {"words": "words", "content": "content words", "regions": "regions"}
+_PLAIN_CSS = """body { font: 14px sans-serif; color: #1d1e22; margin: 24px; } svg { width: 480px; display: block; }
+.bar.s0 { fill: #0b6b58; } .bar.s1 { fill: #b4470f; } .bar.s2 { fill: #3551c4; } .axis { stroke: #5d616b; }
+.mark { stroke: #5d616b; stroke-dasharray: 3 3; } .tick, .plain { fill: #5d616b; } .name { font-weight: 600; }
+.plain { font-weight: 400; }"""
+
+
+def gate_histograms(pairs: Mapping[str, Sequence[Any]]) -> dict[str, Markup]:
+    """A histogram of the mean gate over words, content words and regions, where there are any.
+
+    Args:
+        pairs: columns of the table of pairs that evaluation writes.
+    """
+    drawn = {}
+    for side, name in GATE_SIDES.items():
+        rows = [
+            (title, [v for k, v in zip(pairs["kind"], pairs[side], strict=True) if k == kind and v is not None])
+            for kind, title in GATE_KINDS.items()
+        ]
+        what = f"mean gate over a pair's {name}"
+        if svg := histogram(rows, f"Histogram of the {what}", what):
+            drawn[side] = svg
+    return drawn
+
+
+def histogram_page(title: str, pairs: Mapping[str, Sequence[Any]]) -> str:
+    """`gate_histograms` as an HTML page of its own; it says so where a model has no gates."""
+    drawn = list(gate_histograms(pairs).values()) or [Markup("<p>This model has no gates.</p>")]
+    page = Markup(
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{0}</title><style>{1}</style></head>\n'
+        "<body><h1>{0}</h1>\n{2}\n</body></html>\n"
+    )
+    return str(page.format(title, Markup(_PLAIN_CSS), Markup("\n").join(drawn)))
 
 
 def _svg(parts: list[str], spoken: str, width: float, height: float) -> Markup:

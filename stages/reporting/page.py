@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from stages.evaluation.recall_table import COLUMNS, PAPER
+from stages.pair_gates import SIDES
 from stages.params import InputError
-from stages.reporting.charts import Line, histogram, in_buckets, line_chart
+from stages.reporting.charts import GATE_KINDS, GATE_SIDES, Line, gate_histograms, in_buckets, line_chart
 
 HERE = Path(__file__).parent
 PROTOCOLS = {
@@ -21,7 +21,6 @@ PROTOCOLS = {
     "coco_1k": "mean of five folds of 1,000 images",
     "coco_5k": "the first 5,000 images",
 }
-GATE_KINDS = {"positive": "Matching", "negative": "Random mismatch", "hardest": "Hardest mismatch"}
 
 
 def render(context: Mapping[str, Any]) -> str:
@@ -76,15 +75,17 @@ def headline(recall: Mapping[str, float], gates: Mapping[str, Any]) -> list[dict
 
 
 def read_curve(path: Path) -> dict[str, list[float]]:
-    """The columns of a curve's CSV; a row whose cell is empty is left out of every column.
+    """The columns of a curve's CSV that hold something; a row in which one of them is empty is left out.
 
     Raises:
         InputError: the file cannot be read or holds something other than numbers.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if all(row.values())]
-        return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else ())}
+            rows = list(csv.DictReader(file))
+        names = [name for name in (rows[0] if rows else ()) if any(row[name] for row in rows)]
+        rows = [row for row in rows if all(row[name] for name in names)]
+        return {name: [float(row[name]) for row in rows] for name in names}
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); expected a curve of the training") from None
     except (ValueError, TypeError, UnicodeDecodeError) as error:
@@ -122,28 +123,22 @@ def charts(loss: Mapping[str, list[float]], recall: Mapping[str, list[float]], b
 
 def gate_context(gates: Mapping[str, Any], pairs: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     """What the gates' section shows: `gates` of metrics/gates.json, `pairs` the columns of the pairs' table."""
-    sides = [(side, column) for side, column in (("", "words"), ("region_", "regions"))
-             if gates.get(f"{side}gate_auc") is not None]  # fmt: skip
+    sides = {side: prefix for side, prefix in SIDES.items() if gates.get(f"{prefix}_auc") is not None}
     if not sides:
         reason = f"This model has no gates to show: {gates.get('reason', 'none were measured')}."
-        return {"gate_reason": reason, "gate_rows": [], "gate_columns": [], "gate_histogram": "", "gate_regions": False}
-    rows = [
-        {"name": name, "cells": [number(gates[f"{side}gate_{kind}_mean"], 3) for side, _ in sides]}
-        for kind, name in GATE_KINDS.items()
-    ]
-    rows += [
-        {"name": name, "cells": [number(gates[f"{side}gate_{key}"], 3) for side, _ in sides]}
-        for name, key in (("AUC, match against random", "auc"), ("AUC, match against hardest", "hardest_auc"))
-    ]
-    kinds, values = np.array(pairs["kind"]), pairs[sides[0][1]]
-    series = [(name, [v for k, v in zip(kinds, values, strict=True) if k == kind]) for kind, name in GATE_KINDS.items()]
-    what = f"mean gate over a pair's {sides[0][1]}"
+        return {"gate_reason": reason, "gate_rows": [], "gate_columns": [], "gate_histograms": []}
+    means = [(title, f"{kind}_mean") for kind, title in GATE_KINDS.items()]
+    separations = [("AUC, match against random", "auc"), ("AUC, match against hardest", "hardest_auc")]
     return {
         "gate_reason": "",
-        "gate_rows": rows,
-        "gate_columns": [column for _, column in sides],
-        "gate_regions": len(sides) == 2,
-        "gate_histogram": histogram(series, f"Histogram of the {what}", what),
+        "gate_rows": [
+            {"name": title, "cells": [number(gates[f"{prefix}_{key}"], 3) for prefix in sides.values()]}
+            for title, key in (*means, *separations)
+        ],
+        "gate_columns": [GATE_SIDES[side] for side in sides],
+        "gate_histograms": [
+            {"title": GATE_SIDES[side].capitalize(), "svg": svg} for side, svg in gate_histograms(pairs).items()
+        ],
     }
 
 

@@ -6,7 +6,7 @@ Shapes: B pairs of a batch, R regions, D region_dim, N words of the longest capt
 import math
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
@@ -56,14 +56,14 @@ class Batch:
 
 
 class Split:
-    """The captions of a split and the regions of their images.
+    """The captions of a split and the regions of their images; `content` holds the ids of content words.
 
     Raises:
         InputError: captions name images without regions or words outside the vocabulary, or a file is damaged.
     """
 
-    def __init__(self, store: RegionStore, captions: Path, vocabulary: Vocabulary) -> None:
-        self.store = store
+    def __init__(self, store: RegionStore, captions: Path, vocabulary: Vocabulary, content: Sequence[int] = ()) -> None:
+        self.store, self.content = store, content
         try:
             self.captions = CaptionTable.load(captions)
             self.rows: Indices = self.captions.image_index(store.image_ids)

@@ -27,6 +27,8 @@ from stages.training.validation import validate
 
 RECORDED_STEPS = 5000
 """Above this many steps, the tracking server gets means over several steps."""
+PRINTED = ("gate_positive_mean", "gate_negative_mean", "gate_auc")
+"""What is said of the gates at the end of an epoch."""
 
 
 class TrainingError(InputError):
@@ -242,7 +244,7 @@ class Trainer:
         if self.processes.rank:
             return
         loss = sum(progress.losses[-self.epoch_steps :]) / self.epoch_steps
-        gates = "".join(f", {n.replace('_', ' ')} {v:.3f}" for n, v in metrics.items() if n.startswith("gate"))
+        gates = "".join(f", {n.replace('_', ' ')} {v:.3f}" for n, v in metrics.items() if n in PRINTED)
         self.bar.write(f"epoch {epoch}: loss {loss:.3f}, val rsum {metrics['rsum']:.1f}{gates}")
 
     def _save(self) -> None:

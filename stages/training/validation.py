@@ -7,6 +7,7 @@ from torch import Tensor
 from camp_model.camp import CAMP
 from camp_model.encoders import length_mask
 from camp_model.metrics import retrieval_metrics
+from stages.pair_gates import KINDS, hardest_others, mean_gates, random_others, summarise, why_no_gates
 from stages.training.data import Indices, Split
 from stages.training.device import Precision
 from stages.training.processes import Processes
@@ -14,12 +15,13 @@ from stages.training.processes import Processes
 CHUNK = 256
 """Captions, or images, encoded at a time."""
 GATE_PAIRS = 1000
-"""Captions whose gates are looked at, each with its own image and with a random other one."""
+"""Captions whose gates are looked at, each with its own image, a random other one and the other one that scores
+highest."""
 
 
 @torch.inference_mode()
 def validate(model: CAMP, split: Split, precision: Precision, processes: Processes) -> dict[str, float]:
-    """Recall in both directions, rsum, and mean gates of matching and of random pairs where the model has gates.
+    """Recall in both directions, rsum, and mean gates of matching and of other pairs where the model has gates.
 
     The processes share the captions; all of them get the same result.
     """
@@ -35,7 +37,9 @@ def validate(model: CAMP, split: Split, precision: Precision, processes: Process
             scores[:, torch.from_numpy(chunk).to(device)] = model.score_matrix(regions, mask, words, word_mask).float()
         processes.sum_(scores)
         caption_image = torch.from_numpy(np.searchsorted(split.images, split.rows))
-        return retrieval_metrics(scores.cpu(), caption_image) | _gate_means(model, split, regions, mask, caption_image)
+        scores = scores.cpu()
+        gates = _gate_means(model, split, regions, mask, scores, caption_image)
+        return retrieval_metrics(scores, caption_image) | gates
 
 
 def _encode_images(model: CAMP, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -52,36 +56,23 @@ def _encode_captions(model: CAMP, split: Split, chunk: Indices, device: torch.de
     return model.encode_captions(tokens.to(device), lengths), length_mask(lengths, tokens.shape[1]).to(device)
 
 
-def _gate_means(model: CAMP, split: Split, regions: Tensor, mask: Tensor, caption_image: Tensor) -> dict[str, float]:
-    """gate_positive_mean, gate_negative_mean and gate_auc over mean word gates (region gates if words have none)."""
-    if model.messages is None or model.config.gate == "none" or len(regions) < 2:
+def _gate_means(
+    model: CAMP, split: Split, regions: Tensor, mask: Tensor, scores: Tensor, caption_image: Tensor
+) -> dict[str, float]:
+    """The numbers of `pair_gates.NAMES` that the model has."""
+    if why_no_gates(model.config) or len(regions) < 2:
         return {}
     generator = np.random.default_rng(0)
     chosen = generator.choice(len(split), min(GATE_PAIRS, len(split)), replace=False)
     own = caption_image.numpy()[chosen]
-    other = (own + generator.integers(1, len(regions), len(own))) % len(regions)
-    means: list[Tensor] = []
-    for images in (own, other):
-        parts = []
-        for start in range(0, len(chosen), CHUNK):
-            words, word_mask = _encode_captions(model, split, chosen[start : start + CHUNK], regions.device)
-            rows = torch.from_numpy(images[start : start + CHUNK]).to(regions.device)
-            details = model.inspect_pairs(regions[rows], mask[rows], words, word_mask)
-            if details.word_gates is not None:
-                parts.append(details.word_gates.sum(1) / word_mask.sum(1))
-            elif details.region_gates is not None:
-                parts.append(details.region_gates.sum(1) / mask[rows].sum(1))
-        means.append(torch.cat(parts).float().cpu())
-    positive, negative = means
-    return {
-        "gate_positive_mean": positive.mean().item(),
-        "gate_negative_mean": negative.mean().item(),
-        "gate_auc": _area_under_curve(positive.numpy(), negative.numpy()),
+    images = (own, random_others(own, len(regions), generator), hardest_others(scores, caption_image.numpy())[chosen])
+
+    def encoded(images: np.ndarray) -> tuple[Tensor, Tensor]:
+        rows = torch.from_numpy(images).to(regions.device)
+        return regions[rows], mask[rows]
+
+    gates = {
+        kind: mean_gates(model, encoded, split.captions, rows=chosen, images=other, content=split.content)
+        for kind, other in zip(KINDS, images, strict=True)
     }
-
-
-def _area_under_curve(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Chance that a matching pair's gates are more open than a random pair's; equal values count half."""
-    ordered = np.sort(negative)
-    below = np.searchsorted(ordered, positive, "left") + np.searchsorted(ordered, positive, "right")
-    return float(below.mean() / 2 / len(negative))
+    return {name: value for name, value in summarise(gates).items() if value is not None}

@@ -23,9 +23,20 @@ from camp_model.checkpoint import save_checkpoint
 from camp_model.config import CampConfig
 from camp_model.regions import ImageRegions, StoreInfo, write_manifest, write_rejected, write_shard
 from camp_model.vocabulary import Vocabulary, tokenize
+from stages.foils.facts import photograph_facts
+from stages.foils.lexicon import choose_lexicon
+from stages.foils.making import foils_of
+from stages.foils.table import write_foils
+from stages.foils.words import save_words
 
 COLOURS = ("red", "green", "blue", "yellow")
 SHAPES = ("circle", "square")
+LEXICON = {
+    "colour": {word: [word] for word in COLOURS},
+    "object": {word: [word, f"{word}s"] for word in SHAPES},
+    "relation": {"above": ["above"], "below": ["below"]},
+    "opposites": [["above", "below"]],
+}
 HOSTILE = "<script>alert(1)</script> a red circle & \"two\" </script><img src=x onerror='alert(2)'>"
 REGIONS, WIDTH = 5, 8
 
@@ -101,6 +112,21 @@ def _tables(root: Path, images: list[str], sizes: list[tuple[int, int]], caption
     vocabulary.save(root / "data/captions/vocabulary.json")
     tokens = [vocabulary.encode(tokenize(text)) for text in texts]
     write_captions(root / "data/captions/test.parquet", ids, image_ids, texts, tokens)
+    (root / "lexicon.json").write_text(json.dumps(LEXICON))
+    lexicon = choose_lexicon(str(root / "lexicon.json"))
+    save_words(lexicon.words, root / "data/captions/lexicon.json")
+    words = [tokenize(text) for text in texts]
+    foils = []
+    for caption_id, image_id, text, caption, facts in zip(
+        ids, image_ids, texts, words, photograph_facts(lexicon, image_ids, words, root / "none"), strict=True
+    ):
+        for foil in foils_of(caption_id, text, caption, facts, lexicon, vocabulary):
+            foils.append({
+                "caption_id": caption_id, "image_id": image_id, "text": foil.text, "kind": foil.kind,
+                "tokens": vocabulary.encode(foil.words), "length": len(foil.words), "position": foil.position,
+                "word": foil.word, "foil_word": foil.foil_word,
+            })  # fmt: skip
+    write_foils(root / "data/captions/foils_test.parquet", foils)
 
 
 def _regions(folder: Path, images: list[str], sizes: list[tuple[int, int]], places: list[list], generator) -> None:

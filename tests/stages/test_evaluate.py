@@ -16,8 +16,8 @@ from camp_model.metrics import retrieval_metrics
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
 from stages.evaluate import evaluate, folds_of, read_split
-from stages.evaluation.gates import area_under_curve
 from stages.evaluation.scores import rank_fold, score_fold
+from stages.pair_gates import area_under_curve
 from stages.params import EvaluateParams, InputError
 
 CPU = torch.device("cpu")

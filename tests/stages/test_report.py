@@ -254,7 +254,9 @@ def test_evaluating_several_splits_shows_each_and_opens_test(make_run, tmp_path,
     monkeypatch.setenv("CAMP_TRACKING", "off")
     make_run(tmp_path)
     for name in ("val",):
-        (INPUTS.captions / f"{name}.parquet").write_bytes((INPUTS.captions / "test.parquet").read_bytes())
+        for part in ("", "foils_"):
+            source = INPUTS.captions / f"{part}test.parquet"
+            (INPUTS.captions / f"{part}{name}.parquet").write_bytes(source.read_bytes())
     evaluate(
         replace(EVALUATE, splits=("val", "test")), regions=INPUTS.regions,
         captions=INPUTS.captions, model=INPUTS.model, out=INPUTS.evaluation, metrics=INPUTS.metrics,

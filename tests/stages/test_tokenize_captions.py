@@ -29,7 +29,8 @@ def stage(tmp_path):
         gone = pa.table({"image_id": pa.array(list(rejected), pa.string())})
         pq.write_table(gone, tmp_path / "rejected.parquet")
         out = tmp_path / "out"
-        tokenize_captions(CaptionsParams(**params), tmp_path / "captions.parquet", tmp_path / "rejected.parquet", out)
+        params = CaptionsParams(**({"lexicon": "photographs"} | params))
+        tokenize_captions(params, tmp_path, tmp_path / "rejected.parquet", out)
         return out
 
     return run
@@ -101,17 +102,16 @@ def test_wrong_input_names_the_file_and_the_key(stage, tmp_path):
         stage(min_count=50)
     (tmp_path / "captions.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(InputError, match=r"captions\.parquet: cannot be read as Parquet"):
-        tokenize_captions(
-            CaptionsParams(), tmp_path / "captions.parquet", tmp_path / "rejected.parquet", tmp_path / "x"
-        )
+        tokenize_captions(CaptionsParams(), tmp_path, tmp_path / "rejected.parquet", tmp_path / "x")
     pq.write_table(pa.table({"caption_id": [1]}), tmp_path / "captions.parquet")
     with pytest.raises(InputError, match=r"captions\.parquet: image_id: no such column"):
-        tokenize_captions(
-            CaptionsParams(), tmp_path / "captions.parquet", tmp_path / "rejected.parquet", tmp_path / "x"
-        )
+        tokenize_captions(CaptionsParams(), tmp_path, tmp_path / "rejected.parquet", tmp_path / "x")
 
 
 def test_two_runs_write_the_same_bytes(stage):
     first = {path.name: path.read_bytes() for path in stage().iterdir()}
     assert {path.name: path.read_bytes() for path in stage().iterdir()} == first
-    assert set(first) == {"train.parquet", "val.parquet", "test.parquet", "vocabulary.json"}
+    assert set(first) == {
+        "train.parquet", "val.parquet", "test.parquet", "vocabulary.json", "lexicon.json", "foils_val.parquet",
+        "foils_test.parquet",
+    }  # fmt: skip

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from camp_model.captions import write_captions
 from camp_model.regions import ImageRegions, StoreInfo, write_manifest, write_shard
 from camp_model.vocabulary import Vocabulary
+from stages.foils.words import save_words
 from stages.params import ModelParams, Params, TrainParams
 from stages.train import Paths, train
 
@@ -54,6 +55,8 @@ def write_data(folder: Path, images: int = 30, captions: int = 2, val_images: in
     splits = {"train": names[:images], "val": names[images:] or names[:images]}
     vocabulary = Vocabulary.build(WORDS[i : i + 1] for i in range(len(WORDS)))
     vocabulary.save(paths.captions / "vocabulary.json")
+    # Shapes are no content words here: the means over content words differ from those over all.
+    save_words({"colour": {word: [word] for word in WORDS[:8]}}, paths.captions / "lexicon.json")
     for split, members in splits.items():
         pairs = [(name, words) for name in members for words in texts[name]]
         write_captions(

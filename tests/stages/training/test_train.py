@@ -12,6 +12,7 @@ from camp_model.encoders import length_mask
 from camp_model.metrics import retrieval_metrics
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
+from stages.pair_gates import NAMES
 from stages.params import InputError, ModelParams
 from stages.training import loop
 from stages.training.data import Split
@@ -45,10 +46,12 @@ def test_outputs_tell_what_happened(make_data, params, run_train):
     assert summary["steps"] == 3 * math.ceil(40 / 12) and len(epochs) == summary["epochs"] == 3
     best = max(epochs, key=lambda row: float(row["rsum"]))
     assert int(best["epoch"]) == summary["best_epoch"] and float(best["rsum"]) == summary["val_rsum"]
-    assert list(best) == [
+    assert list(best)[:11] == [
         "epoch", "rsum", "i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10",
         "gate_positive_mean", "gate_negative_mean", "gate_auc",
     ]  # fmt: skip
+    assert set(NAMES) <= set(best) and len(best) == len(set(best))
+    assert all(0 <= float(best[name]) <= 1 for name in NAMES)
     fingerprint = json.loads((paths.model / "fingerprint.json").read_text())
     assert fingerprint["detector"] == "made-up" and fingerprint["val_rsum"] == summary["val_rsum"]
     model, _, _ = load_checkpoint(paths.model)

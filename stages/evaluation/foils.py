@@ -1,0 +1,199 @@
+"""How often a caption beats its foil on its own picture, and which word of the foil the model holds responsible."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from camp_model.camp import CAMP
+from camp_model.encoders import length_mask
+from camp_model.regions import RegionStore
+from camp_model.vocabulary import UNK
+from stages.evaluation.scores import Split, encode_images, mean_logits
+from stages.foils.table import Foils
+from stages.foils.words import KINDS
+from stages.pair_gates import why_no_gates
+from stages.params import InputError
+
+FOIL_SCHEMA = pa.schema(
+    [
+        ("caption_id", pa.int64()),
+        ("image_id", pa.string()),
+        ("kind", pa.string()),
+        ("caption", pa.string()),
+        ("foil", pa.string()),
+        ("position", pa.int32()),  # of the changed word, in tokens
+        ("word", pa.string()),
+        ("foil_word", pa.string()),
+        ("caption_score", pa.float32()),  # logits
+        ("foil_score", pa.float32()),
+        ("guilty_by_score", pa.int32()),  # positions
+        ("guilty_by_gate", pa.int32()),  # null where words have no gates
+        ("candidates", pa.int32()),  # words that could be held responsible
+    ],
+    metadata={"camp.format": "foils", "camp.version": "1"},
+)
+AT_ONCE = 32
+"""Foils scored in one forward pass, each with all its variants."""
+
+
+def choose_foils(foils: Foils, split: Split, rows: np.ndarray, limit: int) -> list[int]:
+    """At most `limit` foils of some captions, drawn at random, as many of each kind as can be.
+
+    Args:
+        rows: int64, the captions' rows in the split's table.
+    """
+    wanted = set(split.captions.caption_ids[rows].tolist())
+    order = np.random.default_rng(0).permutation(len(foils)).tolist()
+    seen = dict.fromkeys(KINDS, 0)
+    turns = []
+    for foil in order:
+        if int(foils.captions.caption_ids[foil]) in wanted:
+            kind = foils.kinds[foil]
+            turns.append((seen[kind], KINDS.index(kind), foil))
+            seen[kind] += 1
+    return sorted(foil for _, _, foil in sorted(turns)[:limit])
+
+
+@torch.inference_mode()
+def measure_foils(
+    models: Sequence[CAMP],
+    store: RegionStore,
+    split: Split,
+    foils: Foils,
+    chosen: Sequence[int],
+    *,
+    lexicon: Sequence[int],
+    device: torch.device,
+) -> pa.Table:
+    """Score foils and their captions against the captions' own pictures; a table of FOIL_SCHEMA.
+
+    The word held responsible is one of the foil's words that the lexicon has. By score: the word whose replacement by
+    <unk> raises the foil's logit the most. By gate: the word whose gate, in the first model, is the lowest.
+
+    Args:
+        chosen: rows of `foils`.
+        lexicon: ids of the lexicon's words.
+
+    Raises:
+        InputError: the lexicon lacks a changed word, or the split a foil's caption.
+    """
+    row_of = {caption_id: row for row, caption_id in enumerate(split.captions.caption_ids.tolist())}
+    known = set(lexicon)
+    rows: list[dict[str, Any]] = []
+    for start in tqdm(range(0, len(chosen), AT_ONCE), desc=f"foils {split.name}", mininterval=2, dynamic_ncols=True):
+        part = list(chosen[start : start + AT_ONCE])
+        cases = [_case(split, foils, foil, row_of, known) for foil in part]
+        images = [foils.captions.image_ids[foil] for foil in part]
+        logits = mean_logits([_variant_logits(model, store, images, cases, device) for model in models]).tolist()
+        gates = _gates(models[0], store, images, cases, device)
+        for number, (foil, (candidates, variants)) in enumerate(zip(part, cases, strict=True)):
+            (caption, own, *without), logits = logits[: len(variants)], logits[len(variants) :]
+            rows.append({
+                "caption_id": int(foils.captions.caption_ids[foil]), "image_id": images[number],
+                "kind": foils.kinds[foil],
+                "caption": split.captions.texts[row_of[int(foils.captions.caption_ids[foil])]],
+                "foil": foils.captions.texts[foil], "position": foils.positions[foil], "word": foils.words[foil],
+                "foil_word": foils.foil_words[foil], "caption_score": caption, "foil_score": own,
+                "guilty_by_score": candidates[int(np.argmax(without))],
+                "guilty_by_gate": None if gates is None else candidates[int(np.argmin(gates[number, candidates]))],
+                "candidates": len(candidates),
+            })  # fmt: skip
+    return pa.Table.from_pylist(rows, FOIL_SCHEMA)
+
+
+def _case(
+    split: Split, foils: Foils, foil: int, row_of: Mapping[int, int], known: set[int]
+) -> tuple[list[int], list[Tensor]]:
+    """Positions that could be held responsible; and the caption, the foil, and the foil without each of them."""
+    caption_id = int(foils.captions.caption_ids[foil])
+    own = foils.captions.batch([foil])[0][0]
+    candidates = [position for position, word in enumerate(own.tolist()) if word in known]
+    if caption_id not in row_of or foils.positions[foil] not in candidates:
+        what = f"caption {caption_id}" if caption_id not in row_of else f"the word {foils.foil_words[foil]!r}"
+        raise InputError(
+            f"{foils.captions.path}: {what}: is not in {split.captions.path.name} or lexicon.json beside it; expected "
+            "all three from one run of tokenize_captions"
+        )
+    without = []
+    for position in candidates:
+        variant = own.clone()
+        variant[position] = UNK
+        without.append(variant)
+    caption, lengths = split.captions.batch([row_of[caption_id]])
+    return candidates, [caption[0, : int(lengths[0])], own, *without]
+
+
+def _encode(
+    model: CAMP, store: RegionStore, images: Sequence[str], texts: Sequence[Tensor], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    regions, region_mask = encode_images(model, store, images, device)
+    lengths = torch.tensor([len(text) for text in texts])
+    tokens = pad_sequence(list(texts), batch_first=True).to(device)
+    return (
+        regions,
+        region_mask,
+        model.encode_captions(tokens, lengths),
+        length_mask(lengths.to(device), tokens.shape[1]),
+    )
+
+
+def _variant_logits(
+    model: CAMP,
+    store: RegionStore,
+    images: Sequence[str],
+    cases: Sequence[tuple[Any, list[Tensor]]],
+    device: torch.device,
+) -> Tensor:
+    """Logits of every variant of every case, one after the other."""
+    texts = [variant for _, variants in cases for variant in variants]
+    regions, region_mask, words, word_mask = _encode(model, store, images, texts, device)
+    counts = torch.tensor([len(variants) for _, variants in cases], device=device)
+    image = torch.repeat_interleave(torch.arange(len(cases), device=device), counts)
+    return model.score_pairs(regions[image], region_mask[image], words, word_mask).float().cpu()
+
+
+def _gates(
+    model: CAMP,
+    store: RegionStore,
+    images: Sequence[str],
+    cases: Sequence[tuple[Any, list[Tensor]]],
+    device: torch.device,
+) -> np.ndarray | None:
+    """The word gates [P, N] of the foils; None where words have none."""
+    if why_no_gates(model.config):
+        return None
+    gates = model.inspect_pairs(
+        *_encode(model, store, images, [variants[1] for _, variants in cases], device)
+    ).word_gates
+    return None if gates is None else gates.float().cpu().numpy()
+
+
+def foil_metrics(table: pa.Table) -> dict[str, dict[str, float | int | None]]:
+    """How many foils of each kind and of all; percent whose caption scores higher; percent whose changed word is held
+    responsible, by score and by gate (None where words have no gates), and by a guess among the candidates."""
+    columns = table.to_pydict()
+    kinds, position = np.array(columns["kind"], dtype=object), np.array(columns["position"], dtype=int)
+    truths = np.array(columns["foil_score"], dtype=float) < np.array(columns["caption_score"], dtype=float)
+    by_score = np.array(columns["guilty_by_score"], dtype=int) == position
+    gate = np.array(columns["guilty_by_gate"], dtype=float)  # NaN where null
+    by_gate = np.where(np.isnan(gate), np.nan, gate == position)
+    chance = 1 / np.array(columns["candidates"], dtype=float)
+    found: dict[str, dict[str, float | int | None]] = {}
+    for kind in (*KINDS, "all"):
+        of_kind = np.ones(len(kinds), bool) if kind == "all" else kinds == kind
+        if of_kind.any():
+            gated = by_gate[of_kind]
+            found[kind] = {
+                "foils": int(of_kind.sum()),
+                "true_first": 100 * float(truths[of_kind].mean()),
+                "guilty_by_score": 100 * float(by_score[of_kind].mean()),
+                "guilty_by_gate": None if np.isnan(gated).any() else 100 * float(gated.mean()),
+                "chance": 100 * float(chance[of_kind].mean()),
+            }
+    return found

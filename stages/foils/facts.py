@@ -1,0 +1,124 @@
+"""What is known of a picture, to make sure that a foil is false of it."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from camp_model.vocabulary import tokenize
+from stages.foils.lexicon import Lexicon, Tag
+from stages.params import InputError
+
+_ATTRIBUTES = {"object": "shape", "colour": "colour", "texture": "texture", "size": "size"}
+_AXES = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}
+"""Relation -> axis (0 is x), and the sign of object minus subject along it; y grows downwards."""
+
+
+class Facts(Protocol):
+    """What is known of one caption's picture."""
+
+    def refute(self, tag: Tag, canonical: str) -> bool:
+        """Whether the caption is certainly false once `canonical` stands in the place of the tagged word."""
+        ...
+
+
+@dataclass(frozen=True)
+class SceneFacts:
+    """An embedded scene's ground truth, for one of its captions."""
+
+    scene: Mapping[str, Any]
+    """A row of GROUND_TRUTH."""
+    caption: Mapping[str, Any]
+    """One of its captions: mentions and relations."""
+
+    def refute(self, tag: Tag, canonical: str) -> bool:
+        """A word that no object has; a count other than the exact one; a relation that no fitting pair is in."""
+        if tag.kind in _ATTRIBUTES:
+            return all(item[_ATTRIBUTES[tag.kind]] != canonical for item in self.scene["objects"])
+        if tag.kind == "count":
+            return True  # captions count all that fit the words, so any other number is wrong
+        (relation,) = self.caption["relations"]
+        subjects, objects = (self._fitting(self.caption["mentions"][relation[end]]) for end in ("subject", "object"))
+        axis, sign = _AXES[canonical]
+        centres = self.scene["centres"]
+        return all(
+            sign * (centres[j][axis] - centres[i][axis]) <= 0 for i in subjects for j in objects if i != j
+        )  # fmt: skip
+
+    def _fitting(self, mention: Mapping[str, Any]) -> list[int]:
+        """Every object that a mention's words are true of."""
+        said = {key: mention[key] for key in _ATTRIBUTES.values() if mention[key] is not None}
+        return [i for i, item in enumerate(self.scene["objects"]) if all(item[key] == said[key] for key in said)]
+
+
+class PhotographFacts:
+    """What people say of a photograph, and the categories of its boxes where there are any.
+
+    Captions leave much unsaid: that a word occurs in none of a picture's captions is strong evidence, not proof.
+    """
+
+    def __init__(self, lexicon: Lexicon, captions: Iterable[Sequence[str]], categories: Iterable[str] = ()) -> None:
+        self.lexicon = lexicon
+        self.said = [f" {' '.join(words)} " for words in captions]
+        self.categories = set(categories)
+
+    def refute(self, tag: Tag, canonical: str) -> bool:
+        """No caption of the picture has any of the words for it, and no box is of that category."""
+        if tag.kind == "object" and canonical in self.categories:
+            return False
+        surfaces = [f" {' '.join(tokenize(surface))} " for surface in self.lexicon.words[tag.kind][canonical]]
+        return not any(surface in caption for surface in surfaces for caption in self.said)
+
+
+def scene_facts(path: Path, image_ids: Sequence[str], texts: Sequence[str]) -> list[Facts]:
+    """The facts of some captions of embedded scenes, from their ground truth.
+
+    Raises:
+        InputError: the file is missing or broken, or does not know a caption.
+    """
+    try:
+        wanted = pa.array(sorted(set(image_ids)))
+        table = pq.read_table(path, columns=["image_id", "objects", "centres", "captions"])
+        rows = table.filter(pc.is_in(table["image_id"], value_set=wanted)).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(
+            f"captions.lexicon: scenes needs the ground truth of drawn scenes: {path}: cannot be read ({error}); "
+            "expected that file, or photographs or the path of a lexicon"
+        ) from None
+    known = {
+        (row["image_id"], caption["text"]): SceneFacts(row, caption) for row in rows for caption in row["captions"]
+    }
+    facts: list[Facts] = []
+    for key in zip(image_ids, texts, strict=True):
+        if key not in known:
+            raise InputError(
+                f"{path}: captions: scene {key[0]} has no caption {key[1]!r}; expected those of its dataset"
+            )
+        facts.append(known[key])
+    return facts
+
+
+def photograph_facts(
+    lexicon: Lexicon, image_ids: Sequence[str], words: Sequence[Sequence[str]], boxes: Path
+) -> list[Facts]:
+    """The facts of some captions of photographs, from all captions given and the boxes, where there is such a file."""
+    said: defaultdict[str, list[Sequence[str]]] = defaultdict(list)
+    for image_id, caption in zip(image_ids, words, strict=True):
+        said[image_id].append(caption)
+    categories: defaultdict[str, set[str]] = defaultdict(set)
+    if boxes.is_file():
+        try:
+            table = pq.read_table(boxes, columns=["image_id", "category"])
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{boxes}: cannot be read as Parquet ({error})") from None
+        for image_id, category in zip(table["image_id"].to_pylist(), table["category"].to_pylist(), strict=True):
+            categories[image_id].add(category)
+    of_image = {
+        image_id: PhotographFacts(lexicon, captions, categories[image_id]) for image_id, captions in said.items()
+    }
+    return [of_image[image_id] for image_id in image_ids]

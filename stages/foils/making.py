@@ -1,0 +1,84 @@
+"""Foils of captions: one word changed, to one that the vocabulary knows and that is false of the picture."""
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from camp_model.vocabulary import Vocabulary, tokenize
+from stages.foils.facts import Facts
+from stages.foils.lexicon import Lexicon, Tag
+from stages.foils.words import KINDS
+
+
+@dataclass(frozen=True)
+class Foil:
+    """A caption with one word changed."""
+
+    kind: str
+    text: str
+    words: list[str]
+    position: int
+    """Of the changed word in `words`."""
+    word: str
+    """The caption's own word there."""
+
+    @property
+    def foil_word(self) -> str:
+        return self.words[self.position]
+
+
+def foils_of(
+    caption_id: int, text: str, words: Sequence[str], facts: Facts, lexicon: Lexicon, vocabulary: Vocabulary
+) -> Iterator[Foil]:
+    """One foil of each kind for which one is possible. What is drawn depends on the caption's id and the kind alone.
+
+    Args:
+        words: of the caption, as far as the model reads them.
+    """
+    tags = [tag for tag in lexicon.tag(words) if words[tag.position] in vocabulary]
+    for kind in KINDS:
+        digest = hashlib.sha256(f"{caption_id} {kind}".encode()).digest()
+        rng = np.random.default_rng(int.from_bytes(digest[:16], "big"))
+        of_kind = [tag for tag in tags if tag.kind == kind]
+        for number in rng.permutation(len(of_kind)).tolist():
+            tag = of_kind[number]
+            foil_word = _draw(rng, tag, words, facts, lexicon, vocabulary)
+            if foil_word is not None:
+                changed = [*words[: tag.position], foil_word, *words[tag.position + 1 :]]
+                yield Foil(
+                    kind, _rewrite(text, words, tag.position, foil_word), changed, tag.position, words[tag.position]
+                )
+                break
+
+
+def _draw(
+    rng: np.random.Generator, tag: Tag, words: Sequence[str], facts: Facts, lexicon: Lexicon, vocabulary: Vocabulary
+) -> str | None:
+    """A word for the tagged one's place, or None."""
+    before = words[tag.position - 1] if tag.position else ""
+    for canonicals in lexicon.others(tag):
+        usable = [
+            word
+            for canonical in canonicals
+            if (word := lexicon.replacement(tag.kind, canonical, words[tag.position], before, vocabulary))
+            and facts.refute(tag, canonical)
+        ]
+        if usable:
+            return usable[int(rng.integers(len(usable)))]
+    return None
+
+
+def _rewrite(text: str, words: Sequence[str], position: int, foil_word: str) -> str:
+    """The caption as written with the word at `position` replaced; its words alone where that cannot be done."""
+    word = words[position]
+    # The model may read less than all of the text: what comes after is kept.
+    rest = tokenize(text)[len(words) :]
+    for found in re.finditer(re.escape(word), text, re.IGNORECASE):
+        new = foil_word.capitalize() if found[0][0].isupper() else foil_word
+        changed = text[: found.start()] + new + text[found.end() :]
+        if tokenize(changed) == [*words[:position], foil_word, *words[position + 1 :], *rest]:
+            return changed
+    return " ".join([*words[:position], foil_word, *words[position + 1 :], *rest])

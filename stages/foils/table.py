@@ -1,0 +1,59 @@
+"""The table of foils: one Parquet file per split, a row per foil."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from camp_model.captions import SCHEMA as CAPTION_SCHEMA
+from camp_model.captions import CaptionTable
+from camp_model.regions import replacing
+from stages.params import InputError
+
+_MORE = (
+    pa.field("kind", pa.string(), nullable=False),
+    pa.field("position", pa.int32(), nullable=False),  # of the changed word in tokens
+    pa.field("word", pa.string(), nullable=False),  # the caption's own
+    pa.field("foil_word", pa.string(), nullable=False),
+)
+SCHEMA = pa.schema([*CAPTION_SCHEMA, *_MORE], CAPTION_SCHEMA.metadata)
+"""A caption table whose texts and tokens are those of the foils, with four more columns; a caption may come often."""
+
+
+@dataclass(frozen=True)
+class Foils:
+    """The foils of one split. Row i of `captions` and of every other column belongs to foil i."""
+
+    captions: CaptionTable
+    kinds: list[str]
+    positions: list[int]
+    words: list[str]
+    foil_words: list[str]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+def write_foils(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write one split's foils, rows of SCHEMA; the file appears whole or not at all."""
+    with replacing(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(list(rows), SCHEMA), temporary, compression="zstd")
+
+
+def read_foils(path: Path) -> Foils:
+    """Read a file that `write_foils` wrote.
+
+    Raises:
+        InputError: the file cannot be read or is of another format.
+    """
+    try:
+        captions = CaptionTable.load(path)
+        columns = pq.read_table(path, columns=[field.name for field in _MORE], partitioning=None).to_pydict()
+    except (ValueError, OSError, pa.ArrowException) as error:
+        raise InputError(f"{error}; expected {path.name} of the stage tokenize_captions") from None
+    if missing := [field.name for field in _MORE if field.name not in columns]:
+        raise InputError(f"{path}: {missing[0]}: no such column; expected a table of foils")
+    return Foils(captions, columns["kind"], columns["position"], columns["word"], columns["foil_word"])

@@ -1,0 +1,83 @@
+"""Words by what they name, as the stage tokenize_captions writes them for all others to read: lexicon.json.
+
+`{kind: {canonical: [surface words]}}`, the usual word first, plurals and synonyms among them.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from camp_model.regions import replacing
+from camp_model.vocabulary import UNK, Vocabulary, tokenize
+from stages.params import InputError
+
+KINDS = ("object", "colour", "size", "texture", "count", "relation")
+CONTENT_KINDS = ("object", "colour", "size", "texture")
+"""Kinds of content words: what a region alone can show."""
+Words = Mapping[str, Mapping[str, Sequence[str]]]
+
+
+def is_texts(value: object) -> bool:
+    """Whether `value` is a list of texts."""
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def read_object(path: Path, where: str = "") -> dict[str, Any]:
+    """A lexicon file's JSON object; `where` goes before its name in errors."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{where}{path}: cannot be read ({error.strerror}); expected a lexicon's JSON") from None
+    except ValueError as error:
+        raise InputError(f"{where}{path}: is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{where}{path}: expected {{kind: {{canonical: [surface words]}}}}")
+    return content
+
+
+def check_words(content: Mapping[str, Any], where: str) -> Words:
+    """`content` as words.
+
+    Raises:
+        InputError: an unknown kind, or something other than words; the message begins with `where`.
+    """
+    for kind, entries in content.items():
+        if kind not in KINDS:
+            raise InputError(f"{where}: {kind}: unknown kind; expected some of {', '.join(KINDS)}")
+        if not isinstance(entries, dict):
+            raise InputError(f"{where}: {kind}: expected {{canonical: [surface words]}}")
+        for canonical, surfaces in entries.items():
+            if not is_texts(surfaces) or not all(tokenize(surface) for surface in surfaces):
+                raise InputError(f"{where}: {kind}.{canonical}: {surfaces!r}; expected a list of words")
+    return {
+        kind: {
+            canonical: [" ".join(tokenize(surface)) for surface in surfaces] for canonical, surfaces in entries.items()
+        }
+        for kind, entries in content.items()
+    }
+
+
+def words_of(words: Words, kinds: Iterable[str] = KINDS) -> list[str]:
+    """Every surface of some kinds, each once."""
+    return list(dict.fromkeys(s for kind in kinds for surfaces in words.get(kind, {}).values() for s in surfaces))
+
+
+def save_words(words: Words, path: Path) -> None:
+    """Write lexicon.json whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(words, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def load_words(path: Path) -> Words:
+    """Read lexicon.json, which the stage tokenize_captions writes.
+
+    Raises:
+        InputError: the file cannot be read or is in another form.
+    """
+    return check_words(read_object(path), str(path))
+
+
+def word_ids(words: Words, vocabulary: Vocabulary, kinds: Iterable[str] = KINDS) -> list[int]:
+    """Ids of the single words of some kinds that the vocabulary knows, ascending."""
+    return sorted(i for i in set(vocabulary.encode(words_of(words, kinds))) if i != UNK)
