@@ -1,5 +1,6 @@
 """The DAG of dvc.yaml, as DVC itself reads it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,26 @@ def read_dag(root: Path = Path(), targets: tuple[str, ...] = ()) -> Dag:
             return Dag(stages, repo.config["core"].get("remote"))
     except DvcException as error:
         raise ValueError(f"{root.resolve()}: {error}") from None
+
+
+def shared_stages(keys: Iterable[str], root: Path = Path()) -> list[str]:
+    """Stages that no change of these dotted params keys reaches: what experiments over them have in common."""
+    import networkx
+    from dvc.repo import Repo
+
+    changed = [key.split(".") for key in keys]
+
+    def reads(param: str) -> bool:
+        """Whether a key lies below `param`, or the other way round."""
+        parts = param.split(".")
+        return any(all(a == b for a, b in zip(parts, key, strict=False)) for key in changed)
+
+    with Repo(str(root)) as repo:
+        graph = repo.index.graph
+        params = {stage: [name for dep in stage.deps for name in getattr(dep, "params", ())] for stage in graph}
+        touched = {stage for stage, names in params.items() if any(map(reads, names))}
+        touched |= {up for stage in touched for up in networkx.ancestors(graph, stage)}  # an edge leads to a dependency
+        return [stage.addressing for stage in networkx.dfs_postorder_nodes(graph) if stage not in touched]
 
 
 def metrics_diff(base: str, root: Path = Path()) -> list[dict[str, object]]:

@@ -1,20 +1,20 @@
-"""The flows `ablation` and `sweep`: DVC experiments side by side, each in a workspace of its own, under one MLflow run.
+"""DVC experiments side by side, each in a workspace of its own, under one MLflow run; and the flow `sweep` over them.
 
-python -m pipelines.experiments ablation --jobs 2
-python -m pipelines.experiments sweep '{"model.gate": ["scalar", "none"], "train.seed": [0, 1]}'
+python -m pipelines.experiments '{"model.gate": ["scalar", "none"], "train.seed": [0, 1]}'
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
@@ -23,7 +23,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
 from pipelines.commands import begin, end_all, run_command
-from pipelines.reproduce import can_pass
+from pipelines.dag import shared_stages
+from pipelines.reproduce import DVC, can_pass
 from stages.params import InputError
 from stages.tracking import PARENT, track
 from stages.tracking_model import promote as promote_model
@@ -31,18 +32,6 @@ from stages.tracking_restore import find_run
 from stages.tracking_spool import main_root
 from stages.tracking_store import store_uri
 
-PAPER: dict[str, dict[str, Any]] = {
-    "full": {},
-    "no-gate": {"model.gate": "none", "train.gate_supervision": 0.0},
-    "no-residual": {"model.residual": False},
-    "mean-pooling": {"model.pooling": "mean"},
-    "no-messages": {"model.message_passing": "none", "train.gate_supervision": 0.0},
-    "joint-embedding": {
-        "model.message_passing": "none", "model.matching": "cosine", "train.loss": "triplet",
-        "train.gate_supervision": 0.0,
-    },
-}  # fmt: skip
-"""The ablations of the paper's tables 3 and 4: variant -> what it changes in params.yaml."""
 RANKED_BY = "val_rsum"
 """The number of metrics/train.json that decides: of the validation split, never of the test split."""
 
@@ -71,14 +60,19 @@ def variants_of(grid: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
     retry_condition_fn=can_pass,
     task_run_name="{name}",
 )
-def run_experiment(name: str, overrides: dict[str, Any], parent: str | None, threads: int) -> dict[str, Any]:
+def run_experiment(
+    name: str, overrides: dict[str, Any], parent: str | None, threads: int, target: str | None
+) -> dict[str, Any]:
     """Run one DVC experiment in its own workspace; its metrics.
 
     A stage whose inputs and params another experiment has had already comes from DVC's run cache.
+
+    Args:
+        target: the stage that it ends with; None: the last.
     """
     logger = get_run_logger()
-    if not _exists(name):  # else an earlier try of this run has ended well
-        command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", name]
+    if not _exists(name):  # else it has ended well before
+        command = [*DVC, "exp", "run", "--temp", "--name", name, *([target] if target else [])]
         for key, value in overrides.items():
             command += ["--set-param", f"{key}={json.dumps(value)}"]
         if Path("dvc.lock").is_file() and not _tracked("dvc.lock"):
@@ -128,16 +122,47 @@ def _rank(variants: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]])
     return rows
 
 
-def _run_all(kind: str, variants: Mapping[str, dict[str, Any]], jobs: int, promote: bool) -> list[dict[str, Any]]:
+def _hash(*values: object) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _common(shared: Sequence[str]) -> str:
+    """Hash of what all experiments have in common: tracked files that matter to a stage, and the shared results."""
+    files = ["--", ".", *(f":!{path}" for path in ("docs", "tests", "*.md", "dvc.lock", "metrics", "plots"))]
+    git = [["git", "ls-files", "-s", *files], ["git", "diff", "HEAD", *files]]
+    said = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for command in git]
+    lock = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8")) if shared else {}
+    return _hash(*said, [lock["stages"][name].get("outs", []) for name in shared])
+
+
+def _prepare(variants: Mapping[str, dict[str, Any]]) -> str:
+    """Bring the stages that no variant touches up to date, here and once; `_common` of them."""
+    shared = shared_stages({key for overrides in variants.values() for key in overrides})
+    if shared:
+        run_command([*DVC, "repro", *shared], get_run_logger().info)
+    return _common(shared)
+
+
+def _run_all(
+    kind: str, variants: Mapping[str, dict[str, Any]], jobs: int, promote: bool, target: str | None
+) -> tuple[list[dict[str, Any]], dict[str, str], str | None]:
+    """A row per variant, the experiments' names by variant, and the key of their MLflow parent.
+
+    Both depend on what is run alone, so a flow that was interrupted goes on where it was, with the same parent.
+    """
     logger = get_run_logger()
-    identity = str(flow_run.id or "")[:8]
-    names = {name: re.sub(r"[^a-zA-Z0-9.-]+", "-", f"{kind}-{identity}-{name}").strip("-.") for name in variants}
+    common = _prepare(variants)
+    names = {
+        name: re.sub(r"[^a-zA-Z0-9.-]+", "-", f"{kind}-{_hash(common, overrides, target)[:8]}-{name}").strip("-.")
+        for name, overrides in variants.items()
+    }
+    key = _hash(kind, common, variants, target)[:32]
     threads = max(1, (os.cpu_count() or 1) // jobs)
     results: dict[str, dict[str, Any]] = {}
     tags = {"prefect.flow_run": flow_run.id}
-    with track("sweep", {"variants": variants, "jobs": jobs}, name=f"{kind} {identity}", tags=tags) as run:
+    with track("sweep", {"variants": variants}, run_id=key, name=f"{kind} {key[:8]}", tags=tags) as run:
         futures = {
-            name: run_experiment.with_options(name=name).submit(names[name], overrides, run.run_id, threads)
+            name: run_experiment.with_options(name=name).submit(names[name], overrides, run.run_id, threads, target)
             for name, overrides in variants.items()
         }
         failed = []
@@ -158,7 +183,7 @@ def _run_all(kind: str, variants: Mapping[str, dict[str, Any]], jobs: int, promo
         raise RuntimeError(f"{len(failed)} of {len(variants)} experiments failed: {', '.join(failed)}")
     if promote:
         _promote(names[rows[0]["variant"]])
-    return rows
+    return rows, names, run.run_id
 
 
 def _promote(experiment: str) -> None:
@@ -176,22 +201,6 @@ def _promote(experiment: str) -> None:
     get_run_logger().info("champion is now version %s, of %s", version, experiment)
 
 
-@flow(name="ablation")
-def ablation(
-    variants: dict[str, dict[str, Any]] = PAPER,
-    jobs: int = 1,
-    promote: bool = False,
-) -> list[dict[str, Any]]:
-    """Train variants of the model side by side and rank them.
-
-    Args:
-        variants: name -> the params that it changes, as dotted keys; the paper's ablations if not given.
-        jobs: experiments that run at the same time.
-        promote: call the best one's model `champion` in MLflow.
-    """
-    return _side_by_side("ablation", variants, jobs, promote)
-
-
 @flow(name="sweep")
 def sweep(grid: dict[str, list[Any]], jobs: int = 1, promote: bool = False) -> list[dict[str, Any]]:
     """Try every combination of a grid of params and rank them.
@@ -201,37 +210,38 @@ def sweep(grid: dict[str, list[Any]], jobs: int = 1, promote: bool = False) -> l
         jobs: experiments that run at the same time.
         promote: call the best one's model `champion` in MLflow.
     """
-    return _side_by_side("sweep", variants_of(grid), jobs, promote)
+    return side_by_side("sweep", variants_of(grid), jobs, promote, None)[0]
 
 
-def _side_by_side(kind: str, variants: Mapping[str, dict[str, Any]], jobs: int, promote: bool) -> list[dict[str, Any]]:
-    """The experiments as a flow of their own, since how many run at once is part of a flow's definition."""
+def side_by_side(
+    kind: str, variants: Mapping[str, dict[str, Any]], jobs: int, promote: bool, target: str | None
+) -> tuple[list[dict[str, Any]], dict[str, str], str | None]:
+    """Run experiments side by side, up to `target` (None: all stages).
+
+    They are a flow of their own, since how many run at once is part of a flow's definition.
+
+    Returns:
+        A row per variant, the best validation first; the experiments' names by variant; the key of their MLflow parent.
+    """
     begin()
     if jobs < 1:
         raise InputError(f"jobs: {jobs} is below 1")
     runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=jobs)
     inner = flow(name=f"{kind} experiments", task_runner=runner, validate_parameters=False)(_run_all)  # type: ignore[arg-type]
     try:
-        rows: list[dict[str, Any]] = inner(kind, variants, jobs, promote)
+        return inner(kind, variants, jobs, promote, target)
     except BaseException:  # the flow is cancelled: its experiments are not left behind
         end_all()
         raise
-    return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train variants side by side.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("ablation", help="the paper's ablations")
-    commands.add_parser("sweep", help="a grid").add_argument("grid", type=json.loads, help="JSON: key -> values")
-    for command in commands.choices.values():
-        command.add_argument("--jobs", type=int, default=1)
-        command.add_argument("--promote", action="store_true")
+    parser = argparse.ArgumentParser(description="Train every combination of a grid side by side.")
+    parser.add_argument("grid", type=json.loads, help="JSON: dotted params key -> values")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--promote", action="store_true", help="call the best one's model champion in MLflow")
     given = parser.parse_args()
-    if given.command == "ablation":
-        ablation(jobs=given.jobs, promote=given.promote)
-    else:
-        sweep(given.grid, jobs=given.jobs, promote=given.promote)
+    sweep(given.grid, jobs=given.jobs, promote=given.promote)
 
 
 if __name__ == "__main__":

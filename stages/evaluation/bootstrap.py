@@ -1,4 +1,4 @@
-"""Paired bootstrap of rsum: how far a difference between two models depends on the images and seeds that it was seen on.
+"""Paired bootstrap of rsum: how far a difference between two models depends on the images and seeds it was seen on.
 
 An image brings its own query and those of its captions, so images are drawn and not captions; every model is measured
 on the same draw. Seeds are drawn too: a training is one sample of what its params give.
@@ -46,7 +46,7 @@ def image_hits(
     hits = (t2i_ranks[:, None] <= depths).sum(1).astype(np.float64)
     return ImageHits(
         image=(i2t_ranks[:, None] <= depths).sum(1).astype(np.float64),
-        captions=np.bincount(caption_image, hits, minlength=size),
+        captions=np.bincount(caption_image, hits, minlength=size).astype(np.float64),
         count=np.bincount(caption_image, minlength=size).astype(np.float64),
     )
 

@@ -1,0 +1,145 @@
+"""The flow `ablation`: the paper's five questions as a study, one change to the full model at a time.
+
+python -m pipelines.ablation --jobs 2 --set train.epochs=5
+"""
+
+import argparse
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+from prefect import flow, get_run_logger
+
+from pipelines.experiments import side_by_side
+from pipelines.study import read_outcome
+from pipelines.study_document import Facts, write_document
+from stages.params import InputError
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the study."""
+
+    label: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Dotted keys of params.yaml and what they become. Gate supervision ends by itself where nothing has gates."""
+
+
+NO_MESSAGES = {"model.message_passing": "none"}
+STUDY: dict[str, Variant] = {
+    "full": Variant("full model"),
+    "no-messages": Variant("without messages", NO_MESSAGES),
+    "image-to-text": Variant("image-to-text messages only", {"model.message_passing": "image_to_text"}),
+    "text-to-image": Variant("text-to-image messages only", {"model.message_passing": "text_to_image"}),
+    "no-gates": Variant("without gates", {"model.gate": "none"}),
+    "elementwise-gates": Variant("elementwise gates", {"model.gate": "elementwise"}),
+    "no-residual": Variant("without residual", {"model.residual": False}),
+    "sum-fusion": Variant("sum fusion", {"model.fusion": "sum"}),
+    "mean-pooling": Variant("mean pooling", {"model.pooling": "mean"}),
+    "mlp-pooling": Variant("released MLP pooling", {"model.pooling": "mlp"}),
+    "cosine-ranking": Variant("cosine, ranking loss", {"model.matching": "cosine", "train.loss": "triplet"}),
+    "cosine-bce": Variant("cosine, hardest-negative BCE", {"model.matching": "cosine"}),
+    "mlp-ranking": Variant("MLP, ranking loss", {"train.loss": "triplet"}),
+    "all-negatives": Variant("MLP, all-negatives BCE", {"train.loss": "bce"}),
+    "no-warm-up": Variant("no random-negative warm-up", {"train.random_negative_steps": 0}),
+    "no-supervision": Variant("no gate supervision (as published)", {"train.gate_supervision": 0.0}),
+    "joint-embedding": Variant(
+        "baseline: joint embedding (VSE++ style)", NO_MESSAGES | {"model.matching": "cosine", "train.loss": "triplet"}
+    ),
+    "scan": Variant(
+        "baseline: SCAN, text to image",
+        NO_MESSAGES | {"model.matching": "scan", "model.pooling": "mean", "train.loss": "triplet"},
+    ),
+}
+OVERRIDES = {name: variant.overrides for name, variant in STUDY.items()}
+
+
+def with_seeds(
+    variants: dict[str, dict[str, Any]], seeds: list[int], base: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Every variant with every training seed, `base` laid under it: {"full-s0": {..., "train.seed": 0}, ...}."""
+    return {
+        f"{name}-s{seed}": {**base, **overrides, "train.seed": seed}
+        for name, overrides in variants.items()
+        for seed in seeds
+    }
+
+
+@flow(name="ablation")
+def ablation(
+    variants: dict[str, dict[str, Any]] = OVERRIDES,
+    seeds: list[int] = [0, 1, 2],  # noqa: B006
+    base: dict[str, Any] = {},  # noqa: B006
+    jobs: int = 1,
+    promote: bool = False,
+    document: str = "docs/study.md",
+) -> list[dict[str, Any]]:
+    """The study: train variants of the model with several seeds, rank them, and write what they say of each other.
+
+    Args:
+        variants: name -> the params that it changes, as dotted keys; `full` is what the others are compared with.
+        seeds: training seeds of every variant.
+        base: params that are changed for all of them.
+        jobs: experiments that run at the same time.
+        promote: call the best one's model `champion` in MLflow.
+        document: where the comparison is written; empty: nowhere.
+    """
+    if document and "full" not in variants:
+        raise InputError("variants: full: is missing; expected the model that the others are compared with")
+    if not seeds:
+        raise InputError("seeds: is empty; expected at least one")
+    trainings = with_seeds(variants, seeds, base)
+    rows, names, parent = side_by_side("ablation", trainings, jobs, promote, "evaluate")
+    if document:
+        outcomes = {name: [read_outcome(names[f"{name}-s{seed}"]) for seed in seeds] for name in variants}
+        labels = {name: STUDY[name].label if name in STUDY else name for name in variants}
+        facts = Facts(labels, seeds, base, _data(), _commit(), parent)
+        write_document(Path(document), outcomes, facts)
+        get_run_logger().info("written: %s", document)
+    return rows
+
+
+def _data() -> str:
+    """The source, and the number of images and captions of each split."""
+    source = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["dataset"]["source"]
+    tables = {name: pq.read_table(f"data/dataset/{name}.parquet", columns=["split"]) for name in ("images", "captions")}
+    counts = {name: table["split"].value_counts().to_pylist() for name, table in tables.items()}
+    sizes = {name: {entry["values"]: entry["counts"] for entry in found} for name, found in counts.items()}
+    splits = [f"{split} {sizes['images'].get(split, 0):,} images and {sizes['captions'].get(split, 0):,} captions"
+              for split in ("train", "val", "test")]  # fmt: skip
+    return f"`{source}`; {', '.join(splits)}"
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """KEY=VALUE, the value as YAML."""
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected KEY=VALUE")
+    return key, yaml.safe_load(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The study: the paper's ablations and baselines, with several seeds.")
+    parser.add_argument("--only", nargs="+", choices=list(STUDY), help="these variants (default: all)", metavar="NAME")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--set", action="append", type=_setting, default=[], metavar="KEY=VALUE", help="for all of them"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="trainings that run at the same time")
+    parser.add_argument("--promote", action="store_true", help="call the best one's model champion in MLflow")
+    parser.add_argument("--document", default="docs/study.md", help="what is written (default: %(default)s)")
+    given = parser.parse_args()
+    variants = {name: STUDY[name].overrides for name in given.only or STUDY}
+    ablation(variants, given.seeds, dict(given.set), given.jobs, given.promote, given.document)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""What a finished study says: read from the commits of its DVC experiments, compared with the full model."""
+
+import io
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stages.evaluation.bootstrap import ImageHits, image_hits, rsum_difference
+from stages.params import InputError
+
+SPLIT = "test"
+"""Models are selected on val; what is reported is measured once, on test."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one training came to."""
+
+    recall: dict[str, float]
+    gates: dict[str, float | None]
+    foils: dict[str, dict[str, float | None]]
+    hits: ImageHits
+    curve: pd.DataFrame
+    """plots/val_recall.csv, a row per epoch."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Full model minus variant, in rsum, with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """What the interval allows to say of the full model."""
+        return "better" if self.low > 0 else "worse" if self.high < 0 else "no difference found"
+
+
+def _commit_of(experiment: str) -> str:
+    command = ["git", "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    for line in listed:
+        commit, _, name = line.partition(" ")
+        if name.rsplit("/", 1)[-1] == experiment:
+            return commit
+    raise InputError(f"{experiment}: there is no such DVC experiment; expected one that has finished")
+
+
+def read_outcome(experiment: str) -> Outcome:
+    """Read a finished experiment's metrics, curve and ranks, from git and DVC's cache.
+
+    Raises:
+        InputError: there is no such experiment, or it did not evaluate the test split.
+    """
+    from dvc.api import DVCFileSystem
+
+    files = DVCFileSystem(rev=_commit_of(experiment))
+
+    def metrics(name: str) -> Any:
+        content = json.loads(files.read_bytes(f"metrics/{name}.json"))
+        if SPLIT not in content:
+            raise InputError(
+                f"{experiment}: metrics/{name}.json: {SPLIT}: is missing; expected evaluate.splits to hold it"
+            )
+        return content[SPLIT]
+
+    def table(path: str) -> pd.DataFrame:
+        return pd.read_parquet(io.BytesIO(files.read_bytes(path)))
+
+    captions = table(f"data/captions/{SPLIT}.parquet")[["caption_id", "image_id"]]
+    return Outcome(
+        recall=metrics("retrieval"),
+        gates=metrics("gates"),
+        foils=metrics("foils"),
+        hits=hits_of(table(f"data/evaluation/{SPLIT}.parquet"), captions),
+        curve=pd.read_csv(io.BytesIO(files.read_bytes("plots/val_recall.csv"))),
+    )
+
+
+def hits_of(queries: pd.DataFrame, captions: pd.DataFrame) -> ImageHits:
+    """The hits of each image, images in the order of their ids.
+
+    Args:
+        queries: direction, query_id, rank, as evaluate writes them.
+        captions: caption_id, image_id.
+    """
+    ranks = {direction: rows.set_index("query_id")["rank"] for direction, rows in queries.groupby("direction")}
+    i2t = ranks["i2t"].sort_index()
+    image_of = captions.astype({"caption_id": str}).set_index("caption_id")["image_id"]
+    t2i = ranks["t2i"]
+    return image_hits(i2t.to_numpy(), t2i.to_numpy(), i2t.index.get_indexer(pd.Index(image_of[t2i.index])))
+
+
+def compare(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, Difference]:
+    """The full model against every other variant; outcomes[variant] has one entry per seed."""
+    full = [outcome.hits for outcome in outcomes["full"]]
+    return {
+        name: Difference(*rsum_difference(full, [outcome.hits for outcome in of_variant]))
+        for name, of_variant in outcomes.items()
+        if name != "full"
+    }
+
+
+def spread(values: Sequence[float | None]) -> tuple[float, float] | None:
+    """Mean and sample standard deviation over seeds; None where a model has no such number."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values) or not known:
+        return None
+    return float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else 0.0

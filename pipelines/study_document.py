@@ -1,0 +1,247 @@
+"""docs/study.md and its pictures: the study's outcomes as tables and answers. Generated, never typed."""
+
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from camp_model.regions import replacing
+from pipelines.study import SPLIT, Difference, Outcome, compare, spread
+from pipelines.summary import table
+
+Outcomes = Mapping[str, Sequence[Outcome]]
+"""Variant -> one outcome per seed; `full` is among them."""
+
+QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (
+        "Messages between words and regions improve fine-grained alignment",
+        ("no-messages", "image-to-text", "text-to-image", "joint-embedding", "scan"),
+    ),
+    ("Irrelevant and mismatched features are suppressed", ("no-residual", "no-supervision")),
+    ("A score learnt from fused features beats similarity in a joint space", ("cosine-bce", "cosine-ranking")),
+    ("Hardest-negative BCE beats the ranking loss", ("mlp-ranking", "all-negatives", "no-warm-up")),
+    ("Adaptive gates beat fixed fusion", ("no-gates", "elementwise-gates")),
+)
+GATE_ROWS = ("words", "gate"), ("content words", "gate_content"), ("regions", "region_gate")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the study ran on."""
+
+    labels: Mapping[str, str]
+    seeds: Sequence[int]
+    base: Mapping[str, Any]
+    """Params that the study sets for every row."""
+    data: str
+    """Where the images and captions come from, and how many they are."""
+    commit: str
+    run: str | None
+    """Key of the MLflow run that all trainings are nested under."""
+
+
+def write_document(path: Path, outcomes: Outcomes, facts: Facts) -> None:
+    """Write the document and, beside it, its two pictures."""
+    differences = compare(outcomes)
+    with replacing(path.with_name(f"{path.stem}-differences.svg")) as temporary:
+        _draw_differences(temporary, differences, facts)
+    with replacing(path.with_name(f"{path.stem}-gates.svg")) as temporary:
+        _draw_gates(temporary, outcomes, facts)
+    with replacing(path) as temporary:
+        temporary.write_text(_text(path, outcomes, differences, facts), encoding="utf-8")
+
+
+def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference], facts: Facts) -> str:
+    settings = ", ".join(f"`{key}: {value}`" for key, value in facts.base.items())
+    parts = [
+        "# The paper's five questions, answered by this pipeline\n",
+        "`make study` wrote this page; do not edit it. One row per model, one change at a time; mean and standard "
+        f"deviation over {len(facts.seeds)} training seeds ({', '.join(map(str, facts.seeds))}). Every model is "
+        f"selected on the validation split and measured once on the {SPLIT} split.\n",
+        f"![Difference in rsum to the full model]({path.stem}-differences.svg)\n",
+        table(_recall_rows(outcomes, differences, facts)),
+        "The difference is the full model minus the row, on the same images, with its 95 % bootstrap interval over "
+        "images and seeds: where it holds 0, no difference was found.\n",
+        "## The five questions\n",
+        *_answers(outcomes, differences, facts),
+        "## Gates\n",
+        "Mean gate of matching pairs, of random negative pairs, and of the hardest negative of each caption. Content "
+        "words name an object, a colour, a size or a texture. AUC: how often a matching pair's mean word gate is above "
+        "a random negative pair's. The paper reports 0.971 on matching pairs and 2.7e-9 on negative ones.\n",
+        table(_gate_rows(outcomes, facts)),
+        f"![Mean word gates by epoch]({path.stem}-gates.svg)\n",
+        "## Subtle mismatch\n",
+        "One word of a test caption is changed so that it is no longer true of the picture. How often the true caption "
+        "scores higher than its foil, in percent, by the kind of the word:\n",
+        table(_foil_rows(outcomes, facts)),
+        "Which word is held responsible: among the foil's content words, counts and relations, the one whose removal "
+        "(`<unk>`) raises the score most, or the one with the lowest gate; how often that is the changed word, in "
+        "percent:\n",
+        table(_guilty_rows(outcomes, facts)),
+        "## Fine print\n",
+        f"- Data: {facts.data}.\n- Set for every row: {settings or 'nothing'}; all else as in `params.yaml`.\n"
+        f"- Commit {facts.commit or 'not known'}; MLflow parent run `{facts.run or 'not recorded'}`.\n"
+        f"- {_machine()}.\n"
+        "- Seeds change the training (weights, order, negatives); data, detector and regions are the same for all.\n",
+    ]
+    return "\n".join(parts)
+
+
+def _recall_rows(outcomes: Outcomes, differences: Mapping[str, Difference], facts: Facts) -> list[dict[str, Any]]:
+    rows = []
+    for name, of_variant in outcomes.items():
+        recall = {key: [outcome.recall[key] for outcome in of_variant] for key in ("rsum", "i2t_r1", "t2i_r1")}
+        rows.append({
+            "model": facts.labels[name],
+            "rsum": _cell(recall["rsum"]), "i2t R@1": _cell(recall["i2t_r1"]), "t2i R@1": _cell(recall["t2i_r1"]),
+            "full minus this, rsum": "" if name == "full" else _interval(differences[name]),
+        })  # fmt: skip
+    return rows
+
+
+def _answers(outcomes: Outcomes, differences: Mapping[str, Difference], facts: Facts) -> list[str]:
+    parts = []
+    for number, (claim, names) in enumerate(QUESTIONS, start=1):
+        known = [name for name in names if name in differences]
+        lines = [f"- against *{facts.labels[name]}*: the full model is {_say(differences[name])}" for name in known]
+        if number in (2, 5):
+            lines += _suppression(outcomes, facts, ("full", *known))
+        if number == 1:
+            lines += [f"- *{facts.labels[name]}*: the true caption beats its foil in {_foil(outcomes[name])} % of cases"
+                      for name in ("full", *known)]  # fmt: skip
+        parts.append(f"### {number}. {claim}\n\n" + "\n".join(lines) + "\n")
+    return parts
+
+
+def _say(difference: Difference) -> str:
+    if difference.verdict == "no difference found":
+        return f"not told apart ({_interval(difference)} rsum)"
+    return f"{difference.verdict} by {_interval(difference)} rsum"
+
+
+def _suppression(outcomes: Outcomes, facts: Facts, names: Sequence[str]) -> list[str]:
+    lines = []
+    for name in names:
+        means = [_mean_gate(outcomes[name], f"gate_{kind}_mean", 3) for kind in ("positive", "negative", "hardest")]
+        if all(means):
+            lines.append(
+                f"- *{facts.labels[name]}*: mean word gate {means[0]} on matching pairs, {means[1]} on random "
+                f"negatives, {means[2]} on the hardest"
+            )
+    return lines
+
+
+def _gate_rows(outcomes: Outcomes, facts: Facts) -> list[dict[str, Any]]:
+    rows = []
+    for name, of_variant in outcomes.items():
+        for side, prefix in GATE_ROWS:
+            cells = {
+                head: _mean_gate(of_variant, f"{prefix}_{key}", 3)
+                for head, key in (("matching", "positive_mean"), ("random negative", "negative_mean"),
+                                  ("hardest negative", "hardest_mean"), ("AUC, random", "auc"),
+                                  ("AUC, hardest", "hardest_auc"))
+            }  # fmt: skip
+            if all(cells.values()):
+                rows.append({"model": facts.labels[name], "gates of": side, **cells})
+    return rows
+
+
+def _mean_gate(outcomes: Sequence[Outcome], key: str, digits: int) -> str:
+    return _cell([outcome.gates.get(key) for outcome in outcomes], digits)
+
+
+def _kinds(outcomes: Outcomes) -> list[str]:
+    return list(dict.fromkeys(kind for of_variant in outcomes.values() for o in of_variant for kind in o.foils))
+
+
+def _foil_rows(outcomes: Outcomes, facts: Facts) -> list[dict[str, Any]]:
+    kinds = _kinds(outcomes)
+    first = next(iter(outcomes.values()))[0].foils
+    rows: list[dict[str, Any]] = [{"model": "*foils*", **{kind: first.get(kind, {}).get("foils", 0) for kind in kinds}}]
+    for name, of_variant in outcomes.items():
+        cells = {kind: _foil(of_variant, kind) for kind in kinds}
+        rows.append({"model": facts.labels[name], **cells})
+    return rows
+
+
+def _foil(outcomes: Sequence[Outcome], kind: str = "all", key: str = "true_first") -> str:
+    return _cell([outcome.foils.get(kind, {}).get(key) for outcome in outcomes])
+
+
+def _guilty_rows(outcomes: Outcomes, facts: Facts) -> list[dict[str, Any]]:
+    return [
+        {
+            "model": facts.labels[name],
+            "by score": _foil(of_variant, key="guilty_by_score"),
+            "by gate": _foil(of_variant, key="guilty_by_gate"),
+            "by chance": _foil(of_variant, key="chance"),
+        }
+        for name, of_variant in outcomes.items()
+    ]
+
+
+def _cell(values: Sequence[float | None], digits: int = 1) -> str:
+    found = spread(values)
+    return "" if found is None else f"{found[0]:.{digits}f} ± {found[1]:.{digits}f}"
+
+
+def _interval(difference: Difference) -> str:
+    return f"{difference.mean:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]"
+
+
+def _machine() -> str:
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"Hardware of the machine that wrote this: {os.cpu_count()} cores, {cpu}"
+
+
+def _axes(height: float) -> tuple[Any, Callable[[Path], None]]:
+    """Axes to draw on, and what saves them as SVG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    # The same study gives the same file: no date, no random ids.
+    plt.rcParams.update({"svg.hashsalt": "camp", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+    figure, axes = plt.subplots(figsize=(8, height), layout="constrained")
+
+    def save(file: Path) -> None:
+        figure.savefig(file, format="svg", metadata={"Date": None}, facecolor="white")
+        plt.close(figure)
+
+    return axes, save
+
+
+def _draw_differences(file: Path, differences: Mapping[str, Difference], facts: Facts) -> None:
+    axes, save = _axes(0.6 + 0.27 * len(differences))
+    for row, difference in enumerate(reversed(list(differences.values()))):
+        axes.plot([difference.low, difference.high], [row, row], color="#3060a0", linewidth=2)
+        axes.plot(difference.mean, row, "o", color="#3060a0")
+    axes.axvline(0, color="#888888", linewidth=1)
+    axes.set_yticks(range(len(differences)), [facts.labels[name] for name in reversed(list(differences))])
+    axes.set_xlabel("rsum of the full model minus this one, 95 % interval (right: the full model is better)")
+    save(file)
+
+
+def _draw_gates(file: Path, outcomes: Outcomes, facts: Facts) -> None:
+    axes, save = _axes(3.6)
+    lines = {"gate_positive_mean": ("matching", "-"), "gate_negative_mean": ("random negative", "--")}
+    for name, colour in (("full", "#3060a0"), ("no-supervision", "#b05010")):
+        curves = [outcome.curve for outcome in outcomes.get(name, ()) if "gate_positive_mean" in outcome.curve]
+        for column, (label, style) in lines.items():
+            for number, curve in enumerate(curves):
+                text = f"{facts.labels[name]}, {label}" if number == 0 else None
+                axes.plot(curve["epoch"], curve[column], style, color=colour, linewidth=1.4, label=text)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("mean word gate, validation")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, loc="center right")
+    save(file)
