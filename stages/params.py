@@ -363,10 +363,12 @@ class ReportParams:
     """Queries shown in each direction."""
     top_k: int = 5
     """Results shown for a query."""
+    foils: int = 2
+    """Foils of each kind shown, and half as many of the worst; 0: none."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _at_least("report", self, queries=1, top_k=1)
+        _at_least("report", self, queries=1, top_k=1, foils=0)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def write_report(params: Params, inputs: Inputs, out: Path) -> None:
 
 
 def print_summary(metrics: Path, page: Path) -> None:
-    """Print the recall table, the gates, and where to look further. Imports nothing slow.
+    """Print the recall table, the gates, the foils, and where to look further. Imports nothing slow.
 
     Raises:
         InputError: metrics/retrieval.json is missing or broken.
@@ -64,6 +64,13 @@ def print_summary(metrics: Path, page: Path) -> None:
                 print(
                     f"\nMean word gate, {split}: {gates['gate_positive_mean']:.3f} on matching pairs, "
                     f"{gates['gate_negative_mean']:.3f} on random ones (AUC {gates['gate_auc']:.3f})"
+                )
+    if (metrics / "foils.json").is_file():
+        for split, kinds in read_metrics(metrics / "foils.json").items():
+            if found := kinds.get("all"):
+                print(
+                    f"\nOne word changed, {split}: {found['true_first']:.1f} % of {found['foils']:,} foils score below "
+                    "their true caption"
                 )
     print(f"\nReport: {page.resolve()}" if page.is_file() else f"\nReport: {page} is not drawn yet")
     print("MLflow: make ui")

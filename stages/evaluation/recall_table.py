@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from stages.params import InputError
 
@@ -46,7 +47,7 @@ def recall_text(metrics: Mapping[str, Mapping[str, float]], paper: bool = False)
     return "\n".join(lines)
 
 
-def read_metrics(path: Path) -> dict[str, dict[str, float]]:
+def read_metrics(path: Path) -> dict[str, dict[str, Any]]:
     """A metrics file as the stages write it.
 
     Raises:

@@ -18,6 +18,7 @@ from stages.evaluation.recall_table import HEADINGS, read_metrics
 from stages.params import SPLITS, InputError, Params
 from stages.reporting import page
 from stages.reporting.explorer import explorer_data
+from stages.reporting.foils import foil_rows, gallery, read_foil_scores
 from stages.reporting.queries import Inspector, read_queries
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class Loaded:
     training: dict[str, Any]
     evaluations: dict[str, pa.Table]
     gate_pairs: dict[str, list[Any]]
+    foils: dict[str, dict[str, Any]]
+    foil_scores: list[dict[str, Any]]
     split: str
     """The split that is shown query by query: test if it was evaluated."""
     images: pa.Table
@@ -59,6 +62,8 @@ def _load(inputs: "Inputs") -> Loaded:
             training=read_metrics(inputs.metrics / "train.json"),
             evaluations={name: read_queries(inputs.evaluation / f"{name}.parquet") for name in retrieval},
             gate_pairs=pq.read_table(inputs.evaluation / f"gates_{split}.parquet").to_pydict(),
+            foils=read_metrics(inputs.metrics / "foils.json"),
+            foil_scores=read_foil_scores(inputs.evaluation / f"foils_{split}.parquet"),
             split=split,
             images=pq.read_table(inputs.dataset / "images.parquet", columns=["image_id", "path", "split"]),
             caption_splits=pq.read_table(inputs.dataset / "captions.parquet", columns=["split"])["split"].to_pylist(),
@@ -86,8 +91,14 @@ def contents(params: Params, inputs: "Inputs", limit: int, train_run: str | None
     paths = {row["image_id"]: root / row["path"] for row in loaded.images.to_pylist()}
     inspector = Inspector(loaded.model, loaded.store, loaded.captions, loaded.vocabulary)
     data = explorer_data(
-        loaded.evaluations[split], inspector, params.report, paths=paths, limit=limit - MARGIN
-    )  # fmt: skip
+        loaded.evaluations[split],
+        loaded.foil_scores,
+        inspector,
+        params.report,
+        paths=paths,
+        limit=limit - MARGIN,
+    )
+    alts = {key: image["alt"] for key, image in data["images"].items()}
     notes = {name: page.protocol_note(table.schema.metadata) for name, table in loaded.evaluations.items()}
     gates = loaded.gates.get(split, {})
     loss, recall = (page.read_curve(inputs.plots / f"{name}.csv") for name in ("train_loss", "val_recall"))
@@ -104,8 +115,12 @@ def contents(params: Params, inputs: "Inputs", limit: int, train_run: str | None
         "context_note": page.context_note(params.dataset.source),
         "explore_text": f"{min(params.report.queries, len(data['queries']['t2i']))} queries each way, drawn at random, "
         "and the worst failures. m is the matching score, in brackets its logit. Pick a query, one of its results, "
-        "then a word: the boxes show where it looks, the bar under it how far its gate is open.",
-        "failures": page.failures(data["queries"], {key: image["alt"] for key, image in data["images"].items()}),
+        "then a word: the boxes show where it looks, the bar under it how far its gate is open."
+        + (" Foils, captions with one word changed, are shown the same way." if data["foils"] else ""),
+        "failures": page.failures(data["queries"], alts),
+        "foil_rows": foil_rows(loaded.foils.get(split, {})),
+        "foil_cards": gallery(data["foils"], alts),
+        "foils_by_gate": any(entry["byGate"] is not None for entry in data["foils"]),
         **page.gate_context(gates, loaded.gate_pairs),
         "charts": page.charts(loss, recall, loaded.training.get("best_epoch")),
         "facts": _facts(params, loaded, train_run),

@@ -9,17 +9,25 @@ import pyarrow as pa
 
 from camp_model.regions import RegionStore
 from stages.params import InputError, ReportParams
+from stages.reporting.foils import choose_foils, foil_entry
 from stages.reporting.pictures import data_uris
 from stages.reporting.queries import DIRECTIONS, Inspector, Pair, Query, choose_queries
 
 
 def explorer_data(
-    table: pa.Table, inspector: Inspector, params: ReportParams, *, paths: Mapping[str, Path], limit: int
+    table: pa.Table,
+    foils: Sequence[dict[str, Any]],
+    inspector: Inspector,
+    params: ReportParams,
+    *,
+    paths: Mapping[str, Path],
+    limit: int,
 ) -> dict[str, Any]:
     """All that page.js reads.
 
     Args:
         table: the rows of an evaluation.
+        foils: the rows of its foils.
         inspector: explains pairs.
         params: how many queries and results.
         paths: the file of each image.
@@ -27,7 +35,7 @@ def explorer_data(
 
     Returns:
         images: {id: uri, alt, w, h (pixels of the original), boxes (XYXY in those), labels}; queries: {direction:
-        list}; gates, attention and pooling weights in thousandths.
+        list}; foils: a list of the same form; gates, attention and pooling weights in thousandths.
 
     Raises:
         InputError: a query or picture is not there, or the data would pass `limit`.
@@ -38,16 +46,16 @@ def explorer_data(
             _query(f"{direction}-{number}", query, inspector.pairs(query, params.top_k), inspector)
             for number, query in enumerate(chosen)
         ]
-    used = sorted(
-        {pair["image"] for direction in DIRECTIONS for query in queries[direction] for pair in query["results"]}
-    )
+    entries = [foil_entry(f"foils-{i}", row, inspector) for i, row in enumerate(choose_foils(foils, params))]
+    shown = [*(query for direction in DIRECTIONS for query in queries[direction]), *entries]
+    used = sorted({pair["image"] for query in shown for pair in query["results"]})
     missing = [image_id for image_id in used if image_id not in paths]
     if missing:
         raise InputError(
             f"data/dataset/images.parquet: image_id: {missing[0]!r} is missing; expected every image found"
         )
     images = {image_id: _image(image_id, inspector) for image_id in used}
-    data = {"images": images, "queries": queries}
+    data = {"images": images, "queries": queries, "foils": entries}
     budget = limit - len(json.dumps(data))
     for image_id, (uri, size) in data_uris({image_id: paths[image_id] for image_id in used}, budget).items():
         image = images[image_id]

@@ -1,16 +1,23 @@
 "use strict";
-// The interactive part of the report: pick a query, one of its results, then a word or a region.
+// The interactive part of the report: pick a query, one of its results, then a word or a region. A foil is shown like a
+// query whose results are the caption and the foil.
 // Every text is set through textContent: captions are data, never markup.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
-  const DIRECTIONS = { t2i: "Text → image", i2t: "Image → text" };
-  const FILTERS = {
+  const lists = { ...data.queries, foils: data.foils };
+  const DIRECTIONS = { t2i: "Text → image", i2t: "Image → text", ...(data.foils.length ? { foils: "One word changed" } : {}) };
+  const RANKS = {
     all: ["All", () => true],
     first: ["Rank 1", (q) => q.rank === 1],
     near: ["2–10", (q) => q.rank > 1 && q.rank <= 10],
     far: ["Above 10", (q) => q.rank > 10],
     worst: ["Worst", (q) => q.worst],
+  };
+  const KINDS = {
+    all: ["All", () => true],
+    lost: ["Foil wins", (q) => !q.won],
+    ...Object.fromEntries([...new Set(data.foils.map((q) => q.kind))].map((kind) => [kind, [kind, (q) => q.kind === kind]])),
   };
   const state = { direction: "t2i", query: 0, result: 0, word: null, region: null, filter: "all", text: "" };
 
@@ -28,12 +35,17 @@
   }
   const picture = (id, attributes = {}) =>
     make("img", { src: data.images[id].uri, alt: data.images[id].alt, ...attributes });
-  const queries = () => data.queries[state.direction];
+  const queries = () => lists[state.direction];
+  const isFoil = (query) => query.kind !== undefined;
+  const filters = () => (state.direction === "foils" ? KINDS : RANKS);
+  /** The result that a query opens with: of a foil the foil itself, with the word held responsible. */
+  const opening = (query) => ({ result: isFoil(query) ? 1 : 0, word: isFoil(query) ? query.byGate ?? query.byScore : null });
   const percent = (share) => `${share >= 0.0995 || share === 0 ? (100 * share).toFixed(0) : (100 * share).toFixed(1)} %`;
   const gateText = (gate) => (gate < 0.005 ? "0" : gate.toFixed(2).replace(/^0/, ""));
   const rankKind = (rank) => (rank === 1 ? "hit" : rank <= 10 ? "near" : "miss");
-  const rankChip = (rank) =>
-    make("span", { class: `rank ${rankKind(rank)}` }, rank === 1 ? "✓ rank 1" : `rank ${rank}`);
+  const rankChip = (query) => isFoil(query)
+    ? make("span", { class: `rank ${query.won ? "hit" : "miss"}` }, query.won ? "✓ caption wins" : "foil wins")
+    : make("span", { class: `rank ${rankKind(query.rank)}` }, query.rank === 1 ? "✓ rank 1" : `rank ${query.rank}`);
 
   /** The matching score, its logit in brackets: a score near 1 alone would not tell results apart. */
   function scoreText(logit) {
@@ -43,7 +55,7 @@
 
   function shownQueries() {
     const wanted = state.text.trim().toLowerCase();
-    return queries().filter((q) => FILTERS[state.filter][1](q) && (!wanted || q.search.includes(wanted)));
+    return queries().filter((q) => filters()[state.filter][1](q) && (!wanted || q.search.includes(wanted)));
   }
 
   // ---- the controls -------------------------------------------------------------------------------------------
@@ -53,7 +65,7 @@
         make("button", { type: "button", "aria-pressed": String(key === state.direction), "data-direction": key,
           onclick: () => select({ direction: key, query: 0, filter: "all" }) }, name)));
     byId("filters").replaceChildren(
-      ...Object.entries(FILTERS).map(([key, [name, keep]]) => {
+      ...Object.entries(filters()).map(([key, [name, keep]]) => {
         const count = queries().filter(keep).length;
         return make("button", { type: "button", "aria-pressed": String(key === state.filter), "data-filter": key,
           disabled: count === 0, onclick: () => filter({ filter: key }) }, `${name} (${count})`);
@@ -68,9 +80,18 @@
     drawQueries();
   }
 
+  /** What the list says of a query: for a foil, the words about the changed one, which stands after the caption's own. */
+  function inList(query) {
+    if (!isFoil(query)) return [query.image ? `first: ${query.results[0].text}` : query.text];
+    const words = query.results[1].words, at = query.position;
+    return [`${at > 4 ? "… " : ""}${words.slice(Math.max(0, at - 4), at).join(" ")} `, make("del", {}, query.results[0].words[at]), " ",
+      make("ins", {}, words[at]), ` ${words.slice(at + 1).join(" ")}`];
+  }
+
   function drawQueries() {
     const shown = shownQueries();
-    byId("shown").textContent = `${shown.length} of ${queries().length} queries`;
+    byId("filters").setAttribute("aria-label", state.direction === "foils" ? "Kind of foil" : "Rank of the right answer");
+    byId("shown").textContent = `${shown.length} of ${queries().length} ${state.direction === "foils" ? "foils" : "queries"}`;
     byId("queries").replaceChildren(
       ...shown.map((query) => {
         const index = queries().indexOf(query);
@@ -78,7 +99,7 @@
           make("button", { type: "button", class: "query", "data-query": query.key,
             "aria-current": index === state.query ? "true" : null, onclick: () => select({ query: index }, true) },
           query.image ? picture(query.image) : null,
-          make("span", {}, make("span", { class: "words" }, query.image ? `first: ${query.results[0].text}` : query.text), rankChip(query.rank),
+          make("span", {}, make("span", { class: "words" }, ...inList(query)), rankChip(query),
             query.worst ? " " : null, query.worst ? make("small", {}, "worst") : null)));
       }),
       ...(shown.length ? [] : [make("li", { class: "nothing" }, "No query fits.")]));
@@ -148,15 +169,32 @@
     return make("div", { class: "words-row", role: "group", "aria-label": "Words of the caption", onkeydown: arrows },
       ...pair.words.map((word, index) => {
         const gate = share(pair.wordGates, index);
-        const spoken = gate === null ? word : `${word}, gate ${gate.toFixed(2)}`;
-        return make("button", { type: "button", class: `word${pair.unknown.includes(index) ? " unknown" : ""}`, "data-word": index,
+        const marks = marksOf(pair, index);
+        const spoken = [word, ...marks, ...(gate === null ? [] : [`gate ${gate.toFixed(2)}`])].join(", ");
+        return make("button", { type: "button", class: ["word", pair.unknown.includes(index) && "unknown", ...marks].filter(Boolean).join(" "),
+          "data-word": index,
           "aria-pressed": String(state.word === index), "aria-label": spoken,
           title: pair.unknown.includes(index) ? "not in the vocabulary" : null,
           style: given ? `--given:${(given[index] / most).toFixed(3)}` : null, onclick: () => toggle("word", index) },
         make("span", {}, word),
         gate === null ? null : make("span", { class: "bar" }, make("b", { style: `width:${(100 * gate).toFixed(1)}%` })),
-        gate === null ? null : make("span", { class: "num" }, gateText(gate)));
+        gate === null ? null : make("span", { class: "num" }, gateText(gate)),
+        marks.length ? make("span", { class: "mark" }, marks.join(" · ")) : null);
       }));
+  }
+
+  /** What is special about a word of a foil: changed, guilty (held responsible), or, in the caption, replaced. */
+  function marksOf(pair, index) {
+    const query = queries()[state.query];
+    if (!isFoil(query)) return [];
+    if (pair.right) return index === query.position ? ["replaced"] : [];
+    return [index === query.position && "changed", index === (query.byGate ?? query.byScore) && "guilty"].filter(Boolean);
+  }
+
+  /** Which words of a foil are held responsible, and how that was found. */
+  function verdict(query) {
+    const word = (at) => `“${query.results[1].words[at]}”${at === query.position ? ", the changed word" : ""}`;
+    return `Held responsible${query.byGate === null ? "" : ` by gate: ${word(query.byGate)};`} by score: ${word(query.byScore)}.`;
   }
 
   function sentence(pair) {
@@ -196,10 +234,10 @@
   function drawResults(query) {
     const pictures = query.image === null;
     return make("div", { class: `results ${pictures ? "pictures" : "captions"}` },
-      make("p", { class: "label" }, "What the model ranks first"),
+      make("p", { class: "label" }, isFoil(query) ? "Caption and foil" : "What the model ranks first"),
       make("ol", { onkeydown: arrows }, ...query.results.map((pair, index) => {
-        const place = make("span", { class: "at" }, `${pair.at}.`);
-        const tick = pair.right ? make("span", { class: "tick" }, "✓ right") : null;
+        const place = isFoil(query) && pair.right ? null : make("span", { class: "at" }, isFoil(query) ? "foil" : `${pair.at}.`);
+        const tick = pair.right ? make("span", { class: "tick" }, isFoil(query) ? "✓ caption" : "✓ right") : null;
         const score = make("span", { class: "score" }, scoreText(pair.score));
         const attributes = { type: "button", class: `result${pair.right ? " right" : ""}`, "data-result": index,
           "aria-pressed": String(state.result === index), onclick: () => choose({ result: index }) };
@@ -210,19 +248,25 @@
       })));
   }
 
+  function title(query) {
+    if (isFoil(query)) return `“${query.results[1].words[query.position]}” for “${query.results[0].words[query.position]}”: ${query.kind}`;
+    return query.image ? "Which captions tell of this picture?" : `“${query.text}”`;
+  }
+
   function drawDetail() {
     const query = queries()[state.query];
     const pair = query.results[state.result];
     byId("detail").replaceChildren(
       make("div", { class: "detail-head" },
-        make("h3", {}, query.image ? "Which captions tell of this picture?" : `“${query.text}”`), rankChip(query.rank),
-        make("span", { class: "id" }, query.image ? `image ${query.id}` : `caption ${query.id}`)),
+        make("h3", {}, title(query)), rankChip(query),
+        make("span", { class: "id" }, query.image && !isFoil(query) ? `image ${query.id}` : `caption ${query.id}`)),
       make("div", { class: "pair" },
         make("div", {}, drawStage(pair), drawRegions(pair)),
         make("div", {},
           make("div", { class: "caption" },
-            make("p", { class: "label" }, pair.right ? "Caption of the pair, ✓ right" : "Caption of the pair, not a match"),
-            drawWords(pair), make("p", { class: "say", role: "status" }, sentence(pair))),
+            make("p", { class: "label" }, pair.right ? "Caption of the pair, ✓ right" : isFoil(query) ? "Foil" : "Caption of the pair, not a match"),
+            drawWords(pair), make("p", { class: "say", role: "status" }, sentence(pair)),
+            isFoil(query) && !pair.right ? make("p", { class: "verdict" }, verdict(query)) : null),
           drawResults(query))));
   }
 
@@ -237,7 +281,8 @@
     buttons[(at + step + buttons.length) % buttons.length].focus();
   }
 
-  const hash = () => `#${queries()[state.query].key}` + (state.result ? `/${state.result}` : "") +
+  const hash = () => `#${queries()[state.query].key}` +
+    (state.result !== opening(queries()[state.query]).result ? `/${state.result}` : "") +
     (state.word === null ? "" : `/w${state.word}`) + (state.region === null ? "" : `/r${state.region}`);
 
   /** Draw the selected query anew; focus stays on the control that had it. */
@@ -260,10 +305,11 @@
     const held = document.activeElement?.dataset ?? {};
     const again = held.query ? `[data-query="${held.query}"]` : held.direction ? `[data-direction="${held.direction}"]`
       : held.filter ? `[data-filter="${held.filter}"]` : null;
-    Object.assign(state, { result: 0 }, change);
+    Object.assign(state, change);
+    const open = { ...opening(queries()[state.query]), ...("result" in change ? { result: change.result, word: null } : {}) };
     drawControls();
     drawQueries();
-    choose({ result: state.result });
+    choose(open);
     if (again) document.querySelector(again)?.focus({ preventScroll: true });
     if (reveal && window.innerWidth <= 860) byId("detail").scrollIntoView({ block: "nearest" });
   }
@@ -273,13 +319,13 @@
     const [key, ...rest] = location.hash.slice(1).split("/");
     const direction = key.split("-")[0];
     if (!(direction in DIRECTIONS)) return false;
-    const index = data.queries[direction].findIndex((query) => query.key === key);
+    const index = lists[direction].findIndex((query) => query.key === key);
     if (index < 0) return false;
     const number = (pattern) => rest.map((part) => part.match(pattern)).filter(Boolean).map((match) => Number(match[1]))[0];
-    const results = data.queries[direction][index].results;
-    const result = Math.min(number(/^(\d+)$/) ?? 0, results.length - 1);
+    const results = lists[direction][index].results;
+    const result = Math.min(number(/^(\d+)$/) ?? opening(lists[direction][index]).result, results.length - 1);
     const word = number(/^w(\d+)$/), region = number(/^r(\d+)$/);
-    select({ direction, query: index, result, filter: "all", text: "" });
+    select({ direction, query: index, filter: "all", text: "", ...(rest.length ? { result } : {}) });
     byId("search").value = "";
     if (word < results[result].words.length) choose({ word });
     else if (region < data.images[results[result].image].boxes.length) choose({ region });

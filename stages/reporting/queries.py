@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from camp_model.camp import CAMP
 from camp_model.captions import CaptionTable
@@ -144,36 +145,56 @@ class Inspector:
         self._inspect(candidates)
         return max(candidates, key=lambda pair: pair.details["logit"])
 
-    @torch.inference_mode()
     def _inspect(self, pairs: Sequence[Pair]) -> None:
-        features, mask = self.store.features([self.store.row_of(pair.image_id) for pair in pairs])
-        region_mask = torch.from_numpy(mask)
         tokens, lengths = self.captions.batch([pair.caption_row for pair in pairs])
+        ids = [tokens[i, : int(n)].tolist() for i, n in enumerate(lengths)]
+        texts = [self.captions.texts[pair.caption_row] for pair in pairs]
+        for pair, details in zip(pairs, self.explain([pair.image_id for pair in pairs], ids, texts), strict=True):
+            pair.details = details
+            if pair.score is None:
+                pair.score = details["logit"]
+
+    @torch.inference_mode()
+    def explain(
+        self, image_ids: Sequence[str], ids: Sequence[Sequence[int]], texts: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        """How aligned pairs of images and captions came to their scores: the logit, and what page.js draws.
+
+        Args:
+            ids: word ids of each caption; `texts` is how it is written.
+
+        Raises:
+            KeyError: an image has no regions here.
+        """
+        features, mask = self.store.features([self.store.row_of(image_id) for image_id in image_ids])
+        region_mask = torch.from_numpy(mask)
+        lengths = torch.tensor([len(caption) for caption in ids])
+        tokens = pad_sequence([torch.tensor(caption) for caption in ids], batch_first=True)
         found = self.model.inspect_pairs(
             self.model.encode_regions(torch.from_numpy(features).float(), region_mask),
             region_mask,
             self.model.encode_captions(tokens, lengths),
             length_mask(lengths, tokens.shape[1]),
         )
-        for i, pair in enumerate(pairs):
-            n, r = int(lengths[i]), int(mask[i].sum())
-            pair.details = {
+        details = []
+        for i, (caption, text) in enumerate(zip(ids, texts, strict=True)):
+            n, r = len(caption), int(mask[i].sum())
+            details.append({
                 "logit": float(found.logits[i]),
-                **self._words(pair.caption_row, tokens[i, :n].tolist()),
+                **self._words(text, caption),
                 "wordGates": _per_mille(found.word_gates, i, n),
                 "regionGates": _per_mille(found.region_gates, i, r),
                 "wordAttention": _per_mille(found.word_attention, i, n, r),
                 "regionAttention": _per_mille(found.region_attention, i, r, n),
                 "wordPooling": _per_mille(found.word_pooling, i, n),
                 "regionPooling": _per_mille(found.region_pooling, i, r),
-            }
-            if pair.score is None:
-                pair.score = pair.details["logit"]
+            })  # fmt: skip
+        return details
 
-    def _words(self, row: int, ids: list[int]) -> dict[str, Any]:
+    def _words(self, text: str, ids: Sequence[int]) -> dict[str, Any]:
         """The words as the model reads them; one that it does not know is shown as written, and marked."""
         words = self.vocabulary.decode(ids)
-        written = iter(tokenize(self.captions.texts[row]))
+        written = iter(tokenize(text))
         unknown = [i for i, token in enumerate(ids) if token == UNK]
         for i, token in enumerate(ids):
             if token >= UNK:

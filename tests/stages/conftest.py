@@ -34,8 +34,8 @@ SHAPES = ("circle", "square")
 LEXICON = {
     "colour": {word: [word] for word in COLOURS},
     "object": {word: [word, f"{word}s"] for word in SHAPES},
-    "relation": {"above": ["above"], "below": ["below"]},
-    "opposites": [["above", "below"]],
+    "relation": {"above": ["above"], "beside": ["with"]},
+    "opposites": [["above", "beside"]],
 }
 HOSTILE = "<script>alert(1)</script> a red circle & \"two\" </script><img src=x onerror='alert(2)'>"
 REGIONS, WIDTH = 5, 8

@@ -199,6 +199,8 @@ def test_the_same_inputs_give_the_same_page(small):
         ("metrics/retrieval.json", "retrieval.json: is not JSON"),
         ("data/evaluation/test.parquet", "test.parquet: cannot be read"),
         ("data/evaluation/gates_test.parquet", "gates_test.parquet"),
+        ("data/evaluation/foils_test.parquet", "foils_test.parquet: cannot be read"),
+        ("metrics/foils.json", "foils.json: is not JSON"),
         ("data/regions/a.arrow", "a.arrow"),
         ("models/camp/model.safetensors", "model.safetensors"),
         ("plots/train_loss.csv", "train_loss.csv"),
@@ -227,6 +229,8 @@ def test_summary_is_fast_and_prints_the_table_the_page_and_mlflow(small, reposit
     shown = capsys.readouterr().out
     retrieval = json.loads(Path("metrics/retrieval.json").read_text())["test"]
     assert f"{retrieval['rsum']:.1f}" in shown and "466.9" in shown
+    foils = json.loads(Path("metrics/foils.json").read_text())["test"]["all"]
+    assert f"{foils['true_first']:.1f} % of {foils['foils']} foils score below" in shown
     assert str(Path("report/index.html").resolve()) in shown and "make ui" in shown
     code = (
         "import sys, stages.report; sys.argv = ['report', '--summary']; stages.report.main(); "
@@ -263,3 +267,42 @@ def test_evaluating_several_splits_shows_each_and_opens_test(make_run, tmp_path,
     )  # fmt: skip
     page = draw()
     assert "Every image of the test split" in page.text and "val 20 images" in page.text
+
+
+def test_foils_are_some_of_each_kind_and_the_worst(small):
+    rows = pq.read_table("data/evaluation/foils_test.parquet").to_pylist()
+    page = draw(foils=3)
+    shown = page.data["foils"]
+    for kind in ("object", "colour", "relation"):
+        of_kind = [entry for entry in shown if entry["kind"] == kind]
+        lost = sum(row["foil_score"] >= row["caption_score"] for row in rows if row["kind"] == kind)
+        assert 3 <= len(of_kind) <= 5 and sum(not entry["won"] for entry in of_kind) >= min(2, lost)
+    by_id = {(str(row["caption_id"]), row["kind"]): row for row in rows}
+    for entry in shown:
+        row, (caption, foil) = by_id[entry["id"], entry["kind"]], entry["results"]
+        assert (caption["text"], foil["text"]) == (row["caption"], row["foil"])
+        assert caption["image"] == foil["image"] == entry["image"] == row["image_id"]
+        assert (caption["score"], foil["score"]) == pytest.approx((row["caption_score"], row["foil_score"]), abs=1e-3)
+        changed = [i for i, (a, b) in enumerate(zip(caption["words"], foil["words"], strict=True)) if a != b]
+        assert changed == [entry["position"]] == [row["position"]]
+        assert (entry["byScore"], entry["byGate"]) == (row["guilty_by_score"], row["guilty_by_gate"])
+        assert foil["wordGates"][entry["byGate"]] <= foil["wordGates"][entry["position"]]
+        assert np.shape(foil["wordAttention"])[0] == len(foil["words"])
+    found = json.loads(Path("metrics/foils.json").read_text())["test"]
+    for values in found.values():
+        assert f"{values['true_first']:.1f}" in page.text and f"{values['chance']:.1f}" in page.text
+    assert draw(foils=0).data["foils"] == []
+
+
+def test_a_run_without_foils_has_a_page_that_says_so(small):
+    evaluate(
+        replace(EVALUATE, foils=0), regions=INPUTS.regions, captions=INPUTS.captions, model=INPUTS.model,
+        out=INPUTS.evaluation, metrics=INPUTS.metrics,
+    )  # fmt: skip
+    page = draw()
+    assert "No foils were scored." in page.text and page.data["foils"] == []
+
+
+def test_curves_of_a_model_without_gates_keep_their_recalls(tmp_path):
+    (tmp_path / "c.csv").write_text("epoch,rsum,gate_auc\n1,10,\n2,20,\n")
+    assert read_curve(tmp_path / "c.csv") == {"epoch": [1, 2], "rsum": [10, 20]}

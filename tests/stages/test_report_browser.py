@@ -232,3 +232,65 @@ def test_small_targets_are_large_enough_for_a_thumb(page, report):
         "e.getBoundingClientRect()]).filter(([, r]) => Math.min(r.width, r.height) < 24).map(([html]) => html)"
     )
     assert small == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_foil_of_the_gallery_opens_with_its_guilty_word_and_where_that_looks(page, report, width):
+    page.open(report, width)
+    foils = data(page)["foils"]
+    assert page.count(".foil") == len(foils) > 5
+    at = next(i for i, foil in enumerate(foils) if foil["byGate"] != foil["position"])
+    foil, guilty = foils[at], foils[at]["byGate"]
+    card = f".foil[href='#foils-{at}']"
+    words = foil["results"][1]["words"]
+    assert page.text(f"{card} ins") == words[foil["position"]] and page.text(f"{card} b.guilty") == words[guilty]
+    assert page.text(f"{card} del") == foil["results"][0]["words"][foil["position"]]
+    page.click(card)
+    page.wait(f"document.querySelector('[aria-current]')?.dataset.query === 'foils-{at}'")
+    assert page.run("location.hash") == f"#foils-{at}/w{guilty}"
+    assert page.text(".word[aria-pressed=true] span") == words[guilty]
+    assert page.text(".word.changed span") == words[foil["position"]] and page.text(".word.guilty .mark") == "guilty"
+    drawn = page.run(
+        "Object.fromEntries([...document.querySelectorAll('mask [data-region]')]"
+        ".map(r => [r.dataset.region, +r.style.fillOpacity]))"
+    )
+    weights = foil["results"][1]["wordAttention"][guilty]
+    assert drawn == pytest.approx({str(i): weight / max(weights) for i, weight in enumerate(weights)}, abs=0.002)
+    assert words[guilty] in page.text(".verdict") and page.text("#detail h3").endswith(foil["kind"])
+    page.click("#detail [data-result='0']")  # the caption itself
+    assert page.run("location.hash") == f"#foils-{at}/0"
+    assert page.text(".word.replaced span") == foil["results"][0]["words"][foil["position"]]
+    page.open(f"{report}#foils-{at}/0", width)
+    assert page.run("document.querySelector('.result[aria-pressed=true]').dataset.result") == "0"
+    assert page.errors == []
+
+
+def test_foils_are_filtered_by_kind_and_by_who_wins(page, report):
+    page.open(report, 1280)
+    page.click("[data-direction=foils]")
+    foils = data(page)["foils"]
+    for name, keep in (("lost", lambda foil: not foil["won"]), ("colour", lambda foil: foil["kind"] == "colour")):
+        page.click(f"[data-filter={name}]")
+        kept = [foil["key"] for foil in foils if keep(foil)]
+        assert 0 < len(kept) < len(foils)
+        assert page.run("[...document.querySelectorAll('.query')].map(q => q.dataset.query)") == kept
+        assert page.text("#shown") == f"{len(kept)} of {len(foils)} foils"
+    page.click("[data-direction=t2i]")  # the filter of the other kind of list goes
+    assert page.text("#shown").endswith("queries") and page.count(".query") == len(data(page)["queries"]["t2i"])
+    assert page.errors == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_foil_can_be_read(page, report, theme):
+    page.open(report + "#foils-0/w0", 390, theme)
+    for selector in (
+        ".foil ins",
+        ".foil del",
+        ".foil .rank",
+        ".query del",
+        ".query ins",
+        ".verdict",
+        ".word .mark",
+        ".legend",
+    ):
+        assert contrast(page, selector) >= 4.5, selector

@@ -1,0 +1,133 @@
+"""The foils that the report shows: which, how both captions got their scores, and which word is held responsible."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.foils.words import KINDS
+from stages.params import InputError, ReportParams
+from stages.reporting.queries import Inspector
+
+
+def read_foil_scores(path: Path) -> list[dict[str, Any]]:
+    """The rows that `evaluate` wrote about a split's foils.
+
+    Raises:
+        InputError: the file cannot be read or is of another format.
+    """
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path}: cannot be read ({error}); expected what the stage evaluate writes") from None
+    metadata = table.schema.metadata or {}
+    if (metadata.get(b"camp.format"), metadata.get(b"camp.version")) != (b"foils", b"1"):
+        raise InputError(f"{path}: camp.format: {metadata.get(b'camp.format')!r}; expected foils, version 1")
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def won(row: Mapping[str, Any]) -> bool:
+    """Whether the caption scores higher than its foil."""
+    return bool(row["caption_score"] > row["foil_score"])
+
+
+def choose_foils(rows: Sequence[dict[str, Any]], params: ReportParams) -> list[dict[str, Any]]:
+    """Of each kind `params.foils` drawn at random, then the worst among the rest.
+
+    The worst are those furthest above their captions. The draw depends on `params.seed` alone.
+    """
+    chosen = []
+    for number, kind in enumerate(KINDS):
+        of_kind = [row for row in rows if row["kind"] == kind]
+        generator = np.random.default_rng([params.seed, 2, number])
+        drawn = sorted(generator.choice(len(of_kind), min(params.foils, len(of_kind)), replace=False).tolist())
+        lost = [i for i, row in enumerate(of_kind) if not won(row) and i not in drawn]
+        lost.sort(key=lambda i: (of_kind[i]["caption_score"] - of_kind[i]["foil_score"], of_kind[i]["caption_id"]))
+        chosen += [of_kind[i] for i in (*drawn, *lost[: (params.foils + 1) // 2])]
+    return chosen
+
+
+def foil_entry(key: str, row: Mapping[str, Any], inspector: Inspector) -> dict[str, Any]:
+    """A foil for the page's interactive part: like a query whose results are the caption and the foil.
+
+    `position` is the changed word; `byScore` and `byGate` are the words held responsible, all in the foil's words.
+
+    Raises:
+        InputError: the caption is not in the captions: it is of another evaluation.
+    """
+    try:
+        at = inspector.row_of[str(row["caption_id"])]
+        tokens, lengths = inspector.captions.batch([at])
+        caption = tokens[0, : int(lengths[0])].tolist()
+        foil = list(caption)
+        (foil[row["position"]],) = inspector.vocabulary.encode([row["foil_word"]])
+        texts = (row["caption"], row["foil"])
+        details = inspector.explain([row["image_id"]] * 2, [caption, foil], texts)
+    except (KeyError, ValueError, IndexError) as error:
+        raise InputError(
+            f"data/evaluation: foil of caption {row['caption_id']}: {error}; expected foils of the captions here"
+        ) from None
+    scores = (row["caption_score"], row["foil_score"])
+    return {
+        "key": key,
+        "id": str(row["caption_id"]),
+        "image": row["image_id"],
+        "text": row["foil"],
+        "search": f"{row['image_id']} {row['caption']} {row['foil']}".lower(),
+        "kind": row["kind"],
+        "won": won(row),
+        "position": row["position"],
+        "byScore": row["guilty_by_score"],
+        "byGate": row["guilty_by_gate"],
+        "results": [
+            {
+                "image": row["image_id"], "text": text, "at": None, "right": not number, "beyond": False,
+                "score": round(score, 3), **{name: value for name, value in detail.items() if name != "logit"},
+            }
+            for number, (text, score, detail) in enumerate(zip(texts, scores, details, strict=True))
+        ],
+    }  # fmt: skip
+
+
+def gallery(entries: Sequence[Mapping[str, Any]], alts: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The cards of the gallery: each caption as (word, class) with the changed word and the guilty one marked."""
+    cards = []
+    for entry in entries:
+        caption, foil = entry["results"]
+        guilty = entry["byScore"] if entry["byGate"] is None else entry["byGate"]
+        marks = {guilty: "guilty", entry["position"]: "changed"}
+        if guilty == entry["position"]:
+            marks[guilty] = "changed guilty"
+        cards.append(
+            {
+                "key": entry["key"],
+                "kind": entry["kind"],
+                "won": entry["won"],
+                "image": entry["image"],
+                "alt": alts[entry["image"]],
+                "caption": [(word, "own" if i == entry["position"] else "") for i, word in enumerate(caption["words"])],
+                "foil": [(word, marks.get(i, "")) for i, word in enumerate(foil["words"])],
+                "caption_score": f"{caption['score']:.1f}",
+                "foil_score": f"{foil['score']:.1f}",
+            }
+        )
+    return cards
+
+
+def foil_rows(metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the foils' table, from a split of metrics/foils.json."""
+    columns = ("true_first", "guilty_by_score", "guilty_by_gate", "chance")
+    return [
+        {
+            "name": kind,
+            "cells": [
+                f"{values['foils']:,}",
+                *("\N{EN DASH}" if values[c] is None else f"{values[c]:.1f}" for c in columns),
+            ],
+        }
+        for kind, values in metrics.items()
+    ]
