@@ -34,6 +34,10 @@ def test_every_stage_leaves_what_the_next_ones_and_people_read(pipeline: Path) -
     assert hits == pytest.approx(retrieval["t2i_r5"], abs=1e-6)
     gates = json.loads((pipeline / "metrics/gates.json").read_text())["test"]
     assert 0 <= gates["gate_negative_mean"] <= 1 and 0 <= gates["gate_auc"] <= 1
+    assert 0 <= gates["gate_content_positive_mean"] <= 1
+    foils = json.loads((pipeline / "metrics/foils.json").read_text())["test"]
+    assert foils["all"]["foils"] == pq.read_table(pipeline / "data/evaluation/foils_test.parquet").num_rows > 100
+    assert {"object", "colour", "texture", "relation"} < set(foils)
     page = (pipeline / "report/index.html").read_text(encoding="utf-8")
     assert page.count("data:image/") >= 6  # three queries each way, each image held once
     assert {path.name for path in (pipeline / "models/camp").iterdir()} >= {
@@ -56,6 +60,9 @@ def test_mlflow_holds_the_run_with_the_metrics_of_the_files(pipeline: Path) -> N
     retrieval = json.loads((pipeline / "metrics/retrieval.json").read_text())["test"]
     assert statuses == {"FINISHED"}
     assert metrics["test/rsum"] == pytest.approx(retrieval["rsum"])
+    foils = json.loads((pipeline / "metrics/foils.json").read_text())["test"]
+    assert metrics["test/foils_all_true_first"] == pytest.approx(foils["all"]["true_first"])
+    assert {"val/gate_content_hardest_mean", "test/gate_content_hardest_mean", "val/region_gate_auc"} <= set(metrics)
 
 
 def test_an_experiment_changes_the_switch_and_only_what_depends_on_it(pipeline: Path, run: Run) -> None:

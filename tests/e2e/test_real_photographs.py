@@ -54,3 +54,6 @@ def test_camp_learns_real_photographs_by_heart(
     assert retrieval["train"]["i2t_r1"] > 95
     assert retrieval["train"]["t2i_r1"] > 95
     assert set(retrieval) == {"train", "test"}
+    foils = json.loads((folder / "metrics/foils.json").read_text())
+    # The vocabulary is small, but some captions of the test split find other objects in it.
+    assert foils["train"] == {} and foils["test"]["object"]["foils"] > 10

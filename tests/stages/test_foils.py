@@ -111,6 +111,7 @@ def scenes(tmp_path_factory) -> Path:
 
 ATTRIBUTES = {"object": "shape", "colour": "colour", "texture": "texture", "size": "size"}
 TABLES = {"object": written.SHAPES, "colour": written.COLOURS, "texture": written.TEXTURES, "size": written.SIZES}
+COLOUR_WORDS = {word for words in written.COLOURS.values() for word in words}
 NUMBERS = {"two": 2, "pair": 2, "couple": 2, "three": 3, "trio": 3, "four": 4, "five": 5, "six": 6}
 # What "x of the subject, x of the object, y of the subject, y of the object" must fulfil for a word to be true.
 PLACES = {"left": lambda a, b, *_: a < b, "right": lambda a, b, *_: a > b,
@@ -151,6 +152,7 @@ def test_no_foil_of_hundreds_of_generated_scenes_is_true(scenes):
     truth = {row["image_id"]: row for row in pq.read_table(scenes / "dataset/scenes.parquet").to_pylist()}
     vocabulary = Vocabulary.load(scenes / "captions/vocabulary.json")
     counts = dict.fromkeys(KINDS, 0)
+    later = 0
     for split in ("val", "test"):
         captions = CaptionTable.load(scenes / f"captions/{split}.parquet")
         own = {
@@ -164,6 +166,8 @@ def test_no_foil_of_hundreds_of_generated_scenes_is_true(scenes):
             assert (caption_id, kind) not in seen, "one foil of each kind"
             seen.add((caption_id, kind))
             counts[kind] += 1
+            colours = [i for i, word in enumerate(tokenize(own[caption_id][0])) if word in COLOUR_WORDS]
+            later += kind == "colour" and foils.positions[at] > colours[0]
             text, image_id = own[caption_id]
             assert foils.captions.image_ids[at] == image_id
             before, after = tokenize(text), tokenize(foils.captions.texts[at])
@@ -179,6 +183,7 @@ def test_no_foil_of_hundreds_of_generated_scenes_is_true(scenes):
             (caption,) = [item for item in truth[image_id]["captions"] if item["text"] == text]
             assert is_false(kind, foils.foil_words[at], foils.words[at], truth[image_id], caption), (text, after)
     assert min(counts.values()) >= 40, counts
+    assert 0.3 < later / counts["colour"] < 0.9, "any word of a kind may be the changed one"
 
 
 def test_what_is_drawn_depends_on_the_caption_and_the_kind_alone(scenes, tmp_path):
