@@ -1,6 +1,4 @@
-"use strict";
-// The interactive part of the report: pick a query, one of its results, then a word or a region. A foil is shown like a
-// query whose results are the caption and the foil.
+// The interactive part of the report: pick a query, one of its results, then a word or a region.
 // Every text is set through textContent: captions are data, never markup.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -21,37 +19,12 @@
   };
   const state = { direction: "t2i", query: 0, result: 0, word: null, region: null, filter: "all", text: "" };
 
-  /** A new element: attributes by name, `on*` as listeners, children as nodes or texts. */
-  function make(tag, attributes = {}, ...children) {
-    const svg = ["svg", "rect", "mask", "title"].includes(tag);
-    const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) {
-      if (value === null || value === undefined || value === false) continue;
-      if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-      else node.setAttribute(name, value === true ? "" : value);
-    }
-    node.append(...children.filter((child) => child !== null));
-    return node;
-  }
   const picture = (id, attributes = {}) =>
     make("img", { src: data.images[id].uri, alt: data.images[id].alt, ...attributes });
   const queries = () => lists[state.direction];
-  const isFoil = (query) => query.kind !== undefined;
   const filters = () => (state.direction === "foils" ? KINDS : RANKS);
-  /** The result that a query opens with: of a foil the foil itself, with the word held responsible. */
-  const opening = (query) => ({ result: isFoil(query) ? 1 : 0, word: isFoil(query) ? query.byGate ?? query.byScore : null });
   const percent = (share) => `${share >= 0.0995 || share === 0 ? (100 * share).toFixed(0) : (100 * share).toFixed(1)} %`;
   const gateText = (gate) => (gate < 0.005 ? "0" : gate.toFixed(2).replace(/^0/, ""));
-  const rankKind = (rank) => (rank === 1 ? "hit" : rank <= 10 ? "near" : "miss");
-  const rankChip = (query) => isFoil(query)
-    ? make("span", { class: `rank ${query.won ? "hit" : "miss"}` }, query.won ? "✓ caption wins" : "foil wins")
-    : make("span", { class: `rank ${rankKind(query.rank)}` }, query.rank === 1 ? "✓ rank 1" : `rank ${query.rank}`);
-
-  /** The matching score, its logit in brackets: a score near 1 alone would not tell results apart. */
-  function scoreText(logit) {
-    const m = 1 / (1 + Math.exp(-logit));
-    return `m ${m > 0.9995 ? "> .999" : m < 0.0005 ? "< .001" : m.toFixed(3).replace(/^0/, "")} (${logit.toFixed(1)})`;
-  }
 
   function shownQueries() {
     const wanted = state.text.trim().toLowerCase();
@@ -78,14 +51,6 @@
     if (shown.length && !shown.includes(queries()[state.query])) return select({ query: queries().indexOf(shown[0]) });
     drawControls();
     drawQueries();
-  }
-
-  /** What the list says of a query: for a foil, the words about the changed one, which stands after the caption's own. */
-  function inList(query) {
-    if (!isFoil(query)) return [query.image ? `first: ${query.results[0].text}` : query.text];
-    const words = query.results[1].words, at = query.position;
-    return [`${at > 4 ? "… " : ""}${words.slice(Math.max(0, at - 4), at).join(" ")} `, make("del", {}, query.results[0].words[at]), " ",
-      make("ins", {}, words[at]), ` ${words.slice(at + 1).join(" ")}`];
   }
 
   function drawQueries() {
@@ -169,7 +134,7 @@
     return make("div", { class: "words-row", role: "group", "aria-label": "Words of the caption", onkeydown: arrows },
       ...pair.words.map((word, index) => {
         const gate = share(pair.wordGates, index);
-        const marks = marksOf(pair, index);
+        const marks = marksOf(queries()[state.query], pair, index);
         const spoken = [word, ...marks, ...(gate === null ? [] : [`gate ${gate.toFixed(2)}`])].join(", ");
         return make("button", { type: "button", class: ["word", pair.unknown.includes(index) && "unknown", ...marks].filter(Boolean).join(" "),
           "data-word": index,
@@ -181,20 +146,6 @@
         gate === null ? null : make("span", { class: "num" }, gateText(gate)),
         marks.length ? make("span", { class: "mark" }, marks.join(" · ")) : null);
       }));
-  }
-
-  /** What is special about a word of a foil: changed, guilty (held responsible), or, in the caption, replaced. */
-  function marksOf(pair, index) {
-    const query = queries()[state.query];
-    if (!isFoil(query)) return [];
-    if (pair.right) return index === query.position ? ["replaced"] : [];
-    return [index === query.position && "changed", index === (query.byGate ?? query.byScore) && "guilty"].filter(Boolean);
-  }
-
-  /** Which words of a foil are held responsible, and how that was found. */
-  function verdict(query) {
-    const word = (at) => `“${query.results[1].words[at]}”${at === query.position ? ", the changed word" : ""}`;
-    return `Held responsible${query.byGate === null ? "" : ` by gate: ${word(query.byGate)};`} by score: ${word(query.byScore)}.`;
   }
 
   function sentence(pair) {
@@ -246,11 +197,6 @@
             ? make("button", attributes, picture(pair.image), make("span", { class: "meta" }, place, tick, score))
             : make("button", attributes, make("span", { class: "meta" }, place, tick, score), make("span", { class: "words" }, pair.text)));
       })));
-  }
-
-  function title(query) {
-    if (isFoil(query)) return `“${query.results[1].words[query.position]}” for “${query.results[0].words[query.position]}”: ${query.kind}`;
-    return query.image ? "Which captions tell of this picture?" : `“${query.text}”`;
   }
 
   function drawDetail() {

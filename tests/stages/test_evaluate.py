@@ -17,7 +17,7 @@ from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
 from stages.evaluate import evaluate, folds_of, read_split
 from stages.evaluation.scores import rank_fold, score_fold
-from stages.pair_gates import area_under_curve
+from stages.pair_gates import area_under_curve, hardest_others
 from stages.params import EvaluateParams, InputError
 
 CPU = torch.device("cpu")
@@ -162,6 +162,20 @@ def test_area_under_curve_counts_pairs_and_ties_half():
     positive, negative = np.array([3.0, 2.0, 1.0]), np.array([2.0, 0.0])
     wins = sum((p > n) + 0.5 * (p == n) for p in positive for n in negative)
     assert area_under_curve(positive, negative) == pytest.approx(wins / 6)
+
+
+def test_the_hardest_other_image_is_never_the_captions_own():
+    scores = torch.tensor([[9.0, 1.0, 2.0], [8.0, 5.0, 3.0], [1.0, 4.0, 7.0]])
+    assert hardest_others(scores, np.array([0, 1, 2])).tolist() == [1, 2, 1]
+    assert scores[0, 0] == 9.0, "what was given stays"
+
+
+def test_the_histograms_are_a_page_of_their_own(small):
+    run(small)
+    page = (small.root / "data/evaluation/gates_test.html").read_text()
+    for what in ("words", "content words", "regions"):
+        assert f"Histogram of the mean gate over a pair&#39;s {what}" in page
+    assert page.count("<svg") == 3 and "http" not in page.replace("http://www.w3.org", "")
 
 
 def test_gate_means_are_those_of_the_pairs_listed(small):
