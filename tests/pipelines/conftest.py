@@ -1,5 +1,6 @@
 """A real Prefect server on loopback, and small real DVC repositories."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -81,8 +82,22 @@ def prefect_server(server_environment):
             yield url
             APILogWorker.drain_all(timeout=20)  # what is still to be sent, before nobody answers
     finally:
-        process.terminate()
-        process.wait(timeout=30)
+        end(process)
+
+
+def end(process, seconds=60):
+    """End a process as a person would; where that takes too long, kill it and all that it started."""
+    import psutil
+
+    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=seconds)
+    process.kill()
+    process.wait()
+    for child in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def answers(url):
@@ -105,6 +120,12 @@ def wait_for(condition, seconds):
 def wait_for_fixture():
     """wait_for(condition, seconds): the condition's value once it is true."""
     return wait_for
+
+
+@pytest.fixture(name="end")
+def end_fixture():
+    """end(process): ends it and leaves nothing that it started."""
+    return end
 
 
 @pytest.fixture(scope="session")
