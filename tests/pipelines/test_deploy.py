@@ -12,10 +12,12 @@ import psutil
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
+from prefect.cli.deploy._models import PrefectYamlModel
 from prefect.client.orchestration import get_client
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.utilities.templating import apply_values
+from pydantic import ValidationError
 
 import pipelines
 from pipelines.deploy import deploy_automations
@@ -121,13 +123,73 @@ def test_a_killed_run_crashes_and_its_retry_completes(deployed, wait_for, end):
     assert Path("worker.log").read_text().count("prepare writes") == 1  # recovery goes on, it does not start over
 
 
+def ends_well(run, state, environment, wait_for):
+    """The run is Completed, or it is Crashed and one command takes it there."""
+    if wait_for(lambda: state() in ("COMPLETED", "CRASHED") and state(), 300) == "CRASHED":
+        retry(run, environment)
+        wait_for(lambda: state() == "COMPLETED", 180)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a stage whose dvc was killed")
+@pytest.mark.timeout(900)
+def test_a_lost_child_server_or_worker_is_recovered_from(deployed, wait_for, end, restart_server):
+    slow = Path("slow")
+    with worker(deployed, end) as serving:
+        slow.touch()
+        run, state = start(epochs=5)
+        wait_for(lambda: in_training(serving), 180)[0].kill()
+        wait_for(lambda: state() == "CRASHED", 60)  # its worker says so at once, and once more ten seconds later
+        wait_for(lambda: "Flow run infrastructure exited" in Path("worker.log").read_text(), 60)
+        slow.unlink()
+        ends_well(run, state, deployed, wait_for)
+
+        slow.touch()
+        run, state = start(epochs=6)
+        wait_for(lambda: in_training(serving), 180)
+        restart_server()
+        assert state() == "RUNNING"
+        slow.unlink()
+        ends_well(run, state, deployed, wait_for)
+
+        slow.touch()
+        run, state = start(epochs=7)
+        family = wait_for(lambda: in_training(serving), 180)
+        serving.kill()
+        slow.unlink()
+        wait_for(lambda: not any(command_of(process) for process in family), 120)
+    with worker(deployed, end):
+        ends_well(run, state, deployed, wait_for)
+        said = Path("worker.log").read_text()
+        assert said.count("prepare writes") == 1
+        assert 3 <= said.count("train writes") <= 6
+        assert "epochs: 7" in Path("params.yaml").read_text()
+        assert not subprocess.run([sys.executable, "-m", "dvc", "status", "-q"], env=deployed, check=False).returncode
+
+        subprocess.run([sys.executable, "-m", "pipelines.refresh", "announce"], env=deployed, check=True)
+        wanted = {
+            "flows": {"name": {"any_": ["refresh"]}},
+            "flow_runs": {"state": {"name": {"any_": ["Nothing to do"]}}},
+        }
+        wait_for(lambda: request("POST", "/flow_runs/filter", json=wanted), 180)
+
+
 def test_the_shipped_files_are_valid():
     for entry in yaml.safe_load((ROOT / "deploy" / "automations.yaml").read_text())["automations"]:
         AutomationCore.model_validate(entry)
     for file in (ROOT / "prefect.yaml", ROOT / "deploy" / "kubernetes" / "prefect.yaml"):
-        for deployment in yaml.safe_load(file.read_text())["deployments"]:
-            path, _, name = deployment["entrypoint"].partition(":")
+        content = yaml.safe_load(file.read_text())
+        deployments = PrefectYamlModel.model_validate(content).deployments  # as `prefect deploy` reads it
+        assert len(deployments) >= 4
+        for deployment in deployments:
+            path, _, name = deployment.entrypoint.partition(":")
             assert f"def {name}(" in (ROOT / path).read_text()
+            assert deployment.work_pool.name == content["definitions"]["pool"]["name"]
+    content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    refresh = next(item for item in content["deployments"] if "refresh" in item["entrypoint"])
+    assert refresh["schedules"][0]["active"]
+    refresh["schedules"][0]["cron"] = 3
+    with pytest.raises(ValidationError, match="cron"):
+        PrefectYamlModel.model_validate(content)
 
 
 def test_the_kubernetes_template_makes_a_job(prefect_server):
