@@ -192,6 +192,17 @@ def test_the_next_run_delivers_what_an_earlier_one_left(workspace):
     assert len(runs(workspace)) == 2
 
 
+def test_many_begin_a_new_store_at_once_and_one_was_killed_over_it(workspace):
+    (workspace / "mlflow.db.new").write_bytes(b"half a file")
+    begin = "import sys; from pathlib import Path; from stages.tracking_store import connect, store_uri\n"
+    begin += "root = Path(sys.argv[1]); print(connect(root, store_uri(root)).create_experiment(sys.argv[2]))"
+    commands = [[sys.executable, "-c", begin, str(workspace), str(number)] for number in range(3)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for command in commands]
+    made = [process.communicate(timeout=120)[0] for process in processes]
+    assert len(set(made)) == 3 and b"" not in made
+    assert not (workspace / "mlflow.db.new").exists()
+
+
 def test_the_spool_survives_a_torn_line(tmp_path):
     spool = Spool(tmp_path, "k")
     spool.write("start", kind="train")
