@@ -14,7 +14,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from stages.params import Params, from_dict, load_params
+from camp_model.config import CampConfig
+from stages.params import ModelParams, Params, from_dict, load_params
 
 
 def field_docs(kind: type) -> dict[str, str]:
@@ -37,7 +38,8 @@ def field_docs(kind: type) -> dict[str, str]:
 def form(filled: Any) -> type[BaseModel]:
     """The pydantic model of a params dataclass, whose defaults are the values of `filled`; unknown keys are refused."""
     kind = type(filled)
-    docs = field_docs(kind)
+    # The switches of the model are explained where the model is.
+    docs = (field_docs(CampConfig) if kind is ModelParams else {}) | field_docs(kind)
     hints = typing.get_type_hints(kind)
     fields: dict[str, Any] = {}
     for item in dataclasses.fields(kind):

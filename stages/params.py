@@ -58,6 +58,7 @@ class ScenesParams:
     twin_share: float = 0.4
     """Share of each split's scenes that are near twins of another scene of the split."""
     seed: int = 0
+    """Which scenes are drawn: the same seed, the same pictures."""
 
     def __post_init__(self) -> None:
         _at_least("dataset.scenes", self, train=2, val=2, test=2, image_size=96, seed=0)
@@ -84,6 +85,7 @@ class CocoPart:
     """One COCO annotation file."""
 
     split: str
+    """train, val or test."""
     images: str
     """Folder of the pictures, below dataset.root."""
     captions: str
@@ -100,6 +102,7 @@ class CocoParams:
     """COCO caption annotations and image folders."""
 
     parts: tuple[CocoPart, ...] = ()
+    """The annotation files: split, images, captions and, where boxes are wanted, instances of each."""
     test_share: float = 0.5
     """Share of the val images that becomes the test split where no part is test; chosen by a hash of the id."""
 
@@ -149,7 +152,9 @@ class DetectorTrainParams:
     batch_size: int = 8
     """Images per optimizer step."""
     learning_rate: float = 0.002
+    """Highest learning rate of its schedule."""
     seed: int = 0
+    """Seed of the first weights and of the order of the images."""
 
     def __post_init__(self) -> None:
         _at_least("detector.train", self, steps=1, batch_size=1, learning_rate=0, seed=0)
@@ -280,17 +285,21 @@ class TrainParams:
     random_negative_steps: int = 0
     """Optimizer steps on random negatives before the hardest ones."""
     epochs: int = 30
+    """Passes over the training captions at most."""
     batch_size: int = 128
     """Image-caption pairs per optimizer step, over all processes."""
     micro_batch: int = 0
     """Pairs in one forward and backward pass; 0: all at once. The gradient is the same."""
     learning_rate: float = 2e-4
+    """Learning rate of AdamW at the start, after the warm-up."""
     warmup_steps: int = 0
     """Optimizer steps over which the learning rate rises from 0."""
     schedule: str = "step"
     """constant, step (a tenth every step_epochs) or cosine (to 0 at the last step)."""
     step_epochs: int = 15
+    """Epochs between two falls of the learning rate; for schedule step."""
     weight_decay: float = 0.0
+    """Weight decay of the optimizer; 0: none."""
     gradient_clip: float = 2.0
     """Largest norm of the gradient; 0: no clipping."""
     dropout: float = 0.0
@@ -312,6 +321,7 @@ class TrainParams:
     start_from: str | None = None
     """A checkpoint folder whose weights to start from."""
     seed: int = 0
+    """Seed of the first weights, the order of the pairs and dropout."""
 
     def __post_init__(self) -> None:
         _choose("train", "loss", self.loss, ("hardest_bce", "bce", "triplet"))
@@ -345,6 +355,7 @@ class EvaluateParams:
     foils: int = 3000
     """Foils scored at most, as many of each kind as can be; 0: none."""
     device: str = "auto"
+    """auto, cpu, cuda or mps."""
 
     def __post_init__(self) -> None:
         for split in self.splits:
@@ -366,6 +377,7 @@ class ReportParams:
     foils: int = 2
     """Foils of each kind shown, and half as many of the worst; 0: none."""
     seed: int = 0
+    """Seed of the choice of queries."""
 
     def __post_init__(self) -> None:
         _at_least("report", self, queries=1, top_k=1, foils=0)

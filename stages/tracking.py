@@ -32,10 +32,12 @@ from filelock import Timeout
 from stages.params import stage_main
 from stages.tracking_machine import output, sample_machine
 from stages.tracking_restore import model_hash
-from stages.tracking_spool import Spool, main_root
+from stages.tracking_spool import Spool, main_root, pending, writer_alive
 
-WAIT = 20.0
+WAIT = 18.0
 """Seconds that the end of a run waits for the server at most."""
+WAIT_AGAIN = 3.0
+"""The same where the server has not taken an earlier run either: training, evaluation and report wait 30 s in all."""
 HEADLINE = "best/val_rsum"
 """Validation rsum of the kept model. MLflow's compare page draws the params that differ against the metric that a run
 had first, so a train run begins with this one, at 0."""
@@ -194,7 +196,7 @@ def track(
         if spool:
             spool.close()
         if process:
-            _wait(process, root)
+            _wait(process, root, key)
 
 
 def _open_spool(root: Path, key: str) -> Spool | None:
@@ -225,20 +227,29 @@ def _deliver(root: Path, key: str) -> subprocess.Popen[bytes] | None:
         return None
 
 
-def _wait(process: subprocess.Popen[bytes], root: Path) -> None:
+def _wait(process: subprocess.Popen[bytes], root: Path, key: str) -> None:
     """Wait for the delivery, `WAIT` seconds at most, and say so once where something was not delivered."""
     server = os.environ.get("MLFLOW_TRACKING_URI") or "mlflow.db"
+    seconds = WAIT_AGAIN if _left_behind(root, key) else WAIT
     try:
-        if process.wait(timeout=WAIT) == 0:
+        if process.wait(timeout=seconds) == 0:
             return
         state = f"did not take this run (why: {root / '.tracking' / 'delivery.log'})"
     except subprocess.TimeoutExpired:
-        state = f"has not taken all of this run within {WAIT:.0f} s"
+        state = f"has not taken all of this run within {seconds:.0f} s"
     print(
         f"warning: MLflow at {server} {state}. Nothing is lost: the next run delivers it, or "
         "`python -m stages.tracking sync`.",
         file=sys.stderr,
     )
+
+
+def _left_behind(root: Path, key: str) -> bool:
+    """Whether the spool still holds an earlier run that has ended."""
+    try:
+        return any(folder.name != key and not writer_alive(folder) for folder in pending(root))
+    except OSError:  # it is being delivered and removed right now
+        return False
 
 
 def _origin() -> dict[str, object]:

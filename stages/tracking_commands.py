@@ -5,22 +5,19 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from stages.params import InputError
 from stages.tracking_delivery import sync
 from stages.tracking_model import promote
 from stages.tracking_restore import find_commit, find_run, restore
 from stages.tracking_spool import main_root
-from stages.tracking_store import store_uri
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+from stages.tracking_store import connect, store_uri
 
 
 def serve(root: Path, host: str, port: int) -> None:
     """Become an MLflow server on the store of `root`."""
     (root / "mlartifacts").mkdir(exist_ok=True)
+    connect(root, store_uri(root))  # the server must not be making the tables while a run begins
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     # Without its job runner the server is two processes instead of ten.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
@@ -42,16 +39,9 @@ def deliver(root: Path) -> None:
         raise InputError("; ".join(problems))
 
 
-def _client(root: Path) -> "MlflowClient":
-    import mlflow
-
-    mlflow.set_tracking_uri(store_uri(root))
-    return mlflow.MlflowClient()
-
-
 def find(root: Path, commit: str) -> None:
     """Print the runs of a commit."""
-    runs = find_commit(_client(root), root, commit)
+    runs = find_commit(connect(root, store_uri(root)), root, commit)
     for run in runs:
         rsum = run.data.metrics.get("val/rsum")
         number = "" if rsum is None else f"  val/rsum {rsum:.1f}"
@@ -82,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif given.command == "find":
         find(root, given.commit)
     else:
-        client = _client(root)
+        client = connect(root, store_uri(root))
         run = find_run(client, given.run)
         if given.command == "restore":
             into = given.into or root / ".work" / "restored" / run.info.run_id

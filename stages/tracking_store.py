@@ -54,22 +54,36 @@ def store_uri(root: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
 
 
+def connect(root: Path, uri: str) -> "MlflowClient":
+    """A client of the store, which `mlflow` is set to, too.
+
+    MLflow makes the tables of a new SQLite file step by step: two processes at it, or one that is killed, would leave a
+    file that no one can use any more. So one process makes it, and gives it its name once it is whole.
+    """
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    if not uri.startswith("sqlite:///"):
+        return mlflow.MlflowClient(uri, uri)
+    path = Path(uri.removeprefix("sqlite:///"))
+    (root / ".tracking").mkdir(parents=True, exist_ok=True)
+    with FileLock(root / ".tracking" / "store.lock", timeout=120):
+        if not path.exists():
+            new = path.with_name(f"{path.name}.new")
+            new.unlink(missing_ok=True)
+            mlflow.MlflowClient(f"sqlite:///{new}").search_experiments(max_results=1)
+            new.replace(path)
+        return mlflow.MlflowClient(uri, uri)
+
+
 class Delivery:
     """Carries spool folders to one store."""
 
     def __init__(self, root: Path, uri: str) -> None:
-        import mlflow
-
-        mlflow.set_tracking_uri(uri)
-        mlflow.set_registry_uri(uri)
-        self.client: MlflowClient = mlflow.MlflowClient(uri, uri)
+        self.client = connect(root, uri)
         self.root = root
         self.uri = uri
-        if uri.startswith("sqlite:"):
-            with FileLock(
-                root / ".tracking" / "store.lock", timeout=120
-            ):  # two processes must not both make its tables
-                self.client.search_experiments(max_results=1)
         self._experiments: dict[str, str] = {}
         self._runs: dict[str, str] = {}
 

@@ -1,14 +1,18 @@
 """The real pipeline on a small copy: what it leaves behind, that it stops when up to date, and its experiments."""
 
+import contextlib
 import hashlib
 import json
+import shutil
 import sqlite3
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -114,3 +118,50 @@ def test_a_wrong_param_stops_the_pipeline_and_keeps_the_last_results(
         run(pipeline, "git", "checkout", "-q", "-f", "HEAD")
         run(pipeline, "dvc", "checkout", "-q")
     assert (pipeline / "models/camp/model.safetensors").read_bytes() == model
+
+
+@pytest.mark.timeout(900)
+def test_a_second_clone_pulls_everything_and_queues_experiments_side_by_side(pipeline: Path, run: Run) -> None:
+    run(pipeline, "dvc", "push", "-q")
+    clone = pipeline.parent / "second"  # beside the first, where the remote's relative address leads to the same folder
+    run(pipeline, "git", "clone", "-q", str(pipeline), str(clone))
+    for key in ("name", "email"):
+        run(clone, "git", "config", f"user.{key}", "test")
+    run(clone, "dvc", "pull", "-q")
+    done = run(clone, "dvc", "repro")
+    assert "Running stage" not in done.stdout
+    assert "Data and pipelines are up to date." in done.stdout
+
+    for name, seed in (("one", 1), ("two", 2)):
+        run(clone, "dvc", "exp", "run", "--queue", "-n", name, "-S", f"train.seed={seed}", "-S", "train.epochs=1")
+    # Its workers keep what it inherits open: without /dev/null this would wait for them.
+    run(clone, "bash", "-c", "dvc queue start -j 2 < /dev/null > /dev/null 2>&1")
+    own = {path.stat().st_ino for path in (clone / "data/regions").glob("*.arrow")}
+    workspaces = clone / ".dvc/tmp/exps"
+    foreign: set[str] = set()
+    shared: set[str] = set()
+    until = time.monotonic() + 600
+    while (status := run(clone, "dvc", "queue", "status").stdout).count("Success") < 2:
+        assert "Failed" not in status and time.monotonic() < until, status
+        for path in workspaces.glob("tmp*/data/regions/*.arrow"):
+            with contextlib.suppress(FileNotFoundError):  # its workspace is being removed
+                (shared if path.stat().st_ino in own else foreign).add(path.parts[-4])
+        time.sleep(0.2)
+    assert len(shared) == 2 and not foreign, (shared, foreign)  # the shards are those of the clone, not copies
+    run(clone, "python", "-m", "stages.tracking", "sync")
+    assert not list(workspaces.glob("**/mlflow.db"))
+    with sqlite3.connect(clone / "mlflow.db") as store:
+        names = "select run_uuid, value from tags where key = 'dvc.experiment'"
+        spans = "select run_uuid, start_time, end_time from runs"
+        experiments = dict(store.execute(names).fetchall())
+        times = {key: (start, end) for key, start, end in store.execute(spans)}
+    assert set(experiments.values()) == {"one", "two"}
+    first, second = (
+        [times[key] for key, experiment in experiments.items() if experiment == name] for name in ("one", "two")
+    )
+    assert min(first)[0] < max(second)[1] and min(second)[0] < max(first)[1]  # side by side
+
+    run(clone, "dvc", "exp", "apply", "two")
+    assert yaml.safe_load((clone / "params.yaml").read_text())["train"]["seed"] == 2
+    assert "Running stage" not in run(clone, "dvc", "repro").stdout
+    shutil.rmtree(clone, ignore_errors=True)

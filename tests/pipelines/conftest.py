@@ -1,5 +1,6 @@
 """A real Prefect server on loopback, and small real DVC repositories."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -63,26 +64,65 @@ def server_environment(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def prefect_server(server_environment):
+def server(server_environment):
+    """(start, stop) of a Prefect server that keeps its address and its database."""
+    url = server_environment["PREFECT_API_URL"]
+    port = url.split(":")[2].removesuffix("/api")
+    running = []
+
+    def start():
+        with (Path(server_environment["PREFECT_HOME"]) / "server.log").open("ab") as log:
+            command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port]
+            running.append(subprocess.Popen(command, env=server_environment, stdout=log, stderr=log))
+        wait_for(lambda: answers(f"{url}/health"), 180)
+
+    def stop(seconds=60):
+        end(running.pop(), seconds)
+
+    yield start, stop
+    while running:
+        stop()
+
+
+@pytest.fixture(scope="session")
+def prefect_server(server_environment, server):
     """The address of a running Prefect server; in this process too, flows talk to it."""
     from prefect.logging.handlers import APILogWorker
     from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
     url = server_environment["PREFECT_API_URL"]
-    port = url.split(":")[2].removesuffix("/api")
-    with (Path(server_environment["PREFECT_HOME"]) / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port],
-            env=server_environment, stdout=log, stderr=log,
-        )  # fmt: skip
-    try:
-        wait_for(lambda: answers(f"{url}/health"), 120)
-        with temporary_settings({PREFECT_API_URL: url, PREFECT_HOME: Path(server_environment["PREFECT_HOME"])}):
-            yield url
-            APILogWorker.drain_all(timeout=20)  # what is still to be sent, before nobody answers
-    finally:
+    server[0]()
+    with temporary_settings({PREFECT_API_URL: url, PREFECT_HOME: Path(server_environment["PREFECT_HOME"])}):
+        yield url
+        APILogWorker.drain_all(timeout=20)  # what is still to be sent, before nobody answers
+
+
+@pytest.fixture
+def restart_server(prefect_server, server):
+    """Kills the server outright and starts it again."""
+    start, stop = server
+
+    def restart():
+        stop(seconds=0)
+        start()
+
+    return restart
+
+
+def end(process, seconds=60):
+    """Ask a process to end; after these seconds, kill it, and whatever of its children is left."""
+    import psutil
+
+    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    if seconds:
         process.terminate()
-        process.wait(timeout=30)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=seconds)
+    process.kill()
+    process.wait()
+    for child in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def answers(url):
@@ -105,6 +145,12 @@ def wait_for(condition, seconds):
 def wait_for_fixture():
     """wait_for(condition, seconds): the condition's value once it is true."""
     return wait_for
+
+
+@pytest.fixture(name="end")
+def end_fixture():
+    """end(process): ends it and leaves nothing that it started."""
+    return end
 
 
 @pytest.fixture(scope="session")

@@ -1,26 +1,35 @@
 """Deployed flows on a real server with a real process worker; workers that are killed."""
 
+import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
+from prefect.cli.deploy._models import PrefectYamlModel
 from prefect.client.orchestration import get_client
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.utilities.templating import apply_values
+from pydantic import ValidationError
 
 import pipelines
 from pipelines.deploy import deploy_automations
 
 ROOT = Path(pipelines.__file__).parents[1]
-SLOW = 'import time\nwhile Path("slow").exists() and sys.argv[1] == "train": time.sleep(0.5)\n'
+SLOW = """
+from stages.locks import hold_own_outputs
+import time
+with hold_own_outputs():
+    while Path("slow").exists() and sys.argv[1] == "train":
+        time.sleep(0.5)
+"""
 
 
 @pytest.fixture
@@ -40,10 +49,16 @@ def deployed(prefect_server, repository, server_environment):
     return environment
 
 
-def worker(environment):
+@contextlib.contextmanager
+def worker(environment, end):
+    """A process worker; nothing that it started outlives the block."""
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "camp", "--type", "process"]
     with Path("worker.log").open("ab") as log:
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        yield psutil.Process(process.pid)
+    finally:
+        end(process)
 
 
 def request(method, path, **arguments):
@@ -51,14 +66,36 @@ def request(method, path, **arguments):
         return client.request(method, path, **arguments).json()
 
 
-def children(pid):
-    threads = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(word) for thread in threads for word in thread.read_text().split()]
+def start(**params):
+    """A run of the deployed `reproduce` with these params of training; a function that tells its state."""
+    flow = next(item for item in request("POST", "/deployments/filter", json={}) if "reproduce" in item["entrypoint"])
+    body = {"parameters": {"params": {"train": params}}}
+    run = request("POST", f"/deployments/{flow['id']}/create_flow_run", json=body)["id"]
+    return run, lambda: request("GET", f"/flow_runs/{run}")["state"]["type"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc to find the processes to kill")
-@pytest.mark.timeout(400)
-def test_a_killed_run_crashes_and_its_retry_completes(deployed, wait_for):
+def command_of(process):
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it has ended
+        return []
+
+
+def in_training(serving):
+    """The processes of a worker's run, the engine first, once the stage `train` is among them."""
+    engines = serving.children()
+    family = [*engines, *(process for engine in engines for process in engine.children(recursive=True))]
+    return family if any(command_of(process)[1:3] == ["stage.py", "train"] for process in family) else None
+
+
+def retry(run, environment):
+    command = [sys.executable, "-m", "prefect", "flow-run", "retry", run]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a stage whose dvc was killed")
+@pytest.mark.timeout(600)
+def test_a_killed_run_crashes_and_its_retry_completes(deployed, wait_for, end):
     deployments = {f"{item['name']}": item for item in request("POST", "/deployments/filter", json={})}
     assert deployments.keys() == {"camp"}
     automations = [item["name"] for item in request("POST", "/automations/filter", json={})]
@@ -68,46 +105,91 @@ def test_a_killed_run_crashes_and_its_retry_completes(deployed, wait_for):
     assert "Optimizer steps between two checkpoints for resuming." in schema
 
     Path("slow").touch()
-    begun = worker(deployed)
-    try:
-        parameters = {"parameters": {"params": {"train": {"epochs": 5}}}}
-        run = request("POST", f"/deployments/{flow['id']}/create_flow_run", json=parameters)
-
-        def state():
-            return request("GET", f"/flow_runs/{run['id']}")["state"]["type"]
-
-        wait_for(lambda: Path("tokenize.txt").exists() and children(begun.pid), 90)
-        engine = children(begun.pid)
-        wait_for(lambda: [grand for pid in engine for grand in children(pid)], 30)
+    with worker(deployed, end) as begun:
+        run, state = start(epochs=5)
+        family = wait_for(lambda: in_training(begun), 180)
         assert state() == "RUNNING"
-    finally:
-        begun.send_signal(signal.SIGKILL)
-        begun.wait()
-    for pid in engine:
-        os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: state() == "CRASHED", 150)
+        begun.kill()
+        family[0].kill()
+    wait_for(lambda: not any(command_of(process) for process in family), 60)  # the stage went with its flow
+    wait_for(lambda: state() == "CRASHED", 300)
     assert not Path("train.txt").exists()
 
     Path("slow").unlink()
-    again = worker(deployed)
-    try:
-        command = [sys.executable, "-m", "prefect", "flow-run", "retry", run["id"]]
-        subprocess.run(command, env=deployed, check=True, capture_output=True)
-        wait_for(lambda: state() == "COMPLETED", 90)
-    finally:
-        again.terminate()
-        again.wait(timeout=30)
+    with worker(deployed, end):
+        retry(run, deployed)
+        wait_for(lambda: state() == "COMPLETED", 180)
     assert Path("train.txt").exists()
     assert Path("worker.log").read_text().count("prepare writes") == 1  # recovery goes on, it does not start over
+
+
+def ends_well(run, state, environment, wait_for):
+    """The run is Completed, or it is Crashed and one command takes it there."""
+    if wait_for(lambda: state() in ("COMPLETED", "CRASHED") and state(), 300) == "CRASHED":
+        retry(run, environment)
+        wait_for(lambda: state() == "COMPLETED", 180)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a stage whose dvc was killed")
+@pytest.mark.timeout(900)
+def test_a_lost_child_server_or_worker_is_recovered_from(deployed, wait_for, end, restart_server):
+    slow = Path("slow")
+    with worker(deployed, end) as serving:
+        slow.touch()
+        run, state = start(epochs=5)
+        wait_for(lambda: in_training(serving), 180)[0].kill()
+        wait_for(lambda: state() == "CRASHED", 60)  # its worker says so at once, and once more ten seconds later
+        wait_for(lambda: Path("worker.log").read_text().count("Check whether the flow run exceeded") == 2, 60)
+        slow.unlink()
+        ends_well(run, state, deployed, wait_for)
+
+        slow.touch()
+        run, state = start(epochs=6)
+        wait_for(lambda: in_training(serving), 180)
+        restart_server()
+        assert state() == "RUNNING"
+        slow.unlink()
+        ends_well(run, state, deployed, wait_for)
+
+        slow.touch()
+        run, state = start(epochs=7)
+        family = wait_for(lambda: in_training(serving), 180)
+        serving.kill()
+        slow.unlink()
+        wait_for(lambda: not any(command_of(process) for process in family), 120)
+    with worker(deployed, end):
+        ends_well(run, state, deployed, wait_for)
+        said = Path("worker.log").read_text()
+        assert said.count("prepare writes") == 1
+        assert 3 <= said.count("train writes") <= 6
+        assert "epochs: 7" in Path("params.yaml").read_text()
+        assert not subprocess.run([sys.executable, "-m", "dvc", "status", "-q"], env=deployed, check=False).returncode
+
+        subprocess.run([sys.executable, "-m", "pipelines.refresh", "announce"], env=deployed, check=True)
+        wanted = {
+            "flows": {"name": {"any_": ["refresh"]}},
+            "flow_runs": {"state": {"name": {"any_": ["Nothing to do"]}}},
+        }
+        wait_for(lambda: request("POST", "/flow_runs/filter", json=wanted), 180)
 
 
 def test_the_shipped_files_are_valid():
     for entry in yaml.safe_load((ROOT / "deploy" / "automations.yaml").read_text())["automations"]:
         AutomationCore.model_validate(entry)
     for file in (ROOT / "prefect.yaml", ROOT / "deploy" / "kubernetes" / "prefect.yaml"):
-        for deployment in yaml.safe_load(file.read_text())["deployments"]:
-            path, _, name = deployment["entrypoint"].partition(":")
+        content = yaml.safe_load(file.read_text())
+        deployments = PrefectYamlModel.model_validate(content).deployments  # as `prefect deploy` reads it
+        assert len(deployments) >= 4
+        for deployment in deployments:
+            path, _, name = deployment.entrypoint.partition(":")
             assert f"def {name}(" in (ROOT / path).read_text()
+            assert deployment.work_pool.name == content["definitions"]["pool"]["name"]
+    content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    refresh = next(item for item in content["deployments"] if "refresh" in item["entrypoint"])
+    assert refresh["schedules"][0]["active"]
+    refresh["schedules"][0]["cron"] = 3
+    with pytest.raises(ValidationError, match="cron"):
+        PrefectYamlModel.model_validate(content)
 
 
 def test_the_kubernetes_template_makes_a_job(prefect_server):

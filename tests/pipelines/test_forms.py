@@ -26,10 +26,27 @@ def test_the_schema_carries_types_values_and_descriptions():
     assert schema["properties"].keys() == {field for field in Params.__dataclass_fields__}
 
 
+def test_every_field_of_the_form_is_explained():
+    schema = form(Params()).model_json_schema()
+    models = [schema, *schema["$defs"].values()]
+    fields = [(model["title"], name, entry) for model in models for name, entry in model["properties"].items()]
+    assert len(fields) > 70
+    sections = {name for name, model in schema["$defs"].items() if model["description"]}  # a section says it itself
+    told = [entry.get("description") or entry.get("$ref", "").split("/")[-1] in sections for _, _, entry in fields]
+    assert [(title, name) for (title, name, _), said in zip(fields, told, strict=True) if not said] == []
+    assert "W[gv; gt]" in schema["$defs"]["ModelParams"]["properties"]["fusion"]["description"]  # from CampConfig
+
+
 def test_field_docs_reads_only_the_string_below_a_field():
-    docs = field_docs(TrainParams)
-    assert docs["margin"] == "Margin of the triplet loss."
-    assert "epochs" not in docs
+    class Example:
+        told: int = 0
+        """What is
+        told."""
+        untold: int = 0
+        other: int = 0
+        """Of another."""
+
+    assert field_docs(Example) == {"told": "What is\ntold.", "other": "Of another."}
 
 
 def test_what_is_left_alone_stays_as_it_is():

@@ -75,3 +75,53 @@ def test_a_stage_ends_when_its_dvc_is_killed(tmp_path, monkeypatch):
     assert time.monotonic() - begun < 10
     with hold_outputs("train", Path(".work/locks"), patience=5):
         pass
+
+
+SLOW = """
+import os, signal, time
+from pathlib import Path
+from stages.params import stage_main
+def main():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a stage that is not told, as on other systems than Linux
+    alone = not Path("writing").exists()
+    Path("writing").touch()
+    with Path("log").open("a") as log:
+        print("alone" if alone else "beside another", file=log)
+    until = time.monotonic() + 60
+    while Path("slow").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    Path("writing").unlink()
+    Path("out.txt").write_text("whole")
+stage_main(main)
+"""
+
+
+@pytest.mark.timeout(240)
+def test_the_next_dvc_waits_for_the_stage_of_a_killed_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("DVC_STAGE", "DVC_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    Path("stage.py").write_text(SLOW)
+    Path("dvc.yaml").write_text(
+        f"stages: {{slow: {{cmd: '{sys.executable} stage.py', deps: [stage.py], outs: [out.txt]}}}}"
+    )
+    dvc = [sys.executable, "-m", "dvc"]
+    subprocess.run([*dvc, "init", "-q", "--no-scm"], check=True)
+    Path("slow").touch()
+    with subprocess.Popen([*dvc, "repro"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+        wait_for(lambda: Path("writing").exists())
+        first.kill()
+    with Path("second.log").open("w") as log, subprocess.Popen([*dvc, "repro"], stdout=log, stderr=log) as second:
+        wait_for(lambda: "waiting for it" in Path("second.log").read_text())
+        assert '"pid"' in Path("second.log").read_text()  # who holds the outputs
+        Path("slow").unlink()
+        assert second.wait(timeout=90) == 0
+    assert Path("log").read_text().split("\n")[:-1] == ["alone", "alone"]
+    assert Path("out.txt").read_text() == "whole"
+
+
+def wait_for(condition):
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.1)

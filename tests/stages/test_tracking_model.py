@@ -1,6 +1,7 @@
 """The logged model answers in another process what the model answers here; the best one is champion."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from camp_model.config import CampConfig
 from camp_model.regions import ImageRegions, StoreInfo, write_manifest, write_rejected, write_shard
 from camp_model.vocabulary import Vocabulary
 from stages.tracking import track
-from stages.tracking_model import log_model
+from stages.tracking_model import log_model, promote
 
 REGION_DIM = 6
 
@@ -63,7 +64,38 @@ def store(tmp_path_factory):
 
 
 ASK = """
-import json, sys
+import importlib.metadata as metadata
+import json, re, sys
+
+class OnlyPinned:
+    '''Refuses every module of this environment that the model's requirements do not bring.'''
+
+    def __init__(self, requirements):
+        wanted, self.allowed = list(requirements), set()
+        while wanted:
+            name = re.match(r"[\\w.-]+", wanted.pop()).group().lower().replace("_", "-")
+            if name in self.allowed:
+                continue
+            self.allowed.add(name)
+            try:
+                wanted += [line for line in metadata.requires(name) or [] if "extra ==" not in line]
+            except metadata.PackageNotFoundError:  # for another system
+                pass
+        self.owners = metadata.packages_distributions()
+
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        owners = {owner.lower().replace("_", "-") for owner in self.owners.get(top, ())}
+        if top != "camp_model" and owners and not owners & self.allowed:
+            raise ModuleNotFoundError(f"{top}: the model's requirements do not bring it", name=top)
+
+sys.meta_path.insert(0, OnlyPinned(json.loads(sys.argv[4])))
+try:
+    import dvc
+except ModuleNotFoundError:
+    pass
+else:
+    raise SystemExit("dvc is no requirement of the model")
 import mlflow, pandas as pd
 uri, store, regions = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 mlflow.set_tracking_uri(uri)
@@ -72,7 +104,8 @@ table = pd.DataFrame({"sentence": ["a red circle", "two blue squares"], "image_i
                       "regions": [None, regions]})
 pairs = model.predict(table, params={"store": store})
 top = model.predict(pd.DataFrame({"sentence": ["a red circle"]}), params={"store": store, "top_k": 3})
-print(json.dumps([pairs.to_dict("records"), top.to_dict("records")]))
+import camp_model
+print(json.dumps([pairs.to_dict("records"), top.to_dict("records"), camp_model.__file__]))
 """
 
 
@@ -133,10 +166,16 @@ def test_the_champion_answers_in_another_process(checkpoint, store, tmp_path, mo
     features = dict(images)["image 4"].features
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
+    pinned = Path(mlflow.pyfunc.get_model_dependencies("models:/camp@champion")).read_text().split()
+    assert all("==" in line for line in pinned)
     command = [sys.executable, "-W", "ignore", "-c", ASK, uri, str(folder), json.dumps(features.tolist())]
-    done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [*command, json.dumps(pinned)], cwd=elsewhere, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
-    pairs, top = json.loads(done.stdout.splitlines()[-1])
+    pairs, top, code = json.loads(done.stdout.splitlines()[-1])
+    assert tmp_path in Path(code).parents  # the code that was kept with the model, not this repository's
     stored = {name: item.features.astype(np.float16) for name, item in images}
     expected = [
         reference(checkpoint, stored["image 2"], "a red circle"),
@@ -148,4 +187,5 @@ def test_the_champion_answers_in_another_process(checkpoint, store, tmp_path, mo
     assert [row["image_id"] for row in top] == best
     assert [row["rank"] for row in top] == [1, 2, 3]
     assert [row["score"] for row in top] == pytest.approx([scores[name] for name in best], abs=1e-5)
-    assert Path(folder).is_dir()
+    assert promote(client, first.info.run_id) == "1"  # by hand, whatever its rsum
+    assert client.get_model_version_by_alias("camp", "champion").version == 1

@@ -19,6 +19,7 @@ from stages.tracking import track
 from stages.tracking_commands import main as commands
 
 REPORT = "fetch(document.querySelector('iframe').src).then(answer => answer.text())"
+DRAWN = " && document.querySelector('{}')"
 NAMES = ("gate scalar", "gate elementwise", "gate none")
 
 
@@ -88,7 +89,7 @@ def show(page, url, condition):
     page.call("Emulation.setDeviceMetricsOverride", mobile=False, **size)
     page.call("Page.navigate", url="about:blank")
     page.call("Page.navigate", url=url)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 90
     while not page.run(f"!!(document.body && ({condition}))"):
         assert time.monotonic() < until, page.run("document.body.innerText")
         time.sleep(0.3)
@@ -105,15 +106,17 @@ def test_mlflow_shows_and_compares_the_runs(server, page):
 
     chosen = f"runs={json.dumps(runs)}&experiments={json.dumps(['1'])}".replace('"', "%22")
     show(
-        page, f"{address}/#/compare-runs?{chosen}", says(*NAMES, "model.gate", "elementwise", "train/loss", "val/rsum")
+        page,
+        f"{address}/#/compare-runs?{chosen}",
+        says(*NAMES, "model.gate", "elementwise", "train/loss", "val/rsum") + DRAWN.format("svg.main-svg"),
     )
-    page.wait("document.querySelectorAll('svg.main-svg').length > 0")
 
     # The chart view draws a curve for each metric, grouped by the part of its name before the slash.
     show(
-        page, f"{address}/#/experiments/1/runs/{runs[0]}/model-metrics", says("train", "val", "train/loss", "val/rsum")
+        page,
+        f"{address}/#/experiments/1/runs/{runs[0]}/model-metrics",
+        says("train", "val", "train/loss", "val/rsum") + DRAWN.format("svg.main-svg .trace"),
     )
-    page.wait("document.querySelectorAll('svg.main-svg .trace').length >= 1")
 
     show(
         page,
