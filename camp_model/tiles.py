@@ -26,7 +26,7 @@ POOLED_TILE = (16, 32)
 """Images and captions of a tile whose pairs leave the kernel pooled, at most."""
 FUSED_TILE = (4, 16)
 """The same for tiles whose fused vectors are needed whole."""
-TILE_BYTES = 16 * 2**20
+TILE_BYTES = 32 * 2**20
 """What a tile may take; with more regions or words than usual it holds fewer images and captions."""
 
 
