@@ -128,12 +128,14 @@ class Receiver(nn.Module):
             gate_logits, gates = logits.mean(-1), gate.mean(-1)
         else:
             assert side.own is not None
-            fused = side.own + mix(weights, True)
-            gate_logits = gates = nothing
-            if products is not None:
+            if products is None:
+                gate_logits = gates = nothing
+                fused = side.own + mix(weights, True)
+            else:
                 gate_logits = (weights * products).sum(-1)
                 gates = gate_logits.sigmoid()
-                fused = fused * gates[..., None]
+                # The gate goes into the weights: a pass less over [..., L, d], and nothing of it kept for gradients.
+                fused = torch.addcmul(mix(weights * gates[..., None], True), side.own, gates[..., None])
             if self.fusion.bias is not None:
                 fused = fused + self.fusion.bias
         fused = fused.relu()

@@ -94,3 +94,9 @@ class Prepared:
 
         trimmed = self._map(cut) if size < self.features.shape[1] else self
         return trimmed if ragged else dataclasses.replace(trimmed, mask=None)
+
+    def cut(self, rows: slice, counts: Tensor) -> "Prepared":
+        """The items `rows`, no longer than the longest of them; `counts` [B] are everyone's real vectors."""
+        chosen = counts[rows]
+        longest = max(1, int(chosen.max()))
+        return self.take(rows).trim(longest, ragged=bool(chosen.min() < longest))

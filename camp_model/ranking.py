@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from camp_model.fitting import in_parts
 from camp_model.prepared import PAIRS
-from camp_model.scoring import Progress, score_blocks
+from camp_model.scoring import GRAPH_BYTES, Progress, pair_bytes, score_blocks
 
 if TYPE_CHECKING:
     from camp_model.camp import CAMP
@@ -96,12 +97,14 @@ def _own_scores(
     model: "CAMP", regions: Tensor, region_mask: Tensor, words: Tensor, word_mask: Tensor, caption_image: Tensor
 ) -> Tensor:
     """Logit [C] of each caption with its image, equal to the tile's up to rounding."""
-    scores = []
-    for rows in torch.split(torch.arange(len(words), device=regions.device), 64):
-        images = caption_image[rows]
+
+    def some(part: slice) -> Tensor:
+        images = caption_image[part]
         prepared = model.prepare_regions(regions[images], region_mask[images])
-        scores.append(model.match(prepared, model.prepare_words(words[rows], word_mask[rows]), PAIRS).logits)
-    return torch.cat(scores)
+        return model.match(prepared, model.prepare_words(words[part], word_mask[part]), PAIRS).logits
+
+    size = max(1, min(64, GRAPH_BYTES // (8 * pair_bytes(regions, words))))
+    return torch.cat(list(in_parts(some, len(words), size)))
 
 
 class _ImageQueries:

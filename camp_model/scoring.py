@@ -2,11 +2,10 @@
 
 Images and captions are sorted by how many regions and words they hold, so that a tile pads to its own longest; what
 concerns only images or only captions is prepared once per block; the rest runs tile by tile, on the CPU in a compiled
-kernel where the switches factorise (`camp_model.tiles`), otherwise and on other devices in PyTorch. A tile that does
-not fit into memory is halved.
+kernel where the switches factorise (`camp_model.tiles`), otherwise and on other devices in PyTorch. A block or tile
+that does not fit into memory is halved.
 """
 
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from camp_model.fitting import Tiles, in_parts
 from camp_model.prepared import TILES, Prepared
 from camp_model.tiles import KernelTiles
 
@@ -70,27 +70,33 @@ def _with_gradients(model: "CAMP", images: Prepared, captions: Prepared) -> Tens
     def logits(some: Prepared, others: Prepared) -> Tensor:
         return model.match(some, others, TILES).logits
 
+    def again(some: Prepared, others: Prepared) -> Tensor:
+        scores: Tensor = checkpoint(logits, some, others, use_reentrant=False, preserve_rng_state=False)
+        return scores
+
     height, width = len(images.features), len(captions.features)
-    pairs = max(1, GRAPH_BYTES // (4 * _pair_bytes(images, captions)))
+    pairs = max(1, GRAPH_BYTES // (4 * pair_bytes(images.features, captions.features)))
     if height * width <= pairs:
         return logits(images, captions)
+    tiles = Tiles(pairs)
     step_c = min(width, pairs)
     step_i = max(1, pairs // step_c)
     rows = []
     for i in range(0, height, step_i):
         some = images.take(slice(i, i + step_i))
-        row = [
-            checkpoint(logits, some, captions.take(slice(c, c + step_c)), use_reentrant=False, preserve_rng_state=False)
-            for c in range(0, width, step_c)
-        ]
+        row = [tiles.score(again, some, captions.take(slice(c, c + step_c))) for c in range(0, width, step_c)]
         rows.append(torch.cat(row, dim=1))
     return torch.cat(rows)
 
 
-def _pair_bytes(images: Prepared, captions: Prepared) -> int:
-    """Bytes of a pair's fused vectors, and of the one or two copies that elementwise steps make of them."""
-    vectors = images.features.shape[1] + captions.features.shape[1]
-    return 3 * vectors * images.features.shape[2] * images.features.element_size()
+def pair_bytes(images: Tensor, captions: Tensor) -> int:
+    """Bytes of a pair's fused vectors, and of the one or two copies that elementwise steps make of them.
+
+    Args:
+        images: [I, R, d].
+        captions: [C, N, d].
+    """
+    return 3 * (images.shape[1] + captions.shape[1]) * images.shape[2] * images.element_size()
 
 
 @torch.no_grad()
@@ -116,12 +122,9 @@ def score_blocks(
     if not len(words) or not len(regions):
         return
     scorer = Scorer(model)
-    for caption_rows in captions.blocks():
-        prepared_captions = captions.prepare(caption_rows, model.prepare_words)
-        for image_rows in images.blocks():
-            prepared_images = images.prepare(image_rows, model.prepare_regions)
-            logits = scorer.score(prepared_images, prepared_captions, progress)
-            yield image_rows, caption_rows, logits
+    for caption_rows, prepared_captions in captions.blocks(model.prepare_words):
+        for image_rows, prepared_images in images.blocks(model.prepare_regions):
+            yield image_rows, caption_rows, scorer.score(prepared_images, prepared_captions, progress)
 
 
 def score_prepared(model: "CAMP", images: Prepared, captions: Prepared) -> Tensor:
@@ -139,86 +142,61 @@ class _Sorted:
         self.prefix = bool((mask[:, 1:] <= mask[:, :-1]).all())
         self.order = self.counts.argsort(stable=True) if len(values) else self.counts
 
-    def blocks(self) -> tuple[Tensor, ...]:
+    def blocks(self, prepare: Callable[[Tensor, Tensor], Prepared]) -> Iterator[tuple[Tensor, Prepared]]:
+        """Positions and prepared values of so many items at a time as fit."""
         # Prepared, an item takes up to six tensors of its own size.
-        bytes_each = 6 * self.values[0].numel() * self.values.element_size() if len(self.values) else 1
-        return torch.split(self.order, max(1, PREPARED_BYTES // max(1, bytes_each)))
+        bytes_each = 6 * self.values.shape[1] * self.values.shape[2] * self.values.element_size()
+        size = max(1, PREPARED_BYTES // max(1, bytes_each))
+        return in_parts(lambda part: self._prepare(self.order[part], prepare), len(self.order), size)
 
-    def prepare(self, rows: Tensor, prepare: Callable[[Tensor, Tensor], Prepared]) -> Prepared:
+    def _prepare(self, rows: Tensor, prepare: Callable[[Tensor, Tensor], Prepared]) -> tuple[Tensor, Prepared]:
         values, mask = self.values[rows], self.mask[rows]
         if not self.prefix:
             first = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
             values, mask = values.gather(1, first[..., None].expand_as(values)), mask.gather(1, first)
         size = max(1, int(self.counts[rows[-1]]))
-        return prepare(values[:, :size].contiguous(), mask[:, :size].contiguous())
+        return rows, prepare(values[:, :size].contiguous(), mask[:, :size].contiguous())
 
 
 @dataclass
 class Scorer:
-    """Scores prepared images with prepared captions; remembers which tile size did not fit."""
+    """Scores prepared images with prepared captions; remembers which tiles did not fit."""
 
     model: "CAMP"
 
     def __post_init__(self) -> None:
         self.kernel = KernelTiles.build(self.model)
-        self.pairs = 0
+        self.tiles: Tiles | None = None
 
     def score(self, images: Prepared, captions: Prepared, progress: Progress | None = None) -> Tensor:
         """Logits [I, C]."""
         if self.kernel is not None and self.kernel.fits(images, captions):
             return self.kernel.score(images, captions, progress)
-        if not self.pairs:
-            self.pairs = self._tile_pairs(images, captions)
+        if self.tiles is None:
+            self.tiles = Tiles(self._tile_pairs(images, captions))
         sizes = images.real.sum(1), captions.real.sum(1)
         rows = []
-        width = min(len(captions.features), self.pairs, int(2 * self.pairs**0.5))
-        height = max(1, self.pairs // width)
+        width = min(len(captions.features), self.tiles.pairs, int(2 * self.tiles.pairs**0.5))
+        height = max(1, self.tiles.pairs // width)
         for i in range(0, len(images.features), height):
-            some_images = _cut(images, slice(i, i + height), sizes[0])
+            some_images = images.cut(slice(i, i + height), sizes[0])
             row = []
             for c in range(0, len(captions.features), width):
-                row.append(self._tile(some_images, _cut(captions, slice(c, c + width), sizes[1])))
+                some_captions = captions.cut(slice(c, c + width), sizes[1])
+                row.append(self.tiles.score(self._logits, some_images, some_captions))
                 if progress is not None:
                     progress(row[-1].numel())
             rows.append(torch.cat(row, dim=1))
         return torch.cat(rows)
 
-    def _tile(self, images: Prepared, captions: Prepared) -> Tensor:
-        try:
-            return self.model.match(images, captions, TILES).logits
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            height, width = len(images.features), len(captions.features)
-            if not _out_of_memory(error) or height * width == 1:
-                raise
-        # Outside of the handler, whose traceback would keep the failed tile alive.
-        self.pairs = max(1, min(self.pairs, height * width) // 2)
-        warnings.warn(f"out of memory: going on with tiles of {self.pairs} pairs", stacklevel=2)
-        if images.features.is_cuda:
-            torch.cuda.empty_cache()
-        if height >= width:
-            halves = (slice(0, height // 2), slice(height // 2, height))
-            return torch.cat([self._tile(images.take(half), captions) for half in halves])
-        halves = (slice(0, width // 2), slice(width // 2, width))
-        return torch.cat([self._tile(images, captions.take(half)) for half in halves], dim=1)
+    def _logits(self, images: Prepared, captions: Prepared) -> Tensor:
+        return self.model.match(images, captions, TILES).logits
 
     def _tile_pairs(self, images: Prepared, captions: Prepared) -> int:
         """Pairs whose activations fit into the cache, or into the device's free memory."""
-        device, bytes_each = images.features.device, _pair_bytes(images, captions)
+        device, bytes_each = images.features.device, pair_bytes(images.features, captions.features)
         if device.type == "cuda":
             # What PyTorch holds but does not use is free too.
             idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
             return max(1, int((torch.cuda.mem_get_info(device)[0] + idle) * DEVICE_SHARE) // bytes_each)
         return max(1, (CACHE_BYTES if device.type == "cpu" else GRAPH_BYTES) // bytes_each)
-
-
-def _cut(side: Prepared, rows: slice, counts: Tensor) -> Prepared:
-    """The items `rows`, no longer than the longest of them."""
-    chosen = counts[rows]
-    longest = max(1, int(chosen.max()))
-    return side.take(rows).trim(longest, ragged=bool(chosen.min() < longest))
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return "can't allocate memory" in str(error) or "out of memory" in str(error).lower()

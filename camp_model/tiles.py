@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from camp_model import native
+from camp_model.fitting import Tiles
 from camp_model.matching import Matching
 from camp_model.message_passing import Receiver
 from camp_model.pooling import Pooling, masked_softmax
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
     from camp_model.camp import CAMP
 
 POOLED_TILE = (16, 32)
-"""Images and captions of a tile whose pairs leave the kernel pooled."""
+"""Images and captions of a tile whose pairs leave the kernel pooled, at most."""
 FUSED_TILE = (4, 16)
-"""The same for tiles whose fused vectors are needed whole: 1.5 MB a side and caption."""
+"""The same for tiles whose fused vectors are needed whole."""
+TILE_BYTES = 32 * 2**20
+"""What a tile may take; with more regions or words than usual it holds fewer images and captions."""
 
 
 class _Linear:
@@ -113,6 +116,7 @@ class KernelTiles:
         self.regions = _Side(to_regions, model.region_pooling) if to_regions is not None else None
         self.words = _Side(to_words, model.word_pooling) if to_words is not None else None
         self.tile = FUSED_TILE if model.config.pooling == "mlp" else POOLED_TILE
+        self.tiles = Tiles(self.tile[0] * self.tile[1])
         self.hidden = None
         if model.config.matching == "mlp" and self.regions is not None and self.words is not None:
             assert isinstance(model.matching, Matching)
@@ -128,20 +132,38 @@ class KernelTiles:
 
     def score(self, images: Prepared, captions: Prepared, progress: Callable[[int], object] | None = None) -> Tensor:
         """Logits [I, C]."""
-        counts = images.real.sum(1, dtype=torch.int32), captions.real.sum(1, dtype=torch.int32)
+        counts = images.real.sum(1), captions.real.sum(1)
         scores = images.features.new_empty(len(images.features), len(captions.features))
-        height, width = self.tile
+        height, width = self._shape(images, captions)
         for c in range(0, scores.shape[1], width):
             columns = slice(c, c + width)
-            some_captions, words = _cut(captions, columns, counts[1])
+            some_captions = captions.cut(columns, counts[1]).contiguous()
             keys = _Linear(self._keys(some_captions))
             for i in range(0, scores.shape[0], height):
                 rows = slice(i, i + height)
-                some_images, regions = _cut(images, rows, counts[0])
-                scores[rows, columns] = self._tile(some_images, some_captions, keys, (regions, words))
+                some_images = images.cut(rows, counts[0]).contiguous()
+                scores[rows, columns] = self.tiles.score(self._with(some_captions, keys), some_images, some_captions)
             if progress is not None:
                 progress(scores[:, columns].numel())
         return scores
+
+    def _shape(self, images: Prepared, captions: Prepared) -> tuple[int, int]:
+        """Images and captions of a tile: `self.tile`, halved until it takes no more than TILE_BYTES."""
+        (height, width), (regions, dim), words = self.tile, images.features.shape[1:], captions.features.shape[1]
+        each = 2 * regions * words
+        if self.model.config.pooling == "mlp":
+            each += 2 * max(regions, words) * dim
+        while height * width > 1 and 4 * height * width * each > TILE_BYTES:
+            height, width = (height, -(-width // 2)) if width > height else (-(-height // 2), width)
+        return height, width
+
+    def _with(self, captions: Prepared, keys: _Linear) -> Callable[[Prepared, Prepared], Tensor]:
+        """Logits of images with `captions`, whose keys are there already, or with some of them."""
+
+        def logits(images: Prepared, some: Prepared) -> Tensor:
+            return self._tile(images, some, keys if some is captions else _Linear(self._keys(some)))
+
+        return logits
 
     def _keys(self, captions: Prepared) -> Tensor:
         """What regions are multiplied with: keys, and for gates the words themselves, [(2) * c * N, d]."""
@@ -149,7 +171,8 @@ class KernelTiles:
         keys = captions.keys[0].reshape(-1, dim)
         return torch.cat([keys, captions.features.reshape(-1, dim)]) if self.gated else keys
 
-    def _tile(self, images: Prepared, captions: Prepared, keys: _Linear, counts: tuple[Tensor, Tensor]) -> Tensor:
+    def _tile(self, images: Prepared, captions: Prepared, keys: _Linear) -> Tensor:
+        counts = images.real.sum(1, dtype=torch.int32), captions.real.sum(1, dtype=torch.int32)
         i, r, dim = images.features.shape
         c, n = captions.features.shape[:2]
         products = keys(images.features.reshape(-1, dim)).view(i, r, -1, c, n).permute(2, 0, 3, 1, 4)  # [., i, c, R, N]
@@ -169,11 +192,3 @@ class KernelTiles:
         caption = pair[:, :, 1] if captions.pooled is None else captions.pooled[None]
         logits: Tensor = self.model.matching(image, caption)[0]
         return logits
-
-
-def _cut(side: Prepared, rows: slice, counts: Tensor) -> tuple[Prepared, Tensor]:
-    """The items `rows`, contiguous and no longer than the longest of them, and their counts."""
-    chosen = counts[rows].contiguous()
-    longest = max(1, int(chosen.max()))
-    cut = side.take(rows).trim(longest, ragged=bool(chosen.min() < longest))
-    return cut.contiguous(), chosen

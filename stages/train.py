@@ -121,6 +121,7 @@ def _identity(params: Params, data: Mapping[str, str], device: torch.device) -> 
     """Everything that decides the result of a training: params, data, code and where it computes."""
     code = [
         *Path(camp_model.__file__).parent.glob("*.py"),
+        *Path(camp_model.__file__).parent.glob("*.c"),
         *Path(__file__).parent.glob("training/*.py"),
         Path(pair_gates.__file__),
         Path(__file__),

@@ -136,7 +136,7 @@ class Trainer:
             done = time.perf_counter()
             self.pace = self.pace.after(done - before, len(batch.lengths) * self.processes.count, arrived - before)
             before = done
-            stopped = self.stop()
+            stopped = self._asked_to_stop()
             wants_saving = self.progress.step % self.params.checkpoint_steps == 0
             if stopped or wants_saving or len(self.pending) >= self.record_every:
                 self._read_losses()
@@ -144,6 +144,12 @@ class Trainer:
                 self._save()
             if stopped:
                 raise Stopped
+
+    def _asked_to_stop(self) -> bool:
+        """Processes end after the same step: one that left earlier would keep the others waiting for it."""
+        if self.processes.count > 1 and self.progress.step % self.read_every:
+            return False
+        return self.processes.any(self.stop(), self.device)
 
     def _batches(self, epoch: int, skip: int) -> Iterator[Batch]:
         params = self.params

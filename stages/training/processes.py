@@ -43,6 +43,14 @@ class Processes:
         if self.count > 1:
             dist.all_reduce(values)
 
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether `flag` is set on some process; the same answer on all."""
+        if self.count == 1:
+            return flag
+        flags = torch.tensor(float(flag), device=device)
+        dist.all_reduce(flags)
+        return bool(flags > 0)
+
     def average_gradients(self, parameters: list[nn.Parameter], loss: Tensor) -> Tensor:
         """Replace gradients by their mean over all processes, in one exchange; returns the mean of `loss`."""
         if self.count == 1:
@@ -65,8 +73,6 @@ def launch(params: TrainParams, device: torch.device, module: str) -> None:
     """
     if params.processes == 1 or "WORLD_SIZE" in os.environ:
         return
-    if params.batch_size % params.processes:
-        raise InputError(f"train.batch_size: {params.batch_size} is no multiple of train.processes, {params.processes}")
     if device.type == "mps" or (device.type == "cuda" and params.processes > torch.cuda.device_count()):
         count = torch.cuda.device_count() if device.type == "cuda" else 1
         raise InputError(f"train.processes: {params.processes}, but there are {count} {device.type} devices")

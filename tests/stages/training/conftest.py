@@ -114,7 +114,7 @@ class Job:
 
     def wait_for_step(self, step: int, process: subprocess.Popen[str]) -> None:
         """Wait until a state of at least `step` steps is saved."""
-        for _ in range(6000):
+        for _ in range(30_000):
             for state in self.folder.glob(".work/train/*/state.safetensors"):
                 with safe_open(state, framework="pt") as file:
                     if json.loads(file.metadata()["progress"])["step"] >= step:

@@ -1,5 +1,7 @@
 """Several processes train as one does."""
 
+import signal
+
 import psutil
 import pytest
 import torch
@@ -8,7 +10,7 @@ from stages.params import InputError, TrainParams
 from stages.training.processes import launch
 
 
-def test_two_processes_train_as_one_does_and_survive_the_death_of_one(make_job, params):
+def test_two_processes_train_as_one_does_and_survive_being_killed(make_job, params):
     settings = {"epochs": 6, "batch_size": 8, "checkpoint_steps": 1, "random_negative_steps": 4}
     one, two, killed = (
         # 32 captions: batches of 8 that both numbers of processes divide evenly.
@@ -31,6 +33,13 @@ def test_two_processes_train_as_one_does_and_survive_the_death_of_one(make_job, 
     process.communicate(timeout=200)
     assert process.returncode not in (0, None)
     assert not any(rank.is_running() and rank.status() != "zombie" for rank in ranks.values())
+
+    process = killed.start()
+    killed.wait_for_step(14, process)
+    process.send_signal(signal.SIGTERM)
+    printed = process.communicate(timeout=200)[0]
+    assert process.returncode not in (0, None) and "Connection closed by peer" not in printed
+
     assert "going on after step" in killed.finish()
     assert killed.result() == two.result()
 
