@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_WAIT_POLICY ?= PASSIVE
 export DVC_NO_ANALYTICS ?= true
 
-.PHONY: setup lock repro test lint bench ui prefect
+.PHONY: setup lock repro study test lint bench ui prefect
 
 setup: $(BIN)/.installed
 
@@ -26,6 +26,11 @@ lock: setup
 repro: setup
 	dvc repro
 	python -m stages.report --summary
+
+# Every row of docs/study.md, two trainings at a time; interrupted, it goes on where it was. STUDY: params set for all.
+STUDY ?= --set train.epochs=4
+study: setup
+	python -m pipelines.ablation --jobs 2 $(STUDY)
 
 # One thread each: two test processes would otherwise fight over the cores.
 test: setup

@@ -173,6 +173,20 @@ class CAMP(nn.Module):
         mask = layout.words(captions.real) if matched.words else layout.regions(images.real)
         return (received.gate_logits * mask).sum(-1) / mask.sum(-1).clamp(min=1)
 
+    def each_gate_logit(self, images: Prepared, captions: Prepared, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Gate logits of a pair's words, or of its regions where words receive no messages, and which are real.
+
+        Returns:
+            [..., N] or [..., R], and a bool mask that broadcasts to it; leading dimensions as the layout says.
+
+        Raises:
+            ValueError: the model has no gates.
+        """
+        logits = None if self.messages is None else self.messages.gate_logits(images, captions, layout)
+        if logits is None or self.messages is None:
+            raise ValueError("train.gate_supervision: needs gates, but model.gate or model.message_passing is none")
+        return logits, layout.regions(images.real) if self.messages.to_words is None else layout.words(captions.real)
+
     def prepare_regions(self, regions: Tensor, mask: Tensor) -> Prepared:
         """Everything about images that needs no caption: [I, R, d], bool [I, R]."""
         if isinstance(self.matching, Scan):

@@ -20,6 +20,7 @@ gates. A pair without any possible negative contributes its positive term alone.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -128,6 +129,47 @@ def all_negatives_bce(
     return loss + gate_supervision * cross_entropy(GATE_LOGIT) if gate_supervision else loss
 
 
+def gate_bce(
+    model: CAMP,
+    regions: Tensor,
+    region_mask: Tensor,
+    words: Tensor,
+    word_mask: Tensor,
+    image_index: Tensor,
+    *,
+    temperature: float = 1.0,
+    negative_weight: float = 1.0,
+    generator: torch.Generator | None = None,
+    micro_batch: int = 0,
+    pairs: slice | None = None,
+) -> Tensor:
+    """Binary cross-entropy of every word's gate: open on its own image, closed on a random other one.
+
+    -[2 mean log s(g(I, T)) + w mean log s(-g(I, T')) + w mean log s(-g(I', T))], beyond the paper: s is the sigmoid, g
+    the gate logits of a pair's words (regions where words receive no messages) divided by `temperature`, T' and I' are
+    random negatives, w is `negative_weight`. The gates themselves stay undivided, so that above 1 one that is right
+    more often than not is nearly open or closed. Other arguments as in the module's docstring.
+
+    Raises:
+        ValueError: the model has no gates.
+    """
+    batch = _Batch(model, regions, region_mask, words, word_mask, image_index, pairs, gated=False)
+
+    def likelihoods(image_rows: Tensor, caption_rows: Tensor) -> Tensor:
+        """Mean log-likelihood [2, P] of open and of closed gates."""
+        images, captions = batch.images.take(image_rows), batch.captions.take(caption_rows)
+        logits, real = model.each_gate_logit(images, captions, PAIRS)
+        logits = (logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits) / temperature
+        kept = torch.stack([logsigmoid(logits), logsigmoid(-logits)]) * real
+        return kept.sum(-1) / real.sum(-1).clamp(min=1)
+
+    drawn = batch.negatives(*batch.draw(generator))
+    positive, caption, image = batch.on_pairs(likelihoods, *drawn, micro_batch).chunk(3, dim=1)
+    has_caption, has_image = (rows >= 0 for rows in drawn)
+    negative = has_caption * caption[1] + has_image * image[1]
+    return -(2 * positive[0] + negative_weight * negative).mean()
+
+
 @dataclass(frozen=True)
 class _Picked:
     """Positives and one negative of each kind, [3, b] each: logits, similarities, mean gate logits."""
@@ -178,47 +220,56 @@ class _Batch:
         rows, size = self.rows, len(self.image_index)
         with torch.no_grad():
             if random_negatives:
-                # Drawn for the whole batch, so that several processes with equal generators pick as one would.
-                device = generator.device if generator is not None else rows.device
-                draws = torch.rand(2, size, size, generator=generator, device=device).to(rows.device)[:, rows]
-                by_image, by_caption = draws[0], draws[1]
+                by_image, by_caption = self.draw(generator)
             elif len(rows) == size:
                 by_image = score_prepared(self.model, self.images, self.captions)
                 by_caption = by_image.T
             else:
                 by_image = score_prepared(self.model, self.images.take(rows), self.captions)
                 by_caption = score_prepared(self.model, self.images, self.captions.take(rows)).T
-            own = self.image_index[rows]
-            caption = _hardest(by_image, own, self.image_index)
-            image = _hardest(by_caption, own, self.image_index)
-        has_caption, has_image = caption >= 0, image >= 0
+            caption, image = self.negatives(by_image, by_caption)
+        run = partial(self._match, layout=PAIRS)
+        positive, negative_caption, negative_image = self.on_pairs(run, caption, image, micro_batch).chunk(3, dim=1)
+        return _Picked(positive, negative_caption, negative_image, caption >= 0, image >= 0)
+
+    def draw(self, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Random numbers in place of scores, [b, B] each, for `negatives`."""
+        size = len(self.image_index)
+        # Drawn for the whole batch, so that several processes with equal generators pick as one would.
+        device = generator.device if generator is not None else self.rows.device
+        draws = torch.rand(2, size, size, generator=generator, device=device).to(self.rows.device)[:, self.rows]
+        return draws[0], draws[1]
+
+    def negatives(self, by_image: Tensor, by_caption: Tensor) -> tuple[Tensor, Tensor]:
+        """For each wanted pair the negative caption and the negative image that score highest, -1 where there is none.
+
+        Args:
+            by_image: [b, B], the pairs' images with all captions.
+            by_caption: [b, B], the pairs' captions with all images.
+        """
+        own = self.image_index[self.rows]
+        return _hardest(by_image, own, self.image_index), _hardest(by_caption, own, self.image_index)
+
+    def on_pairs(self, run: Callable[..., Tensor], caption: Tensor, image: Tensor, micro_batch: int) -> Tensor:
+        """`run(image_rows, caption_rows)` -> [k, P] on the positives, the negative captions and the negative images."""
+        rows = self.rows
         image_rows = torch.cat([rows, rows, image.clamp(min=0)])
         caption_rows = torch.cat([rows, caption.clamp(min=0), rows])
         step = micro_batch or len(image_rows)
         chunks = zip(torch.split(image_rows, step), torch.split(caption_rows, step), strict=True)
-        scores = [self._scores(i, c, PAIRS, micro_batch) for i, c in chunks]
-        positive, negative_caption, negative_image = torch.cat(scores, dim=1).chunk(3, dim=1)
-        return _Picked(positive, negative_caption, negative_image, has_caption, has_image)
+        return torch.cat([_saving(run, i, c, micro_batch) for i, c in chunks], dim=1)
 
     def all_scores(self, micro_batch: int) -> tuple[Tensor, Tensor]:
         """The wanted images with all captions, and the wanted captions with all images, [3, b, B] each."""
         everything = torch.arange(len(self.image_index), device=self.rows.device)
         size = max(1, micro_batch // len(everything)) if micro_batch else len(self.rows)
         chunks = torch.split(self.rows, size)
-        by_image = torch.cat([self._scores(rows, everything, TILES, micro_batch) for rows in chunks], dim=1)
+        run = partial(self._match, layout=TILES)
+        by_image = torch.cat([_saving(run, rows, everything, micro_batch) for rows in chunks], dim=1)
         if len(self.rows) == len(everything):
             return by_image, by_image.transpose(1, 2)
-        columns = [self._scores(everything, rows, TILES, micro_batch) for rows in chunks]
+        columns = [_saving(run, everything, rows, micro_batch) for rows in chunks]
         return by_image, torch.cat(columns, dim=2).transpose(1, 2)
-
-    def _scores(self, image_rows: Tensor, caption_rows: Tensor, layout: Layout, micro_batch: int) -> Tensor:
-        run: Callable[..., Tensor] = self._match
-        if micro_batch:
-            scores: Tensor = checkpoint(
-                run, image_rows, caption_rows, layout, use_reentrant=False, preserve_rng_state=False
-            )
-            return scores
-        return run(image_rows, caption_rows, layout)
 
     def _match(self, image_rows: Tensor, caption_rows: Tensor, layout: Layout) -> Tensor:
         images: Prepared = self.images.take(image_rows)
@@ -229,6 +280,14 @@ class _Batch:
             scores.append(self.model.mean_gate_logits(images, captions, matched, layout))
         stacked = torch.stack(scores)
         return stacked.float() if stacked.dtype in (torch.float16, torch.bfloat16) else stacked
+
+
+def _saving(run: Callable[..., Tensor], image_rows: Tensor, caption_rows: Tensor, micro_batch: int) -> Tensor:
+    """`run(image_rows, caption_rows)`; with micro-batches its activations are computed again in the backward pass."""
+    if micro_batch:
+        values: Tensor = checkpoint(run, image_rows, caption_rows, use_reentrant=False, preserve_rng_state=False)
+        return values
+    return run(image_rows, caption_rows)
 
 
 def _hardest(scores: Tensor, own: Tensor, others: Tensor) -> Tensor:

@@ -197,28 +197,57 @@ class MessagePassing(nn.Module):
         Returns:
             What regions and words have received; None for a side that receives nothing.
         """
-        affinity = torch.einsum(layout.products, images.features, captions.keys[0])  # [..., R, N]
-        back = affinity if len(captions.keys) == 1 else torch.einsum(layout.products, images.features, captions.keys[1])
         products = None
         if self.config.gate == "scalar":
             products = torch.einsum(layout.products, images.features, captions.features)
         regions = Side(images, layout.regions, layout.to_regions)
         words = Side(captions, layout.words, layout.to_words)
         received_regions = received_words = None
+        affinity = _affinity(images, captions, layout, 0)
         if self.to_regions is not None:
             received_regions = _receive(self.to_regions, regions, words, affinity, products)
         if self.to_words is not None:
+            back = affinity if self.config.hops == 1 else _affinity(images, captions, layout, 1)
             turned = None if products is None else products.transpose(-2, -1)
             received_words = _receive(self.to_words, words, regions, back.transpose(-2, -1), turned)
         return received_regions, received_words
 
+    def gate_logits(self, images: Prepared, captions: Prepared, layout: Layout) -> Tensor | None:
+        """Gate logits of words [..., N], or of regions [..., R] where words receive no messages; None without gates.
+
+        Those of scalar gates, without what `forward` would do beyond them: no vector of length d is formed for a pair.
+        """
+        if self.config.gate != "scalar":
+            regions_and_words = self(images, captions, layout)
+            received = regions_and_words[1] or regions_and_words[0]
+            return None if received is None else received.gate_logits
+        products = torch.einsum(layout.products, images.features, captions.features)
+        regions = Side(images, layout.regions, layout.to_regions)
+        words = Side(captions, layout.words, layout.to_words)
+        if self.to_words is not None:
+            back = _affinity(images, captions, layout, self.config.hops - 1).transpose(-2, -1)
+            return (_weigh(self.to_words, words, regions, back)[1] * products.transpose(-2, -1)).sum(-1)
+        assert self.to_regions is not None
+        affinity = _affinity(images, captions, layout, 0)
+        return (_weigh(self.to_regions, regions, words, affinity)[1] * products).sum(-1)
+
+
+def _affinity(images: Prepared, captions: Prepared, layout: Layout, keys: int) -> Tensor:
+    """[..., R, N]"""
+    return torch.einsum(layout.products, images.features, captions.keys[keys])
+
+
+def _weigh(receiver: Receiver, side: Side, other: Side, affinity: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention, and the weights that the messages are made of, both [..., L, M]."""
+    weights = masked_softmax(affinity, None if other.mask is None else other.mask[..., None, :])
+    if receiver.config.hops == 1:
+        return weights, weights
+    assert other.hop is not None and other.gram is not None
+    return receiver.second_hop(weights, other.hop, other.gram, side.mask)
+
 
 def _receive(receiver: Receiver, side: Side, other: Side, affinity: Tensor, products: Tensor | None) -> Received:
-    mask = None if other.mask is None else other.mask[..., None, :]
-    attention = weights = masked_softmax(affinity, mask)
-    if receiver.config.hops == 2:
-        assert other.hop is not None and other.gram is not None
-        attention, weights = receiver.second_hop(weights, other.hop, other.gram, side.mask)
+    attention, weights = _weigh(receiver, side, other, affinity)
 
     def mix(weights: Tensor, projected: bool) -> Tensor:
         values = other.prepared.message if projected else other.prepared.features

@@ -45,6 +45,7 @@ STUDY: dict[str, Variant] = {
     "mlp-ranking": Variant("MLP, ranking loss", {"train.loss": "triplet"}),
     "all-negatives": Variant("MLP, all-negatives BCE", {"train.loss": "bce"}),
     "no-warm-up": Variant("no random-negative warm-up", {"train.random_negative_steps": 0}),
+    "pair-supervision": Variant("gate supervision of the pair's mean", {"train.gate_target": "pair"}),
     "no-supervision": Variant("no gate supervision (as published)", {"train.gate_supervision": 0.0}),
     "joint-embedding": Variant(
         "baseline: joint embedding (VSE++ style)", NO_MESSAGES | {"model.matching": "cosine", "train.loss": "triplet"}

@@ -280,8 +280,15 @@ class TrainParams:
     """hardest_bce (paper eq. 13), bce (all in-batch negatives) or triplet (hinge on the hardest negatives)."""
     margin: float = 0.2
     """Margin of the triplet loss."""
-    gate_supervision: float = 0.5
-    """Weight of the same loss on the mean gate logit of a pair's words; 0: as published."""
+    gate_supervision: float = 1.0
+    """Weight of what makes gates open on matching pairs and close on others; 0: as published."""
+    gate_target: str = "words"
+    """What it acts on. words: each word's gate, against random negatives; pair: the mean gate logit of a pair's words,
+    against the negatives of the loss."""
+    gate_temperature: float = 4.0
+    """For `words`: gate logits are divided by it in that term, which makes gates this much sharper."""
+    gate_negatives: float = 3.0
+    """For `words`: weight of its negative pairs."""
     random_negative_steps: int = 0
     """Optimizer steps on random negatives before the hardest ones."""
     epochs: int = 30
@@ -325,13 +332,14 @@ class TrainParams:
 
     def __post_init__(self) -> None:
         _choose("train", "loss", self.loss, ("hardest_bce", "bce", "triplet"))
+        _choose("train", "gate_target", self.gate_target, ("words", "pair"))
         _choose("train", "schedule", self.schedule, ("constant", "step", "cosine"))
         _choose("train", "precision", self.precision, ("fp32", "tf32", "bf16", "fp16"))
         _choose("train", "device", self.device, ("auto", "cpu", "cuda", "mps"))
         _at_least(
             "train", self, margin=0, gate_supervision=0, random_negative_steps=0, epochs=1, batch_size=2,
             micro_batch=0, learning_rate=0, warmup_steps=0, step_epochs=1, weight_decay=0, gradient_clip=0,
-            patience=0, processes=1, checkpoint_steps=1, seed=0,
+            patience=0, processes=1, checkpoint_steps=1, seed=0, gate_negatives=0, gate_temperature=1,
         )  # fmt: skip
         _share("train", self, "dropout")
         if self.batch_size % self.processes:

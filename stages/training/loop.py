@@ -14,7 +14,7 @@ from tqdm import tqdm
 from camp_model.camp import CAMP
 from camp_model.distributed import gather_batch
 from camp_model.encoders import length_mask
-from camp_model.losses import all_negatives_bce, hardest_negative_bce, triplet_loss
+from camp_model.losses import all_negatives_bce, gate_bce, hardest_negative_bce, triplet_loss
 from camp_model.vocabulary import Vocabulary
 from stages.params import InputError, TrainParams
 from stages.tracking import Run
@@ -195,13 +195,20 @@ class Trainer:
             words = self.model.encode_captions(batch.tokens, batch.lengths)
             word_mask = length_mask(batch.lengths, batch.tokens.shape[1]).to(self.device)
             everyone = gather_batch(regions, batch.region_mask, words, word_mask, batch.image_index)
-            return losses[params.loss](
-                self.model,
-                *everyone.tensors,
-                pairs=everyone.pairs,
-                gate_supervision=params.gate_supervision,
-                micro_batch=params.micro_batch,
-            )
+            given = (self.model, *everyone.tensors)
+            parts: dict[str, Any] = {"pairs": everyone.pairs, "micro_batch": params.micro_batch}
+            by_pair = params.gate_supervision if params.gate_target == "pair" else 0.0
+            loss = losses[params.loss](*given, gate_supervision=by_pair, **parts)
+            if params.gate_supervision and params.gate_target == "words":
+                gates = gate_bce(
+                    *given,
+                    temperature=params.gate_temperature,
+                    negative_weight=params.gate_negatives,
+                    generator=negatives["generator"],
+                    **parts,
+                )
+                loss = loss + params.gate_supervision * gates
+            return loss
 
     def _read_losses(self) -> None:
         """Read what the last steps measured, check it and record it."""

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from camp_model import CampConfig
+from camp_model.prepared import PAIRS, TILES
 
 CONFIG = CampConfig(vocab_size=12, region_dim=5, word_dim=3, dim=6)
 
@@ -31,6 +32,24 @@ def test_gate_logits_equal_the_loop_reference(every_switch, make_batch, referenc
         reference.score(batch.state, every_switch, v, t)[1] for v, t in zip(*batch.plain(reference), strict=True)
     ]
     np.testing.assert_allclose(batch.model.gate_logits(*encoded).detach().numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_gate_logits_alone_are_those_of_the_whole_model(every_switch, make_batch):
+    """The shortcut that forms no messages, against the gates that the forward pass reports."""
+    batch = make_batch(every_switch, counts=[4, 2, 3], lengths=[3, 5, 1], spare=1)
+    encoded = batch.encode()
+    model = batch.model
+    images, captions = model.prepare_regions(*encoded[:2]), model.prepare_words(*encoded[2:])
+    if every_switch.gate == "none" or every_switch.message_passing == "none":
+        with pytest.raises(ValueError, match="gate_supervision"):
+            model.each_gate_logit(images, captions, PAIRS)
+        return
+    logits, real = model.each_gate_logit(images, captions, PAIRS)
+    torch.testing.assert_close((logits * real).sum(1) / real.sum(1), model.gate_logits(*encoded))
+    tiles, real = model.each_gate_logit(images, captions, TILES)
+    assert tiles.shape[:2] == (3, 3) and real.expand(tiles.shape).shape == tiles.shape
+    for i in range(3):
+        torch.testing.assert_close(tiles[i, i][: logits.shape[1]], logits[i])
 
 
 def test_padding_and_company_do_not_change_a_score(every_switch, make_batch):

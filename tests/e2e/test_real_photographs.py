@@ -1,7 +1,9 @@
 """Real COCO photographs through the whole pipeline, to a model that has learnt its training pairs by heart."""
 
 import json
+import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,21 +11,49 @@ import pyarrow.parquet as pq
 import pytest
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+AGAIN = 10**9
+"""Added to an id of a photograph that is shown again."""
+
+
+def lay_out(coco_mini: Path, root: Path) -> None:
+    """The photographs with a val split that shows the train split again, under other ids, and COCO's val as test.
+
+    The kept epoch is the best on val: only such a val split can tell which epoch knows the train split by heart.
+    """
+    for split in ("train2017", "val2017"):
+        shutil.copytree(coco_mini / split, root / split)
+    (root / "again").mkdir()
+    for picture in (root / "train2017").iterdir():
+        shutil.copy(picture, root / f"again/again-{picture.name}")
+    (root / "annotations").mkdir()
+    for kind in ("captions", "instances"):
+        for split in ("train2017", "val2017"):
+            shutil.copy(coco_mini / f"annotations/{kind}_{split}.json", root / "annotations")
+        again = json.loads((coco_mini / f"annotations/{kind}_train2017.json").read_text())
+        for image in again["images"]:
+            image["id"] += AGAIN
+            image["file_name"] = f"again-{image['file_name']}"
+        for annotation in again["annotations"]:
+            annotation["image_id"] += AGAIN
+            annotation["id"] += AGAIN
+        (root / f"annotations/{kind}_again.json").write_text(json.dumps(again))
 
 
 def overfitting(root: Path) -> dict:
     """Params that learn the train split of `root` by heart, from an untrained detector's features."""
-    part = {
-        split: {
+    parts = [
+        {
             "split": split,
-            "images": f"{split}2017",
-            "captions": f"annotations/captions_{split}2017.json",
-            "instances": f"annotations/instances_{split}2017.json",
+            "images": images,
+            "captions": f"annotations/captions_{name}.json",
+            "instances": f"annotations/instances_{name}.json",
         }
-        for split in ("train", "val")
-    }
+        for split, images, name in (
+            ("train", "train2017", "train2017"), ("val", "again", "again"), ("test", "val2017", "val2017"),
+        )
+    ]  # fmt: skip
     return {
-        "dataset": {"source": "coco", "root": str(root), "coco": {"parts": [part["train"], part["val"]]}},
+        "dataset": {"source": "coco", "root": str(root), "coco": {"parts": parts}},
         "detector": {"architecture": "fasterrcnn_mobilenet_v3_large_320_fpn", "weights": "random"},
         "regions": {"per_image": 12, "min_per_image": 12, "boxes": "given", "batch_size": 4},
         "model": {"dim": 128, "word_dim": 64},
@@ -45,10 +75,11 @@ def overfitting(root: Path) -> dict:
 def test_camp_learns_real_photographs_by_heart(
     coco_mini: Path, copy_repository: Callable[..., Path], tmp_path: Path, run: Run
 ) -> None:
-    folder = copy_repository(tmp_path, overfitting(coco_mini))
+    lay_out(coco_mini, tmp_path / "coco")
+    folder = copy_repository(tmp_path / "repository", overfitting(tmp_path / "coco"))
     run(folder, "dvc", "repro")
     images = pq.read_table(folder / "data/dataset/images.parquet")
-    assert images.num_rows == 159
+    assert Counter(images["split"].to_pylist()) == {"train": 80, "val": 80, "test": 79}
     assert pq.read_table(folder / "data/regions/rejected.parquet").num_rows == 0
     retrieval = json.loads((folder / "metrics/retrieval.json").read_text())
     assert retrieval["train"]["i2t_r1"] > 95
