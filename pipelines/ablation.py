@@ -45,6 +45,8 @@ STUDY: dict[str, Variant] = {
     "mlp-ranking": Variant("MLP, ranking loss", {"train.loss": "triplet"}),
     "all-negatives": Variant("MLP, all-negatives BCE", {"train.loss": "bce"}),
     "no-warm-up": Variant("no random-negative warm-up", {"train.random_negative_steps": 0}),
+    "negatives-3": Variant("gate supervision, negatives weigh 3", {"train.gate_negatives": 3.0}),
+    "temperature-1": Variant("gate supervision, temperature 1", {"train.gate_temperature": 1.0}),
     "pair-supervision": Variant("gate supervision of the pair's mean", {"train.gate_target": "pair"}),
     "no-supervision": Variant("no gate supervision (as published)", {"train.gate_supervision": 0.0}),
     "joint-embedding": Variant(

@@ -19,7 +19,10 @@ QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "Messages between words and regions improve fine-grained alignment",
         ("no-messages", "image-to-text", "text-to-image", "joint-embedding", "scan"),
     ),
-    ("Irrelevant and mismatched features are suppressed", ("no-residual", "pair-supervision", "no-supervision")),
+    (
+        "Irrelevant and mismatched features are suppressed",
+        ("no-residual", "no-supervision", "pair-supervision", "temperature-1", "negatives-3"),
+    ),
     ("A score learnt from fused features beats similarity in a joint space", ("cosine-bce", "cosine-ranking")),
     ("Hardest-negative BCE beats the ranking loss", ("mlp-ranking", "all-negatives", "no-warm-up")),
     ("Adaptive gates beat fixed fusion", ("no-gates", "elementwise-gates")),

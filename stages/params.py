@@ -287,8 +287,8 @@ class TrainParams:
     against the negatives of the loss."""
     gate_temperature: float = 4.0
     """For `words`: gate logits are divided by it in that term, which makes gates this much sharper."""
-    gate_negatives: float = 3.0
-    """For `words`: weight of its negative pairs."""
+    gate_negatives: float = 1.0
+    """For `words`: weight of its negative pairs. Above 1 gates close more on other pairs, and open later in training."""
     random_negative_steps: int = 0
     """Optimizer steps on random negatives before the hardest ones."""
     epochs: int = 30
