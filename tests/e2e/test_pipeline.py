@@ -1,9 +1,12 @@
 """The real pipeline on a small copy: what it leaves behind, that it stops when up to date, and its experiments."""
 
+import ast
 import hashlib
 import json
+import re
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +59,17 @@ def test_mlflow_holds_the_run_with_the_metrics_of_the_files(pipeline: Path) -> N
     retrieval = json.loads((pipeline / "metrics/retrieval.json").read_text())["test"]
     assert statuses == {"FINISHED"}
     assert metrics["test/rsum"] == pytest.approx(retrieval["rsum"])
+    assert 0 <= metrics["train/data_wait_share"] <= 1
+
+
+def test_the_example_of_the_readme_needs_the_model_alone(pipeline: Path, run: Run) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (pipeline / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (example,) = (block for block in blocks if "load_checkpoint" in block)
+    others = "import sys; print(sorted({'stages', 'pipelines', 'mlflow', 'dvc', 'prefect', 'yaml'} & set(sys.modules)))"
+    printed = run(pipeline, sys.executable, "-c", f"{example}\n{others}").stdout.splitlines()
+    assert printed[-1] == "[]"
+    scores = ast.literal_eval(printed[-2])
+    assert len(scores) == 2 and all(0 < score < 1 for score in scores.values())
 
 
 def test_an_experiment_changes_the_switch_and_only_what_depends_on_it(pipeline: Path, run: Run) -> None:
