@@ -288,7 +288,7 @@ class TrainParams:
     gate_temperature: float = 4.0
     """For `words`: gate logits are divided by it in that term, which makes gates this much sharper."""
     gate_negatives: float = 1.0
-    """For `words`: weight of its negative pairs. Above 1 gates close more on other pairs, and open later in training."""
+    """For `words`: weight of its negative pairs. Above 1, gates close more on other pairs and open later."""
     random_negative_steps: int = 0
     """Optimizer steps on random negatives before the hardest ones."""
     epochs: int = 30

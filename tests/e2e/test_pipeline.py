@@ -1,11 +1,14 @@
 """The real pipeline on a small copy: what it leaves behind, that it stops when up to date, and its experiments."""
 
+import ast
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +70,17 @@ def test_mlflow_holds_the_run_with_the_metrics_of_the_files(pipeline: Path) -> N
     foils = json.loads((pipeline / "metrics/foils.json").read_text())["test"]
     assert metrics["test/foils_all_true_first"] == pytest.approx(foils["all"]["true_first"])
     assert {"val/gate_content_hardest_mean", "test/gate_content_hardest_mean", "val/region_gate_auc"} <= set(metrics)
+    assert 0 <= metrics["train/data_wait_share"] <= 1
+
+
+def test_the_example_of_the_readme_needs_the_model_alone(pipeline: Path, run: Run) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (pipeline / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (example,) = (block for block in blocks if "load_checkpoint" in block)
+    others = "import sys; print(sorted({'stages', 'pipelines', 'mlflow', 'dvc', 'prefect', 'yaml'} & set(sys.modules)))"
+    printed = run(pipeline, sys.executable, "-c", f"{example}\n{others}").stdout.splitlines()
+    assert printed[-1] == "[]"
+    scores = ast.literal_eval(printed[-2])
+    assert len(scores) == 2 and all(0 < score < 1 for score in scores.values())
 
 
 def test_an_experiment_changes_the_switch_and_only_what_depends_on_it(pipeline: Path, run: Run) -> None:

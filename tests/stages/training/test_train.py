@@ -123,26 +123,32 @@ def test_every_switch_lowers_the_loss_of_one_batch(make_data, params, run_train,
     assert min(losses[-3:]) < losses[1]
 
 
-def test_one_epoch_follows_the_equations_of_adam_and_the_loss(make_data, params, run_train):
+@pytest.mark.parametrize("target", ["pair", "words"])
+def test_one_epoch_follows_the_equations_of_adam_and_the_loss(make_data, params, run_train, target):
     """The stage's losses are those of a bare loop written here."""
-    from camp_model.losses import hardest_negative_bce
+    from camp_model.losses import gate_bce, hardest_negative_bce
     from stages.training.data import epoch_batches
     from stages.training.start import new_model
 
-    paths, settings = make_data(images=10), params(epochs=1, weight_decay=0.1, gradient_clip=0.5)
+    paths, settings = make_data(images=10), params(
+        epochs=1, weight_decay=0.1, gradient_clip=0.5, gate_supervision=0.5, gate_target=target, gate_temperature=3.0,
+        gate_negatives=2.0,
+    )  # fmt: skip
     run_train(settings, paths)
     split = load_split(paths, "train")
     model = new_model(settings.model, settings.train, Vocabulary.load(paths.captions / "vocabulary.json"), 16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
     losses = []
-    for captions in epoch_batches(20, 12, seed=0, epoch=0):
+    for step, captions in enumerate(epoch_batches(20, 12, seed=0, epoch=0)):
         batch = split.batch(captions)
         regions = model.encode_regions(batch.features.float(), batch.region_mask)
         words = model.encode_captions(batch.tokens, batch.lengths)
         mask = length_mask(batch.lengths, batch.tokens.shape[1])
-        loss = hardest_negative_bce(
-            model, regions, batch.region_mask, words, mask, batch.image_index, gate_supervision=0.5
-        )
+        encoded = (model, regions, batch.region_mask, words, mask, batch.image_index)
+        loss = hardest_negative_bce(*encoded, gate_supervision=0.5 if target == "pair" else 0.0)
+        if target == "words":
+            generator = torch.Generator().manual_seed(hash((0, step)))
+            loss = loss + 0.5 * gate_bce(*encoded, temperature=3.0, negative_weight=2.0, generator=generator)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
