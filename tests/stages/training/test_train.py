@@ -30,7 +30,7 @@ def read_csv(path):
 
 def test_camp_learns_which_words_go_with_which_regions(make_data, params, run_train):
     paths = make_data(images=30)
-    run_train(params({"dim": 32, "word_dim": 16}, epochs=25), paths)
+    run_train(params({"dim": 32, "word_dim": 16}, epochs=60), paths)
     summary = json.loads(paths.metrics.read_text())
     assert summary["val_i2t_r1"] == summary["val_t2i_r1"] == 100.0
     assert summary["val_gate_auc"] > 0.9
