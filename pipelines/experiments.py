@@ -27,6 +27,7 @@ from pipelines.dag import shared_stages
 from pipelines.reproduce import DVC, can_pass
 from stages.params import InputError
 from stages.tracking import PARENT, track
+from stages.tracking_delivery import sync
 from stages.tracking_model import promote as promote_model
 from stages.tracking_restore import find_run
 from stages.tracking_spool import main_root
@@ -187,9 +188,14 @@ def _run_all(
 
 
 def _promote(experiment: str) -> None:
-    """Call the model of an experiment champion."""
+    """Call the model of an experiment champion, once MLflow has what the experiment left in the spool.
+
+    Raises:
+        InputError: the server has not taken it.
+    """
     import mlflow
 
+    sync(main_root())
     mlflow.set_tracking_uri(store_uri(main_root()))
     client = mlflow.MlflowClient()
     experiments = [item.experiment_id for item in client.search_experiments()]
