@@ -7,12 +7,11 @@ one folder; the plain run then finds nothing left to do and finishes the store.
 
 import argparse
 import itertools
+import multiprocessing
 import os
-import subprocess
-import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
@@ -29,6 +28,7 @@ from stages.detectors.base import (
     load_detector,
 )
 from stages.detectors.images import RejectedImage, read_image
+from stages.locks import end_with_parent
 from stages.params import InputError, Params, RegionsParams, load_params, stage_main
 from stages.region_shards import (
     PlannedImage,
@@ -222,20 +222,21 @@ def extract_missing(
     return done
 
 
-def _on_devices(names: Sequence[str]) -> None:
-    """One process per device, each over its share of the shards. RuntimeError if one fails."""
-    command = [sys.executable, "-m", "stages.extract_regions"]
-    children = [
-        subprocess.Popen([*command, "--shards", f"{i}/{len(names)}", "--device", name])
-        for i, name in enumerate(names, start=1)
-    ]
-    try:
-        codes = [child.wait() for child in children]
-    finally:
-        for child in children:
-            child.terminate()
-    if any(codes):
-        raise RuntimeError(f"extraction failed on {', '.join(n for n, code in zip(names, codes, strict=True) if code)}")
+def _on_devices(
+    params: Params, dataset: Path, detector: Path, out: Path, missing: Sequence[Shard], names: Sequence[str]
+) -> None:
+    """One process per device, each over its share of the missing shards. Raises what a process raised."""
+    # Started afresh: a process that was forked cannot use CUDA.
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(names), mp_context=fresh, initializer=end_with_parent) as pool:
+        parts = [
+            pool.submit(
+                extract_missing, params, dataset, detector, out, [shard.key for shard in missing[i :: len(names)]], name
+            )
+            for i, name in enumerate(names)
+        ]
+        for part in as_completed(parts):
+            part.result()
 
 
 def extract_regions(params: Params, dataset: Path, detector: Path, out: Path) -> None:
@@ -244,7 +245,7 @@ def extract_regions(params: Params, dataset: Path, detector: Path, out: Path) ->
     missing = missing_shards(shards, out)
     names = devices(params.regions.device)
     if len(names) > 1 and len(missing) > 1:
-        _on_devices(names)
+        _on_devices(params, dataset, detector, out, missing, names)
     else:
         extract_missing(params, dataset, detector, out, device=names[0])
     out.mkdir(parents=True, exist_ok=True)

@@ -166,6 +166,9 @@ def test_scan_rows_that_fit_two_images_are_named(dataset: Path) -> None:
     (folder / "train_caps.txt").unlink()
     with pytest.raises(InputError, match=r"train_caps\.txt: is missing"):
         convert(dataset, "scan", folder)
+    np.save(folder / "train_ims.npy", np.zeros((0, 4, DIM), np.float32))
+    with pytest.raises(InputError, match=r"train_ims\.npy: holds float32 \[0, 4, 16\]"):
+        convert(dataset, "scan", folder)
 
 
 def test_more_regions_than_kept_would_lose_some(dataset: Path) -> None:
@@ -221,25 +224,67 @@ def test_a_file_changed_after_indexing_is_noticed(dataset: Path) -> None:
         )
 
 
-def test_a_large_array_stays_on_disk(dataset: Path) -> None:
-    """400 MB of features are read under an address space in which they would not fit beside the interpreter."""
-    folder = dataset.parent / "scan"
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"PK no zip", r"000000000139\.npz: .*: cannot be read"),
+        (b"", r"000000000139\.npz: .*: cannot be read"),
+        ({"x": features(1, 3), "bbox": np.zeros((3, 5))}, r"boxes are \[3, 5\]; expected \[3, 4\]"),
+        ({"x": features(1, 3)[:, :-1]}, r"features are \[3, 15\]; expected \[regions, 16\]"),
+        ({"x": np.float32(1)}, r"features are \[\]; expected"),
+        ({"y": features(1, 3)}, "holds y; expected the features as one of x, features, feat"),
+    ],
+)
+def test_a_damaged_npz_is_named(dataset: Path, content: bytes | dict[str, np.ndarray], message: str) -> None:
+    source = dataset.parent / "npz"
+    source.mkdir()
+    np.savez(source / f"{IDS[0]}.npz", x=features(0, 2))
+    if isinstance(content, bytes):
+        (source / f"{IDS[1]}.npz").write_bytes(content)
+    else:
+        np.savez(source / f"{IDS[1]}.npz", **content)
+    with pytest.raises(InputError, match=message):
+        convert(dataset, "npz", source, max_rejected_share=0.5)
+
+
+def test_an_image_without_regions_is_rejected(dataset: Path) -> None:
+    source = dataset.parent / "npz"
+    source.mkdir()
+    for name, count in zip(IDS, (2, 0, 1), strict=True):
+        np.savez(source / f"{name}.npz", x=features(0, count))
+    assert convert(dataset, "npz", source, max_rejected_share=0.5).image_ids == [IDS[0], IDS[2]]
+
+
+def test_a_large_array_is_converted_in_little_memory(dataset: Path) -> None:
+    """What is resident, pages of mapped files included, hardly grows while 442 MB are indexed and read."""
+    folder, rows = dataset.parent / "scan", 1500
     folder.mkdir()
-    rows, shape = 3, (36, 1_000_000)
     buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": (rows, *shape)})
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": (rows, 36, 2048)})
     with (folder / "train_ims.npy").open("wb") as file:  # sparse: holes take no disk
         file.write(buffer.getvalue())
-        file.truncate(buffer.tell() + rows * 36 * 1_000_000 * 4)
+        for row in range(rows):
+            file.seek(buffer.tell() + row * 36 * 2048 * 4)
+            file.write(np.float32(row).tobytes())
+        file.truncate(buffer.tell() + rows * 36 * 2048 * 4)
+    captions = [f"caption number {row}" for row in range(rows)]
+    (folder / "train_caps.txt").write_text("\n".join(captions))
+    ids = [str(row) for row in range(rows)]
+    pq.write_table(pa.table({"image_id": ids, "text": captions}), dataset / "captions.parquet")
     code = (
-        "import resource, sys; from pathlib import Path; from stages.detectors.precomputed import _npy\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "array = _npy(Path(sys.argv[1])); row = array[2, 0]\n"
-        "print(array.nbytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+        "import sys; from pathlib import Path; from stages.detectors import precomputed\n"
+        "from stages.params import DetectorParams, RegionsParams\n"
+        "source, dataset, out = map(Path, sys.argv[1:])\n"
+        # not ru_maxrss: that begins at what the process which started this one has in memory
+        "def peak(): return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"
+        "before = peak()\n"
+        "description = precomputed.resolve(DetectorParams('precomputed', 'scan', str(source)), out, dataset)\n"
+        "regions = precomputed.load(out, description, RegionsParams(), 'cpu')\n"
+        "total = sum(regions.read(str(row), '', 1, 1).features[0, 0] for row in range(1500))\n"
+        "print(int(total), peak() - before)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, folder / "train_ims.npy"], capture_output=True, text=True, check=True
-    )
-    size, grown = map(int, done.stdout.split())
-    assert size == 432_000_000
-    assert grown < 50_000, "kilobytes"
+    paths = (folder, dataset, dataset.parent)
+    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True)
+    total, grown = map(int, done.stdout.splitlines()[-1].split())
+    assert total == sum(range(rows)), "each row was found by its caption"
+    assert grown < 120_000, "kilobytes"

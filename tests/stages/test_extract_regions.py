@@ -24,6 +24,7 @@ from stages.detectors.base import GEOMETRY_SCALE, Description
 from stages.detectors.images import MISSING
 from stages.detectors.scenes import build_network
 from stages.detectors.weights import save_state
+from stages.locks import hold_outputs
 from stages.params import DatasetParams, InputError, Params, RegionsParams
 from stages.region_shards import boundaries, is_whole, missing_shards, plan_shards
 
@@ -246,6 +247,19 @@ def test_a_changed_image_touches_its_shard_alone(workplace: Workplace) -> None:
     )
 
 
+def test_added_images_are_extracted_and_the_other_shards_left(workplace: Workplace) -> None:
+    workplace.run()
+    before = workplace.shards()
+    for name in ("017a", "017b", "040"):
+        draw(workplace.pictures / f"{name}.png", 7)
+    workplace.list()
+    workplace.run()
+    after = workplace.shards()
+    assert 1 <= len(after.keys() - before.keys()) <= 4 < len(after), "those that the three fall into, and neighbours"
+    assert all(after[name] == before[name] for name in before.keys() & after.keys())
+    assert len(RegionStore(workplace.out)) == COUNT + 3
+
+
 def test_added_images_touch_few_shards() -> None:
     ids = [f"{i:06d}" for i in range(10_000)]
     size = 128
@@ -327,12 +341,13 @@ def test_parts_are_filled_in_by_several_processes(workplace: Workplace, referenc
 def test_several_devices_each_get_a_process(
     workplace: Workplace, reference: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workplace.write_params()
+    # As in a stage that DVC runs: its outputs are held, and what the processes are to do is in no params.yaml.
     monkeypatch.chdir(workplace.root)
-    monkeypatch.setenv("PYTHONPATH", str(Path(stage.__file__).parent.parent))
+    monkeypatch.setenv("DVC_STAGE", "extract_regions")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(stage, "devices", lambda _: ["cpu", "cpu"])
-    workplace.run()
+    with hold_outputs("extract_regions"):
+        workplace.run()
     assert workplace.files() == reference
 
 
