@@ -7,6 +7,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # OpenMP threads that spin while they wait block each other once another process wants a core too.
 export OMP_WAIT_POLICY ?= PASSIVE
 export DVC_NO_ANALYTICS ?= true
+export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
+export DO_NOT_TRACK ?= 1
 
 .PHONY: setup lock repro study test lint bench ui prefect
 
@@ -28,7 +30,7 @@ repro: setup
 	python -m stages.report --summary
 
 # Every row of docs/study.md, two trainings at a time; interrupted, it goes on where it was. STUDY: params set for all.
-STUDY ?= --set train.epochs=4
+STUDY ?= --set train.epochs=3
 study: setup
 	python -m pipelines.ablation --jobs 2 $(STUDY)
 

@@ -54,6 +54,7 @@ def diff_markdown(rows: Sequence[Mapping[str, Any]], base: str) -> str:
 
 def mlflow_link(fingerprint: Path) -> str | None:
     """A link to the run that trained the model, on the server or, for a local store, on `make ui`; None: unknown."""
+    from stages.tracking_delivery import bound_waiting
     from stages.tracking_restore import find_run
     from stages.tracking_spool import main_root
     from stages.tracking_store import store_uri
@@ -68,6 +69,7 @@ def mlflow_link(fingerprint: Path) -> str | None:
 
     server = os.environ.get("MLFLOW_TRACKING_URI", "")
     base = server if server.startswith("http") else "http://127.0.0.1:5000"
+    bound_waiting(3)  # a server that hangs must not hold the flow
     try:
         run = find_run(MlflowClient(store_uri(main_root())), key)
     except Exception:  # the server is away: the page is published without the link
