@@ -28,6 +28,13 @@ def test_without_it_the_error_is_the_command_to_install_it(tmp_path: Path) -> No
         detectron2.load(tmp_path, Description("detectron2", C4, "", "", 1), None, "cpu")  # type: ignore[arg-type]
 
 
+def test_documents_name_the_command_that_the_error_names() -> None:
+    repository = Path(detectron2.__file__).parents[2]
+    for document in ("README.md", "docs/regions.md"):
+        text = (repository / document).read_text(encoding="utf-8")
+        assert all(command in text for command in detectron2.INSTALL.split(" && ")), document
+
+
 @needs_it
 @pytest.mark.parametrize(("architecture", "dim"), [(C4, 2048), (FPN, 1024)])
 def test_heads_have_their_published_widths_and_names(tmp_path: Path, architecture: str, dim: int) -> None:
