@@ -98,7 +98,8 @@ def operators(model: CAMP, batch: tuple[Tensor, ...], device: torch.device) -> s
         images, captions = images.take(slice(0, 32)), captions.take(slice(0, 64))
     Scorer(model).score(images, captions)  # warms up
     cuda = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as measured:
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profile(activities=activities, acc_events=True) as measured:
         start = time.perf_counter()
         Scorer(model).score(images, captions)
         if cuda:
