@@ -147,7 +147,7 @@ class DatasetParams:
 class DetectorTrainParams:
     """How the small detector of the embedded scenes is trained."""
 
-    steps: int = 1700
+    steps: int = 1500
     """Number of optimizer steps."""
     batch_size: int = 8
     """Images per optimizer step."""
