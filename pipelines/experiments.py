@@ -25,6 +25,7 @@ from prefect.tasks import exponential_backoff
 from pipelines.commands import begin, end_all, run_command
 from pipelines.dag import shared_stages
 from pipelines.reproduce import DVC, can_pass
+from pipelines.study import commit_of
 from stages.params import InputError
 from stages.tracking import PARENT, track
 from stages.tracking_delivery import sync
@@ -72,7 +73,7 @@ def run_experiment(
         target: the stage that it ends with; None: the last.
     """
     logger = get_run_logger()
-    if not _exists(name):  # else it has ended well before
+    if commit_of(name) is None:  # else it has ended well before
         command = [*DVC, "exp", "run", "--temp", "--name", name, *([target] if target else [])]
         for key, value in overrides.items():
             command += ["--set-param", f"{key}={json.dumps(value)}"]
@@ -81,12 +82,6 @@ def run_experiment(
         environment = {"PREFECT__FLOW_RUN_ID": str(flow_run.id or ""), "OMP_NUM_THREADS": str(threads)}
         run_command(command, logger.info, environment | ({PARENT: parent} if parent else {}))
     return experiment_metrics(name)
-
-
-def _exists(experiment: str) -> bool:
-    command = ["git", "for-each-ref", "--format=%(refname)", "refs/exps"]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    return any(name.rsplit("/", 1)[-1] == experiment for name in listed)
 
 
 def _tracked(path: str) -> bool:

@@ -43,14 +43,15 @@ class Difference:
         return "better" if self.low > 0 else "worse" if self.high < 0 else "no difference found"
 
 
-def _commit_of(experiment: str) -> str:
+def commit_of(experiment: str) -> str | None:
+    """The commit of a DVC experiment; None where there is none of this name: it has not finished."""
     command = ["git", "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     for line in listed:
         commit, _, name = line.partition(" ")
         if name.rsplit("/", 1)[-1] == experiment:
             return commit
-    raise InputError(f"{experiment}: there is no such DVC experiment; expected one that has finished")
+    return None
 
 
 def read_outcome(experiment: str) -> Outcome:
@@ -61,7 +62,10 @@ def read_outcome(experiment: str) -> Outcome:
     """
     from dvc.api import DVCFileSystem
 
-    files = DVCFileSystem(rev=_commit_of(experiment))
+    commit = commit_of(experiment)
+    if commit is None:
+        raise InputError(f"{experiment}: there is no such DVC experiment; expected one that has finished")
+    files = DVCFileSystem(rev=commit)
 
     def metrics(name: str) -> Any:
         content = json.loads(files.read_bytes(f"metrics/{name}.json"))

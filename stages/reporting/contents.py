@@ -18,8 +18,8 @@ from stages.evaluation.recall_table import HEADINGS, read_metrics
 from stages.params import SPLITS, InputError, Params
 from stages.reporting import page
 from stages.reporting.explorer import explorer_data
-from stages.reporting.foils import foil_rows, gallery, read_foil_scores
-from stages.reporting.queries import Inspector, read_queries
+from stages.reporting.foils import foil_rows, gallery
+from stages.reporting.queries import Inspector, read_evaluated
 
 if TYPE_CHECKING:
     from stages.report import Inputs
@@ -60,10 +60,12 @@ def _load(inputs: "Inputs") -> Loaded:
             retrieval=retrieval,
             gates=read_metrics(inputs.metrics / "gates.json"),
             training=read_metrics(inputs.metrics / "train.json"),
-            evaluations={name: read_queries(inputs.evaluation / f"{name}.parquet") for name in retrieval},
+            evaluations={
+                name: read_evaluated(inputs.evaluation / f"{name}.parquet", "evaluation") for name in retrieval
+            },
             gate_pairs=pq.read_table(inputs.evaluation / f"gates_{split}.parquet").to_pydict(),
             foils=read_metrics(inputs.metrics / "foils.json"),
-            foil_scores=read_foil_scores(inputs.evaluation / f"foils_{split}.parquet"),
+            foil_scores=read_evaluated(inputs.evaluation / f"foils_{split}.parquet", "foils").to_pylist(),
             split=split,
             images=pq.read_table(inputs.dataset / "images.parquet", columns=["image_id", "path", "split"]),
             caption_splits=pq.read_table(inputs.dataset / "captions.parquet", columns=["split"])["split"].to_pylist(),

@@ -1,33 +1,13 @@
 """The foils that the report shows: which, how both captions got their scores, and which word is held responsible."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stages.foils.words import KINDS
 from stages.params import InputError, ReportParams
 from stages.reporting.queries import Inspector
-
-
-def read_foil_scores(path: Path) -> list[dict[str, Any]]:
-    """The rows that `evaluate` wrote about a split's foils.
-
-    Raises:
-        InputError: the file cannot be read or is of another format.
-    """
-    try:
-        table = pq.read_table(path, partitioning=None)
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path}: cannot be read ({error}); expected what the stage evaluate writes") from None
-    metadata = table.schema.metadata or {}
-    if (metadata.get(b"camp.format"), metadata.get(b"camp.version")) != (b"foils", b"1"):
-        raise InputError(f"{path}: camp.format: {metadata.get(b'camp.format')!r}; expected foils, version 1")
-    rows: list[dict[str, Any]] = table.to_pylist()
-    return rows
 
 
 def won(row: Mapping[str, Any]) -> bool:

@@ -50,8 +50,8 @@ class Pair:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-def read_queries(path: Path) -> pa.Table:
-    """The rows that `evaluate` wrote for a split.
+def read_evaluated(path: Path, form: str) -> pa.Table:
+    """A table that `evaluate` wrote about a split: `form` is evaluation (a row per query) or foils (a row per foil).
 
     Raises:
         InputError: the file cannot be read or is of another format.
@@ -61,8 +61,8 @@ def read_queries(path: Path) -> pa.Table:
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read ({error}); expected what the stage evaluate writes") from None
     metadata = table.schema.metadata or {}
-    if (metadata.get(b"camp.format"), metadata.get(b"camp.version")) != (b"evaluation", b"1"):
-        raise InputError(f"{path}: camp.format: {metadata.get(b'camp.format')!r}; expected evaluation, version 1")
+    if (metadata.get(b"camp.format"), metadata.get(b"camp.version")) != (form.encode(), b"1"):
+        raise InputError(f"{path}: camp.format: {metadata.get(b'camp.format')!r}; expected {form}, version 1")
     return table
 
 
