@@ -32,7 +32,7 @@ from stages.tracking_delivery import sync
 from stages.tracking_model import promote as promote_model
 from stages.tracking_restore import find_run
 from stages.tracking_spool import main_root
-from stages.tracking_store import store_uri
+from stages.tracking_store import connect, store_uri
 
 RANKED_BY = "val_rsum"
 """The number of metrics/train.json that decides: of the validation split, never of the test split."""
@@ -188,11 +188,8 @@ def _promote(experiment: str) -> None:
     Raises:
         InputError: the server has not taken it.
     """
-    import mlflow
-
     sync(main_root())
-    mlflow.set_tracking_uri(store_uri(main_root()))
-    client = mlflow.MlflowClient()
+    client = connect(main_root(), store_uri(main_root()))
     experiments = [item.experiment_id for item in client.search_experiments()]
     wanted = f"tags.`dvc.experiment` = '{experiment}' and tags.`camp.kind` = 'train'"
     runs = client.search_runs(experiments, filter_string=wanted, max_results=1)

@@ -148,6 +148,7 @@ def test_the_champion_answers_in_another_process(checkpoint, store, tmp_path, mo
     client = mlflow.MlflowClient(uri, uri)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)  # another test of this process may have set its own
     champions = [client.get_model_version_by_alias("camp", "champion").tags["val_rsum"]]
     for val_rsum, dataset in ((290.0, "d1"), (500.0, "other"), (310.0, "d1")):
         last = log_directly(client, checkpoint, val_rsum, dataset)
