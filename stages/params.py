@@ -318,7 +318,10 @@ class TrainParams:
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     processes: int = 1
-    """Processes (one per device), started through torchrun when above 1."""
+    """Processes (one per device) on each machine, started through torchrun when above 1."""
+    machines: int = 1
+    """Machines that train together over one shared folder. Each runs the stage with torchrun's PET_NODE_RANK,
+    PET_MASTER_ADDR and PET_MASTER_PORT in its environment."""
     checkpoint_steps: int = 500
     """Optimizer steps between two checkpoints for resuming."""
     word_vectors: str | None = None
@@ -339,12 +342,13 @@ class TrainParams:
         _at_least(
             "train", self, margin=0, gate_supervision=0, random_negative_steps=0, epochs=1, batch_size=2,
             micro_batch=0, learning_rate=0, warmup_steps=0, step_epochs=1, weight_decay=0, gradient_clip=0,
-            patience=0, processes=1, checkpoint_steps=1, seed=0, gate_negatives=0, gate_temperature=1,
+            patience=0, processes=1, machines=1, checkpoint_steps=1, seed=0, gate_negatives=0, gate_temperature=1,
         )  # fmt: skip
         _share("train", self, "dropout")
-        if self.batch_size % self.processes:
+        if self.batch_size % (self.processes * self.machines):
             raise InputError(
-                f"train.batch_size: {self.batch_size} does not divide among train.processes, {self.processes}"
+                f"train.batch_size: {self.batch_size} does not divide among train.processes, {self.processes}, on "
+                f"train.machines, {self.machines}"
             )
 
 

@@ -80,6 +80,8 @@ def train(
         model, params.train, splits["train"], splits["val"], vocabulary,
         precision=precision, resume=Resume(paths.work, key), processes=processes, stop=stop,
     )  # fmt: skip
+    if not processes.agree(trainer.progress.step, device):
+        raise InputError(f"{paths.work}: is not the same on all machines; expected one folder that they share")
     with track("train", params, run_id=trainer.progress.run_id) as run:
         run.log_dataset("train", paths.captions / "train.parquet", data["train.parquet"])
         run.log_dataset("val", paths.captions / "val.parquet", data["val.parquet"])

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from stages.params import InputError, TrainParams
 
+MEETING = ("PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT")
+"""What tells torchrun on several machines where it is, and where they meet."""
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -51,6 +54,14 @@ class Processes:
         dist.all_reduce(flags)
         return bool(flags > 0)
 
+    def agree(self, number: int, device: torch.device) -> bool:
+        """Whether all processes have the same number."""
+        if self.count == 1:
+            return True
+        both = torch.tensor([number, -number], device=device)
+        dist.all_reduce(both, dist.ReduceOp.MAX)
+        return bool(both.sum() == 0)
+
     def average_gradients(self, parameters: list[nn.Parameter], loss: Tensor) -> Tensor:
         """Replace gradients by their mean over all processes, in one exchange; returns the mean of `loss`."""
         if self.count == 1:
@@ -68,15 +79,24 @@ class Processes:
 def launch(params: TrainParams, device: torch.device, module: str) -> None:
     """Replace this process by `torchrun`, which starts `module` once per device; returns where that is not wanted.
 
+    With several machines, each runs the stage, and torchrun learns from its PET_ variables which one it is on. The one
+    of rank 0 writes what the stage makes.
+
     Raises:
-        InputError: more processes than devices.
+        InputError: more processes than devices, or several machines that do not know each other.
     """
-    if params.processes == 1 or "WORLD_SIZE" in os.environ:
+    if params.processes * params.machines == 1 or "WORLD_SIZE" in os.environ:
         return
     if device.type == "mps" or (device.type == "cuda" and params.processes > torch.cuda.device_count()):
         count = torch.cuda.device_count() if device.type == "cuda" else 1
         raise InputError(f"train.processes: {params.processes}, but there are {count} {device.type} devices")
-    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={params.processes}", "-m", module]
+    if missing := [name for name in MEETING if params.machines > 1 and name not in os.environ]:
+        raise InputError(
+            f"train.machines: {params.machines}, but {', '.join(missing)} is not set; expected in the environment of "
+            "every machine its rank from 0, and the address and a free port of machine 0"
+        )
+    machines = "--standalone" if params.machines == 1 else f"--nnodes={params.machines}"
+    command = ["-m", "torch.distributed.run", machines, f"--nproc-per-node={params.processes}", "-m", module]
     if device.type == "cpu":
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // params.processes)))
     sys.stdout.flush()

@@ -98,8 +98,8 @@ class Job:
         values["train"]["freeze"] = list(values["train"]["freeze"])
         (self.folder / "params.yaml").write_text(yaml.safe_dump(values))
 
-    def start(self) -> subprocess.Popen[str]:
-        environment = os.environ | {"PYTHONPATH": str(self.repository), "OMP_NUM_THREADS": "1"}
+    def start(self, **environment: str) -> subprocess.Popen[str]:
+        environment = os.environ | {"PYTHONPATH": str(self.repository), "OMP_NUM_THREADS": "1"} | environment
         return subprocess.Popen(
             [sys.executable, "-m", "stages.train"],
             cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

@@ -1,6 +1,7 @@
 """Several processes train as one does."""
 
 import signal
+import socket
 
 import psutil
 import pytest
@@ -44,9 +45,51 @@ def test_two_processes_train_as_one_does_and_survive_being_killed(make_job, para
     assert killed.result() == two.result()
 
 
-def test_wrong_numbers_of_processes_are_named():
+def machines(*jobs):
+    """The stage on as many machines that meet on loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(free.getsockname()[1])}
+    return [job.start(PET_NODE_RANK=str(rank), **meeting) for rank, job in enumerate(jobs)]
+
+
+def ended(processes):
+    printed = [process.communicate(timeout=200)[0] for process in processes]
+    return [process.returncode for process in processes], printed
+
+
+def test_two_machines_train_as_one_does_over_a_folder_that_they_share(make_job, params):
+    settings = {"epochs": 6, "batch_size": 8, "checkpoint_steps": 1}
+    one = make_job("one", params(**settings), images=16)
+    two = make_job("two", params(machines=2, **settings), images=16)
+    one.finish()
+    started = machines(two, two)
+    two.wait_for_step(6, started[0])
+    for process in started:  # torchrun ends what it has started
+        process.send_signal(signal.SIGTERM)
+    codes, _ = ended(started)
+    assert all(codes)
+
+    apart = make_job("apart", params(machines=2, **settings), images=16)
+    codes, printed = ended(machines(two, apart))
+    assert all(codes) and ".work/train: is not the same on all machines" in printed[0]
+    assert not (apart.folder / "models").exists()
+
+    codes, printed = ended(machines(two, two))
+    assert codes == [0, 0], printed
+    assert "going on after step" in printed[0]
+    losses = [[float(row.split(",")[1]) for row in job.result()[0].splitlines()[1:]] for job in (one, two)]
+    assert len(losses[0]) == 24 and losses[1] == pytest.approx(losses[0], rel=1e-5, abs=1e-5)
+
+
+def test_wrong_numbers_of_processes_are_named(monkeypatch):
     cpu = torch.device("cpu")
     with pytest.raises(InputError, match=r"train\.batch_size: 9 does not divide"):
         launch(TrainParams(batch_size=9, processes=2), cpu, "stages.train")
+    with pytest.raises(InputError, match=r"train\.batch_size: 8 does not divide .* 2, on train\.machines, 3"):
+        launch(TrainParams(batch_size=8, processes=2, machines=3), cpu, "stages.train")
+    monkeypatch.setenv("PET_NODE_RANK", "0")
+    with pytest.raises(InputError, match=r"train\.machines: 2, but PET_MASTER_ADDR, PET_MASTER_PORT is not set"):
+        launch(TrainParams(batch_size=8, machines=2), cpu, "stages.train")
     with pytest.raises(InputError, match=r"train\.processes: 2, but there are 1 mps devices"):
         launch(TrainParams(batch_size=8, processes=2), torch.device("mps"), "stages.train")
