@@ -1,5 +1,6 @@
 """Deployed flows on a real server with a real process worker; workers that are killed."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -14,6 +15,7 @@ import yaml
 from jsonschema import Draft202012Validator
 from prefect.cli.deploy._models import PrefectYamlModel
 from prefect.client.orchestration import get_client
+from prefect.deployments.steps.core import run_steps
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.utilities.templating import apply_values
@@ -209,9 +211,39 @@ def test_the_kubernetes_template_makes_a_job(prefect_server):
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert (job["apiVersion"], job["kind"], job["spec"]["backoffLimit"]) == ("batch/v1", "Job", 0)
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert container["workingDir"] in [mount["mountPath"] for mount in container["volumeMounts"]]  # outlives the pod
     volumes = {volume["name"] for volume in job["spec"]["template"]["spec"]["volumes"]}
     assert {mount["name"] for mount in container["volumeMounts"]} == volumes
     assert "{{" not in json.dumps(job)
+
+
+def test_the_next_pod_finds_what_a_lost_one_has_left(prefect_server, repository, tmp_path, monkeypatch):
+    pull = yaml.safe_load((ROOT / "deploy" / "kubernetes" / "prefect.yaml").read_text())["pull"]
+    pull[0]["prefect.deployments.steps.run_shell_script"]["script"] = pull[0][
+        "prefect.deployments.steps.run_shell_script"
+    ]["script"].replace("{{ $CAMP_REPOSITORY }}", repository.as_uri())
+    subprocess.run(["git", "branch", "-M", "main"], check=True)
+    volume = tmp_path / "volume"
+    volume.mkdir()
+
+    def next_pod():
+        monkeypatch.chdir(volume)
+        return Path(asyncio.run(run_steps(pull))["directory"])
+
+    first = next_pod()
+    state = first / ".work" / "state"
+    state.parent.mkdir(exist_ok=True)
+    state.write_text("half done")
+    (first / "dvc.lock").write_text("schema: '2.0'")
+    (first / "params.yaml").write_text("the parameters of the lost run")
+    (repository / "new.txt").write_text("a later commit")
+    subprocess.run(["git", "-C", str(repository), "add", "new.txt"], check=True)
+    subprocess.run(["git", "-C", str(repository), "commit", "-q", "-m", "later"], check=True)
+    second = next_pod()
+    assert second == first == volume / "camp" == Path.cwd()
+    assert (second / "new.txt").exists()
+    assert (second / "params.yaml").read_bytes() == (repository / "params.yaml").read_bytes()
+    assert state.read_text() == "half done" and (second / "dvc.lock").exists()
 
 
 @pytest.mark.parametrize("script", ["worker", "dask"])
