@@ -162,8 +162,13 @@ def _run_all(
             for name, overrides in variants.items()
         }
         failed = []
+        try:
+            for future in futures.values():
+                future.wait()
+        except BaseException:  # the flow is ended, and would wait for its experiments
+            end_all()
+            raise
         for name, future in futures.items():
-            future.wait()
             if future.state.is_completed():
                 results[name] = future.result()
             else:
@@ -226,11 +231,7 @@ def side_by_side(
         raise InputError(f"jobs: {jobs} is below 1")
     runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=jobs)
     inner = flow(name=f"{kind} experiments", task_runner=runner, validate_parameters=False)(_run_all)  # type: ignore[arg-type]
-    try:
-        return inner(kind, variants, jobs, promote, target)
-    except BaseException:  # the flow is cancelled: its experiments are not left behind
-        end_all()
-        raise
+    return inner(kind, variants, jobs, promote, target)
 
 
 def main() -> None:

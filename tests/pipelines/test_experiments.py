@@ -1,9 +1,11 @@
 """Experiments side by side: real DVC experiments in their own workspaces, one MLflow parent."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipelines import experiments as module
@@ -23,6 +25,12 @@ with track("train", params) as run:
     Path("metrics/retrieval.json").write_text(json.dumps({"test": {"rsum": 600 - rsum}}))
     run.log_metrics({"val/rsum": rsum})
     Path("train.txt").write_text(Path("shared.txt").read_text() + os.getcwd())
+"""
+SLOW = """
+import time
+from stages.locks import hold_own_outputs
+with hold_own_outputs():  # as every stage does
+    time.sleep(600)
 """
 PIPELINE = """
 stages:
@@ -94,3 +102,29 @@ def test_a_sweep_runs_in_own_workspaces_under_one_parent(prefect_server, reposit
         [sys.executable, "-m", "dvc", "exp", "list", "--name-only"], capture_output=True, text=True, check=True
     )
     assert sorted(listed.stdout.split()) == sorted(run.data.tags["dvc.experiment"] for run in children.values())
+
+
+@pytest.mark.timeout(300)
+def test_a_sweep_that_is_ended_leaves_nothing_running(prefect_server, repository, server_environment, wait_for):
+    Path("dvc.yaml").write_text("stages:\n  train: {cmd: python train.py, deps: [train.py], params: [train]}\n")
+    Path("train.py").write_text(SLOW)
+    subprocess.run(["git", "add", "-A"], check=True)
+    identity = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
+    subprocess.run(["git", *identity, "commit", "-q", "-m", "slow"], check=True)
+    command = [sys.executable, "-m", "pipelines.experiments", '{"train.epochs": [1, 3]}', "--jobs", "2"]
+    with Path("sweep.log").open("ab") as log:
+        process = subprocess.Popen(command, env=server_environment, stdout=log, stderr=log)
+    try:
+
+        def sleeping():
+            running = psutil.Process(process.pid).children(recursive=True)
+            return [child for child in running if "train.py" in child.cmdline()]
+
+        wait_for(lambda: len(sleeping()) == 2, 120)
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60)
+        _, alive = psutil.wait_procs(started, 10)
+        assert not alive
+    finally:
+        process.kill()
