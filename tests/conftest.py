@@ -2,8 +2,10 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -31,3 +33,19 @@ def chromium() -> str:
         if path := shutil.which(name):
             return path
     pytest.skip("no chromium on PATH: install Debian's package `chromium` to test pages in a real browser")
+
+
+@pytest.fixture(scope="session")
+def listening() -> Callable[[int], set[str]]:
+    """The addresses that a process and all that it has started listen on."""
+
+    def addresses(pid: int) -> set[str]:
+        process = psutil.Process(pid)
+        return {
+            connection.laddr.ip
+            for member in (process, *process.children(recursive=True))
+            for connection in member.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
+
+    return addresses

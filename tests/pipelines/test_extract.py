@@ -19,7 +19,7 @@ from PIL import Image
 
 import pipelines
 from camp_model.regions import RegionStore
-from pipelines.extract import DATASET, DETECTOR, REGIONS, collect, extract, fill_shards
+from pipelines.extract import DATASET, DETECTOR, REGIONS, collect, extract, fill_shards, runner
 from stages.detectors.base import Description
 from stages.detectors.scenes import build_network
 from stages.detectors.weights import save_state
@@ -129,6 +129,12 @@ def test_a_cluster_fills_the_shards_and_a_killed_worker_is_replaced(prefect_serv
     again = extract(cluster="tcp://127.0.0.1:9")  # nothing is missing: the cluster is not even asked
     assert again == {"shards": result["shards"], "extracted": 0}
     assert {path.name: path.read_bytes() for path in Path("data/regions").glob("*.arrow")} == files
+
+
+def test_a_local_cluster_is_seen_on_this_machine_alone(prefect_server, listening):
+    with runner(None, 1) as started:
+        assert started.client
+        assert listening(os.getpid()) == {"127.0.0.1"}
 
 
 def test_shards_travel_over_a_storage(workspace, tmp_path):
