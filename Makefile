@@ -30,7 +30,7 @@ repro: setup
 	python -m stages.report --summary
 
 # Every row of docs/study.md, two trainings at a time; interrupted, it goes on where it was. STUDY: params set for all.
-STUDY ?= --set train.epochs=3
+STUDY ?= --set train.epochs=2 --set evaluate.foils=1200
 study: setup
 	python -m pipelines.ablation --jobs 2 $(STUDY)
 

@@ -14,8 +14,9 @@ import yaml
 from prefect import flow, get_run_logger
 
 from pipelines.experiments import side_by_side
-from pipelines.study import read_outcome
+from pipelines.study import SPLIT, read_outcome
 from pipelines.study_document import Facts, write_document
+from stages.foils.facts import true_by_chance
 from stages.params import InputError
 
 
@@ -99,7 +100,7 @@ def ablation(
     if document:
         outcomes = {name: [read_outcome(names[f"{name}-s{seed}"]) for seed in seeds] for name in variants}
         labels = {name: STUDY[name].label if name in STUDY else name for name in variants}
-        facts = Facts(labels, seeds, base, _data(), _commit(), parent)
+        facts = Facts(labels, seeds, base, _data(), _commit(), _true_by_chance(), parent)
         write_document(Path(document), outcomes, facts)
         get_run_logger().info("written: %s", document)
     return rows
@@ -114,6 +115,11 @@ def _data() -> str:
     splits = [f"{split} {sizes['images'].get(split, 0):,} images and {sizes['captions'].get(split, 0):,} captions"
               for split in ("train", "val", "test")]  # fmt: skip
     return f"`{source}`; {', '.join(splits)}"
+
+
+def _true_by_chance() -> float | None:
+    scenes = Path("data/dataset/scenes.parquet")
+    return true_by_chance(scenes, SPLIT) if scenes.is_file() else None
 
 
 def _commit() -> str:

@@ -41,6 +41,8 @@ class Facts:
     data: str
     """Where the images and captions come from, and how many they are."""
     commit: str
+    true_by_chance: float | None
+    """Share of the content words of random negative pairs that are true of the picture; None where it is not known."""
     run: str | None
     """Key of the MLflow run that all trainings are nested under."""
 
@@ -74,6 +76,7 @@ def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference],
         "words name an object, a colour, a size or a texture. AUC: how often a matching pair's mean word gate is above "
         "a random negative pair's. The paper reports 0.971 on matching pairs and 2.7e-9 on negative ones.\n",
         table(_gate_rows(outcomes, facts)),
+        *_floor(facts),
         f"![Mean word gates by epoch]({path.stem}-gates.svg)\n",
         "## Subtle mismatch\n",
         "One word of a test caption is changed so that it is no longer true of the picture. How often the true caption "
@@ -149,6 +152,16 @@ def _gate_rows(outcomes: Outcomes, facts: Facts) -> list[dict[str, Any]]:
             if all(cells.values()):
                 rows.append({"model": facts.labels[name], "gates of": side, **cells})
     return rows
+
+
+def _floor(facts: Facts) -> list[str]:
+    if facts.true_by_chance is None:
+        return []
+    return [
+        f"Of the content words of a random negative pair {100 * facts.true_by_chance:.1f} % are true of the picture "
+        "all the same: what their phrase names is in it. A gate that is right about every phrase is open there, so a "
+        f"mean below {facts.true_by_chance:.3f} would take gates that know the rest of the caption, too.\n"
+    ]
 
 
 def _mean_gate(outcomes: Sequence[Outcome], key: str, digits: int) -> str:

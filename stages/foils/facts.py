@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -43,14 +44,14 @@ class SceneFacts:
         if tag.kind == "count":
             return True  # captions count all that fit the words, so any other number is wrong
         (relation,) = self.caption["relations"]
-        subjects, objects = (self._fitting(self.caption["mentions"][relation[end]]) for end in ("subject", "object"))
+        subjects, objects = (self.fitting(self.caption["mentions"][relation[end]]) for end in ("subject", "object"))
         axis, sign = _AXES[canonical]
         centres = self.scene["centres"]
         return all(
             sign * (centres[j][axis] - centres[i][axis]) <= 0 for i in subjects for j in objects if i != j
         )  # fmt: skip
 
-    def _fitting(self, mention: Mapping[str, Any]) -> list[int]:
+    def fitting(self, mention: Mapping[str, Any]) -> list[int]:
         """Every object that a mention's words are true of."""
         said = {key: mention[key] for key in _ATTRIBUTES.values() if mention[key] is not None}
         return [i for i, item in enumerate(self.scene["objects"]) if all(item[key] == said[key] for key in said)]
@@ -73,6 +74,24 @@ class PhotographFacts:
             return False
         surfaces = [f" {' '.join(tokenize(surface))} " for surface in self.lexicon.words[tag.kind][canonical]]
         return not any(surface in caption for surface in surfaces for caption in self.said)
+
+
+def true_by_chance(path: Path, split: str, seed: int = 0) -> float:
+    """Share of the content words of captions of embedded scenes that are true of a random other scene of the split.
+
+    A word is true of a scene where all that its noun phrase says is true of one object, or of several.
+    """
+    scenes = pq.read_table(path, columns=["objects", "captions"], filters=[("split", "=", split)]).to_pylist()
+    generator = np.random.default_rng(seed)
+    said = true = 0
+    for i, scene in enumerate(scenes):
+        for caption in scene["captions"]:
+            other = SceneFacts(scenes[(i + generator.integers(1, len(scenes))) % len(scenes)], caption)
+            for mention in caption["mentions"]:
+                words = sum(mention[key] is not None for key in _ATTRIBUTES.values())
+                said += words
+                true += words * bool(other.fitting(mention))
+    return true / said
 
 
 def scene_facts(path: Path, image_ids: Sequence[str], texts: Sequence[str]) -> list[Facts]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 STUDY = ("python", "-m", "pipelines.ablation", "--only", "full", "no-gates", "--set", "train.epochs=1", "--jobs", "2")
@@ -27,7 +28,7 @@ def test_a_study_compares_trainings_and_goes_on_where_it_was(pipeline: Path, tmp
     run(folder, *STUDY, "--seeds", "0", **environment)
     first = trainings(folder, run)
     assert len(first) == 2
-    run(folder, *STUDY, "--seeds", "0", "1", **environment)
+    run(folder, *STUDY, "--seeds", "0", "1", "--promote", **environment)
     names = trainings(folder, run)
     assert len(names) == 4 and set(first) < set(names)  # what was there was not trained again
 
@@ -37,6 +38,16 @@ def test_a_study_compares_trainings_and_goes_on_where_it_was(pipeline: Path, tmp
     for entry in filter(lambda entry: entry["name"] in names, revisions):
         rsum = entry["data"]["metrics"]["metrics/retrieval.json"]["data"]["test"]["rsum"]
         rsums["full" if "full" in entry["name"] else "no-gates"].append(rsum)
+    best = max(
+        (entry for entry in revisions if entry["name"] in names),
+        key=lambda entry: entry["data"]["metrics"]["metrics/train.json"]["data"]["val_rsum"],
+    )
+    store = f"sqlite:///{folder / 'mlflow.db'}"
+    client = MlflowClient(store, store)
+    champion = client.get_model_version_by_alias("camp", "champion")
+    trained = client.get_run(client.get_run(champion.run_id).data.tags["camp.run"])
+    assert trained.data.tags["dvc.experiment"] == best["name"]
+
     lines = (folder / "docs/study.md").read_text().splitlines()
     cells = {line.split(" | ")[0].removeprefix("| "): line.split(" | ") for line in lines if line.startswith("| ")}
     for label, name in (("full model", "full"), ("without gates", "no-gates")):

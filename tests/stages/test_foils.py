@@ -10,7 +10,7 @@ import pytest
 
 from camp_model.captions import CaptionTable
 from camp_model.vocabulary import START, Vocabulary, tokenize
-from stages.foils.facts import PhotographFacts, SceneFacts
+from stages.foils.facts import PhotographFacts, SceneFacts, true_by_chance
 from stages.foils.lexicon import choose_lexicon, scenes_lexicon
 from stages.foils.making import foils_of
 from stages.foils.table import read_foils
@@ -70,6 +70,19 @@ def test_a_count_becomes_another_and_keeps_its_form():
     text = text.replace("two", "a pair of")
     assert scene_foils(text, told, words=["five", "trio"])["count"].text == "a trio of blue stars with a circle"
     assert "count" not in scene_foils("one circle", [mention(shape="circle")], words=["two", "three"])
+
+
+def test_what_is_true_of_another_scene_by_chance(tmp_path):
+    told = [mention(shape="star", colour="blue"), mention(shape="circle", colour="red", size="small"),
+            mention(colour="red")]  # fmt: skip
+    other = [thing("circle", "red", "plain", "large"), thing("star", "blue", "plain", "small")]
+    scenes = [
+        {"split": "test", "objects": OBJECTS, "captions": [{"mentions": told}]},
+        {"split": "test", "objects": other, "captions": []},
+        {"split": "train", "objects": [], "captions": [{"mentions": told}]},
+    ]
+    pq.write_table(pa.Table.from_pylist(scenes), tmp_path / "scenes.parquet")
+    assert true_by_chance(tmp_path / "scenes.parquet", "test") == 3 / 6  # its red circle is large
 
 
 def test_a_relation_becomes_its_opposite_only_where_no_fitting_pair_is_in_it():
