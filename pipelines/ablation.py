@@ -4,7 +4,6 @@ python -m pipelines.ablation --jobs 2 --set train.epochs=5
 """
 
 import argparse
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from pipelines.study import SPLIT, read_outcome
 from pipelines.study_document import Facts, write_document
 from stages.foils.facts import true_by_chance
 from stages.params import InputError
+from stages.reporting.contents import checked_out
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def ablation(
     if document:
         outcomes = {name: [read_outcome(names[f"{name}-s{seed}"]) for seed in seeds] for name in variants}
         labels = {name: STUDY[name].label if name in STUDY else name for name in variants}
-        facts = Facts(labels, seeds, base, _data(), _commit(), _true_by_chance(), parent)
+        facts = Facts(labels, seeds, base, _data(), checked_out(), _true_by_chance(), parent)
         write_document(Path(document), outcomes, facts)
         get_run_logger().info("written: %s", document)
     return rows
@@ -120,11 +120,6 @@ def _data() -> str:
 def _true_by_chance() -> float | None:
     scenes = Path("data/dataset/scenes.parquet")
     return true_by_chance(scenes, SPLIT) if scenes.is_file() else None
-
-
-def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -88,7 +88,7 @@ def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference],
         table(_guilty_rows(outcomes, facts)),
         "## Fine print\n",
         f"- Data: {facts.data}.\n- Set for every row: {settings or 'nothing'}; all else as in `params.yaml`.\n"
-        f"- Commit {facts.commit or 'not known'}; MLflow parent run `{facts.run or 'not recorded'}`.\n"
+        f"- Commit {facts.commit}; MLflow parent run `{facts.run or 'not recorded'}`.\n"
         f"- {_machine()}.\n"
         "- Seeds change the training (weights, order, negatives); data, detector and regions are the same for all.\n",
     ]

@@ -156,7 +156,7 @@ def _facts(params: Params, loaded: Loaded, train_run: str | None) -> list[dict[s
         # Recalls and gates by epoch stand in the curves.
         if isinstance(value, int | float | str) and not key.startswith(("val_i2t", "val_t2i", "val_gate"))
     ]
-    origin = [("MLflow run", train_run or "not known"), ("commit", _commit()), ("report seed", params.report.seed)]
+    origin = [("MLflow run", train_run or "not known"), ("commit", checked_out()), ("report seed", params.report.seed)]
     return [
         {"title": "Data", "rows": data},
         {"title": "Model", "rows": [*model, ("parameters", f"{weights:,}")]},
@@ -165,7 +165,7 @@ def _facts(params: Params, loaded: Loaded, train_run: str | None) -> list[dict[s
     ]
 
 
-def _commit() -> str:
+def checked_out() -> str:
     """The commit that is checked out here, if any."""
     command = ["git", "rev-parse", "--short=12", "HEAD"]
     try:

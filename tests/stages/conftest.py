@@ -307,6 +307,14 @@ class Page:
         return self.run(f"document.querySelectorAll({json.dumps(selector)}).length")
 
 
+@pytest.fixture
+def small(make_run: Callable[..., SmallRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SmallRun:
+    """A small run in an empty working directory, untracked."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CAMP_TRACKING", "off")
+    return make_run(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def page(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     profile = tmp_path_factory.mktemp("chromium")

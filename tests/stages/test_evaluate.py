@@ -24,13 +24,6 @@ CPU = torch.device("cpu")
 PARAMS = EvaluateParams(device="cpu", gate_pairs=40)
 
 
-@pytest.fixture
-def small(make_run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CAMP_TRACKING", "off")
-    return make_run(tmp_path)
-
-
 def run(small, params=PARAMS):
     """Evaluate a small run; returns retrieval.json, gates.json and the rows of test.parquet."""
     folders = {"out": small.root / "data/evaluation", "metrics": small.root / "metrics"}
