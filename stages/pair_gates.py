@@ -21,6 +21,10 @@ SIDES = {"words": "gate", "content": "gate_content", "regions": "region_gate"}
 size or a texture."""
 NAMES = tuple(f"{prefix}_{name}" for prefix in SIDES.values()
               for name in (*(f"{kind}_mean" for kind in KINDS), "auc", "hardest_auc"))  # fmt: skip
+BINS = 20
+"""Of a histogram of gates, from 0 to 1."""
+COUNTS = tuple(f"{side}_{kind}" for side in SIDES for kind in KINDS)
+"""Names of the histograms."""
 AT_ONCE = 128
 """Pairs looked at in one forward pass."""
 Encode = Callable[[np.ndarray], tuple[Tensor, Tensor]]
@@ -98,6 +102,17 @@ def summarise(gates: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, float 
         for name, kind in (("auc", "negative"), ("hardest_auc", "hardest")):
             numbers[f"{prefix}_{name}"] = area_under_curve(known["positive"], known[kind]) if some else None
     return numbers
+
+
+def histograms(gates: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, list[int]]:
+    """How many pairs have a mean gate in each of BINS: gates[kind][side], float [P] -> COUNTS, without empty ones."""
+    found = {}
+    for side in SIDES:
+        for kind, sides in gates.items():
+            counts, _ = np.histogram(sides[side][~np.isnan(sides[side])], bins=BINS, range=(0, 1))
+            if counts.any():
+                found[f"{side}_{kind}"] = counts.tolist()
+    return found
 
 
 def area_under_curve(positive: np.ndarray, negative: np.ndarray) -> float:

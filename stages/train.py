@@ -55,7 +55,7 @@ def train(
     processes: Processes = Processes(),  # noqa: B008 (frozen)
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Train CAMP and write the checkpoint, metrics/train.json, train_loss.csv and val_recall.csv.
+    """Train CAMP and write the checkpoint, metrics/train.json, train_loss.csv, val_recall.csv and val_gates.csv.
 
     A training that was killed goes on at the exact step when it is called again with the same params, data and code.
 
@@ -108,7 +108,10 @@ def train(
         write_json(paths.metrics, summary)
         _publish(trainer.resume.best(progress.best_epoch), paths.model, fingerprint)
         run.log_model(paths.model, best["rsum"])
-        for path in (paths.metrics, paths.plots / "train_loss.csv", paths.plots / "val_recall.csv"):
+        for path in (
+            paths.metrics,
+            *(paths.plots / f"{name}.csv" for name in ("train_loss", "val_recall", "val_gates")),
+        ):
             run.log_artifact(path)
     trainer.resume.clear()
 
@@ -170,6 +173,13 @@ def _write_plots(folder: Path, progress: Progress) -> None:
     epochs = [{"epoch": i, **metrics} for i, metrics in enumerate(progress.epochs, start=1)]
     columns = ("epoch", *RECALL_COLUMNS, *GATE_COLUMNS, *pair_gates.NAMES)
     _write_csv(folder / "val_recall.csv", tuple(dict.fromkeys(columns)), epochs)
+    bins = [
+        {"epoch": i, "gate": (at + 0.5) / pair_gates.BINS, **{name: counts[at] for name, counts in histograms.items()}}
+        for i, histograms in enumerate(progress.gates, start=1)
+        if histograms
+        for at in range(pair_gates.BINS)
+    ]
+    _write_csv(folder / "val_gates.csv", ("epoch", "gate", *pair_gates.COUNTS), bins)
 
 
 def _publish(best: Path, out: Path, fingerprint: Mapping[str, Any]) -> None:

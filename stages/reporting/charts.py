@@ -191,6 +191,52 @@ def gate_histograms(pairs: Mapping[str, Sequence[Any]]) -> dict[str, Markup]:
     return drawn
 
 
+def gate_epochs(curve: Mapping[str, Sequence[float]]) -> dict[str, Markup]:
+    """How the mean gates of matching and of random pairs lie after each epoch, by side, where there are any.
+
+    A column of cells for each epoch, from gate 0 at the bottom to 1; the more pairs, the darker.
+
+    Args:
+        curve: columns of val_gates.csv: epoch, the middle of a bin, and the number of pairs in it.
+    """
+    width, gap, base, tall = 480.0, 34.0, 150.0, 122.0
+    panel = (width - LEFT - gap) / 2
+    epochs, bins = sorted(set(curve.get("epoch", ()))), sorted(set(curve.get("gate", ())))
+    drawn = {}
+    for side, name in GATE_SIDES.items():
+        parts = []
+        for index, kind in enumerate(("positive", "negative")):
+            if f"{side}_{kind}" not in curve:
+                continue
+            left, step = LEFT + index * (panel + gap), panel / len(epochs)
+            # [epochs, bins], written in that order
+            counts = np.reshape(curve[f"{side}_{kind}"], (len(epochs), len(bins)))
+            for row, column in zip(*np.nonzero(counts), strict=True):
+                y = base - (column + 1) / len(bins) * tall
+                share = counts[row, column] / counts[row].max()
+                parts.append(
+                    f'<rect class="bar s{index}" x="{left + row * step:.1f}" y="{y:.1f}" opacity="{share:.2f}" '
+                    f'width="{max(step - 1, 1):.1f}" height="{tall / len(bins):.1f}"/>'
+                )
+            for row in sorted({0, len(epochs) - 1}):
+                x = left + (row + 0.5) * step
+                parts.append(
+                    f'<text class="tick" x="{x:.1f}" y="{base + 16}" text-anchor="middle">{epochs[row]:g}</text>'
+                )
+            parts.append(f'<line class="axis" x1="{left}" x2="{left + panel}" y1="{base}" y2="{base}"/>')
+            parts.append(f'<text class="name s{index}" x="{left}" y="18">{GATE_KINDS[kind]}</text>')
+        if not parts:
+            continue
+        for value in (0, 0.5, 1):
+            y = base - value * tall + 4
+            parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y:.1f}" text-anchor="end">{value:g}</text>')
+        parts.append(f'<text class="tick" x="{width / 2}" y="{base + 34}" text-anchor="middle">epoch</text>')
+        drawn[side] = _svg(
+            parts, f"Mean gates over a pair's {name} after each of {len(epochs)} epochs", width, base + 40
+        )
+    return drawn
+
+
 def histogram_page(title: str, pairs: Mapping[str, Sequence[Any]]) -> str:
     """`gate_histograms` as an HTML page of its own; it says so where a model has no gates."""
     drawn = list(gate_histograms(pairs).values()) or [Markup("<p>This model has no gates.</p>")]

@@ -103,7 +103,9 @@ def contents(params: Params, inputs: "Inputs", limit: int, train_run: str | None
     alts = {key: image["alt"] for key, image in data["images"].items()}
     notes = {name: page.protocol_note(table.schema.metadata) for name, table in loaded.evaluations.items()}
     gates = loaded.gates.get(split, {})
-    loss, recall = (page.read_curve(inputs.plots / f"{name}.csv") for name in ("train_loss", "val_recall"))
+    loss, recall, by_epoch = (
+        page.read_curve(inputs.plots / f"{name}.csv") for name in ("train_loss", "val_recall", "val_gates")
+    )
     dataset = "drawn scenes" if params.dataset.source == "scenes" else Path(params.dataset.root).name
     return {
         "title": f"CAMP on {dataset}: text-image retrieval",
@@ -123,7 +125,7 @@ def contents(params: Params, inputs: "Inputs", limit: int, train_run: str | None
         "foil_rows": foil_rows(loaded.foils.get(split, {})),
         "foil_cards": gallery(data["foils"], alts),
         "foils_by_gate": any(entry["byGate"] is not None for entry in data["foils"]),
-        **page.gate_context(gates, loaded.gate_pairs),
+        **page.gate_context(gates, loaded.gate_pairs, by_epoch),
         "charts": page.charts(loss, recall, loaded.training.get("best_epoch")),
         "facts": _facts(params, loaded, train_run),
         "data": data,

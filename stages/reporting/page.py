@@ -13,7 +13,7 @@ from markupsafe import Markup
 from stages.evaluation.recall_table import COLUMNS, PAPER
 from stages.pair_gates import SIDES
 from stages.params import InputError
-from stages.reporting.charts import GATE_KINDS, GATE_SIDES, Line, gate_histograms, in_buckets, line_chart
+from stages.reporting.charts import GATE_KINDS, GATE_SIDES, Line, gate_epochs, gate_histograms, in_buckets, line_chart
 
 HERE = Path(__file__).parent
 PROTOCOLS = {
@@ -121,12 +121,20 @@ def charts(loss: Mapping[str, list[float]], recall: Mapping[str, list[float]], b
     return drawn
 
 
-def gate_context(gates: Mapping[str, Any], pairs: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """What the gates' section shows: `gates` of metrics/gates.json, `pairs` the columns of the pairs' table."""
+def gate_context(
+    gates: Mapping[str, Any], pairs: Mapping[str, Sequence[Any]], by_epoch: Mapping[str, Sequence[float]]
+) -> dict[str, Any]:
+    """What the gates' section shows.
+
+    Args:
+        gates: of metrics/gates.json.
+        pairs: columns of the table of pairs.
+        by_epoch: columns of plots/val_gates.csv.
+    """
     sides = {side: prefix for side, prefix in SIDES.items() if gates.get(f"{prefix}_auc") is not None}
     if not sides:
         reason = f"This model has no gates to show: {gates.get('reason', 'none were measured')}."
-        return {"gate_reason": reason, "gate_rows": [], "gate_columns": [], "gate_histograms": []}
+        return {"gate_reason": reason, "gate_rows": [], "gate_columns": [], "gate_histograms": [], "gate_epochs": []}
     means = [(title, f"{kind}_mean") for kind, title in GATE_KINDS.items()]
     separations = [("AUC, match against random", "auc"), ("AUC, match against hardest", "hardest_auc")]
     return {
@@ -138,6 +146,10 @@ def gate_context(gates: Mapping[str, Any], pairs: Mapping[str, Sequence[Any]]) -
         "gate_columns": [GATE_SIDES[side] for side in sides],
         "gate_histograms": [
             {"title": GATE_SIDES[side].capitalize(), "svg": svg} for side, svg in gate_histograms(pairs).items()
+        ],
+        "gate_epochs": [
+            {"title": f"{GATE_SIDES[side].capitalize()}, by epoch", "svg": svg}
+            for side, svg in gate_epochs(by_epoch).items()
         ],
     }
 

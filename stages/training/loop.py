@@ -242,11 +242,12 @@ class Trainer:
         progress = self.progress
         self._read_losses()
         try:
-            metrics = validate(self.model, self.val, self.precision, self.processes)
+            metrics, gates = validate(self.model, self.val, self.precision, self.processes)
         except ValueError as error:
             raise TrainingError(f"train: validation after step {progress.step}: {error}") from None
         best = progress.epochs[progress.best_epoch - 1]["rsum"] if progress.best_epoch else -math.inf
         progress.epochs.append(metrics)
+        progress.gates.append(gates)
         epoch = len(progress.epochs)
         if metrics["rsum"] > best:
             progress.best_epoch = epoch
@@ -257,8 +258,8 @@ class Trainer:
         if self.processes.rank:
             return
         loss = sum(progress.losses[-self.epoch_steps :]) / self.epoch_steps
-        gates = "".join(f", {n.replace('_', ' ')} {v:.3f}" for n, v in metrics.items() if n in PRINTED)
-        self.bar.write(f"epoch {epoch}: loss {loss:.3f}, val rsum {metrics['rsum']:.1f}{gates}")
+        means = "".join(f", {n.replace('_', ' ')} {v:.3f}" for n, v in metrics.items() if n in PRINTED)
+        self.bar.write(f"epoch {epoch}: loss {loss:.3f}, val rsum {metrics['rsum']:.1f}{means}")
 
     def _save(self) -> None:
         if self.processes.rank == 0:

@@ -34,6 +34,8 @@ class Progress:
     """Loss of each step."""
     epochs: list[dict[str, float]] = field(default_factory=list)
     """What validation measured after each epoch."""
+    gates: list[dict[str, list[int]]] = field(default_factory=list)
+    """Histograms of the gates after each epoch; see `pair_gates.histograms`."""
     best_epoch: int = 0
     """Number of the epoch with the highest rsum on val, from 1; 0: none yet."""
     run_id: str | None = None

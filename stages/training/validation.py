@@ -7,7 +7,7 @@ from torch import Tensor
 from camp_model.camp import CAMP
 from camp_model.encoders import length_mask
 from camp_model.metrics import retrieval_metrics
-from stages.pair_gates import KINDS, hardest_others, mean_gates, random_others, summarise, why_no_gates
+from stages.pair_gates import KINDS, hardest_others, histograms, mean_gates, random_others, summarise, why_no_gates
 from stages.training.data import Indices, Split
 from stages.training.device import Precision
 from stages.training.processes import Processes
@@ -20,8 +20,13 @@ highest."""
 
 
 @torch.inference_mode()
-def validate(model: CAMP, split: Split, precision: Precision, processes: Processes) -> dict[str, float]:
+def validate(
+    model: CAMP, split: Split, precision: Precision, processes: Processes
+) -> tuple[dict[str, float], dict[str, list[int]]]:
     """Recall in both directions, rsum, and mean gates of matching and of other pairs where the model has gates.
+
+    Returns:
+        The numbers, and `pair_gates.histograms` of the gates.
 
     The processes share the captions; all of them get the same result.
     """
@@ -38,8 +43,9 @@ def validate(model: CAMP, split: Split, precision: Precision, processes: Process
         processes.sum_(scores)
         caption_image = torch.from_numpy(np.searchsorted(split.images, split.rows))
         scores = scores.cpu()
-        gates = _gate_means(model, split, regions, mask, scores, caption_image)
-        return retrieval_metrics(scores, caption_image) | gates
+        gates = _gates(model, split, regions, mask, scores, caption_image)
+        means = {name: value for name, value in summarise(gates).items() if value is not None} if gates else {}
+        return retrieval_metrics(scores, caption_image) | means, histograms(gates)
 
 
 def _encode_images(model: CAMP, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -56,10 +62,10 @@ def _encode_captions(model: CAMP, split: Split, chunk: Indices, device: torch.de
     return model.encode_captions(tokens.to(device), lengths), length_mask(lengths, tokens.shape[1]).to(device)
 
 
-def _gate_means(
+def _gates(
     model: CAMP, split: Split, regions: Tensor, mask: Tensor, scores: Tensor, caption_image: Tensor
-) -> dict[str, float]:
-    """The numbers of `pair_gates.NAMES` that the model has."""
+) -> dict[str, dict[str, np.ndarray]]:
+    """Mean gates of pairs, by kind of pair and side; nothing where the model has no gates."""
     if why_no_gates(model.config) or len(regions) < 2:
         return {}
     generator = np.random.default_rng(0)
@@ -71,8 +77,7 @@ def _gate_means(
         rows = torch.from_numpy(images).to(regions.device)
         return regions[rows], mask[rows]
 
-    gates = {
+    return {
         kind: mean_gates(model, encoded, split.captions, rows=chosen, images=other, content=split.content)
         for kind, other in zip(KINDS, images, strict=True)
     }
-    return {name: value for name, value in summarise(gates).items() if value is not None}

@@ -197,6 +197,9 @@ def make_run() -> Callable[..., SmallRun]:
         header = "epoch,rsum,i2t_r1,i2t_r5,i2t_r10,t2i_r1,t2i_r5,t2i_r10,gate_positive_mean,gate_negative_mean\n"
         recall = "".join(f"{e},{100 * e},{20 * e},30,40,{15 * e},30,40,{0.2 * e},0.1\n" for e in (1, 2, 3))
         (root / "plots/val_recall.csv").write_text(header + recall)
+        bins = "".join(f"{e},{g},{e},{4 - e},5\n" for e in (1, 2, 3) for g in (0.25, 0.75))
+        columns = "epoch,gate,words_positive,words_negative,regions_positive\n"
+        (root / "plots/val_gates.csv").write_text(columns + bins)
         return SmallRun(root, names, captions)
 
     return make

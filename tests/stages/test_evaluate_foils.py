@@ -272,7 +272,7 @@ def test_evaluation_and_validation_measure_the_same_gates(small):
     store = RegionStore(small.regions)
     content = word_ids(load_words(small.token_tables / "lexicon.json"), vocabulary, ("object", "colour"))
     split = Split(store, small.token_tables / "test.parquet", vocabulary, content)
-    found = validate(model, split, Precision("fp32", CPU), Processes())
+    found, _ = validate(model, split, Precision("fp32", CPU), Processes())
     for prefix in ("gate", "gate_content", "region_gate"):
         for name in ("positive_mean", "hardest_mean", "hardest_auc"):
             assert found[f"{prefix}_{name}"] == pytest.approx(gates[f"{prefix}_{name}"], abs=1e-6)

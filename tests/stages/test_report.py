@@ -95,6 +95,7 @@ def test_numbers_on_the_page_are_those_of_the_metrics(small):
         assert f"{value:.1f}" in page.text
     for name in ("gate_positive_mean", "gate_negative_mean", "gate_hardest_mean", "gate_auc", "region_gate_auc"):
         assert f"{gates[name]:.3f}" in page.text
+    assert page.text.count(", by epoch") == 2  # words and regions are in val_gates.csv
     for published in ("68.1", "95.2", "466.9", "506.8", "410.0"):
         assert published in page.text
     assert "20 images, 59 captions" in page.text and "another task" in page.text

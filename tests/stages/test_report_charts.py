@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from stages.reporting.charts import Line, histogram, in_buckets, line_chart, ticks
+from stages.reporting.charts import Line, gate_epochs, histogram, in_buckets, line_chart, ticks
 
 
 def test_ticks_are_round_and_span_the_range():
@@ -30,3 +30,19 @@ def test_charts_escape_names_say_their_numbers_and_put_points_where_they_belong(
     bars = re.findall(r'class="bar s0" x="([\d.]+)"', histogram([("n", [0.0, 0.99, 1.0])], "t", "x", bins=10))
     assert len(bars) == 2
     assert line_chart([], "t", "x") == "" and histogram([("n", [])], "t", "x") == ""
+
+
+def test_gates_by_epoch_are_a_column_of_cells_for_each_epoch():
+    curve = {"epoch": [1, 1, 2, 2], "gate": [0.25, 0.75, 0.25, 0.75], "words_positive": [4, 2, 0, 6],
+             "words_negative": [6, 0, 6, 0]}  # fmt: skip
+    (side, svg), *others = gate_epochs(curve).items()
+    assert side == "words" and not others
+    cells = [
+        (kind, float(x), float(y), float(shade))
+        for kind, x, y, shade in re.findall(r'class="bar s(\d)" x="([\d.]+)" y="([\d.]+)" opacity="([\d.]+)"', svg)
+    ]
+    low, high = max(y for *_, y, _ in cells), min(y for *_, y, _ in cells)
+    first, second = sorted({x for kind, x, *_ in cells if kind == "0"})
+    assert [cell[1:] for cell in cells if cell[0] == "0"] == [(first, low, 1), (first, high, 0.5), (second, high, 1)]
+    assert [cell[2:] for cell in cells if cell[0] == "1"] == [(low, 1), (low, 1)]
+    assert gate_epochs({}) == {}

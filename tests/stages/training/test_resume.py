@@ -40,6 +40,7 @@ def results(paths):
     return [
         (paths.plots / "train_loss.csv").read_text(),
         (paths.plots / "val_recall.csv").read_text(),
+        (paths.plots / "val_gates.csv").read_text(),
         {name: value.numpy().tobytes() for name, value in load_file(paths.model / "model.safetensors").items()},
     ]
 

@@ -12,7 +12,7 @@ from camp_model.encoders import length_mask
 from camp_model.metrics import retrieval_metrics
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
-from stages.pair_gates import NAMES
+from stages.pair_gates import BINS, NAMES
 from stages.params import InputError, ModelParams
 from stages.training import loop
 from stages.training.data import Split
@@ -52,10 +52,17 @@ def test_outputs_tell_what_happened(make_data, params, run_train):
     ]  # fmt: skip
     assert set(NAMES) <= set(best) and len(best) == len(set(best))
     assert all(0 <= float(best[name]) <= 1 for name in NAMES)
+    bins = read_csv(paths.plots / "val_gates.csv")
+    assert [row["epoch"] for row in bins] == [str(epoch) for epoch in (1, 2, 3) for _ in range(BINS)]
+    for name, column in (("gate_positive_mean", "words_positive"), ("region_gate_negative_mean", "regions_negative")):
+        of_epoch = [(float(row["gate"]), int(row[column])) for row in bins if row["epoch"] == best["epoch"]]
+        assert sum(count for _, count in of_epoch) == 16  # every caption of val
+        mean = sum(gate * count for gate, count in of_epoch) / 16
+        assert mean == pytest.approx(float(best[name]), abs=0.5 / BINS)
     fingerprint = json.loads((paths.model / "fingerprint.json").read_text())
     assert fingerprint["detector"] == "made-up" and fingerprint["val_rsum"] == summary["val_rsum"]
     model, _, _ = load_checkpoint(paths.model)
-    assert validate(model, load_split(paths, "val"), cpu(), Processes())["rsum"] == summary["val_rsum"]
+    assert validate(model, load_split(paths, "val"), cpu(), Processes())[0]["rsum"] == summary["val_rsum"]
     assert not list(paths.work.iterdir()), "the state for resuming is removed after success"
 
 
@@ -82,7 +89,7 @@ def test_validation_measures_all_pairs_and_the_processes_share_them(make_data, m
     words = model.encode_captions(tokens, lengths)
     scores = model.score_matrix(regions, torch.from_numpy(mask), words, length_mask(lengths, tokens.shape[1]))
     expected = retrieval_metrics(scores.detach(), torch.from_numpy(split.rows - 2))
-    metrics = validate(model, split, cpu(), Processes())
+    metrics, _ = validate(model, split, cpu(), Processes())
     assert {name: metrics[name] for name in expected} == expected
 
     parts = []
