@@ -27,6 +27,8 @@ QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Hardest-negative BCE beats the ranking loss", ("mlp-ranking", "all-negatives", "no-warm-up")),
     ("Adaptive gates beat fixed fusion", ("no-gates", "elementwise-gates")),
 )
+BEGUN = 60.0
+"""An rsum below which a model has hardly begun to learn: a tenth of what there is."""
 GATE_ROWS = ("words", "gate"), ("content words", "gate_content"), ("regions", "region_gate")
 
 
@@ -69,6 +71,7 @@ def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference],
         table(_recall_rows(outcomes, differences, facts)),
         "The difference is the full model minus the row, on the same images, with its 95 % bootstrap interval over "
         "images and seeds: where it holds 0, no difference was found.\n",
+        *_hardly_begun(outcomes, facts),
         "## The five questions\n",
         *_answers(outcomes, differences, facts),
         "## Gates\n",
@@ -105,6 +108,20 @@ def _recall_rows(outcomes: Outcomes, differences: Mapping[str, Difference], fact
             "full minus this, rsum": "" if name == "full" else _interval(differences[name]),
         })  # fmt: skip
     return rows
+
+
+def _hardly_begun(outcomes: Outcomes, facts: Facts) -> list[str]:
+    names = [
+        f"*{facts.labels[name]}* ({slow} of {len(of_variant)} seeds)"
+        for name, of_variant in outcomes.items()
+        if (slow := sum(outcome.recall["rsum"] < BEGUN for outcome in of_variant))
+    ]
+    if not names:
+        return []
+    return [
+        f"Not begun to learn (an rsum below {BEGUN:g}) when training ended: {', '.join(names)}. There a difference "
+        "says that the full model learns within this number of epochs, not where the other would end with more.\n"
+    ]
 
 
 def _answers(outcomes: Outcomes, differences: Mapping[str, Difference], facts: Facts) -> list[str]:
@@ -242,6 +259,10 @@ def _draw_differences(file: Path, differences: Mapping[str, Difference], facts: 
         axes.plot(difference.mean, row, "o", color="#3060a0")
     axes.axvline(0, color="#888888", linewidth=1)
     axes.set_yticks(range(len(differences)), [facts.labels[name] for name in reversed(list(differences))])
+    # A model that has not learnt is hundreds of points away; those that have are a few apart.
+    axes.set_xscale("symlog", linthresh=50)
+    axes.set_xticks(shown := [-50, -25, 0, 25, 50, 100, 200, 500], [f"{value}" for value in shown])
+    axes.minorticks_off()
     axes.set_xlabel("rsum of the full model minus this one, 95 % interval (right: the full model is better)")
     save(file)
 
@@ -256,8 +277,9 @@ def _draw_gates(file: Path, outcomes: Outcomes, facts: Facts) -> None:
                 text = f"{facts.labels[name]}, {label}" if number == 0 else None
                 axes.plot(curve["epoch"], curve[column], style, color=colour, linewidth=1.4, label=text)
     axes.set_ylim(0, 1)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch")
     axes.set_ylabel("mean word gate, validation")
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, loc="center right")
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     save(file)
