@@ -126,11 +126,11 @@ def test_mlflow_shows_and_compares_the_runs(server, page):
     assert page.run(REPORT) == "<h1>Retrieval report of gate scalar</h1>"
 
 
-@pytest.mark.timeout(300)
 def test_the_server_is_seen_on_this_machine_alone(server, listening):
     assert listening(server[2]) == {"127.0.0.1"}
 
 
+@pytest.mark.timeout(300)
 def test_a_server_frozen_in_the_middle_gets_the_rest_later(server, tmp_path, monkeypatch, capsys):
     address, _, group = server
     monkeypatch.chdir(tmp_path)
