@@ -17,7 +17,7 @@ from pipelines.study import SPLIT, read_outcome
 from pipelines.study_document import Facts, write_document
 from stages.foils.facts import true_by_chance
 from stages.params import InputError
-from stages.reporting.contents import checked_out
+from stages.tracking_machine import checked_out
 
 
 @dataclass(frozen=True)

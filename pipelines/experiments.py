@@ -157,12 +157,12 @@ def _run_all(
     results: dict[str, dict[str, Any]] = {}
     tags = {"prefect.flow_run": flow_run.id}
     with track("sweep", {"variants": variants}, run_id=key, name=f"{kind} {key[:8]}", tags=tags) as run:
-        futures = {
-            name: run_experiment.with_options(name=name).submit(names[name], overrides, run.run_id, threads, target)
-            for name, overrides in variants.items()
-        }
         failed = []
         try:
+            futures = {
+                name: run_experiment.with_options(name=name).submit(names[name], overrides, run.run_id, threads, target)
+                for name, overrides in variants.items()
+            }
             for future in futures.values():
                 future.wait()
         except BaseException:  # the flow is ended, and would wait for its experiments

@@ -109,7 +109,9 @@ def histograms(gates: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, list[
     found = {}
     for side in SIDES:
         for kind, sides in gates.items():
-            counts, _ = np.histogram(sides[side][~np.isnan(sides[side])], bins=BINS, range=(0, 1))
+            known = sides[side][~np.isnan(sides[side])]
+            # A mean of ones can be a rounding error above 1.
+            counts, _ = np.histogram(np.clip(known, 0, 1), bins=BINS, range=(0, 1))
             if counts.any():
                 found[f"{side}_{kind}"] = counts.tolist()
     return found

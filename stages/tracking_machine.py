@@ -18,6 +18,11 @@ def output(*command: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
+def checked_out() -> str:
+    """The short name of the commit that is checked out here, or "not known"."""
+    return (output("git", "rev-parse", "--short=12", "HEAD") or "not known").strip()
+
+
 def sample_machine(write: Callable[..., None], stop: threading.Event) -> None:
     """Record the machine's load under the names that MLflow's page of system metrics reads."""
     import psutil

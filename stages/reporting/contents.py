@@ -1,6 +1,5 @@
 """Read what the report shows and hand it to the page's template."""
 
-import subprocess
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from stages.reporting import page
 from stages.reporting.explorer import explorer_data
 from stages.reporting.foils import foil_rows, gallery
 from stages.reporting.queries import Inspector, read_evaluated
+from stages.tracking_machine import checked_out
 
 if TYPE_CHECKING:
     from stages.report import Inputs
@@ -165,13 +165,3 @@ def _facts(params: Params, loaded: Loaded, train_run: str | None) -> list[dict[s
         {"title": "Training", "rows": trained},
         {"title": "Origin", "rows": origin},
     ]
-
-
-def checked_out() -> str:
-    """The commit that is checked out here, if any."""
-    command = ["git", "rev-parse", "--short=12", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return "not known"
-    return done.stdout.strip() if done.returncode == 0 else "not known"

@@ -25,10 +25,10 @@ def validate(
 ) -> tuple[dict[str, float], dict[str, list[int]]]:
     """Recall in both directions, rsum, and mean gates of matching and of other pairs where the model has gates.
 
+    The processes share the captions; all of them get the same result.
+
     Returns:
         The numbers, and `pair_gates.histograms` of the gates.
-
-    The processes share the captions; all of them get the same result.
     """
     model.eval()
     device = precision.device

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mlflow import MlflowClient
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 STUDY = ("python", "-m", "pipelines.ablation", "--only", "full", "no-gates", "--set", "train.epochs=1", "--jobs", "2")
@@ -33,15 +32,16 @@ def test_a_study_compares_trainings_and_goes_on_where_it_was(pipeline: Path, tmp
     assert len(names) == 4 and set(first) < set(names)  # what was there was not trained again
 
     found = json.loads(run(folder, "dvc", "exp", "show", "--json").stdout)
-    revisions = [entry["revs"][0] for baseline in found for entry in baseline["experiments"] or []]
+    listed = [entry["revs"][0] for baseline in found for entry in baseline["experiments"] or []]
+    revisions = [entry for entry in listed if entry["name"] in names]
     rsums: dict[str, list[float]] = {"full": [], "no-gates": []}
-    for entry in filter(lambda entry: entry["name"] in names, revisions):
+    for entry in revisions:
         rsum = entry["data"]["metrics"]["metrics/retrieval.json"]["data"]["test"]["rsum"]
         rsums["full" if "full" in entry["name"] else "no-gates"].append(rsum)
-    best = max(
-        (entry for entry in revisions if entry["name"] in names),
-        key=lambda entry: entry["data"]["metrics"]["metrics/train.json"]["data"]["val_rsum"],
-    )
+    best = max(revisions, key=lambda entry: entry["data"]["metrics"]["metrics/train.json"]["data"]["val_rsum"])
+
+    from mlflow import MlflowClient
+
     store = f"sqlite:///{folder / 'mlflow.db'}"
     client = MlflowClient(store, store)
     champion = client.get_model_version_by_alias("camp", "champion")

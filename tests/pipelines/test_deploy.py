@@ -219,9 +219,8 @@ def test_the_kubernetes_template_makes_a_job(prefect_server):
 
 def test_the_next_pod_finds_what_a_lost_one_has_left(prefect_server, repository, tmp_path, monkeypatch):
     pull = yaml.safe_load((ROOT / "deploy" / "kubernetes" / "prefect.yaml").read_text())["pull"]
-    pull[0]["prefect.deployments.steps.run_shell_script"]["script"] = pull[0][
-        "prefect.deployments.steps.run_shell_script"
-    ]["script"].replace("{{ $CAMP_REPOSITORY }}", repository.as_uri())
+    clone = pull[0]["prefect.deployments.steps.run_shell_script"]
+    clone["script"] = clone["script"].replace("{{ $CAMP_REPOSITORY }}", repository.as_uri())
     subprocess.run(["git", "branch", "-M", "main"], check=True)
     volume = tmp_path / "volume"
     volume.mkdir()
