@@ -21,6 +21,8 @@ FOLDER = Path(".work") / "locks"
 PATIENCE = 600.0
 """Seconds that a stage waits for another process on the same outputs."""
 PR_SET_PDEATHSIG = 1
+COMMAND = "CAMP_COMMAND"
+"""Environment variable: the process that a flow has started and that every stage of it descends from."""
 
 
 class Held(Exception):
@@ -32,8 +34,16 @@ def end_with_parent() -> None:
     if sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before the call
+        if os.getppid() != parent or _orphaned():  # it died before the call
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _orphaned() -> bool:
+    """Whether the flow's command has died already: a stage imports for seconds before it can ask to be told."""
+    import psutil
+
+    command = os.environ.get(COMMAND)
+    return command is not None and int(command) not in [process.pid for process in psutil.Process().parents()]
 
 
 @contextlib.contextmanager
@@ -91,4 +101,5 @@ def hold_own_outputs() -> Iterator[None]:
 
 if __name__ == "__main__":  # python -m stages.locks COMMAND: becomes a command that ends with its parent
     end_with_parent()
+    os.environ[COMMAND] = str(os.getpid())
     os.execvp(sys.argv[1], sys.argv[1:])
