@@ -1,6 +1,7 @@
 """The switches of a CAMP model."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 CHOICES = {
@@ -35,6 +36,9 @@ class CampConfig:
     """1, or 2: messages attend among themselves once more before the gate (the released GatedFusionNew)."""
     gate: str = "scalar"
     """scalar: sigmoid of the inner product (released code); elementwise: the paper's formula; none: 1."""
+    gate_context: float = 0.0
+    """Weight of a pair's mean gate logit in each of its gates, which then open and close together; unused without
+    gates. Beyond the paper; 0: each gate for itself, as published."""
     fusion: str = "concat"
     """concat: W[gv; gt]; sum: W(g(v + t)); message: the message alone, without gate or residual (the released
     cross-attention model, the first of the authors' three training steps)."""
@@ -56,6 +60,9 @@ class CampConfig:
             value = getattr(self, key)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"model.{key}: {value!r} is not a whole number of 1 or more")
+        context = self.gate_context
+        if not isinstance(context, int | float) or isinstance(context, bool) or not 0 <= context < math.inf:
+            raise ValueError(f"model.gate_context: {context!r} is not a number of 0 or more")
         if self.hops not in (1, 2):
             raise ValueError(f"model.hops: {self.hops!r} is not 1 or 2")
         if self.hops == 2 and self.message_passing == "none":
@@ -65,6 +72,6 @@ class CampConfig:
         if self.matching == "scan" and (self.message_passing != "none" or self.pooling != "mean"):
             raise ValueError("model.matching: scan needs model.message_passing none and model.pooling mean")
 
-    def to_dict(self) -> dict[str, int | str | bool]:
+    def to_dict(self) -> dict[str, int | float | str | bool]:
         """The config as plain values, for config.json and MLflow."""
         return dataclasses.asdict(self)

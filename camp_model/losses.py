@@ -138,17 +138,16 @@ def gate_bce(
     image_index: Tensor,
     *,
     temperature: float = 1.0,
-    negative_weight: float = 1.0,
     generator: torch.Generator | None = None,
     micro_batch: int = 0,
     pairs: slice | None = None,
 ) -> Tensor:
     """Binary cross-entropy of every word's gate: open on its own image, closed on a random other one.
 
-    -[2 mean log s(g(I, T)) + w mean log s(-g(I, T')) + w mean log s(-g(I', T))], beyond the paper: s is the sigmoid, g
-    the gate logits of a pair's words (regions where words receive no messages) divided by `temperature`, T' and I' are
-    random negatives, w is `negative_weight`. The gates themselves stay undivided, so that above 1 one that is right
-    more often than not is nearly open or closed. Other arguments as in the module's docstring.
+    -[2 mean log s(g(I, T)) + mean log s(-g(I, T')) + mean log s(-g(I', T))], beyond the paper: s is the sigmoid, g the
+    gate logits of a pair's words (regions where words receive no messages) divided by `temperature`, T' and I' are
+    random negatives. The gates themselves stay undivided, so that above 1 one that is right more often than not is
+    nearly open or closed. Other arguments as in the module's docstring.
 
     Raises:
         ValueError: the model has no gates.
@@ -167,7 +166,7 @@ def gate_bce(
     positive, caption, image = batch.on_pairs(likelihoods, *drawn, micro_batch).chunk(3, dim=1)
     has_caption, has_image = (rows >= 0 for rows in drawn)
     negative = has_caption * caption[1] + has_image * image[1]
-    return -(2 * positive[0] + negative_weight * negative).mean()
+    return -(2 * positive[0] + negative).mean()
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,11 @@ other modality's vectors first, once per image or caption, and the pair pays onl
     2nd hop   <W_q m_i, W_k m_k> = sum_jl a_ij <W_q y_j, W_k y_l> a_kl
 
 All are exact. Only the elementwise gate needs the messages themselves.
+
+Beyond the paper, `gate_context` c lets a pair's gates open and close together, with z_i = <x_i, m_i> of its L regions
+or words:
+
+    gate      sigmoid(z_i + c / L sum_l z_l)
 """
 
 import dataclasses
@@ -103,6 +108,16 @@ class Receiver(nn.Module):
         squares = ((weights @ gram) * weights).sum(-1, keepdim=True)
         return weights, weights / squares.clamp(min=max(1e-16, torch.finfo(squares.dtype).tiny)).sqrt()
 
+    def in_context(self, logits: Tensor, mask: Tensor | None) -> Tensor:
+        """Gate logits plus their pair's mean, `gate_context` times: [..., L], bool broadcast to it (None: all real)."""
+        weight = self.config.gate_context
+        if not weight:
+            return logits
+        if mask is None:
+            return logits + weight * logits.mean(-1, keepdim=True)
+        total, real = (logits * mask).sum(-1, keepdim=True), mask.sum(-1, keepdim=True).clamp(min=1)
+        return logits + weight * total / real
+
     def forward(self, side: Side, weights: Tensor, products: Tensor | None, mix: Mix) -> tuple[Tensor, ...]:
         """Fuse a side with its messages (equations 5 to 9).
 
@@ -121,7 +136,8 @@ class Receiver(nn.Module):
             return mix(weights, False), nothing, nothing
         if config.gate == "elementwise":
             message = mix(weights, False)
-            logits = side.features * message
+            across = None if side.mask is None else side.mask[..., None, :]
+            logits = self.in_context((side.features * message).mT, across).mT
             gate = logits.sigmoid()
             fused = linear(gate * side.features, self.own_weight, self.fusion.bias)
             fused = fused + linear(gate * message, self.message_weight)
@@ -132,7 +148,7 @@ class Receiver(nn.Module):
                 gate_logits = gates = nothing
                 fused = side.own + mix(weights, True)
             else:
-                gate_logits = (weights * products).sum(-1)
+                gate_logits = self.in_context((weights * products).sum(-1), side.mask)
                 gates = gate_logits.sigmoid()
                 # The gate goes into the weights: a pass less over [..., L, d], and nothing of it kept for gradients.
                 fused = torch.addcmul(mix(weights * gates[..., None], True), side.own, gates[..., None])
@@ -226,10 +242,12 @@ class MessagePassing(nn.Module):
         words = Side(captions, layout.words, layout.to_words)
         if self.to_words is not None:
             back = _affinity(images, captions, layout, self.config.hops - 1).transpose(-2, -1)
-            return (_weigh(self.to_words, words, regions, back)[1] * products.transpose(-2, -1)).sum(-1)
+            logits = (_weigh(self.to_words, words, regions, back)[1] * products.transpose(-2, -1)).sum(-1)
+            return self.to_words.in_context(logits, words.mask)
         assert self.to_regions is not None
         affinity = _affinity(images, captions, layout, 0)
-        return (_weigh(self.to_regions, regions, words, affinity)[1] * products).sum(-1)
+        logits = (_weigh(self.to_regions, regions, words, affinity)[1] * products).sum(-1)
+        return self.to_regions.in_context(logits, regions.mask)
 
 
 def _affinity(images: Prepared, captions: Prepared, layout: Layout, keys: int) -> Tensor:

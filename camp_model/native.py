@@ -33,6 +33,7 @@ class Tile(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("own_count", "other_count", "pooled", "fused")),
         *((name, ctypes.c_int64) for name in ("own_items", "other_items", "pair_own", "pair_other")),
         *((name, ctypes.c_int64) for name in ("own_outer", "threads")),
+        ("gate_context", ctypes.c_float),
     )
 
 
@@ -98,6 +99,7 @@ def receive(
     score: Tensor | None,
     counts: tuple[Tensor, Tensor],
     *,
+    gate_context: float = 0.0,
     pooled: Tensor | None = None,
     fused: Tensor | None = None,
 ) -> None:
@@ -112,6 +114,7 @@ def receive(
         bias: [d] or None.
         score: [d], of attention pooling; None: mean pooling.
         counts: real vectors of each own [O] and other [X] item, int32; they come first.
+        gate_context: weight of the mean gate logit of a pair in each of its gates.
         pooled: [O, X, d] with d contiguous, filled with pooled vectors; or
         fused: [O, X, L, d] with [L, d] contiguous, filled with fused vectors, zero beyond the real ones.
 
@@ -132,7 +135,7 @@ def receive(
         message=message.data_ptr(), bias=_address(bias), score=_address(score), own_count=counts[0].data_ptr(),
         other_count=counts[1].data_ptr(), pooled=_address(pooled), fused=_address(fused), own_items=own.shape[0],
         other_items=message.shape[0], pair_own=out.stride(0) // unit, pair_other=out.stride(1) // unit,
-        own_outer=out.stride(0) > out.stride(1), threads=torch.get_num_threads(),
+        own_outer=out.stride(0) > out.stride(1), threads=torch.get_num_threads(), gate_context=gate_context,
     )  # fmt: skip
     if kernel.camp_receive(ctypes.byref(tile)):
         raise MemoryError("no memory for the buffers of the CPU kernel")

@@ -2,7 +2,8 @@
  *
  * For own vector l of a pair, with a = softmax over the other side's real vectors of `affinity`:
  *
- *     gate_l  = sigmoid(sum_m a_m product_lm)                      (1 without gates)
+ *     z_l     = sum_m a_m product_lm
+ *     gate_l  = sigmoid(z_l + gate_context * mean z)               (1 without gates)
  *     fused_l = max(gate_l * (own_l + sum_m a_m message_m) + bias, 0) + residual_l
  *     pooled  = sum_l softmax_l(score . fused_l) fused_l           (equal weights without `score`)
  *
@@ -94,6 +95,7 @@ typedef struct {
     int64_t pair_own, pair_other;       /* from one own, one other item to the next in the pairs' order */
     int64_t own_outer;                  /* 1: loop over own items outside, other items inside */
     int64_t threads;
+    float gate_context;                 /* weight of a pair's mean gate logit in each of its gates */
 } Tile;
 
 /* `rows` own vectors times `width` vectors of lanes, from dimension k on. */
@@ -158,6 +160,7 @@ static void fuse_rows(const Tile *t, int rows, int count, const float *weights, 
 /* The weights of every own vector over the other side, and its gate. */
 static void attend(const Tile *t, const float *affinity, const float *product, int rows, int count, float *weights,
                    int64_t stride, float *gates) {
+    float total = 0.0f;
     for (int l = 0; l < rows; l++) {
         float *row = weights + l * stride;
         const float *from = affinity + l * t->row_stride;
@@ -167,12 +170,18 @@ static void attend(const Tile *t, const float *affinity, const float *product, i
             const float *inner = product + l * t->row_stride;
             float logit = 0.0f;
             for (int m = 0; m < count; m++) logit += row[m] * inner[m * t->column_stride];
-            vec x = {0};
-            vec e = exp_negative(x - (logit < 0 ? -logit : logit));
-            gates[l] = (logit < 0 ? e[0] : 1.0f) / (1.0f + e[0]);
+            gates[l] = logit;
+            total += logit;
         } else {
             gates[l] = 1.0f;
         }
+    }
+    if (!product) return;
+    for (int l = 0; l < rows; l++) {
+        float logit = gates[l] + t->gate_context * total / rows;
+        vec x = {0};
+        vec e = exp_negative(x - (logit < 0 ? -logit : logit));
+        gates[l] = (logit < 0 ? e[0] : 1.0f) / (1.0f + e[0]);
     }
 }
 

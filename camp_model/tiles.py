@@ -56,6 +56,7 @@ class _Side:
     def __init__(self, receiver: Receiver, pooling: Pooling) -> None:
         self.bias = None if receiver.fusion.bias is None else receiver.fusion.bias.detach()
         self.residual = receiver.config.residual
+        self.gate_context = float(receiver.config.gate_context)
         self.score: Tensor | None = None
         self.layers: tuple[_Linear, _Linear] | None = None
         if receiver.config.pooling == "attention":
@@ -81,11 +82,11 @@ class _Side:
         residual = own.features if self.residual else None
         arguments = (affinity, product, own.own, residual, other.message, self.bias, self.score, counts)
         if self.layers is None:
-            native.receive(*arguments, pooled=out)
+            native.receive(*arguments, gate_context=self.gate_context, pooled=out)
             return
         items, others, size, dim = len(own.features), len(other.features), own.own.shape[1], own.own.shape[2]
         fused = own.own.new_empty(items, others, size, dim)
-        native.receive(*arguments, fused=fused)
+        native.receive(*arguments, gate_context=self.gate_context, fused=fused)
         scores = self.layers[1](self.layers[0](fused.view(-1, dim)))
         scores = scores.view(items, others, size, -1).transpose(-2, -1)  # [O, X, heads, L]
         mask = None if own.mask is None else own.mask[:, None, None]

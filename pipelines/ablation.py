@@ -46,10 +46,14 @@ STUDY: dict[str, Variant] = {
     "mlp-ranking": Variant("MLP, ranking loss", {"train.loss": "triplet"}),
     "all-negatives": Variant("MLP, all-negatives BCE", {"train.loss": "bce"}),
     "no-warm-up": Variant("no random-negative warm-up", {"train.random_negative_steps": 0}),
-    "negatives-3": Variant("gate supervision, negatives weigh 3", {"train.gate_negatives": 3.0}),
-    "temperature-1": Variant("gate supervision, temperature 1", {"train.gate_temperature": 1.0}),
+    "temperature-4": Variant("gate supervision, temperature 4", {"train.gate_temperature": 4.0}),
     "pair-supervision": Variant("gate supervision of the pair's mean", {"train.gate_target": "pair"}),
-    "no-supervision": Variant("no gate supervision (as published)", {"train.gate_supervision": 0.0}),
+    "gates-alone": Variant("each gate for itself", {"model.gate_context": 0.0}),
+    "no-supervision": Variant("no gate supervision", {"train.gate_supervision": 0.0}),
+    "published-gates": Variant(
+        "gates as published: each for itself, no supervision",
+        {"model.gate_context": 0.0, "train.gate_supervision": 0.0},
+    ),
     "joint-embedding": Variant(
         "baseline: joint embedding (VSE++ style)", NO_MESSAGES | {"model.matching": "cosine", "train.loss": "triplet"}
     ),

@@ -255,6 +255,7 @@ class ModelParams:
     message_passing: str = "both"
     hops: int = 1
     gate: str = "scalar"
+    gate_context: float = 3.0
     fusion: str = "concat"
     residual: bool = True
     pooling: str = "attention"
@@ -285,10 +286,8 @@ class TrainParams:
     gate_target: str = "words"
     """What it acts on. words: each word's gate, against random negatives; pair: the mean gate logit of a pair's words,
     against the negatives of the loss."""
-    gate_temperature: float = 4.0
-    """For `words`: gate logits are divided by it in that term, which makes gates this much sharper."""
-    gate_negatives: float = 1.0
-    """For `words`: weight of its negative pairs. Above 1, gates close more on other pairs and open later."""
+    gate_temperature: float = 1.0
+    """For `words`: gate logits are divided by it in that term. Above 1, gates get sharper and less exact."""
     random_negative_steps: int = 0
     """Optimizer steps on random negatives before the hardest ones."""
     epochs: int = 30
@@ -342,7 +341,7 @@ class TrainParams:
         _at_least(
             "train", self, margin=0, gate_supervision=0, random_negative_steps=0, epochs=1, batch_size=2,
             micro_batch=0, learning_rate=0, warmup_steps=0, step_epochs=1, weight_decay=0, gradient_clip=0,
-            patience=0, processes=1, machines=1, checkpoint_steps=1, seed=0, gate_negatives=0, gate_temperature=1,
+            patience=0, processes=1, machines=1, checkpoint_steps=1, seed=0, gate_temperature=1,
         )  # fmt: skip
         _share("train", self, "dropout")
         if self.batch_size % (self.processes * self.machines):

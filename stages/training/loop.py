@@ -203,7 +203,6 @@ class Trainer:
                 gates = gate_bce(
                     *given,
                     temperature=params.gate_temperature,
-                    negative_weight=params.gate_negatives,
                     generator=negatives["generator"],
                     **parts,
                 )

@@ -10,6 +10,8 @@ from camp_model import CAMP, CampConfig
 from camp_model.config import CHOICES
 from camp_model.encoders import length_mask
 
+OTHERS = ("hops", "residual", "gate_context")
+
 
 def _load(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
@@ -32,8 +34,10 @@ def every_config(**sizes: int) -> list[CampConfig]:
     """All combinations of switches that a config accepts."""
     sizes = {"vocab_size": 12, "region_dim": 5, "word_dim": 3, "dim": 6, "pooling_heads": 2} | sizes
     configs = []
-    for values in itertools.product(*CHOICES.values(), (1, 2), (True, False)):
-        switches = dict(zip((*CHOICES, "hops", "residual"), values, strict=True))
+    for values in itertools.product(*CHOICES.values(), (1, 2), (True, False), (0.0, 1.5)):
+        switches = dict(zip((*CHOICES, *OTHERS), values, strict=True))
+        if switches["gate_context"] and (switches["gate"] == "none" or switches["pooling"] != "attention"):
+            continue
         try:
             configs.append(CampConfig(**sizes, **switches))
         except ValueError:
@@ -48,8 +52,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "every_switch" in metafunc.fixturenames:
         configs = every_config()
         names = [
-            "-".join(str(value) for key, value in c.to_dict().items() if key in (*CHOICES, "hops", "residual"))
-            for c in configs
+            "-".join(str(value) for key, value in c.to_dict().items() if key in (*CHOICES, *OTHERS)) for c in configs
         ]
         metafunc.parametrize("every_switch", configs, ids=names)
 

@@ -75,11 +75,9 @@ def receive(state, c, side, own, queries, keys, other):
     weight = state[f"{prefix}.fusion.weight"]
     bias = state.get(f"{prefix}.fusion.bias", 0.0)
     fused, gates, logits = [], [], []
-    for x, m in zip(own, messages, strict=True):
-        if c.gate == "scalar":
-            logit = x @ m
-        elif c.gate == "elementwise":
-            logit = x * m
+    alone = [x @ m if c.gate == "scalar" else x * m for x, m in zip(own, messages, strict=True)]
+    for x, m, own_logit in zip(own, messages, alone, strict=True):
+        logit = own_logit + c.gate_context * sum(alone) / len(alone)
         gate = 1.0 if c.gate == "none" else sigmoid(logit)
         inner = np.concatenate([gate * x, gate * m]) if c.fusion == "concat" else gate * (x + m)
         out = np.maximum(weight @ inner + bias, 0.0)

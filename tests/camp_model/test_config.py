@@ -10,6 +10,8 @@ from camp_model import CampConfig
         ({"dim": 0}, "model.dim"),
         ({"dim": True}, "model.dim"),
         ({"hops": 3}, "model.hops"),
+        ({"gate_context": -1.0}, "model.gate_context: -1.0 is not a number of 0 or more"),
+        ({"gate_context": "3"}, "model.gate_context"),
         ({"hops": 2, "message_passing": "none"}, "model.hops: 2 needs messages"),
         ({"fusion": "message"}, "model.fusion: message needs"),
     ],

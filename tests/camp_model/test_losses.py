@@ -49,7 +49,9 @@ def all_pairs_loss(batch, gate_supervision=0.0):
 
 @pytest.mark.parametrize("weight", [0.0, 0.5])
 @pytest.mark.parametrize("micro_batch", [0, 1, 4])
-@pytest.mark.parametrize("switches", [{}, {"gate": "elementwise"}, {"hops": 2}, {"message_passing": "text_to_image"}])
+@pytest.mark.parametrize(
+    "switches", [{}, {"gate_context": 2.0}, {"gate": "elementwise"}, {"hops": 2}, {"message_passing": "text_to_image"}]
+)
 def test_gradient_is_that_of_the_all_pairs_graph(make_batch, switches, micro_batch, weight):
     batch = batch_of(make_batch, CampConfig(**SIZES, **switches))
     expected_loss = all_pairs_loss(batch, weight)
@@ -148,7 +150,9 @@ def drawn(seed):
     return [[max(others[i], key=lambda j, row=kind[i]: row[j]) for i in range(5)] for kind in draws]
 
 
-@pytest.mark.parametrize("switches", [{}, {"gate": "elementwise"}, {"hops": 2}, {"message_passing": "text_to_image"}])
+@pytest.mark.parametrize(
+    "switches", [{}, {"gate_context": 2.0}, {"gate": "elementwise"}, {"hops": 2}, {"message_passing": "text_to_image"}]
+)
 def test_gate_bce_opens_own_and_closes_random_gates(make_batch, switches):
     batch = batch_of(make_batch, CampConfig(**SIZES, **switches))
     regions, region_mask, words, word_mask = batch.encode()
@@ -165,8 +169,8 @@ def test_gate_bce_opens_own_and_closes_random_gates(make_batch, switches):
 
     expected = 0.0
     for i in range(5):
-        expected -= 2 * likelihood(i, i, 1) + 3 * likelihood(i, captions[i], -1) + 3 * likelihood(images[i], i, -1)
-    given = {"temperature": 2.0, "negative_weight": 3.0, "generator": torch.Generator().manual_seed(4)}
+        expected -= 2 * likelihood(i, i, 1) + likelihood(i, captions[i], -1) + likelihood(images[i], i, -1)
+    given = {"temperature": 2.0, "generator": torch.Generator().manual_seed(4)}
     loss = gate_bce(batch.model, regions, region_mask, words, word_mask, INDEX, **given)
     assert loss.item() == pytest.approx(expected / 5)
 

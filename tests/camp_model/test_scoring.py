@@ -43,10 +43,11 @@ def float64_scores(model, regions, region_mask, words, word_mask):
         return wide.match(images, wide.prepare_words(words.double(), word_mask), TILES).logits
 
 
+KERNEL_SWITCHES = ("message_passing", "gate", "gate_context", "fusion", "residual", "pooling", "matching")
 FACTORISED = [
-    dict(zip(("message_passing", "gate", "fusion", "residual", "pooling", "matching"), values, strict=True))
+    dict(zip(KERNEL_SWITCHES, values, strict=True))
     for values in itertools.product(
-        ("both", "image_to_text", "text_to_image"), ("scalar", "none"), ("concat", "sum"), (True, False),
+        ("both", "image_to_text", "text_to_image"), ("scalar", "none"), (0.0, 2.0), ("concat", "sum"), (True, False),
         ("attention", "mlp", "mean"), ("mlp", "cosine"),
     )
 ]  # fmt: skip

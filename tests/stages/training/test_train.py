@@ -139,7 +139,6 @@ def test_one_epoch_follows_the_equations_of_adam_and_the_loss(make_data, params,
 
     paths, settings = make_data(images=10), params(
         epochs=1, weight_decay=0.1, gradient_clip=0.5, gate_supervision=0.5, gate_target=target, gate_temperature=3.0,
-        gate_negatives=2.0,
     )  # fmt: skip
     run_train(settings, paths)
     split = load_split(paths, "train")
@@ -155,7 +154,7 @@ def test_one_epoch_follows_the_equations_of_adam_and_the_loss(make_data, params,
         loss = hardest_negative_bce(*encoded, gate_supervision=0.5 if target == "pair" else 0.0)
         if target == "words":
             generator = torch.Generator().manual_seed(hash((0, step)))
-            loss = loss + 0.5 * gate_bce(*encoded, temperature=3.0, negative_weight=2.0, generator=generator)
+            loss = loss + 0.5 * gate_bce(*encoded, temperature=3.0, generator=generator)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
