@@ -77,7 +77,7 @@ def test_camp_learns_real_photographs_by_heart(
 ) -> None:
     lay_out(coco_mini, tmp_path / "coco")
     folder = copy_repository(tmp_path / "repository", overfitting(tmp_path / "coco"))
-    run(folder, "dvc", "repro")
+    run(folder, "dvc", "repro", CAMP_TRACKING="off")
     images = pq.read_table(folder / "data/dataset/images.parquet")
     assert Counter(images["split"].to_pylist()) == {"train": 80, "val": 80, "test": 79}
     assert pq.read_table(folder / "data/regions/rejected.parquet").num_rows == 0

@@ -55,7 +55,9 @@ def server_environment(tmp_path_factory):
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_WORKER_QUERY_SECONDS": "2",  # a worker asks for runs every 10 s otherwise
         "DO_NOT_TRACK": "1",
+        "DVC_NO_ANALYTICS": "true",  # else every dvc starts another process that wants to report
         "PYTHONPATH": str(ROOT),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
@@ -174,12 +176,21 @@ def template(tmp_path_factory, server_environment):
 
 
 @pytest.fixture
-def repository(template, tmp_path, monkeypatch, server_environment):
+def enter(monkeypatch, server_environment):
+    """enter(folder): the test works in it, with the server's environment."""
+
+    def into(folder):
+        monkeypatch.chdir(folder)
+        for name in ("PATH", "PYTHONPATH", "CAMP_TRACKING", "DVC_NO_ANALYTICS"):
+            monkeypatch.setenv(name, server_environment[name])
+
+    return into
+
+
+@pytest.fixture
+def repository(template, tmp_path, enter):
     """A copy of the template, entered."""
     folder = tmp_path / "repository"
     shutil.copytree(template, folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("PATH", server_environment["PATH"])
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("CAMP_TRACKING", "off")
+    enter(folder)
     return folder

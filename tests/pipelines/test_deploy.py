@@ -33,22 +33,41 @@ with hold_own_outputs():
         time.sleep(0.5)
 """
 
+CHECK = "Check whether the flow run exceeded"
+
+
+@pytest.fixture(scope="module")
+def deployment(prefect_server, template, server_environment, tmp_path_factory):
+    """A repository with the flows deployed from it, silent runs ended after 40 s; the environment of its workers."""
+    folder = tmp_path_factory.mktemp("deployment") / "repository"
+    shutil.copytree(template, folder)
+    shutil.copytree(ROOT / "pipelines", folder / "pipelines")
+    shutil.copytree(ROOT / "deploy", folder / "deploy")
+    shutil.copy(ROOT / "prefect.yaml", folder)
+    script = (folder / "stage.py").read_text()
+    (folder / "stage.py").write_text(script.replace("name, *sources", SLOW + "name, *sources"))
+    automations = folder / "deploy" / "automations.yaml"
+    automations.write_text(automations.read_text().replace("within: 90", "within: 40"))
+    environment = server_environment | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+    deploy = [sys.executable, "-m", "pipelines.deploy"]
+    subprocess.run(deploy, cwd=folder, env=environment, check=True, capture_output=True)
+    with get_client(sync_client=True) as client:
+        assert deploy_automations(client, automations) == ["camp-silent-runs"]  # doing it again changes nothing
+    return folder, environment
+
 
 @pytest.fixture
-def deployed(prefect_server, repository, server_environment):
-    """The repository with the flows deployed from it, silent runs ended after 40 s."""
-    shutil.copytree(ROOT / "pipelines", "pipelines")
-    shutil.copytree(ROOT / "deploy", "deploy")
-    shutil.copy(ROOT / "prefect.yaml", ".")
-    script = Path("stage.py").read_text()
-    Path("stage.py").write_text(script.replace("name, *sources", SLOW + "name, *sources"))
-    automations = Path("deploy/automations.yaml")
-    automations.write_text(automations.read_text().replace("within: 90", "within: 40"))
-    environment = server_environment | {"PYTHONPATH": f"{repository}{os.pathsep}{ROOT}"}
-    subprocess.run([sys.executable, "-m", "pipelines.deploy"], env=environment, check=True, capture_output=True)
-    with get_client(sync_client=True) as client:
-        assert deploy_automations(client) == ["camp-silent-runs"]  # doing it again changes nothing
+def deployed(deployment, enter):
+    """The environment of a worker; the test works in the deployed repository, as the tests before it have left it."""
+    folder, environment = deployment
+    enter(folder)
     return environment
+
+
+def logged(text):
+    """How often the workers have said it."""
+    log = Path("worker.log")
+    return log.read_text().count(text) if log.exists() else 0
 
 
 @contextlib.contextmanager
@@ -122,7 +141,7 @@ def test_a_killed_run_crashes_and_its_retry_completes(deployed, wait_for, end):
         retry(run, deployed)
         wait_for(lambda: state() == "COMPLETED", 180)
     assert Path("train.txt").exists()
-    assert Path("worker.log").read_text().count("prepare writes") == 1  # recovery goes on, it does not start over
+    assert logged("prepare writes") == 1  # recovery goes on, it does not start over
 
 
 def ends_well(run, state, environment, wait_for):
@@ -136,17 +155,18 @@ def ends_well(run, state, environment, wait_for):
 @pytest.mark.timeout(900)
 def test_a_lost_child_server_or_worker_is_recovered_from(deployed, wait_for, end, restart_server):
     slow = Path("slow")
+    trained, checked = logged("train writes"), logged(CHECK)
     with worker(deployed, end) as serving:
         slow.touch()
-        run, state = start(epochs=5)
+        run, state = start(epochs=6)
         wait_for(lambda: in_training(serving), 180)[0].kill()
         wait_for(lambda: state() == "CRASHED", 60)  # its worker says so at once, and once more ten seconds later
-        wait_for(lambda: Path("worker.log").read_text().count("Check whether the flow run exceeded") == 2, 60)
+        wait_for(lambda: logged(CHECK) == checked + 2, 60)
         slow.unlink()
         ends_well(run, state, deployed, wait_for)
 
         slow.touch()
-        run, state = start(epochs=6)
+        run, state = start(epochs=7)
         wait_for(lambda: in_training(serving), 180)
         restart_server()
         assert state() == "RUNNING"
@@ -154,17 +174,16 @@ def test_a_lost_child_server_or_worker_is_recovered_from(deployed, wait_for, end
         ends_well(run, state, deployed, wait_for)
 
         slow.touch()
-        run, state = start(epochs=7)
+        run, state = start(epochs=8)
         family = wait_for(lambda: in_training(serving), 180)
         serving.kill()
         slow.unlink()
         wait_for(lambda: not any(command_of(process) for process in family), 120)
     with worker(deployed, end):
         ends_well(run, state, deployed, wait_for)
-        said = Path("worker.log").read_text()
-        assert said.count("prepare writes") == 1
-        assert 3 <= said.count("train writes") <= 6
-        assert "epochs: 7" in Path("params.yaml").read_text()
+        assert logged("prepare writes") == 1
+        assert 3 <= logged("train writes") - trained <= 6
+        assert "epochs: 8" in Path("params.yaml").read_text()
         assert not subprocess.run([sys.executable, "-m", "dvc", "status", "-q"], env=deployed, check=False).returncode
 
         subprocess.run([sys.executable, "-m", "pipelines.refresh", "announce"], env=deployed, check=True)
