@@ -37,8 +37,9 @@ class CampConfig:
     gate: str = "scalar"
     """scalar: sigmoid of the inner product (released code); elementwise: the paper's formula; none: 1."""
     gate_context: float = 0.0
-    """Weight of a pair's mean gate logit in each of its gates, which then open and close together; unused without
-    gates. Beyond the paper; 0: each gate for itself, as published."""
+    """Weight of the mean gate logit of a pair's words in each of theirs, so that they open and close together; unused
+    where words have no gates. Not for regions: a matching caption names only some of a picture's. Beyond the paper; 0:
+    each gate for itself, as published."""
     fusion: str = "concat"
     """concat: W[gv; gt]; sum: W(g(v + t)); message: the message alone, without gate or residual (the released
     cross-attention model, the first of the authors' three training steps)."""

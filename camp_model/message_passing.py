@@ -9,10 +9,9 @@ other modality's vectors first, once per image or caption, and the pair pays onl
 
 All are exact. Only the elementwise gate needs the messages themselves.
 
-Beyond the paper, `gate_context` c lets a pair's gates open and close together, with z_i = <x_i, m_i> of its L regions
-or words:
+Beyond the paper, `gate_context` c lets the gates of a pair's N words open and close together, with z_j = <t_j, m_j>:
 
-    gate      sigmoid(z_i + c / L sum_l z_l)
+    gate      sigmoid(z_j + c / N sum_l z_l)
 """
 
 import dataclasses
@@ -59,12 +58,12 @@ Mix = Callable[[Tensor, bool], Tensor]
 
 
 class Receiver(nn.Module):
-    """The weights of a side that receives messages."""
+    """The weights of a side that receives messages; its gates have `gate_context`, or 0."""
 
-    def __init__(self, config: CampConfig) -> None:
+    def __init__(self, config: CampConfig, gate_context: float = 0.0) -> None:
         super().__init__()
         dim = config.dim
-        self.config = config
+        self.config, self.gate_context = config, gate_context
         if config.fusion != "message":
             self.fusion = nn.Linear(2 * dim if config.fusion == "concat" else dim, dim, bias=config.hops == 1)
             # The released initial range, which is that of a square matrix for `concat` too.
@@ -110,7 +109,7 @@ class Receiver(nn.Module):
 
     def in_context(self, logits: Tensor, mask: Tensor | None) -> Tensor:
         """Gate logits plus their pair's mean, `gate_context` times: [..., L], bool broadcast to it (None: all real)."""
-        weight = self.config.gate_context
+        weight = self.gate_context
         if not weight:
             return logits
         if mask is None:
@@ -175,7 +174,7 @@ class MessagePassing(nn.Module):
             self.region_query, self.word_query = _square(config.dim), _square(config.dim)
         passing = config.message_passing
         self.to_regions = Receiver(config) if passing in ("both", "text_to_image") else None
-        self.to_words = Receiver(config) if passing in ("both", "image_to_text") else None
+        self.to_words = Receiver(config, config.gate_context) if passing in ("both", "image_to_text") else None
 
     def _prepare(self, values: Tensor, mask: Tensor, receiver: Receiver | None, sender: Receiver | None) -> Prepared:
         """`receiver` is this side's; `sender` the other side's, whose messages are made of these values."""
@@ -246,8 +245,7 @@ class MessagePassing(nn.Module):
             return self.to_words.in_context(logits, words.mask)
         assert self.to_regions is not None
         affinity = _affinity(images, captions, layout, 0)
-        logits = (_weigh(self.to_regions, regions, words, affinity)[1] * products).sum(-1)
-        return self.to_regions.in_context(logits, regions.mask)
+        return (_weigh(self.to_regions, regions, words, affinity)[1] * products).sum(-1)
 
 
 def _affinity(images: Prepared, captions: Prepared, layout: Layout, keys: int) -> Tensor:

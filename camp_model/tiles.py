@@ -56,7 +56,7 @@ class _Side:
     def __init__(self, receiver: Receiver, pooling: Pooling) -> None:
         self.bias = None if receiver.fusion.bias is None else receiver.fusion.bias.detach()
         self.residual = receiver.config.residual
-        self.gate_context = float(receiver.config.gate_context)
+        self.gate_context = receiver.gate_context
         self.score: Tensor | None = None
         self.layers: tuple[_Linear, _Linear] | None = None
         if receiver.config.pooling == "attention":

@@ -77,7 +77,7 @@ def receive(state, c, side, own, queries, keys, other):
     fused, gates, logits = [], [], []
     alone = [x @ m if c.gate == "scalar" else x * m for x, m in zip(own, messages, strict=True)]
     for x, m, own_logit in zip(own, messages, alone, strict=True):
-        logit = own_logit + c.gate_context * sum(alone) / len(alone)
+        logit = own_logit + (c.gate_context * sum(alone) / len(alone) if side == "words" else 0.0)
         gate = 1.0 if c.gate == "none" else sigmoid(logit)
         inner = np.concatenate([gate * x, gate * m]) if c.fusion == "concat" else gate * (x + m)
         out = np.maximum(weight @ inner + bias, 0.0)
