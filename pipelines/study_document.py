@@ -1,4 +1,4 @@
-"""docs/study.md and its pictures: the study's outcomes as tables and answers. Generated, never typed."""
+"""The page of a study and its pictures: its outcomes as tables and answers. Generated, never typed."""
 
 import os
 import platform
@@ -64,15 +64,15 @@ def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference],
     settings = ", ".join(f"`{key}: {value}`" for key, value in facts.base.items())
     parts = [
         "# The paper's five questions, answered by this pipeline\n",
-        "`make study` wrote this page; do not edit it. One row per model, one change at a time; mean and standard "
-        f"deviation over {len(facts.seeds)} training seeds ({', '.join(map(str, facts.seeds))}). Every model is "
+        "`python -m pipelines.ablation` wrote this page; do not edit it. One row per model, one change at a time; mean "
+        f"and standard deviation over {len(facts.seeds)} training seeds ({', '.join(map(str, facts.seeds))}). Every model is "
         f"selected on the validation split and measured once on the {SPLIT} split.\n",
         f"![Difference in rsum to the full model]({path.stem}-differences.svg)\n",
         table(_recall_rows(outcomes, differences, facts)),
         "The difference is the full model minus the row, on the same images, with its 95 % bootstrap interval over "
         "images and seeds: where it holds 0, no difference was found.\n",
         *_hardly_begun(outcomes, facts),
-        "## The five questions\n",
+        "## The answers\n",
         *_answers(outcomes, differences, facts),
         "## Gates\n",
         "Mean gate of matching pairs, of random negative pairs, and of the hardest negative of each caption. Content "
@@ -128,6 +128,8 @@ def _answers(outcomes: Outcomes, differences: Mapping[str, Difference], facts: F
     parts = []
     for number, (claim, names) in enumerate(QUESTIONS, start=1):
         known = [name for name in names if name in differences]
+        if not known:
+            continue
         lines = [f"- against *{facts.labels[name]}*: the full model is {_say(differences[name])}" for name in known]
         if number in (2, 5):
             lines += _suppression(outcomes, facts, ("full", *known))
@@ -270,7 +272,7 @@ def _draw_differences(file: Path, differences: Mapping[str, Difference], facts: 
 def _draw_gates(file: Path, outcomes: Outcomes, facts: Facts) -> None:
     axes, save = _axes(3.6)
     lines = {"gate_positive_mean": ("matching", "-"), "gate_negative_mean": ("random negative", "--")}
-    for name, colour in (("full", "#3060a0"), ("no-supervision", "#b05010")):
+    for name, colour in (("full", "#3060a0"), ("gates-alone", "#5a9a3c"), ("published-gates", "#b05010")):
         curves = [outcome.curve for outcome in outcomes.get(name, ()) if "gate_positive_mean" in outcome.curve]
         for column, (label, style) in lines.items():
             for number, curve in enumerate(curves):
