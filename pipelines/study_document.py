@@ -65,8 +65,8 @@ def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference],
     parts = [
         "# The paper's five questions, answered by this pipeline\n",
         "`python -m pipelines.ablation` wrote this page; do not edit it. One row per model, one change at a time; mean "
-        f"and standard deviation over {len(facts.seeds)} training seeds ({', '.join(map(str, facts.seeds))}). Every model is "
-        f"selected on the validation split and measured once on the {SPLIT} split.\n",
+        f"and standard deviation over {len(facts.seeds)} training seeds ({', '.join(map(str, facts.seeds))}). Every "
+        f"model is selected on the validation split and measured once on the {SPLIT} split.\n",
         f"![Difference in rsum to the full model]({path.stem}-differences.svg)\n",
         table(_recall_rows(outcomes, differences, facts)),
         "The difference is the full model minus the row, on the same images, with its 95 % bootstrap interval over "
