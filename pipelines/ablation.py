@@ -46,8 +46,6 @@ STUDY: dict[str, Variant] = {
     "mlp-ranking": Variant("MLP, ranking loss", {"train.loss": "triplet"}),
     "all-negatives": Variant("MLP, all-negatives BCE", {"train.loss": "bce"}),
     "no-warm-up": Variant("no random-negative warm-up", {"train.random_negative_steps": 0}),
-    "temperature-4": Variant("gate supervision, temperature 4", {"train.gate_temperature": 4.0}),
-    "pair-supervision": Variant("gate supervision of the pair's mean", {"train.gate_target": "pair"}),
     "gates-alone": Variant("each gate for itself", {"model.gate_context": 0.0}),
     "no-supervision": Variant("no gate supervision", {"train.gate_supervision": 0.0}),
     "published-gates": Variant(

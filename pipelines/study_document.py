@@ -21,7 +21,7 @@ QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (
         "Irrelevant and mismatched features are suppressed",
-        ("no-residual", "gates-alone", "no-supervision", "published-gates", "pair-supervision", "temperature-4"),
+        ("no-residual", "gates-alone", "no-supervision", "published-gates"),
     ),
     ("A score learnt from fused features beats similarity in a joint space", ("cosine-bce", "cosine-ranking")),
     ("Hardest-negative BCE beats the ranking loss", ("mlp-ranking", "all-negatives", "no-warm-up")),
