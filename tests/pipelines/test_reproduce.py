@@ -58,14 +58,8 @@ def test_stages_run_are_cached_and_run_again(prefect_server, repository, wait_fo
     parents = {item.id for item in tasks["train"].task_inputs["upstream"]}
     assert parents == {tasks["extract"].id, tasks["tokenize"].id}
 
-    begun = time.monotonic()
-    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], check=True)
-    plain = time.monotonic() - begun
-    begun = time.monotonic()
     state, tasks = run_flow()
-    flow = time.monotonic() - begun
     assert {name: run.state.name for name, run in tasks.items()} == dict.fromkeys(state.result(), "Cached")
-    assert flow - plain < 6 + 4 * 1.5
 
     state, _ = run_flow(params={"train": {"epochs": 3}})
     assert state.result() == {"prepare": "cached", "extract": "cached", "tokenize": "cached", "train": "ran"}
