@@ -49,7 +49,7 @@ STUDY: dict[str, Variant] = {
     "gates-alone": Variant("each gate for itself", {"model.gate_context": 0.0}),
     "no-supervision": Variant("no gate supervision", {"train.gate_supervision": 0.0}),
     "published-gates": Variant(
-        "gates as published: each for itself, no supervision",
+        "gates as published (no context, no supervision)",
         {"model.gate_context": 0.0, "train.gate_supervision": 0.0},
     ),
     "joint-embedding": Variant(

@@ -255,17 +255,18 @@ def _axes(height: float) -> tuple[Any, Callable[[Path], None]]:
 
 
 def _draw_differences(file: Path, differences: Mapping[str, Difference], facts: Facts) -> None:
-    axes, save = _axes(0.6 + 0.27 * len(differences))
+    axes, save = _axes(1.0 + 0.27 * len(differences))
     for row, difference in enumerate(reversed(list(differences.values()))):
         axes.plot([difference.low, difference.high], [row, row], color="#3060a0", linewidth=2)
         axes.plot(difference.mean, row, "o", color="#3060a0")
     axes.axvline(0, color="#888888", linewidth=1)
+    axes.set_ylim(-0.6, len(differences) - 0.4)
     axes.set_yticks(range(len(differences)), [facts.labels[name] for name in reversed(list(differences))])
     # A model that has not learnt is hundreds of points away; those that have are a few apart.
     axes.set_xscale("symlog", linthresh=50)
     axes.set_xticks(shown := [-50, -25, 0, 25, 50, 100, 200, 500], [f"{value}" for value in shown])
     axes.minorticks_off()
-    axes.set_xlabel("rsum of the full model minus this one, 95 % interval (right: the full model is better)")
+    axes.set_xlabel("rsum, full model minus this one (right: the full model is better)")
     save(file)
 
 
