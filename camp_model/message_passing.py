@@ -117,6 +117,10 @@ class Receiver(nn.Module):
         total, real = (logits * mask).sum(-1, keepdim=True), mask.sum(-1, keepdim=True).clamp(min=1)
         return logits + weight * total / real
 
+    def scalar_logits(self, weights: Tensor, products: Tensor, mask: Tensor | None) -> Tensor:
+        """Logits of scalar gates, from what messages are made of and the sides' inner products, both [..., L, M]."""
+        return self.in_context((weights * products).sum(-1), mask)
+
     def forward(self, side: Side, weights: Tensor, products: Tensor | None, mix: Mix) -> tuple[Tensor, ...]:
         """Fuse a side with its messages (equations 5 to 9).
 
@@ -147,7 +151,7 @@ class Receiver(nn.Module):
                 gate_logits = gates = nothing
                 fused = side.own + mix(weights, True)
             else:
-                gate_logits = self.in_context((weights * products).sum(-1), side.mask)
+                gate_logits = self.scalar_logits(weights, products, side.mask)
                 gates = gate_logits.sigmoid()
                 # The gate goes into the weights: a pass less over [..., L, d], and nothing of it kept for gradients.
                 fused = torch.addcmul(mix(weights * gates[..., None], True), side.own, gates[..., None])
@@ -241,11 +245,11 @@ class MessagePassing(nn.Module):
         words = Side(captions, layout.words, layout.to_words)
         if self.to_words is not None:
             back = _affinity(images, captions, layout, self.config.hops - 1).transpose(-2, -1)
-            logits = (_weigh(self.to_words, words, regions, back)[1] * products.transpose(-2, -1)).sum(-1)
-            return self.to_words.in_context(logits, words.mask)
+            weights = _weigh(self.to_words, words, regions, back)[1]
+            return self.to_words.scalar_logits(weights, products.transpose(-2, -1), words.mask)
         assert self.to_regions is not None
-        affinity = _affinity(images, captions, layout, 0)
-        return (_weigh(self.to_regions, regions, words, affinity)[1] * products).sum(-1)
+        weights = _weigh(self.to_regions, regions, words, _affinity(images, captions, layout, 0))[1]
+        return self.to_regions.scalar_logits(weights, products, regions.mask)
 
 
 def _affinity(images: Prepared, captions: Prepared, layout: Layout, keys: int) -> Tensor:
