@@ -108,7 +108,7 @@ def test_a_sweep_runs_in_own_workspaces_under_one_parent(prefect_server, reposit
 
 @pytest.mark.timeout(300)
 def test_a_sweep_that_is_ended_leaves_nothing_running(prefect_server, repository, server_environment, wait_for):
-    Path("dvc.yaml").write_text("stages:\n  train: {cmd: python train.py, deps: [train.py], params: [train]}\n")
+    Path("dvc.yaml").write_text("stages:\n  train: {cmd: exec python train.py, deps: [train.py], params: [train]}\n")
     Path("train.py").write_text(SLOW)
     subprocess.run(["git", "add", "-A"], check=True)
     identity = ["-c", "user.name=t", "-c", "user.email=t@localhost"]

@@ -6,8 +6,13 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
+import stages
 from stages.locks import Held, hold_outputs
+
+ROOT = Path(stages.__file__).parents[1]
+DVC = [sys.executable, "-m", "dvc"]
 
 HOLD = """
 import sys, time
@@ -53,28 +58,44 @@ def test_the_second_waits(tmp_path, capsys):
 
 STAGE = """
 import time
+from pathlib import Path
 from stages.params import stage_main
 def main():
-    print("running", flush=True)
-    time.sleep(30)
+    Path("running").touch()
+    time.sleep(60)
 stage_main(main)
 """
 
 
+def dvc_repository(monkeypatch, folder, command, script):
+    """A DVC repository of one stage, entered."""
+    monkeypatch.chdir(folder)
+    for name in ("DVC_STAGE", "DVC_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    Path("stage.py").write_text(script)
+    Path("dvc.yaml").write_text(f"stages: {{train: {{cmd: '{command}', deps: [stage.py], outs: [out.txt]}}}}")
+    subprocess.run([*DVC, "init", "-q", "--no-scm"], check=True)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the system sends the signal on Linux only")
-def test_a_stage_ends_when_its_dvc_is_killed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DVC_STAGE", "train")
-    start = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
-    with subprocess.Popen([sys.executable, "-c", start, STAGE], stdout=subprocess.PIPE) as dvc:
-        assert dvc.stdout is not None
-        assert dvc.stdout.readline() == b"running\n"
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])  # dash stays between dvc and a command without `exec`
+def test_a_stage_ends_when_its_dvc_is_killed(tmp_path, monkeypatch, shell):
+    dvc_repository(monkeypatch, tmp_path, f"exec {sys.executable} stage.py", STAGE)
+    monkeypatch.setenv("SHELL", shell)
+    with subprocess.Popen([*DVC, "repro"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as dvc:
+        wait_for(lambda: Path("running").exists())
         dvc.kill()
         begun = time.monotonic()
-        assert dvc.stdout.read() == b""  # until the stage's end of the pipe is closed
-    assert time.monotonic() - begun < 10
+        assert dvc.stdout is not None
+        dvc.stdout.read()  # until the stage's end of the pipe is closed
+    assert time.monotonic() - begun < 30
     with hold_outputs("train", Path(".work/locks"), patience=5):
         pass
+
+
+def test_every_shipped_stage_is_a_child_of_dvc_itself():
+    shipped = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert all(stage["cmd"].startswith("exec python -m stages.") for stage in shipped.values())
 
 
 SLOW = """
@@ -98,20 +119,12 @@ stage_main(main)
 
 @pytest.mark.timeout(240)
 def test_the_next_dvc_waits_for_the_stage_of_a_killed_one(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("DVC_STAGE", "DVC_ROOT"):
-        monkeypatch.delenv(name, raising=False)
-    Path("stage.py").write_text(SLOW)
-    Path("dvc.yaml").write_text(
-        f"stages: {{slow: {{cmd: '{sys.executable} stage.py', deps: [stage.py], outs: [out.txt]}}}}"
-    )
-    dvc = [sys.executable, "-m", "dvc"]
-    subprocess.run([*dvc, "init", "-q", "--no-scm"], check=True)
+    dvc_repository(monkeypatch, tmp_path, f"{sys.executable} stage.py", SLOW)
     Path("slow").touch()
-    with subprocess.Popen([*dvc, "repro"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+    with subprocess.Popen([*DVC, "repro"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
         wait_for(lambda: Path("writing").exists())
         first.kill()
-    with Path("second.log").open("w") as log, subprocess.Popen([*dvc, "repro"], stdout=log, stderr=log) as second:
+    with Path("second.log").open("w") as log, subprocess.Popen([*DVC, "repro"], stdout=log, stderr=log) as second:
         wait_for(lambda: "waiting for it" in Path("second.log").read_text())
         assert '"pid"' in Path("second.log").read_text()  # who holds the outputs
         Path("slow").unlink()
