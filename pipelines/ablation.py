@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import yaml
 from prefect import flow, get_run_logger
 
+from pipelines.commands import exit_when_asked
 from pipelines.experiments import side_by_side
 from pipelines.study import SPLIT, read_outcome
 from pipelines.study_document import Facts, write_document
@@ -133,6 +134,7 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def main() -> None:
+    exit_when_asked()
     parser = argparse.ArgumentParser(description="The study: the paper's ablations and baselines, with several seeds.")
     parser.add_argument("--only", nargs="+", choices=list(STUDY), help="these variants (default: all)", metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -40,6 +41,11 @@ def end_all() -> None:
     _ending = True
     for process in list(_running):
         process.terminate()
+
+
+def exit_when_asked() -> None:
+    """Have SIGTERM end this program as an exit does, which alone stops the server that a flow brought along."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 class CommandFailed(Exception):

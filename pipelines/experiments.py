@@ -22,7 +22,7 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
-from pipelines.commands import begin, end_all, run_command
+from pipelines.commands import begin, end_all, exit_when_asked, run_command
 from pipelines.dag import shared_stages
 from pipelines.reproduce import DVC, can_pass
 from pipelines.study import commit_of
@@ -235,6 +235,7 @@ def side_by_side(
 
 
 def main() -> None:
+    exit_when_asked()
     parser = argparse.ArgumentParser(description="Train every combination of a grid side by side.")
     parser.add_argument("grid", type=json.loads, help="JSON: dotted params key -> values")
     parser.add_argument("--jobs", type=int, default=1)

@@ -20,7 +20,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task, exponential_backoff
 from prefect_dask.task_runners import DaskTaskRunner
 
-from pipelines.commands import begin
+from pipelines.commands import begin, exit_when_asked
 from pipelines.dag import read_dag
 from pipelines.reproduce import ONE_BY_ONE, run_stage
 from stages.params import InputError, load_params
@@ -165,6 +165,7 @@ def extract(
 
 
 def main() -> None:
+    exit_when_asked()
     parser = argparse.ArgumentParser(description="Fill in missing region shards on many workers.")
     parser.add_argument("--cluster", help="address of a Dask scheduler")
     parser.add_argument("--workers", type=int, default=2, help="workers of the local cluster")

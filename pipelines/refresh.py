@@ -10,6 +10,7 @@ from prefect import flow, get_run_logger
 from prefect.events import emit_event
 from prefect.states import Completed
 
+from pipelines.commands import exit_when_asked
 from pipelines.dag import read_dag
 from pipelines.reproduce import reproduce
 
@@ -33,6 +34,7 @@ def refresh(base: str = "main", transfers: bool = True) -> object:
 
 
 def main() -> None:
+    exit_when_asked()
     parser = argparse.ArgumentParser(description="Bring the results up to date with the source.")
     parser.add_argument("command", nargs="?", choices=["announce"], help="tell the server instead of running here")
     if parser.parse_args().command == "announce":

@@ -18,7 +18,7 @@ from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import Task, exponential_backoff
 
-from pipelines.commands import CommandFailed, begin, end_all, run_command
+from pipelines.commands import CommandFailed, begin, end_all, exit_when_asked, run_command
 from pipelines.dag import Stage, metrics_diff, read_dag
 from pipelines.forms import form, present_params, write_params
 from pipelines.summary import diff_markdown, mlflow_link, recall_rows, summary_markdown
@@ -166,6 +166,7 @@ def _publish(done: dict[str, str], base: str) -> None:
 
 def main() -> None:
     """Run the flow in this workspace."""
+    exit_when_asked()
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
     reproduce()
 

@@ -1,5 +1,6 @@
 """Experiments side by side: real DVC experiments in their own workspaces, one MLflow parent."""
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -107,7 +108,9 @@ def test_a_sweep_runs_in_own_workspaces_under_one_parent(prefect_server, reposit
 
 
 @pytest.mark.timeout(300)
-def test_a_sweep_that_is_ended_leaves_nothing_running(prefect_server, repository, server_environment, wait_for):
+def test_a_sweep_that_is_ended_leaves_nothing_running(repository, server_environment, wait_for, tmp_path):
+    environment = server_environment | {"PREFECT_HOME": str(tmp_path / "prefect")}
+    del environment["PREFECT_API_URL"]  # it brings its own server along
     Path("dvc.yaml").write_text("stages:\n  train: {cmd: exec python train.py, deps: [train.py], params: [train]}\n")
     Path("train.py").write_text(SLOW)
     subprocess.run(["git", "add", "-A"], check=True)
@@ -115,7 +118,8 @@ def test_a_sweep_that_is_ended_leaves_nothing_running(prefect_server, repository
     subprocess.run(["git", *identity, "commit", "-q", "-m", "slow"], check=True)
     command = [sys.executable, "-m", "pipelines.experiments", '{"train.epochs": [1, 3]}', "--jobs", "2"]
     with Path("sweep.log").open("ab") as log:
-        process = subprocess.Popen(command, env=server_environment, stdout=log, stderr=log)
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    started = []
     try:
 
         def sleeping():
@@ -124,9 +128,13 @@ def test_a_sweep_that_is_ended_leaves_nothing_running(prefect_server, repository
 
         wait_for(lambda: len(sleeping()) == 2, 120)
         started = psutil.Process(process.pid).children(recursive=True)
+        assert any("uvicorn" in child.cmdline() for child in started)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60)
         _, alive = psutil.wait_procs(started, 10)
         assert not alive
     finally:
         process.kill()
+        for child in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
