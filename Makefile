@@ -6,6 +6,8 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # OpenMP threads that spin while they wait block each other once another process wants a core too.
 export OMP_WAIT_POLICY ?= PASSIVE
+# Every stage, worker and server is a process that imports torch or MLflow: compiled once, not in each of them.
+unexport PYTHONDONTWRITEBYTECODE
 export DVC_NO_ANALYTICS ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 export DO_NOT_TRACK ?= 1
