@@ -1,7 +1,9 @@
 """Training in several processes, one per device."""
 
 import os
+import socket
 import sys
+import tempfile
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -13,6 +15,8 @@ from stages.params import InputError, TrainParams
 
 MEETING = ("PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT")
 """What tells torchrun on several machines where it is, and where they meet."""
+MEETING_FILE = "CAMP_MEETING_FILE"
+"""The processes of one machine meet in the file of this name: torchrun's TCP store would listen on every address."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,14 @@ class Processes:
         if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
             return cls()
         # Validation on one process may keep the others waiting for long.
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
+        file = os.environ.get(MEETING_FILE)
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            init_method=f"file://{file}" if file else "env://",
+            rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+            timeout=timedelta(hours=2),
+        )
         return cls(dist.get_rank(), dist.get_world_size())
 
     def leave(self) -> None:
@@ -95,9 +106,22 @@ def launch(params: TrainParams, device: torch.device, module: str) -> None:
             f"train.machines: {params.machines}, but {', '.join(missing)} is not set; expected in the environment of "
             "every machine its rank from 0, and the address and a free port of machine 0"
         )
-    machines = "--standalone" if params.machines == 1 else f"--nnodes={params.machines}"
-    command = ["-m", "torch.distributed.run", machines, f"--nproc-per-node={params.processes}", "-m", module]
+    command = ["-m", "torch.distributed.run", f"--nnodes={params.machines}", f"--nproc-per-node={params.processes}"]
+    if params.machines == 1:
+        command += _stay_on_this_machine()
+    command += ["-m", module]
     if device.type == "cpu":
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // params.processes)))
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *command])
+
+
+def _stay_on_this_machine() -> list[str]:
+    """Options for torchrun, and settings for what it starts, with which nothing listens beyond loopback."""
+    descriptor, os.environ[MEETING_FILE] = tempfile.mkstemp(prefix="camp-processes-")
+    os.close(descriptor)
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    for backend in ("GLOO", "NCCL"):
+        os.environ.setdefault(f"{backend}_SOCKET_IFNAME", loopback)
+    return ["--rdzv-backend=c10d", "--rdzv-conf=store_type=file"]

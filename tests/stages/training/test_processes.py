@@ -1,5 +1,6 @@
 """Several processes train as one does."""
 
+import ipaddress
 import signal
 import socket
 
@@ -30,6 +31,13 @@ def test_two_processes_train_as_one_does_and_survive_being_killed(make_job, para
         for child in psutil.Process(process.pid).children(recursive=True)
         if "stages.train" in child.cmdline()
     }
+    listening = [
+        connection.laddr.ip
+        for member in (psutil.Process(process.pid), *ranks.values())
+        for connection in member.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(ranks) == 2 and all(ipaddress.ip_address(address).is_loopback for address in listening)
     ranks["1"].kill()
     process.communicate(timeout=200)
     assert process.returncode not in (0, None)
