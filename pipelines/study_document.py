@@ -63,7 +63,7 @@ def write_document(path: Path, outcomes: Outcomes, facts: Facts) -> None:
 def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference], facts: Facts) -> str:
     settings = ", ".join(f"`{key}: {value}`" for key, value in facts.base.items())
     parts = [
-        "# The paper's five questions, answered by this pipeline\n",
+        f"# {_title(differences)}, answered by this pipeline\n",
         "`python -m pipelines.ablation` wrote this page; do not edit it. One row per model, one change at a time; mean "
         f"and standard deviation over {len(facts.seeds)} training seeds ({', '.join(map(str, facts.seeds))}). Every "
         f"model is selected on the validation split and measured once on the {SPLIT} split.\n",
@@ -96,6 +96,13 @@ def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference],
         "- Seeds change the training (weights, order, negatives); data, detector and regions are the same for all.\n",
     ]
     return "\n".join(parts)
+
+
+def _title(differences: Mapping[str, Difference]) -> str:
+    asked = [str(number) for number, (_, names) in enumerate(QUESTIONS, start=1) if differences.keys() & {*names}]
+    if len(asked) == len(QUESTIONS):
+        return "The paper's five questions"
+    return f"Of the paper's five questions: {' and '.join(asked)}" if asked else "The full model"
 
 
 def _recall_rows(outcomes: Outcomes, differences: Mapping[str, Difference], facts: Facts) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from stages.training.device import Precision, choose_device
 from stages.training.loop import Trainer
 from stages.training.processes import Processes, launch
 from stages.training.resume import Progress, Resume, run_key, sha256_of
-from stages.training.start import new_model
+from stages.training.start import named_path, new_model
 
 RECALL_COLUMNS = ("rsum", "i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
 GATE_COLUMNS = ("gate_positive_mean", "gate_negative_mean", "gate_auc")
@@ -133,9 +133,9 @@ def _identity(params: Params, data: Mapping[str, str], device: torch.device) -> 
     ]
     settings = dataclasses.asdict(params.train)
     del settings["checkpoint_steps"]
-    start = [Path(name) for name in (params.train.word_vectors,) if name is not None]
+    start = [named_path(name) for name in (params.train.word_vectors,) if name is not None]
     if params.train.start_from is not None:
-        start += sorted(path for path in Path(params.train.start_from).iterdir() if path.is_file())
+        start += sorted(path for path in named_path(params.train.start_from).iterdir() if path.is_file())
     return {
         "model": dataclasses.asdict(params.model),
         "train": settings,

@@ -8,7 +8,17 @@ from camp_model.camp import CAMP
 from camp_model.checkpoint import load_checkpoint
 from camp_model.vocabulary import SPECIALS, Vocabulary
 from stages.params import InputError, ModelParams, TrainParams
+from stages.tracking_spool import main_root
 from stages.training.word_vectors import load_word_vectors
+
+
+def named_path(name: str) -> Path:
+    """A file or folder that params name: here, or else where the workspace of an experiment came from.
+
+    What Git and DVC do not track is not in an experiment's workspace.
+    """
+    path = Path(name)
+    return path if path.exists() else main_root() / path
 
 
 def new_model(model: ModelParams, train: TrainParams, vocabulary: Vocabulary, region_dim: int) -> CAMP:
@@ -20,9 +30,9 @@ def new_model(model: ModelParams, train: TrainParams, vocabulary: Vocabulary, re
     torch.manual_seed(train.seed)
     camp = CAMP(model.config(vocab_size=len(vocabulary), region_dim=region_dim), dropout=train.dropout)
     if train.word_vectors is not None:
-        _set_word_vectors(camp, Path(train.word_vectors), vocabulary)
+        _set_word_vectors(camp, named_path(train.word_vectors), vocabulary)
     if train.start_from is not None:
-        _take_weights(camp, Path(train.start_from), vocabulary)
+        _take_weights(camp, named_path(train.start_from), vocabulary)
     _freeze(camp, train.freeze)
     return camp
 

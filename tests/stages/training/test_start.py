@@ -62,6 +62,16 @@ def test_training_starts_from_the_weights_of_a_checkpoint(tmp_path):
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in camp.state_dict().items())
 
 
+def test_an_experiment_starts_from_what_lies_in_the_main_workspace(tmp_path, monkeypatch):
+    source = start(seed=5)
+    save_checkpoint(tmp_path / "models/first", source, VOCABULARY)
+    workspace = tmp_path / ".dvc/tmp/exps/standalone/one"
+    workspace.mkdir(parents=True)
+    monkeypatch.chdir(workspace)
+    camp = start(start_from="models/first")
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in camp.state_dict().items())
+
+
 def test_a_checkpoint_of_other_switches_gives_what_fits(tmp_path, capsys):
     source = start(ModelParams(dim=8, word_dim=3, pooling="mean", matching="cosine"), seed=5)
     save_checkpoint(tmp_path / "first", source, VOCABULARY)
