@@ -31,7 +31,9 @@ def merge(base: dict, overlay: dict) -> dict:
 
 def run_in(folder: Path, *command: str, check: bool = True, **more: str) -> subprocess.CompletedProcess[str]:
     """Run a command of the virtual environment in `folder`; its output is in the failure."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DVC_"))}
+    # Compiled modules as well, which lie in folders that stages depend on.
+    dropped = ("MLFLOW_", "DVC_", "PYTHONDONTWRITEBYTECODE")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     environment |= {"PYTHONPATH": str(folder), "MLFLOW_DISABLE_TELEMETRY": "true"} | more
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
