@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 from tqdm import tqdm
 
+from stages.locks import end_with_parent
 from stages.params import SPLITS, DatasetParams, ScenesParams
 from stages.sources.base import Source, SourceBox, SourceCaption, SourceImage
 from stages.sources.scene_captions import ClaimIndex, SceneCaption, write_captions
@@ -62,7 +63,7 @@ def draw(scenes: list[Scene], side: int, folder: Path, workers: int | None = Non
     jobs = [sorted(family, key=lambda scene: scene.image_id != scene.family) for family in families.values()]
     job = partial(draw_family, side=side, folder=folder)
     geometries: dict[str, Geometry] = {}
-    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+    with ProcessPoolExecutor(workers or os.cpu_count(), initializer=end_with_parent) as pool:
         done = pool.map(job, jobs, chunksize=8)
         with tqdm(total=len(scenes), desc="render scenes", mininterval=2, dynamic_ncols=True) as bar:
             for family, drawn in zip(jobs, done, strict=True):

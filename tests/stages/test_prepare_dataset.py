@@ -5,10 +5,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -244,3 +246,21 @@ def test_the_command_fails_with_one_line(root: Path, tmp_path: Path, repository:
     assert done.returncode == 2
     assert done.stderr.strip() == "error: raw/captions.csv: row 3: no image file raw/2.jpg"
     assert files(tmp_path / "data") == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system sends the signal on Linux only")
+def test_nothing_is_left_of_a_killed_stage(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("dataset: {source: scenes, scenes: {train: 3000}}")
+    command = [sys.executable, "-m", "stages.prepare_dataset"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout is not None
+        said = b"-"
+        while b"render scenes" not in said:
+            assert said, "ended by itself"
+            said = os.read(process.stdout.fileno(), 4096)
+        time.sleep(1)
+        assert len(psutil.Process(process.pid).children()) > 1
+        process.kill()
+        begun = time.monotonic()
+        process.stdout.read()  # until the last process that holds the pipe is gone
+    assert time.monotonic() - begun < 20
