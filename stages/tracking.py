@@ -32,7 +32,7 @@ from filelock import Timeout
 from stages.params import stage_main
 from stages.tracking_machine import output, sample_machine
 from stages.tracking_restore import model_hash
-from stages.tracking_spool import Spool, main_root, pending, writer_alive
+from stages.tracking_spool import Spool, experiment_name, main_root, pending, writer_alive
 
 WAIT = 18.0
 """Seconds that the end of a run waits for the server at most."""
@@ -168,7 +168,7 @@ def track(
         name=name or (experiment if kind == "train" else None) or f"{kind} {datetime.now():%m-%d %H:%M:%S}",
         parent=parent or os.environ.get(PARENT),
         uri=os.environ.get("MLFLOW_TRACKING_URI", ""),
-        experiment=os.environ.get("MLFLOW_EXPERIMENT_NAME", "camp"),
+        experiment=experiment_name(),
     )
     run._write("params", values=run._params)
     stop = threading.Event()

@@ -10,18 +10,21 @@ from stages.params import InputError
 from stages.tracking_delivery import sync
 from stages.tracking_model import promote
 from stages.tracking_restore import find_commit, find_run, restore
-from stages.tracking_spool import main_root
-from stages.tracking_store import connect, store_uri
+from stages.tracking_spool import experiment_name, main_root
+from stages.tracking_store import Delivery, connect, store_uri
+from stages.tracking_view import KEY
 
 
 def serve(root: Path, host: str, port: int) -> None:
     """Become an MLflow server on the store of `root`."""
     (root / "mlartifacts").mkdir(exist_ok=True)
-    connect(root, store_uri(root))  # the server must not be making the tables while a run begins
+    # The server must not be making the tables while a run begins.
+    experiment = Delivery(root, store_uri(root)).show(experiment_name())
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     # Without its job runner the server is two processes instead of ten.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
-    print(f"MLflow on http://{host}:{port} (Ctrl-C ends it)", flush=True)
+    runs = f"http://{host}:{port}/#/experiments/{experiment}/runs?viewStateShareKey={KEY}"
+    print(f"MLflow (Ctrl-C ends it): {runs}", flush=True)
     store = ["--backend-store-uri", store_uri(root), "--default-artifact-root", (root / "mlartifacts").as_uri()]
     where = ["--host", host, "--port", str(port), "--workers", "1"]
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", "--no-serve-artifacts", *store, *where])

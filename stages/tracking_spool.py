@@ -18,6 +18,11 @@ from filelock import FileLock, Timeout
 SPOOL = Path(".tracking") / "spool"
 
 
+def experiment_name() -> str:
+    """The MLflow experiment that runs belong to."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME", "camp")
+
+
 def main_root(start: Path | None = None) -> Path:
     """The repository root of the main workspace, also from inside a DVC experiment's own workspace.
 

@@ -25,6 +25,7 @@ from stages.tracking_spool import (
     whole,
     writer_alive,
 )
+from stages.tracking_view import KEY, TAG, view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,6 +34,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 ABOUT = {
+    TAG: view(),
     "mlflow.experimentKind": "custom_model_development",  # its pages are those of trainings, not of chats
     "mlflow.note.content": (
         "CAMP text-image retrieval. A row is a training; its evaluation and report are nested under it, and their "
@@ -40,8 +42,8 @@ ABOUT = {
         "Metrics: `best/val_rsum` of the kept model, `val/...` by epoch, `test/...` once, `train/...` by step, "
         "`system/...` of the machine. Recalls are percentages, `medr` and `meanr` are ranks, `rsum` is the sum of the "
         "six recalls.\n\n"
-        "Columns worth adding: `best/val_rsum`, `test/rsum`, the params that differ, the tags `git.commit`, "
-        "`dvc.experiment`, `dataset`, `detector`. `tags.camp.kind = 'train'` hides the nested runs."
+        f"Open the table of runs with `?viewStateShareKey={KEY}` at the end of its address for the columns and charts "
+        "that matter. `tags.camp.kind = 'train'` hides the nested runs."
     ),
 }
 """Tags of the experiment when it is created."""
@@ -103,6 +105,12 @@ class Delivery:
             if found is not None:
                 self._experiments[name] = found.experiment_id
         return self._experiments[name]
+
+    def show(self, name: str) -> str:
+        """The id of the experiment `name`, with the view that this version of the project has of it."""
+        found = self.experiment_id(name)
+        self.client.set_experiment_tag(found, TAG, ABOUT[TAG])
+        return found
 
     def _artifact_root(self) -> str:
         return (self.root / "mlartifacts").as_uri()

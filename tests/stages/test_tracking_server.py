@@ -77,6 +77,7 @@ def train(root, number, name):
             run.log_metrics({"train/loss": (4 + number) / (step + 1)}, step=step)
         for epoch in range(1, 6):
             run.log_metrics({"val/rsum": 500 - 60 * number - 200 / epoch}, step=epoch)
+        run.log_metrics({"test/rsum": 490 - 60 * number, "test/gate_auc": 0.9, "test/foils_all_true_first": 80.0})
         report = root / "index.html"
         report.write_text(f"<h1>Retrieval report of {name}</h1>")
         run.log_artifact(report, "report")
@@ -103,6 +104,14 @@ def says(*texts):
 def test_mlflow_shows_and_compares_the_runs(server, page):
     address, runs, _ = server
     show(page, f"{address}/#/experiments/1/runs", says(*NAMES))
+
+    # The view that `make ui` links to: its columns, and its charts in their order.
+    view = f"{address}/#/experiments/1/runs?viewStateShareKey=camp"
+    show(page, view, says(*NAMES, "Metrics", "best/val_rsum"))
+    show(page, f"{view}&compareRunsMode=CHART", says("Training\n(2)", "train/loss") + DRAWN.format("svg .trace"))
+    titles = ("Retrieval\n(2)", "Training\n(2)", "Gates\n(1)", "One word changed\n(1)")
+    places = page.run(f"{json.dumps(titles)}.map(title => document.body.innerText.indexOf(title))")
+    assert -1 not in places and places == sorted(places)
 
     chosen = f"runs={json.dumps(runs)}&experiments={json.dumps(['1'])}".replace('"', "%22")
     show(
