@@ -102,7 +102,9 @@ def _title(differences: Mapping[str, Difference]) -> str:
     asked = [str(number) for number, (_, names) in enumerate(QUESTIONS, start=1) if differences.keys() & {*names}]
     if len(asked) == len(QUESTIONS):
         return "The paper's five questions"
-    return f"Of the paper's five questions: {' and '.join(asked)}" if asked else "The full model"
+    if not asked:
+        return "The full model"
+    return f"Question{'s' * (len(asked) > 1)} {' and '.join(asked)} of the paper's five"
 
 
 def _recall_rows(outcomes: Outcomes, differences: Mapping[str, Difference], facts: Facts) -> list[dict[str, Any]]:
