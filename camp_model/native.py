@@ -13,10 +13,12 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import pad
 
 SOURCE = Path(__file__).with_name("receive.c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
@@ -30,7 +32,9 @@ class Tile(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("affinity", "product")),
         *((name, ctypes.c_int64) for name in ("row_stride", "column_stride", "own_step", "other_step")),
         *((name, ctypes.c_void_p) for name in ("own", "residual", "message", "bias", "score")),
-        *((name, ctypes.c_void_p) for name in ("own_count", "other_count", "pooled", "fused")),
+        *((name, ctypes.c_void_p) for name in ("panels", "hidden_bias", "last")),
+        *((name, ctypes.c_int64) for name in ("panel_count", "heads")),
+        *((name, ctypes.c_void_p) for name in ("own_count", "other_count", "pooled")),
         *((name, ctypes.c_int64) for name in ("own_items", "other_items", "pair_own", "pair_other")),
         *((name, ctypes.c_int64) for name in ("own_outer", "threads")),
         ("gate_context", ctypes.c_float),
@@ -89,6 +93,29 @@ def _address(values: Tensor | None) -> int | None:
     return None if values is None else values.data_ptr()
 
 
+@dataclass(frozen=True)
+class HiddenLayer:
+    """The weights of a pooling's Linear-ReLU-Linear, ordered for the kernel."""
+
+    panels: Tensor
+    """[P, d, width]: the first layer's weights for `width` outputs at a time, zero beyond the last."""
+    bias: Tensor
+    """[P * width]."""
+    last: Tensor
+    """[heads, P * width]: the second layer's weights. Its bias does not change a softmax."""
+
+    @classmethod
+    def of(cls, first: nn.Linear, last: nn.Linear) -> "HiddenLayer":
+        kernel = library()
+        assert kernel is not None
+        width = int(kernel.camp_panel())
+        missing = -first.out_features % width
+        weights = pad(first.weight.detach(), (0, 0, 0, missing)).view(-1, width, first.in_features)
+        bias = first.weight.new_zeros(first.out_features) if first.bias is None else first.bias.detach()
+        panels = weights.transpose(1, 2).contiguous()
+        return cls(panels, pad(bias, (0, missing)).contiguous(), pad(last.weight.detach(), (0, missing)).contiguous())
+
+
 def receive(
     affinity: Tensor,
     product: Tensor | None,
@@ -96,12 +123,10 @@ def receive(
     residual: Tensor | None,
     message: Tensor,
     bias: Tensor | None,
-    score: Tensor | None,
+    pooling: Tensor | HiddenLayer | None,
     counts: tuple[Tensor, Tensor],
-    *,
+    pooled: Tensor,
     gate_context: float = 0.0,
-    pooled: Tensor | None = None,
-    fused: Tensor | None = None,
 ) -> None:
     """Messages, gates, fusion and pooling of one side of all pairs; everything float32 on the CPU.
 
@@ -112,30 +137,32 @@ def receive(
         residual: [O, L, d], contiguous, or None.
         message: [X, M, d], contiguous, features through `message_weight`.
         bias: [d] or None.
-        score: [d], of attention pooling; None: mean pooling.
+        pooling: weights [d] of attention pooling, or the layers of the released pooling; None: mean pooling.
         counts: real vectors of each own [O] and other [X] item, int32; they come first.
+        pooled: [O, X, d] with d contiguous, filled with pooled vectors.
         gate_context: weight of the mean gate logit of a pair in each of its gates.
-        pooled: [O, X, d] with d contiguous, filled with pooled vectors; or
-        fused: [O, X, L, d] with [L, d] contiguous, filled with fused vectors, zero beyond the real ones.
 
     Raises:
         MemoryError: no memory for the kernel's buffers.
     """
     kernel = library()
     assert kernel is not None
-    out = pooled if pooled is not None else fused
-    assert out is not None
-    unit = own.shape[2] if pooled is not None else own.shape[1] * own.shape[2]
     assert product is None or product.stride() == affinity.stride()
+    score = pooling if isinstance(pooling, Tensor) else None
+    layer = pooling if isinstance(pooling, HiddenLayer) else None
+    panels, hidden_bias, last = (layer.panels, layer.bias, layer.last) if layer else (None, None, None)
     own_step, other_step, row_stride, column_stride = affinity.stride()
     tile = Tile(
         dim=own.shape[2], own_size=own.shape[1], other_size=message.shape[1],
         affinity=affinity.data_ptr(), product=_address(product), row_stride=row_stride, column_stride=column_stride,
         own_step=own_step, other_step=other_step, own=own.data_ptr(), residual=_address(residual),
-        message=message.data_ptr(), bias=_address(bias), score=_address(score), own_count=counts[0].data_ptr(),
-        other_count=counts[1].data_ptr(), pooled=_address(pooled), fused=_address(fused), own_items=own.shape[0],
-        other_items=message.shape[0], pair_own=out.stride(0) // unit, pair_other=out.stride(1) // unit,
-        own_outer=out.stride(0) > out.stride(1), threads=torch.get_num_threads(), gate_context=gate_context,
+        message=message.data_ptr(), bias=_address(bias), score=_address(score),
+        panels=_address(panels), hidden_bias=_address(hidden_bias), last=_address(last),
+        panel_count=0 if panels is None else len(panels), heads=0 if last is None else len(last),
+        own_count=counts[0].data_ptr(), other_count=counts[1].data_ptr(), pooled=pooled.data_ptr(),
+        own_items=own.shape[0], other_items=message.shape[0],
+        pair_own=pooled.stride(0) // own.shape[2], pair_other=pooled.stride(1) // own.shape[2],
+        own_outer=pooled.stride(0) > pooled.stride(1), threads=torch.get_num_threads(), gate_context=gate_context,
     )  # fmt: skip
     if kernel.camp_receive(ctypes.byref(tile)):
         raise MemoryError("no memory for the buffers of the CPU kernel")

@@ -7,7 +7,10 @@
  *     fused_l = max(gate_l * (own_l + sum_m a_m message_m) + bias, 0) + residual_l
  *     pooled  = sum_l softmax_l(score . fused_l) fused_l           (equal weights without `score`)
  *
- * A pair's fused vectors stay in the second-level cache; only `pooled`, or for other poolings `fused`, is written out.
+ * or, with a hidden layer of the pooling, weights that are the mean over heads h of
+ * softmax_l(last_h . max(hidden fused_l + hidden_bias, 0)).
+ *
+ * Fused vectors stay in the second-level cache; only `pooled` is written out.
  * Vectors are GCC's generic ones, so the same text compiles for AVX-512, AVX2, NEON and plain C.
  */
 
@@ -27,6 +30,10 @@
 
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(4)));
 typedef int32_t ivec __attribute__((vector_size(LANES * 4), aligned(4)));
+
+#define PANEL (WIDE * LANES)
+/* Fused vectors that pass through a hidden layer together: they share the second-level cache with a panel. */
+#define GROUP_BYTES (384 * 1024)
 
 #define INLINE static inline __attribute__((always_inline))
 #define LOAD(p) (*(const vec *)(p))
@@ -88,9 +95,11 @@ typedef struct {
     const float *own, *residual;        /* [item, L, d]; residual NULL: none */
     const float *message;               /* [item, M, d] */
     const float *bias, *score;          /* [d]; NULL: none, equal weights */
+    const float *panels;                /* [panel, d, PANEL], a layer's weights for PANEL outputs each; NULL: no layer */
+    const float *hidden_bias, *last;    /* [panel * PANEL], [heads, panel * PANEL] */
+    int64_t panel_count, heads;
     const int32_t *own_count, *other_count;
-    float *pooled;                      /* [pair, d]; NULL: `fused` is wanted */
-    float *fused;                       /* [pair, L, d] */
+    float *pooled;                      /* [pair, d] */
     int64_t own_items, other_items;
     int64_t pair_own, pair_other;       /* from one own, one other item to the next in the pairs' order */
     int64_t own_outer;                  /* 1: loop over own items outside, other items inside */
@@ -185,60 +194,162 @@ static void attend(const Tile *t, const float *affinity, const float *product, i
     }
 }
 
-static void receive_pair(const Tile *t, int64_t o, int64_t other, float *weights, int64_t stride, float *gates,
-                         float *scores, float *buffer) {
+/* `rows` fused vectors through one panel of the hidden layer; what it adds to their scores goes into dots [row, head]. */
+INLINE void hidden_block(const Tile *t, int rows, const float *fused, int64_t panel, vec *dots) {
+    const float *weights = t->panels + panel * t->dim * PANEL, *bias = t->hidden_bias + panel * PANEL;
+    vec sum[ROWS][WIDE];
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int w = 0; w < WIDE; w++) sum[r][w] = LOAD(bias + w * LANES);
+    for (int64_t k = 0; k < t->dim; k++) {
+        vec value[WIDE];
+#pragma GCC unroll 8
+        for (int w = 0; w < WIDE; w++) value[w] = LOAD(weights + k * PANEL + w * LANES);
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++) {
+            float x = fused[r * t->dim + k];
+#pragma GCC unroll 8
+            for (int w = 0; w < WIDE; w++) sum[r][w] += x * value[w];
+        }
+    }
+    const vec zero = {0};
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int w = 0; w < WIDE; w++) sum[r][w] = at_least(sum[r][w], zero);
+    for (int64_t h = 0; h < t->heads; h++) {
+        const float *last = t->last + (h * t->panel_count + panel) * PANEL;
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+            for (int w = 0; w < WIDE; w++) dots[r * t->heads + h] += sum[r][w] * LOAD(last + w * LANES);
+    }
+}
+
+#define HIDDEN(rows)                                                                                                 \
+    case rows:                                                                                                       \
+        hidden_block(t, rows, fused, panel, dots);                                                                   \
+        break;
+
+static void hidden_rows(const Tile *t, int rows, const float *fused, int64_t panel, vec *dots) {
+    switch (rows) {
+        HIDDEN(1)
+        HIDDEN(2)
+        HIDDEN(3)
+        HIDDEN(4)
+#if ROWS == 6
+        HIDDEN(5)
+        HIDDEN(6)
+#endif
+    }
+}
+
+/* Buffers of one thread, for a group of pairs. */
+typedef struct {
+    float *fused;   /* [group * L, d], real vectors only */
+    vec *dots;      /* [group * L, heads] */
+    float *scores;  /* [group, padded L] */
+    float *weights; /* [L, stride], or the weights of a head */
+    float *gates;   /* [padded L] */
+    int64_t stride, padded;
+} Scratch;
+
+/* The fused vectors of a pair, and with `score` their scores. */
+static void fuse_pair(const Tile *t, int64_t o, int64_t other, const Scratch *s, float *fused, float *scores) {
     int rows = t->own_count[o], count = t->other_count[other];
-    int64_t pair = o * t->pair_own + other * t->pair_other, size = t->own_size * t->dim;
+    int64_t size = t->own_size * t->dim, at = o * t->own_step + other * t->other_step;
     const float *own = t->own + o * size, *message = t->message + other * t->other_size * t->dim;
     const float *residual = t->residual ? t->residual + o * size : NULL;
-    int64_t at = o * t->own_step + other * t->other_step;
-    attend(t, t->affinity + at, t->product ? t->product + at : NULL, rows, count, weights, stride, gates);
-    float *fused = t->pooled ? buffer : t->fused + pair * size;
+    attend(t, t->affinity + at, t->product ? t->product + at : NULL, rows, count, s->weights, s->stride, s->gates);
     for (int l = 0; l < rows; l += ROWS) {
         int block = rows - l < ROWS ? rows - l : ROWS;
         vec dots[ROWS];
         memset(dots, 0, sizeof dots);
-        fuse_rows(t, block, count, weights + l * stride, stride, gates + l, own + l * t->dim,
+        fuse_rows(t, block, count, s->weights + l * s->stride, s->stride, s->gates + l, own + l * t->dim,
                   residual ? residual + l * t->dim : NULL, message, fused + l * t->dim, dots);
         for (int r = 0; r < block; r++) scores[l + r] = sum_lanes(dots[r]);
     }
-    if (!t->pooled) {
-        memset(fused + rows * t->dim, 0, (t->own_size - rows) * t->dim * sizeof(float));
-        return;
+}
+
+/* The mean over heads of the softmax of a pair's scores. */
+static void average_heads(const Tile *t, int rows, const vec *dots, float *head, float *weights) {
+    for (int l = 0; l < rows; l++) weights[l] = 0.0f;
+    for (int64_t h = 0; h < t->heads; h++) {
+        for (int l = 0; l < rows; l++) head[l] = sum_lanes(dots[l * t->heads + h]);
+        softmax(head, rows);
+        for (int l = 0; l < rows; l++) weights[l] += head[l] / t->heads;
     }
-    softmax(scores, rows); /* without `score` all are 0: equal weights */
-    float *pooled = t->pooled + pair * t->dim;
-    for (int64_t k = 0; k < t->dim; k += LANES) {
-        vec total = {0};
-        for (int l = 0; l < rows; l++) total += scores[l] * LOAD(fused + l * t->dim + k);
-        *(vec *)(pooled + k) = total;
+}
+
+/* `group` pairs from `first` on, in the order of the loop. */
+static void receive_pairs(const Tile *t, int64_t first, int64_t group, const Scratch *s) {
+    int64_t end = t->own_items * t->other_items, total = 0;
+    if (first + group < end) end = first + group;
+    for (int64_t p = first; p < end; p++) {
+        int64_t o = t->own_outer ? p / t->other_items : p % t->own_items;
+        int64_t other = t->own_outer ? p % t->other_items : p / t->own_items;
+        fuse_pair(t, o, other, s, s->fused + total * t->dim, s->scores + (p - first) * s->padded);
+        total += t->own_count[o];
+    }
+    if (t->panels) {
+        memset(s->dots, 0, total * t->heads * sizeof(vec));
+        for (int64_t panel = 0; panel < t->panel_count; panel++)
+            for (int64_t l = 0; l < total; l += ROWS)
+                hidden_rows(t, total - l < ROWS ? total - l : ROWS, s->fused + l * t->dim, panel,
+                            s->dots + l * t->heads);
+    }
+    total = 0;
+    for (int64_t p = first; p < end; p++) {
+        int64_t o = t->own_outer ? p / t->other_items : p % t->own_items;
+        int64_t other = t->own_outer ? p % t->other_items : p / t->own_items;
+        int rows = t->own_count[o];
+        float *scores = s->scores + (p - first) * s->padded;
+        if (t->panels)
+            average_heads(t, rows, s->dots + total * t->heads, s->weights, scores);
+        else
+            softmax(scores, rows); /* without `score` all are 0: equal weights */
+        const float *fused = s->fused + total * t->dim;
+        float *pooled = t->pooled + (o * t->pair_own + other * t->pair_other) * t->dim;
+        for (int64_t k = 0; k < t->dim; k += LANES) {
+            vec sum = {0};
+            for (int l = 0; l < rows; l++) sum += scores[l] * LOAD(fused + l * t->dim + k);
+            *(vec *)(pooled + k) = sum;
+        }
+        total += rows;
     }
 }
 
 int32_t camp_lanes(void) { return LANES; }
 
+int32_t camp_panel(void) { return PANEL; }
+
 int32_t camp_receive(const Tile *t) {
     int64_t stride = (t->other_size + LANES - 1) / LANES * LANES, padded = (t->own_size + LANES - 1) / LANES * LANES;
-    int64_t floats = t->own_size * stride + 2 * padded + t->own_size * t->dim;
-    int64_t pairs = t->own_items * t->other_items;
+    int64_t pairs = t->own_items * t->other_items, vectors = t->own_size * t->dim, group = 1;
+    if (t->panels && 2 * vectors * (int64_t)sizeof(float) <= GROUP_BYTES)
+        group = GROUP_BYTES / (vectors * (int64_t)sizeof(float));
+    int64_t dots = t->panels ? group * t->own_size * t->heads * LANES : 0;
+    int64_t weights = t->own_size * stride > padded ? t->own_size * stride : padded;
+    int64_t floats = group * (vectors + padded) + dots + weights + padded;
     int32_t failed = 0;
 #pragma omp parallel num_threads(t->threads)
     {
-        float *scratch = NULL;
-        if (posix_memalign((void **)&scratch, 64, floats * sizeof(float))) {
+        float *buffer = NULL;
+        if (posix_memalign((void **)&buffer, 64, floats * sizeof(float))) {
 #pragma omp atomic write
             failed = 1;
-            scratch = NULL;
+            buffer = NULL;
         }
-        float *scores = scratch + t->own_size * t->dim, *gates = scores + padded, *weights = gates + padded;
+        Scratch s = {.fused = buffer, .stride = stride, .padded = padded};
+        s.dots = (vec *)(s.fused + group * vectors);
+        s.scores = (float *)s.dots + dots;
+        s.weights = s.scores + group * padded;
+        s.gates = s.weights + weights;
 #pragma omp for schedule(static)
-        for (int64_t p = 0; p < pairs; p++) {
-            if (!scratch) continue;
-            int64_t o = t->own_outer ? p / t->other_items : p % t->own_items;
-            int64_t other = t->own_outer ? p % t->other_items : p / t->own_items;
-            receive_pair(t, o, other, weights, stride, gates, scores, scratch);
-        }
-        free(scratch);
+        for (int64_t p = 0; p < pairs; p += group)
+            if (buffer) receive_pairs(t, p, group, &s);
+        free(buffer);
     }
     return failed;
 }

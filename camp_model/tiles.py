@@ -2,7 +2,8 @@
 
 Of the 9.5 MFLOP that are left of a pair (d 1024, 36 regions, 16 words, attention pooling), 2.4 go into the affinities
 and gates and 4.2 into the matching layer, both products of large matrices here; the messages are formed inside the
-kernel, where fusion and pooling consume them while they are in the cache.
+kernel, where fusion and pooling consume them while they are in the cache. So is the hidden layer of the released
+pooling, 109 MFLOP a pair.
 """
 
 from collections.abc import Callable
@@ -16,16 +17,14 @@ from camp_model import native
 from camp_model.fitting import Tiles
 from camp_model.matching import Matching
 from camp_model.message_passing import Receiver
-from camp_model.pooling import Pooling, masked_softmax
+from camp_model.pooling import Pooling
 from camp_model.prepared import Prepared
 
 if TYPE_CHECKING:
     from camp_model.camp import CAMP
 
-POOLED_TILE = (16, 32)
-"""Images and captions of a tile whose pairs leave the kernel pooled, at most."""
-FUSED_TILE = (4, 16)
-"""The same for tiles whose fused vectors are needed whole."""
+TILE = (16, 32)
+"""Images and captions of a tile, at most."""
 TILE_BYTES = 32 * 2**20
 """What a tile may take; with more regions or words than usual it holds fewer images and captions."""
 
@@ -57,16 +56,15 @@ class _Side:
         self.bias = None if receiver.fusion.bias is None else receiver.fusion.bias.detach()
         self.residual = receiver.config.residual
         self.gate_context = receiver.gate_context
-        self.score: Tensor | None = None
-        self.layers: tuple[_Linear, _Linear] | None = None
+        self.pooling: Tensor | native.HiddenLayer | None = None
         if receiver.config.pooling == "attention":
             assert isinstance(pooling.score, torch.nn.Linear)
-            self.score = pooling.score.weight.detach()[0].contiguous()
+            self.pooling = pooling.score.weight.detach()[0].contiguous()
         elif receiver.config.pooling == "mlp":
             assert isinstance(pooling.score, torch.nn.Sequential)
             first, last = pooling.score[0], pooling.score[2]
             assert isinstance(first, torch.nn.Linear) and isinstance(last, torch.nn.Linear)
-            self.layers = (_Linear(first.weight, first.bias, relu=True), _Linear(last.weight, last.bias))
+            self.pooling = native.HiddenLayer.of(first, last)
 
     def pool(
         self,
@@ -80,18 +78,9 @@ class _Side:
         """Fill `out` [O, X, d]; `affinity` and `product` [O, X, L, M]."""
         assert own.own is not None and other.message is not None
         residual = own.features if self.residual else None
-        arguments = (affinity, product, own.own, residual, other.message, self.bias, self.score, counts)
-        if self.layers is None:
-            native.receive(*arguments, gate_context=self.gate_context, pooled=out)
-            return
-        items, others, size, dim = len(own.features), len(other.features), own.own.shape[1], own.own.shape[2]
-        fused = own.own.new_empty(items, others, size, dim)
-        native.receive(*arguments, gate_context=self.gate_context, fused=fused)
-        scores = self.layers[1](self.layers[0](fused.view(-1, dim)))
-        scores = scores.view(items, others, size, -1).transpose(-2, -1)  # [O, X, heads, L]
-        mask = None if own.mask is None else own.mask[:, None, None]
-        weights = masked_softmax(scores, mask).mean(2, keepdim=True)
-        out.copy_((weights @ fused).squeeze(2))
+        native.receive(
+            affinity, product, own.own, residual, other.message, self.bias, self.pooling, counts, out, self.gate_context
+        )
 
 
 class KernelTiles:
@@ -116,8 +105,7 @@ class KernelTiles:
         to_regions, to_words = model.messages.to_regions, model.messages.to_words
         self.regions = _Side(to_regions, model.region_pooling) if to_regions is not None else None
         self.words = _Side(to_words, model.word_pooling) if to_words is not None else None
-        self.tile = FUSED_TILE if model.config.pooling == "mlp" else POOLED_TILE
-        self.tiles = Tiles(self.tile[0] * self.tile[1])
+        self.tiles = Tiles(TILE[0] * TILE[1])
         self.hidden = None
         if model.config.matching == "mlp" and self.regions is not None and self.words is not None:
             assert isinstance(model.matching, Matching)
@@ -149,11 +137,8 @@ class KernelTiles:
         return scores
 
     def _shape(self, images: Prepared, captions: Prepared) -> tuple[int, int]:
-        """Images and captions of a tile: `self.tile`, halved until it takes no more than TILE_BYTES."""
-        (height, width), (regions, dim), words = self.tile, images.features.shape[1:], captions.features.shape[1]
-        each = 2 * regions * words
-        if self.model.config.pooling == "mlp":
-            each += 2 * max(regions, words) * dim
+        """Images and captions of a tile: TILE, halved until it takes no more than TILE_BYTES."""
+        (height, width), each = TILE, 2 * images.features.shape[1] * captions.features.shape[1]
         while height * width > 1 and 4 * height * width * each > TILE_BYTES:
             height, width = (height, -(-width // 2)) if width > height else (-(-height // 2), width)
         return height, width

@@ -81,25 +81,27 @@ def test_the_pytorch_path_is_exact(switches, monkeypatch):
         )
 
 
-@pytest.mark.parametrize("dim", [16, 48, 64, 80])
-def test_the_kernel_takes_any_whole_number_of_vectors(dim):
-    model, batch = make(dim=dim), encoded(images=3, captions=5, dim=dim)
+@pytest.mark.parametrize("pooling", ["attention", "mlp"])
+@pytest.mark.parametrize("dim", [16, 48, 64, 80, 208])
+def test_the_kernel_takes_any_whole_number_of_vectors(dim, pooling):
+    model, batch = make(dim=dim, pooling=pooling), encoded(images=3, captions=5, dim=dim)
     with torch.no_grad():
         torch.testing.assert_close(
             model.score_matrix(*batch).double(), float64_scores(model, *batch), rtol=1e-4, atol=1e-4
         )
 
 
+@pytest.mark.parametrize("pooling", ["attention", "mlp"])
 @pytest.mark.parametrize("side", [0, 2])
-def test_a_number_that_is_none_stays_visible(side):
+def test_a_number_that_is_none_stays_visible(side, pooling):
     """The kernel must not turn it into a plausible score."""
     batch = encoded(images=3, captions=4)
     batch[1][:], batch[3][:] = True, True
     batch[side][1, 2, 5] = torch.nan
     with torch.no_grad():
-        scores = make().score_matrix(*batch)
+        scores = make(pooling=pooling).score_matrix(*batch)
     assert bool(scores.isnan().any())
-    assert scores.isnan().tolist() == float64_scores(make(), *batch).isnan().tolist()
+    assert scores.isnan().tolist() == float64_scores(make(pooling=pooling), *batch).isnan().tolist()
 
 
 def test_blocks_cover_every_pair_once(monkeypatch):
