@@ -111,9 +111,9 @@ class HiddenLayer:
         width = int(kernel.camp_panel())
         missing = -first.out_features % width
         weights = pad(first.weight.detach(), (0, 0, 0, missing)).view(-1, width, first.in_features)
-        bias = first.weight.new_zeros(first.out_features) if first.bias is None else first.bias.detach()
         panels = weights.transpose(1, 2).contiguous()
-        return cls(panels, pad(bias, (0, missing)).contiguous(), pad(last.weight.detach(), (0, missing)).contiguous())
+        bias, last_weight = (pad(values.detach(), (0, missing)) for values in (first.bias, last.weight))
+        return cls(panels, bias.contiguous(), last_weight.contiguous())
 
 
 def receive(

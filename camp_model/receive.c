@@ -107,6 +107,23 @@ typedef struct {
     float gate_context;                 /* weight of a pair's mean gate logit in each of its gates */
 } Tile;
 
+/* sum_rw += sum_m factors_rm vectors_mw, for `rows` rows of factors and `width` vectors of lanes, in registers. */
+INLINE void accumulate(vec sum[ROWS][WIDE], int rows, int width, const float *factors, int64_t stride,
+                       const float *vectors, int64_t step, int64_t count) {
+    for (int64_t m = 0; m < count; m++) {
+        const float *source = vectors + m * step;
+        vec value[WIDE];
+#pragma GCC unroll 8
+        for (int w = 0; w < width; w++) value[w] = LOAD(source + w * LANES);
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++) {
+            float a = factors[r * stride + m];
+#pragma GCC unroll 8
+            for (int w = 0; w < width; w++) sum[r][w] += a * value[w];
+        }
+    }
+}
+
 /* `rows` own vectors times `width` vectors of lanes, from dimension k on. */
 INLINE void fuse_block(const Tile *t, int rows, int width, int64_t k, int count, const float *weights, int64_t stride,
                        const float *gates, const float *own, const float *residual, const float *message, float *fused,
@@ -116,18 +133,7 @@ INLINE void fuse_block(const Tile *t, int rows, int width, int64_t k, int count,
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
         for (int w = 0; w < width; w++) sum[r][w] = LOAD(own + r * t->dim + k + w * LANES);
-    for (int m = 0; m < count; m++) {
-        const float *source = message + m * t->dim + k;
-        vec value[WIDE];
-#pragma GCC unroll 8
-        for (int w = 0; w < width; w++) value[w] = LOAD(source + w * LANES);
-#pragma GCC unroll 8
-        for (int r = 0; r < rows; r++) {
-            float a = weights[r * stride + m];
-#pragma GCC unroll 8
-            for (int w = 0; w < width; w++) sum[r][w] += a * value[w];
-        }
-    }
+    accumulate(sum, rows, width, weights, stride, message + k, t->dim, count);
     const vec zero = {0};
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
@@ -202,17 +208,7 @@ INLINE void hidden_block(const Tile *t, int rows, const float *fused, int64_t pa
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
         for (int w = 0; w < WIDE; w++) sum[r][w] = LOAD(bias + w * LANES);
-    for (int64_t k = 0; k < t->dim; k++) {
-        vec value[WIDE];
-#pragma GCC unroll 8
-        for (int w = 0; w < WIDE; w++) value[w] = LOAD(weights + k * PANEL + w * LANES);
-#pragma GCC unroll 8
-        for (int r = 0; r < rows; r++) {
-            float x = fused[r * t->dim + k];
-#pragma GCC unroll 8
-            for (int w = 0; w < WIDE; w++) sum[r][w] += x * value[w];
-        }
-    }
+    accumulate(sum, rows, WIDE, fused, t->dim, weights, PANEL, t->dim);
     const vec zero = {0};
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
@@ -282,13 +278,16 @@ static void average_heads(const Tile *t, int rows, const vec *dots, float *head,
     }
 }
 
+/* The own and the other item of pair p in the order of the loop. */
+INLINE int64_t own_of(const Tile *t, int64_t p) { return t->own_outer ? p / t->other_items : p % t->own_items; }
+INLINE int64_t other_of(const Tile *t, int64_t p) { return t->own_outer ? p % t->other_items : p / t->own_items; }
+
 /* `group` pairs from `first` on, in the order of the loop. */
 static void receive_pairs(const Tile *t, int64_t first, int64_t group, const Scratch *s) {
     int64_t end = t->own_items * t->other_items, total = 0;
     if (first + group < end) end = first + group;
     for (int64_t p = first; p < end; p++) {
-        int64_t o = t->own_outer ? p / t->other_items : p % t->own_items;
-        int64_t other = t->own_outer ? p % t->other_items : p / t->own_items;
+        int64_t o = own_of(t, p), other = other_of(t, p);
         fuse_pair(t, o, other, s, s->fused + total * t->dim, s->scores + (p - first) * s->padded);
         total += t->own_count[o];
     }
@@ -301,8 +300,7 @@ static void receive_pairs(const Tile *t, int64_t first, int64_t group, const Scr
     }
     total = 0;
     for (int64_t p = first; p < end; p++) {
-        int64_t o = t->own_outer ? p / t->other_items : p % t->own_items;
-        int64_t other = t->own_outer ? p % t->other_items : p / t->own_items;
+        int64_t o = own_of(t, p), other = other_of(t, p);
         int rows = t->own_count[o];
         float *scores = s->scores + (p - first) * s->padded;
         if (t->panels)
