@@ -24,11 +24,10 @@ from camp_model.scoring import score_blocks
 from camp_model.tiles import KernelTiles
 
 DIM, REGIONS, WORDS = 1024, 36, 16
-FLOP_PER_PAIR = {
-    # Affinities and gates, messages to both sides, weighted sums, matching layer; `mlp`: its layer on every vector.
-    "attention": 4 * 2 * REGIONS * WORDS * DIM + 2 * 2 * (REGIONS + WORDS) * DIM + 4 * DIM * DIM,
-    "mlp": 4 * 2 * REGIONS * WORDS * DIM + 4 * DIM * DIM + 2 * (REGIONS + WORDS) * DIM * (DIM + 8),
-}
+FLOP_PER_PAIR = 4 * 2 * REGIONS * WORDS * DIM + 2 * 2 * (REGIONS + WORDS) * DIM + 4 * DIM * DIM
+"""Affinities and gates, messages to both sides, weighted sums, matching layer."""
+FLOP_OF_HIDDEN_LAYER = 2 * (REGIONS + WORDS) * DIM * DIM
+"""Of `mlp` pooling, on every number of every fused vector. The kernel passes over those that the ReLU made 0."""
 COLLECTIONS = 8
 """Of 1,000 images: of one alone, a single query weighs as much as the bar."""
 BARS = {"attention": 12.0, "mlp": 5.0}
@@ -77,6 +76,22 @@ def eager(model: CAMP, batch: Batch) -> Tensor:
         native.lanes = lanes
 
 
+def shares_of_entries(model: CAMP, batch: Batch) -> tuple[float, float]:
+    """How many numbers the ReLU of the fusion does not make 0: in a pair, and in one of two pairs of an own item."""
+    assert model.messages is not None
+    single, either = 0.0, 0.0
+    for receiver, axis in ((model.messages.to_regions, 1), (model.messages.to_words, 0)):
+        assert receiver is not None
+        kept: list[Tensor] = []
+        with receiver.fusion.register_forward_hook(lambda module, inputs, output, to=kept: to.append(output > 0)):
+            all_pairs(model, *batch)
+        twins = kept[0].unflatten(axis, (-1, 2)).any(axis + 1)
+        weight = twins.shape[2] / (REGIONS + WORDS)
+        single += weight * kept[0].double().mean().item()
+        either += weight * twins.double().mean().item()
+    return single, either
+
+
 def speed(pooling: str) -> bool:
     torch.manual_seed(0)
     model = CAMP(CampConfig(vocab_size=8, region_dim=8, word_dim=8, dim=DIM, pooling=pooling)).eval()
@@ -97,9 +112,14 @@ def speed(pooling: str) -> bool:
     print(f"{pooling} pooling ({'kernel' if KernelTiles.build(model) else 'no kernel on this machine'}):")
     for name, rate in rates.items():
         print(f"  {name:18}{rate:10,.0f} pairs/s{rate / rates['broadcast']:8.1f} x")
-    used = rates["as shipped"] * FLOP_PER_PAIR[pooling]
+    left = float(FLOP_PER_PAIR)
+    if pooling == "mlp":
+        share, either = shares_of_entries(model, cut(batch, 8, 16))
+        left += share * FLOP_OF_HIDDEN_LAYER
+        print(f"  the fusion's ReLU leaves {share:.0%} of the numbers of a pair, {either:.0%} in one of two neighbours")
+    used = rates["as shipped"] * left
     print(
-        f"  {FLOP_PER_PAIR[pooling] / 1e6:.1f} MFLOP a pair are left: {used / 1e9:.0f} GFLOP/s, {used / ceiling:.0%} "
+        f"  {left / 1e6:.1f} MFLOP a pair are left: {used / 1e9:.0f} GFLOP/s, {used / ceiling:.0%} "
         f"of the {ceiling / 1e9:.0f} GFLOP/s of torch's 2048 x 2048 float32 product"
     )
     ratio = rates["as shipped"] / rates["broadcast"]
@@ -107,17 +127,23 @@ def speed(pooling: str) -> bool:
 
 
 def exactness() -> bool:
-    """Against float64, with real weights spread: gates open and shut, captions of 4 to 16 words."""
-    torch.manual_seed(1)
-    model = CAMP(CampConfig(vocab_size=8, region_dim=8, word_dim=8, dim=DIM)).eval()
-    regions, region_mask, words, _ = encodings(24, 48)
-    word_mask = length_mask(torch.randint(4, WORDS + 1, (48,)), WORDS)
-    scores = model.score_matrix(regions, region_mask, words, word_mask)
-    wide = CAMP(model.config).double()
-    wide.load_state_dict(model.state_dict())
-    exact = all_pairs(wide, regions.double(), region_mask, words.double(), word_mask)
-    error = ((scores - exact).abs() / exact.abs()).max().item()
-    return verdict("float32 logits within 1e-4 relative of float64", f"{error:.1e}", error < 1e-4)
+    """Against float64, with real weights spread: gates open and shut, captions of 4 to 16 words.
+
+    Logits that cross 0 are left out: next to 0 every way to add in float32 is relatively far off.
+    """
+    error = 0.0
+    for pooling in BARS:
+        torch.manual_seed(1)
+        model = CAMP(CampConfig(vocab_size=8, region_dim=8, word_dim=8, dim=DIM, pooling=pooling)).eval()
+        regions, region_mask, words, _ = encodings(24, 48)
+        word_mask = length_mask(torch.randint(4, WORDS + 1, (48,)), WORDS)
+        scores = model.score_matrix(regions, region_mask, words, word_mask)
+        wide = CAMP(model.config).double()
+        wide.load_state_dict(model.state_dict())
+        exact = all_pairs(wide, regions.double(), region_mask, words.double(), word_mask)
+        errors = ((scores - exact).abs() / exact.abs())[exact.abs() >= 0.01]
+        error = max(error, errors.max().item())
+    return verdict("float32 logits (from 0.01 on) within 1e-4 relative of float64", f"{error:.1e}", error < 1e-4)
 
 
 def verdict(bar: str, value: str, met: bool) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
 
 SOURCE = Path(__file__).with_name("receive.c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
@@ -32,7 +32,7 @@ class Tile(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("affinity", "product")),
         *((name, ctypes.c_int64) for name in ("row_stride", "column_stride", "own_step", "other_step")),
         *((name, ctypes.c_void_p) for name in ("own", "residual", "message", "bias", "score")),
-        *((name, ctypes.c_void_p) for name in ("panels", "hidden_bias", "last")),
+        *((name, ctypes.c_void_p) for name in ("panels", "hidden", "hidden_bias", "last")),
         *((name, ctypes.c_int64) for name in ("panel_count", "heads")),
         *((name, ctypes.c_void_p) for name in ("own_count", "other_count", "pooled")),
         *((name, ctypes.c_int64) for name in ("own_items", "other_items", "pair_own", "pair_other")),
@@ -104,6 +104,10 @@ class HiddenLayer:
     last: Tensor
     """[heads, P * width]: the second layer's weights. Its bias does not change a softmax."""
 
+    def outputs(self, features: Tensor) -> Tensor:
+        """The first layer's outputs, before its ReLU: [..., L, d] -> [..., L, P * width]."""
+        return linear(features, self.panels.transpose(1, 2).flatten(0, 1), self.bias)
+
     @classmethod
     def of(cls, first: nn.Linear, last: nn.Linear) -> "HiddenLayer":
         kernel = library()
@@ -124,6 +128,7 @@ def receive(
     message: Tensor,
     bias: Tensor | None,
     pooling: Tensor | HiddenLayer | None,
+    hidden: Tensor | None,
     counts: tuple[Tensor, Tensor],
     pooled: Tensor,
     gate_context: float = 0.0,
@@ -138,6 +143,7 @@ def receive(
         message: [X, M, d], contiguous, features through `message_weight`.
         bias: [d] or None.
         pooling: weights [d] of attention pooling, or the layers of the released pooling; None: mean pooling.
+        hidden: [O, L, P * width], contiguous, `residual` through the hidden layer, if there are both; else None.
         counts: real vectors of each own [O] and other [X] item, int32; they come first.
         pooled: [O, X, d] with d contiguous, filled with pooled vectors.
         gate_context: weight of the mean gate logit of a pair in each of its gates.
@@ -148,6 +154,7 @@ def receive(
     kernel = library()
     assert kernel is not None
     assert product is None or product.stride() == affinity.stride()
+    assert (hidden is not None) == (residual is not None and isinstance(pooling, HiddenLayer))
     score = pooling if isinstance(pooling, Tensor) else None
     layer = pooling if isinstance(pooling, HiddenLayer) else None
     panels, hidden_bias, last = (layer.panels, layer.bias, layer.last) if layer else (None, None, None)
@@ -157,12 +164,13 @@ def receive(
         affinity=affinity.data_ptr(), product=_address(product), row_stride=row_stride, column_stride=column_stride,
         own_step=own_step, other_step=other_step, own=own.data_ptr(), residual=_address(residual),
         message=message.data_ptr(), bias=_address(bias), score=_address(score),
-        panels=_address(panels), hidden_bias=_address(hidden_bias), last=_address(last),
+        panels=_address(panels), hidden=_address(hidden), hidden_bias=_address(hidden_bias), last=_address(last),
         panel_count=0 if panels is None else len(panels), heads=0 if last is None else len(last),
         own_count=counts[0].data_ptr(), other_count=counts[1].data_ptr(), pooled=pooled.data_ptr(),
         own_items=own.shape[0], other_items=message.shape[0],
         pair_own=pooled.stride(0) // own.shape[2], pair_other=pooled.stride(1) // own.shape[2],
-        own_outer=pooled.stride(0) > pooled.stride(1), threads=torch.get_num_threads(), gate_context=gate_context,
+        own_outer=layer is not None or pooled.stride(0) > pooled.stride(1), threads=torch.get_num_threads(),
+        gate_context=gate_context,
     )  # fmt: skip
     if kernel.camp_receive(ctypes.byref(tile)):
         raise MemoryError("no memory for the buffers of the CPU kernel")

@@ -55,6 +55,8 @@ class Prepared:
     """[B, L, L], affinities of the second hop between features, for the messages they make on the other side."""
     gram: Tensor | None = None
     """[B, L, L], inner products of the features, for the length of the messages they make."""
+    hidden: Tensor | None = None
+    """[B, L, outputs], the features through the hidden layer of this side's pooling, before its ReLU."""
     pooled: Tensor | None = None
     """[B, d], if this side receives no messages."""
     pooling: Tensor | None = None

@@ -91,6 +91,17 @@ def test_the_kernel_takes_any_whole_number_of_vectors(dim, pooling):
         )
 
 
+@pytest.mark.parametrize(("bias", "residual"), [(-9.0, True), (9.0, True), (9.0, False)])
+def test_the_kernel_is_exact_where_a_relu_leaves_nothing_or_everything(bias, residual):
+    model, batch = make(pooling="mlp", residual=residual), encoded()
+    for receiver in (model.messages.to_regions, model.messages.to_words):
+        torch.nn.init.constant_(receiver.fusion.bias, bias)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.score_matrix(*batch).double(), float64_scores(model, *batch), rtol=1e-4, atol=1e-4
+        )
+
+
 @pytest.mark.parametrize("pooling", ["attention", "mlp"])
 @pytest.mark.parametrize("side", [0, 2])
 def test_a_number_that_is_none_stays_visible(side, pooling):
