@@ -2,15 +2,18 @@
 
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 LOG_EVERY = 10.0
 """Seconds between two states of a progress bar in the log."""
+GRACE = 30.0
+"""Seconds that what a command has left behind may hold its output open."""
 
 MEMORY = ("out of memory", "OutOfMemoryError", "MemoryError", "Cannot allocate memory", "std::bad_alloc")
 PASSING = {
@@ -96,7 +99,7 @@ def run_command(
     lines: list[str] = []
     said = 0.0
     try:
-        for line, rewritten in _lines(process.stdout.fileno()):
+        for line, rewritten in _lines(process):
             if rewritten and time.monotonic() - said < LOG_EVERY:
                 continue
             if rewritten:
@@ -107,7 +110,7 @@ def run_command(
     except BaseException:  # cancelled: the command goes too, and saves its state
         process.terminate()
         try:
-            process.wait(timeout=30)
+            process.wait(timeout=GRACE)
         except subprocess.TimeoutExpired:
             process.kill()
         raise
@@ -121,10 +124,26 @@ def run_command(
     return tail
 
 
-def _lines(descriptor: int):  # type: ignore[no-untyped-def]
-    """Lines of a pipe, and whether each was rewritten in place (ended by a carriage return)."""
+def _chunks(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
+    """What a process writes, and what it leaves behind: a stage whose dvc was ended has GRACE to save its state."""
+    assert process.stdout is not None
+    descriptor = process.stdout.fileno()
+    ended: float | None = None
+    while True:
+        if select.select([descriptor], [], [], 1.0)[0]:
+            if not (chunk := os.read(descriptor, 65536)):
+                return
+            yield chunk
+        if ended is None and process.poll() is not None:
+            ended = time.monotonic()
+        if ended is not None and time.monotonic() - ended > GRACE:
+            return
+
+
+def _lines(process: subprocess.Popen[bytes]) -> Iterator[tuple[str, bool]]:
+    """Lines of a process's output, and whether each was rewritten in place (ended by a carriage return)."""
     rest = b""
-    while chunk := os.read(descriptor, 65536):
+    for chunk in _chunks(process):
         rest += chunk
         *whole, rest = re.split(rb"(?<=[\r\n])", rest)
         for part in whole:

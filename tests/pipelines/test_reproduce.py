@@ -1,5 +1,7 @@
 """`reproduce` against a real server, on a small real DAG."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +12,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
+from pipelines import commands
 from pipelines import reproduce as module
 from pipelines.commands import CommandFailed, begin, end_all, run_command, why
 from pipelines.dag import read_dag
@@ -125,6 +128,24 @@ def test_a_command_is_streamed_and_its_failure_explained():
         run_command([sys.executable, "-c", script], said.append)
     assert caught.value.reason == "error"
     assert said == ["0", "done"]
+
+
+def test_a_process_that_a_command_leaves_behind_is_not_waited_for_for_ever(monkeypatch):
+    monkeypatch.setattr(commands, "GRACE", 2.0)
+    script = """
+import subprocess, sys
+code = "import time; time.sleep(1); print('saved', flush=True); time.sleep(120)"
+child = subprocess.Popen([sys.executable, "-c", code])
+print(child.pid, flush=True)
+print("x" * 200_000)
+"""
+    begun, said = time.monotonic(), []
+    try:
+        run_command([sys.executable, "-c", script], said.append)
+        assert time.monotonic() - begun < 60
+        assert (len(said[1]), said[2]) == (200_000, "saved")
+    finally:
+        os.kill(int(said[0]), signal.SIGKILL)
 
 
 def test_ending_a_flow_ends_its_command():
