@@ -283,7 +283,7 @@ typedef struct {
     float *weights; /* [L, stride], or the weights of a head */
     float *gates;   /* [padded L] */
     int64_t group, stride, padded;
-    List *lists; /* [twins, L]; twins: half the group, rounded up */
+    List *lists; /* [twins, L]; twins: half the group */
     float *sums; /* [twins, L, 2, PANEL] */
     vec *dots;   /* [twins, L, 2, heads] */
     int64_t blocks;
@@ -309,7 +309,7 @@ static int64_t lay_out(const Tile *t, Scratch *s, char *base) {
     s->weights = carve(&at, (t->own_size * s->stride > s->padded ? t->own_size * s->stride : s->padded) * size);
     s->gates = carve(&at, s->padded * size);
     if (t->panels) {
-        int64_t rows = (s->group + 1) / 2 * t->own_size, entries = t->dim + LANES; /* LANES are written at a time */
+        int64_t rows = s->group / 2 * t->own_size, entries = t->dim + LANES; /* LANES are written at a time */
         s->blocks = (t->dim + DEPTH - 1) / DEPTH;
         s->lists = carve(&at, rows * (int64_t)sizeof(List));
         s->sums = carve(&at, rows * 2 * PANEL * size);
@@ -412,25 +412,19 @@ static void pool_pair(const Tile *t, int64_t o, int64_t other, const float *weig
     }
 }
 
-/* `count` pairs of the outer item `outer` with the inner items from `first` on. */
+/* `count` pairs of the outer item `outer` with the inner items from `first` on; without a hidden layer it is one. */
 static void receive_pairs(const Tile *t, int64_t outer, int64_t first, int64_t count, const Scratch *s) {
-    int64_t pair = t->own_size * t->dim;
-    for (int stage = 0; stage < 2; stage++) {
-        for (int64_t q = 0; q < count; q++) {
-            int64_t o = t->own_outer ? outer : first + q, other = t->own_outer ? first + q : outer;
-            float *fused = s->fused + q * pair, *scores = s->scores + q * s->padded;
-            int rows = t->own_count[o];
-            if (stage == 0) {
-                fuse_pair(t, o, other, s, fused, scores);
-            } else {
-                if (t->panels)
-                    average_heads(t, rows, s->dots + ((q / 2) * rows * 2 + q % 2) * t->heads, s->weights, scores);
-                else
-                    softmax(scores, rows); /* without `score` all are 0: equal weights */
-                pool_pair(t, o, other, scores, fused);
-            }
-        }
-        if (stage == 0 && t->panels) hidden_layer(t, outer, count, s);
+    int64_t o = t->own_outer ? outer : first, other = t->own_outer ? first : outer, pair = t->own_size * t->dim;
+    int rows = t->own_count[o];
+    for (int64_t q = 0; q < count; q++) fuse_pair(t, o, other + q, s, s->fused + q * pair, s->scores + q * s->padded);
+    if (t->panels && rows) hidden_layer(t, o, count, s);
+    for (int64_t q = 0; q < count; q++) {
+        float *weights = s->scores + q * s->padded;
+        if (t->panels)
+            average_heads(t, rows, s->dots + ((q / 2) * rows * 2 + q % 2) * t->heads, s->weights, weights);
+        else
+            softmax(weights, rows); /* without `score` all are 0: equal weights */
+        pool_pair(t, o, other + q, weights, s->fused + q * pair);
     }
 }
 

@@ -103,6 +103,17 @@ def test_the_kernel_is_exact_where_a_relu_leaves_nothing_or_everything(bias, res
 
 
 @pytest.mark.parametrize("pooling", ["attention", "mlp"])
+def test_an_image_without_regions_leaves_the_others_alone(pooling):
+    model, batch = make(pooling=pooling), encoded()
+    expected = float64_scores(model, *batch)
+    batch[1][5] = False
+    with torch.no_grad():
+        scores = model.score_matrix(*batch).double()
+    others = torch.arange(len(scores)) != 5
+    torch.testing.assert_close(scores[others], expected[others], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("pooling", ["attention", "mlp"])
 @pytest.mark.parametrize("side", [0, 2])
 def test_a_number_that_is_none_stays_visible(side, pooling):
     """The kernel must not turn it into a plausible score."""
