@@ -3,6 +3,7 @@
 python -m pipelines.reproduce           # here and now, in this workspace
 """
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -167,6 +168,7 @@ def _publish(done: dict[str, str], base: str) -> None:
 def main() -> None:
     """Run the flow in this workspace."""
     exit_when_asked()
+    argparse.ArgumentParser(description="What `dvc repro` does, each stage a task of a Prefect flow.").parse_args()
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
     reproduce()
 

@@ -494,13 +494,21 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         raise InputError(f"{path}: {error}") from None
 
 
-def stage_main(run: typing.Callable[[], None]) -> None:
+def stage_main(run: typing.Callable[[], None], arguments: bool = False) -> None:
     """Run a stage's entry point, alone on its outputs; an InputError becomes one line on stderr and exit code 2.
 
-    Exit code 75 (try again later): another process holds the outputs.
+    Exit code 75 (try again later): another process holds the outputs. `arguments`: `run` reads the command line itself;
+    otherwise nothing may stand there, so that a misplaced option does not start the stage without it.
     """
     from stages.locks import Held, hold_own_outputs
 
+    if not arguments:
+        parser = argparse.ArgumentParser(
+            description=sys.modules["__main__"].__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog="Everything is set in params.yaml; a stage takes no options.",
+        )
+        parser.parse_args()
     try:
         with hold_own_outputs():
             run()
@@ -551,4 +559,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stage_main(main)
+    stage_main(main, arguments=True)

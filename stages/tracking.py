@@ -291,4 +291,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    stage_main(main)
+    stage_main(main, arguments=True)

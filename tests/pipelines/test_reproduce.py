@@ -113,6 +113,12 @@ def test_another_clone_ends_with_the_same_result(prefect_server, repository, mon
     assert (clone / "train.txt").read_text() == (repository / "train.txt").read_text()
 
 
+@pytest.mark.parametrize(("option", "code"), [("--help", 0), ("--force", 2)])
+def test_no_option_starts_the_flow_by_accident(option, code, repository):
+    assert subprocess.run([sys.executable, "-m", "pipelines.reproduce", option], check=False).returncode == code
+    assert not Path("prepare.txt").exists()
+
+
 def test_a_wrong_param_fails_before_any_stage(prefect_server, repository):
     state, _ = run_flow(params={"model": {"gate": "open"}})
     assert state.is_failed()

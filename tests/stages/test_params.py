@@ -1,6 +1,7 @@
 """params.yaml: every wrong key or value is named, and presets are whole."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -104,3 +105,16 @@ def test_a_broken_params_file_ends_with_code_2_and_its_name(text: str, repositor
     assert done.returncode == 2
     assert done.stderr.startswith("error: params.yaml: ")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("module", ["stages.prepare_dataset", "stages.tokenize_captions"])
+@pytest.mark.parametrize(("option", "code", "said"), [("--help", 0, "usage: "), ("--epochs=3", 2, "unrecognized")])
+def test_no_option_starts_a_stage_by_accident(
+    module: str, option: str, code: int, said: str, repository: Path, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, option],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(repository)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, said in done.stdout + done.stderr) == (code, True), done.stderr
+    assert list(tmp_path.iterdir()) == []
