@@ -79,16 +79,20 @@ def eager(model: CAMP, batch: Batch) -> Tensor:
 def shares_of_entries(model: CAMP, batch: Batch) -> tuple[float, float]:
     """How many numbers the ReLU of the fusion does not make 0: in a pair, and in one of two pairs of an own item."""
     assert model.messages is not None
+    to_regions, to_words = model.messages.to_regions, model.messages.to_words
+    assert to_regions is not None and to_words is not None
+    kept: list[Tensor] = []
+
+    def keep(module: object, inputs: object, output: Tensor) -> None:
+        kept.append(output > 0)
+
+    with to_regions.fusion.register_forward_hook(keep), to_words.fusion.register_forward_hook(keep):
+        all_pairs(model, *batch)
     single, either = 0.0, 0.0
-    for receiver, axis in ((model.messages.to_regions, 1), (model.messages.to_words, 0)):
-        assert receiver is not None
-        kept: list[Tensor] = []
-        with receiver.fusion.register_forward_hook(lambda module, inputs, output, to=kept: to.append(output > 0)):
-            all_pairs(model, *batch)
-        twins = kept[0].unflatten(axis, (-1, 2)).any(axis + 1)
-        weight = twins.shape[2] / (REGIONS + WORDS)
-        single += weight * kept[0].double().mean().item()
-        either += weight * twins.double().mean().item()
+    for values, other in zip(kept, (1, 0), strict=True):  # [I, C, L, d]
+        weight = values.shape[2] / (REGIONS + WORDS)
+        single += weight * values.double().mean().item()
+        either += weight * values.unflatten(other, (-1, 2)).any(other + 1).double().mean().item()
     return single, either
 
 

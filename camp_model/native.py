@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad
+from torch.nn.functional import pad
 
 SOURCE = Path(__file__).with_name("receive.c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
@@ -103,10 +103,6 @@ class HiddenLayer:
     """[P * width]."""
     last: Tensor
     """[heads, P * width]: the second layer's weights. Its bias does not change a softmax."""
-
-    def outputs(self, features: Tensor) -> Tensor:
-        """The first layer's outputs, before its ReLU: [..., L, d] -> [..., L, P * width]."""
-        return linear(features, self.panels.transpose(1, 2).flatten(0, 1), self.bias)
 
     @classmethod
     def of(cls, first: nn.Linear, last: nn.Linear) -> "HiddenLayer":

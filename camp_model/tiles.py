@@ -66,12 +66,13 @@ class _Side:
             first, last = pooling.score[0], pooling.score[2]
             assert isinstance(first, torch.nn.Linear) and isinstance(last, torch.nn.Linear)
             self.pooling = native.HiddenLayer.of(first, last)
+            self.first = _Linear(self.pooling.panels.mT.flatten(0, 1), self.pooling.bias)
 
     def prepare(self, items: Prepared) -> Prepared:
         """With what the hidden layer of the pooling makes of the residual, the same in every pair."""
         if not self.residual or not isinstance(self.pooling, native.HiddenLayer):
             return items
-        return dataclasses.replace(items, hidden=self.pooling.outputs(items.features))
+        return dataclasses.replace(items, hidden=self.first(items.features))
 
     def pool(
         self,

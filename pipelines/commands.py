@@ -13,7 +13,7 @@ from pathlib import Path
 LOG_EVERY = 10.0
 """Seconds between two states of a progress bar in the log."""
 GRACE = 30.0
-"""Seconds that what a command has left behind may hold its output open."""
+"""Seconds that a command which was told to end, and what one leaves behind, may take to finish."""
 
 MEMORY = ("out of memory", "OutOfMemoryError", "MemoryError", "Cannot allocate memory", "std::bad_alloc")
 PASSING = {

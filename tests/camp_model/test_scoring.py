@@ -43,6 +43,12 @@ def float64_scores(model, regions, region_mask, words, word_mask):
         return wide.match(images, wide.prepare_words(words.double(), word_mask), TILES).logits
 
 
+def assert_exact(model, batch, msg=None):
+    with torch.no_grad():
+        scores = model.score_matrix(*batch).double()
+    torch.testing.assert_close(scores, float64_scores(model, *batch), rtol=1e-4, atol=1e-4, msg=msg)
+
+
 KERNEL_SWITCHES = ("message_passing", "gate", "gate_context", "fusion", "residual", "pooling", "matching")
 FACTORISED = [
     dict(zip(KERNEL_SWITCHES, values, strict=True))
@@ -59,14 +65,7 @@ def test_the_kernel_is_exact_for_every_switch_it_takes():
     for switches in FACTORISED:
         model = make(**switches)
         assert KernelTiles.build(model) is not None
-        with torch.no_grad():
-            torch.testing.assert_close(
-                model.score_matrix(*batch).double(),
-                float64_scores(model, *batch),
-                rtol=1e-4,
-                atol=1e-4,
-                msg=str(switches),
-            )
+        assert_exact(model, batch, msg=str(switches))
 
 
 @pytest.mark.parametrize(
@@ -75,20 +74,14 @@ def test_the_kernel_is_exact_for_every_switch_it_takes():
 def test_the_pytorch_path_is_exact(switches, monkeypatch):
     monkeypatch.setattr(native, "lanes", lambda: 0)
     model, batch = make(**switches), encoded()
-    with torch.no_grad():
-        torch.testing.assert_close(
-            model.score_matrix(*batch).double(), float64_scores(model, *batch), rtol=1e-4, atol=1e-4
-        )
+    assert_exact(model, batch)
 
 
 @pytest.mark.parametrize("pooling", ["attention", "mlp"])
 @pytest.mark.parametrize("dim", [16, 48, 64, 80, 208])
 def test_the_kernel_takes_any_whole_number_of_vectors(dim, pooling):
     model, batch = make(dim=dim, pooling=pooling), encoded(images=3, captions=5, dim=dim)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            model.score_matrix(*batch).double(), float64_scores(model, *batch), rtol=1e-4, atol=1e-4
-        )
+    assert_exact(model, batch)
 
 
 @pytest.mark.parametrize(("bias", "residual"), [(-9.0, True), (9.0, True), (9.0, False)])
@@ -96,10 +89,7 @@ def test_the_kernel_is_exact_where_a_relu_leaves_nothing_or_everything(bias, res
     model, batch = make(pooling="mlp", residual=residual), encoded()
     for receiver in (model.messages.to_regions, model.messages.to_words):
         torch.nn.init.constant_(receiver.fusion.bias, bias)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            model.score_matrix(*batch).double(), float64_scores(model, *batch), rtol=1e-4, atol=1e-4
-        )
+    assert_exact(model, batch)
 
 
 @pytest.mark.parametrize("pooling", ["attention", "mlp"])
