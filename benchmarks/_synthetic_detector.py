@@ -6,7 +6,7 @@ import numpy as np
 
 from camp_model.regions import ImageRegions
 from stages.detectors.base import Description
-from stages.params import RegionsParams
+from stages.params.regions import RegionsParams
 
 
 class SyntheticRegions:

@@ -17,8 +17,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from camp_model import CAMP, CampConfig
 from camp_model.encoders import length_mask
-from camp_model.ranking import rank_queries
-from camp_model.scoring import Scorer
+from camp_model.scoring.all_pairs import Scorer
+from camp_model.scoring.ranking import rank_queries
 
 IMAGES, CAPTIONS, REGIONS, DIM = 5000, 25_000, 36, 1024
 PART = (128, 256)

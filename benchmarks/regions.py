@@ -26,8 +26,11 @@ from stages.detectors import DETECTORS, torchvision
 from stages.detectors.base import Description, Prepared, RegionExtractor, load_detector
 from stages.detectors.images import read_image
 from stages.extract_regions import devices, extract_missing, extract_regions
-from stages.params import DatasetParams, DetectorParams, Params, RegionsParams
-from stages.region_shards import plan_shards
+from stages.extraction.shards import plan_shards
+from stages.params.dataset import DatasetParams
+from stages.params.detector import DetectorParams
+from stages.params.pipeline import Params
+from stages.params.regions import RegionsParams
 
 R, D, BATCH = 36, 2048, 128
 STORE_IMAGES, SHARD = 1024, 256

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from benchmarks._broadcast import all_pairs
-from camp_model import CAMP, CampConfig, native
+from camp_model import CAMP, CampConfig
 from camp_model.encoders import length_mask
 from camp_model.losses import hardest_negative_bce
 from camp_model.metrics import retrieval_metrics
-from camp_model.ranking import rank_queries
-from camp_model.scoring import score_blocks
-from camp_model.tiles import KernelTiles
+from camp_model.scoring import native
+from camp_model.scoring.all_pairs import score_blocks
+from camp_model.scoring.ranking import rank_queries
+from camp_model.scoring.tiles import KernelTiles
 
 DIM, REGIONS, WORDS = 1024, 36, 16
 FLOP_PER_PAIR = 4 * 2 * REGIONS * WORDS * DIM + 2 * 2 * (REGIONS + WORDS) * DIM + 4 * DIM * DIM

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from camp_model.config import CampConfig
 
 if TYPE_CHECKING:
-    from camp_model.camp import CAMP
+    from camp_model.model import CAMP
 
 __all__ = ["CAMP", "CampConfig"]
 
@@ -17,7 +17,7 @@ __all__ = ["CAMP", "CampConfig"]
 def __getattr__(name: str) -> Any:
     # Reading params needs CampConfig but not the seconds that importing torch takes.
     if name == "CAMP":
-        from camp_model.camp import CAMP
+        from camp_model.model import CAMP
 
         return CAMP
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from camp_model.camp import CAMP
 from camp_model.config import CampConfig
+from camp_model.model import CAMP
 from camp_model.vocabulary import Vocabulary
 
 FORMAT, VERSION = "camp.model", "1"

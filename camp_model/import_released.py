@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from camp_model.camp import CAMP
 from camp_model.checkpoint import load_weights, save_checkpoint
 from camp_model.config import CampConfig
+from camp_model.model import CAMP
 from camp_model.vocabulary import Vocabulary
 
 Weights = dict[str, Tensor]

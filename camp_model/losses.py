@@ -27,9 +27,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 from torch.utils.checkpoint import checkpoint
 
-from camp_model.camp import CAMP
-from camp_model.prepared import PAIRS, TILES, Layout, Prepared
-from camp_model.scoring import score_prepared
+from camp_model.matchers.prepared import PAIRS, TILES, Layout, Prepared
+from camp_model.model import CAMP
+from camp_model.scoring.all_pairs import score_prepared
 
 LOGIT, SIMILARITY, GATE_LOGIT = 0, 1, 2
 

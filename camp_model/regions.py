@@ -8,10 +8,7 @@ k regions of one image. Boxes are (x0, y0, x1, y1) in pixels of the original ima
 """
 
 import json
-import os
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from camp_model.files import replacing
 
 Array = npt.NDArray[Any]
 VERSION = "1"
@@ -73,20 +72,6 @@ class ShardHeader:
     rejected: list[tuple[str, str]]
     """(image_id, reason) of the shard's images that could not be read."""
     info: StoreInfo
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well and is gone otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _metadata(name: str, info: StoreInfo, **extra: Any) -> dict[bytes, bytes]:

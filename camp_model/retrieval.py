@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from camp_model.camp import CAMP
 from camp_model.encoders import length_mask
+from camp_model.model import CAMP
 
 
 class Regions(Protocol):

@@ -16,9 +16,9 @@ from pipelines.commands import exit_when_asked
 from pipelines.experiments import side_by_side
 from pipelines.study import SPLIT, read_outcome
 from pipelines.study_document import Facts, write_document
+from stages.errors import InputError
 from stages.foils.facts import true_by_chance
-from stages.params import InputError
-from stages.tracking_machine import checked_out
+from stages.tracking.machine import checked_out
 
 
 @dataclass(frozen=True)

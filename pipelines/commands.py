@@ -89,7 +89,7 @@ def run_command(
     # Stages are commands that begin with `python`: this one, whether or not its environment is activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     process = subprocess.Popen(
-        [sys.executable, "-m", "stages.locks", *command],
+        [sys.executable, "-m", "stages.entry", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={**os.environ, "PYTHONUNBUFFERED": "1", "PATH": path, **(environment or {})},

@@ -26,13 +26,13 @@ from pipelines.commands import begin, end_all, exit_when_asked, run_command
 from pipelines.dag import shared_stages
 from pipelines.reproduce import DVC, can_pass
 from pipelines.study import commit_of
-from stages.params import InputError
+from stages.errors import InputError
 from stages.tracking import PARENT, track
-from stages.tracking_delivery import sync
-from stages.tracking_model import promote as promote_model
-from stages.tracking_restore import find_run
-from stages.tracking_spool import main_root
-from stages.tracking_store import connect, store_uri
+from stages.tracking.delivery import sync
+from stages.tracking.model import promote as promote_model
+from stages.tracking.restore import find_run
+from stages.tracking.spool import main_root
+from stages.tracking.store import connect, store_uri
 
 RANKED_BY = "val_rsum"
 """The number of metrics/train.json that decides: of the validation split, never of the test split."""

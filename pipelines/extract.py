@@ -23,8 +23,9 @@ from prefect_dask.task_runners import DaskTaskRunner
 from pipelines.commands import begin, exit_when_asked
 from pipelines.dag import read_dag
 from pipelines.reproduce import ONE_BY_ONE, run_stage
-from stages.params import InputError, load_params
-from stages.region_shards import missing_shards, plan_shards
+from stages.errors import InputError
+from stages.extraction.shards import missing_shards, plan_shards
+from stages.params.pipeline import load_params
 
 STAGE = "extract_regions"
 DATASET, DETECTOR, REGIONS = Path("data/dataset"), Path("data/detector"), Path("data/regions")

@@ -1,4 +1,4 @@
-"""The dataclasses of stages/params.py as pydantic models, so that Prefect's run form is their documentation.
+"""The dataclasses of stages/params as pydantic models, so that Prefect's run form is their documentation.
 
 Types and descriptions come from the dataclasses, values from the repository's params.yaml: what a person leaves as it
 is stays as it is there.
@@ -15,7 +15,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from camp_model.config import CampConfig
-from stages.params import ModelParams, Params, from_dict, load_params
+from stages.params.model import ModelParams
+from stages.params.pipeline import Params, from_dict, load_params
 
 
 def field_docs(kind: type) -> dict[str, str]:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stages.errors import InputError
 from stages.evaluation.bootstrap import ImageHits, image_hits, rsum_difference
-from stages.params import InputError
 
 SPLIT = "test"
 """Models are selected on val; what is reported is measured once, on test."""

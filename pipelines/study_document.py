@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from camp_model.regions import replacing
+from camp_model.files import replacing
 from pipelines.study import SPLIT, Difference, Outcome, compare, spread
 from pipelines.summary import table
 

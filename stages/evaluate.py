@@ -12,23 +12,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from camp_model.camp import CAMP
 from camp_model.captions import CaptionTable
 from camp_model.checkpoint import load_checkpoint
+from camp_model.files import replacing
 from camp_model.metrics import coco_folds, mean_metrics, ranks_to_metrics
-from camp_model.regions import RegionStore, replacing
+from camp_model.model import CAMP
+from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
+from stages.device import choose_device
+from stages.entry import stage_main
+from stages.errors import InputError
 from stages.evaluation.foils import FOIL_SCHEMA, choose_foils, foil_metrics, measure_foils
 from stages.evaluation.gates import measure_gates
 from stages.evaluation.recall_table import recall_text
 from stages.evaluation.scores import Ranking, Split, rank_fold, score_fold
-from stages.fingerprint import read_fingerprint
 from stages.foils.table import Foils, read_foils
 from stages.foils.words import CONTENT_KINDS, load_words, word_ids
-from stages.params import EvaluateParams, InputError, load_params, stage_main
+from stages.params.evaluate import EvaluateParams
+from stages.params.pipeline import load_params
 from stages.reporting.charts import histogram_page
 from stages.tracking import track
-from stages.training.device import choose_device
+from stages.training.fingerprint import read_fingerprint
 
 ROW_SCHEMA = pa.schema(
     [

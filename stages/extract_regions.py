@@ -28,9 +28,9 @@ from stages.detectors.base import (
     load_detector,
 )
 from stages.detectors.images import RejectedImage, read_image
-from stages.locks import end_with_parent
-from stages.params import InputError, Params, RegionsParams, load_params, stage_main
-from stages.region_shards import (
+from stages.entry import end_with_parent, stage_main
+from stages.errors import InputError
+from stages.extraction.shards import (
     PlannedImage,
     Shard,
     check_rejected,
@@ -40,6 +40,8 @@ from stages.region_shards import (
     plan_shards,
     store_info,
 )
+from stages.params.pipeline import Params, load_params
+from stages.params.regions import RegionsParams
 
 DATASET, DETECTOR, OUT = Path("data/dataset"), Path("data/detector"), Path("data/regions")
 READ_AHEAD = 4

@@ -13,7 +13,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
-from stages.params import SPLITS, DatasetParams, InputError, load_params, stage_main
+from stages.entry import stage_main
+from stages.errors import InputError
+from stages.params.dataset import SPLITS, DatasetParams
+from stages.params.pipeline import load_params
 from stages.sources import SOURCES
 from stages.sources.base import Source, SourceImage, check_folder
 

@@ -7,8 +7,10 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from stages.entry import stage_main
+from stages.errors import InputError
 from stages.evaluation.recall_table import read_metrics, recall_text
-from stages.params import InputError, Params, load_params, stage_main
+from stages.params.pipeline import Params, load_params
 
 PAGE_LIMIT = 15_000_000
 """Bytes of the page at most."""
@@ -34,11 +36,11 @@ def write_report(params: Params, inputs: Inputs, out: Path) -> None:
     Raises:
         InputError: an input is missing, broken or of another run than the others; or the page would pass PAGE_LIMIT.
     """
-    from camp_model.regions import replacing
-    from stages.fingerprint import read_fingerprint
+    from camp_model.files import replacing
     from stages.reporting.contents import contents
     from stages.reporting.page import render
     from stages.tracking import track
+    from stages.training.fingerprint import read_fingerprint
 
     parent = read_fingerprint(inputs.model).get("mlflow_run_id")
     with track("report", {"report": params.report}, parent=parent) as run:

@@ -14,12 +14,16 @@ import pyarrow.parquet as pq
 
 from camp_model.captions import write_captions
 from camp_model.vocabulary import END, START, UNK, Vocabulary, tokenize
+from stages.entry import stage_main
+from stages.errors import InputError
 from stages.foils.facts import photograph_facts, scene_facts
 from stages.foils.lexicon import Lexicon, choose_lexicon
 from stages.foils.making import foils_of
 from stages.foils.table import write_foils
 from stages.foils.words import KINDS, save_words
-from stages.params import SPLITS, CaptionsParams, InputError, load_params, stage_main
+from stages.params.captions import CaptionsParams
+from stages.params.dataset import SPLITS
+from stages.params.pipeline import load_params
 
 FOILED = ("val", "test")
 """Splits whose captions get foils."""

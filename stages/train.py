@@ -14,14 +14,17 @@ from typing import Any
 import torch
 
 import camp_model
-from camp_model.regions import RegionStore, replacing
+from camp_model import gates as pair_gates
+from camp_model.files import replacing
+from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
-from stages import pair_gates
+from stages.device import Precision, choose_device
+from stages.entry import stage_main
+from stages.errors import InputError
 from stages.foils.words import CONTENT_KINDS, load_words, word_ids
-from stages.params import InputError, Params, load_params, stage_main
+from stages.params.pipeline import Params, load_params
 from stages.tracking import track
 from stages.training.data import Split
-from stages.training.device import Precision, choose_device
 from stages.training.loop import Trainer
 from stages.training.processes import Processes, launch
 from stages.training.resume import Progress, Resume, run_key, sha256_of
@@ -125,10 +128,9 @@ def _data_files(paths: Paths) -> list[Path]:
 def _identity(params: Params, data: Mapping[str, str], device: torch.device) -> dict[str, Any]:
     """Everything that decides the result of a training: params, data, code and where it computes."""
     code = [
-        *Path(camp_model.__file__).parent.glob("*.py"),
-        *Path(camp_model.__file__).parent.glob("*.c"),
+        *Path(camp_model.__file__).parent.rglob("*.py"),
+        *Path(camp_model.__file__).parent.rglob("*.c"),
         *Path(__file__).parent.glob("training/*.py"),
-        Path(pair_gates.__file__),
         Path(__file__),
     ]
     settings = dataclasses.asdict(params.train)

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from camp_model.regions import replacing
+from camp_model.files import replacing
 from stages.detectors import DETECTORS
 from stages.detectors.base import Description, extract, read_table
 from stages.detectors.images import RejectedImage, read_image
@@ -19,7 +19,11 @@ from stages.detectors.scenes import build_network
 from stages.detectors.scenes_training import Scene, map50, train_network
 from stages.detectors.torchvision import TorchvisionExtractor
 from stages.detectors.weights import save_state
-from stages.params import DetectorTrainParams, InputError, Params, RegionsParams, load_params, stage_main
+from stages.entry import stage_main
+from stages.errors import InputError
+from stages.params.detector import DetectorTrainParams
+from stages.params.pipeline import Params, load_params
+from stages.params.regions import RegionsParams
 
 # Selection under which mAP is measured: all that the detector is at all confident of.
 MEASURED = RegionsParams(per_image=40, min_per_image=1, min_score=0.05)

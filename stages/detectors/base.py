@@ -13,9 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from camp_model.regions import ImageRegions, replacing
+from camp_model.files import replacing
+from camp_model.regions import ImageRegions
 from stages.detectors import DETECTORS
-from stages.params import InputError, RegionsParams
+from stages.errors import InputError
+from stages.params.regions import RegionsParams
 
 # Raised when the same weights and config begin to give other features.
 FEATURES_VERSION = 1

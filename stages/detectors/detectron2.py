@@ -15,7 +15,9 @@ from stages.detectors import visual_genome
 from stages.detectors.base import Description
 from stages.detectors.two_stage import Sizes, TwoStageExtractor
 from stages.detectors.weights import CACHE, State, calm, fit, load_saved, load_state, locate, save_state
-from stages.params import DetectorParams, InputError, RegionsParams
+from stages.errors import InputError
+from stages.params.detector import DetectorParams
+from stages.params.regions import RegionsParams
 
 COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
 INSTALL = (

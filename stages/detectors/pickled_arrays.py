@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy._core import multiarray, numeric
 
-from stages.params import InputError
+from stages.errors import InputError
 
 State = dict[str, torch.Tensor]
 

@@ -13,12 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from camp_model.regions import ImageRegions, replacing
+from camp_model.files import replacing
+from camp_model.regions import ImageRegions
 from stages.detectors.base import Description, read_table
 from stages.detectors.images import RejectedImage
 from stages.detectors.precomputed_forms import PATTERNS, Place, files_of, folder_of, places, read_place
 from stages.detectors.weights import sha256_of
-from stages.params import DetectorParams, InputError, RegionsParams
+from stages.errors import InputError
+from stages.params.detector import DetectorParams
+from stages.params.regions import RegionsParams
 
 
 def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from stages.detectors.base import read_table
-from stages.params import InputError
+from stages.errors import InputError
 
 PATTERNS = {"scan": "*_ims.npy", "tsv": "*.tsv", "npz": "*.npz"}
 MAPPED_ROWS = 256

@@ -17,7 +17,7 @@ from torchvision.models.detection.roi_heads import fastrcnn_loss
 
 from camp_model.regions import ImageRegions
 from stages.detectors.scenes import COARSE
-from stages.params import DetectorTrainParams
+from stages.params.detector import DetectorTrainParams
 
 ATTRIBUTE_WEIGHT = 12.0
 BOX_WEIGHT = 2.0

@@ -8,7 +8,7 @@ the two bounds. With equal bounds it is the fixed 36 of SCAN and CAMP.
 import torch
 from torchvision.ops import batched_nms
 
-from stages.params import RegionsParams
+from stages.params.regions import RegionsParams
 
 
 def select(boxes: torch.Tensor, scores: torch.Tensor, classes: torch.Tensor, params: RegionsParams) -> torch.Tensor:

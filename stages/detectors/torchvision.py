@@ -13,7 +13,9 @@ from stages.detectors.base import Description
 from stages.detectors.scenes import COARSE, build_network
 from stages.detectors.two_stage import Sizes, TwoStageExtractor
 from stages.detectors.weights import CACHE, State, calm, fit, load_saved, load_state, locate, save_state
-from stages.params import DetectorParams, InputError, RegionsParams
+from stages.errors import InputError
+from stages.params.detector import DetectorParams
+from stages.params.regions import RegionsParams
 
 
 def builders() -> list[str]:

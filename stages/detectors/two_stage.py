@@ -20,7 +20,7 @@ from torchvision.ops import clip_boxes_to_image
 from camp_model.regions import ImageRegions
 from stages.detectors.base import Description, Prepared
 from stages.detectors.selection import select
-from stages.params import RegionsParams
+from stages.params.regions import RegionsParams
 
 Sizes = list[tuple[int, int]]
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from camp_model.regions import replacing
+from camp_model.files import replacing
 from stages.detectors.pickled_arrays import read_arrays
-from stages.params import InputError
+from stages.errors import InputError
 
 State = dict[str, torch.Tensor]
 CHUNK = 1 << 20

@@ -10,15 +10,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from camp_model.camp import CAMP
 from camp_model.encoders import length_mask
+from camp_model.gates import why_no_gates
+from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import UNK
+from stages.errors import InputError
 from stages.evaluation.scores import Split, encode_images, mean_logits
 from stages.foils.table import Foils
 from stages.foils.words import KINDS
-from stages.pair_gates import why_no_gates
-from stages.params import InputError
 
 FOIL_SCHEMA = pa.schema(
     [

@@ -8,10 +8,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from camp_model.camp import CAMP
+from camp_model.gates import KINDS, NAMES, SIDES, mean_gates, random_others, summarise, why_no_gates
+from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from stages.evaluation.scores import Split, encode_images
-from stages.pair_gates import KINDS, NAMES, SIDES, mean_gates, random_others, summarise, why_no_gates
 
 PAIR_SCHEMA = pa.schema(
     [

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from tqdm import tqdm
 
-from camp_model.camp import CAMP
 from camp_model.captions import CaptionTable
 from camp_model.encoders import length_mask
 from camp_model.metrics import i2t_ranks, t2i_ranks
+from camp_model.model import CAMP
 from camp_model.regions import RegionStore
-from stages.params import InputError
+from stages.errors import InputError
 
 TOP = 10
 """Results kept of each query."""

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from camp_model.vocabulary import tokenize
+from stages.errors import InputError
 from stages.foils.lexicon import Lexicon, Tag
-from stages.params import InputError
 
 _ATTRIBUTES = {"object": "shape", "colour": "colour", "texture": "texture", "size": "size"}
 _AXES = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}

@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 
 from camp_model.vocabulary import Vocabulary, tokenize
+from stages.errors import InputError
 from stages.foils.words import Words, check_words, is_texts, read_object, words_of
-from stages.params import InputError
 from stages.sources.lexicon import COLOURS, COUNTS, PLURALS, RELATIONS, SHAPES, SIZES, TEXTURE_PHRASES, TEXTURES
 
 PHOTOGRAPHS = Path(__file__).with_name("photographs.json")

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 
 from camp_model.captions import SCHEMA as CAPTION_SCHEMA
 from camp_model.captions import CaptionTable
-from camp_model.regions import replacing
-from stages.params import InputError
+from camp_model.files import replacing
+from stages.errors import InputError
 
 _MORE = (
     pa.field("kind", pa.string(), nullable=False),

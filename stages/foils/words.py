@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from camp_model.regions import replacing
+from camp_model.files import replacing
 from camp_model.vocabulary import UNK, Vocabulary, tokenize
-from stages.params import InputError
+from stages.errors import InputError
 
 KINDS = ("object", "colour", "size", "texture", "count", "relation")
 CONTENT_KINDS = ("object", "colour", "size", "texture")

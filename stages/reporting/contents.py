@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from camp_model.camp import CAMP
 from camp_model.captions import CaptionTable
 from camp_model.checkpoint import load_checkpoint
+from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
+from stages.errors import InputError
 from stages.evaluation.recall_table import HEADINGS, read_metrics
-from stages.params import SPLITS, InputError, Params
+from stages.params.dataset import SPLITS
+from stages.params.pipeline import Params
 from stages.reporting import page
 from stages.reporting.explorer import explorer_data
 from stages.reporting.foils import foil_rows, gallery
 from stages.reporting.queries import Inspector, read_evaluated
-from stages.tracking_machine import checked_out
+from stages.tracking.machine import checked_out
 
 if TYPE_CHECKING:
     from stages.report import Inputs

@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from camp_model.regions import RegionStore
-from stages.params import InputError, ReportParams
+from stages.errors import InputError
+from stages.params.report import ReportParams
 from stages.reporting.foils import choose_foils, foil_entry
 from stages.reporting.pictures import data_uris
 from stages.reporting.queries import DIRECTIONS, Inspector, Pair, Query, choose_queries

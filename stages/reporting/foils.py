@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from stages.errors import InputError
 from stages.foils.words import KINDS
-from stages.params import InputError, ReportParams
+from stages.params.report import ReportParams
 from stages.reporting.queries import Inspector
 
 

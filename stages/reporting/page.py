@@ -10,9 +10,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from camp_model.gates import SIDES
+from stages.errors import InputError
 from stages.evaluation.recall_table import COLUMNS, PAPER
-from stages.pair_gates import SIDES
-from stages.params import InputError
 from stages.reporting.charts import GATE_KINDS, GATE_SIDES, Line, gate_epochs, gate_histograms, in_buckets, line_chart
 
 HERE = Path(__file__).parent

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from stages.params import InputError
+from stages.errors import InputError
 
 LONGEST_SIDE = 420
 SHORTEST_SIDE = 48

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from camp_model.camp import CAMP
 from camp_model.captions import CaptionTable
 from camp_model.encoders import length_mask
+from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import UNK, Vocabulary, tokenize
-from stages.params import InputError, ReportParams
+from stages.errors import InputError
+from stages.params.report import ReportParams
 
 DIRECTIONS = ("t2i", "i2t")
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 
-from stages.params import InputError
+from stages.errors import InputError
 
 T = TypeVar("T")
 

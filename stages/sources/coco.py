@@ -4,7 +4,8 @@ import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stages.params import CocoPart, DatasetParams, InputError
+from stages.errors import InputError
+from stages.params.dataset import CocoPart, DatasetParams
 from stages.sources.base import (
     Source,
     SourceBox,

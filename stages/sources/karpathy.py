@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from stages.params import SPLITS, DatasetParams, InputError
+from stages.errors import InputError
+from stages.params.dataset import SPLITS, DatasetParams
 from stages.sources.base import (
     Source,
     SourceCaption,

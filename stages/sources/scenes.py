@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 from tqdm import tqdm
 
-from stages.locks import end_with_parent
-from stages.params import SPLITS, DatasetParams, ScenesParams
+from stages.entry import end_with_parent
+from stages.params.dataset import SPLITS, DatasetParams, ScenesParams
 from stages.sources.base import Source, SourceBox, SourceCaption, SourceImage
 from stages.sources.scene_captions import ClaimIndex, SceneCaption, write_captions
 from stages.sources.scene_drawing import Geometry, draw_family

@@ -7,7 +7,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.params import DatasetParams, InputError
+from stages.errors import InputError
+from stages.params.dataset import DatasetParams
 from stages.sources.base import Source, SourceCaption, SourceImage, check_folder, image_ids, join
 
 COLUMNS = ("image", "caption", "split")

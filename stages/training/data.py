@@ -19,7 +19,7 @@ from torch import Tensor
 from camp_model.captions import CaptionTable
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
-from stages.params import InputError
+from stages.errors import InputError
 
 Indices = npt.NDArray[np.int64]
 PREFETCH = 4

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from camp_model.camp import CAMP
 from camp_model.distributed import gather_batch
 from camp_model.encoders import length_mask
 from camp_model.losses import all_negatives_bce, gate_bce, hardest_negative_bce, triplet_loss
+from camp_model.model import CAMP
 from camp_model.vocabulary import Vocabulary
-from stages.params import InputError, TrainParams
+from stages.device import Precision
+from stages.errors import InputError
+from stages.params.train import TrainParams
 from stages.tracking import Run
 from stages.training.data import Batch, Split, epoch_batches, prefetch, steps_per_epoch
-from stages.training.device import Precision
 from stages.training.processes import Processes
 from stages.training.resume import Progress, Resume
 from stages.training.schedule import learning_rate

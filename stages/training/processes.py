@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from stages.params import InputError, TrainParams
+from stages.errors import InputError
+from stages.params.train import TrainParams
 
 MEETING = ("PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT")
 """What tells torchrun on several machines where it is, and where they meet."""

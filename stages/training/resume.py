@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from camp_model.camp import CAMP
 from camp_model.checkpoint import save_checkpoint
-from camp_model.regions import replacing
+from camp_model.files import replacing
+from camp_model.model import CAMP
 from camp_model.vocabulary import Vocabulary
 
 

@@ -2,7 +2,7 @@
 
 import math
 
-from stages.params import TrainParams
+from stages.params.train import TrainParams
 
 
 def learning_rate(params: TrainParams, step: int, steps_per_epoch: int) -> float:

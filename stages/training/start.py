@@ -4,11 +4,13 @@ from pathlib import Path
 
 import torch
 
-from camp_model.camp import CAMP
 from camp_model.checkpoint import load_checkpoint
+from camp_model.model import CAMP
 from camp_model.vocabulary import SPECIALS, Vocabulary
-from stages.params import InputError, ModelParams, TrainParams
-from stages.tracking_spool import main_root
+from stages.errors import InputError
+from stages.params.model import ModelParams
+from stages.params.train import TrainParams
+from stages.tracking.spool import main_root
 from stages.training.word_vectors import load_word_vectors
 
 

@@ -4,12 +4,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from camp_model.camp import CAMP
 from camp_model.encoders import length_mask
+from camp_model.gates import KINDS, hardest_others, histograms, mean_gates, random_others, summarise, why_no_gates
 from camp_model.metrics import retrieval_metrics
-from stages.pair_gates import KINDS, hardest_others, histograms, mean_gates, random_others, summarise, why_no_gates
+from camp_model.model import CAMP
+from stages.device import Precision
 from stages.training.data import Indices, Split
-from stages.training.device import Precision
 from stages.training.processes import Processes
 
 CHUNK = 256

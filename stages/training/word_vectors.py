@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from camp_model.vocabulary import Vocabulary
-from stages.params import InputError
+from stages.errors import InputError
 
 
 def load_word_vectors(path: Path, vocabulary: Vocabulary, dim: int) -> dict[int, Tensor]:

@@ -5,7 +5,7 @@ from torch.nn.functional import logsigmoid
 
 from camp_model import CampConfig
 from camp_model.losses import all_negatives_bce, gate_bce, hardest_negative_bce, mine_hardest, triplet_loss
-from camp_model.prepared import PAIRS
+from camp_model.matchers.prepared import PAIRS
 
 SIZES = {"vocab_size": 12, "region_dim": 5, "word_dim": 3, "dim": 6, "pooling_heads": 2}
 CONFIG = CampConfig(**SIZES)

@@ -4,12 +4,14 @@ import warnings
 import pytest
 import torch
 
-from camp_model import CAMP, CampConfig, native, scoring
+from camp_model import CAMP, CampConfig
 from camp_model.encoders import length_mask
+from camp_model.matchers.prepared import TILES
 from camp_model.metrics import i2t_ranks, t2i_ranks
-from camp_model.prepared import TILES
-from camp_model.ranking import rank_queries
-from camp_model.tiles import KernelTiles
+from camp_model.scoring import all_pairs as scoring
+from camp_model.scoring import native
+from camp_model.scoring.ranking import rank_queries
+from camp_model.scoring.tiles import KernelTiles
 
 SIZES = {"vocab_size": 5, "region_dim": 3, "word_dim": 2, "dim": 48, "pooling_heads": 2}
 

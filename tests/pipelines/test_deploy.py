@@ -26,7 +26,7 @@ from pipelines.deploy import deploy_automations
 
 ROOT = Path(pipelines.__file__).parents[1]
 SLOW = """
-from stages.locks import hold_own_outputs
+from stages.entry import hold_own_outputs
 import time
 with hold_own_outputs():
     while Path("slow").exists() and sys.argv[1] == "train":

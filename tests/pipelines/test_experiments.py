@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from pipelines.experiments import sweep, variants_of
-from stages.params import InputError
+from stages.errors import InputError
 
 TRAIN = """
 import json, os
@@ -28,7 +28,7 @@ with track("train", params) as run:
 """
 SLOW = """
 import time, yaml
-from stages.locks import hold_own_outputs
+from stages.entry import hold_own_outputs
 if yaml.safe_load(open("params.yaml"))["train"]["epochs"] == 3:
     time.sleep(5)  # still importing when its dvc is ended
 with hold_own_outputs():  # as every stage does

@@ -23,8 +23,9 @@ from pipelines.extract import DATASET, DETECTOR, REGIONS, collect, extract, fill
 from stages.detectors.base import Description
 from stages.detectors.scenes import build_network
 from stages.detectors.weights import save_state
-from stages.params import RegionsParams, load_params
-from stages.region_shards import missing_shards, plan_shards
+from stages.extraction.shards import missing_shards, plan_shards
+from stages.params.pipeline import load_params
+from stages.params.regions import RegionsParams
 
 ROOT = Path(pipelines.__file__).parents[1]
 PICTURES = 32

@@ -8,7 +8,9 @@ from pydantic import ValidationError
 
 import pipelines
 from pipelines.forms import field_docs, form, present_params, write_params
-from stages.params import InputError, Params, TrainParams, load_params
+from stages.errors import InputError
+from stages.params.pipeline import Params, load_params
+from stages.params.train import TrainParams
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from pipelines.dag import read_dag
 from pipelines.forms import present_params
 from pipelines.refresh import refresh
 from pipelines.reproduce import reproduce
-from stages.params import InputError
+from stages.errors import InputError
 
 
 @pytest.fixture(autouse=True)

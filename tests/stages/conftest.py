@@ -17,10 +17,10 @@ import torch
 from PIL import Image, ImageDraw
 from websockets.sync.client import connect
 
-from camp_model.camp import CAMP
 from camp_model.captions import write_captions
 from camp_model.checkpoint import save_checkpoint
 from camp_model.config import CampConfig
+from camp_model.model import CAMP
 from camp_model.regions import ImageRegions, StoreInfo, write_manifest, write_rejected, write_shard
 from camp_model.vocabulary import Vocabulary, tokenize
 from stages.foils.facts import photograph_facts

@@ -12,13 +12,14 @@ import torch
 from camp_model.captions import write_captions
 from camp_model.checkpoint import load_checkpoint
 from camp_model.encoders import length_mask
+from camp_model.gates import area_under_curve, hardest_others
 from camp_model.metrics import retrieval_metrics
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
+from stages.errors import InputError
 from stages.evaluate import evaluate, folds_of, read_split
 from stages.evaluation.scores import rank_fold, score_fold
-from stages.pair_gates import area_under_curve, hardest_others
-from stages.params import EvaluateParams, InputError
+from stages.params.evaluate import EvaluateParams
 
 CPU = torch.device("cpu")
 PARAMS = EvaluateParams(device="cpu", gate_pairs=40)

@@ -24,9 +24,12 @@ from stages.detectors.base import GEOMETRY_SCALE, Description
 from stages.detectors.images import MISSING
 from stages.detectors.scenes import build_network
 from stages.detectors.weights import save_state
-from stages.locks import hold_outputs
-from stages.params import DatasetParams, InputError, Params, RegionsParams
-from stages.region_shards import boundaries, is_whole, missing_shards, plan_shards
+from stages.entry import hold_outputs
+from stages.errors import InputError
+from stages.extraction.shards import boundaries, is_whole, missing_shards, plan_shards
+from stages.params.dataset import DatasetParams
+from stages.params.pipeline import Params
+from stages.params.regions import RegionsParams
 
 CONFIG = {"image_size": 96, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 REGIONS = RegionsParams(per_image=4, min_per_image=4, batch_size=3, shard_size=6, max_rejected_share=0.5)

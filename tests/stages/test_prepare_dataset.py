@@ -16,7 +16,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from stages.params import DatasetParams, InputError, ScenesParams, from_dict
+from stages.errors import InputError
+from stages.params.dataset import DatasetParams, ScenesParams
+from stages.params.pipeline import from_dict
 from stages.prepare_dataset import BOXES, CAPTIONS, IMAGES, check_source, measure_all, prepare_dataset
 from stages.sources.base import Source, SourceBox, SourceCaption, SourceImage
 

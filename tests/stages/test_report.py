@@ -12,8 +12,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from stages.errors import InputError
 from stages.evaluate import evaluate
-from stages.params import EvaluateParams, InputError, Params, ReportParams
+from stages.params.evaluate import EvaluateParams
+from stages.params.pipeline import Params
+from stages.params.report import ReportParams
 from stages.report import Inputs, print_summary, write_report
 from stages.reporting.page import read_curve
 from stages.reporting.queries import choose_queries

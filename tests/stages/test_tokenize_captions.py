@@ -6,7 +6,8 @@ import pytest
 
 from camp_model.captions import CaptionTable
 from camp_model.vocabulary import END, START, UNK, Vocabulary
-from stages.params import CaptionsParams, InputError
+from stages.errors import InputError
+from stages.params.captions import CaptionsParams
 from stages.tokenize_captions import tokenize_captions
 
 CAPTIONS = [

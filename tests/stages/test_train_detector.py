@@ -13,15 +13,11 @@ from camp_model.regions import ImageRegions
 from stages.detectors.base import Description, load_detector
 from stages.detectors.scenes_training import Scene, map50
 from stages.detectors.two_stage import TwoStageExtractor
-from stages.params import (
-    DatasetParams,
-    DetectorParams,
-    DetectorTrainParams,
-    InputError,
-    Params,
-    RegionsParams,
-    ScenesParams,
-)
+from stages.errors import InputError
+from stages.params.dataset import DatasetParams, ScenesParams
+from stages.params.detector import DetectorParams, DetectorTrainParams
+from stages.params.pipeline import Params
+from stages.params.regions import RegionsParams
 from stages.prepare_dataset import prepare_dataset
 from stages.train_detector import read_scenes, train_detector
 

@@ -20,7 +20,9 @@ from camp_model.captions import write_captions
 from camp_model.regions import ImageRegions, StoreInfo, write_manifest, write_shard
 from camp_model.vocabulary import Vocabulary
 from stages.foils.words import save_words
-from stages.params import ModelParams, Params, TrainParams
+from stages.params.model import ModelParams
+from stages.params.pipeline import Params
+from stages.params.train import TrainParams
 from stages.train import Paths, train
 
 REGIONS, WIDTH = 3, 16

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from camp_model.captions import write_captions
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
-from stages.params import InputError
+from stages.errors import InputError
 from stages.training.data import Split, epoch_batches, prefetch, steps_per_epoch
 
 

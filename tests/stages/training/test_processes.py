@@ -7,7 +7,8 @@ import psutil
 import pytest
 import torch
 
-from stages.params import InputError, TrainParams
+from stages.errors import InputError
+from stages.params.train import TrainParams
 from stages.training.processes import launch
 
 

@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from camp_model.camp import CAMP
+from camp_model.model import CAMP
 from camp_model.vocabulary import Vocabulary
-from stages.params import ModelParams
+from stages.params.model import ModelParams
 from stages.training.resume import Progress, Resume, run_key, sha256_of
 
 EVERYTHING = {

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from stages.params import TrainParams
+from stages.params.train import TrainParams
 from stages.training.schedule import learning_rate
 
 

@@ -3,10 +3,12 @@ import json
 import pytest
 import torch
 
-from camp_model.camp import CAMP
 from camp_model.checkpoint import load_checkpoint, save_checkpoint
+from camp_model.model import CAMP
 from camp_model.vocabulary import Vocabulary
-from stages.params import InputError, ModelParams, TrainParams
+from stages.errors import InputError
+from stages.params.model import ModelParams
+from stages.params.train import TrainParams
 from stages.training.start import new_model
 
 VOCABULARY = Vocabulary.build([["red", "dog", "new", "york"]])

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from camp_model.checkpoint import load_checkpoint
-from stages.params import Params, from_dict
+from stages.params.pipeline import Params, from_dict
 
 
 def test_the_three_presets_train_one_after_another(repository, make_data, run_train, params):

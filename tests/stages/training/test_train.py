@@ -6,17 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from camp_model.camp import CAMP
 from camp_model.checkpoint import load_checkpoint
 from camp_model.encoders import length_mask
+from camp_model.gates import BINS, NAMES
 from camp_model.metrics import retrieval_metrics
+from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
-from stages.pair_gates import BINS, NAMES
-from stages.params import InputError, ModelParams
+from stages.device import Precision, choose_device
+from stages.errors import InputError
+from stages.params.model import ModelParams
 from stages.training import loop
 from stages.training.data import Split
-from stages.training.device import Precision, choose_device
 from stages.training.loop import Trainer, TrainingError
 from stages.training.processes import Processes
 from stages.training.resume import Resume

@@ -1,0 +1,124 @@
+"""Mean gates of pairs that match, of random pairs that do not, and of the hardest pairs that do not.
+
+Training measures them on the val split after each epoch, evaluation on the splits it evaluates.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from camp_model.captions import CaptionTable
+from camp_model.config import CampConfig
+from camp_model.encoders import length_mask
+from camp_model.model import CAMP
+
+KINDS = ("positive", "negative", "hardest")
+"""The image of a pair is the caption's own, a random other one, or the other one that scores highest."""
+SIDES = {"words": "gate", "content": "gate_content", "regions": "region_gate"}
+"""What a pair's mean is taken over -> how the names of its numbers begin. Content words name an object, a colour, a
+size or a texture."""
+NAMES = tuple(f"{prefix}_{name}" for prefix in SIDES.values()
+              for name in (*(f"{kind}_mean" for kind in KINDS), "auc", "hardest_auc"))  # fmt: skip
+BINS = 20
+"""Of a histogram of gates, from 0 to 1."""
+COUNTS = tuple(f"{side}_{kind}" for side in SIDES for kind in KINDS)
+"""Names of the histograms."""
+AT_ONCE = 128
+"""Pairs looked at in one forward pass."""
+Encode = Callable[[np.ndarray], tuple[Tensor, Tensor]]
+"""Positions [P] of images -> their encoded regions [P, R, d] and mask [P, R]."""
+
+
+def why_no_gates(config: CampConfig) -> str | None:
+    """The switch that leaves a model without gates, if one does."""
+    if config.message_passing == "none":
+        return "model.message_passing is none"
+    return "model.gate is none" if config.gate == "none" else None
+
+
+def random_others(own: np.ndarray, images: int, generator: np.random.Generator) -> np.ndarray:
+    """For each of the positions `own` among `images` a random other one."""
+    return (own + generator.integers(1, images, len(own))) % images
+
+
+def hardest_others(scores: Tensor, caption_image: np.ndarray) -> np.ndarray:
+    """The wrong image that scores highest with each caption: scores [I, C], caption_image int64 [C] -> int64 [C]."""
+    wrong = scores.clone()
+    wrong[torch.from_numpy(caption_image), torch.arange(len(caption_image))] = -torch.inf
+    return wrong.argmax(0).cpu().numpy()
+
+
+@torch.inference_mode()
+def mean_gates(
+    model: CAMP, encode: Encode, captions: CaptionTable, *, rows: np.ndarray, images: np.ndarray, content: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Mean gates of P pairs, by side; NaN where a model has no such gates or a caption no content word.
+
+    Args:
+        rows: int64 [P], rows of `captions`.
+        images: int64 [P], what `encode` takes.
+        content: ids of the content words.
+
+    Returns:
+        float64 [P] of each of SIDES.
+    """
+    found: dict[str, list[np.ndarray]] = {side: [] for side in SIDES}
+    for start in range(0, len(rows), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        regions, region_mask = encode(images[part])
+        tokens, lengths = captions.batch(rows[part])
+        tokens = tokens.to(regions.device)
+        word_mask = length_mask(lengths.to(regions.device), tokens.shape[1])
+        words = model.encode_captions(tokens, lengths)
+        details = model.inspect_pairs(regions, region_mask, words, word_mask)
+        content_mask = word_mask & torch.isin(tokens, torch.tensor(content, dtype=torch.int64, device=tokens.device))
+        for side, gates, mask in (
+            ("words", details.word_gates, word_mask),
+            ("content", details.word_gates, content_mask),
+            ("regions", details.region_gates, region_mask),
+        ):
+            found[side].append(_means(gates, mask))
+    return {side: np.concatenate(parts) if parts else np.zeros(0) for side, parts in found.items()}
+
+
+def _means(gates: Tensor | None, mask: Tensor) -> np.ndarray:
+    if gates is None:
+        return np.full(len(mask), np.nan)
+    return ((gates.float() * mask).sum(1) / mask.sum(1)).cpu().numpy().astype(float)  # 0 / 0 is NaN
+
+
+def summarise(gates: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, float | None]:
+    """Means and areas under the curve: gates[kind][side], float [P] -> the numbers of NAMES, None where there are none.
+
+    `..._auc` compares matching with random pairs, `..._hardest_auc` with the hardest.
+    """
+    numbers: dict[str, float | None] = {}
+    for side, prefix in SIDES.items():
+        known = {kind: sides[side][~np.isnan(sides[side])] for kind, sides in gates.items()}
+        some = all(map(len, known.values()))
+        numbers |= {f"{prefix}_{kind}_mean": float(values.mean()) if some else None for kind, values in known.items()}
+        for name, kind in (("auc", "negative"), ("hardest_auc", "hardest")):
+            numbers[f"{prefix}_{name}"] = area_under_curve(known["positive"], known[kind]) if some else None
+    return numbers
+
+
+def histograms(gates: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, list[int]]:
+    """How many pairs have a mean gate in each of BINS: gates[kind][side], float [P] -> COUNTS, without empty ones."""
+    found = {}
+    for side in SIDES:
+        for kind, sides in gates.items():
+            known = sides[side][~np.isnan(sides[side])]
+            # A mean of ones can be a rounding error above 1.
+            counts, _ = np.histogram(np.clip(known, 0, 1), bins=BINS, range=(0, 1))
+            if counts.any():
+                found[f"{side}_{kind}"] = counts.tolist()
+    return found
+
+
+def area_under_curve(positive: np.ndarray, negative: np.ndarray) -> float:
+    """Probability that a value of `positive` is above one of `negative`; equal values count half."""
+    ordered = np.sort(negative)
+    below = np.searchsorted(ordered, positive, "left") + np.searchsorted(ordered, positive, "right")
+    return float(below.mean() / 2 / len(negative))

@@ -1,0 +1,1 @@
+"""What scores pairs of images and captions."""

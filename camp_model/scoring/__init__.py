@@ -1,0 +1,1 @@
+"""All pairs of images and captions, and the ranks that follow."""

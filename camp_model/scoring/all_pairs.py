@@ -1,0 +1,202 @@
+"""All pairs of images and captions, in tiles.
+
+Images and captions are sorted by how many regions and words they hold, so that a tile pads to its own longest; what
+concerns only images or only captions is prepared once per block; the rest runs tile by tile, on the CPU in a compiled
+kernel where the switches factorise (`camp_model.scoring.tiles`), otherwise and on other devices in PyTorch. A block or
+tile that does not fit into memory is halved.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from camp_model.matchers.prepared import TILES, Prepared
+from camp_model.scoring.fitting import Tiles, in_parts
+from camp_model.scoring.tiles import KernelTiles
+
+if TYPE_CHECKING:
+    from camp_model.model import CAMP
+
+PREPARED_BYTES = 192 * 2**20
+"""Prepared captions held at a time; images may take as much again."""
+CACHE_BYTES = 8 * 2**20
+"""A tile's activations on the CPU."""
+DEVICE_SHARE = 0.25
+"""Share of a GPU's free memory for a tile's activations."""
+GRAPH_BYTES = 512 * 2**20
+"""Activations kept for a backward pass; a tile's activations on other accelerators."""
+
+Progress = Callable[[int], object]
+
+
+def score_matrix(
+    model: "CAMP",
+    regions: Tensor,
+    region_mask: Tensor,
+    words: Tensor,
+    word_mask: Tensor,
+    *,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Logits [I, C] of every image with every caption; arguments as in `CAMP.score_matrix`.
+
+    Raises:
+        ValueError: shapes that do not fit each other.
+        torch.OutOfMemoryError: a single pair does not fit.
+    """
+    if torch.is_grad_enabled() and (
+        regions.requires_grad or words.requires_grad or any(p.requires_grad for p in model.parameters())
+    ):
+        return _with_gradients(
+            model, model.prepare_regions(regions, region_mask), model.prepare_words(words, word_mask)
+        )
+    scores = None
+    for image_rows, caption_rows, logits in score_blocks(
+        model, regions, region_mask, words, word_mask, progress=progress
+    ):
+        if scores is None:
+            scores = logits.new_empty(len(regions), len(words))
+        scores[image_rows[:, None], caption_rows] = logits
+    return regions.new_empty(len(regions), len(words)) if scores is None else scores
+
+
+def _with_gradients(model: "CAMP", images: Prepared, captions: Prepared) -> Tensor:
+    """As one graph, or in tiles that the backward pass computes again where that graph would be large."""
+
+    def logits(some: Prepared, others: Prepared) -> Tensor:
+        return model.match(some, others, TILES).logits
+
+    def again(some: Prepared, others: Prepared) -> Tensor:
+        scores: Tensor = checkpoint(logits, some, others, use_reentrant=False, preserve_rng_state=False)
+        return scores
+
+    height, width = len(images.features), len(captions.features)
+    pairs = max(1, GRAPH_BYTES // (4 * pair_bytes(images.features, captions.features)))
+    if height * width <= pairs:
+        return logits(images, captions)
+    tiles = Tiles(pairs)
+    step_c = min(width, pairs)
+    step_i = max(1, pairs // step_c)
+    rows = []
+    for i in range(0, height, step_i):
+        some = images.take(slice(i, i + step_i))
+        row = [tiles.score(again, some, captions.take(slice(c, c + step_c))) for c in range(0, width, step_c)]
+        rows.append(torch.cat(row, dim=1))
+    return torch.cat(rows)
+
+
+def pair_bytes(images: Tensor, captions: Tensor) -> int:
+    """Bytes of a pair's fused vectors, and of the one or two copies that elementwise steps make of them.
+
+    Args:
+        images: [I, R, d].
+        captions: [C, N, d].
+    """
+    return 3 * (images.shape[1] + captions.shape[1]) * images.shape[2] * images.element_size()
+
+
+@torch.no_grad()
+def score_blocks(
+    model: "CAMP",
+    regions: Tensor,
+    region_mask: Tensor,
+    words: Tensor,
+    word_mask: Tensor,
+    *,
+    progress: Progress | None = None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Score all pairs block by block, without gradients.
+
+    Yields:
+        Positions of some images [i] and some captions [c], and their logits [i, c]. Every pair comes once; all images
+        come for a set of captions before the next captions.
+    """
+    for name, values, mask in (("regions", regions, region_mask), ("words", words, word_mask)):
+        if values.ndim != 3 or mask.shape != values.shape[:2]:
+            raise ValueError(f"{name}: shape {list(values.shape)}, mask {list(mask.shape)}; expected [B, L, d], [B, L]")
+    images, captions = _Sorted(regions, region_mask), _Sorted(words, word_mask)
+    if not len(words) or not len(regions):
+        return
+    scorer = Scorer(model)
+    for caption_rows, prepared_captions in captions.blocks(model.prepare_words):
+        for image_rows, prepared_images in images.blocks(model.prepare_regions):
+            yield image_rows, caption_rows, scorer.score(prepared_images, prepared_captions, progress)
+
+
+def score_prepared(model: "CAMP", images: Prepared, captions: Prepared) -> Tensor:
+    """Logits [I, C] of prepared images with prepared captions, without gradients."""
+    with torch.no_grad():
+        return Scorer(model).score(images, captions)
+
+
+class _Sorted:
+    """Images or captions in the order of their sizes, real vectors first."""
+
+    def __init__(self, values: Tensor, mask: Tensor) -> None:
+        self.values, self.mask = values, mask
+        self.counts = mask.sum(1)
+        self.prefix = bool((mask[:, 1:] <= mask[:, :-1]).all())
+        self.order = self.counts.argsort(stable=True) if len(values) else self.counts
+
+    def blocks(self, prepare: Callable[[Tensor, Tensor], Prepared]) -> Iterator[tuple[Tensor, Prepared]]:
+        """Positions and prepared values of so many items at a time as fit."""
+        # Prepared, an item takes up to six tensors of its own size.
+        bytes_each = 6 * self.values.shape[1] * self.values.shape[2] * self.values.element_size()
+        size = max(1, PREPARED_BYTES // max(1, bytes_each))
+        return in_parts(lambda part: self._prepare(self.order[part], prepare), len(self.order), size)
+
+    def _prepare(self, rows: Tensor, prepare: Callable[[Tensor, Tensor], Prepared]) -> tuple[Tensor, Prepared]:
+        values, mask = self.values[rows], self.mask[rows]
+        if not self.prefix:
+            first = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+            values, mask = values.gather(1, first[..., None].expand_as(values)), mask.gather(1, first)
+        size = max(1, int(self.counts[rows[-1]]))
+        return rows, prepare(values[:, :size].contiguous(), mask[:, :size].contiguous())
+
+
+@dataclass
+class Scorer:
+    """Scores prepared images with prepared captions; remembers which tiles did not fit."""
+
+    model: "CAMP"
+
+    def __post_init__(self) -> None:
+        self.kernel = KernelTiles.build(self.model)
+        self.tiles: Tiles | None = None
+
+    def score(self, images: Prepared, captions: Prepared, progress: Progress | None = None) -> Tensor:
+        """Logits [I, C]."""
+        if self.kernel is not None and self.kernel.fits(images, captions):
+            return self.kernel.score(images, captions, progress)
+        if self.tiles is None:
+            self.tiles = Tiles(self._tile_pairs(images, captions))
+        sizes = images.real.sum(1), captions.real.sum(1)
+        rows = []
+        width = min(len(captions.features), self.tiles.pairs, int(2 * self.tiles.pairs**0.5))
+        height = max(1, self.tiles.pairs // width)
+        for i in range(0, len(images.features), height):
+            some_images = images.cut(slice(i, i + height), sizes[0])
+            row = []
+            for c in range(0, len(captions.features), width):
+                some_captions = captions.cut(slice(c, c + width), sizes[1])
+                row.append(self.tiles.score(self._logits, some_images, some_captions))
+                if progress is not None:
+                    progress(row[-1].numel())
+            rows.append(torch.cat(row, dim=1))
+        return torch.cat(rows)
+
+    def _logits(self, images: Prepared, captions: Prepared) -> Tensor:
+        return self.model.match(images, captions, TILES).logits
+
+    def _tile_pairs(self, images: Prepared, captions: Prepared) -> int:
+        """Pairs whose activations fit into the cache, or into the device's free memory."""
+        device, bytes_each = images.features.device, pair_bytes(images.features, captions.features)
+        if device.type == "cuda":
+            # What PyTorch holds but does not use is free too.
+            idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            return max(1, int((torch.cuda.mem_get_info(device)[0] + idle) * DEVICE_SHARE) // bytes_each)
+        return max(1, (CACHE_BYTES if device.type == "cpu" else GRAPH_BYTES) // bytes_each)

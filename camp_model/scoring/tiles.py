@@ -1,0 +1,194 @@
+"""Tiles of factorised scoring on the CPU: matrix products by oneDNN, everything between them in receive.c.
+
+Of the 9.5 MFLOP that are left of a pair (d 1024, 36 regions, 16 words, attention pooling), 2.4 go into the affinities
+and gates and 4.2 into the matching layer, both products of large matrices here; the messages are formed inside the
+kernel, where fusion and pooling consume them while they are in the cache. So is the hidden layer of the released
+pooling, 109 MFLOP a pair less what multiplies zeros.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from camp_model.matchers.matching import Matching
+from camp_model.matchers.message_passing import Receiver
+from camp_model.matchers.pooling import Pooling
+from camp_model.matchers.prepared import Prepared
+from camp_model.scoring import native
+from camp_model.scoring.fitting import Tiles
+
+if TYPE_CHECKING:
+    from camp_model.model import CAMP
+
+TILE = (16, 32)
+"""Images and captions of a tile, at most."""
+TILE_BYTES = 32 * 2**20
+"""What a tile may take; with more regions or words than usual it holds fewer images and captions."""
+
+
+class _Linear:
+    """A linear layer whose weights are reordered once for many products."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> None:
+        self.weight, self.bias, self.relu = weight.detach().contiguous(), bias, relu
+        # Twice the rate of the default float32 product on some processors; not a public operator, so only if there.
+        available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        self.fused = available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        if self.fused:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        if self.fused:
+            product: Tensor = torch.ops.mkldnn._linear_pointwise(values, self.packed, self.bias, "none", [], "")
+        else:
+            product = linear(values, self.weight, self.bias)
+        # Not fused: oneDNN's ReLU turns not-a-number into 0.
+        return product.relu_() if self.relu else product
+
+
+class _Side:
+    """The weights of one side: its receiver's, and of its pooling."""
+
+    def __init__(self, receiver: Receiver, pooling: Pooling) -> None:
+        self.bias = None if receiver.fusion.bias is None else receiver.fusion.bias.detach()
+        self.residual = receiver.config.residual
+        self.gate_context = receiver.gate_context
+        self.pooling: Tensor | native.HiddenLayer | None = None
+        if receiver.config.pooling == "attention":
+            assert isinstance(pooling.score, torch.nn.Linear)
+            self.pooling = pooling.score.weight.detach()[0].contiguous()
+        elif receiver.config.pooling == "mlp":
+            assert isinstance(pooling.score, torch.nn.Sequential)
+            first, last = pooling.score[0], pooling.score[2]
+            assert isinstance(first, torch.nn.Linear) and isinstance(last, torch.nn.Linear)
+            self.pooling = native.HiddenLayer.of(first, last)
+            self.first = _Linear(self.pooling.panels.mT.flatten(0, 1), self.pooling.bias)
+
+    def prepare(self, items: Prepared) -> Prepared:
+        """With what the hidden layer of the pooling makes of the residual, the same in every pair."""
+        if not self.residual or not isinstance(self.pooling, native.HiddenLayer):
+            return items
+        return dataclasses.replace(items, hidden=self.first(items.features))
+
+    def pool(
+        self,
+        own: Prepared,
+        other: Prepared,
+        affinity: Tensor,
+        product: Tensor | None,
+        counts: tuple[Tensor, Tensor],
+        out: Tensor,
+    ) -> None:
+        """Fill `out` [O, X, d]; `affinity` and `product` [O, X, L, M]."""
+        assert own.own is not None and other.message is not None
+        residual = own.features if self.residual else None
+        native.receive(
+            affinity, product, own.own, residual, other.message, self.bias, self.pooling, own.hidden, counts, out,
+            self.gate_context,
+        )  # fmt: skip
+
+
+class KernelTiles:
+    """Scores pairs of a model whose switches the kernel knows."""
+
+    @classmethod
+    def build(cls, model: "CAMP") -> "KernelTiles | None":
+        """None if the model's switches, weights or this machine are not for the kernel."""
+        config, weight = model.config, model.region_encoder.linear.weight
+        factorised = model.messages is not None and config.hops == 1 and config.fusion != "message"
+        if not factorised or config.gate == "elementwise" or weight.dtype != torch.float32 or weight.is_cuda:
+            return None
+        if weight.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return None
+        lanes = native.lanes()
+        return cls(model) if lanes and config.dim % lanes == 0 else None
+
+    def __init__(self, model: "CAMP") -> None:
+        assert model.messages is not None
+        self.model = model
+        self.gated = model.config.gate == "scalar"
+        to_regions, to_words = model.messages.to_regions, model.messages.to_words
+        self.regions = _Side(to_regions, model.region_pooling) if to_regions is not None else None
+        self.words = _Side(to_words, model.word_pooling) if to_words is not None else None
+        self.tiles = Tiles(TILE[0] * TILE[1])
+        self.hidden = None
+        if model.config.matching == "mlp" and self.regions is not None and self.words is not None:
+            assert isinstance(model.matching, Matching)
+            self.hidden = _Linear(model.matching.hidden.weight, model.matching.hidden.bias, relu=True)
+
+    def fits(self, images: Prepared, captions: Prepared) -> bool:
+        """Whether these are float32 with real vectors first."""
+        sides = (images, captions)
+        return all(
+            side.features.dtype == torch.float32 and bool((side.real[:, 1:] <= side.real[:, :-1]).all())
+            for side in sides
+        )
+
+    def score(self, images: Prepared, captions: Prepared, progress: Callable[[int], object] | None = None) -> Tensor:
+        """Logits [I, C]."""
+        counts = images.real.sum(1), captions.real.sum(1)
+        scores = images.features.new_empty(len(images.features), len(captions.features))
+        height, width = self._shape(images, captions)
+        if self.regions is not None:
+            images = self.regions.prepare(images)
+        for c in range(0, scores.shape[1], width):
+            columns = slice(c, c + width)
+            some_captions = captions.cut(columns, counts[1])
+            if self.words is not None:
+                some_captions = self.words.prepare(some_captions)
+            some_captions = some_captions.contiguous()
+            keys = _Linear(self._keys(some_captions))
+            for i in range(0, scores.shape[0], height):
+                rows = slice(i, i + height)
+                some_images = images.cut(rows, counts[0]).contiguous()
+                scores[rows, columns] = self.tiles.score(self._with(some_captions, keys), some_images, some_captions)
+            if progress is not None:
+                progress(scores[:, columns].numel())
+        return scores
+
+    def _shape(self, images: Prepared, captions: Prepared) -> tuple[int, int]:
+        """Images and captions of a tile: TILE, halved until it takes no more than TILE_BYTES."""
+        (height, width), each = TILE, 2 * images.features.shape[1] * captions.features.shape[1]
+        while height * width > 1 and 4 * height * width * each > TILE_BYTES:
+            height, width = (height, -(-width // 2)) if width > height else (-(-height // 2), width)
+        return height, width
+
+    def _with(self, captions: Prepared, keys: _Linear) -> Callable[[Prepared, Prepared], Tensor]:
+        """Logits of images with `captions`, whose keys are there already, or with some of them."""
+
+        def logits(images: Prepared, some: Prepared) -> Tensor:
+            return self._tile(images, some, keys if some is captions else _Linear(self._keys(some)))
+
+        return logits
+
+    def _keys(self, captions: Prepared) -> Tensor:
+        """What regions are multiplied with: keys, and for gates the words themselves, [(2) * c * N, d]."""
+        dim = captions.features.shape[2]
+        keys = captions.keys[0].reshape(-1, dim)
+        return torch.cat([keys, captions.features.reshape(-1, dim)]) if self.gated else keys
+
+    def _tile(self, images: Prepared, captions: Prepared, keys: _Linear) -> Tensor:
+        counts = images.real.sum(1, dtype=torch.int32), captions.real.sum(1, dtype=torch.int32)
+        i, r, dim = images.features.shape
+        c, n = captions.features.shape[:2]
+        products = keys(images.features.reshape(-1, dim)).view(i, r, -1, c, n).permute(2, 0, 3, 1, 4)  # [., i, c, R, N]
+        affinity, product = products[0], products[1] if self.gated else None
+        pair = images.features.new_empty(i, c, 2, dim)
+        if self.regions is not None:
+            self.regions.pool(images, captions, affinity, product, counts, pair[:, :, 0])
+        if self.words is not None:
+            turned = None if product is None else product.permute(1, 0, 3, 2)
+            out = pair[:, :, 1].transpose(0, 1)
+            self.words.pool(captions, images, affinity.permute(1, 0, 3, 2), turned, (counts[1], counts[0]), out)
+        if self.hidden is not None:
+            assert isinstance(self.model.matching, Matching)
+            output = self.model.matching.output
+            return linear(self.hidden(pair.view(i * c, 2 * dim)), output.weight, output.bias).view(i, c)
+        image = pair[:, :, 0] if images.pooled is None else images.pooled[:, None]
+        caption = pair[:, :, 1] if captions.pooled is None else captions.pooled[None]
+        logits: Tensor = self.model.matching(image, caption)[0]
+        return logits

@@ -1,0 +1,129 @@
+"""How a stage starts: alone on its outputs, and with errors that a person can read.
+
+A dvc that is killed outright leaves its stage running, and the next `dvc repro` would start the same stage beside it.
+So a stage that DVC runs takes a lock that goes with its process, says who holds it if it must wait, and on Linux asks
+the system to be ended (SIGTERM, which training answers by saving its state) when its dvc is gone.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from stages.errors import InputError
+
+FOLDER = Path(".work") / "locks"
+PATIENCE = 600.0
+"""Seconds that a stage waits for another process on the same outputs."""
+PR_SET_PDEATHSIG = 1
+COMMAND = "CAMP_COMMAND"
+"""Environment variable: the process that a flow has started and that every stage of it descends from."""
+
+
+class Held(Exception):
+    """Another process has held a stage's outputs for too long. The message says which."""
+
+
+def end_with_parent() -> None:
+    """Have the system send SIGTERM to this process when its parent dies; does nothing but on Linux."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent or _orphaned():  # it died before the call
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _orphaned() -> bool:
+    """Whether the flow's command has died already: a stage imports for seconds before it can ask to be told."""
+    import psutil
+
+    command = os.environ.get(COMMAND)
+    return command is not None and int(command) not in [process.pid for process in psutil.Process().parents()]
+
+
+@contextlib.contextmanager
+def hold_outputs(stage: str, folder: Path = FOLDER, patience: float = PATIENCE) -> Iterator[None]:
+    """Hold the outputs of `stage` in this workspace; waits for another holder.
+
+    Raises:
+        Held: another process still holds them after `patience` seconds.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{stage}.lock").open("a+", encoding="utf-8") as file:
+        os.set_inheritable(file.fileno(), True)  # a stage may replace itself by torchrun
+        _acquire(file, stage, patience)
+        file.seek(0)
+        file.truncate()
+        json.dump({"pid": os.getpid(), "since": time.strftime("%F %T"), "host": os.uname().nodename}, file)
+        file.flush()
+        yield
+
+
+def _acquire(file: IO[str], stage: str, patience: float) -> None:
+    begun = time.monotonic()
+    said = -60.0
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            waited = time.monotonic() - begun
+            file.seek(0)
+            holder = f"stage {stage}: its outputs are being written by another process ({file.read() or 'unknown'})"
+            if waited > patience:
+                raise Held(f"{holder}; waited {waited:.0f} s, expected it to end") from None
+            if waited - said >= 60:
+                said = waited
+                print(f"{holder}; waiting for it", file=sys.stderr, flush=True)
+            time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def hold_own_outputs() -> Iterator[None]:
+    """Hold the outputs of the stage that DVC runs in this process; nothing where DVC runs none.
+
+    Raises:
+        Held: as `hold_outputs`.
+    """
+    stage = os.environ.get("DVC_STAGE")
+    if stage is None or "RANK" in os.environ:  # one of torchrun's: the process that started it holds them
+        yield
+        return
+    end_with_parent()
+    with hold_outputs(stage.replace(os.sep, "_").replace(":", "_")):
+        yield
+
+
+def stage_main(run: Callable[[], None], arguments: bool = False) -> None:
+    """Run a stage's entry point, alone on its outputs; an InputError becomes one line on stderr and exit code 2.
+
+    Exit code 75 (try again later): another process holds the outputs. `arguments`: `run` reads the command line itself;
+    otherwise nothing may stand there, so that a misplaced option does not start the stage without it.
+    """
+    if not arguments:
+        parser = argparse.ArgumentParser(
+            description=sys.modules["__main__"].__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog="Everything is set in params.yaml; a stage takes no options.",
+        )
+        parser.parse_args()
+    try:
+        with hold_own_outputs():
+            run()
+    except (InputError, Held) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, InputError) else 75) from None
+
+
+if __name__ == "__main__":  # python -m stages.entry COMMAND: becomes a command that ends with its parent
+    end_with_parent()
+    os.environ[COMMAND] = str(os.getpid())
+    os.execvp(sys.argv[1], sys.argv[1:])

@@ -1,0 +1,1 @@
+"""params.yaml, a module for each section; each is read and checked once, where a stage starts."""

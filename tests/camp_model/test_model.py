@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+import torch
+
+from camp_model import CampConfig
+from camp_model.matchers.prepared import PAIRS, TILES
+
+CONFIG = CampConfig(vocab_size=12, region_dim=5, word_dim=3, dim=6)
+
+
+def test_every_score_equals_the_loop_reference(every_switch, make_batch, reference):
+    batch = make_batch(every_switch, counts=[4, 2], lengths=[3, 1, 5])
+    with torch.no_grad():
+        encoded = batch.encode()
+        scores = batch.model.score_matrix(*encoded).numpy()
+        pairs = batch.model.score_pairs(*(values[:2] for values in encoded)).numpy()
+    images, captions = batch.plain(reference)
+    expected = [[reference.score(batch.state, every_switch, v, t)[0] for t in captions] for v in images]
+    np.testing.assert_allclose(scores, expected, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(pairs, np.diagonal(expected), rtol=1e-9, atol=1e-9)
+
+
+def test_gate_logits_equal_the_loop_reference(every_switch, make_batch, reference):
+    batch = make_batch(every_switch, counts=[4, 2], lengths=[3, 5])
+    encoded = batch.encode()
+    has_gates = every_switch.gate != "none" and every_switch.message_passing != "none"
+    if not has_gates:
+        with pytest.raises(ValueError, match="gate_supervision"):
+            batch.model.gate_logits(*encoded)
+        return
+    expected = [
+        reference.score(batch.state, every_switch, v, t)[1] for v, t in zip(*batch.plain(reference), strict=True)
+    ]
+    np.testing.assert_allclose(batch.model.gate_logits(*encoded).detach().numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_gate_logits_alone_are_those_of_the_whole_model(every_switch, make_batch):
+    """The shortcut that forms no messages, against the gates that the forward pass reports."""
+    batch = make_batch(every_switch, counts=[4, 2, 3], lengths=[3, 5, 1], spare=1)
+    encoded = batch.encode()
+    model = batch.model
+    images, captions = model.prepare_regions(*encoded[:2]), model.prepare_words(*encoded[2:])
+    if every_switch.gate == "none" or every_switch.message_passing == "none":
+        with pytest.raises(ValueError, match="gate_supervision"):
+            model.each_gate_logit(images, captions, PAIRS)
+        return
+    logits, real = model.each_gate_logit(images, captions, PAIRS)
+    torch.testing.assert_close((logits * real).sum(1) / real.sum(1), model.gate_logits(*encoded))
+    tiles, real = model.each_gate_logit(images, captions, TILES)
+    assert tiles.shape[:2] == (3, 3) and real.expand(tiles.shape).shape == tiles.shape
+    for i in range(3):
+        torch.testing.assert_close(tiles[i, i][: logits.shape[1]], logits[i])
+
+
+def test_padding_and_company_do_not_change_a_score(every_switch, make_batch):
+    """In float32: more padding, garbage in it, and other pairs beside it."""
+    wide = make_batch(every_switch, counts=[4, 2, 3], lengths=[3, 1, 5], spare=3)
+    wide.model.float()
+    wide.features[~wide.region_mask] = 1e3
+    model = wide.model
+    with torch.no_grad():
+        together = model.score_matrix(*wide.encode())
+        for i, (k, n) in enumerate(zip([4, 2, 3], [3, 1, 5], strict=True)):
+            region_mask, word_mask = torch.ones(1, k, dtype=torch.bool), torch.ones(1, n, dtype=torch.bool)
+            regions = model.encode_regions(wide.features[i : i + 1, :k], region_mask)
+            words = model.encode_captions(wide.tokens[i : i + 1, :n], torch.tensor([n]))
+            alone = model.score_pairs(regions, region_mask, words, word_mask)
+            torch.testing.assert_close(together[i, i], alone[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("gate", ["scalar", "elementwise", "none"])
+@pytest.mark.parametrize("hops", [1, 2])
+def test_gradients_are_those_of_the_function(make_batch, gate, hops):
+    config = CampConfig(
+        vocab_size=6, region_dim=3, word_dim=2, dim=3, gate=gate, hops=hops, pooling="mlp", pooling_heads=2
+    )
+    batch = make_batch(config, counts=[2, 1], lengths=[2, 3])
+    batch.features.requires_grad_()
+
+    def scores(features, *parameters):
+        values = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(
+            batch.model, values, (features, batch.region_mask, batch.tokens, batch.lengths)
+        )
+
+    names = [name for name, _ in batch.model.named_parameters()]
+    assert torch.autograd.gradcheck(scores, (batch.features, *batch.model.parameters()), fast_mode=True)
+
+
+def test_inspection_explains_the_score(make_batch):
+    batch = make_batch(CONFIG, counts=[4, 2], lengths=[3, 5], spare=1)
+    encoded = batch.encode()
+    details = batch.model.inspect_pairs(*encoded)
+    torch.testing.assert_close(details.logits, batch.model.score_pairs(*encoded))
+    real_words, real_regions = batch.word_mask.double(), batch.region_mask.double()
+    torch.testing.assert_close(details.word_attention.sum(-1), real_words)
+    torch.testing.assert_close(details.region_attention.sum(-1), real_regions)
+    torch.testing.assert_close(details.word_pooling.sum(-1), torch.ones(2, dtype=torch.float64))
+    assert details.region_pooling[~batch.region_mask].abs().max() == 0
+    # The gate of word 0 of pair 0, from its definition.
+    regions, _, words, _ = encoded
+    message = details.word_attention[0, 0] @ regions[0]
+    torch.testing.assert_close(details.word_gates[0, 0], torch.sigmoid(words[0, 0] @ message))
+    assert details.word_gates[~batch.word_mask].abs().max() == 0
+
+
+def test_one_sided_messages_leave_the_other_side_without_gates(make_batch):
+    config = CampConfig(**(CONFIG.to_dict() | {"message_passing": "image_to_text"}))
+    batch = make_batch(config, counts=[4, 2], lengths=[3, 5])
+    details = batch.model.inspect_pairs(*batch.encode())
+    assert details.region_gates is None and details.region_attention is None
+    assert details.word_gates is not None
+
+
+@pytest.mark.parametrize("length", [0, 6])
+def test_a_caption_of_impossible_length_is_an_error(make_batch, length):
+    batch = make_batch(CONFIG, counts=[4, 2], lengths=[3, 5])
+    with pytest.raises(ValueError, match=f"caption 1 .* length {length}"):
+        batch.model.encode_captions(batch.tokens, torch.tensor([3, length]))
+
+
+def test_dropout_only_while_training(make_batch):
+    from camp_model import CAMP
+
+    batch = make_batch(CONFIG, counts=[4, 2], lengths=[3, 5])
+    model = CAMP(CONFIG, dropout=0.5)
+    features = batch.features.float()
+    assert not torch.equal(
+        model.encode_regions(features, batch.region_mask), model.encode_regions(features, batch.region_mask)
+    )
+    model.eval()
+    assert torch.equal(
+        model.encode_regions(features, batch.region_mask), model.encode_regions(features, batch.region_mask)
+    )
+
+
+def test_half_precision_features_are_read(make_batch):
+    batch = make_batch(CONFIG, counts=[4, 2], lengths=[3, 5])
+    assert batch.model.float().encode_regions(batch.features.half(), batch.region_mask).dtype == torch.float32

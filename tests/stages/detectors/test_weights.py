@@ -1,0 +1,161 @@
+"""Weights from files: those of torch, safetensors and NumPy pickles, none of which may run code."""
+
+import http.server
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.models import detection
+
+from stages.detectors import torchvision
+from stages.detectors.weights import download, load_state, locate, save_state, sha256_of
+from stages.errors import InputError
+from stages.params.detector import DetectorParams
+
+MOBILENET = "fasterrcnn_mobilenet_v3_large_320_fpn"
+
+
+class Malicious:
+    """Writes a file when unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.write_text, (self.path, "it ran")
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_arrays_of_every_pickle_protocol_are_read(tmp_path: Path, protocol: int) -> None:
+    arrays = {
+        "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "a.bias": np.float64(2.5),
+        "big_endian": np.arange(3, dtype=">i4"),
+        "fortran": np.asfortranarray(np.arange(6).reshape(2, 3)),
+    }
+    path = tmp_path / "weights.pkl"
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "somebody"}, protocol=protocol))
+    state = load_state(path)
+    assert set(state) == set(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(state[name].numpy(), array)
+
+
+def test_solver_state_and_texts_of_caffe2_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pkl"
+    path.write_bytes(pickle.dumps({"blobs": {"conv1_w": np.ones(2), "conv1_w_momentum": np.ones(2), "cfg": "x"}}))
+    assert list(load_state(path)) == ["conv1_w"]
+
+
+@pytest.mark.parametrize("place", ["alone", "inside"])
+def test_a_pickle_that_would_run_code_is_refused_unrun(tmp_path: Path, place: str) -> None:
+    trace, path = tmp_path / "trace", tmp_path / "weights.pkl"
+    bomb = Malicious(trace)
+    path.write_bytes(pickle.dumps(bomb if place == "alone" else {"model": {"a": np.ones(2), "b": bomb}}))
+    with pytest.raises(InputError, match=r"weights\.pkl: is no pickle of arrays .*nothing of it was run"):
+        load_state(path)
+    assert not trace.exists()
+    pickle.loads(path.read_bytes())
+    assert trace.exists(), "the file of this test does run code where pickle is trusted"
+
+
+def test_a_torch_file_that_would_run_code_is_refused_unrun(tmp_path: Path) -> None:
+    trace, path = tmp_path / "trace", tmp_path / "weights.pth"
+    torch.save({"model": Malicious(trace)}, path)
+    with pytest.raises(InputError, match=r"weights\.pth: holds more than tensors"):
+        load_state(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("name", ["a.pkl", "a.pth", "a.safetensors"])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\x80\x04 no weights")
+    with pytest.raises(InputError, match=name):
+        load_state(tmp_path / name)
+
+
+def test_an_object_array_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pkl"
+    path.write_bytes(pickle.dumps({"model": {"a": np.array(["x", 1], dtype=object)}}))
+    with pytest.raises(InputError, match="a: is of type object"):
+        load_state(path)
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return detection.__dict__[MOBILENET](weights=None, weights_backbone=None, num_classes=4).state_dict()
+
+
+def test_weights_of_a_file_come_with_their_identity(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    torch.save({"model": state, "epoch": 3}, tmp_path / "mine.pth")
+    out = tmp_path / "detector"
+    out.mkdir()
+    params = DetectorParams("torchvision", MOBILENET, str(tmp_path / "mine.pth"))
+    description = torchvision.resolve(params, out, tmp_path)
+    assert description.weights_source == params.weights
+    assert description.weights_sha256 == sha256_of(out / "weights.safetensors")
+    assert len(description.categories) == 3 and description.region_dim == 1024
+    torch.testing.assert_close(
+        load_state(out / "weights.safetensors")["roi_heads.box_head.fc6.weight"], state["roi_heads.box_head.fc6.weight"]
+    )
+
+
+def test_weights_that_do_not_fit_name_the_parameter(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    name = "rpn.head.cls_logits.bias"
+    for change, message in (
+        ({key: value for key, value in state.items() if key != name}, f"{name}: is missing"),
+        (state | {"extra": torch.zeros(1)}, "extra: is unknown"),
+        (state | {name: torch.zeros(99)}, rf"{name}: has shape \[99\]"),
+        ({"a": torch.zeros(1)}, r"box_predictor.cls_score.weight: is missing"),
+    ):
+        save_state(change, tmp_path)
+        params = DetectorParams("torchvision", MOBILENET, str(tmp_path / "weights.safetensors"))
+        with pytest.raises(InputError, match=message):
+            torchvision.resolve(params, tmp_path, tmp_path)
+
+
+def test_random_weights_come_from_the_seed(tmp_path: Path) -> None:
+    params = DetectorParams("torchvision", MOBILENET, "random")
+    shas = [torchvision.resolve(params, tmp_path, tmp_path).weights_sha256 for _ in range(2)]
+    assert shas[0] == shas[1]
+    assert len(torchvision.resolve(params, tmp_path, tmp_path).categories) == 90
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "w.pth").write_bytes(b"x" * 3_000_000)
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments, directory=str(tmp_path / "served"))  # type: ignore[arg-type]
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as serving:
+        thread = threading.Thread(target=serving.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{serving.server_port}"
+        serving.shutdown()
+        thread.join()
+
+
+def test_a_url_is_fetched_once(tmp_path: Path, server: str) -> None:
+    path = download(f"{server}/w.pth?x=1", tmp_path / "cache")
+    assert path.name == "w.pth" and path.stat().st_size == 3_000_000
+    path.write_bytes(b"kept")
+    assert locate(f"{server}/w.pth", tmp_path / "cache").read_bytes() == b"kept"
+    with pytest.raises(InputError, match=r"none\.pth cannot be fetched .*give the path of a file"):
+        download(f"{server}/none.pth", tmp_path / "cache")
+    assert [item.name for item in (tmp_path / "cache").iterdir()] == ["w.pth"]
+
+
+def test_a_source_that_is_neither_file_nor_url_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"detector\.weights: 'nothing' is no file"):
+        locate("nothing", tmp_path)

@@ -1,0 +1,122 @@
+"""params.yaml: every wrong key or value is named, and presets are whole."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stages.errors import InputError
+from stages.params.pipeline import Params, from_dict, load_params
+from stages.params.presets import apply_preset
+
+
+def with_value(dotted: str, value: object) -> dict:
+    """The least mapping that sets one dotted key."""
+    for key in reversed(dotted.split(".")):
+        value = {key: value}
+    return value  # type: ignore[return-value]
+
+
+def test_the_shipped_params_are_valid_and_name_every_key(repository: Path) -> None:
+    values = yaml.safe_load((repository / "params.yaml").read_text())
+
+    def compare(kind: type, given: dict, where: str) -> None:
+        names = {item.name for item in dataclasses.fields(kind)}
+        assert set(given) == names, f"{where}: params.yaml should show every key"
+        for item in dataclasses.fields(kind):
+            if isinstance(item.type, type) and dataclasses.is_dataclass(item.type):
+                compare(item.type, given[item.name], f"{where}.{item.name}")
+
+    compare(Params, values, "params")
+    load_params(repository / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("dotted", "value", "says"),
+    [
+        ("train.epoch", 3, "train.epoch: unknown key; allowed here: loss,"),
+        ("trian", {}, "trian: unknown key; allowed here: dataset,"),
+        ("train.epochs", "three", "train.epochs: 'three' is not a whole number"),
+        ("train.epochs", True, "train.epochs: True is not a whole number"),
+        ("train.epochs", 0, "train.epochs: 0 is below 1"),
+        ("train.learning_rate", float("nan"), "train.learning_rate: nan is not a finite number"),
+        ("train.loss", "focal", "train.loss: 'focal' is not one of hardest_bce, bce, triplet"),
+        ("train.processes", 7, "train.batch_size: 128 does not divide among train.processes, 7"),
+        ("model.gate", "soft", "model.gate: 'soft' is not one of scalar, elementwise, none"),
+        ("model", {"hops": 2, "message_passing": "none"}, "model.hops: 2 needs messages"),
+        ("model.residual", 1, "model.residual: 1 is not true or false"),
+        ("dataset.source", "imagenet", "dataset.source: 'imagenet' is not one of scenes, karpathy, coco, table"),
+        ("dataset.coco.parts", [{"split": "train"}], "dataset.coco.parts[0].images: is missing"),
+        ("dataset.coco.parts", {"split": "train"}, "dataset.coco.parts: {'split': 'train'} is not a list"),
+        ("detector", {"architecture": "fasterrcnn_resnet50_fpn"}, "detector.weights: train is only for"),
+        ("regions", {"per_image": 8, "min_per_image": 9}, "regions.min_per_image: 9 is above regions.per_image, 8"),
+        ("regions.max_rejected_share", 1.5, "regions.max_rejected_share: 1.5 is not between 0 and 1"),
+        ("evaluate.splits", [], "evaluate.splits: is empty"),
+        ("report", 3, "report: 3 is not a mapping"),
+    ],
+)
+def test_a_wrong_param_is_named_with_what_is_allowed(dotted: str, value: object, says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        from_dict(Params, with_value(dotted, value))
+    assert says in str(caught.value)
+
+
+def test_switching_the_gates_off_needs_no_second_key() -> None:
+    params = from_dict(Params, {"model": {"gate": "none"}, "train": {"gate_supervision": 0.5}})
+    assert params.train.gate_supervision == 0
+
+
+def test_every_preset_is_valid_and_keeps_the_comments(repository: Path, tmp_path: Path) -> None:
+    presets = sorted((repository / "presets").glob("*.yaml"))
+    assert presets
+    for preset in presets:
+        target = tmp_path / "params.yaml"
+        target.write_text((repository / "params.yaml").read_text())
+        apply_preset(preset, target)
+        assert "# Every option of the pipeline." in target.read_text()
+        applied, wanted = yaml.safe_load(target.read_text()), yaml.safe_load(preset.read_text())
+        for section, values in wanted.items():
+            for key, value in values.items():
+                if not isinstance(value, dict):
+                    assert applied[section][key] == value, f"{preset.name}: {section}.{key}"
+
+
+def test_a_wrong_preset_changes_nothing(repository: Path, tmp_path: Path) -> None:
+    target = tmp_path / "params.yaml"
+    before = (repository / "params.yaml").read_text()
+    target.write_text(before)
+    preset = tmp_path / "wrong.yaml"
+    preset.write_text("train: {epochs: -1}\n")
+    with pytest.raises(InputError, match="wrong.yaml: train.epochs: -1 is below 1"):
+        apply_preset(preset, target)
+    assert target.read_text() == before
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
+
+
+@pytest.mark.parametrize("text", ["train: [1,", "", "\ttrain: 1"])
+def test_a_broken_params_file_ends_with_code_2_and_its_name(text: str, repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.params"],
+        cwd=tmp_path, env={"PYTHONPATH": str(repository), "PATH": ""}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: params.yaml: ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("module", ["stages.prepare_dataset", "stages.tokenize_captions"])
+@pytest.mark.parametrize(("option", "code", "said"), [("--help", 0, "usage: "), ("--epochs=3", 2, "unrecognized")])
+def test_no_option_starts_a_stage_by_accident(
+    module: str, option: str, code: int, said: str, repository: Path, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, option],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(repository)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, said in done.stdout + done.stderr) == (code, True), done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,102 @@
+"""The source `table`: what it reads, and what it says of wrong tables."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from stages.errors import InputError
+from stages.params.dataset import DatasetParams
+from stages.params.pipeline import from_dict
+from stages.sources import table
+from stages.sources.base import Source
+
+
+def read(root: Path, **options: Any) -> Source:
+    params = from_dict(DatasetParams, {"source": "table", "root": str(root), "table": options})
+    return table.read_source(params, root / "unused")
+
+
+ROWS = [
+    ("a/1.jpg", "A dog, running", "train"),
+    ("a/1.jpg", "NA", "train"),
+    ("b/1.jpg", 'He said "hi"', "val"),
+    ("2.jpg", "null", "test"),
+    ("2.jpg", "Ein Fußgänger", "test"),
+]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_table(tmp_path: Path, suffix: str) -> None:
+    frame = pd.DataFrame(ROWS, columns=["image", "caption", "split"]).assign(extra=1)
+    file = tmp_path / f"captions.{suffix}"
+    frame.to_csv(file, index=False) if suffix == "csv" else frame.to_parquet(file)
+    source = read(tmp_path, file=file.name)
+    assert {image.image_id: image.split for image in source.images} == {
+        "a/1.jpg": "train",
+        "b/1.jpg": "val",
+        "2": "test",
+    }
+    assert [image.path for image in source.images] == ["a/1.jpg", "b/1.jpg", "2.jpg"]
+    assert [caption.text for caption in source.captions] == [caption for _, caption, _ in ROWS]
+
+
+def test_table_with_byte_order_mark_and_other_column_order(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("split,image,caption\ntrain,1.jpg,Über\n", encoding="utf-8-sig")
+    source = read(tmp_path, file="t.csv")
+    assert (source.images[0].split, source.captions[0].text) == ("train", "Über")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"captions\.csv: is not a CSV"),
+        ("image,caption\n1.jpg,x\n", r"captions\.csv: column 'split' is there 0 times; .*found image, caption"),
+        ("image,caption,split,split\n1.jpg,x,val,val\n", r"column 'split' is there 2 times"),
+        ("image,caption,split\n1.jpg,a dog, running,train\n", r"captions\.csv: is not a CSV .*line 2"),
+        ("image,caption,split\n1.jpg,x\n", r"captions\.csv: row 1: column 'split' holds"),
+        ("image,caption,split\n1.jpg,x,val\n2.jpg,  ,val\n", r"captions\.csv: row 2: column 'caption' holds '  '"),
+        ("image,caption,split\n,x,val\n", r"row 1: column 'image' holds"),
+        ("image,caption,split\n1.jpg,x,val\n1.jpg,y,train\n",
+         r"row 2: image '1\.jpg' is in the split 'train' here and in 'val' at .*row 1"),
+        ('image,caption,split\n1.jpg,"x,val\n', r"captions\.csv: is not a CSV"),
+    ],
+)  # fmt: skip
+def test_table_wrong_csv(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "captions.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read(tmp_path)
+
+
+def test_table_wrong_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"captions\.csv: no such file; dataset\.table\.file"):
+        read(tmp_path)
+    with pytest.raises(InputError, match=r"captions\.xlsx: dataset\.table\.file must end in \.csv or \.parquet"):
+        read(tmp_path, file="captions.xlsx")
+    (tmp_path / "captions.csv").write_bytes(b"image,caption,split\n1.jpg,\xff\xfe,val\n")
+    with pytest.raises(InputError, match=r"captions\.csv: is not a CSV in UTF-8"):
+        read(tmp_path)
+    (tmp_path / "captions.csv").write_text("image,caption,split\n1.jpg,x,val\n")
+    with pytest.raises(InputError, match=r"photos: no such folder; dataset\.table\.images"):
+        read(tmp_path, images="photos")
+
+
+def test_table_wrong_parquet(tmp_path: Path) -> None:
+    file = tmp_path / "captions.parquet"
+    frame = pd.DataFrame(ROWS, columns=["image", "caption", "split"])
+    frame.to_parquet(file)
+    whole = file.read_bytes()
+    for corrupt in (b"", whole[: len(whole) // 2], b"PAR1" + bytes(200) + b"PAR1", whole[:4] + bytes(len(whole) - 4)):
+        file.write_bytes(corrupt)
+        with pytest.raises(InputError, match=r"captions\.parquet: is not a Parquet file"):
+            read(tmp_path, file=file.name)
+    frame.drop(columns="caption").to_parquet(file)
+    with pytest.raises(InputError, match=r"captions\.parquet: column 'caption' is there 0 times"):
+        read(tmp_path, file=file.name)
+    frame.assign(caption=[None, *frame.caption[1:]]).to_parquet(file)
+    with pytest.raises(InputError, match=r"captions\.parquet: row 1: column 'caption' holds None"):
+        read(tmp_path, file=file.name)
+    frame.assign(split=1).to_parquet(file)
+    with pytest.raises(InputError, match=r"row 1: column 'split' holds 1; expected a text"):
+        read(tmp_path, file=file.name)

@@ -1,0 +1,140 @@
+"""Two processes never write one stage's outputs; a stage ends with its dvc."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import stages
+from stages.entry import Held, hold_outputs
+
+ROOT = Path(stages.__file__).parents[1]
+DVC = [sys.executable, "-m", "dvc"]
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from stages.entry import hold_outputs
+with hold_outputs("train", Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def holder(folder, seconds):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder), str(seconds)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    return process
+
+
+def test_the_second_says_who_holds_the_outputs(tmp_path):
+    with (
+        holder(tmp_path, 60) as other,
+        pytest.raises(Held, match=rf'"pid": {other.pid}'),
+    ):
+        try:
+            with hold_outputs("train", tmp_path, patience=0.5):
+                pass
+        finally:
+            other.kill()
+    with hold_outputs("train", tmp_path, patience=5):  # a killed holder lets go
+        pass
+
+
+def test_the_second_waits(tmp_path, capsys):
+    with holder(tmp_path, 1):
+        begun = time.monotonic()
+        with hold_outputs("train", tmp_path):
+            waited = time.monotonic() - begun
+    assert waited > 0.3
+    assert "waiting for it" in capsys.readouterr().err
+    with hold_outputs("evaluate", tmp_path), hold_outputs("train", tmp_path):
+        pass
+
+
+STAGE = """
+import time
+from pathlib import Path
+from stages.entry import stage_main
+def main():
+    Path("running").touch()
+    time.sleep(60)
+stage_main(main)
+"""
+
+
+def dvc_repository(monkeypatch, folder, command, script):
+    """A DVC repository of one stage, entered."""
+    monkeypatch.chdir(folder)
+    for name in ("DVC_STAGE", "DVC_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    Path("stage.py").write_text(script)
+    Path("dvc.yaml").write_text(f"stages: {{train: {{cmd: '{command}', deps: [stage.py], outs: [out.txt]}}}}")
+    subprocess.run([*DVC, "init", "-q", "--no-scm"], check=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system sends the signal on Linux only")
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])  # dash stays between dvc and a command without `exec`
+def test_a_stage_ends_when_its_dvc_is_killed(tmp_path, monkeypatch, shell):
+    dvc_repository(monkeypatch, tmp_path, f"exec {sys.executable} stage.py", STAGE)
+    monkeypatch.setenv("SHELL", shell)
+    with subprocess.Popen([*DVC, "repro"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as dvc:
+        wait_for(lambda: Path("running").exists())
+        dvc.kill()
+        begun = time.monotonic()
+        assert dvc.stdout is not None
+        dvc.stdout.read()  # until the stage's end of the pipe is closed
+    assert time.monotonic() - begun < 30
+    with hold_outputs("train", Path(".work/locks"), patience=5):
+        pass
+
+
+def test_every_shipped_stage_is_a_child_of_dvc_itself():
+    shipped = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert all(stage["cmd"].startswith("exec python -m stages.") for stage in shipped.values())
+
+
+SLOW = """
+import os, signal, time
+from pathlib import Path
+from stages.entry import stage_main
+def main():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a stage that is not told, as on other systems than Linux
+    alone = not Path("writing").exists()
+    Path("writing").touch()
+    with Path("log").open("a") as log:
+        print("alone" if alone else "beside another", file=log)
+    until = time.monotonic() + 60
+    while Path("slow").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    Path("writing").unlink()
+    Path("out.txt").write_text("whole")
+stage_main(main)
+"""
+
+
+@pytest.mark.timeout(240)
+def test_the_next_dvc_waits_for_the_stage_of_a_killed_one(tmp_path, monkeypatch):
+    dvc_repository(monkeypatch, tmp_path, f"{sys.executable} stage.py", SLOW)
+    Path("slow").touch()
+    with subprocess.Popen([*DVC, "repro"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+        wait_for(lambda: Path("writing").exists())
+        first.kill()
+    with Path("second.log").open("w") as log, subprocess.Popen([*DVC, "repro"], stdout=log, stderr=log) as second:
+        wait_for(lambda: "waiting for it" in Path("second.log").read_text())
+        assert '"pid"' in Path("second.log").read_text()  # who holds the outputs
+        Path("slow").unlink()
+        assert second.wait(timeout=90) == 0
+    assert Path("log").read_text().split("\n")[:-1] == ["alone", "alone"]
+    assert Path("out.txt").read_text() == "whole"
+
+
+def wait_for(condition):
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.1)

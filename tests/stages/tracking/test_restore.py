@@ -1,0 +1,121 @@
+"""From a run to its code, data and model, and from a commit to its run, in a real DVC repository."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import stages
+from stages.errors import InputError
+from stages.tracking.commands import main as commands
+from stages.tracking.restore import model_hash
+from stages.tracking.spool import pending
+
+PIPELINE = """
+stages:
+  train:
+    cmd: python train.py
+    deps: [train.py, raw.txt]
+    params: [train]
+    outs: [models/camp]
+  evaluate:
+    cmd: python evaluate.py
+    deps: [evaluate.py, models/camp]
+    outs: [evaluation.txt]
+"""
+TRAIN = """
+from pathlib import Path
+from stages.tracking import track
+import yaml
+params = yaml.safe_load(Path("params.yaml").read_text())
+with track("train", params) as run:
+    Path("models/camp").mkdir(parents=True)
+    Path("models/camp/weights.txt").write_text(f"{params['train']['rate']} {Path('raw.txt').read_text()}")
+    Path("models/camp/key.txt").write_text(run.run_id)
+    run.log_metrics({"val/rsum": 1.0})
+"""
+EVALUATE = """
+from pathlib import Path
+from stages.tracking import track
+with track("evaluate", {}, parent=Path("models/camp/key.txt").read_text()) as run:
+    Path("evaluation.txt").write_text("good")
+"""
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A DVC repository whose pipeline has run once on uncommitted params, and was then committed."""
+    folder = tmp_path / "main"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "CAMP_TRACKING"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(Path(stages.__file__).parents[1]))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    for name in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{name}_NAME", "t")
+        monkeypatch.setenv(f"GIT_{name}_EMAIL", "t@localhost")
+    files = {
+        "dvc.yaml": PIPELINE,
+        "train.py": TRAIN,
+        "evaluate.py": EVALUATE,
+        "raw.txt": "raw",
+        "params.yaml": "train: {rate: 1}\n",
+    }
+    for name, text in files.items():
+        Path(name).write_text(text)
+    Path(".gitignore").write_text("/mlflow.db\n/mlartifacts/\n/.tracking/\n/models/\n/evaluation.txt\n")
+    run("git", "init", "-q")
+    run(sys.executable, "-m", "dvc", "init", "-q")
+    run("git", "add", "-A")
+    run("git", "commit", "-q", "-m", "begin")
+    Path("params.yaml").write_text("train: {rate: 2}\n")
+    run(sys.executable, "-m", "dvc", "repro", "-q")
+    until = time.monotonic() + 90
+    while pending(folder) and time.monotonic() < until:
+        time.sleep(0.5)
+    return folder
+
+
+def run(*command):
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_is_restored_and_found_from_its_commit(repository, capsys, tmp_path):
+    key = Path("models/camp/key.txt").read_text()
+    run("git", "add", "-A")
+    run("git", "commit", "-q", "-m", "result")
+    Path("raw.txt").write_text("other")
+    run("git", "commit", "-q", "-am", "later: other data, another result")
+
+    into = tmp_path / "back"
+    commands(["restore", key[:12], "--into", str(into)])
+    assert "no model" not in capsys.readouterr().out
+    assert (into / "params.yaml").read_text() == "train: {rate: 2}\n"
+    assert (into / "raw.txt").read_text() == "raw"
+    assert (into / "models/camp/weights.txt").read_text() == "2 raw"
+    assert (into / "models/camp/key.txt").read_text() == key
+
+    commands(["find", "HEAD~1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1
+    assert "val/rsum 1.0" in lines[0]
+    commands(["find", "HEAD~2"])  # where they began
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    with pytest.raises(InputError, match="is no commit"):
+        commands(["find", "nowhere"])
+    with pytest.raises(InputError, match="exists"):
+        commands(["restore", key, "--into", str(into)])
+    with pytest.raises(InputError, match="no runs have this id"):
+        commands(["restore", "f" * 33])
+    with pytest.raises(InputError, match="registered no model"):
+        commands(["promote", key])
+
+
+def test_model_hash():
+    assert model_hash("stages: {train: {outs: [{path: a, md5: x}, {path: models/camp, md5: y.dir}]}}") == "y.dir"
+    assert model_hash("schema: '2.0'") is None
