@@ -1,0 +1,117 @@
+"""The frame that boxes are in: pixels of the picture as it is seen, turned upright as its EXIF orientation says.
+
+Programs that annotate or extract may have read the same file without turning it, or a larger or smaller copy of it. The
+width and height that they state tell which of these it was.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image
+
+# A quarter turn exchanges width and height; then x, y or both run the other way.
+QUARTER_TURNS, MIRRORED_X, MIRRORED_Y = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
+
+
+class WrongFrame(ValueError):
+    """Boxes are in a frame that is not the picture's; the message says why."""
+
+
+class Frame(NamedTuple):
+    """What a picture's header says: `width`, `height` and `orientation` of images.parquet."""
+
+    width: int
+    """Pixels of the upright picture."""
+    height: int
+    orientation: int
+    """EXIF orientation of the file, 1 to 8; 1: it is stored upright."""
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation of an opened picture, 1 to 8; 1 where it states none or one that does not exist.
+
+    Raises:
+        Exception: almost anything, where the EXIF data is damaged.
+    """
+    value = image.getexif().get(ExifTags.Base.Orientation)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def frame_of(image: Image.Image) -> Frame:
+    """The frame of a picture that is opened and not decoded.
+
+    Raises:
+        Exception: almost anything, where the EXIF data is damaged.
+    """
+    orientation = orientation_of(image)
+    width, height = image.size
+    # Pillow gives the size of a turned TIFF upright.
+    if orientation in QUARTER_TURNS and image.format != "TIFF":
+        width, height = height, width
+    return Frame(width, height, orientation)
+
+
+def turned_boxes(boxes: np.ndarray, width: float, height: float, orientation: int) -> np.ndarray:
+    """Boxes [k, 4], XYXY, of the stored picture of `width` x `height` -> of the upright one, in its pixels."""
+    turned = boxes.reshape(-1, 4).astype(np.float64)
+    if orientation in QUARTER_TURNS:
+        turned, width, height = turned[:, [1, 0, 3, 2]], height, width
+    if orientation in MIRRORED_X:
+        turned[:, [0, 2]] = width - turned[:, [2, 0]]
+    if orientation in MIRRORED_Y:
+        turned[:, [1, 3]] = height - turned[:, [3, 1]]
+    return turned
+
+
+def _same_shape(stated: tuple[float, float], size: tuple[float, float]) -> bool:
+    """Whether one is the other, enlarged or shrunk, but for a pixel of rounding on a side of the smaller one."""
+    return abs(stated[0] * size[1] - stated[1] * size[0]) <= max(*stated, *size)
+
+
+def upright_boxes(boxes: np.ndarray, stated: tuple[float, float] | None, frame: Frame) -> np.ndarray:
+    """Boxes of a published or annotated picture in the frame of ours.
+
+    Args:
+        boxes: [k, 4], XYXY, pixels of the frame that they were made in.
+        stated: width and height of that frame; None where nobody says.
+        frame: of our picture.
+
+    Returns:
+        float64 [k, 4], pixels of the upright picture: turned where the stated frame is that of the stored file, scaled
+        where it has another size. Boxes are not clipped.
+
+    Raises:
+        WrongFrame: the stated frame is neither that of the upright nor of the stored picture, in any size; or which
+            of the two it is cannot be told, because turning leaves their shape alone or nothing is stated.
+    """
+    upright = (float(frame.width), float(frame.height))
+    stored = upright[::-1] if frame.orientation in QUARTER_TURNS else upright
+    if stated is None:
+        if frame.orientation != 1:
+            raise WrongFrame(
+                f"the picture is turned (EXIF orientation {frame.orientation}) and no width and height say whether "
+                "its boxes are"
+            )
+        return boxes.reshape(-1, 4).astype(np.float64)
+    if not all(np.isfinite(side) and side > 0 for side in stated):
+        raise WrongFrame(f"the boxes' frame of {stated[0]:g} x {stated[1]:g} pixels is none")
+    # The exact size settles what rounding leaves open, as for 100 x 101 pixels.
+    fits = [stated == size for size in (upright, stored)]
+    if not any(fits):
+        fits = [_same_shape(stated, size) for size in (upright, stored)]
+    as_seen, as_stored = fits
+    if not (as_seen or as_stored):
+        raise WrongFrame(
+            f"the boxes are in a frame of {stated[0]:g} x {stated[1]:g} pixels, the picture has "
+            f"{frame.width} x {frame.height}" + (" upright" if frame.orientation != 1 else "")
+        )
+    if as_seen and as_stored and frame.orientation != 1:
+        raise WrongFrame(
+            f"the boxes' frame of {stated[0]:g} x {stated[1]:g} pixels is that of the picture turned and not turned "
+            f"(EXIF orientation {frame.orientation}); expected a file that is stored upright"
+        )
+    if not as_seen:
+        boxes = turned_boxes(boxes, *stated, frame.orientation)
+        stated = stated[::-1] if frame.orientation in QUARTER_TURNS else stated
+    scaled: np.ndarray = boxes.reshape(-1, 4) * np.array([upright[0] / stated[0], upright[1] / stated[1]] * 2)
+    return scaled
