@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dask.base import annotate
+from distributed import Nanny
 from prefect import flow, get_run_logger, task, unmapped
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
@@ -22,6 +23,7 @@ from prefect_dask.task_runners import DaskTaskRunner
 
 from pipelines.commands import begin, exit_when_asked
 from pipelines.dag import read_dag
+from pipelines.devices import device_environments
 from pipelines.reproduce import ONE_BY_ONE, run_stage
 from stages.errors import InputError
 from stages.extraction.shards import missing_shards, plan_shards
@@ -106,12 +108,21 @@ def collect(keys: list[str], storage: str) -> None:
             temporary.unlink(missing_ok=True)
 
 
+class _OnItsDevices(Nanny):
+    """Starts the worker of a local cluster with the devices that are its own."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        options["env"] = options.pop("environments")[options["name"]]
+        super().__init__(*arguments, **options)
+
+
 def runner(cluster: str | None, workers: int) -> DaskTaskRunner:
-    """A cluster that is there, or a local one on loopback for the time of the run."""
+    """A cluster that is there, or for the time of the run a local one on loopback, each worker on its own devices."""
     if cluster:
         return DaskTaskRunner(address=cluster)
     local = {"n_workers": workers, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": None}
-    return DaskTaskRunner(cluster_kwargs=local)
+    own = {"worker_class": _OnItsDevices, "environments": device_environments(workers)}
+    return DaskTaskRunner(cluster_kwargs=local | own)
 
 
 def fill(keys: Sequence[str], storage: str | None, per_task: int, resources: dict[str, float]) -> int:
@@ -135,7 +146,7 @@ def extract(
     Args:
         cluster: address of a Dask scheduler, such as tcp://host:8786; none: local worker processes. Its workers see
             this workspace under the same path, for pictures and detector.
-        workers: worker processes of the local cluster.
+        workers: worker processes of the local cluster; each gets a share of this machine's GPUs and uses the first.
         storage: where the workers put shards: a shared folder or an fsspec URL; none: straight into data/regions.
         shards_per_task: shards that one task fills; the detector is loaded once for them.
         resources: what a Dask worker must offer to get a task, such as {"GPU": 1}.
