@@ -1,11 +1,15 @@
-"""Reading pictures that may be damaged, huge or no pictures at all."""
+"""Reading pictures that may be damaged, huge or no pictures at all: one decoder for the detector and the report."""
 
 import hashlib
 import io
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from stages.sources.frames import orientation_of
 
 # Raster formats that Pillow decodes by itself: none that starts another program or renders a page.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
@@ -18,13 +22,27 @@ UNOPENED = "the file cannot be opened"
 # These say something about the moment, not about the bytes: such an image is tried again in the next run.
 PASSING_REASONS = (CHANGED, MISSING, UNOPENED)
 
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Largest values of the depths that cameras and scanners have; in a file of 16 or 32 bits nothing else says which.
+DEPTHS = (2**8 - 1, 2**10 - 1, 2**12 - 1, 2**14 - 1, 2**16 - 1)
+DARK_16_BIT = 64
+"""16-bit colour comes out of Pillow as its upper bytes; all below this is 14 bits or fewer, or all but black."""
+
 
 class RejectedImage(Exception):
     """An image that cannot be used; the message is the reason."""
 
 
 def read_image(path: Path, sha256: str, max_pixels: int) -> np.ndarray:
-    """The picture as uint8 RGB [H, W, 3], upright as its EXIF orientation says, transparency on white.
+    """The picture in a file, as `decode` gives it.
 
     Args:
         path: the file.
@@ -32,40 +50,91 @@ def read_image(path: Path, sha256: str, max_pixels: int) -> np.ndarray:
         max_pixels: width times height above which it is not decoded.
 
     Raises:
-        RejectedImage: missing, changed, empty, no image, truncated or too large.
+        RejectedImage: missing, changed, or what `decode` rejects.
     """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         raise RejectedImage(MISSING) from None
-    except OSError:
+    except (OSError, ValueError):
         raise RejectedImage(UNOPENED) from None
     if hashlib.sha256(data).hexdigest() != sha256:
         raise RejectedImage(CHANGED)
+    return decode(data, max_pixels)
+
+
+def decode(data: bytes, max_pixels: int) -> np.ndarray:
+    """The picture as uint8 RGB [H, W, 3]: its first frame, upright as its EXIF orientation says, transparency on white.
+
+    Grey of more than 8 bits is scaled from the smallest of 8, 10, 12, 14 and 16 bits that holds its largest value,
+    unless the format says the depth; floats from 0..1 or 0..255.
+
+    Raises:
+        RejectedImage: empty, no image, truncated, too large, or of a range of values that cannot be told.
+    """
     if not data:
         raise RejectedImage("the file is empty")
     try:
+        # From memory: in a file that it maps, Pillow 13 garbles an uncompressed TIFF that is turned.
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise RejectedImage(f"claims {image.width} x {image.height} pixels, above regions.max_pixels")
             if image.width * image.height == 0:
                 raise RejectedImage("has no pixels")
             return _pixels(image)
+    except RejectedImage:
+        raise
     except UnidentifiedImageError:
         raise RejectedImage("is no image of a known format") from None
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, OverflowError, TypeError, MemoryError) as error:
-        # Pillow's decoders report damage with any of these.
-        raise RejectedImage(f"cannot be decoded: {str(error) or type(error).__name__}") from None
+    except Exception as error:  # Pillow's decoders report damage with almost anything
+        raise RejectedImage(f"cannot be decoded: {str(error)[:200] or type(error).__name__}") from None
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I") or upright.mode == "F":
-        # Grey of more than 8 bits: 16 bits are scaled down, where plain conversion would cut at 255.
-        values = np.asarray(upright, dtype=np.float32)
-        grey = values / (257 if values.max() > 255 else 1)
-        return np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
-    if upright.has_transparency_data:
-        upright = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-    return np.array(upright.convert("RGB"))
+    # Looked at first: loading, which asking a PNG for its EXIF data does too, forgets them.
+    tags, raw_mode = dict(getattr(image, "tag_v2", {})), str(getattr(image, "tile", ""))
+    # Pillow turns a TIFF itself when it loads it.
+    orientation = 1 if image.format == "TIFF" else orientation_of(image)
+    image.load()
+    if orientation in TURNS:
+        # Not by exif_transpose, which writes the EXIF data anew and fails on what it could read.
+        image = image.transpose(TURNS[orientation])
+    if image.mode.startswith("I") or image.mode == "F":
+        return np.repeat(_grey(image, tags)[:, :, None], 3, axis=2)
+    upright = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if re.search(";16[BLN]", raw_mode) and np.asarray(upright)[:, :, :3].max() < DARK_16_BIT:
+        raise RejectedImage("is 16-bit colour that uses only its lower bits; expected values up to 65535")
+    if upright.mode == "RGBA":
+        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
+    return np.array(upright)
+
+
+def _grey(image: Image.Image, tags: dict[int, Any]) -> np.ndarray:
+    """Grey of more than 8 bits as uint8 [H, W]."""
+    values = np.asarray(image).astype(np.float32)
+    if not np.isfinite(values).all() or values.min() < 0:
+        raise RejectedImage("holds values that are negative or not finite; expected grey from 0 up")
+    highest = values.max()
+    if image.mode == "F":
+        if highest > 255 or 1 < highest < 16:
+            raise RejectedImage(f"holds floats up to {highest:g}; expected 0 to 1 or 0 to 255")
+        top = 1 if highest <= 1 else 255
+    elif highest > DEPTHS[-1]:
+        raise RejectedImage(f"holds values up to {highest:g}; expected at most 16 bits of grey")
+    else:
+        top = _stated_top(image, tags) or next(depth for depth in DEPTHS if highest <= depth)
+    transparent = image.info.get("transparency")
+    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # white is zero, which Pillow heeds up to 8 bits alone
+        values = top - values
+    if isinstance(transparent, int):
+        values[values == transparent] = top
+    grey: np.ndarray = np.rint(values * (255 / top)).clip(0, 255).astype(np.uint8)
+    return grey
+
+
+def _stated_top(image: Image.Image, tags: dict[int, Any]) -> int | None:
+    """The largest value that the format has, where it says so."""
+    if image.format in ("PPM", "JPEG2000"):  # which Pillow scales to 16 bits
+        return DEPTHS[-1]
+    bits = tags.get(ExifTags.Base.BitsPerSample)
+    return 2 ** bits[0] - 1 if isinstance(bits, tuple) and bits[0] < 16 else None

@@ -4,7 +4,7 @@ Programs that annotate or extract may have read the same file without turning it
 width and height that they state tell which of these it was.
 """
 
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -33,8 +33,26 @@ def orientation_of(image: Image.Image) -> int:
     Raises:
         Exception: almost anything, where the EXIF data is damaged.
     """
-    value = image.getexif().get(ExifTags.Base.Orientation)
+    if image.format == "PNG" and "exif" not in image.info and (file := getattr(image, "fp", None)) is not None:
+        image.info |= _exif_of_png(file)
+    # Not image.getexif(): of a PNG it decodes all pixels to look for EXIF data behind them.
+    value = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _exif_of_png(file: IO[bytes]) -> dict[str, bytes]:
+    """The EXIF data of a PNG under `exif`, if it has any; the file is left where it was read to."""
+    place = file.tell()
+    try:
+        file.seek(8)
+        while len(header := file.read(8)) == 8 and header[4:] != b"IEND":
+            length = int.from_bytes(header[:4], "big")
+            if header[4:] == b"eXIf":
+                return {"exif": b"Exif\0\0" + file.read(length)}
+            file.seek(length + 4, 1)
+        return {}
+    finally:
+        file.seek(place)
 
 
 def frame_of(image: Image.Image) -> Frame:

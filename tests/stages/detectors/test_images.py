@@ -1,14 +1,16 @@
 """Pictures that are damaged, huge, turned or no pictures."""
 
 import hashlib
+import io
+import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
-from stages.detectors.images import CHANGED, MISSING, RejectedImage, read_image
+from stages.detectors.images import CHANGED, MISSING, RejectedImage, decode, read_image
 
 
 def read(path: Path, max_pixels: int = 1_000_000) -> np.ndarray:
@@ -94,3 +96,151 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
 def test_transparency_becomes_white(tmp_path: Path) -> None:
     Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "x.png")
     assert (read(tmp_path / "x.png") == 255).all()
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def ramp(top: float, dtype: str) -> np.ndarray:
+    """From nothing to `top` in 16 columns."""
+    return np.tile(np.linspace(0, top, 16), (4, 1)).astype(dtype)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_grey_of_any_depth_keeps_its_range(kind: str, bits: int) -> None:
+    pixels = decode(encoded(Image.fromarray(ramp(2**bits - 1, "uint16")), kind), 1000)
+    np.testing.assert_allclose(pixels[:, :, 1], ramp(255, "float32"), atol=1)
+
+
+@pytest.mark.parametrize("top", [1.0, 255.0])
+def test_floats_are_scaled_from_one_or_from_255(top: float) -> None:
+    pixels = decode(encoded(Image.fromarray(ramp(top, "float32")), "TIFF"), 1000)
+    np.testing.assert_allclose(pixels[:, :, 0], ramp(255, "float32"), atol=1)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (ramp(1.3, "float32"), "holds floats up to 1.3; expected 0 to 1 or 0 to 255"),
+        (ramp(4095, "float32"), "holds floats up to 4095"),
+        (ramp(1, "float32") - 0.5, "negative or not finite"),
+        (np.full((4, 4), np.nan, "float32"), "negative or not finite"),
+        (ramp(2**31 - 1, "int32"), "holds values up to 2.14748e\\+09; expected at most 16 bits"),
+        (-ramp(100, "int32"), "negative"),
+    ],
+)
+def test_a_range_that_cannot_be_told_is_rejected(values: np.ndarray, message: str) -> None:
+    with pytest.raises(RejectedImage, match=message):
+        decode(encoded(Image.fromarray(values), "TIFF"), 1000)
+
+
+def test_the_depth_that_a_format_states_is_its_range() -> None:
+    dark = (ramp(65535, "uint16") // 300).astype(">u2")
+    pgm = b"P5 16 4 65535\n" + dark.tobytes()
+    assert decode(pgm, 1000).max() == 1, "218 of 65535, not of 255"
+    assert decode(b"P5 16 4 4095\n" + ramp(4095, "uint16").astype(">u2").tobytes(), 1000).max() == 255
+
+
+def test_white_is_zero_in_a_deep_tiff_too() -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[ExifTags.Base.PhotometricInterpretation] = 0
+    data = encoded(Image.fromarray(ramp(65535, "uint16")), "TIFF")
+    entry = struct.pack("<HHL", ExifTags.Base.PhotometricInterpretation, 3, 1)
+    place = data.index(entry) + len(entry)
+    pixels = decode(data[:place] + b"\0\0" + data[place + 2 :], 1000)
+    np.testing.assert_allclose(pixels[:, :, 0], ramp(255, "float32")[:, ::-1], atol=1)
+
+
+def png_of_16_bits(colour: int, values: np.ndarray, *extra: bytes) -> bytes:
+    """A PNG with 16 bits in a channel, which Pillow does not write; values [H, W, channels]."""
+
+    def chunk(content: bytes) -> bytes:
+        return (len(content) - 4).to_bytes(4) + content + zlib.crc32(content).to_bytes(4)
+
+    height, width = values.shape[:2]
+    header = b"IHDR" + width.to_bytes(4) + height.to_bytes(4) + bytes([16, colour, 0, 0, 0])
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = (header, *extra, b"IDAT" + zlib.compress(rows), b"IEND")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(map(chunk, chunks))
+
+
+def test_16_bit_colour_that_is_nearly_black_is_rejected() -> None:
+    full = np.repeat(ramp(65535, "uint16")[:, :, None], 3, axis=2)
+    np.testing.assert_allclose(decode(png_of_16_bits(2, full), 1000)[:, :, 2], ramp(255, "float32"), atol=1)
+    for bits in (8, 12, 14):
+        with pytest.raises(RejectedImage, match="uses only its lower bits"):
+            decode(png_of_16_bits(2, full >> (16 - bits)), 1000)
+
+
+def test_transparent_pixels_of_deep_grey_become_white() -> None:
+    data = png_of_16_bits(0, ramp(65535, "uint16")[:, :, None], b"tRNS" + (0).to_bytes(2))
+    pixels = decode(data, 1000)
+    assert (pixels[:, 0] == 255).all() and (pixels[:, 1] == 17).all()
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB", "LA", "RGBA"])
+def test_transparency_of_every_kind_becomes_white(mode: str) -> None:
+    image = Image.new("RGBA", (4, 4), (200, 0, 0, 255))
+    image.putpixel((1, 1), (0, 0, 0, 0))
+    if mode in ("P", "L", "RGB"):
+        flat = image.convert("RGB").convert(mode)
+        hidden = flat.getpixel((1, 1))
+        data = encoded(flat, "PNG", transparency=hidden)
+    else:
+        data = encoded(image.convert(mode), "PNG")
+    pixels = decode(data, 100)
+    assert pixels[1, 1].tolist() == [255, 255, 255]
+    assert pixels[0, 0].max() < 210
+
+
+def test_the_first_of_several_frames_is_the_picture() -> None:
+    frames = [Image.new("RGB", (5, 4), colour) for colour in ("red", "blue")]
+    for kind in ("GIF", "TIFF", "WEBP", "PNG"):
+        pixels = decode(encoded(frames[0], kind, save_all=True, append_images=frames[1:]), 100)
+        assert pixels.shape == (4, 5, 3) and pixels[0, 0, 0] > 240 and pixels[0, 0, 2] < 15, kind
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG", "WEBP"])
+def test_every_orientation_of_every_format_is_turned_once(kind: str, orientation: int) -> None:
+    image = Image.new("L", (48, 32))
+    image.paste(255, (0, 0, 16, 16))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    pixels = decode(encoded(image, kind, exif=exif), 10_000)
+    with Image.open(io.BytesIO(encoded(image, "PNG", exif=exif))) as turned:
+        expected = np.asarray(ImageOps.exif_transpose(turned))
+    assert pixels.shape[:2] == expected.shape
+    assert np.abs(pixels[:, :, 0].astype(int) - expected).max() < 60
+
+
+def exif_with_a_wrong_type() -> bytes:
+    """Orientation 6, and a number of samples too large for the type that it is written with."""
+    entries = struct.pack("<HHLHH", 274, 3, 1, 6, 0) + struct.pack("<HHLL", 277, 4, 1, 70_000)
+    return b"Exif\0\0II*\0" + struct.pack("<LH", 8, 2) + entries + struct.pack("<L", 0)
+
+
+def test_orientation_is_applied_where_the_exif_cannot_be_written_anew() -> None:
+    data = encoded(Image.new("RGB", (40, 20), "red"), "JPEG", exif=exif_with_a_wrong_type())
+    with Image.open(io.BytesIO(data)) as image, pytest.raises(struct.error):
+        ImageOps.exif_transpose(image)
+    assert decode(data, 1000).shape == (40, 20, 3)
+
+
+@pytest.mark.parametrize(
+    "error", [struct.error("x"), SyntaxError("x" * 10_000), MemoryError(), RuntimeError(), KeyError(1)]
+)
+def test_whatever_decoding_raises_rejects_the_picture(
+    photograph: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(self: object) -> None:
+        raise error
+
+    monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile.load", fail)
+    with pytest.raises(RejectedImage, match="cannot be decoded") as rejected:
+        read(photograph)
+    assert len(str(rejected.value)) < 300

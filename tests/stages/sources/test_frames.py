@@ -94,3 +94,15 @@ def test_boxes_without_a_stated_frame_of_an_upright_file_stay() -> None:
 def test_an_orientation_that_does_not_exist_is_none(tmp_path: Path) -> None:
     with Image.open(turned_file(tmp_path, 9)) as image:
         assert frame_of(image) == (WIDTH, HEIGHT, 1)
+
+
+def test_exif_behind_the_pixels_of_a_png_is_found_without_decoding(tmp_path: Path) -> None:
+    data = turned_file(tmp_path, 6).read_bytes()
+    start = data.index(b"eXIf") - 4
+    length = int.from_bytes(data[start : start + 4], "big") + 12
+    moved = data[:start] + data[start + length : -12] + data[start : start + length] + data[-12:]
+    for content in (data, moved):
+        with Image.open(io.BytesIO(content)) as image:
+            assert frame_of(image) == (HEIGHT, WIDTH, 6)
+            assert image.tile, "nothing was decoded"
+            assert np.asarray(image).max() == 255, "it can still be decoded"
