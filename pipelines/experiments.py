@@ -31,8 +31,8 @@ from stages.tracking import PARENT, track
 from stages.tracking.delivery import sync
 from stages.tracking.model import promote as promote_model
 from stages.tracking.restore import find_run
-from stages.tracking.spool import main_root
 from stages.tracking.store import connect, store_uri
+from stages.workspace import main_root
 
 RANKED_BY = "val_rsum"
 """The number of metrics/train.json that decides: of the validation split, never of the test split."""

@@ -56,8 +56,8 @@ def mlflow_link(fingerprint: Path) -> str | None:
     """A link to the run that trained the model, on the server or, for a local store, on `make ui`; None: unknown."""
     from stages.tracking.delivery import bound_waiting
     from stages.tracking.restore import find_run
-    from stages.tracking.spool import main_root
     from stages.tracking.store import store_uri
+    from stages.workspace import main_root
 
     try:
         key = json.loads(fingerprint.read_text(encoding="utf-8"))["mlflow_run_id"]

@@ -33,6 +33,7 @@ from stages.params.pipeline import load_params
 from stages.reporting.charts import histogram_page
 from stages.tracking import track
 from stages.training.fingerprint import read_fingerprint
+from stages.workspace import named_path
 
 ROW_SCHEMA = pa.schema(
     [
@@ -226,7 +227,7 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
         raise InputError(str(error)) from None
     device = choose_device(params.device, "evaluate.device")
     splits = {name: read_split(name, captions, store) for name in params.splits}
-    models = load_models([model, *map(Path, params.ensemble)], store, captions, device)
+    models = load_models([model, *map(named_path, params.ensemble)], store, captions, device)
     lexicon = read_lexicon(params, captions)
     with track("evaluate", {"evaluate": params}, parent=read_fingerprint(model).get("mlflow_run_id")) as run:
         try:

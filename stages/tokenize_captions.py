@@ -24,6 +24,7 @@ from stages.foils.words import KINDS, save_words
 from stages.params.captions import CaptionsParams
 from stages.params.dataset import SPLITS
 from stages.params.pipeline import load_params
+from stages.workspace import named_path
 
 FOILED = ("val", "test")
 """Splits whose captions get foils."""
@@ -119,7 +120,7 @@ def _vocabulary(params: CaptionsParams, train_words: list[list[str]]) -> Vocabul
             raise InputError(f"captions.min_count: no word of the train split occurs {params.min_count} times")
         return vocabulary
     try:
-        return Vocabulary.load(Path(params.vocabulary))
+        return Vocabulary.load(named_path(params.vocabulary))
     except ValueError as error:
         raise InputError(f"captions.vocabulary: {error}") from None
 

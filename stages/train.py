@@ -28,7 +28,8 @@ from stages.training.data import Split
 from stages.training.loop import Trainer
 from stages.training.processes import Processes, launch
 from stages.training.resume import Progress, Resume, run_key, sha256_of
-from stages.training.start import named_path, new_model
+from stages.training.start import new_model
+from stages.workspace import named_path
 
 RECALL_COLUMNS = ("rsum", "i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
 GATE_COLUMNS = ("gate_positive_mean", "gate_negative_mean", "gate_auc")

@@ -18,6 +18,7 @@ from stages.detectors.weights import CACHE, State, calm, fit, load_saved, load_s
 from stages.errors import InputError
 from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams
+from stages.workspace import named_path
 
 COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
 INSTALL = (
@@ -49,8 +50,8 @@ def read_config(architecture: str) -> Any:
         config.merge_from_list(visual_genome.OPTIONS)
         return config
     try:
-        if Path(architecture).is_file():
-            config.merge_from_file(architecture)
+        if named_path(architecture).is_file():
+            config.merge_from_file(str(named_path(architecture)))
             return config
         config = get_config(architecture)
     except (RuntimeError, KeyError, AssertionError, ValueError) as error:

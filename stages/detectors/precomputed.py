@@ -22,6 +22,7 @@ from stages.detectors.weights import sha256_of
 from stages.errors import InputError
 from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams
+from stages.workspace import named_path
 
 
 def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
@@ -35,7 +36,7 @@ def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
             f"params.yaml: detector.architecture: {params.architecture!r} is not one of {', '.join(PATTERNS)}, the "
             "forms of detector.backend precomputed"
         )
-    source = Path(params.weights)
+    source = named_path(params.weights)
     files = files_of(source, params.architecture)
     index: dict[str, Place] = {}
     for place in places(params.architecture, source, dataset):
@@ -126,7 +127,7 @@ def load(folder: Path, description: Description, params: RegionsParams, device: 
         )
     if params.geometry and description.architecture == "scan":
         raise InputError("params.yaml: regions.geometry: true needs boxes; SCAN's files hold none")
-    source = Path(description.weights_source)
+    source = named_path(description.weights_source)
     if sum(file.stat().st_size for file in files_of(source, description.architecture)) != description.config["bytes"]:
         raise InputError(f"{source}: changed since train_detector read it; run that stage again")
     table = read_table(folder / "index.parquet", Place._fields)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from camp_model.files import replacing
 from stages.detectors.pickled_arrays import read_arrays
 from stages.errors import InputError
+from stages.workspace import named_path
 
 State = dict[str, torch.Tensor]
 CHUNK = 1 << 20
@@ -59,7 +60,7 @@ def locate(source: str, cache: Path) -> Path:
     """The file that `detector.weights` names: a path, or a URL that is downloaded into `cache`."""
     if "://" in source:
         return download(source, cache)
-    path = Path(source)
+    path = named_path(source)
     if not path.is_file():
         raise InputError(
             f"params.yaml: detector.weights: {source!r} is no file; expected default, random, a file or a URL"

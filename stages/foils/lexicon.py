@@ -14,6 +14,7 @@ from camp_model.vocabulary import Vocabulary, tokenize
 from stages.errors import InputError
 from stages.foils.words import Words, check_words, is_texts, read_object, words_of
 from stages.sources.lexicon import COLOURS, COUNTS, PLURALS, RELATIONS, SHAPES, SIZES, TEXTURE_PHRASES, TEXTURES
+from stages.workspace import named_path
 
 PHOTOGRAPHS = Path(__file__).with_name("photographs.json")
 
@@ -135,7 +136,8 @@ def choose_lexicon(name: str) -> Lexicon:
     if name == "scenes":
         return scenes_lexicon()
     return _from_file(
-        PHOTOGRAPHS if name == "photographs" else Path(name), "captions.lexicon: " if name != "photographs" else ""
+        PHOTOGRAPHS if name == "photographs" else named_path(name),
+        "captions.lexicon: " if name != "photographs" else "",
     )
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from stages.params.checks import at_least, choose, share
+from stages.workspace import named_path
 
 SPLITS = ("train", "val", "test")
 
@@ -105,4 +106,4 @@ class DatasetParams:
 
     def image_root(self, dataset: Path) -> Path:
         """The folder that `path` in images.parquet starts from; `dataset` is the folder of images.parquet."""
-        return dataset / "images" if self.source == "scenes" else Path(self.root)
+        return dataset / "images" if self.source == "scenes" else named_path(self.root)

@@ -17,6 +17,7 @@ from stages.sources.base import (
     read_json,
     take,
 )
+from stages.workspace import named_path
 
 
 class _Picture(NamedTuple):
@@ -82,7 +83,7 @@ def read_source(params: DatasetParams, image_out: Path) -> Source:
     Raises:
         InputError: a file or folder is missing, a record lacks a key, a caption names no image, an id comes twice.
     """
-    parts, root = params.coco.parts, Path(params.root)
+    parts, root = params.coco.parts, named_path(params.root)
     if not parts:
         raise InputError("dataset.coco.parts: is empty; expected one entry for each annotation file")
     test_share = 0.0 if any(part.split == "test" for part in parts) else params.coco.test_share

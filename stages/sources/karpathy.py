@@ -14,6 +14,7 @@ from stages.sources.base import (
     read_json,
     take,
 )
+from stages.workspace import named_path
 
 
 def _text(sentence: dict[str, object], where: str) -> str:
@@ -29,7 +30,7 @@ def read_source(params: DatasetParams, image_out: Path) -> Source:
     Raises:
         InputError: the file or the folder is missing, or a record lacks a key, names a wrong split or comes twice.
     """
-    options, root = params.karpathy, Path(params.root)
+    options, root = params.karpathy, named_path(params.root)
     file = root / options.annotations
     records = take(read_json(file, "dataset.karpathy.annotations"), "images", list, str(file))
     check_folder(root / options.images, "dataset.karpathy.images")

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from stages.errors import InputError
 from stages.params.dataset import DatasetParams
 from stages.sources.base import Source, SourceCaption, SourceImage, check_folder, image_ids, join
+from stages.workspace import named_path
 
 COLUMNS = ("image", "caption", "split")
 
@@ -61,7 +62,7 @@ def read_source(params: DatasetParams, image_out: Path) -> Source:
         InputError: the file or folder is missing, no table, lacks a column, holds something other than text, or
             gives one image two splits.
     """
-    root, options = Path(params.root), params.table
+    root, options = named_path(params.root), params.table
     file = root / options.file
     rows = _read_rows(file)
     check_folder(root / options.images, "dataset.table.images")

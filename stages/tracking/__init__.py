@@ -31,7 +31,8 @@ from filelock import Timeout
 
 from stages.tracking.machine import output, sample_machine
 from stages.tracking.restore import model_hash
-from stages.tracking.spool import Spool, experiment_name, main_root, pending, writer_alive
+from stages.tracking.spool import Spool, experiment_name, pending, writer_alive
+from stages.workspace import main_root
 
 WAIT = 18.0
 """Seconds that the end of a run waits for the server at most."""

@@ -10,9 +10,10 @@ from stages.errors import InputError
 from stages.tracking.delivery import sync
 from stages.tracking.model import promote
 from stages.tracking.restore import find_commit, find_run, restore
-from stages.tracking.spool import experiment_name, main_root
+from stages.tracking.spool import experiment_name
 from stages.tracking.store import Delivery, connect, store_uri
 from stages.tracking.view import KEY
+from stages.workspace import main_root
 
 
 def serve(root: Path, host: str, port: int) -> None:

@@ -23,23 +23,6 @@ def experiment_name() -> str:
     return os.environ.get("MLFLOW_EXPERIMENT_NAME", "camp")
 
 
-def main_root(start: Path | None = None) -> Path:
-    """The repository root of the main workspace, also from inside a DVC experiment's own workspace.
-
-    Experiment workspaces live below `.dvc/tmp/exps` of the main one, so that every run lands in one store.
-    """
-    start = (start or Path.cwd()).resolve()
-    for folder in (start, *start.parents):
-        if folder.parts[-3:] == (".dvc", "tmp", "exps"):
-            return folder.parents[2]
-    if os.environ.get("DVC_ROOT"):
-        return Path(os.environ["DVC_ROOT"]).resolve()
-    for folder in (start, *start.parents):
-        if (folder / ".dvc").is_dir():
-            return folder
-    return start
-
-
 class Spool:
     """One run's folder, opened for writing. Every method returns once the bytes are with the operating system."""
 

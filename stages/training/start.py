@@ -10,17 +10,8 @@ from camp_model.vocabulary import SPECIALS, Vocabulary
 from stages.errors import InputError
 from stages.params.model import ModelParams
 from stages.params.train import TrainParams
-from stages.tracking.spool import main_root
 from stages.training.word_vectors import load_word_vectors
-
-
-def named_path(name: str) -> Path:
-    """A file or folder that params name: here, or else where the workspace of an experiment came from.
-
-    What Git and DVC do not track is not in an experiment's workspace.
-    """
-    path = Path(name)
-    return path if path.exists() else main_root() / path
+from stages.workspace import named_path
 
 
 def new_model(model: ModelParams, train: TrainParams, vocabulary: Vocabulary, region_dim: int) -> CAMP:

@@ -17,7 +17,8 @@ from stages.errors import InputError
 from stages.tracking import flatten, track
 from stages.tracking import machine as tracking_machine
 from stages.tracking.commands import main as commands
-from stages.tracking.spool import Spool, last_event, main_root, pending, read_events, whole, writer_alive
+from stages.tracking.spool import Spool, last_event, pending, read_events, whole, writer_alive
+from stages.workspace import main_root
 
 
 @pytest.fixture(autouse=True)
