@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from camp_model.files import write_table
+
 SCHEMA = pa.schema(
     [
         pa.field("caption_id", pa.int64(), nullable=False),
@@ -40,9 +42,7 @@ def write_captions(
         raise ValueError(f"{path}: caption_id {caption_ids[lengths.index(0)]} has no tokens; expected at least one")
     columns = [caption_ids, image_ids, texts, tokens, lengths]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA), temporary, compression="zstd")
-    temporary.replace(path)
+    write_table(path, pa.Table.from_arrays(arrays, schema=SCHEMA))
 
 
 @dataclass(frozen=True)

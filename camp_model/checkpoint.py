@@ -6,16 +6,15 @@ vocabulary.json     the words, in the form of SCAN
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from camp_model.config import CampConfig
+from camp_model.files import replacing, write_json
 from camp_model.model import CAMP
 from camp_model.vocabulary import Vocabulary
 
@@ -42,19 +41,17 @@ def save_checkpoint(folder: Path, model: CAMP, vocabulary: Vocabulary, extra: di
         "vocabulary_sha256": vocabulary.sha256,
         "extra": json.dumps(extra or {}),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".writing-{uuid4().hex}"
-    temporary.mkdir()
-    try:
-        weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-        save_file(weights, temporary / "model.safetensors", metadata)
-        (temporary / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", encoding="utf-8")
-        vocabulary.save(temporary / "vocabulary.json")
-        # A crash between these leaves a mixture of two models; hash and shapes make that an error on loading.
-        for name in ("vocabulary.json", "model.safetensors", "config.json"):
-            (temporary / name).replace(folder / name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    # All are written before the first takes its place. A crash while they do, the last first, leaves a mixture of two
+    # models; hash and shapes make that an error on loading.
+    with (
+        replacing(folder / "config.json") as config,
+        replacing(folder / "model.safetensors") as tensors,
+        replacing(folder / "vocabulary.json") as words,
+    ):
+        write_json(config, model.config.to_dict())
+        save_file(weights, tensors, metadata)
+        vocabulary.save(words)
 
 
 def load_checkpoint(

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from camp_model.files import replacing
+from camp_model.files import replacing, write_table
 
 Array = npt.NDArray[Any]
 VERSION = "1"
@@ -185,16 +185,14 @@ def write_manifest(folder: Path, info: StoreInfo, rows: Sequence[tuple[str, str,
     kinds = (pa.string(), pa.string(), pa.int32(), pa.int32())
     columns = {name: pa.array([row[i] for row in rows], kinds[i]) for i, name in enumerate(names)}
     table = pa.table(columns).replace_schema_metadata(_metadata("regions_manifest", info))
-    with replacing(folder / "manifest.parquet") as temporary:
-        pq.write_table(table, temporary)
+    write_table(folder / "manifest.parquet", table)
 
 
 def write_rejected(folder: Path, info: StoreInfo, rows: Sequence[tuple[str, str, str]]) -> None:
     """Write rejected.parquet from rows (image_id, path, reason)."""
     names = ("image_id", "path", "reason")
     table = pa.table({name: pa.array([row[i] for row in rows], pa.string()) for i, name in enumerate(names)})
-    with replacing(folder / "rejected.parquet") as temporary:
-        pq.write_table(table.replace_schema_metadata(_metadata("regions_rejected", info)), temporary)
+    write_table(folder / "rejected.parquet", table.replace_schema_metadata(_metadata("regions_rejected", info)))
 
 
 class RegionStore:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from camp_model.encoders import length_mask
+from camp_model.files import replacing
 from camp_model.model import CAMP
 
 
@@ -112,9 +113,8 @@ def save_index(index: Any, path: Path) -> None:
     """Write a faiss index; the file is whole or not there."""
     import faiss
 
-    temporary = path.with_name(path.name + ".tmp")
-    faiss.write_index(index, str(temporary))
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        faiss.write_index(index, str(temporary))
 
 
 def load_index(path: Path) -> Any:

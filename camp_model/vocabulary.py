@@ -10,6 +10,8 @@ from typing import Any
 
 import regex
 
+from camp_model.files import write_json
+
 PAD, START, END, UNK = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
 
@@ -81,9 +83,7 @@ class Vocabulary:
             "idx2word": {str(i): word for i, word in enumerate(self.words)},
             "idx": len(self.words),
         }
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(content, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_json(path, content, indent=0)
 
     def __len__(self) -> int:
         return len(self.words)

@@ -21,6 +21,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task, exponential_backoff
 from prefect_dask.task_runners import DaskTaskRunner
 
+from camp_model.files import replacing
 from pipelines.commands import begin, exit_when_asked
 from pipelines.dag import read_dag
 from pipelines.devices import device_environments
@@ -100,12 +101,8 @@ def collect(keys: list[str], storage: str) -> None:
         target = REGIONS / f"{key}.arrow"
         if target.exists():
             continue
-        temporary = target.with_name(f".{target.name}.tmp")
-        try:
+        with replacing(target) as temporary:
             filesystem.get_file(posixpath.join(path, target.name), str(temporary))
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 class _OnItsDevices(Nanny):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from camp_model.files import replacing
+from camp_model.files import replacing, write_text
 from pipelines.study import SPLIT, Difference, Outcome, compare, spread
 from pipelines.summary import table
 
@@ -56,8 +56,7 @@ def write_document(path: Path, outcomes: Outcomes, facts: Facts) -> None:
         _draw_differences(temporary, differences, facts)
     with replacing(path.with_name(f"{path.stem}-gates.svg")) as temporary:
         _draw_gates(temporary, outcomes, facts)
-    with replacing(path) as temporary:
-        temporary.write_text(_text(path, outcomes, differences, facts), encoding="utf-8")
+    write_text(path, _text(path, outcomes, differences, facts))
 
 
 def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference], facts: Facts) -> str:

@@ -1,20 +1,18 @@
 """Measure retrieval in both directions, what the gates do on pairs that match and pairs that do not, and whether a
 caption with one word changed scores lower."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from camp_model.captions import CaptionTable
 from camp_model.checkpoint import load_checkpoint
-from camp_model.files import replacing
+from camp_model.files import write_json, write_table, write_text
 from camp_model.metrics import coco_folds, mean_metrics, ranks_to_metrics
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
@@ -238,7 +236,8 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
             raise InputError(str(error)) from None
         for name, measured in found.items():
             tables = {name: measured.queries, f"gates_{name}": measured.pairs, f"foils_{name}": measured.foil_scores}
-            write_tables(out, {f"{table}.parquet": content for table, content in tables.items()})
+            for table, content in tables.items():
+                write_table(out / f"{table}.parquet", content)
             write_text(out / f"gates_{name}.html", histogram_page(f"Gates, {name} split", measured.pairs.to_pydict()))
             run.log_metrics({f"{name}/{key}": value for key, value in measured.numbers().items()})
             run.log_artifact(out / f"gates_{name}.html", "gates")
@@ -246,20 +245,9 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
         of_each = {"retrieval": retrieval, "gates": {name: measured.gates for name, measured in found.items()},
                    "foils": {name: measured.foils for name, measured in found.items()}}  # fmt: skip
         for file, values in of_each.items():
-            write_text(metrics / f"{file}.json", json.dumps(values, indent=2) + "\n")
+            write_json(metrics / f"{file}.json", values)
             run.log_artifact(metrics / f"{file}.json", "metrics")
     print(recall_text(retrieval))
-
-
-def write_tables(folder: Path, tables: Mapping[str, pa.Table]) -> None:
-    for name, table in tables.items():
-        with replacing(folder / name) as temporary:
-            pq.write_table(table, temporary)
-
-
-def write_text(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def main() -> None:

@@ -2,17 +2,16 @@
 
 import hashlib
 import importlib
-import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
+from camp_model.files import replacing_folder, write_table
 from stages.entry import stage_main
 from stages.errors import InputError
 from stages.params.dataset import SPLITS, DatasetParams
@@ -170,13 +169,6 @@ def tables(source: Source, sizes: list[tuple[int, int, str]]) -> dict[str, pa.Ta
     return named | source.ground_truth
 
 
-def write_table(table: pa.Table, path: Path, name: str) -> None:
-    """Write one Parquet file of the pipeline, whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(table.replace_schema_metadata({"camp.format": name, "camp.version": "1"}), temporary)
-    temporary.replace(path)
-
-
 def prepare_dataset(params: DatasetParams, out: Path) -> None:
     """Read the source, check everything, and only then let the folder `out` appear.
 
@@ -185,21 +177,15 @@ def prepare_dataset(params: DatasetParams, out: Path) -> None:
     """
     if params.source != "scenes":
         check_folder(params.image_root(out), "dataset.root")
-    building = out.with_name(out.name + ".tmp")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    try:
+    with replacing_folder(out) as building:
         source: Source = importlib.import_module(SOURCES[params.source]).read_source(params, building / "images")
         check_source(source)
         root = params.image_root(building)
         resolved_root = root.resolve()
         sizes = measure_all([check_path(image, root, resolved_root) for image in source.images])
         for name, table in tables(source, sizes).items():
-            write_table(table, building / f"{name}.parquet", f"dataset.{name}")
-        shutil.rmtree(out, ignore_errors=True)
-        building.rename(out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+            metadata = {"camp.format": f"dataset.{name}", "camp.version": "1"}
+            write_table(building / f"{name}.parquet", table.replace_schema_metadata(metadata))
     count = Counter(image.split for image in source.images)
     print(
         f"{len(source.images)} images ({', '.join(f'{split} {count[split]}' for split in SPLITS)}), "

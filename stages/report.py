@@ -36,7 +36,7 @@ def write_report(params: Params, inputs: Inputs, out: Path) -> None:
     Raises:
         InputError: an input is missing, broken or of another run than the others; or the page would pass PAGE_LIMIT.
     """
-    from camp_model.files import replacing
+    from camp_model.files import write_text
     from stages.reporting.contents import contents
     from stages.reporting.page import render
     from stages.tracking import track
@@ -44,13 +44,12 @@ def write_report(params: Params, inputs: Inputs, out: Path) -> None:
 
     parent = read_fingerprint(inputs.model).get("mlflow_run_id")
     with track("report", {"report": params.report}, parent=parent) as run:
-        page = render(contents(params, inputs, PAGE_LIMIT, parent)).encode()
-        if len(page) > PAGE_LIMIT:
-            raise InputError(f"report.queries, report.top_k: the page has {len(page):,} bytes; expected fewer queries")
-        with replacing(out) as temporary:
-            temporary.write_bytes(page)
+        page = render(contents(params, inputs, PAGE_LIMIT, parent))
+        if (size := len(page.encode())) > PAGE_LIMIT:
+            raise InputError(f"report.queries, report.top_k: the page has {size:,} bytes; expected fewer queries")
+        write_text(out, page)
         run.log_artifact(out, "report")
-    print(f"{out}: {len(page) / 1e6:.1f} MB")
+    print(f"{out}: {size / 1e6:.1f} MB")
 
 
 def print_summary(metrics: Path, page: Path) -> None:

@@ -1,8 +1,6 @@
 """Stage train: CAMP on region features and captions; the weights with the best rsum on val are the result."""
 
-import csv
 import dataclasses
-import json
 import os
 import shutil
 import signal
@@ -15,7 +13,7 @@ import torch
 
 import camp_model
 from camp_model import gates as pair_gates
-from camp_model.files import replacing
+from camp_model.files import replacing_folder, write_csv, write_json
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
 from stages.device import Precision, choose_device
@@ -154,46 +152,29 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def _write_plots(folder: Path, progress: Progress) -> None:
     losses = progress.losses
     size = -(-len(losses) // PLOTTED_STEPS)
     parts = [losses[start : start + size] for start in range(0, len(losses), size)]
     rows = [{"step": min((i + 1) * size, len(losses)), "loss": _mean(part)} for i, part in enumerate(parts)]
-    _write_csv(folder / "train_loss.csv", ("step", "loss"), rows)
+    write_csv(folder / "train_loss.csv", ("step", "loss"), rows)
     epochs = [{"epoch": i, **metrics} for i, metrics in enumerate(progress.epochs, start=1)]
     columns = ("epoch", *RECALL_COLUMNS, *GATE_COLUMNS, *pair_gates.NAMES)
-    _write_csv(folder / "val_recall.csv", tuple(dict.fromkeys(columns)), epochs)
+    write_csv(folder / "val_recall.csv", tuple(dict.fromkeys(columns)), epochs)
     bins = [
         {"epoch": i, "gate": (at + 0.5) / pair_gates.BINS, **{name: counts[at] for name, counts in histograms.items()}}
         for i, histograms in enumerate(progress.gates, start=1)
         if histograms
         for at in range(pair_gates.BINS)
     ]
-    _write_csv(folder / "val_gates.csv", ("epoch", "gate", *pair_gates.COUNTS), bins)
+    write_csv(folder / "val_gates.csv", ("epoch", "gate", *pair_gates.COUNTS), bins)
 
 
 def _publish(best: Path, out: Path, fingerprint: Mapping[str, Any]) -> None:
     """Put the best checkpoint in place, whole."""
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(best, temporary)
-    write_json(temporary / "fingerprint.json", fingerprint)
-    shutil.rmtree(out, ignore_errors=True)
-    temporary.rename(out)
+    with replacing_folder(out) as building:
+        shutil.copytree(best, building, dirs_exist_ok=True)
+        write_json(building / "fingerprint.json", fingerprint)
 
 
 def main() -> None:

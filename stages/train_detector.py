@@ -1,7 +1,6 @@
 """Stage train_detector: the detector of the embedded scenes is trained; a pretrained one is fetched and identified."""
 
 import importlib
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from camp_model.files import replacing
+from camp_model.files import write_json
 from stages.detectors import DETECTORS
 from stages.detectors.base import Description, extract, read_table
 from stages.detectors.images import RejectedImage, read_image
@@ -127,8 +126,7 @@ def train_detector(params: Params, dataset: Path, out: Path, metrics: Path) -> N
         description = importlib.import_module(DETECTORS[params.detector.backend]).resolve(params.detector, out, dataset)
         description.save(out)
         print(f"{description.backend} {description.architecture}, weights {description.weights_source}")
-    with replacing(metrics) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_json(metrics, values)
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+
+from camp_model.files import replacing
 
 SOURCE = Path(__file__).with_name("receive.c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
@@ -70,11 +71,9 @@ def library() -> ctypes.CDLL | None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = folder / name
         if not path.exists():
-            with tempfile.TemporaryDirectory(dir=folder) as temporary:
-                built = Path(temporary) / name
+            with replacing(path) as built:
                 command = [compiler, *FLAGS, str(SOURCE), "-o", str(built)]
                 subprocess.run(command, capture_output=True, check=True, timeout=120)
-                built.replace(path)
         loaded = ctypes.CDLL(str(path))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         warnings.warn(f"the CPU kernel cannot be built, so scoring is slower: {error}", stacklevel=2)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from camp_model.files import replacing
+from camp_model.files import write_json
 from camp_model.regions import ImageRegions
 from stages.detectors import DETECTORS
 from stages.errors import InputError
@@ -49,10 +49,7 @@ class Description:
     def save(self, folder: Path) -> None:
         values = asdict(self)
         values["weights"] = {"source": values.pop("weights_source"), "sha256": values.pop("weights_sha256")}
-        with replacing(folder / "detector.json") as temporary:
-            temporary.write_text(
-                json.dumps(values | {"fingerprint": self.fingerprint}, indent=2, sort_keys=True) + "\n"
-            )
+        write_json(folder / "detector.json", values | {"fingerprint": self.fingerprint})
 
     @classmethod
     def load(cls, folder: Path) -> "Description":

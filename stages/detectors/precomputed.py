@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from camp_model.files import replacing
+from camp_model.files import write_table
 from camp_model.regions import ImageRegions
 from stages.detectors.base import Description, read_table
 from stages.detectors.images import RejectedImage
@@ -44,8 +43,7 @@ def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
     if not index:
         raise InputError(f"params.yaml: detector.weights: {params.weights!r} holds none of the dataset's images")
     columns = {name: [getattr(place, name) for place in index.values()] for name in Place._fields}
-    with replacing(out / "index.parquet") as temporary:
-        pq.write_table(pa.table(columns), temporary)
+    write_table(out / "index.parquet", pa.table(columns))
     digest = hashlib.sha256(sha256_of(out / "index.parquet").encode())
     for file in tqdm(files, desc="hash", mininterval=2):
         digest.update(sha256_of(file).encode())

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from camp_model.captions import SCHEMA as CAPTION_SCHEMA
 from camp_model.captions import CaptionTable
-from camp_model.files import replacing
+from camp_model.files import write_table
 from stages.errors import InputError
 
 _MORE = (
@@ -39,8 +39,7 @@ class Foils:
 
 def write_foils(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write one split's foils, rows of SCHEMA; the file appears whole or not at all."""
-    with replacing(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(list(rows), SCHEMA), temporary, compression="zstd")
+    write_table(path, pa.Table.from_pylist(list(rows), SCHEMA))
 
 
 def read_foils(path: Path) -> Foils:

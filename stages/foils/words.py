@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from camp_model.files import replacing
+from camp_model.files import write_json
 from camp_model.vocabulary import UNK, Vocabulary, tokenize
 from stages.errors import InputError
 
@@ -65,8 +65,7 @@ def words_of(words: Words, kinds: Iterable[str] = KINDS) -> list[str]:
 
 def save_words(words: Words, path: Path) -> None:
     """Write lexicon.json whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(words, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write_json(path, words, indent=1)
 
 
 def load_words(path: Path) -> Words:

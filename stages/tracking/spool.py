@@ -15,6 +15,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from camp_model.files import write_text
+
 SPOOL = Path(".tracking") / "spool"
 
 
@@ -80,9 +82,7 @@ def delivered_bytes(folder: Path) -> int:
 
 def set_delivered(folder: Path, offset: int) -> None:
     """Remember that `events.jsonl` has reached the server up to byte `offset`."""
-    temporary = folder / "delivered.tmp"
-    temporary.write_text(str(offset), encoding="ascii")
-    temporary.replace(folder / "delivered")
+    write_text(folder / "delivered", str(offset))
 
 
 def read_events(folder: Path, offset: int, limit: int = 1000) -> Iterator[tuple[int, dict[str, Any] | None]]:

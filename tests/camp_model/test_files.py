@@ -1,0 +1,91 @@
+"""Files that are written whole or not at all, and the one module that writes them."""
+
+import ast
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from camp_model.files import replacing, replacing_folder, write_csv, write_json, write_table, write_text
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_file_takes_its_place_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "words.txt"
+    write_text(path, "a dog\n")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
+        temporary.write_text("half", encoding="utf-8")
+        assert path.read_text(encoding="utf-8") == "a dog\n"
+        raise KeyboardInterrupt
+    assert path.read_text(encoding="utf-8") == "a dog\n"
+    assert [file.name for file in path.parent.iterdir()] == ["words.txt"]
+
+
+def test_a_folder_takes_its_place_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "dataset"
+    with replacing_folder(folder) as building:
+        write_text(building / "sub" / "old.txt", "old")
+    (folder.parent / ".dataset.tmp").mkdir()  # a killed process left it
+    (folder.parent / ".dataset.tmp" / "torn").touch()
+    with pytest.raises(KeyboardInterrupt), replacing_folder(folder) as building:
+        assert list(building.iterdir()) == []
+        (building / "half").touch()
+        raise KeyboardInterrupt
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*.txt"))] == [
+        "data/dataset/sub/old.txt"
+    ]
+    with replacing_folder(folder) as building:
+        (building / "new").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["data", "dataset", "new"]
+
+
+def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"b": [1], "a": "é"})
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "b": [\n    1\n  ],\n  "a": "é"\n}\n'
+    write_csv(tmp_path / "a.csv", ("x", "y"), [{"x": 1, "more": 2}, {"x": "a,b", "y": 0.5}])
+    assert (tmp_path / "a.csv").read_bytes() == b'x,y\n1,\n"a,b",0.5\n'
+    table = pa.table({"x": [1, 2]}).replace_schema_metadata({"camp.format": "test"})
+    write_table(tmp_path / "a.parquet", table)
+    assert pq.read_table(tmp_path / "a.parquet").equals(table, check_metadata=True)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+ALLOWED = {
+    "camp_model/files.py",
+    "stages/tracking/store.py",  # an SQLite file that MLflow writes
+    "stages/params/presets.py",
+    "pipelines/forms.py",
+}
+
+
+def _writers(module: ast.Module) -> list[int]:
+    """Lines that write or move a file outside a block of `replacing`."""
+    covered = {
+        line
+        for node in ast.walk(module)
+        if isinstance(node, ast.With) and any("replacing" in ast.unparse(item.context_expr) for item in node.items)
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
+    lines = []
+    for node in ast.walk(module):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or node.lineno in covered:
+            continue
+        name, arguments = node.func.attr, len(node.args)
+        moves = name in ("replace", "rename") and arguments == 1 and not node.keywords  # text.replace takes two
+        writes = name in ("save_file", "write_index") or ast.unparse(node.func) == "pq.write_table"
+        if moves or writes:
+            lines.append(node.lineno)
+    return lines
+
+
+@pytest.mark.parametrize("package", ["camp_model", "stages", "pipelines"])
+def test_no_other_module_replaces_files(package: str) -> None:
+    loose = {
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in (ROOT / package).rglob("*.py")
+        if path.relative_to(ROOT).as_posix() not in ALLOWED
+        for line in _writers(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    assert loose == set()
