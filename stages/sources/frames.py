@@ -33,24 +33,25 @@ def orientation_of(image: Image.Image) -> int:
     Raises:
         Exception: almost anything, where the EXIF data is damaged.
     """
-    if image.format == "PNG" and "exif" not in image.info and (file := getattr(image, "fp", None)) is not None:
-        image.info |= _exif_of_png(file)
+    file: IO[bytes] | None = getattr(image, "fp", None)
+    if image.format == "PNG" and "exif" not in image.info and file is not None and (exif := _exif_of_png(file)):
+        image.info["exif"] = exif
     # Not image.getexif(): of a PNG it decodes all pixels to look for EXIF data behind them.
     value = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _exif_of_png(file: IO[bytes]) -> dict[str, bytes]:
-    """The EXIF data of a PNG under `exif`, if it has any; the file is left where it was read to."""
+def _exif_of_png(file: IO[bytes]) -> bytes:
+    """The EXIF data of a PNG, empty if it has none; the file is left where it was read to."""
     place = file.tell()
     try:
         file.seek(8)
         while len(header := file.read(8)) == 8 and header[4:] != b"IEND":
             length = int.from_bytes(header[:4], "big")
             if header[4:] == b"eXIf":
-                return {"exif": b"Exif\0\0" + file.read(length)}
+                return b"Exif\0\0" + file.read(length)
             file.seek(length + 4, 1)
-        return {}
+        return b""
     finally:
         file.seek(place)
 
