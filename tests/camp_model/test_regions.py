@@ -1,6 +1,8 @@
 """The region store gives back what was written and refuses what is torn or of another store."""
 
+import json
 import pickle
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from camp_model.regions import (
     RegionStore,
     StoreInfo,
     read_header,
+    read_shard,
     write_manifest,
     write_rejected,
     write_shard,
@@ -104,6 +107,77 @@ def test_overhead_is_at_most_one_percent_at_published_sizes(tmp_path: Path) -> N
     assert (tmp_path / "x.arrow").stat().st_size <= 1.01 * raw
 
 
+def test_an_image_takes_the_room_of_its_own_regions(tmp_path: Path) -> None:
+    info = StoreInfo(region_dim=2048, max_regions=100, detector="abc")
+    counts = [10 + i % 3 for i in range(64)]
+    write_shard(tmp_path / "x.arrow", info, "x", [(str(i), regions(k, i, 2048)) for i, k in enumerate(counts)])
+    assert (tmp_path / "x.arrow").stat().st_size <= 1.02 * sum(counts) * 2048 * 2
+
+
+def write_padded_shard(path: Path, key: str, images: list[tuple[str, ImageRegions]]) -> None:
+    """A shard of version 1, which padded every image to `max_regions`."""
+
+    def column(name: str, width: int, kind: pa.DataType, fill: int = 0) -> pa.Array:
+        values = np.full((len(images), INFO.max_regions, width), fill, dtype=kind.to_pandas_dtype())
+        for i, (_, item) in enumerate(images):
+            values[i, : len(item.features)] = getattr(item, name).reshape(-1, width)
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1), kind), INFO.max_regions * width)
+
+    columns = {
+        "image_id": pa.array([image_id for image_id, _ in images]),
+        "num_regions": pa.array([len(item.features) for _, item in images], pa.int32()),
+        "features": column("features", INFO.region_dim, pa.float16()),
+        "boxes": column("boxes", 4, pa.float32()),
+        "scores": column("scores", 1, pa.float32()),
+        "classes": column("classes", 1, pa.int32(), -1),
+        "attributes": column("attributes", 1, pa.int32(), -1),
+        "attribute_scores": column("attribute_scores", 1, pa.float32()),
+        "width": pa.array([item.width for _, item in images], pa.int32()),
+        "height": pa.array([item.height for _, item in images], pa.int32()),
+    }
+    said = {"camp.format": "regions", "camp.version": "1", "camp.info": json.dumps(asdict(INFO), sort_keys=True)}
+    said |= {"camp.key": json.dumps(key), "camp.rejected": json.dumps([["broken", "why"]])}
+    batch = pa.record_batch(columns, metadata=said)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def test_padded_shards_of_before_are_still_read_beside_new_ones(folder: Path) -> None:
+    new = RegionStore(folder)
+    expected = [new.features(range(5)), *([read(row) for row in range(5)] for read in (new.boxes, new.classes))]
+    before = read_header(folder / "x.arrow")
+    (folder / "x.arrow").unlink()  # the arrays above lie in it
+    write_padded_shard(folder / "x.arrow", "x", [("a", regions(2, 1)), ("b", regions(4, 2))])
+    old = RegionStore(folder)
+    for was, now in zip(expected[0], old.features(range(5)), strict=True):
+        np.testing.assert_array_equal(was, now)
+    for row in range(5):
+        np.testing.assert_array_equal(old.boxes(row), expected[1][row])
+        np.testing.assert_array_equal(old.classes(row), expected[2][row])
+        assert old.size(row) == new.size(row)
+    assert read_header(folder / "x.arrow") == before
+    assert not old._shard(old._shard_names.index("x.arrow"))["features"].flags.owndata
+    np.testing.assert_array_equal(read_shard(folder / "x.arrow")["b"].scores, regions(4, 2).scores)
+
+
+def test_a_shard_gives_its_images_back(folder: Path) -> None:
+    images = read_shard(folder / "y.arrow")
+    assert list(images) == ["c", "d", "e"]
+    expected = regions(3, 4)
+    for name, values in vars(images["d"]).items():
+        wanted = getattr(expected, name)
+        np.testing.assert_array_equal(values, wanted.astype(np.float16) if name == "features" else wanted)
+
+
+def test_a_version_from_the_future_is_refused(folder: Path) -> None:
+    batch = pa.ipc.open_file(str(folder / "x.arrow")).get_batch(0)
+    batch = batch.replace_schema_metadata({**batch.schema.metadata, b"camp.version": b"3"})
+    with pa.OSFile(str(folder / "x.arrow"), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    with pytest.raises(ValueError, match=r"version '3'; expected 'regions' version 1 or 2"):
+        read_header(folder / "x.arrow")
+
+
 def test_header_tells_who_is_in_a_shard(folder: Path) -> None:
     header = read_header(folder / "x.arrow")
     assert (header.key, header.image_ids, header.num_regions) == ("x", ["a", "b"], [2, 4])
@@ -151,11 +225,16 @@ def test_what_a_store_cannot_hold_is_refused_and_nothing_is_written(tmp_path: Pa
     too_many, too_wide, infinite, too_large = regions(5), regions(2, dim=9), regions(2), regions(2)
     infinite.features[1, 3] = np.nan
     too_large.features[0, 0] = 1e6  # finite in float32, not in float16
+    no_box, short = regions(2), regions(2)
+    no_box.boxes[1, 2] = np.inf
+    short.scores = short.scores[:1]
     for item, message in (
         (too_many, r"b: features of shape \(5, 8\)"),
         (too_wide, r"b: features of shape \(2, 9\)"),
         (infinite, "b: a feature is not finite"),
         (too_large, "b: a feature is not finite in float16"),
+        (no_box, "b: a box or a score is not finite"),
+        (short, "scores: 2 rows for 3 regions"),
     ):
         with pytest.raises(ValueError, match=message):
             write_shard(tmp_path / "x.arrow", INFO, "x", [("a", regions(1)), ("b", item)])

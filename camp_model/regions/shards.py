@@ -1,0 +1,176 @@
+"""One shard: an Arrow IPC file of one record batch, so that a column is one run of memory in the mapped file.
+
+A column of the regions is a list for each image, as long as the image has regions: the values of all images lie one
+after another, and offsets say where an image begins.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from camp_model.files import replacing
+from camp_model.regions.contents import Array, ImageRegions, StoreInfo, metadata, read_info
+
+DTYPES = {"float16": pa.float16(), "float32": pa.float32()}
+COLUMNS = {
+    "features": None,
+    "boxes": pa.float32(),
+    "scores": pa.float32(),
+    "classes": pa.int32(),
+    "attributes": pa.int32(),
+    "attribute_scores": pa.float32(),
+}
+"""The columns with a list for each image, by what their values are; features are of the store's dtype."""
+
+
+@dataclass(frozen=True)
+class ShardHeader:
+    """What a whole shard says of itself."""
+
+    key: str
+    image_ids: list[str]
+    num_regions: list[int]
+    rejected: list[tuple[str, str]]
+    """(image_id, reason) of the shard's images that could not be read."""
+    info: StoreInfo
+
+
+def _shape(name: str, info: StoreInfo) -> tuple[int, ...]:
+    """What one region has in a column."""
+    return {"features": (info.region_dim,), "boxes": (4,)}.get(name, ())
+
+
+def storable(info: StoreInfo, regions: ImageRegions) -> str | None:
+    """Why a store cannot hold the numbers of these regions; None: it can."""
+    with np.errstate(over="ignore"):
+        stored = regions.features.astype(info.dtype)
+    if not np.isfinite(regions.features).all():
+        return "a feature is not finite"
+    if not np.isfinite(stored).all():
+        largest = float(np.abs(regions.features).max())
+        return f"a feature is not finite in {info.dtype}: it is {largest:.4g}, above {np.finfo(info.dtype).max:.4g}"
+    if not all(np.isfinite(values).all() for values in (regions.boxes, regions.scores, regions.attribute_scores)):
+        return "a box or a score is not finite"
+    return None
+
+
+def write_shard(
+    path: Path,
+    info: StoreInfo,
+    key: str,
+    images: Sequence[tuple[str, ImageRegions]],
+    rejected: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Write one shard under a temporary name and rename it; the same input gives the same bytes.
+
+    Raises:
+        ValueError: an image has more than `max_regions` regions or features of another width, or a number is not
+            finite or outside what the stored dtype holds.
+    """
+    r, d = info.max_regions, info.region_dim
+    for image_id, item in images:
+        if len(item.features) > r or item.features.shape[1:] != (d,):
+            raise ValueError(f"{image_id}: features of shape {item.features.shape}; expected at most {r} rows of {d}")
+        if reason := storable(info, item):
+            raise ValueError(f"{image_id}: {reason}")
+    counts = [len(item.features) for _, item in images]
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+    columns = {
+        "image_id": pa.array([image_id for image_id, _ in images], pa.string()),
+        "num_regions": pa.array(counts, pa.int32()),
+    }
+    for name, kind in COLUMNS.items():
+        columns[name] = _lists(
+            name, offsets, [getattr(item, name) for _, item in images], kind or DTYPES[info.dtype], info
+        )
+    columns |= {name: pa.array([getattr(item, name) for _, item in images], pa.int32()) for name in ("width", "height")}
+    batch = pa.record_batch(columns, metadata=metadata("regions", info, key=key, rejected=list(rejected)))
+    with (
+        replacing(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, batch.schema) as writer,
+    ):
+        writer.write_batch(batch)
+
+
+def _lists(name: str, offsets: pa.Array, rows: Sequence[Array], kind: pa.DataType, info: StoreInfo) -> pa.Array:
+    """Rows [k, ...] of n images as a column of n lists."""
+    dtype, shape = kind.to_pandas_dtype(), _shape(name, info)
+    values = np.concatenate([np.zeros((0, *shape), dtype), *(np.asarray(row, dtype) for row in rows)])
+    if len(values) != offsets[-1].as_py():
+        raise ValueError(f"{name}: {len(values)} rows for {offsets[-1]} regions")
+    flat = pa.array(values.reshape(-1), type=kind)
+    return pa.ListArray.from_arrays(offsets, pa.FixedSizeListArray.from_arrays(flat, shape[0]) if shape else flat)
+
+
+def open_shard(path: Path) -> tuple[pa.RecordBatch, StoreInfo, str]:
+    """Map a shard: its batch, info and version.
+
+    Raises:
+        ValueError: the file is missing, torn, or no shard.
+    """
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        batch = reader.get_batch(0)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path}: is no whole Arrow file ({str(error)[:200]}); expected a shard of regions") from None
+    return batch, *read_info(path, batch.schema.metadata, "regions")
+
+
+def map_shard(path: Path) -> tuple[dict[str, Array], StoreInfo]:
+    """The columns of a shard as arrays that lie in the mapped file.
+
+    Columns of the regions are [S, ...], S the regions of all images (version 1: with its padding); an image's begin at
+    `starts` [n]. `width` and `height` are [n].
+
+    Raises:
+        ValueError: the file is missing, torn, or no shard.
+    """
+    batch, info, version = open_shard(path)
+    columns = {}
+    for name in COLUMNS:
+        values = batch.column(name).values
+        while isinstance(values, pa.FixedSizeListArray):
+            values = values.values
+        columns[name] = values.to_numpy().reshape(-1, *_shape(name, info))
+    if version == "1":
+        columns["starts"] = np.arange(batch.num_rows) * info.max_regions
+    else:
+        columns["starts"] = batch.column("features").offsets.to_numpy()[:-1]
+    return columns | {name: batch.column(name).to_numpy() for name in ("width", "height")}, info
+
+
+def read_header(path: Path) -> ShardHeader:
+    """Who is in a shard, without its features.
+
+    Raises:
+        ValueError: the file is missing, torn, or no shard.
+    """
+    batch, info, _ = open_shard(path)
+    values = batch.schema.metadata
+    return ShardHeader(
+        key=json.loads(values[b"camp.key"]),
+        image_ids=batch.column("image_id").to_pylist(),
+        num_regions=batch.column("num_regions").to_pylist(),
+        rejected=[(image_id, reason) for image_id, reason in json.loads(values[b"camp.rejected"])],
+        info=info,
+    )
+
+
+def read_shard(path: Path) -> dict[str, ImageRegions]:
+    """The regions of every image in a shard, mapped from the file.
+
+    Raises:
+        ValueError: the file is missing, torn, or no shard.
+    """
+    header, (columns, _) = read_header(path), map_shard(path)
+    images = {}
+    for i, (image_id, count) in enumerate(zip(header.image_ids, header.num_regions, strict=True)):
+        start = columns["starts"][i]
+        arrays = {name: columns[name][start : start + count] for name in COLUMNS}
+        images[image_id] = ImageRegions(**arrays, width=int(columns["width"][i]), height=int(columns["height"][i]))
+    return images

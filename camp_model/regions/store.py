@@ -1,0 +1,126 @@
+"""A whole store: its tables, and what reads it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from camp_model.files import write_table
+from camp_model.regions.contents import Array, StoreInfo, metadata, read_info
+from camp_model.regions.shards import map_shard
+
+
+def write_manifest(folder: Path, info: StoreInfo, rows: Sequence[tuple[str, str, int, int]]) -> None:
+    """Write manifest.parquet from rows (image_id, shard's file name, row in it, num_regions), in the store's order."""
+    names = ("image_id", "shard", "row", "num_regions")
+    kinds = (pa.string(), pa.string(), pa.int32(), pa.int32())
+    columns = {name: pa.array([row[i] for row in rows], kinds[i]) for i, name in enumerate(names)}
+    table = pa.table(columns).replace_schema_metadata(metadata("regions_manifest", info))
+    write_table(folder / "manifest.parquet", table)
+
+
+def write_rejected(folder: Path, info: StoreInfo, rows: Sequence[tuple[str, str, str]]) -> None:
+    """Write rejected.parquet from rows (image_id, path, reason)."""
+    names = ("image_id", "path", "reason")
+    table = pa.table({name: pa.array([row[i] for row in rows], pa.string()) for i, name in enumerate(names)})
+    write_table(folder / "rejected.parquet", table.replace_schema_metadata(metadata("regions_rejected", info)))
+
+
+class RegionStore:
+    """Reads a store, memory-mapped: opening reads the manifest alone, workers share the pages of the shards.
+
+    Raises:
+        ValueError: the manifest is missing or no manifest; and, on first use of a shard, if that is missing, torn or
+            of another store.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        manifest = self.path / "manifest.parquet"
+        try:
+            table = pq.read_table(manifest)
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(f"{manifest}: cannot be read ({str(error)[:200]}); expected a store of regions") from None
+        self.info, _ = read_info(manifest, table.schema.metadata, "regions_manifest")
+        self.region_dim, self.max_regions = self.info.region_dim, self.info.max_regions
+        self.detector = self.info.detector
+        self.categories, self.attribute_names = self.info.categories, self.info.attributes
+        self.image_ids: list[str] = table["image_id"].to_pylist()
+        self.num_regions: npt.NDArray[np.int32] = table["num_regions"].to_numpy()
+        shards = table["shard"].combine_chunks().dictionary_encode()
+        self._shard_names: list[str] = shards.dictionary.to_pylist()
+        self._shard_of: Array = shards.indices.to_numpy()
+        self._row_in_shard: Array = table["row"].to_numpy()
+        self._row_of: dict[str, int] | None = None
+        self._columns: dict[int, dict[str, Array]] = {}
+
+    def __reduce__(self) -> tuple[type["RegionStore"], tuple[Path]]:
+        # A worker process opens the store itself instead of receiving its arrays.
+        return RegionStore, (self.path,)
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def row_of(self, image_id: str) -> int:
+        """The row of an image. ValueError if the store does not hold it."""
+        if self._row_of is None:
+            self._row_of = {image_id: row for row, image_id in enumerate(self.image_ids)}
+        try:
+            return self._row_of[image_id]
+        except KeyError:
+            raise ValueError(f"{self.path}: holds no image {image_id!r}") from None
+
+    def _shard(self, index: int) -> dict[str, Array]:
+        """The columns of a shard as arrays that lie in the mapped file; see `map_shard`."""
+        columns = self._columns.get(index)
+        if columns is None:
+            path = self.path / self._shard_names[index]
+            columns, info = map_shard(path)
+            if info != self.info:
+                raise ValueError(f"{path}: is of another store than {self.path / 'manifest.parquet'}")
+            self._columns[index] = columns
+        return columns
+
+    def features(self, rows: Sequence[int] | Array) -> tuple[Array, npt.NDArray[np.bool_]]:
+        """Features [n, R, D] in the stored dtype, 0 beyond an image's regions, and the mask [n, R], True at regions."""
+        rows = np.asarray(rows, dtype=np.int64)
+        out = np.empty((len(rows), self.max_regions, self.region_dim), dtype=self.info.dtype)
+        for i, row in enumerate(rows):
+            count = self.num_regions[row]
+            out[i, :count] = self._real("features", row)
+            out[i, count:] = 0
+        return out, np.arange(self.max_regions) < self.num_regions[rows][:, None]
+
+    def _real(self, name: str, row: int) -> Array:
+        columns = self._shard(int(self._shard_of[row]))
+        start = columns["starts"][self._row_in_shard[row]]
+        values: Array = columns[name][start : start + self.num_regions[row]]
+        return values
+
+    def boxes(self, row: int) -> Array:
+        """float32 [k, 4] of one image."""
+        return self._real("boxes", row)
+
+    def scores(self, row: int) -> Array:
+        """float32 [k], probability of each region's class."""
+        return self._real("scores", row)
+
+    def classes(self, row: int) -> Array:
+        """int32 [k], indices of `categories`, -1 for none."""
+        return self._real("classes", row)
+
+    def attributes(self, row: int) -> Array:
+        """int32 [k], indices of `attribute_names`, -1 for none."""
+        return self._real("attributes", row)
+
+    def attribute_scores(self, row: int) -> Array:
+        """float32 [k]."""
+        return self._real("attribute_scores", row)
+
+    def size(self, row: int) -> tuple[int, int]:
+        """Width and height of the original image, in pixels."""
+        shard, i = self._shard(int(self._shard_of[row])), self._row_in_shard[row]
+        return int(shard["width"][i]), int(shard["height"][i])
