@@ -5,6 +5,7 @@ residual, one hop.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,16 +22,15 @@ def pool(score: torch.nn.Module, fused: Tensor, mask: Tensor) -> Tensor:
 
 def all_pairs(model: CAMP, regions: Tensor, region_mask: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
     """Logits [I, C]; arguments as in `CAMP.score_matrix`."""
-    assert model.messages is not None
-    to_regions, to_words = model.messages.to_regions, model.messages.to_words
-    assert to_regions is not None and to_words is not None
+    matcher: Any = model.matcher
+    to_regions, to_words = matcher.messages.to_regions, matcher.messages.to_words
     images, captions = len(regions), len(words)
     v = regions[:, None].expand(-1, captions, -1, -1)  # [I, C, R, d]
     t = words[None].expand(images, -1, -1, -1)  # [I, C, N, d]
     region_mask = region_mask[:, None].expand(-1, captions, -1)
     word_mask = word_mask[None].expand(images, -1, -1)
-    keys_v = model.messages.region_key(regions)[:, None].expand(-1, captions, -1, -1)
-    keys_t = model.messages.word_key(words)[None].expand(images, -1, -1, -1)
+    keys_v = matcher.messages.region_key(regions)[:, None].expand(-1, captions, -1, -1)
+    keys_t = matcher.messages.word_key(words)[None].expand(images, -1, -1, -1)
     affinity = keys_v @ keys_t.transpose(-2, -1) / math.sqrt(model.config.dim)  # [I, C, R, N]
     to_v = affinity.masked_fill(~word_mask[:, :, None], -1e9).softmax(dim=-1) @ t
     to_t = affinity.transpose(-2, -1).masked_fill(~region_mask[:, :, None], -1e9).softmax(dim=-1) @ v
@@ -38,9 +38,8 @@ def all_pairs(model: CAMP, regions: Tensor, region_mask: Tensor, words: Tensor, 
     gate_t = (t * to_t).sum(dim=-1, keepdim=True).sigmoid()
     fused_v = to_regions.fusion(torch.cat([v, to_v], dim=-1) * gate_v).relu() + v
     fused_t = to_words.fusion(torch.cat([t, to_t], dim=-1) * gate_t).relu() + t
-    assert model.region_pooling.score is not None and model.word_pooling.score is not None
-    image = pool(model.region_pooling.score, fused_v, region_mask)
-    caption = pool(model.word_pooling.score, fused_t, word_mask)
-    hidden = model.matching.hidden(torch.cat([image, caption], dim=-1)).relu()
-    logits: Tensor = model.matching.output(hidden).squeeze(-1)
+    image = pool(matcher.region_pooling.score, fused_v, region_mask)
+    caption = pool(matcher.word_pooling.score, fused_t, word_mask)
+    hidden = matcher.matching.hidden(torch.cat([image, caption], dim=-1)).relu()
+    logits: Tensor = matcher.matching.output(hidden).squeeze(-1)
     return logits

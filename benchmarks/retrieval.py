@@ -63,7 +63,7 @@ def main() -> None:
     size = model.config
     config = CampConfig(
         vocab_size=len(vocabulary), region_dim=size.region_dim, word_dim=size.word_dim, dim=size.dim,
-        message_passing="none", matching="cosine",
+        matcher="joint",
     )  # fmt: skip
     joint = JointEmbedding(train_joint(config, store, captions["train"], STEPS))
     start = time.perf_counter()

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,9 +80,8 @@ def eager(model: CAMP, batch: Batch) -> Tensor:
 
 def shares_of_entries(model: CAMP, batch: Batch) -> tuple[float, float]:
     """How many numbers the ReLU of the fusion does not make 0: in a pair, and in one of two pairs of an own item."""
-    assert model.messages is not None
-    to_regions, to_words = model.messages.to_regions, model.messages.to_words
-    assert to_regions is not None and to_words is not None
+    matcher: Any = model.matcher
+    to_regions, to_words = matcher.messages.to_regions, matcher.messages.to_words
     kept: list[Tensor] = []
 
     def keep(module: object, inputs: object, output: Tensor) -> None:

@@ -19,6 +19,20 @@ from camp_model.model import CAMP
 from camp_model.vocabulary import Vocabulary
 
 FORMAT, VERSION = "camp.model", "1"
+OLD_MODULES = ("messages", "region_pooling", "word_pooling", "matching")
+"""Where weights lay in the model before there was more than one matcher; they are the matcher's now."""
+
+
+def current_name(name: str) -> str:
+    """The name of a weight, or of a prefix of weights, that may be from before matchers."""
+    return f"matcher.{name}" if name.split(".", maxsplit=1)[0] in OLD_MODULES else name
+
+
+def _current_config(values: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a config that may be from before matchers, when SCAN was a way of matching."""
+    if "matcher" not in values and values.get("matching") == "scan":
+        return {name: value for name, value in values.items() if name != "matching"} | {"matcher": "scan"}
+    return values
 
 
 def save_checkpoint(folder: Path, model: CAMP, vocabulary: Vocabulary, extra: dict[str, Any] | None = None) -> None:
@@ -84,7 +98,7 @@ def load_checkpoint(
         )
     with torch.device(device):
         model = CAMP(config)
-    load_weights(model, weights, str(weights_path))
+    load_weights(model, {current_name(name): value for name, value in weights.items()}, str(weights_path))
     return model.eval(), own, json.loads(metadata["extra"])
 
 
@@ -130,6 +144,6 @@ def _read_config(path: Path) -> CampConfig:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: is not a mapping of model keys")
     try:
-        return CampConfig(**content)
+        return CampConfig(**_current_config(content))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None

@@ -2,14 +2,19 @@
 
 import dataclasses
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
-CHOICES = {
+from camp_model.registry import MATCHERS, TEXT_ENCODERS
+
+CHOICES: dict[str, Collection[str]] = {
+    "matcher": MATCHERS,
+    "text": TEXT_ENCODERS,
     "message_passing": ("both", "image_to_text", "text_to_image", "none"),
     "gate": ("scalar", "elementwise", "none"),
     "fusion": ("concat", "sum", "message"),
     "pooling": ("attention", "mlp", "mean"),
-    "matching": ("mlp", "cosine", "scan"),
+    "matching": ("mlp", "cosine"),
 }
 
 
@@ -30,6 +35,12 @@ class CampConfig:
     """Length of a word embedding."""
     dim: int = 1024
     """Joint dimension d of regions and words."""
+    text: str = "gru"
+    """What encodes captions, by its name in `camp_model.registry`."""
+    matcher: str = "camp"
+    """What scores pairs, by its name in `camp_model.registry`. camp: the paper's model; scan: mean cosine of each word
+    with the regions that it attends to, SCAN's score; joint: cosine of a vector each. The two baselines are without
+    messages, and read of the switches below `pooling` (joint) or none (scan)."""
     message_passing: str = "both"
     """Which side receives messages: both, image_to_text (words only), text_to_image (regions only), none."""
     hops: int = 1
@@ -50,8 +61,7 @@ class CampConfig:
     pooling_heads: int = 8
     """Heads of the `mlp` pooling; unused by the others."""
     matching: str = "mlp"
-    """mlp: a learnt score of the pooled pair; cosine: similarity in the joint space; scan: mean cosine of each word
-    with the regions that it attends to, SCAN's score, a baseline without messages or pooling."""
+    """mlp: a learnt score of the pooled pair; cosine: similarity in the joint space."""
 
     def __post_init__(self) -> None:
         for key, allowed in CHOICES.items():
@@ -70,8 +80,14 @@ class CampConfig:
             raise ValueError("model.hops: 2 needs messages, but model.message_passing is none")
         if self.fusion == "message" and self.message_passing != "none" and (self.gate != "none" or self.residual):
             raise ValueError("model.fusion: message needs model.gate none and model.residual false")
-        if self.matching == "scan" and (self.message_passing != "none" or self.pooling != "mean"):
-            raise ValueError("model.matching: scan needs model.message_passing none and model.pooling mean")
+
+    def why_no_gates(self) -> str | None:
+        """The switch that leaves the model without gates; None if it has gates."""
+        if not MATCHERS[self.matcher].gates:
+            return f"model.matcher is {self.matcher}"
+        if self.message_passing == "none":
+            return "model.message_passing is none"
+        return "model.gate is none" if self.gate == "none" else None
 
     def to_dict(self) -> dict[str, int | float | str | bool]:
         """The config as plain values, for config.json and MLflow."""

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from camp_model.captions import CaptionTable
-from camp_model.config import CampConfig
 from camp_model.encoders import length_mask
 from camp_model.model import CAMP
 
@@ -29,13 +28,6 @@ AT_ONCE = 128
 """Pairs looked at in one forward pass."""
 Encode = Callable[[np.ndarray], tuple[Tensor, Tensor]]
 """Positions [P] of images -> their encoded regions [P, R, d] and mask [P, R]."""
-
-
-def why_no_gates(config: CampConfig) -> str | None:
-    """The switch that leaves a model without gates, if one does."""
-    if config.message_passing == "none":
-        return "model.message_passing is none"
-    return "model.gate is none" if config.gate == "none" else None
 
 
 def random_others(own: np.ndarray, images: int, generator: np.random.Generator) -> np.ndarray:

@@ -39,7 +39,10 @@ ENCODERS = {
         for way in ("", "_reverse")
     },
 }
-KEYS = {"img_key_fc.weight": "messages.region_key.weight", "txt_key_fc.weight": "messages.word_key.weight"}
+KEYS = {
+    "img_key_fc.weight": "messages.region_key.weight",
+    "txt_key_fc.weight": "messages.word_key.weight",
+}
 HOP_KEYS = {
     "img_query_fc.weight": "messages.region_query.weight",
     "txt_query_fc.weight": "messages.word_query.weight",
@@ -49,8 +52,14 @@ HOP_KEYS = {
     "weighted_img_query_fc.weight": "messages.to_words.hop_query.weight",
     "weighted_img_key_fc.weight": "messages.to_words.hop_key.weight",
 }
-FUSION = {"fc_1.0.weight": "messages.to_regions.fusion.weight", "fc_2.0.weight": "messages.to_words.fusion.weight"}
-FUSION_BIAS = {"fc_1.0.bias": "messages.to_regions.fusion.bias", "fc_2.0.bias": "messages.to_words.fusion.bias"}
+FUSION = {
+    "fc_1.0.weight": "messages.to_regions.fusion.weight",
+    "fc_2.0.weight": "messages.to_words.fusion.weight",
+}
+FUSION_BIAS = {
+    "fc_1.0.bias": "messages.to_regions.fusion.bias",
+    "fc_2.0.bias": "messages.to_words.fusion.bias",
+}
 MATCHING = {
     "fc_out.0.weight": "matching.hidden.weight",
     "fc_out.0.bias": "matching.hidden.bias",
@@ -140,20 +149,21 @@ def convert(states: list[Mapping[str, Tensor]], source: str = "checkpoint") -> C
         **switches,
     )
     weights: Weights = {}
-    for state, renamed in ((image, ENCODERS["image"]), (text, ENCODERS["text"]), (scoring, names)):
+    in_matcher = {theirs: f"matcher.{ours}" for theirs, ours in names.items()}
+    for state, renamed in ((image, ENCODERS["image"]), (text, ENCODERS["text"]), (scoring, in_matcher)):
         unknown = sorted(state.keys() - renamed.keys())
         if unknown:
             raise ValueError(f"{source}: {unknown[0]}: this project's model has no such weight")
         weights |= {renamed[name]: value for name, value in state.items()}
     if config.matching == "cosine":
-        weights |= {"matching.log_scale": torch.tensor(0.0), "matching.shift": torch.tensor(0.0)}
+        weights |= {"matcher.matching.log_scale": torch.tensor(0.0), "matcher.matching.shift": torch.tensor(0.0)}
     model = CAMP(config)
     load_weights(model, weights, source)
     return model.eval()
 
 
 def _scoring_module(scoring: Weights, source: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The switches of a released scoring module, and our names for its weights."""
+    """The switches of a released scoring module, and our names for its weights within the matcher."""
     pooling = "final_reduce" if "final_reduce_1.linear.2.weight" in scoring else "reduce_layer"
     heads = scoring.get(f"{pooling}_1.linear.2.weight")
     if heads is None:

@@ -1,7 +1,7 @@
 """Search in large collections: a joint-embedding shortlist, then CAMP on the top K.
 
-CAMP meets every image with every caption, so its time grows with the collection. A second model, CAMP without messages
-(`message_passing: none, matching: cosine`), gives every image one vector; an index of these vectors (faiss, the extra
+CAMP meets every image with every caption, so its time grows with the collection. A second model, a joint embedding
+(`matcher: joint`), gives every image one vector; an index of these vectors (faiss, the extra
 `retrieval`) finds the K nearest images of a sentence in milliseconds, and CAMP ranks only those. Recall is then at most
 the shortlist's recall at K. Time and memory for up to 1e9 images: docs/scaling.md.
 """
@@ -48,18 +48,15 @@ class JointEmbedding:
     """One unit vector per image and per caption.
 
     Args:
-        model: a CAMP with `message_passing: none` and `matching: cosine`.
+        model: with a matcher whose scores are cosines of vectors, as `matcher: joint` is.
 
     Raises:
-        ValueError: a model with other switches.
+        ValueError: another matcher.
     """
 
     def __init__(self, model: CAMP) -> None:
-        switches = (model.config.message_passing, model.config.matching)
-        if switches != ("none", "cosine"):
-            raise ValueError(
-                f"joint embedding: needs model.message_passing none, model.matching cosine, not {switches}"
-            )
+        if not model.matcher.has_vectors:
+            raise ValueError(f"joint embedding: needs model.matcher joint, not {model.config.matcher}")
         self.model = model.eval()
         self.dim = model.config.dim
 

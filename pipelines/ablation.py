@@ -30,10 +30,9 @@ class Variant:
     """Dotted keys of params.yaml and what they become. Gate supervision ends by itself where nothing has gates."""
 
 
-NO_MESSAGES = {"model.message_passing": "none"}
 STUDY: dict[str, Variant] = {
     "full": Variant("full model"),
-    "no-messages": Variant("without messages", NO_MESSAGES),
+    "no-messages": Variant("without messages", {"model.message_passing": "none"}),
     "image-to-text": Variant("image-to-text messages only", {"model.message_passing": "image_to_text"}),
     "text-to-image": Variant("text-to-image messages only", {"model.message_passing": "text_to_image"}),
     "no-gates": Variant("without gates", {"model.gate": "none"}),
@@ -55,11 +54,11 @@ STUDY: dict[str, Variant] = {
         {"model.gate_context": 0.0, "train.gate_supervision": 0.0},
     ),
     "joint-embedding": Variant(
-        "baseline: joint embedding (VSE++ style)", NO_MESSAGES | {"model.matching": "cosine", "train.loss": "triplet"}
+        "baseline: joint embedding (VSE++ style)", {"model.matcher": "joint", "train.loss": "triplet"}
     ),
     "scan": Variant(
         "baseline: SCAN, text to image",
-        NO_MESSAGES | {"model.matching": "scan", "model.pooling": "mean", "train.loss": "triplet"},
+        {"model.matcher": "scan", "train.loss": "triplet"},
     ),
 }
 OVERRIDES = {name: variant.overrides for name, variant in STUDY.items()}

@@ -6,29 +6,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
-from camp_model.config import CampConfig
 
+class MlpMatching(nn.Module):
+    """A learnt score of the two vectors."""
 
-class Matching(nn.Module):
-    """`mlp`: a learnt score of the two vectors. `cosine`: their cosine, scaled and shifted into a logit.
-
-    The scale and shift of `cosine` are learnt, because binary cross-entropy on a bare cosine could never leave
-    [0.27, 0.73]. The scale is an exponential, so a logit ranks exactly as the cosine does.
-    """
-
-    def __init__(self, config: CampConfig) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.kind = config.matching
-        self.dim = config.dim
-        if self.kind == "mlp":
-            self.hidden = nn.Linear(2 * config.dim, config.dim)
-            self.output = nn.Linear(config.dim, 1)
-            for layer in (self.hidden, self.output):
-                nn.init.xavier_uniform_(layer.weight)
-                nn.init.zeros_(layer.bias)
-        else:
-            self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
-            self.shift = nn.Parameter(torch.tensor(0.0))
+        self.dim = dim
+        self.hidden = nn.Linear(2 * dim, dim)
+        self.output = nn.Linear(dim, 1)
+        for layer in (self.hidden, self.output):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, image: Tensor, caption: Tensor) -> tuple[Tensor, Tensor]:
         """Score pairs; the two shapes broadcast.
@@ -38,12 +27,8 @@ class Matching(nn.Module):
             caption: pooled captions [..., d].
 
         Returns:
-            Logits [...], and the similarity [...] that a ranking loss takes: the probability for `mlp`, the bare cosine
-            for `cosine`.
+            Logits [...], and the similarity [...] that a ranking loss takes: the probability.
         """
-        if self.kind == "cosine":
-            image, caption = _at_least_float32(image), _at_least_float32(caption)
-            return self._scaled((normalize(image, dim=-1) * normalize(caption, dim=-1)).sum(-1))
         # W [v; t] = W_v v + W_t t: a side that received no messages is multiplied once, not once per pair.
         weight = self.hidden.weight
         hidden = linear(image, weight[:, : self.dim], self.hidden.bias) + linear(caption, weight[:, self.dim :])
@@ -59,15 +44,37 @@ class Matching(nn.Module):
 
     def all_pairs(self, image: Tensor, caption: Tensor) -> tuple[Tensor, Tensor]:
         """As `forward`, for every image [I, d] with every caption [C, d]: [I, C]."""
-        if self.kind == "cosine":
-            image, caption = _at_least_float32(image), _at_least_float32(caption)
-            with torch.autocast(image.device.type, enabled=False):
-                return self._scaled(normalize(image, dim=-1) @ normalize(caption, dim=-1).T)
         return self.forward(image[:, None], caption[None])
 
-    def _scaled(self, cosine: Tensor) -> tuple[Tensor, Tensor]:
+
+class CosineMatching(nn.Module):
+    """A cosine, scaled and shifted into a logit.
+
+    Scale and shift are learnt, because binary cross-entropy on a bare cosine could never leave [0.27, 0.73]. The scale
+    is an exponential, so a logit ranks exactly as the cosine does.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.shift = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, image: Tensor, caption: Tensor) -> tuple[Tensor, Tensor]:
+        """As `MlpMatching.forward`; the similarity is the bare cosine."""
+        image, caption = at_least_float32(image), at_least_float32(caption)
+        return self.scaled((normalize(image, dim=-1) * normalize(caption, dim=-1)).sum(-1))
+
+    def all_pairs(self, image: Tensor, caption: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, for every image [I, d] with every caption [C, d]: [I, C]."""
+        image, caption = at_least_float32(image), at_least_float32(caption)
+        with torch.autocast(image.device.type, enabled=False):
+            return self.scaled(normalize(image, dim=-1) @ normalize(caption, dim=-1).T)
+
+    def scaled(self, cosine: Tensor) -> tuple[Tensor, Tensor]:
+        """The logit of a cosine, and the cosine."""
         return self.log_scale.exp() * cosine + self.shift, cosine
 
 
-def _at_least_float32(values: Tensor) -> Tensor:
+def at_least_float32(values: Tensor) -> Tensor:
+    """`values`, in float32 where they have 16 bits."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

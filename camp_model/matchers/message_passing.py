@@ -17,29 +17,15 @@ Beyond the paper, `gate_context` c lets the gates of a pair's N words open and c
 import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from camp_model.config import CampConfig
+from camp_model.matchers.base import Received
 from camp_model.matchers.pooling import masked_softmax
 from camp_model.matchers.prepared import Layout, Prepared
-
-
-@dataclass(frozen=True)
-class Received:
-    """A side after its messages. Leading dimensions are those of the layout: [P] or [I, C]."""
-
-    fused: Tensor | None
-    """[..., L, d]; None where nothing is fused (`matching: scan`)."""
-    attention: Tensor
-    """[..., L, M], each region's weights over words or each word's over regions."""
-    gate_logits: Tensor | None
-    """[..., L], before the sigmoid; mean over d where gates are elementwise; None without gates."""
-    gates: Tensor | None
-    """[..., L], mean over d where gates are elementwise."""
 
 
 class Side:

@@ -39,7 +39,10 @@ TILES = Layout("ird,cnd->icrn", "icrn,cnd->icrd", "icnr,ird->icnd", 1, 0)
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that can be computed of images without captions, or of captions without images. `L` is R or N."""
+    """All that can be computed of images without captions, or of captions without images. `L` is R or N.
+
+    A matcher fills what it needs; a subclass may add tensors [B, L, ...] of its own.
+    """
 
     features: Tensor
     """[B, L, d]"""
@@ -76,7 +79,7 @@ class Prepared:
                 values[field.name] = tuple(change(item, field.name) for item in value)
             else:
                 values[field.name] = None if value is None else change(value, field.name)
-        return Prepared(**values)
+        return dataclasses.replace(self, **values)
 
     def take(self, rows: Tensor | slice) -> "Prepared":
         """The chosen images or captions."""

@@ -9,12 +9,13 @@ The attended vector is a weighted sum of the image's own, so its inner product w
 the weights with s and with the image's Gram matrix, and no vector of length d is formed for a pair.
 """
 
-import math
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import leaky_relu, normalize
 
+from camp_model.config import CampConfig
+from camp_model.matchers.base import Matched, Matcher, Received
+from camp_model.matchers.matching import CosineMatching, at_least_float32
 from camp_model.matchers.pooling import masked_softmax
 from camp_model.matchers.prepared import Layout, Prepared
 
@@ -22,36 +23,42 @@ SHARPNESS = 9.0
 """Inverse temperature of the attention (lambda_1 of the paper, its value for this direction)."""
 
 
-class Scan(nn.Module):
-    """The score, scaled and shifted into a logit as `cosine` matching does."""
+class ScanMatcher(Matcher):
+    """The score, scaled and shifted into a logit as a cosine is; reads no switch."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
-        self.shift = nn.Parameter(torch.tensor(0.0))
+    def __init__(self, config: CampConfig) -> None:
+        super().__init__(config)
+        self.matching = CosineMatching()
 
-    def prepare(self, values: Tensor, mask: Tensor) -> Prepared:
+    def _prepare(self, values: Tensor, mask: Tensor) -> Prepared:
         """Unit vectors and their Gram matrices: [B, L, d], bool [B, L]."""
-        values = normalize(values.float() if values.dtype in (torch.float16, torch.bfloat16) else values, dim=-1)
+        values = normalize(at_least_float32(values), dim=-1)
         with torch.autocast(values.device.type, enabled=False):
             return Prepared(values, mask, gram=values @ values.transpose(-2, -1))
 
-    def forward(self, images: Prepared, captions: Prepared, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-        """Score prepared images with prepared captions.
+    def prepare_regions(self, regions: Tensor, mask: Tensor) -> Prepared:
+        """As `Matcher.prepare_regions`."""
+        return self._prepare(regions, mask)
 
-        Returns:
-            Logits and similarities, [P] or [I, C] as the layout says, and each word's attention [..., N, R].
-        """
+    def prepare_words(self, words: Tensor, mask: Tensor) -> Prepared:
+        """As `Matcher.prepare_words`."""
+        return self._prepare(words, mask)
+
+    def match(self, images: Prepared, captions: Prepared, layout: Layout) -> Matched:
+        """As `Matcher.match`; each word's share in the score is the same."""
         assert images.gram is not None
         with torch.autocast(images.features.device.type, enabled=False):
             products = torch.einsum(layout.products, images.features, captions.features)  # [..., R, N]
             words = layout.words(captions.real)
-            kept = leaky_relu(products, 0.1).masked_fill(~words[..., None, :], 0.0)
-            focus = SHARPNESS * normalize(kept, dim=-1)
+            signed = leaky_relu(products, 0.1).masked_fill(~words[..., None, :], 0.0)
+            focus = SHARPNESS * normalize(signed, dim=-1)
             mask = None if images.mask is None else layout.regions(images.mask)[..., None, :]
             attention = masked_softmax(focus.transpose(-2, -1), mask)  # [..., N, R]
             along = (attention * products.transpose(-2, -1)).sum(-1)
             squares = ((attention @ layout.regions(images.gram)) * attention).sum(-1)
-            found = along / squares.clamp(min=1e-16).sqrt()
-            similarity = (found * words).sum(-1) / words.sum(-1).clamp(min=1)
-            return self.log_scale.exp() * similarity + self.shift, similarity, attention
+            cosines = along / squares.clamp(min=1e-16).sqrt()  # [..., N]
+            similarity = (cosines * words).sum(-1) / words.sum(-1).clamp(min=1)
+            logits, similarity = self.matching.scaled(similarity)
+        word_weights = (words / words.sum(-1, keepdim=True).clamp(min=1)).expand(attention.shape[:-1])
+        region_weights = (word_weights[..., None] * attention).sum(-2)
+        return Matched(logits, similarity, None, Received(None, attention), region_weights, word_weights)

@@ -8,18 +8,15 @@ tile that does not fit into memory is halved.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from camp_model.matchers.base import PairScorer
 from camp_model.matchers.prepared import TILES, Prepared
 from camp_model.scoring.fitting import Tiles, in_parts
 from camp_model.scoring.tiles import KernelTiles
-
-if TYPE_CHECKING:
-    from camp_model.model import CAMP
 
 PREPARED_BYTES = 192 * 2**20
 """Prepared captions held at a time; images may take as much again."""
@@ -34,7 +31,7 @@ Progress = Callable[[int], object]
 
 
 def score_matrix(
-    model: "CAMP",
+    model: PairScorer,
     regions: Tensor,
     region_mask: Tensor,
     words: Tensor,
@@ -64,7 +61,7 @@ def score_matrix(
     return regions.new_empty(len(regions), len(words)) if scores is None else scores
 
 
-def _with_gradients(model: "CAMP", images: Prepared, captions: Prepared) -> Tensor:
+def _with_gradients(model: PairScorer, images: Prepared, captions: Prepared) -> Tensor:
     """As one graph, or in tiles that the backward pass computes again where that graph would be large."""
 
     def logits(some: Prepared, others: Prepared) -> Tensor:
@@ -101,7 +98,7 @@ def pair_bytes(images: Tensor, captions: Tensor) -> int:
 
 @torch.no_grad()
 def score_blocks(
-    model: "CAMP",
+    model: PairScorer,
     regions: Tensor,
     region_mask: Tensor,
     words: Tensor,
@@ -127,7 +124,7 @@ def score_blocks(
             yield image_rows, caption_rows, scorer.score(prepared_images, prepared_captions, progress)
 
 
-def score_prepared(model: "CAMP", images: Prepared, captions: Prepared) -> Tensor:
+def score_prepared(model: PairScorer, images: Prepared, captions: Prepared) -> Tensor:
     """Logits [I, C] of prepared images with prepared captions, without gradients."""
     with torch.no_grad():
         return Scorer(model).score(images, captions)
@@ -162,7 +159,7 @@ class _Sorted:
 class Scorer:
     """Scores prepared images with prepared captions; remembers which tiles did not fit."""
 
-    model: "CAMP"
+    model: PairScorer
 
     def __post_init__(self) -> None:
         self.kernel = KernelTiles.build(self.model)

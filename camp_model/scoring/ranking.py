@@ -1,17 +1,14 @@
 """Ranks and best results of every query, computed while scoring."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from camp_model.matchers.base import PairScorer
 from camp_model.matchers.prepared import PAIRS
 from camp_model.scoring.all_pairs import GRAPH_BYTES, Progress, pair_bytes, score_blocks
 from camp_model.scoring.fitting import in_parts
-
-if TYPE_CHECKING:
-    from camp_model.model import CAMP
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class RankedQueries:
 
 @torch.no_grad()
 def rank_queries(
-    model: "CAMP",
+    model: PairScorer,
     regions: Tensor,
     region_mask: Tensor,
     words: Tensor,
@@ -94,7 +91,7 @@ def rank_queries(
 
 
 def _own_scores(
-    model: "CAMP", regions: Tensor, region_mask: Tensor, words: Tensor, word_mask: Tensor, caption_image: Tensor
+    model: PairScorer, regions: Tensor, region_mask: Tensor, words: Tensor, word_mask: Tensor, caption_image: Tensor
 ) -> Tensor:
     """Logit [C] of each caption with its image, equal to the tile's up to rounding."""
 

@@ -8,21 +8,15 @@ pooling, 109 MFLOP a pair less what multiplies zeros.
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from camp_model.matchers.matching import Matching
-from camp_model.matchers.message_passing import Receiver
-from camp_model.matchers.pooling import Pooling
+from camp_model.matchers.base import KernelPlan, KernelSide, PairScorer
 from camp_model.matchers.prepared import Prepared
 from camp_model.scoring import native
 from camp_model.scoring.fitting import Tiles
-
-if TYPE_CHECKING:
-    from camp_model.model import CAMP
 
 TILE = (16, 32)
 """Images and captions of a tile, at most."""
@@ -53,19 +47,14 @@ class _Linear:
 class _Side:
     """The weights of one side: its receiver's, and of its pooling."""
 
-    def __init__(self, receiver: Receiver, pooling: Pooling) -> None:
-        self.bias = None if receiver.fusion.bias is None else receiver.fusion.bias.detach()
-        self.residual = receiver.config.residual
-        self.gate_context = receiver.gate_context
+    def __init__(self, side: KernelSide) -> None:
+        self.bias = None if side.bias is None else side.bias.detach()
+        self.residual, self.gate_context = side.residual, side.gate_context
         self.pooling: Tensor | native.HiddenLayer | None = None
-        if receiver.config.pooling == "attention":
-            assert isinstance(pooling.score, torch.nn.Linear)
-            self.pooling = pooling.score.weight.detach()[0].contiguous()
-        elif receiver.config.pooling == "mlp":
-            assert isinstance(pooling.score, torch.nn.Sequential)
-            first, last = pooling.score[0], pooling.score[2]
-            assert isinstance(first, torch.nn.Linear) and isinstance(last, torch.nn.Linear)
-            self.pooling = native.HiddenLayer.of(first, last)
+        if isinstance(side.pooling, Tensor):
+            self.pooling = side.pooling.detach().contiguous()
+        elif side.pooling is not None:
+            self.pooling = native.HiddenLayer.of(*side.pooling)
             self.first = _Linear(self.pooling.panels.mT.flatten(0, 1), self.pooling.bias)
 
     def prepare(self, items: Prepared) -> Prepared:
@@ -93,32 +82,23 @@ class _Side:
 
 
 class KernelTiles:
-    """Scores pairs of a model whose switches the kernel knows."""
+    """Scores pairs as a matcher's plan says."""
 
     @classmethod
-    def build(cls, model: "CAMP") -> "KernelTiles | None":
-        """None if the model's switches, weights or this machine are not for the kernel."""
-        config, weight = model.config, model.region_encoder.linear.weight
-        factorised = model.messages is not None and config.hops == 1 and config.fusion != "message"
-        if not factorised or config.gate == "elementwise" or weight.dtype != torch.float32 or weight.is_cuda:
+    def build(cls, model: PairScorer) -> "KernelTiles | None":
+        """None if the matcher, its weights or this machine are not for the kernel."""
+        plan, lanes = model.kernel_plan(), native.lanes()
+        if plan is None or not lanes or plan.dim % lanes or torch.is_autocast_enabled("cpu"):
             return None
-        if weight.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-            return None
-        lanes = native.lanes()
-        return cls(model) if lanes and config.dim % lanes == 0 else None
+        weight = next(iter(model.parameters()))
+        return cls(plan) if weight.dtype == torch.float32 and weight.device.type == "cpu" else None
 
-    def __init__(self, model: "CAMP") -> None:
-        assert model.messages is not None
-        self.model = model
-        self.gated = model.config.gate == "scalar"
-        to_regions, to_words = model.messages.to_regions, model.messages.to_words
-        self.regions = _Side(to_regions, model.region_pooling) if to_regions is not None else None
-        self.words = _Side(to_words, model.word_pooling) if to_words is not None else None
+    def __init__(self, plan: KernelPlan) -> None:
+        self.plan = plan
+        self.regions = _Side(plan.regions) if plan.regions is not None else None
+        self.words = _Side(plan.words) if plan.words is not None else None
         self.tiles = Tiles(TILE[0] * TILE[1])
-        self.hidden = None
-        if model.config.matching == "mlp" and self.regions is not None and self.words is not None:
-            assert isinstance(model.matching, Matching)
-            self.hidden = _Linear(model.matching.hidden.weight, model.matching.hidden.bias, relu=True)
+        self.hidden = _Linear(plan.layers[0].weight, plan.layers[0].bias, relu=True) if plan.layers else None
 
     def fits(self, images: Prepared, captions: Prepared) -> bool:
         """Whether these are float32 with real vectors first."""
@@ -169,14 +149,14 @@ class KernelTiles:
         """What regions are multiplied with: keys, and for gates the words themselves, [(2) * c * N, d]."""
         dim = captions.features.shape[2]
         keys = captions.keys[0].reshape(-1, dim)
-        return torch.cat([keys, captions.features.reshape(-1, dim)]) if self.gated else keys
+        return torch.cat([keys, captions.features.reshape(-1, dim)]) if self.plan.gated else keys
 
     def _tile(self, images: Prepared, captions: Prepared, keys: _Linear) -> Tensor:
         counts = images.real.sum(1, dtype=torch.int32), captions.real.sum(1, dtype=torch.int32)
         i, r, dim = images.features.shape
         c, n = captions.features.shape[:2]
         products = keys(images.features.reshape(-1, dim)).view(i, r, -1, c, n).permute(2, 0, 3, 1, 4)  # [., i, c, R, N]
-        affinity, product = products[0], products[1] if self.gated else None
+        affinity, product = products[0], products[1] if self.plan.gated else None
         pair = images.features.new_empty(i, c, 2, dim)
         if self.regions is not None:
             self.regions.pool(images, captions, affinity, product, counts, pair[:, :, 0])
@@ -184,11 +164,9 @@ class KernelTiles:
             turned = None if product is None else product.permute(1, 0, 3, 2)
             out = pair[:, :, 1].transpose(0, 1)
             self.words.pool(captions, images, affinity.permute(1, 0, 3, 2), turned, (counts[1], counts[0]), out)
-        if self.hidden is not None:
-            assert isinstance(self.model.matching, Matching)
-            output = self.model.matching.output
+        if self.hidden is not None and self.plan.layers is not None:
+            output = self.plan.layers[1]
             return linear(self.hidden(pair.view(i * c, 2 * dim)), output.weight, output.bias).view(i, c)
         image = pair[:, :, 0] if images.pooled is None else images.pooled[:, None]
         caption = pair[:, :, 1] if captions.pooled is None else captions.pooled[None]
-        logits: Tensor = self.model.matching(image, caption)[0]
-        return logits
+        return self.plan.score(image, caption)

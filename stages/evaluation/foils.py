@@ -11,7 +11,6 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from camp_model.encoders import length_mask
-from camp_model.gates import why_no_gates
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import UNK
@@ -166,7 +165,7 @@ def _gates(
     device: torch.device,
 ) -> np.ndarray | None:
     """The word gates [P, N] of the foils; None where words have none."""
-    if why_no_gates(model.config):
+    if model.config.why_no_gates():
         return None
     gates = model.inspect_pairs(
         *_encode(model, store, images, [variants[1] for _, variants in cases], device)

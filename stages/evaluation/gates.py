@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from camp_model.gates import KINDS, NAMES, SIDES, mean_gates, random_others, summarise, why_no_gates
+from camp_model.gates import KINDS, NAMES, SIDES, mean_gates, random_others, summarise
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from stages.evaluation.scores import Split, encode_images
@@ -47,7 +47,7 @@ def measure_gates(
         The numbers of `pair_gates.NAMES`, null where the model has no such gates; and the pairs as a table of
         PAIR_SCHEMA.
     """
-    if (reason := why_no_gates(model.config)) is not None:
+    if (reason := model.config.why_no_gates()) is not None:
         return dict.fromkeys(NAMES) | {"reason": reason}, PAIR_SCHEMA.empty_table()
     columns: dict[str, list[Any]] = {name: [] for name in PAIR_SCHEMA.names}
     generator = np.random.default_rng(0)

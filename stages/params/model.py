@@ -12,6 +12,8 @@ class ModelParams:
 
     word_dim: int = 300
     dim: int = 1024
+    text: str = "gru"
+    matcher: str = "camp"
     message_passing: str = "both"
     hops: int = 1
     gate: str = "scalar"

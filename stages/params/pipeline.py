@@ -35,8 +35,8 @@ class Params:
     report: ReportParams = field(default_factory=ReportParams)
 
     def __post_init__(self) -> None:
-        if self.train.gate_supervision and (self.model.gate == "none" or self.model.message_passing == "none"):
-            # Ablations switch gates or messages off with one key; the term then has nothing to act on.
+        if self.train.gate_supervision and self.model.config(vocab_size=4, region_dim=1).why_no_gates():
+            # Ablations switch gates, messages or the matcher with one key; the term then has nothing to act on.
             object.__setattr__(self, "train", dataclasses.replace(self.train, gate_supervision=0.0))
         if self.captions.lexicon == "scenes" and self.dataset.source != "scenes":
             # The words of drawn scenes, and their ground truth, say nothing of other pictures.

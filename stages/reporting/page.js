@@ -86,7 +86,9 @@
       return { kind: "look", title: `Where “${pair.words[state.word]}” looks`, values: pair.wordAttention[state.word], write: percent };
     }
     if (pair.regionGates) return { kind: "gates", title: "Gate of each region", values: pair.regionGates, write: gateText, full: true };
-    return { kind: "gates", title: "Weight of each region in the match", values: pair.regionPooling, write: percent };
+    if (pair.regionPooling) return { kind: "gates", title: "Weight of each region in the match", values: pair.regionPooling, write: percent };
+    const none = data.images[pair.image].labels.map(() => 0);
+    return { kind: "gates", title: "This model gives regions no weights", values: none, write: () => "" };
   }
 
   /** [value, region] of a view, the strongest first. */
@@ -152,7 +154,8 @@
     if (state.word !== null) {
       const word = pair.words[state.word];
       const gate = share(pair.wordGates, state.word);
-      const weight = `It has ${percent(pair.wordPooling[state.word] / 1000)} of the words' weight in the match.`;
+      const weight = pair.wordPooling
+        ? `It has ${percent(pair.wordPooling[state.word] / 1000)} of the words' weight in the match.` : "";
       if (!pair.wordAttention) return `“${word}”: this model sends no messages to words. ${weight}`;
       return `“${word}” takes its message from the regions listed` +
         (gate === null ? ". " : `, through a gate of ${gate.toFixed(2)}. `) + weight;

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from camp_model.checkpoint import load_checkpoint
+from camp_model.checkpoint import current_name, load_checkpoint
 from camp_model.model import CAMP
 from camp_model.vocabulary import SPECIALS, Vocabulary
 from stages.errors import InputError
@@ -31,7 +31,9 @@ def new_model(model: ModelParams, train: TrainParams, vocabulary: Vocabulary, re
 
 
 def _set_word_vectors(camp: CAMP, path: Path, vocabulary: Vocabulary) -> None:
-    table = camp.caption_encoder.embedding.weight
+    table = camp.caption_encoder.word_embeddings()
+    if table is None:
+        raise InputError(f"train.word_vectors: model.text {camp.config.text} has no table of word embeddings")
     found = load_word_vectors(path, vocabulary, table.shape[1])
     with torch.no_grad():
         for i, vector in found.items():
@@ -67,6 +69,7 @@ def _take_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary) -> None:
 
 def _freeze(camp: CAMP, prefixes: tuple[str, ...]) -> None:
     names = [name for name, _ in camp.named_parameters()]
+    prefixes = tuple(map(current_name, prefixes))
     for prefix in prefixes:
         if not any(name.startswith(prefix) for name in names):
             raise InputError(f"train.freeze: no parameter begins with {prefix!r}; there are {', '.join(names)}")

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from camp_model.encoders import length_mask
-from camp_model.gates import KINDS, hardest_others, histograms, mean_gates, random_others, summarise, why_no_gates
+from camp_model.gates import KINDS, hardest_others, histograms, mean_gates, random_others, summarise
 from camp_model.metrics import retrieval_metrics
 from camp_model.model import CAMP
 from stages.device import Precision
@@ -66,7 +66,7 @@ def _gates(
     model: CAMP, split: Split, regions: Tensor, mask: Tensor, scores: Tensor, caption_image: Tensor
 ) -> dict[str, dict[str, np.ndarray]]:
     """Mean gates of pairs, by kind of pair and side; nothing where the model has no gates."""
-    if why_no_gates(model.config) or len(regions) < 2:
+    if model.config.why_no_gates() or len(regions) < 2:
         return {}
     generator = np.random.default_rng(0)
     chosen = generator.choice(len(split), min(GATE_PAIRS, len(split)), replace=False)

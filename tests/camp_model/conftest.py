@@ -42,10 +42,19 @@ def every_config(**sizes: int) -> list[CampConfig]:
             configs.append(CampConfig(**sizes, **switches))
         except ValueError:
             continue
-    # Without messages, only pooling and matching are left.
-    return [
-        c for c in configs if c.message_passing != "none" or (c.gate, c.fusion, c.residual) == ("none", "sum", True)
-    ]
+    return [config for config in configs if _unread(config).items() <= config.to_dict().items()]
+
+
+def _unread(config: CampConfig) -> dict[str, object]:
+    """One value for each switch that makes no difference: without messages only pooling and matching are left."""
+    if config.matcher == "camp" and config.message_passing != "none":
+        return {}
+    unread = {"message_passing": "none", "gate": "none", "fusion": "sum", "residual": True}
+    if config.matcher != "camp":
+        unread["matching"] = "mlp"
+    if config.matcher == "scan":
+        unread["pooling"] = "mean"
+    return unread
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -80,7 +89,9 @@ class Batch:
 
     @property
     def state(self) -> dict:
-        return {name: value.detach().numpy() for name, value in self.model.state_dict().items()}
+        """Weights, without saying that they are the matcher's."""
+        state = self.model.state_dict()
+        return {name.removeprefix("matcher."): value.detach().numpy() for name, value in state.items()}
 
     def plain(self, reference: ModuleType) -> tuple[list, list]:
         """The encodings by the reference, without padding."""

@@ -102,7 +102,7 @@ def pool(state, c, name, vectors):
 
 
 def match(state, c, image, caption):
-    if c.matching == "cosine":
+    if c.matching == "cosine" or c.matcher == "joint":
         return np.exp(state["matching.log_scale"]) * (unit(image) @ unit(caption)) + state["matching.shift"]
     inner = np.concatenate([image, caption])
     hidden = np.maximum(state["matching.hidden.weight"] @ inner + state["matching.hidden.bias"], 0.0)
@@ -123,11 +123,11 @@ def scan(state, regions, words):
 
 def score(state, c, regions, words):
     """Logit of a pair, and the mean gate logit that gate supervision acts on (None without gates)."""
-    if c.matching == "scan":
+    if c.matcher == "scan":
         return scan(state, regions, words), None
     gate_logit = None
     v, t = regions, words
-    if c.message_passing != "none":
+    if c.matcher == "camp" and c.message_passing != "none":
         wv, wt = state["messages.region_key.weight"], state["messages.word_key.weight"]
         region_keys, word_keys = [wv @ x for x in v], [wt @ x for x in t]
         region_queries, word_queries = region_keys, word_keys

@@ -60,10 +60,13 @@ def change_config(folder, **values):
     ("damage", "message"),
     [
         (
-            lambda f: change_weight(f, "matching.output.bias", None),
-            r"model.safetensors: matching.output.bias: is missing",
+            lambda f: change_weight(f, "matcher.matching.output.bias", None),
+            r"model.safetensors: matcher.matching.output.bias: is missing",
         ),
-        (lambda f: change_weight(f, "matching.output.bias", torch.zeros(3)), r"bias: shape \[3\]; expected \[1\]"),
+        (
+            lambda f: change_weight(f, "matcher.matching.output.bias", torch.zeros(3)),
+            r"bias: shape \[3\]; expected \[1\]",
+        ),
         (lambda f: change_weight(f, "more", torch.zeros(3)), r"model.safetensors: more: "),
         (lambda f: change_config(f, gate="soft"), r"config.json: model.gate: 'soft'"),
         (lambda f: change_config(f, colour=1), r"config.json: .*colour"),
@@ -114,3 +117,69 @@ def test_a_crash_while_writing_leaves_the_older_model(folder, monkeypatch):
             save_checkpoint(folder, CAMP(CONFIG), VOCABULARY, {"epoch": 4})
     assert load_checkpoint(folder)[2] == {"epoch": 3}
     assert len(list(folder.iterdir())) == 3
+
+
+def as_before_matchers(folder, config, seed=0):
+    """A checkpoint as it was written before `matcher` was a key: its bytes, and the weights by their old names."""
+    torch.manual_seed(seed)
+    d, words = config["dim"], config["vocab_size"]
+    shapes = {
+        "region_encoder.linear.weight": (d, 5), "region_encoder.linear.bias": (d,),
+        "caption_encoder.embedding.weight": (words, 3),
+        **{f"caption_encoder.gru.{name}_l0{way}": shape for way in ("", "_reverse") for name, shape in
+           {"weight_ih": (3 * d, 3), "weight_hh": (3 * d, d), "bias_ih": (3 * d,), "bias_hh": (3 * d,)}.items()},
+    }  # fmt: skip
+    if config["message_passing"] == "both":
+        shapes |= {f"messages.{name}.weight": (d, d) for name in ("region_key", "word_key")}
+        for side in ("to_regions", "to_words"):
+            shapes |= {f"messages.{side}.fusion.weight": (d, 2 * d), f"messages.{side}.fusion.bias": (d,)}
+    if config["pooling"] == "attention":
+        shapes |= {f"{side}_pooling.score.weight": (1, d) for side in ("region", "word")}
+    if config["matching"] == "mlp":
+        shapes |= {"matching.hidden.weight": (d, 2 * d), "matching.hidden.bias": (d,)}
+        shapes |= {"matching.output.weight": (1, d), "matching.output.bias": (1,)}
+    else:
+        shapes |= {"matching.log_scale": (), "matching.shift": ()}
+    weights = {name: 0.5 * torch.randn(shape) for name, shape in shapes.items()}
+    header, data = {"__metadata__": {
+        "camp.format": "camp.model", "camp.version": "1", "vocabulary_sha256": VOCABULARY.sha256, "extra": "{}",
+    }}, b""  # fmt: skip
+    for name, value in weights.items():
+        raw = value.numpy().tobytes()
+        header[name] = {"dtype": "F32", "shape": list(value.shape), "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    text = json.dumps(header).encode()
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    (folder / "config.json").write_text(json.dumps(config))
+    VOCABULARY.save(folder / "vocabulary.json")
+    return {name: value.double().numpy() for name, value in weights.items()}
+
+
+@pytest.mark.parametrize(
+    ("switches", "matcher"),
+    [
+        ({}, "camp"),
+        ({"message_passing": "none", "matching": "cosine"}, "camp"),
+        ({"message_passing": "none", "matching": "scan", "pooling": "mean"}, "scan"),
+    ],
+)
+def test_a_checkpoint_from_before_matchers_still_gives_its_scores(tmp_path, reference, switches, matcher):
+    config = {
+        "vocab_size": len(VOCABULARY), "region_dim": 5, "word_dim": 3, "dim": 6, "message_passing": "both", "hops": 1,
+        "gate": "scalar", "gate_context": 0.0, "fusion": "concat", "residual": True, "pooling": "attention",
+        "pooling_heads": 8, "matching": "mlp",
+    } | switches  # fmt: skip
+    weights = as_before_matchers(tmp_path / "old", config)
+    model, _, extra = load_checkpoint(tmp_path / "old")
+    assert model.config.matcher == matcher and extra == {}
+    features, tokens = torch.randn(1, 4, 5), torch.tensor([[4, 6, 5]])
+    score = model(features, torch.ones(1, 4).bool(), tokens, torch.tensor([3]))
+    regions = reference.encode_regions(weights, features[0].double().numpy())
+    words = reference.encode_caption(weights, tokens[0].tolist())
+    expected, _ = reference.score(weights, model.config, regions, words)
+    assert score.item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    save_checkpoint(tmp_path / "new", model, VOCABULARY)
+    again = load_checkpoint(tmp_path / "new")[0]
+    assert again.config == model.config
+    assert torch.equal(again(features, torch.ones(1, 4).bool(), tokens, torch.tensor([3])), score)

@@ -13,6 +13,8 @@ from camp_model import CampConfig
         ({"gate_context": -1.0}, "model.gate_context: -1.0 is not a number of 0 or more"),
         ({"gate_context": "3"}, "model.gate_context"),
         ({"hops": 2, "message_passing": "none"}, "model.hops: 2 needs messages"),
+        ({"matcher": "clip"}, "model.matcher: 'clip' is not one of camp, scan, joint"),
+        ({"text": "bert"}, "model.text: 'bert' is not one of gru"),
         ({"fusion": "message"}, "model.fusion: message needs"),
     ],
 )

@@ -98,7 +98,7 @@ def test_triplet_is_the_hinge_on_similarities(make_batch, matching):
     if matching == "mlp":
         s = logits.sigmoid()
     else:
-        s = (logits - batch.model.matching.shift) / batch.model.matching.log_scale.exp()
+        s = (logits - batch.model.matcher.matching.shift) / batch.model.matcher.matching.log_scale.exp()
     expected = 0.0
     for i in range(5):
         others = [j for j in range(5) if INDEX[j] != INDEX[i]]
@@ -107,7 +107,7 @@ def test_triplet_is_the_hinge_on_similarities(make_batch, matching):
     loss = triplet_loss(batch.model, *encoded, INDEX, margin=0.3)
     assert loss.item() == pytest.approx(expected)
     if matching == "cosine":  # the bare cosine has no scale to learn
-        assert not {"matching.log_scale", "matching.shift"} & {
+        assert not {"matcher.matching.log_scale", "matcher.matching.shift"} & {
             n for n, g in gradients(batch, loss).items() if g.abs().max() > 0
         }
 
@@ -216,7 +216,7 @@ def test_a_confident_model_keeps_a_finite_loss(make_batch):
     batch = batch_of(make_batch)
     batch.model.float()
     batch.features = batch.features.float()
-    batch.model.matching.output.bias.data.fill_(500.0)
+    batch.model.matcher.matching.output.bias.data.fill_(500.0)
     loss = hardest_negative_bce(batch.model, *batch.encode(), INDEX)
     assert 900 < loss.item() < 1100
 

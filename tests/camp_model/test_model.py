@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from camp_model import CampConfig
+from camp_model import CAMP, CampConfig
 from camp_model.matchers.prepared import PAIRS, TILES
 
 CONFIG = CampConfig(vocab_size=12, region_dim=5, word_dim=3, dim=6)
@@ -23,7 +23,8 @@ def test_every_score_equals_the_loop_reference(every_switch, make_batch, referen
 def test_gate_logits_equal_the_loop_reference(every_switch, make_batch, reference):
     batch = make_batch(every_switch, counts=[4, 2], lengths=[3, 5])
     encoded = batch.encode()
-    has_gates = every_switch.gate != "none" and every_switch.message_passing != "none"
+    has_gates = every_switch.matcher == "camp" and "none" not in (every_switch.gate, every_switch.message_passing)
+    assert has_gates == (every_switch.why_no_gates() is None)
     if not has_gates:
         with pytest.raises(ValueError, match="gate_supervision"):
             batch.model.gate_logits(*encoded)
@@ -40,7 +41,7 @@ def test_gate_logits_alone_are_those_of_the_whole_model(every_switch, make_batch
     encoded = batch.encode()
     model = batch.model
     images, captions = model.prepare_regions(*encoded[:2]), model.prepare_words(*encoded[2:])
-    if every_switch.gate == "none" or every_switch.message_passing == "none":
+    if every_switch.matcher != "camp" or "none" in (every_switch.gate, every_switch.message_passing):
         with pytest.raises(ValueError, match="gate_supervision"):
             model.each_gate_logit(images, captions, PAIRS)
         return
@@ -112,6 +113,19 @@ def test_one_sided_messages_leave_the_other_side_without_gates(make_batch):
     assert details.word_gates is not None
 
 
+def test_a_joint_embedding_is_what_no_messages_and_a_cosine_were():
+    """The same first weights for a seed, and the same scores."""
+    models = []
+    for switches in ({"matcher": "joint"}, {"message_passing": "none", "matching": "cosine"}):
+        torch.manual_seed(3)
+        models.append(CAMP(CampConfig(**(CONFIG.to_dict() | switches))))
+    joint, switched_off = models
+    assert joint.state_dict().keys() == switched_off.state_dict().keys()
+    batch = torch.randn(2, 4, 5), torch.ones(2, 4).bool(), torch.tensor([[1, 2], [3, 0]]), torch.tensor([2, 1])
+    assert torch.equal(joint(*batch), switched_off(*batch))
+    assert joint.matcher.has_vectors and switched_off.matcher.has_vectors and not CAMP(CONFIG).matcher.has_vectors
+
+
 @pytest.mark.parametrize("length", [0, 6])
 def test_a_caption_of_impossible_length_is_an_error(make_batch, length):
     batch = make_batch(CONFIG, counts=[4, 2], lengths=[3, 5])
@@ -120,8 +134,6 @@ def test_a_caption_of_impossible_length_is_an_error(make_batch, length):
 
 
 def test_dropout_only_while_training(make_batch):
-    from camp_model import CAMP
-
     batch = make_batch(CONFIG, counts=[4, 2], lengths=[3, 5])
     model = CAMP(CONFIG, dropout=0.5)
     features = batch.features.float()

@@ -29,7 +29,7 @@ class Collection:
 @pytest.fixture
 def parts():
     torch.manual_seed(0)
-    joint = JointEmbedding(CAMP(CampConfig(**SIZES, dim=8, message_passing="none", matching="cosine")))
+    joint = JointEmbedding(CAMP(CampConfig(**SIZES, dim=8, matcher="joint")))
     model, collection = CAMP(CampConfig(**SIZES, dim=6)), Collection()
     tokens, lengths = torch.randint(0, 12, (7, 5)), torch.tensor([5, 1, 3, 2, 4, 5, 2])
     return model, joint, build_index(joint, collection, batch_size=16), collection, tokens, lengths

@@ -89,7 +89,7 @@ def test_the_kernel_takes_any_whole_number_of_vectors(dim, pooling):
 @pytest.mark.parametrize(("bias", "residual"), [(-9.0, True), (9.0, True), (9.0, False)])
 def test_the_kernel_is_exact_where_a_relu_leaves_nothing_or_everything(bias, residual):
     model, batch = make(pooling="mlp", residual=residual), encoded()
-    for receiver in (model.messages.to_regions, model.messages.to_words):
+    for receiver in (model.matcher.messages.to_regions, model.matcher.messages.to_words):
         torch.nn.init.constant_(receiver.fusion.bias, bias)
     assert_exact(model, batch)
 

@@ -88,17 +88,17 @@ def test_the_example_of_the_readme_needs_the_model_alone(pipeline: Path, run: Ru
 def test_an_experiment_changes_the_switch_and_only_what_depends_on_it(pipeline: Path, run: Run) -> None:
     try:
         done = run(
-            pipeline, "dvc", "exp", "run", "-n", "joint", "-S", "model.message_passing=none",
-            "-S", "model.matching=cosine", "-S", "train.loss=triplet", CAMP_TRACKING="off",
+            pipeline, "dvc", "exp", "run", "-n", "joint", "-S", "model.matcher=joint",
+            "-S", "train.loss=triplet", CAMP_TRACKING="off",
         )  # fmt: skip
         ran = [line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")]
         assert ran == ["train", "evaluate", "report"]
         config = json.loads((pipeline / "models/camp/config.json").read_text())
-        assert (config["message_passing"], config["matching"]) == ("none", "cosine")
+        assert config["matcher"] == "joint"
         difference = json.loads(run(pipeline, "dvc", "metrics", "diff", "--json").stdout)
         assert "metrics/retrieval.json" in json.dumps(difference)
         table = run(pipeline, "dvc", "exp", "show", "--csv").stdout
-        assert "joint" in table and "model.message_passing" in table
+        assert "joint" in table and "model.matcher" in table
         plots = run(pipeline, "dvc", "plots", "diff", "main", "joint", "-o", "plots-page")
         assert (pipeline / "plots-page/index.html").is_file(), plots.stdout
     finally:

@@ -179,13 +179,13 @@ def test_attention_and_gates_fit_words_and_regions(small):
 
 @pytest.mark.parametrize(
     "switches",
-    [{"message_passing": "none", "matching": "cosine"}, {"message_passing": "text_to_image"}, {"gate": "none"}],
+    [{"matcher": "joint"}, {"message_passing": "text_to_image"}, {"gate": "none"}],
 )
 def test_models_without_gates_or_messages_have_a_page_too(make_run, tmp_path, monkeypatch, switches):
     finished(make_run, tmp_path, monkeypatch, images=8, **switches)
     page = draw(queries=2)
     pair = page.data["queries"]["t2i"][0]["results"][0]
-    assert (pair["wordAttention"] is None) == (switches.get("message_passing") in ("none", "text_to_image"))
+    assert (pair["wordAttention"] is None) == (switches in ({"matcher": "joint"}, {"message_passing": "text_to_image"}))
     assert (pair["regionGates"] is None) == (switches != {"message_passing": "text_to_image"})
     assert ("This model has no gates" in page.text) == (switches != {"message_passing": "text_to_image"})
 

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from camp_model import CampConfig
 from camp_model.captions import CaptionTable, write_captions
 from camp_model.checkpoint import load_checkpoint
 from camp_model.encoders import length_mask
@@ -45,7 +45,7 @@ class Additive(torch.nn.Module):
     def __init__(self, values: dict[int, float], gates: dict[int, float], **switches: str) -> None:
         super().__init__()
         self.values, self.gates = values, gates
-        self.config = SimpleNamespace(**({"gate": "scalar", "message_passing": "both"} | switches))
+        self.config = CampConfig(vocab_size=4, **switches)
 
     def encode_regions(self, features, mask):
         return features
@@ -200,8 +200,8 @@ def test_scores_are_those_of_each_pair_alone(small):
     ("switches", "gates"),
     [
         ({"gate": "none"}, False),
-        ({"message_passing": "none", "matching": "cosine"}, False),
-        ({"message_passing": "none", "matching": "scan", "pooling": "mean"}, False),
+        ({"matcher": "joint"}, False),
+        ({"matcher": "scan"}, False),
         ({"message_passing": "text_to_image"}, False),
         ({"message_passing": "image_to_text", "gate": "elementwise"}, True),
     ],

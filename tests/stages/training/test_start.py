@@ -100,13 +100,14 @@ def test_a_checkpoint_of_another_vocabulary_or_width_is_refused(tmp_path):
         start(start_from=str(tmp_path / "wide"))
 
 
-def test_frozen_parameters_do_not_move(make_data, params, run_train, tmp_path):
+@pytest.mark.parametrize("messages", ["matcher.messages", "messages"])  # the latter from before matchers
+def test_frozen_parameters_do_not_move(make_data, params, run_train, tmp_path, messages):
     paths = make_data()
-    run_train(params(epochs=1, freeze=("region_encoder", "messages")), paths)
+    run_train(params(epochs=1, freeze=("region_encoder", messages)), paths)
     trained, vocabulary, _ = load_checkpoint(paths.model)
     before = new_model(params().model, params().train, vocabulary, region_dim=trained.config.region_dim)
     for (name, old), new in zip(before.named_parameters(), trained.parameters(), strict=True):
-        assert torch.equal(old, new) == name.startswith(("region_encoder", "messages")), name
+        assert torch.equal(old, new) == name.startswith(("region_encoder", "matcher.messages")), name
 
 
 def test_freezing_nothing_or_everything_is_an_error():

@@ -31,8 +31,9 @@ def test_the_three_presets_train_one_after_another(repository, make_data, run_tr
         shutil.copytree(paths.model, kept[-1])
         rsums.append(json.loads(paths.metrics.read_text())["val_rsum"])
     first, second, third = (load_checkpoint(folder)[0].state_dict() for folder in kept)
-    frozen = [name for name in second if name in first and name.startswith(("region_enc", "caption_enc", "messages."))]
+    held = ("region_enc", "caption_enc", "matcher.messages.")
+    frozen = [name for name in second if name in first and name.startswith(held)]
     assert frozen and all(torch.equal(first[name], second[name]) for name in frozen)
-    assert {"messages.region_key.weight", "messages.word_key.weight"} <= set(frozen)
+    assert {"matcher.messages.region_key.weight", "matcher.messages.word_key.weight"} <= set(frozen)
     assert not torch.equal(second["region_encoder.linear.weight"], third["region_encoder.linear.weight"])
     assert rsums[2] > rsums[1]

@@ -116,6 +116,8 @@ SWITCHES = [
     {"pooling": "mean"},
     {"matching": "cosine"},
     {"message_passing": "none", "matching": "cosine", "pooling": "mean"},
+    {"matcher": "joint"},
+    {"matcher": "scan"},
 ]
 
 
@@ -237,7 +239,7 @@ def test_a_number_that_is_not_finite_stops_with_the_step_and_keeps_the_last_stat
             return value
         return value * math.nan if what == "loss" else value + (model.matching_weight - model.matching_weight).sqrt()
 
-    weight = next(training.model.matching.parameters())
+    weight = next(training.model.matcher.matching.parameters())
     training.model.matching_weight = weight.sum()
     monkeypatch.setattr(loop, "hardest_negative_bce", broken)
     with pytest.raises(TrainingError, match=rf"the {what} of step 3 is not finite.*the state before it is in"):

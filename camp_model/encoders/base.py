@@ -1,0 +1,64 @@
+"""What every text encoder offers."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from camp_model.config import CampConfig
+
+
+def length_mask(lengths: Tensor, size: int) -> Tensor:
+    """True at real positions: int64 [B] -> bool [B, size]."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+class TextEncoder(nn.Module, ABC):
+    """Word ids into the joint space.
+
+    A subclass stands in `camp_model.registry.TEXT_ENCODERS` and calls this constructor before it makes its weights.
+    """
+
+    def __init__(self, config: CampConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def encode(self, tokens: Tensor, lengths: Tensor, dropout: nn.Module) -> Tensor:
+        """Encode captions; padding is free to hold anything, but never reaches a real word.
+
+        Args:
+            tokens: int64 [C, N] word ids.
+            lengths: int64 [C] on the CPU, real words of each caption, from 1 to N.
+            dropout: to be applied to the word embeddings.
+
+        Returns:
+            [C, N, d].
+        """
+
+    def word_embeddings(self) -> Tensor | None:
+        """The table [vocab_size, word_dim] that `train.word_vectors` fills; None where an encoder has none."""
+        return None
+
+    def forward(self, tokens: Tensor, lengths: Tensor, dropout: nn.Module) -> Tensor:
+        """Encode captions; padding becomes zero.
+
+        Args:
+            tokens: int64 [C, N] word ids.
+            lengths: int64 [C] real words of each caption.
+            dropout: applied to the word embeddings.
+
+        Returns:
+            [C, N, d].
+
+        Raises:
+            ValueError: a caption of no words, or of more than N.
+        """
+        lengths = lengths.cpu()
+        size = tokens.shape[1]
+        wrong = ((lengths < 1) | (lengths > size)).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
+            raise ValueError(f"caption {row} of the batch: length {int(lengths[row])} is not between 1 and {size}")
+        real = length_mask(lengths, size).to(tokens.device)
+        return self.encode(tokens, lengths, dropout).masked_fill(~real[..., None], 0.0)

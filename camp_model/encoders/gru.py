@@ -1,0 +1,29 @@
+"""The paper's text encoder (section 3.1)."""
+
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from camp_model.config import CampConfig
+from camp_model.encoders.base import TextEncoder
+
+
+class GruEncoder(TextEncoder):
+    """Word embedding and one bidirectional GRU layer; the two directions are averaged."""
+
+    def __init__(self, config: CampConfig) -> None:
+        super().__init__(config)
+        self.embedding = nn.Embedding(config.vocab_size, config.word_dim)
+        self.gru = nn.GRU(config.word_dim, config.dim, batch_first=True, bidirectional=True)
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+
+    def encode(self, tokens: Tensor, lengths: Tensor, dropout: nn.Module) -> Tensor:
+        """As `TextEncoder.encode`."""
+        embedded = dropout(self.embedding(tokens))
+        packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
+        states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=tokens.shape[1])
+        forward, backward = states.chunk(2, dim=-1)
+        return (forward + backward) / 2
+
+    def word_embeddings(self) -> Tensor:
+        """The embedding's weights."""
+        return self.embedding.weight

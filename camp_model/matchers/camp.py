@@ -1,0 +1,110 @@
+"""CAMP's own way from encoded sides to a score: messages, gates and fusion, pooling, matching (paper section 3)."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from camp_model.config import CampConfig
+from camp_model.matchers.base import KernelPlan, KernelSide, Matched, Matcher, Received
+from camp_model.matchers.matching import CosineMatching, MlpMatching
+from camp_model.matchers.message_passing import MessagePassing, Receiver
+from camp_model.matchers.pooling import Pooling
+from camp_model.matchers.prepared import PAIRS, Layout, Prepared
+
+
+class CampMatcher(Matcher):
+    """Cross-modal adaptive message passing; reads every switch of `CampConfig`.
+
+    `message_passing: none` leaves pooling and matching, an ablation.
+    """
+
+    def __init__(self, config: CampConfig) -> None:
+        super().__init__(config)
+        self.messages = MessagePassing(config) if config.message_passing != "none" else None
+        self.region_pooling = Pooling(config)
+        self.word_pooling = Pooling(config)
+        self.matching = CosineMatching() if config.matching == "cosine" else MlpMatching(config.dim)
+
+    @property
+    def has_vectors(self) -> bool:
+        """As `Matcher.has_vectors`."""
+        return self.messages is None and self.config.matching == "cosine"
+
+    def prepare_regions(self, regions: Tensor, mask: Tensor) -> Prepared:
+        """As `Matcher.prepare_regions`."""
+        prepared = self.messages.prepare_regions(regions, mask) if self.messages else Prepared(regions, mask)
+        if self.messages and self.messages.to_regions:
+            return prepared
+        pooled, pooling = self._pool(self.region_pooling, regions, mask)
+        return replace(prepared, pooled=pooled, pooling=pooling)
+
+    def prepare_words(self, words: Tensor, mask: Tensor) -> Prepared:
+        """As `Matcher.prepare_words`."""
+        prepared = self.messages.prepare_words(words, mask) if self.messages else Prepared(words, mask)
+        if self.messages and self.messages.to_words:
+            return prepared
+        pooled, pooling = self._pool(self.word_pooling, words, mask)
+        return replace(prepared, pooled=pooled, pooling=pooling)
+
+    def match(self, images: Prepared, captions: Prepared, layout: Layout) -> Matched:
+        """As `Matcher.match`."""
+        regions, words = self.messages(images, captions, layout) if self.messages else (None, None)
+        image, image_weights = self._side(self.region_pooling, images, regions, layout.regions)
+        caption, caption_weights = self._side(self.word_pooling, captions, words, layout.words)
+        if self.messages is None and layout is not PAIRS:
+            assert images.pooled is not None and captions.pooled is not None
+            logits, similarity = self.matching.all_pairs(images.pooled, captions.pooled)
+        else:
+            logits, similarity = self.matching(image, caption)
+        return Matched(logits, similarity, regions, words, image_weights, caption_weights)
+
+    def gate_logits(self, images: Prepared, captions: Prepared, layout: Layout) -> tuple[Tensor, Tensor]:
+        """As `Matcher.gate_logits`; scalar gates take no vector of length d for a pair."""
+        logits = None if self.messages is None else self.messages.gate_logits(images, captions, layout)
+        if logits is None or self.messages is None:
+            return super().gate_logits(images, captions, layout)
+        return logits, layout.regions(images.real) if self.messages.to_words is None else layout.words(captions.real)
+
+    def kernel_plan(self) -> KernelPlan | None:
+        """As `Matcher.kernel_plan`: one hop, with gates that are scalar or none, factorises."""
+        config = self.config
+        if self.messages is None or config.hops == 2 or config.fusion == "message" or config.gate == "elementwise":
+            return None
+        both = self.messages.to_regions is not None and self.messages.to_words is not None
+        mlp = self.matching if isinstance(self.matching, MlpMatching) else None
+        return KernelPlan(
+            dim=config.dim,
+            gated=config.gate == "scalar",
+            regions=self._kernel_side(self.messages.to_regions, self.region_pooling),
+            words=self._kernel_side(self.messages.to_words, self.word_pooling),
+            layers=(mlp.hidden, mlp.output) if mlp is not None and both else None,
+            score=lambda image, caption: self.matching(image, caption)[0],
+        )
+
+    def _kernel_side(self, receiver: Receiver | None, pooling: Pooling) -> KernelSide | None:
+        if receiver is None:
+            return None
+        layers: Tensor | tuple[nn.Linear, nn.Linear] | None = None
+        if isinstance(pooling.score, nn.Linear):
+            layers = pooling.score.weight[0]
+        elif isinstance(pooling.score, nn.Sequential):
+            first, last = pooling.score[0], pooling.score[2]
+            assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+            layers = first, last
+        return KernelSide(receiver.fusion.bias, self.config.residual, receiver.gate_context, layers)
+
+    def _side(
+        self, pooling: Pooling, side: Prepared, received: Received | None, spread: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        if received is None:
+            assert side.pooled is not None and side.pooling is not None
+            return spread(side.pooled), spread(side.pooling)
+        assert received.fused is not None
+        return self._pool(pooling, received.fused, None if side.mask is None else spread(side.mask))
+
+    def _pool(self, pooling: Pooling, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        pooled, weights = pooling(features, mask)
+        # The released two-hop model compares pooled vectors of unit length.
+        return (normalize(pooled, dim=-1) if self.config.hops == 2 else pooled), weights

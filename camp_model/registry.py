@@ -1,0 +1,35 @@
+"""What `model.matcher` and `model.text` choose from: a line for each.
+
+Classes are named, not imported, so that reading params does not take the seconds that importing torch takes.
+"""
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A class that can be chosen by name."""
+
+    module: str
+    name: str
+    gates: bool = False
+    """Matchers only: whether it has gates, unless `model.gate` or `model.message_passing` switches them off."""
+
+    def load(self) -> Any:
+        """The class itself."""
+        return getattr(importlib.import_module(self.module), self.name)
+
+
+MATCHERS: dict[str, Entry] = {
+    "camp": Entry("camp_model.matchers.camp", "CampMatcher", gates=True),
+    "scan": Entry("camp_model.matchers.scan", "ScanMatcher"),
+    "joint": Entry("camp_model.matchers.joint", "JointMatcher"),
+}
+"""Subclasses of `camp_model.matchers.base.Matcher`."""
+
+TEXT_ENCODERS: dict[str, Entry] = {
+    "gru": Entry("camp_model.encoders.gru", "GruEncoder"),
+}
+"""Subclasses of `camp_model.encoders.base.TextEncoder`."""
