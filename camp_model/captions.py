@@ -23,6 +23,8 @@ SCHEMA = pa.schema(
     ],
     metadata={b"camp.format": b"captions", b"camp.version": b"1"},
 )
+EQUAL = b"camp.equal_captions"
+"""Key of the file's metadata: captions whose tokens are also those of a caption of another image."""
 
 
 def write_captions(
@@ -31,8 +33,11 @@ def write_captions(
     image_ids: Sequence[str],
     texts: Sequence[str],
     tokens: Sequence[Sequence[int]],
+    equal: int = 0,
 ) -> None:
     """Write one split's captions; the file appears whole or not at all.
+
+    `equal`: the number of captions whose tokens are also those of a caption of another image, kept in the metadata.
 
     Raises:
         ValueError: a caption without tokens.
@@ -42,7 +47,8 @@ def write_captions(
         raise ValueError(f"{path}: caption_id {caption_ids[lengths.index(0)]} has no tokens; expected at least one")
     columns = [caption_ids, image_ids, texts, tokens, lengths]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
-    write_table(path, pa.Table.from_arrays(arrays, schema=SCHEMA))
+    schema = SCHEMA.with_metadata({**(SCHEMA.metadata or {}), EQUAL: str(equal).encode()})
+    write_table(path, pa.Table.from_arrays(arrays, schema=schema))
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,12 @@ class CaptionTable:
     def texts(self) -> list[str]:
         """Each caption as written, [C]."""
         return list(self._table["text"].to_pylist())
+
+    @property
+    def equal(self) -> int | None:
+        """Captions whose tokens are also those of a caption of another image; None where they were not counted."""
+        count = (self._table.schema.metadata or {}).get(EQUAL)
+        return None if count is None else int(count)
 
     @property
     def largest_id(self) -> int:

@@ -91,10 +91,10 @@ def load_checkpoint(
     weights, metadata = _read_weights(weights_path, str(device))
     if len(own) != config.vocab_size or own.sha256 != metadata.get("vocabulary_sha256"):
         raise ValueError(f"{words_path}: word2idx: is another vocabulary than the one of {weights_path}")
-    if vocabulary is not None and vocabulary.sha256 != own.sha256:
+    if vocabulary is not None and vocabulary != own:
         raise ValueError(
-            f"{words_path}: word2idx: {len(own)} words, is another vocabulary than the captions' "
-            f"({len(vocabulary)} words)"
+            f"{words_path}: word2idx: {len(own)} words ({own.tokenizer}), is another vocabulary than the captions' "
+            f"({len(vocabulary)} words, {vocabulary.tokenizer})"
         )
     with torch.device(device):
         model = CAMP(config)

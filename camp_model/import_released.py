@@ -189,7 +189,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
         ValueError: the file is neither.
     """
     if path.suffix != ".pkl":
-        return Vocabulary.load(path)
+        return Vocabulary.load(path, "treebank")
     words: dict[int, str] = {}
     number: int | None = None
     inside = False
@@ -209,7 +209,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
         raise ValueError(f"{path}: is no pickle: {error}") from None
     if not words or sorted(words) != list(range(len(words))):
         raise ValueError(f"{path}: idx2word: no words 0, 1, 2, ... found; expected a released vocabulary, or a JSON")
-    return Vocabulary([words[i] for i in range(len(words))])
+    return Vocabulary([words[i] for i in range(len(words))], "treebank")
 
 
 def main() -> None:
@@ -235,6 +235,10 @@ def main() -> None:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    print(
+        f"Their captions are cut by the tokenizer {vocabulary.tokenizer}, which vocabulary.json records: set "
+        "captions.vocabulary to it."
+    )
     print("Their captions carry <start> and <end>: set captions.start_end to true.")
 
 

@@ -4,13 +4,14 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import regex
 
 from camp_model.files import write_json
+from camp_model.treebank import treebank_words
 
 PAD, START, END, UNK = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
@@ -35,14 +36,25 @@ def tokenize(text: str) -> list[str]:
     return [part for part in _BOUNDARY.split(text) if _HAS_LETTER_OR_DIGIT.search(part)]
 
 
+TOKENIZERS: dict[str, Callable[[str], list[str]]] = {"unicode": tokenize, "treebank": treebank_words}
+"""What cuts a text into words, by the name that a vocabulary records."""
+
+
 class Vocabulary:
-    """Words and their ids; the ids 0 to 3 are <pad>, <start>, <end> and <unk>.
+    """Words, their ids, and how a text is cut into them; the ids 0 to 3 are <pad>, <start>, <end> and <unk>.
+
+    Args:
+        words: in the order of their ids.
+        tokenizer: what cuts a text into such words, a name in TOKENIZERS.
 
     Raises:
-        ValueError: `words` does not begin with the four special ones, or holds a word twice.
+        ValueError: `words` does not begin with the four special ones or holds a word twice; an unknown tokenizer.
     """
 
-    def __init__(self, words: Sequence[str]) -> None:
+    def __init__(self, words: Sequence[str], tokenizer: str = "unicode") -> None:
+        if not isinstance(tokenizer, str) or tokenizer not in TOKENIZERS:
+            raise ValueError(f"tokenizer: {tokenizer!r:.80} is not one of {', '.join(TOKENIZERS)}")
+        self.tokenizer = tokenizer
         self.words = list(words)
         self._ids = {word: i for i, word in enumerate(self.words)}
         if tuple(self.words[:4]) != SPECIALS:
@@ -52,15 +64,18 @@ class Vocabulary:
             raise ValueError(f"the word {twice!r} occurs twice")
 
     @classmethod
-    def build(cls, captions: Iterable[Iterable[str]], min_count: int = 1) -> "Vocabulary":
+    def build(cls, captions: Iterable[Iterable[str]], min_count: int = 1, tokenizer: str = "unicode") -> "Vocabulary":
         """The words that occur at least `min_count` times in `captions`, the most frequent first."""
         counts = Counter(word for words in captions for word in words)
-        kept = sorted((word for word, count in counts.items() if count >= min_count), key=lambda w: (-counts[w], w))
-        return cls([*SPECIALS, *kept])
+        frequent = (word for word, count in counts.items() if count >= min_count)
+        return cls([*SPECIALS, *sorted(frequent, key=lambda word: (-counts[word], word))], tokenizer)
 
     @classmethod
-    def load(cls, path: Path) -> "Vocabulary":
+    def load(cls, path: Path, tokenizer: str | None = None) -> "Vocabulary":
         """Read a vocabulary JSON in the form of SCAN: {"word2idx": {...}, "idx2word": {"0": ...}, "idx": n}.
+
+        Ours record their tokenizer. Of a file that does not, `tokenizer` says it; without that, a file with words that
+        `unicode` never makes (".", "'s", "t-shirt"), as SCAN's have, is taken for `treebank`, others for `unicode`.
 
         Raises:
             ValueError: the file cannot be read or is in another form; the message names the file and the key.
@@ -72,7 +87,8 @@ class Vocabulary:
         except ValueError as error:
             raise ValueError(f"{path}: is not JSON: {error}") from None
         try:
-            return cls(_words_by_id(content))
+            words = _words_by_id(content)
+            return cls(words, content.get("tokenizer") or tokenizer or _tokenizer_of(words))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
@@ -82,6 +98,7 @@ class Vocabulary:
             "word2idx": self._ids,
             "idx2word": {str(i): word for i, word in enumerate(self.words)},
             "idx": len(self.words),
+            "tokenizer": self.tokenizer,
         }
         write_json(path, content, indent=0)
 
@@ -89,7 +106,7 @@ class Vocabulary:
         return len(self.words)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Vocabulary) and self.words == other.words
+        return isinstance(other, Vocabulary) and (self.words, self.tokenizer) == (other.words, other.tokenizer)
 
     def __hash__(self) -> int:
         return hash(self.sha256)
@@ -99,8 +116,12 @@ class Vocabulary:
 
     @property
     def sha256(self) -> str:
-        """Identity of the vocabulary: a hash of its words in order."""
+        """Identity of the words: a hash of them in order."""
         return hashlib.sha256(json.dumps(self.words).encode()).hexdigest()
+
+    def tokenize(self, text: str) -> list[str]:
+        """The words of `text`, cut as the vocabulary's own are."""
+        return TOKENIZERS[self.tokenizer](text)
 
     def encode(self, words: Iterable[str]) -> list[int]:
         """The id of each word; a word that is not in the vocabulary becomes <unk>."""
@@ -109,6 +130,11 @@ class Vocabulary:
     def decode(self, ids: Iterable[int]) -> list[str]:
         """The word of each id."""
         return [self.words[i] for i in ids]
+
+
+def _tokenizer_of(words: Sequence[str]) -> str:
+    """The tokenizer that a vocabulary's words came from, as far as they show it."""
+    return "unicode" if all(tokenize(word) == [word] for word in words[len(SPECIALS) :]) else "treebank"
 
 
 def _words_by_id(content: Any) -> list[str]:

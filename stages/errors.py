@@ -1,5 +1,18 @@
-"""The error that a person can mend."""
+"""The error that a person can mend, and how a message shows a value."""
+
+import reprlib
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80
+_REPR.maxdict = _REPR.maxlist = _REPR.maxtuple = _REPR.maxset = 4
+_REPR.maxlevel = 3
 
 
 class InputError(Exception):
     """Something the user gave is wrong. The message names the file, the key and what was expected."""
+
+
+def shown(value: object, limit: int = 120) -> str:
+    """`repr(value)`, shortened where it is long: a message never holds a value of any size whole."""
+    text = _REPR.repr(value[: 2 * limit] if isinstance(value, bytes | str) else value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

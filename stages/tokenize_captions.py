@@ -3,7 +3,7 @@
 A foil is a caption with one word changed so that it is false of its picture (stages/foils).
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from camp_model.captions import write_captions
-from camp_model.vocabulary import END, START, UNK, Vocabulary, tokenize
+from camp_model.vocabulary import END, START, TOKENIZERS, UNK, Vocabulary
 from stages.entry import stage_main
 from stages.errors import InputError
 from stages.foils.facts import photograph_facts, scene_facts
@@ -35,8 +35,8 @@ def tokenize_captions(params: CaptionsParams, dataset: Path, rejected: Path, out
 
     `dataset` is the folder that prepare_dataset writes: captions.parquet, and what else is known of the pictures.
 
-    Captions of rejected images are left out. A caption without any word ("!!!") is a single <unk>, so that it can
-    still be asked for and counts in the metrics.
+    Captions of rejected images are left out. A caption without any word (an emoji) is a single <unk>, so that it can
+    still be asked for and counts in the metrics. Captions that are word for word those of another picture are counted.
 
     Raises:
         InputError: a file that cannot be read or lacks a column, a split that is empty, a vocabulary that is not
@@ -53,16 +53,19 @@ def tokenize_captions(params: CaptionsParams, dataset: Path, rejected: Path, out
         if not len(part):
             why = "" if len(kept) == len(table) else " once the rejected images are left out"
             raise InputError(f"{captions}: split: no caption is in {split}{why}; expected at least one")
+    vocabulary = _read_vocabulary(params)
+    tokenize = TOKENIZERS[vocabulary.tokenizer if vocabulary else params.tokenizer or "unicode"]
     words = {split: [tokenize(text) for text in part["text"].to_pylist()] for split, part in splits.items()}
-    vocabulary = _vocabulary(params, words["train"])
-    lexicon = choose_lexicon(params.lexicon)
+    vocabulary = vocabulary or _build_vocabulary(params, words["train"])
+    lexicon = choose_lexicon(params.lexicon, tokenize)
     foils = {split: _foils(params, lexicon, vocabulary, dataset, splits[split], words[split]) for split in FOILED}
     out.mkdir(parents=True, exist_ok=True)
     for split, part in splits.items():
         tokens = [_encode(vocabulary, caption, params) for caption in words[split]]
         ids, images, texts = (part[name].to_pylist() for name in ("caption_id", "image_id", "text"))
-        write_captions(out / f"{split}.parquet", ids, images, texts, tokens)
-        _print_summary(split, vocabulary, words[split], params)
+        equal = count_equal(images, tokens)
+        write_captions(out / f"{split}.parquet", ids, images, texts, tokens, equal)
+        _print_summary(split, vocabulary, words[split], params, equal)
     vocabulary.save(out / "vocabulary.json")
     save_words(lexicon.words, out / "lexicon.json")
     for split, rows in foils.items():
@@ -113,16 +116,36 @@ def _read(path: Path, columns: dict[str, pa.DataType | None]) -> pa.Table:
     return table
 
 
-def _vocabulary(params: CaptionsParams, train_words: list[list[str]]) -> Vocabulary:
+def count_equal(image_ids: Sequence[str], tokens: Sequence[Sequence[int]]) -> int:
+    """Number of captions whose tokens are also those of a caption of another image."""
+    images_of: defaultdict[tuple[int, ...], set[str]] = defaultdict(set)
+    keys = [tuple(ids) for ids in tokens]
+    for image_id, key in zip(image_ids, keys, strict=True):
+        images_of[key].add(image_id)
+    return sum(len(images_of[key]) > 1 for key in keys)
+
+
+def _read_vocabulary(params: CaptionsParams) -> Vocabulary | None:
+    """The vocabulary that captions.vocabulary names, if it names one."""
     if params.vocabulary is None:
-        vocabulary = Vocabulary.build(train_words, params.min_count)
-        if len(vocabulary) == UNK + 1:
-            raise InputError(f"captions.min_count: no word of the train split occurs {params.min_count} times")
-        return vocabulary
+        return None
     try:
-        return Vocabulary.load(named_path(params.vocabulary))
+        vocabulary = Vocabulary.load(named_path(params.vocabulary), params.tokenizer)
     except ValueError as error:
         raise InputError(f"captions.vocabulary: {error}") from None
+    if params.tokenizer not in (None, vocabulary.tokenizer):
+        raise InputError(
+            f"captions.tokenizer: {params.tokenizer}, but {params.vocabulary} was made with {vocabulary.tokenizer}; "
+            "expected that, or null"
+        )
+    return vocabulary
+
+
+def _build_vocabulary(params: CaptionsParams, train_words: list[list[str]]) -> Vocabulary:
+    vocabulary = Vocabulary.build(train_words, params.min_count, params.tokenizer or "unicode")
+    if len(vocabulary) == UNK + 1:
+        raise InputError(f"captions.min_count: no word of the train split occurs {params.min_count} times")
+    return vocabulary
 
 
 def _encode(vocabulary: Vocabulary, words: list[str], params: CaptionsParams) -> list[int]:
@@ -130,7 +153,9 @@ def _encode(vocabulary: Vocabulary, words: list[str], params: CaptionsParams) ->
     return [START, *ids, END] if params.start_end else ids
 
 
-def _print_summary(split: str, vocabulary: Vocabulary, captions: list[list[str]], params: CaptionsParams) -> None:
+def _print_summary(
+    split: str, vocabulary: Vocabulary, captions: list[list[str]], params: CaptionsParams, equal: int
+) -> None:
     total = sum(map(len, captions))
     unknown = sum(word not in vocabulary for words in captions for word in words)
     long = sum(len(words) > params.max_words for words in captions)
@@ -139,6 +164,8 @@ def _print_summary(split: str, vocabulary: Vocabulary, captions: list[list[str]]
         f"{split}: {len(captions)} captions, {total} words, {unknown} of them unknown; vocabulary {len(vocabulary)}; "
         f"{long} captions cut to {params.max_words} words, {wordless} without a word"
     )
+    if equal:
+        print(f"{split}: {equal} captions are word for word those of another image")
 
 
 def main() -> None:

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from camp_model.vocabulary import tokenize
-from stages.errors import InputError
+from stages.errors import InputError, shown
 from stages.foils.lexicon import Lexicon, Tag
 
 _ATTRIBUTES = {"object": "shape", "colour": "colour", "texture": "texture", "size": "size"}
@@ -72,7 +71,7 @@ class PhotographFacts:
         """No caption of the picture has any of the words for it, and no box is of that category."""
         if tag.kind == "object" and canonical in self.categories:
             return False
-        surfaces = [f" {' '.join(tokenize(surface))} " for surface in self.lexicon.words[tag.kind][canonical]]
+        surfaces = [f" {surface} " for surface in self.lexicon.words[tag.kind][canonical]]
         return not any(surface in caption for surface in surfaces for caption in self.said)
 
 
@@ -116,7 +115,7 @@ def scene_facts(path: Path, image_ids: Sequence[str], texts: Sequence[str]) -> l
     for key in zip(image_ids, texts, strict=True):
         if key not in known:
             raise InputError(
-                f"{path}: captions: scene {key[0]} has no caption {key[1]!r}; expected those of its dataset"
+                f"{path}: captions: scene {key[0]} has no caption {shown(key[1])}; expected those of its dataset"
             )
         facts.append(known[key])
     return facts

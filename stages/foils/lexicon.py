@@ -5,12 +5,12 @@ Two more keys are read where foils are made: `groups`, `{name: [canonical object
 its own group where it can be), and `opposites`, pairs of canonical relations.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from camp_model.vocabulary import Vocabulary, tokenize
+from camp_model.vocabulary import TOKENIZERS, Vocabulary
 from stages.errors import InputError
 from stages.foils.words import Words, check_words, is_texts, read_object, words_of
 from stages.sources.lexicon import COLOURS, COUNTS, PLURALS, RELATIONS, SHAPES, SIZES, TEXTURE_PHRASES, TEXTURES
@@ -40,6 +40,7 @@ class Lexicon:
     """Words, and which may stand for which."""
 
     words: Words
+    """Each surface as its words, joined by spaces."""
     forms: Mapping[str, str] = field(default_factory=dict)
     """How a surface stands in a sentence where that is not the usual way ("plural", "of" for "a pair of"): a word is
     replaced by one of the same form."""
@@ -55,7 +56,7 @@ class Lexicon:
         for kind, entries in self.words.items():
             for canonical, surfaces in entries.items():
                 for surface in surfaces:
-                    key = tuple(tokenize(surface))
+                    key = tuple(surface.split())
                     found[key] = (kind, canonical) if found.get(key, (kind, canonical)) == (kind, canonical) else None
         return found
 
@@ -127,24 +128,23 @@ def scenes_lexicon() -> Lexicon:
     return Lexicon(words, forms, opposites=opposites | {b: a for a, b in opposites.items()})
 
 
-def choose_lexicon(name: str) -> Lexicon:
-    """The lexicon that captions.lexicon names.
+def choose_lexicon(name: str, tokenize: Callable[[str], list[str]] = TOKENIZERS["unicode"]) -> Lexicon:
+    """The lexicon that captions.lexicon names, its words cut as the captions are.
 
     Raises:
         InputError: a file that cannot be read or is in another form.
     """
     if name == "scenes":
         return scenes_lexicon()
-    return _from_file(
-        PHOTOGRAPHS if name == "photographs" else named_path(name),
-        "captions.lexicon: " if name != "photographs" else "",
-    )
+    if name == "photographs":
+        return _from_file(PHOTOGRAPHS, "", tokenize)
+    return _from_file(named_path(name), "captions.lexicon: ", tokenize)
 
 
-def _from_file(path: Path, where: str) -> Lexicon:
+def _from_file(path: Path, where: str, tokenize: Callable[[str], list[str]]) -> Lexicon:
     content = read_object(path, where)
     groups, opposites = content.pop("groups", {}), content.pop("opposites", [])
-    words = check_words(content, f"{where}{path}")
+    words = check_words(content, f"{where}{path}", tokenize)
     surfaces = {surface for entries in words.values() for entry in entries.values() for surface in entry}
     if not isinstance(groups, dict) or not all(is_texts(members) for members in groups.values()):
         raise InputError(f"{where}{path}: groups: expected {{name: [canonical objects]}}")

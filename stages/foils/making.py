@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from camp_model.vocabulary import Vocabulary, tokenize
+from camp_model.vocabulary import Vocabulary
 from stages.foils.facts import Facts
 from stages.foils.lexicon import Lexicon, Tag
 from stages.foils.words import KINDS
@@ -48,9 +48,8 @@ def foils_of(
             foil_word = _draw(rng, tag, words, facts, lexicon, vocabulary)
             if foil_word is not None:
                 changed = [*words[: tag.position], foil_word, *words[tag.position + 1 :]]
-                yield Foil(
-                    kind, _rewrite(text, words, tag.position, foil_word), changed, tag.position, words[tag.position]
-                )
+                written = _rewrite(text, words, tag.position, foil_word, vocabulary)
+                yield Foil(kind, written, changed, tag.position, words[tag.position])
                 break
 
 
@@ -71,14 +70,14 @@ def _draw(
     return None
 
 
-def _rewrite(text: str, words: Sequence[str], position: int, foil_word: str) -> str:
+def _rewrite(text: str, words: Sequence[str], position: int, foil_word: str, vocabulary: Vocabulary) -> str:
     """The caption as written with the word at `position` replaced; its words alone where that cannot be done."""
     word = words[position]
     # The model may read less than all of the text: what comes after is kept.
-    rest = tokenize(text)[len(words) :]
+    rest = vocabulary.tokenize(text)[len(words) :]
     for found in re.finditer(re.escape(word), text, re.IGNORECASE):
         new = foil_word.capitalize() if found[0][0].isupper() else foil_word
         changed = text[: found.start()] + new + text[found.end() :]
-        if tokenize(changed) == [*words[:position], foil_word, *words[position + 1 :], *rest]:
+        if vocabulary.tokenize(changed) == [*words[:position], foil_word, *words[position + 1 :], *rest]:
             return changed
     return " ".join([*words[:position], foil_word, *words[position + 1 :], *rest])

@@ -4,13 +4,13 @@
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from camp_model.files import write_json
-from camp_model.vocabulary import UNK, Vocabulary, tokenize
-from stages.errors import InputError
+from camp_model.vocabulary import UNK, Vocabulary
+from stages.errors import InputError, shown
 
 KINDS = ("object", "colour", "size", "texture", "count", "relation")
 CONTENT_KINDS = ("object", "colour", "size", "texture")
@@ -36,20 +36,20 @@ def read_object(path: Path, where: str = "") -> dict[str, Any]:
     return content
 
 
-def check_words(content: Mapping[str, Any], where: str) -> Words:
-    """`content` as words.
+def check_words(content: Mapping[str, Any], where: str, tokenize: Callable[[str], list[str]] = str.split) -> Words:
+    """`content` as words, each surface cut by `tokenize` and joined by spaces, as captions are when they are searched.
 
     Raises:
         InputError: an unknown kind, or something other than words; the message begins with `where`.
     """
     for kind, entries in content.items():
         if kind not in KINDS:
-            raise InputError(f"{where}: {kind}: unknown kind; expected some of {', '.join(KINDS)}")
+            raise InputError(f"{where}: {kind:.80}: unknown kind; expected some of {', '.join(KINDS)}")
         if not isinstance(entries, dict):
             raise InputError(f"{where}: {kind}: expected {{canonical: [surface words]}}")
         for canonical, surfaces in entries.items():
             if not is_texts(surfaces) or not all(tokenize(surface) for surface in surfaces):
-                raise InputError(f"{where}: {kind}.{canonical}: {surfaces!r}; expected a list of words")
+                raise InputError(f"{where}: {kind}.{canonical}: {shown(surfaces)}; expected a list of words")
     return {
         kind: {
             canonical: [" ".join(tokenize(surface)) for surface in surfaces] for canonical, surfaces in entries.items()
@@ -69,7 +69,7 @@ def save_words(words: Words, path: Path) -> None:
 
 
 def load_words(path: Path) -> Words:
-    """Read lexicon.json, which the stage tokenize_captions writes.
+    """Read lexicon.json, which the stage tokenize_captions writes: its words are cut already.
 
     Raises:
         InputError: the file cannot be read or is in another form.

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
-from stages.params.checks import at_least
+from stages.params.checks import at_least, choose
+
+TOKENIZERS = ("unicode", "treebank")
+"""Those of camp_model.vocabulary, named here so that reading params loads no model."""
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,9 @@ class CaptionsParams:
     """Words of a caption beyond this are dropped."""
     vocabulary: str | None = None
     """A SCAN vocabulary JSON to use instead of building one."""
+    tokenizer: str | None = None
+    """What cuts a caption into words: unicode (word boundaries of Unicode, without punctuation) or treebank (as nltk's
+    word_tokenize, which SCAN and the released code use); null: that of captions.vocabulary, or else unicode."""
     start_end: bool = False
     """Put <start> and <end> around every caption, as the released code does."""
     lexicon: str = "scenes"
@@ -22,4 +28,6 @@ class CaptionsParams:
     objects, common colours and more) or a lexicon's JSON file (its form: stages/foils/lexicon.py)."""
 
     def __post_init__(self) -> None:
+        if self.tokenizer is not None:
+            choose("captions", "tokenizer", self.tokenizer, tuple(TOKENIZERS))
         at_least("captions", self, min_count=1, max_words=1)

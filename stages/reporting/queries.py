@@ -16,7 +16,7 @@ from camp_model.captions import CaptionTable
 from camp_model.encoders import length_mask
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
-from camp_model.vocabulary import UNK, Vocabulary, tokenize
+from camp_model.vocabulary import UNK, Vocabulary
 from stages.errors import InputError
 from stages.params.report import ReportParams
 
@@ -195,7 +195,7 @@ class Inspector:
     def _words(self, text: str, ids: Sequence[int]) -> dict[str, Any]:
         """The words as the model reads them; one that it does not know is shown as written, and marked."""
         words = self.vocabulary.decode(ids)
-        written = iter(tokenize(text))
+        written = iter(self.vocabulary.tokenize(text))
         unknown = [i for i, token in enumerate(ids) if token == UNK]
         for i, token in enumerate(ids):
             if token >= UNK:

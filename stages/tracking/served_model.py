@@ -16,7 +16,6 @@ from mlflow.models import set_model
 from camp_model.checkpoint import load_checkpoint
 from camp_model.encoders import length_mask
 from camp_model.regions import RegionStore
-from camp_model.vocabulary import tokenize
 
 
 def _given(value: Any) -> bool:
@@ -58,7 +57,7 @@ class Retrieval(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
         return pd.DataFrame(answers, columns=["query", "image_id", "rank", "score"])
 
     def _words(self, sentence: str) -> tuple[torch.Tensor, torch.Tensor]:
-        words = tokenize(sentence)
+        words = self.vocabulary.tokenize(sentence)
         ids = self.vocabulary.encode(["<start>", *words, "<end>"] if self.start_end else words)
         if not ids:
             raise ValueError(f"sentence: {sentence!r} holds no word")

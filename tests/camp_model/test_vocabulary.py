@@ -94,6 +94,16 @@ def test_a_scan_vocabulary_is_read_as_it_is(tmp_path):
     path = tmp_path / "f30k_precomp_vocab.json"
     path.write_text(json.dumps(scan(WORDS)))
     assert Vocabulary.load(path).words == WORDS
+    assert Vocabulary.load(path).tokenizer == "treebank"  # "." is no word of ours
+
+
+def test_a_file_of_before_tokenizers_were_recorded_is_ours(tmp_path):
+    path = tmp_path / "vocabulary.json"
+    path.write_text(json.dumps(scan([*WORDS[:5], "don't", "2.5"])))
+    assert Vocabulary.load(path).tokenizer == "unicode"
+    assert Vocabulary.load(path, "treebank").tokenizer == "treebank"
+    path.write_text(json.dumps(scan(WORDS, tokenizer="unicode")))
+    assert Vocabulary.load(path, "treebank").tokenizer == "unicode"  # what the file says goes first
 
 
 @pytest.mark.parametrize(
@@ -103,6 +113,7 @@ def test_a_scan_vocabulary_is_read_as_it_is(tmp_path):
         (scan(WORDS[1:]), "expected <pad>, <start>, <end>, <unk>"),
         (scan(WORDS, word2idx={**scan(WORDS)["word2idx"], "cat": 9}), "the ids are not 0, 1, 2"),
         (scan(WORDS, idx2word={"0": "dog"}), "idx2word: does not match"),
+        (scan(WORDS, tokenizer=["spacy"]), r"tokenizer: \['spacy'\] is not one of unicode, treebank"),
     ],
 )
 def test_a_vocabulary_in_another_form_is_refused(tmp_path, content, said):

@@ -7,6 +7,8 @@ import pytest
 from camp_model.captions import CaptionTable
 from camp_model.vocabulary import END, START, UNK, Vocabulary
 from stages.errors import InputError
+from stages.foils.table import read_foils
+from stages.foils.words import load_words
 from stages.params.captions import CaptionsParams
 from stages.tokenize_captions import tokenize_captions
 
@@ -116,3 +118,35 @@ def test_two_runs_write_the_same_bytes(stage):
         "train.parquet", "val.parquet", "test.parquet", "vocabulary.json", "lexicon.json", "foils_val.parquet",
         "foils_test.parquet",
     }  # fmt: skip
+
+
+def test_treebank_words_are_those_of_the_captions_the_foils_and_the_file(stage, tmp_path):
+    captions = [(1, "i1", "train", "The dog's t-shirt can't fit."), (2, "i2", "train", "A cat sits"),
+                (3, "i3", "val", "The cat isn't here."), (4, "i4", "test", "A dog, one!")]  # fmt: skip
+    (tmp_path / "words.json").write_text(json.dumps({"object": {"dog": ["dog"], "cat": ["cat"], "shirt": ["t-shirt"]}}))
+    out = stage(captions, tokenizer="treebank", lexicon=str(tmp_path / "words.json"))
+    vocabulary = Vocabulary.load(out / "vocabulary.json")
+    assert vocabulary.tokenizer == "treebank"
+    assert load(out, "train")[1][0] == ["the", "dog", "'s", "t-shirt", "ca", "n't", "fit", "."]
+    assert load(out, "val")[1] == [["the", "cat", "<unk>", "n't", "<unk>", "."]]
+    foils = read_foils(out / "foils_test.parquet")
+    assert foils.captions.texts[0] in ("A cat, one!", "A t-shirt, one!")
+    assert load_words(out / "lexicon.json")["object"]["shirt"] == ["t-shirt"]
+    # A SCAN vocabulary says its own; a contradiction is an error.
+    again = stage(captions, vocabulary=str(out / "vocabulary.json"))
+    assert load(again, "train")[1][0] == ["the", "dog", "'s", "t-shirt", "ca", "n't", "fit", "."]
+    (tmp_path / "copy.json").write_bytes((out / "vocabulary.json").read_bytes())
+    with pytest.raises(InputError, match=r"captions\.tokenizer: unicode, but .*copy\.json was made with treebank"):
+        stage(captions, vocabulary=str(tmp_path / "copy.json"), tokenizer="unicode")
+
+
+def test_captions_that_are_those_of_another_picture_are_counted(stage, capsys):
+    captions = [(1, "i1", "train", "Running shoe"), (2, "i2", "train", "running shoe!"), (3, "i2", "train", "a shoe"),
+                (4, "i2", "train", "A shoe"), (5, "i3", "val", "running shoe"), (6, "i4", "test", "boot"),
+                (7, "i5", "test", "sandal")]  # fmt: skip
+    out = stage(captions)
+    # Two captions of one picture may be equal, and those of other splits never meet. What the model does not know is
+    # equal to it: boot and sandal are one unknown word.
+    assert [CaptionTable.load(out / f"{split}.parquet").equal for split in ("train", "val", "test")] == [2, 0, 2]
+    said = capsys.readouterr().out
+    assert "train: 2 captions are word for word those of another image" in said and "val: 0 captions" not in said
