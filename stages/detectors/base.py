@@ -130,6 +130,27 @@ def read_table(path: Path, columns: Sequence[str]) -> pa.Table:
         raise InputError(f"{path}: cannot be read ({error}); an earlier stage writes it") from None
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 text file, cut at newlines alone: a caption may hold what Python also calls a line break.
+
+    Raises:
+        InputError: the file cannot be read or a line of it is not UTF-8.
+    """
+    try:
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").split(b"\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    texts = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            texts.append(line.removesuffix(b"\r").decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{path}: line {number}: byte {error.start} is {line[error.start]:#04x}, not UTF-8; expected UTF-8"
+            ) from None
+    return [] if texts == [""] else texts
+
+
 def append_geometry(regions: ImageRegions) -> ImageRegions:
     """The regions with (x0 / W, y0 / H, x1 / W, y1 / H, share of the area) at the end of each feature.
 

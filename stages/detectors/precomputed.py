@@ -6,10 +6,13 @@ folder or file.
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from camp_model.files import write_table
@@ -17,55 +20,144 @@ from camp_model.regions import ImageRegions
 from stages.detectors.base import Description, read_table
 from stages.detectors.images import RejectedImage
 from stages.detectors.precomputed_forms import PATTERNS, Place, files_of, folder_of, places, read_place
+from stages.detectors.precomputed_records import BrokenRecord
 from stages.detectors.weights import sha256_of
-from stages.errors import InputError
+from stages.errors import InputError, shown
 from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams
+from stages.sources.frames import Frame, WrongFrame, upright_boxes
 from stages.workspace import named_path
+
+
+def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    return all(np.array_equal(first[name], second.get(name, ())) for name in ("features", "boxes") if name in first)
+
+
+def _index(form: str, folder: Path, candidates: Sequence[Place]) -> dict[str, Place]:
+    """One place for each image: of several the first that is whole.
+
+    Raises:
+        InputError: two whole records of one image differ.
+    """
+    records: dict[str, list[Place]] = {}
+    for place in candidates:
+        records.setdefault(place.image_id, []).append(place)
+    index, broken = {}, 0
+    for image_id, alternatives in records.items():
+        chosen, content = alternatives[0], None
+        for place in alternatives if len(alternatives) > 1 else ():
+            try:
+                values = read_place(form, folder, place)
+            except BrokenRecord:
+                broken += 1
+                continue
+            if content is None:
+                chosen, content = place, values
+            elif not _same(content, values):
+                raise InputError(
+                    f"{folder}: {shown(image_id)} has different regions in {chosen.file} at {chosen.position} and in "
+                    f"{place.file} at {place.position}; expected them once"
+                )
+        index[image_id] = chosen
+    if broken:
+        print(f"{broken} damaged records are passed over: whole ones of the same images are there")
+    return index
+
+
+def _region_dim(form: str, folder: Path, index: dict[str, Place]) -> int:
+    """The width of the features, as the first whole record has it. InputError if there is none."""
+    reason = ""
+    for place in index.values():
+        try:
+            features = read_place(form, folder, place)["features"]
+            if len(features):
+                return int(features.shape[1])
+        except BrokenRecord as error:
+            reason = reason or f" ({error})"
+    raise InputError(f"{folder}: no record of the dataset's {len(index)} images holds regions{reason}")
 
 
 def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
     """Write the index of the precomputed regions into `out`.
 
     Raises:
-        InputError: no such form, nothing of that form there, or none of the dataset's images in it.
+        InputError: no such form, nothing of that form there, none of the dataset's images in it, or an image twice.
     """
-    if params.architecture not in PATTERNS:
+    form = params.architecture
+    if form not in PATTERNS:
         raise InputError(
-            f"params.yaml: detector.architecture: {params.architecture!r} is not one of {', '.join(PATTERNS)}, the "
+            f"params.yaml: detector.architecture: {form!r} is not one of {', '.join(PATTERNS)}, the "
             "forms of detector.backend precomputed"
         )
     source = named_path(params.weights)
-    files = files_of(source, params.architecture)
-    index: dict[str, Place] = {}
-    for place in places(params.architecture, source, dataset):
-        index.setdefault(place.image_id, place)
+    files = files_of(source, form)
+    index = _index(form, folder_of(source), places(form, source, dataset))
     if not index:
         raise InputError(f"params.yaml: detector.weights: {params.weights!r} holds none of the dataset's images")
-    columns = {name: [getattr(place, name) for place in index.values()] for name in Place._fields}
+    columns: dict[str, list[Any]] = {name: [getattr(place, name) for place in index.values()] for name in Place._fields}
+    orientation_of = _orientations(dataset)
+    columns["orientation"] = [orientation_of.get(image_id, 1) for image_id in index]
     write_table(out / "index.parquet", pa.table(columns))
     digest = hashlib.sha256(sha256_of(out / "index.parquet").encode())
     for file in tqdm(files, desc="hash", mininterval=2):
         digest.update(sha256_of(file).encode())
-    first = read_place(params.architecture, folder_of(source), next(iter(index.values())))
     print(f"{len(index)} images found in {len(files)} files")
     return Description(
         backend="precomputed",
-        architecture=params.architecture,
+        architecture=form,
         weights_source=params.weights,
         weights_sha256=digest.hexdigest(),
-        region_dim=first["features"].shape[1],
+        region_dim=_region_dim(form, folder_of(source), index),
         config={"bytes": sum(file.stat().st_size for file in files)},
     )
+
+
+def _orientations(dataset: Path) -> dict[str, int]:
+    """The EXIF orientation of the pictures that are stored turned, by image."""
+    path = dataset / "images.parquet"
+    if "orientation" not in pq.read_schema(path).names:
+        return {}
+    table = read_table(path, ("image_id", "orientation"))
+    return {row["image_id"]: row["orientation"] for row in table.to_pylist() if (row["orientation"] or 1) != 1}
+
+
+def placed_boxes(boxes: np.ndarray, stated: tuple[float, float] | None, frame: Frame) -> np.ndarray:
+    """Published boxes [k, 4] in pixels of our upright picture; `stated` and `frame` as of `upright_boxes`.
+
+    Raises:
+        RejectedImage: they are no boxes in pixels, or of a frame that is not the picture's.
+    """
+    boxes = boxes.astype(np.float64)
+    width, height = stated or frame[:2]
+    slack = max(2.0, 0.01 * max(width, height))
+    if not np.isfinite(boxes).all() or (boxes[:, 2:] < boxes[:, :2]).any():
+        raise RejectedImage("its boxes are not x0, y0, x1, y1 with finite numbers")
+    if (boxes < -slack).any() or (boxes > np.array([width, height] * 2) + slack).any():
+        raise RejectedImage(f"its boxes reach beyond their frame of {width:g} x {height:g} pixels")
+    if 0 < boxes.max() <= 1 and min(width, height) > 2:
+        raise RejectedImage("its boxes lie within one pixel; expected pixels, not shares of the picture")
+    try:
+        placed = upright_boxes(boxes, stated, frame)
+    except WrongFrame as error:
+        raise RejectedImage(str(error)) from None
+    clipped: np.ndarray = np.clip(placed, 0, np.array(frame[:2] * 2)).astype(np.float32)
+    return clipped
 
 
 class PrecomputedExtractor:
     """Looks an image's regions up in what others extracted."""
 
-    def __init__(self, source: Path, index: dict[str, Place], description: Description, params: RegionsParams) -> None:
+    def __init__(
+        self,
+        source: Path,
+        index: dict[str, tuple[Place, int]],
+        description: Description,
+        params: RegionsParams,
+    ) -> None:
         self.folder = folder_of(source)
         self.form = description.architecture
         self.index = index
+        """Where an image's regions lie, and the EXIF orientation of its picture."""
         self.params = params
         self.fingerprint = description.fingerprint
         self.region_dim = description.region_dim
@@ -73,34 +165,31 @@ class PrecomputedExtractor:
         self.attributes = description.attributes
 
     def read(self, image_id: str, path: str, width: int, height: int) -> ImageRegions:
-        """The regions of one image.
+        """The regions of one image; width and height are of its upright picture, 0 where nobody knows them.
 
         Raises:
-            RejectedImage: there are none.
-            InputError: the file is damaged, or there are more than regions.per_image.
+            RejectedImage: there are none, the record is damaged, or its boxes are not the picture's.
+            InputError: a file cannot be read, or there are more regions than regions.per_image.
         """
-        place = self.index.get(image_id)
-        if place is None:
+        if image_id not in self.index:
             raise RejectedImage("has no precomputed regions")
-        values = read_place(self.form, self.folder, place)
-        features = values["features"].astype(np.float32)
-        where = f"{self.folder / place.file}: {image_id}"
-        if features.ndim != 2 or features.shape[1] != self.region_dim:
-            raise InputError(f"{where}: features are {list(features.shape)}; expected [regions, {self.region_dim}]")
+        place, orientation = self.index[image_id]
+        try:
+            values = read_place(self.form, self.folder, place)
+        except BrokenRecord as error:
+            raise RejectedImage(str(error)) from None
+        features, where = values["features"].astype(np.float32), f"{place.file}: {image_id[:100]}"
         count = len(features)
         if count == 0:
             raise RejectedImage("has no precomputed regions")
+        if features.shape[1] != self.region_dim:
+            raise RejectedImage(f"{where}: features are {list(features.shape)}; expected [regions, {self.region_dim}]")
         if count > self.params.per_image:
             raise InputError(
-                f"{where}: has {count} regions; regions.per_image: {self.params.per_image} would lose some"
+                f"{self.folder / where}: has {count} regions; regions.per_image: {self.params.per_image} would lose "
+                "some"
             )
-        own = np.array([values.get("width", width), values.get("height", height)] * 2, dtype=np.float32)
-        size = np.array([width or own[0], height or own[1]] * 2, dtype=np.float32)
-        boxes = np.asarray(values.get("boxes", np.zeros((count, 4))), dtype=np.float32)
-        if boxes.shape != (count, 4):
-            raise InputError(f"{where}: boxes are {list(boxes.shape)}; expected [{count}, 4]")
-        # A published extraction may have seen the picture at another size than ours.
-        boxes = np.clip(boxes * (size / own), 0, size) if own.all() else boxes
+        boxes, frame = self._boxes(values, Frame(width, height, orientation), where)
         return ImageRegions(
             features=features,
             boxes=boxes,
@@ -108,9 +197,26 @@ class PrecomputedExtractor:
             classes=np.asarray(values.get("classes", np.full(count, -1)), dtype=np.int32),
             attributes=np.asarray(values.get("attributes", np.full(count, -1)), dtype=np.int32),
             attribute_scores=np.asarray(values.get("attribute_scores", np.zeros(count)), dtype=np.float32),
-            width=int(size[0]),
-            height=int(size[1]),
+            width=frame.width,
+            height=frame.height,
         )
+
+    def _boxes(self, values: dict[str, Any], frame: Frame, where: str) -> tuple[np.ndarray, Frame]:
+        """The boxes [k, 4] in our frame, all 0 where none are known; and that frame, stated by the record if not by us.
+
+        Raises:
+            RejectedImage: they do not fit the features or the picture, or regions.geometry needs what is not known.
+        """
+        stated, boxes, count = values.get("frame"), values.get("boxes"), len(values["features"])
+        if not (frame.width and frame.height) and stated is not None and all(0 < side < 2**31 for side in stated):
+            frame = Frame(round(stated[0]), round(stated[1]), 1)
+        if self.params.geometry and (boxes is None or not frame.width):
+            raise RejectedImage("its boxes or its size are not known; regions.geometry: true needs both")
+        if boxes is None:
+            return np.zeros((count, 4), np.float32), frame
+        if boxes.shape != (count, 4):
+            raise RejectedImage(f"{where}: boxes are {list(boxes.shape)}; expected [{count}, 4]")
+        return placed_boxes(boxes, stated, frame) if frame.width else boxes.astype(np.float32), frame
 
 
 def load(folder: Path, description: Description, params: RegionsParams, device: str) -> PrecomputedExtractor:
@@ -128,6 +234,8 @@ def load(folder: Path, description: Description, params: RegionsParams, device: 
     source = named_path(description.weights_source)
     if sum(file.stat().st_size for file in files_of(source, description.architecture)) != description.config["bytes"]:
         raise InputError(f"{source}: changed since train_detector read it; run that stage again")
-    table = read_table(folder / "index.parquet", Place._fields)
-    index = {row["image_id"]: Place(**row) for row in table.to_pylist()}
+    table = read_table(folder / "index.parquet", (*Place._fields, "orientation"))
+    orientations = table["orientation"].to_pylist()
+    rows = zip(table.drop_columns(["orientation"]).to_pylist(), orientations, strict=True)
+    index = {row["image_id"]: (Place(**row), orientation) for row, orientation in rows}
     return PrecomputedExtractor(source, index, description, params)

@@ -175,6 +175,190 @@ def test_scan_rows_that_fit_two_images_are_named(dataset: Path) -> None:
         convert(dataset, "scan", folder)
 
 
+@pytest.mark.parametrize("character", ["\u2028", "\u0085", "\f", "\v", "\r"])
+def test_captions_are_cut_at_newlines_alone(dataset: Path, character: str) -> None:
+    folder = scan_files(dataset.parent / "scan")
+    texts = [f"A red{character}bus", "the bus stops", "People wait."]
+    (folder / "train_caps.txt").write_bytes("\n".join(texts).encode() + b"\n")
+    assert convert(dataset, "scan", folder).image_ids == IDS
+
+
+def test_captions_that_are_not_utf8_are_named_with_their_line(dataset: Path) -> None:
+    folder = scan_files(dataset.parent / "scan")
+    (folder / "dev_caps.txt").write_bytes(b"a dog\r\nEin Hund l\xe4uft\na man\n")
+    with pytest.raises(InputError, match=r"dev_caps\.txt: line 2: byte 10 is 0xe4, not UTF-8"):
+        convert(dataset, "scan", folder)
+
+
+def record(name: str, seed: int, kind: str = "<f4", box_kind: str = "<f4", dim: int = DIM, **change: str) -> str:
+    """A line of bottom-up attention's .tsv with two boxes."""
+    numbers = np.random.default_rng(seed).normal(size=(2, dim)).astype("<f4").astype(kind)
+    cells = {
+        "name": name,
+        "width": "100",
+        "height": "80",
+        "count": "2",
+        "boxes": encoded(boxes(seed, 2).astype(box_kind)),
+        "features": encoded(numbers),
+    }
+    return "\t".join((cells | change).values()) + "\n"
+
+
+@pytest.mark.parametrize("box_kind", ["<f4", "<f8"])
+@pytest.mark.parametrize("kind", ["<f4", "<f8"])
+def test_the_type_of_a_tsv_is_told_by_its_numbers(dataset: Path, kind: str, box_kind: str) -> None:
+    source = dataset.parent / "features.tsv"
+    source.write_text("".join(record(name, i, kind, box_kind) for i, name in enumerate(IDS)))
+    store = convert(dataset, "tsv", source)
+    assert store.region_dim == DIM
+    for row in range(3):
+        expected = np.random.default_rng(row).normal(size=(2, DIM)).astype(np.float32)
+        np.testing.assert_array_equal(store.features([row])[0][0, :2], expected)
+        np.testing.assert_array_equal(store.boxes(row), boxes(row, 2))
+
+
+def test_a_tsv_of_float16_or_of_true_float64_is_read_as_such(dataset: Path) -> None:
+    source = dataset.parent / "features.tsv"
+    for kind in ("<f2", "<f8"):
+        numbers = np.random.default_rng(5).uniform(0.5, 6, size=(2, 2048)).astype(kind)
+        source.write_text(record(IDS[0], 0, features=encoded(numbers)))
+        store = convert(dataset, "tsv", source, max_rejected_share=0.9)
+        assert store.region_dim == 2048
+        np.testing.assert_array_equal(store.features([0])[0][0, :2], numbers.astype(np.float32))
+
+
+def test_a_record_of_another_width_is_set_aside(dataset: Path) -> None:
+    source = dataset.parent / "features.tsv"
+    source.write_text(record(IDS[0], 0) + record(IDS[1], 1, dim=2 * DIM) + record(IDS[2], 2))
+    with pytest.raises(InputError, match=r"features are \[2, 32\]; expected \[regions, 16\]"):
+        convert(dataset, "tsv", source)
+    assert convert(dataset, "tsv", source, max_rejected_share=0.5).image_ids == [IDS[0], IDS[2]]
+
+
+BROKEN = [
+    record(IDS[0], 0)[:-40] + "\n",
+    record(IDS[0], 0, count="x"),
+    record(IDS[0], 0, count="3"),
+    record(IDS[0], 0, features="!!!!"),
+    record(IDS[0], 0, boxes=encoded(np.zeros((2, 5), "<f4"))),
+    IDS[0] + "\t100\n",
+    record(IDS[0], 0, features=encoded(np.full((2, DIM), np.nan, "<f4"))),
+]
+
+
+@pytest.mark.parametrize("line", BROKEN)
+def test_a_broken_record_is_passed_over_for_a_whole_one(
+    dataset: Path, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = dataset.parent / "features.tsv"
+    source.write_text(line + record(IDS[0], 0) + record(IDS[1], 1) + record(IDS[2], 2))
+    store = convert(dataset, "tsv", source)
+    assert store.image_ids == IDS
+    np.testing.assert_array_equal(store.boxes(0), boxes(0, 2))
+    assert "1 damaged records are passed over" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", BROKEN)
+def test_a_broken_first_record_is_set_aside_if_the_share_allows(dataset: Path, line: str) -> None:
+    source = dataset.parent / "features.tsv"
+    source.write_text(line + record(IDS[1], 1) + record(IDS[2], 2))
+    assert convert(dataset, "tsv", source, max_rejected_share=0.4).image_ids == IDS[1:]
+    rejected = pq.read_table(dataset.parent / "regions/rejected.parquet").to_pylist()
+    assert [row["image_id"] for row in rejected] == [IDS[0]] and rejected[0]["reason"]
+    with pytest.raises(InputError, match="1 of 3 images are rejected"):
+        convert(dataset, "tsv", source)
+
+
+def test_two_whole_records_of_one_image_must_be_the_same(dataset: Path) -> None:
+    source = dataset.parent / "tsv"
+    source.mkdir()
+    (source / "a.tsv").write_text("".join(record(name, i) for i, name in enumerate(IDS)))
+    (source / "b.tsv").write_text(record(IDS[1], 1))
+    assert convert(dataset, "tsv", source).image_ids == IDS
+    (source / "b.tsv").write_text(record(IDS[1], 7))
+    with pytest.raises(
+        InputError, match=r"'COCO_val2014_000000000139' has different regions in a\.tsv at \d+ and in b"
+    ):
+        convert(dataset, "tsv", source)
+
+
+def test_one_vector_per_image_is_no_table_of_regions(dataset: Path) -> None:
+    source = dataset.parent / "npz"
+    source.mkdir()
+    for i, name in enumerate(IDS):
+        np.savez(source / f"{name}.npz", x=features(i, 1)[0])
+    with pytest.raises(InputError, match=r"features are \[16\]; expected \[regions, dim\]"):
+        convert(dataset, "npz", source)
+    np.savez(source / f"{IDS[1]}.npz", x=features(1, 2))
+    assert convert(dataset, "npz", source, max_rejected_share=0.7).image_ids == [IDS[1]]
+
+
+def test_integers_are_no_features(dataset: Path) -> None:
+    source = dataset.parent / "npz"
+    source.mkdir()
+    np.savez(source / f"{IDS[0]}.npz", x=np.ones((2, DIM), np.int8))
+    with pytest.raises(InputError, match="features are int8; expected floats"):
+        convert(dataset, "npz", source)
+
+
+def turned(dataset: Path, orientation: int) -> None:
+    """Say that the pictures are stored turned."""
+    table = pq.read_table(dataset / "images.parquet")
+    column = pa.array([orientation] * 3, pa.int8())
+    pq.write_table(table.append_column("orientation", column), dataset / "images.parquet")
+
+
+def test_boxes_of_the_unturned_frame_are_turned(dataset: Path) -> None:
+    turned(dataset, 6)
+    source = dataset.parent / "features.tsv"
+    source.write_text(
+        record(IDS[0], 0, width="80", height="100", boxes=encoded(np.array([[0, 0, 10, 20]] * 2, "<f4")))
+        + record(IDS[1], 1, width="160", height="200", boxes=encoded(np.array([[0, 0, 20, 40]] * 2, "<f4")))
+        + record(IDS[2], 2, boxes=encoded(np.array([[80, 0, 100, 10]] * 2, "<f4")))
+    )
+    store = convert(dataset, "tsv", source)
+    for row in range(3):
+        np.testing.assert_allclose(store.boxes(row), [[80, 0, 100, 10]] * 2, atol=1e-4)
+        assert store.size(row) == (100, 80)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"width": "100", "height": "100"}, "frame of 100 x 100 pixels, the picture has 100 x 80"),
+        ({"width": "80", "height": "100"}, "frame of 80 x 100 pixels, the picture has 100 x 80"),
+        ({"width": "0", "height": "0"}, "reach beyond their frame|pixels is none"),
+        ({"boxes": encoded(np.array([[0, 0, 300, 20]] * 2, "<f4"))}, "reach beyond their frame of 100 x 80"),
+        ({"boxes": encoded(np.array([[50, 10, 20, 20]] * 2, "<f4"))}, "not x0, y0, x1, y1"),
+        ({"boxes": encoded(np.array([[0, 0, np.nan, 20]] * 2, "<f4"))}, "not x0, y0, x1, y1"),
+        ({"boxes": encoded(np.array([[0, 0, 0.5, 1]] * 2, "<f4"))}, "not shares of the picture"),
+    ],
+)
+def test_boxes_that_are_not_of_the_picture_are_rejected(dataset: Path, change: dict[str, str], reason: str) -> None:
+    source = dataset.parent / "features.tsv"
+    source.write_text(record(IDS[0], 0) + record(IDS[1], 1, **change) + record(IDS[2], 2))
+    with pytest.raises(InputError, match=reason):
+        convert(dataset, "tsv", source)
+
+
+def test_without_a_known_size_the_record_states_it(dataset: Path) -> None:
+    table = pq.read_table(dataset / "images.parquet")
+    for name in ("width", "height"):
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array([0] * 3, pa.int32()))
+    pq.write_table(table, dataset / "images.parquet")
+    source = dataset.parent / "features.tsv"
+    source.write_text("".join(record(name, i) for i, name in enumerate(IDS)))
+    store = convert(dataset, "tsv", source, geometry=True)
+    assert store.size(1) == (100, 80)
+    npz = dataset.parent / "npz"
+    npz.mkdir()
+    for i, name in enumerate(IDS):
+        np.savez(npz / f"{name}.npz", x=features(i, 2), bbox=boxes(i, 2))
+    assert convert(dataset, "npz", npz).size(0) == (0, 0)
+    with pytest.raises(InputError, match=r"its size are not known; regions\.geometry: true needs both"):
+        convert(dataset, "npz", npz, geometry=True)
+
+
 def test_more_regions_than_kept_would_lose_some(dataset: Path) -> None:
     source = dataset.parent / "features.tsv"
     write_tsv(source, IDS)

@@ -1,0 +1,91 @@
+"""Which of the dataset's images a published file or record is about, told by its name alone."""
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from stages.detectors.base import read_table
+from stages.errors import InputError, shown
+
+_PICTURE = re.compile(r"\.(jpe?g|png|webp|bmp|gif|tiff?|p[pgn]m|jp2)$", re.IGNORECASE)
+_NUMBERED = re.compile(r"(.*?)0*(\d+)")
+# COCO numbers its images through all its splits and years.
+_COCO = re.compile(r"COCO_(train|val|test)\d{4}_")
+
+
+def _stem(name: str) -> str:
+    """The file's name without the suffix of a picture; any other dot belongs to the name."""
+    return _PICTURE.sub("", PurePosixPath(name).name)
+
+
+def _numbered(stem: str) -> tuple[str, str]:
+    """What stands before the number at the end of a name, and the number without leading zeros; empty if none."""
+    match = _NUMBERED.fullmatch(stem)
+    return (match[1], match[2]) if match else ("", "")
+
+
+def _same_form(prefix: str, other: str) -> bool:
+    """Whether names with one number at their ends name one image: both are of one form, or one is the bare number."""
+    return not prefix or not other or prefix == other or bool(_COCO.fullmatch(prefix) and _COCO.fullmatch(other))
+
+
+class ImageNames:
+    """Finds the dataset's images for names that others gave them.
+
+    A name is an image's id, its path, or its file's name with or without the suffix. Where it is none of these, the
+    number at its end counts, if one of the two names is nothing but that number or both have one form.
+    """
+
+    def __init__(self, dataset: Path) -> None:
+        table = read_table(dataset / "images.parquet", ("image_id", "path"))
+        # In the order in which they are tried.
+        self._exact: tuple[defaultdict[str, set[str]], ...] = tuple(defaultdict(set) for _ in range(4))
+        self._numbers: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+        for image_id, path in zip(table["image_id"].to_pylist(), table["path"].to_pylist(), strict=True):
+            for images, key in zip(self._exact, (image_id, path, PurePosixPath(path).name, _stem(path)), strict=True):
+                images[unicodedata.normalize("NFC", key)].add(image_id)
+            prefix, number = _numbered(_stem(path))
+            if number:
+                self._numbers[number].append((prefix, image_id))
+
+    def _named(self, name: str) -> set[str]:
+        """The images whose id or file a name is."""
+        keys = (name, PurePosixPath(name).name, _stem(name))
+        return next((images[key] for images in self._exact for key in keys if key in images), set())
+
+    def _numbered(self, name: str) -> set[str]:
+        """The images that bear the number of a name."""
+        prefix, number = _numbered(_stem(name))
+        return {image_id for other, image_id in self._numbers.get(number, ()) if _same_form(prefix, other)}
+
+    def match(self, names: Iterable[str], source: Path) -> dict[str, str]:
+        """The image id for each of the names in `source` that is one of the dataset's images.
+
+        Raises:
+            InputError: a name fits two images, or two names fit one.
+        """
+        image_of: dict[str, str] = {}
+        name_of: dict[str, str] = {}
+        plain = {name: unicodedata.normalize("NFC", name) for name in names}
+        exact = {name: images for name, key in plain.items() if (images := self._named(key))}
+        by_number = {name: self._numbered(key) for name, key in plain.items() if name not in exact}
+        for name, images in (exact | by_number).items():
+            if len(images) > 1:
+                first, second, *_ = sorted(images)
+                raise InputError(f"{source}: {shown(name)} fits the images {shown(first)} and {shown(second)} alike")
+            for image_id in images:
+                other = name_of.setdefault(image_id, name)
+                if other == name:
+                    image_of[name] = image_id
+                elif not (other in exact and self._says_more(name)):
+                    raise InputError(
+                        f"{source}: {shown(other)} and {shown(name)} both fit the image {shown(image_id)}; expected one"
+                    )
+        return image_of
+
+    def _says_more(self, name: str) -> bool:
+        """Whether a name has a prefix of its own before its number: it is not just the number written otherwise."""
+        prefix, _ = _numbered(_stem(name))
+        return bool(prefix) and not _COCO.fullmatch(prefix)

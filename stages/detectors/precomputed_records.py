@@ -1,0 +1,144 @@
+"""What one record of a published file says of its image, read without believing it."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BUTD_FIELDS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
+LXMERT_FIELDS = ("image_id", "image_h", "image_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes",
+                 "boxes", "features")  # fmt: skip
+LARGEST, SMALLEST = 1e9, 1e-6
+"""No number of a feature is beyond the first, and the middle one of those that are not 0 is above the second; the bytes
+of numbers of another type are."""
+SURE_HALVES = 4096
+
+
+class BrokenRecord(Exception):
+    """A record that is damaged; the message says where and how."""
+
+
+def _plausible(values: np.ndarray) -> bool:
+    """Whether these may be features: all but a few are finite, and of a size that features have."""
+    finite = np.abs(values[np.isfinite(values)].astype(np.float64))
+    if len(finite) < 0.99 * len(values):
+        return False
+    sizes = finite[finite > 0]
+    return not len(sizes) or bool(sizes.max() <= LARGEST and np.median(sizes) >= SMALLEST)
+
+
+def _float_types(raw: bytes, boxes_type: str) -> list[str]:
+    """The types that the floats in `raw` may have, the likeliest first."""
+    if boxes_type == "<f2":
+        return ["<f2", "<f4", "<f8"]
+    words = np.frombuffer(raw, "<u4") if len(raw) % 4 == 0 else np.zeros(0, "<u4")
+    # float64 made of float32: of every second word only the upper 3 bits are used.
+    lower, upper = words[: len(words) // 2 * 2].reshape(-1, 2).T
+    if upper.any() and not (lower & 0x1FFFFFFF).any() and (lower.any() or boxes_type == "<f8"):
+        return ["<f8", "<f4"]
+    # Among the halves of many real float32 some are no finite float16, unless they were made of float16.
+    halves = np.frombuffer(raw, "<f2") if len(raw) % 2 == 0 else np.zeros(0, "<f2")
+    if np.count_nonzero(halves) >= SURE_HALVES and np.isfinite(halves).all() and (words & 0x1FFF).any():
+        return ["<f2", "<f4", "<f8"]
+    return ["<f4", "<f8", "<f2"]
+
+
+def _float_type(raw: bytes, boxes_type: str) -> str:
+    """The type of the floats in `raw`, which no form states: float32 as published, or float64 or float16.
+
+    Raises:
+        ValueError: they are plausible as none of these.
+    """
+    for kind in _float_types(raw, boxes_type):
+        if len(raw) % int(kind[-1]) == 0 and _plausible(np.frombuffer(raw, kind)):
+            return kind
+    raise ValueError("features are no plausible float32, float64 or float16")
+
+
+def _bytes(values: dict[str, bytes], name: str) -> bytes:
+    return base64.b64decode(values[name], validate=True)
+
+
+def _row(values: dict[str, bytes], name: str, count: int, kind: str) -> np.ndarray:
+    """A number for each box: `kind` f or i, of 4 or 8 bytes."""
+    raw = _bytes(values, name)
+    size, rest = divmod(len(raw), count)
+    if rest or size not in (4, 8):
+        raise ValueError(f"{name}: {len(raw)} bytes for {count} boxes; expected 4 or 8 for each")
+    return np.frombuffer(raw, f"<{kind}{size}")
+
+
+def read_tsv(path: Path, offset: int) -> dict[str, Any]:
+    """The record of a .tsv that begins at `offset`: features, boxes, `frame` (width, height), and LXMERT's labels.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        cells = file.readline().rstrip(b"\r\n").split(b"\t")
+    fields = {len(BUTD_FIELDS): BUTD_FIELDS, len(LXMERT_FIELDS): LXMERT_FIELDS}.get(len(cells))
+    if fields is None:
+        raise ValueError(f"{len(cells)} columns; expected {len(BUTD_FIELDS)} or {len(LXMERT_FIELDS)}")
+    values = dict(zip(fields, cells, strict=True))
+    count = int(values["num_boxes"][:20])
+    frame = float(values["image_w"][:20]), float(values["image_h"][:20])
+    if count <= 0:
+        return {"features": np.zeros((0, 0), np.float32), "frame": frame}
+    boxes, features = _bytes(values, "boxes"), _bytes(values, "features")
+    boxes_type = {8: "<f2", 16: "<f4", 32: "<f8"}.get(len(boxes) // count if len(boxes) % count == 0 else 0)
+    if boxes_type is None:
+        raise ValueError(f"boxes: {len(boxes)} bytes for {count} boxes; expected 16 (float32) or 32 (float64) for each")
+    if len(features) % count or not features:
+        raise ValueError(f"features: {len(features)} bytes do not divide among {count} boxes")
+    kind = _float_type(features, boxes_type)
+    regions: dict[str, Any] = {
+        "features": np.frombuffer(features, kind).reshape(count, -1),
+        "boxes": np.frombuffer(boxes, boxes_type).reshape(count, 4),
+        "frame": frame,
+    }
+    for name, field, kind in (
+        ("classes", "objects_id", "i"),
+        ("scores", "objects_conf", "f"),
+        ("attributes", "attrs_id", "i"),
+        ("attribute_scores", "attrs_conf", "f"),
+    ):
+        if field in values:
+            regions[name] = _row(values, field, count, kind)
+    return regions
+
+
+def read_npz(path: Path) -> dict[str, Any]:
+    """The arrays of one .npz: features, and boxes and `frame` (width, height) where it has them.
+
+    Raises:
+        ValueError: it lacks features, or they are no table of floats. Or almost anything, where it is damaged.
+    """
+    names = {
+        "features": ("x", "features", "feat"),
+        "boxes": ("bbox", "boxes"),
+        "width": ("image_w", "image_width", "width"),
+        "height": ("image_h", "image_height", "height"),
+    }
+    with np.load(path, allow_pickle=False) as arrays:  # members that need unpickling are never opened
+        keys = {name: next((key for key in known if key in arrays), None) for name, known in names.items()}
+        if keys["features"] is None:
+            raise ValueError(
+                f"holds {', '.join(list(arrays)[:10])}; expected the features as one of {', '.join(names['features'])}"
+            )
+        values: dict[str, Any] = {name: arrays[key] for name, key in keys.items() if key is not None}
+        count = int(arrays["num_bbox"]) if "num_bbox" in arrays else None
+    features = values["features"]
+    if features.ndim != 2:
+        raise ValueError(f"features are {list(features.shape)}; expected [regions, dim]")
+    if features.dtype.kind != "f":
+        raise ValueError(f"features are {features.dtype}; expected floats")
+    regions: dict[str, Any] = {name: values[name] for name in ("features", "boxes") if name in values}
+    if count is not None:
+        if not 0 <= count <= len(features):
+            raise ValueError(f"num_bbox is {count}; features are {list(features.shape)}")
+        regions = {name: array[:count] for name, array in regions.items()}
+    if "width" in values and "height" in values:
+        regions["frame"] = float(values["width"]), float(values["height"])
+    return regions
