@@ -15,6 +15,8 @@ class Stage:
     """Stages whose outputs it reads."""
     stale: bool
     """Whether DVC would run it, for its own sake: what it reads may still change."""
+    watches: bool = False
+    """Whether it only looks if something has changed, at every `dvc repro`: that is no work that waits."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,12 @@ def read_dag(root: Path = Path(), targets: tuple[str, ...] = ()) -> Dag:
             stale = repo.status()
             order = [stage for stage in networkx.dfs_postorder_nodes(graph) if stage in wanted]
             stages = tuple(
-                Stage(names[s], tuple(sorted(names[up] for up in graph.successors(s))), names[s] in stale)
+                Stage(
+                    names[s],
+                    tuple(sorted(names[up] for up in graph.successors(s))),
+                    names[s] in stale,
+                    s.always_changed and stale.get(names[s]) == ["always changed"],
+                )
                 for s in order
             )
             return Dag(stages, repo.config["core"].get("remote"))
@@ -65,6 +72,7 @@ def read_dag(root: Path = Path(), targets: tuple[str, ...] = ()) -> Dag:
 def shared_stages(keys: Iterable[str], root: Path = Path()) -> list[str]:
     """Stages that no change of these dotted params keys reaches: what experiments over them have in common."""
     import networkx
+    from dvc.dependency.param import ParamsDependency
     from dvc.repo import Repo
 
     changed = [key.split(".") for key in keys]
@@ -76,7 +84,15 @@ def shared_stages(keys: Iterable[str], root: Path = Path()) -> list[str]:
 
     with Repo(str(root)) as repo:
         graph = repo.index.graph
-        params = {stage: [name for dep in stage.deps for name in getattr(dep, "params", ())] for stage in graph}
+        params = {
+            stage: [
+                name
+                for dep in stage.deps
+                if isinstance(dep, ParamsDependency) and dep.def_path == ParamsDependency.DEFAULT_PARAMS_FILE
+                for name in dep.params
+            ]
+            for stage in graph
+        }
         touched = {stage for stage, names in params.items() if any(map(reads, names))}
         touched |= {up for stage in touched for up in networkx.ancestors(graph, stage)}  # an edge leads to a dependency
         return [stage.addressing for stage in networkx.dfs_postorder_nodes(graph) if stage not in touched]

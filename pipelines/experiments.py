@@ -128,7 +128,7 @@ def _common(shared: Sequence[str]) -> str:
     git = [["git", "ls-files", "-s", *files], ["git", "diff", "HEAD", *files]]
     said = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for command in git]
     lock = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8")) if shared else {}
-    return _hash(*said, [lock["stages"][name].get("outs", []) for name in shared])
+    return _hash(*said, [lock["stages"].get(name, {}).get("outs", []) for name in shared])
 
 
 def _prepare(variants: Mapping[str, dict[str, Any]]) -> str:

@@ -10,9 +10,9 @@ from prefect import flow, get_run_logger
 from prefect.events import emit_event
 from prefect.states import Completed
 
-from pipelines.commands import exit_when_asked
+from pipelines.commands import exit_when_asked, run_command
 from pipelines.dag import read_dag
-from pipelines.reproduce import reproduce
+from pipelines.reproduce import DVC, reproduce
 
 SOURCE_CHANGED = "camp.source.changed"
 """The event that the deployment of `refresh` waits for."""
@@ -26,10 +26,13 @@ def refresh(base: str = "main", transfers: bool = True) -> object:
         base: git revision that the metrics are compared with.
         transfers: pull before and push after, where a DVC remote is configured.
     """
-    stale = [stage.name for stage in read_dag().stages if stage.stale]
+    logger = get_run_logger()
+    if watching := [stage.name for stage in read_dag().stages if stage.watches]:
+        run_command([*DVC, "repro", "--single-item", *watching], logger.info)
+    stale = [stage.name for stage in read_dag().stages if stage.stale and not stage.watches]
     if not stale:
         return Completed(name="Nothing to do", message="DVC: everything is up to date", data={})
-    get_run_logger().info("stale: %s", ", ".join(stale))
+    logger.info("stale: %s", ", ".join(stale))
     return reproduce(base=base, transfers=transfers)
 
 

@@ -120,11 +120,11 @@ def reproduce(
         logger.info("params.yaml: changed %s", ", ".join(changed))
     dag = read_dag(targets=tuple(stages))
     begin()
-    if transfers and dag.remote and any(stage.stale for stage in dag.stages):
+    if transfers and dag.remote and any(stage.stale and not stage.watches for stage in dag.stages):
         _pull(dag.remote)
         dag = read_dag(targets=tuple(stages))
     done = _run_stages(dag.stages)
-    if "ran" in done.values() and transfers and dag.remote:
+    if transfers and dag.remote and any(done[stage.name] == "ran" for stage in dag.stages if not stage.watches):
         transfer.with_options(name="push")("push", dag.remote)
     _publish(done, base)
     return done

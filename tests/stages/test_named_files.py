@@ -1,0 +1,180 @@
+"""What params name by path is a dependency by content: the real dvc.yaml, its other stages' commands made trivial."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stages.content.hashes import content_hash
+from stages.errors import InputError
+from stages.named_files import content_of
+
+FAKE = """
+import sys
+from pathlib import Path
+for name in sys.argv[1:]:
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix:
+        path.write_text("0")
+    else:
+        path.mkdir(exist_ok=True)
+        (path / "rejected.parquet").write_text(name)
+"""
+CODE = ("stages/", "camp_model")
+
+
+def run(folder, *command, check=True):
+    dropped = ("DVC_", "GIT_", "MLFLOW_")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
+    environment |= {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "DVC_NO_ANALYTICS": "true",
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+    }
+    for role in ("AUTHOR", "COMMITTER"):
+        environment |= {f"GIT_{role}_NAME": "t", f"GIT_{role}_EMAIL": "t@localhost"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def ran(folder, *command):
+    """The stages that a dvc command runs."""
+    lines = run(folder, "dvc", *command).splitlines()
+    return [line.split("'")[1] for line in lines if line.startswith("Running stage")]
+
+
+def set_params(folder, **values):
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    for key, value in values.items():
+        section, name = key.split("__")
+        params[section][name] = value
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+@pytest.fixture
+def workspace(repository, tmp_path):
+    """A committed repository with the real dvc.yaml and params.yaml, nothing of which has run."""
+    folder = tmp_path / "main"
+    (folder / "data/raw/photos").mkdir(parents=True)
+    (folder / "data/raw/README.md").write_text("what Git tracks of data/raw")
+    (folder / "data/raw/photos/a.jpg").write_text("a")
+    (folder / "named").mkdir()
+    for name in ("params.yaml", ".gitignore", "named/content.json", "named/watched.json"):
+        (folder / name).write_bytes((repository / name).read_bytes())
+    (folder / "fake.py").write_text(FAKE)
+    pipeline = yaml.safe_load((repository / "dvc.yaml").read_text())
+    for name, stage in pipeline["stages"].items():
+        stage["deps"] = [path for path in stage.get("deps", ()) if not path.startswith(CODE)] or ["fake.py"]
+        if name != "named_files":
+            written = [item for key in ("outs", "metrics", "plots") for item in stage.get(key, ())]
+            paths = [next(iter(item)) if isinstance(item, dict) else item for item in written]
+            stage["cmd"] = f"python fake.py {' '.join(paths)}"
+    (folder / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
+    run(folder, "git", "init", "-q", "-b", "main")
+    run(folder, "dvc", "init", "-q")
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "commit", "-qm", "begin")
+    return folder
+
+
+ALL = ["prepare_dataset", "train_detector", "extract_regions", "tokenize_captions", "train", "evaluate", "report"]
+
+
+@pytest.mark.timeout(600)
+def test_other_content_at_the_same_path_makes_what_reads_it_stale_and_nothing_else(workspace, tmp_path):
+    assert ran(workspace, "repro") == ["named_files", *ALL]
+    assert "Data and pipelines are up to date" in run(workspace, "dvc", "repro")  # nothing is named: nothing is watched
+    assert "Data and pipelines are up to date" in run(workspace, "dvc", "status")
+
+    vectors, models = workspace / "data/raw/glove.txt", tmp_path / "elsewhere/model"
+    vectors.write_text("red 1 2\n")
+    models.mkdir(parents=True)
+    (models / "model.safetensors").write_text("first")
+    set_params(workspace, dataset__source="table", dataset__root="data/raw/photos", train__word_vectors=str(vectors),
+               evaluate__ensemble=[str(models)])  # fmt: skip
+    assert set(ran(workspace, "repro")) >= {"named_files", "prepare_dataset", "train", "evaluate"}
+    assert ran(workspace, "repro") == ["named/dvc.yaml:watch"]
+
+    vectors.write_text("red 2 1\n")
+    assert [name for name in ran(workspace, "repro") if "named" not in name] == ["train"]  # the fake writes the same
+    (models / "model.safetensors").write_text("other")
+    assert [name for name in ran(workspace, "repro") if "named" not in name] == ["evaluate"]
+    (workspace / "data/raw/photos/b.jpg").write_text("b")
+    assert [name for name in ran(workspace, "repro") if "named" not in name] == ["prepare_dataset"]
+    assert ran(workspace, "repro") == ["named/dvc.yaml:watch"]
+
+    # A second clone, which has what Git and the remote have, and none of the files.
+    run(workspace, "dvc", "remote", "add", "-q", "-d", "there", str(tmp_path / "remote"))
+    run(workspace, "dvc", "push", "-q")
+    run(workspace, "git", "add", "-A")
+    run(workspace, "git", "commit", "-qm", "reproduced")
+    run(tmp_path, "git", "clone", "-q", str(workspace), "clone")
+    vectors.unlink()
+    run(tmp_path / "clone", "dvc", "pull", "-q")
+    assert ran(tmp_path / "clone", "repro") == ["named/dvc.yaml:watch"]
+    assert run(tmp_path / "clone", "git", "status", "--porcelain") == ""
+
+    # An experiment, whose workspace lacks data/raw/photos; nothing but what its params change is run in it.
+    vectors.write_text("red 2 1\n")
+    (workspace / "data/raw/other.txt").write_text("red 3 3\n")
+    said = run(workspace, "dvc", "exp", "run", "--temp", "-n", "warmer", "-S", "train.word_vectors=data/raw/other.txt")
+    assert [line.split("'")[1] for line in said.splitlines() if line.startswith("Running stage")] == [
+        "named/dvc.yaml:watch", "named_files", "train"
+    ]  # fmt: skip
+
+    set_params(workspace, dataset__source="scenes", train__word_vectors=None, evaluate__ensemble=[])
+    ran(workspace, "repro")
+    assert not (workspace / "named/dvc.yaml").exists()
+    assert "Data and pipelines are up to date" in run(workspace, "dvc", "repro")
+
+
+def test_a_path_that_is_not_here_keeps_what_was_recorded_and_is_an_error_without(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = {"train": {"train.word_vectors": "glove.txt"}, "evaluate": {}}
+    with pytest.raises(InputError, match=r"params\.yaml: train\.word_vectors: glove\.txt: is not here"):
+        content_of(paths, {}, tmp_path / "cache")
+    Path("glove.txt").write_text("red 1 2\n")
+    content = content_of(paths, {}, tmp_path / "cache")
+    Path("glove.txt").unlink()
+    assert content_of(paths, content, tmp_path / "cache") == content
+    recorded = json.loads(json.dumps(content).replace("glove.txt", "another.txt"))
+    with pytest.raises(InputError, match="is not here"):
+        content_of(paths, recorded, tmp_path / "cache")
+
+
+def test_a_folders_hash_is_that_of_its_names_and_contents(tmp_path):
+    folder, cache = tmp_path / "folder", tmp_path / "cache.sqlite"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep/a.txt").write_text("a")
+    (folder / "back").symlink_to(folder)
+    seen = [content_hash(folder, cache)]
+
+    def changed(do):
+        do()
+        seen.append(content_hash(folder, cache))
+
+    changed(lambda: (folder / "deep/a.txt").write_text("b"))
+    changed(lambda: (folder / "deep/a.txt").rename(folder / "deep/b.txt"))
+    changed(lambda: (folder / "empty.txt").write_text(""))
+    assert len(set(seen)) == 4
+    (folder / "empty.txt").unlink()
+    assert content_hash(folder, cache) == seen[2]
+
+
+def test_an_unchanged_file_is_not_read_again(tmp_path):
+    file, cache = tmp_path / "file", tmp_path / "cache.sqlite"
+    file.write_text("a")
+    os.utime(file, ns=(10**18, 10**18))
+    before = content_hash(file, cache)
+    content = file.stat()
+    file.write_text("b")  # as no program would: the same size, time and inode
+    os.utime(file, ns=(content.st_atime_ns, content.st_mtime_ns))
+    assert content_hash(file, cache) == before
+    os.utime(file, ns=(10**18, 10**18 + 1))
+    assert content_hash(file, cache) != before
