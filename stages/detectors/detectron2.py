@@ -14,7 +14,7 @@ from torch import nn
 from stages.detectors import visual_genome
 from stages.detectors.base import Description
 from stages.detectors.two_stage import Sizes, TwoStageExtractor
-from stages.detectors.weights import CACHE, State, calm, fit, load_saved, load_state, locate, save_state
+from stages.detectors.weights import State, calm, fit, load_saved, load_state, locate, save_state
 from stages.errors import InputError
 from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams
@@ -163,7 +163,7 @@ def _weights(params: DetectorParams, config: Any) -> tuple[State | None, str, Pa
         source = source.replace("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/", 1)
     elif source.endswith(".yaml"):
         source = _zoo_url(params, config, source)
-    path = locate(source, CACHE)
+    path = locate(source)
     return load_state(path), source, path
 
 

@@ -12,7 +12,7 @@ from torchvision.models.detection.image_list import ImageList
 from stages.detectors.base import Description
 from stages.detectors.scenes import COARSE, build_network
 from stages.detectors.two_stage import Sizes, TwoStageExtractor
-from stages.detectors.weights import CACHE, State, calm, fit, load_saved, load_state, locate, save_state
+from stages.detectors.weights import State, calm, fit, load_saved, load_state, locate, save_state
 from stages.errors import InputError
 from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams
@@ -106,7 +106,7 @@ def _state(params: DetectorParams) -> tuple[State, str, int]:
     source = params.weights
     if source == "default":
         source = get_model_weights(params.architecture).DEFAULT.url
-    state = load_state(locate(source, CACHE))
+    state = load_state(locate(source))
     name = "roi_heads.box_predictor.cls_score.weight"
     if name not in state:
         raise InputError(f"{source}: {name}: is missing; expected weights of torchvision's {params.architecture}")

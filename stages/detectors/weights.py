@@ -1,9 +1,13 @@
 """Where a detector's weights come from: a file, a URL, or a library's own download; never a pickle that runs code."""
 
 import hashlib
-import urllib.error
+import http.client
+import os
+import re
+import urllib.parse
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -13,12 +17,11 @@ from tqdm import tqdm
 from camp_model.files import replacing
 from stages.detectors.pickled_arrays import read_arrays
 from stages.errors import InputError
-from stages.workspace import named_path
+from stages.workspace import main_root, named_path
 
 State = dict[str, torch.Tensor]
 CHUNK = 1 << 20
-CACHE = Path.home() / ".cache" / "camp-retrieval"
-"""Where downloaded weights are kept."""
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def sha256_of(path: Path) -> str:
@@ -27,39 +30,87 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def cache_folder() -> Path:
+    """Where downloaded weights are kept: with the person's other caches, in the workspace where there is no home."""
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        base = Path(named) if named else Path.home() / ".cache"
+    except RuntimeError:  # no HOME, and the user is in no list of users
+        base = Path()
+    return base / "camp-retrieval" if base.is_absolute() else main_root() / ".work" / "downloads"
+
+
+def _check_scheme(url: str) -> None:
+    """ValueError unless the URL is https, or http of this machine itself: anything else can be changed on its way."""
+    address = urllib.parse.urlsplit(url)
+    if address.scheme != "https" and not (address.scheme == "http" and address.hostname in LOOPBACK):
+        raise ValueError(f"{address.scheme}:// is not protected on its way; expected https://")
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to https alone."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        _check_scheme(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _expected_sha256(url: str, name: str) -> str:
+    """How the file's sha256 begins: by the URL's `#sha256=...`, or by its name as torch has it (`-9656183e.pth`)."""
+    if fragment := urllib.parse.urlsplit(url).fragment:
+        stated = re.fullmatch(r"sha256=([0-9a-fA-F]{8,64})", fragment)
+        if stated is None:
+            raise ValueError(f"#{fragment[:80]} is not #sha256= and a hash")
+        return stated[1].lower()
+    named = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
+    # Eight digits that begin like a year are a date.
+    return named[1] if named and not re.fullmatch(r"(19|20)\d{6}", named[1]) else ""
+
+
 def download(url: str, folder: Path) -> Path:
-    """The file behind `url` in `folder`, fetched unless it is there already.
+    """The file behind `url`, fetched unless it is there already; below `folder`, in a folder of the whole URL's own.
 
     Raises:
-        InputError: it cannot be fetched.
+        InputError: it cannot be fetched whole, is not the file whose hash the URL or its name states, or comes by a
+            way that is not protected.
     """
-    path = folder / url.split("?", maxsplit=1)[0].rstrip("/").rsplit("/", 1)[-1]
-    if path.is_file():
-        return path
+    address = url.split("#", maxsplit=1)[0]
     try:
-        with urllib.request.urlopen(url, timeout=60) as answer, replacing(path) as temporary:
-            total = int(answer.headers.get("Content-Length") or 0) or None
-            with (
-                temporary.open("wb") as file,
-                tqdm(total=total, unit="B", unit_scale=True, desc=path.name, mininterval=2) as bar,
-            ):
-                while chunk := answer.read(CHUNK):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-            if total and temporary.stat().st_size != total:
-                raise OSError(f"{temporary.stat().st_size} of {total} bytes came")
-    except (OSError, ValueError, urllib.error.URLError) as error:
+        _check_scheme(address)
+        name = urllib.parse.unquote(urllib.parse.urlsplit(address).path).rstrip("/").rsplit("/", 1)[-1]
+        expected = _expected_sha256(url, name)
+        path = folder / hashlib.sha256(address.encode()).hexdigest()[:16] / (name[-100:] or "weights")
+        if path.is_file() and sha256_of(path).startswith(expected):
+            return path
+        opener = urllib.request.build_opener(_SafeRedirects)
+        with opener.open(address, timeout=60) as answer, replacing(path) as temporary:
+            _receive(answer, temporary, path.name)
+            if not (sha256 := sha256_of(temporary)).startswith(expected):
+                raise OSError(f"its sha256 is {sha256}; expected it to begin with {expected}")
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise InputError(
-            f"params.yaml: detector.weights: {url} cannot be fetched ({error}); where there is no network, give "
-            "the path of a file that holds these weights"
+            f"params.yaml: detector.weights: {url[:300]} cannot be fetched ({str(error)[:200]}); where there is no "
+            "network, give the path of a file that holds these weights"
         ) from None
     return path
 
 
-def locate(source: str, cache: Path) -> Path:
+def _receive(answer: Any, path: Path, name: str) -> None:
+    """Write the body of an answer. OSError if it is not all there."""
+    stated = answer.headers.get("Content-Length")
+    total = int(stated) if stated is not None else None
+    with path.open("wb") as file, tqdm(total=total, unit="B", unit_scale=True, desc=name, mininterval=2) as bar:
+        while chunk := answer.read(CHUNK):
+            file.write(chunk)
+            bar.update(len(chunk))
+    if total is not None and path.stat().st_size != total:
+        raise OSError(f"{path.stat().st_size} of {total} bytes came")
+
+
+def locate(source: str, cache: Path | None = None) -> Path:
     """The file that `detector.weights` names: a path, or a URL that is downloaded into `cache`."""
     if "://" in source:
-        return download(source, cache)
+        return download(source, cache or cache_folder())
     path = named_path(source)
     if not path.is_file():
         raise InputError(

@@ -1,6 +1,7 @@
 """Weights from files: those of torch, safetensors and NumPy pickles, none of which may run code."""
 
 import http.server
+import importlib
 import pickle
 import threading
 from collections.abc import Iterator
@@ -11,8 +12,8 @@ import pytest
 import torch
 from torchvision.models import detection
 
-from stages.detectors import torchvision
-from stages.detectors.weights import download, load_state, locate, save_state, sha256_of
+from stages.detectors import torchvision, weights
+from stages.detectors.weights import cache_folder, download, load_state, locate, save_state, sha256_of
 from stages.errors import InputError
 from stages.params.detector import DetectorParams
 
@@ -128,12 +129,29 @@ def test_random_weights_come_from_the_seed(tmp_path: Path) -> None:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
+    """Serves tmp_path/served: what lies below `short` breaks off, below `away` it redirects to another machine."""
     (tmp_path / "served").mkdir()
     (tmp_path / "served" / "w.pth").write_bytes(b"x" * 3_000_000)
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *arguments: object) -> None:
             super().__init__(*arguments, directory=str(tmp_path / "served"))  # type: ignore[arg-type]
+
+        def do_GET(self) -> None:
+            if self.path.startswith("/away"):
+                self.send_response(302)
+                self.send_header("Location", "http://weights.example/w.pth")
+                self.end_headers()
+            elif self.path.startswith(("/short", "/chunked")):
+                chunked = self.path.startswith("/chunked")
+                self.protocol_version = "HTTP/1.1"
+                self.send_response(200)
+                self.send_header(*(("Transfer-Encoding", "chunked") if chunked else ("Content-Length", "5000")))
+                self.end_headers()
+                self.wfile.write(b"1388\r\nxxxx" if chunked else b"xxxx")
+                self.close_connection = True
+            else:
+                super().do_GET()
 
         def log_message(self, *_: object) -> None:
             pass
@@ -146,14 +164,76 @@ def server(tmp_path: Path) -> Iterator[str]:
         thread.join()
 
 
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
 def test_a_url_is_fetched_once(tmp_path: Path, server: str) -> None:
     path = download(f"{server}/w.pth?x=1", tmp_path / "cache")
     assert path.name == "w.pth" and path.stat().st_size == 3_000_000
     path.write_bytes(b"kept")
-    assert locate(f"{server}/w.pth", tmp_path / "cache").read_bytes() == b"kept"
+    assert locate(f"{server}/w.pth?x=1", tmp_path / "cache").read_bytes() == b"kept"
     with pytest.raises(InputError, match=r"none\.pth cannot be fetched .*give the path of a file"):
         download(f"{server}/none.pth", tmp_path / "cache")
-    assert [item.name for item in (tmp_path / "cache").iterdir()] == ["w.pth"]
+    assert files(tmp_path / "cache") == ["w.pth"]
+
+
+def test_two_urls_of_one_base_name_are_two_files(tmp_path: Path, server: str) -> None:
+    for number in "12":
+        (tmp_path / "served" / number).mkdir()
+        (tmp_path / "served" / number / "model_final.pth").write_text(number)
+    paths = [download(f"{server}/{number}/model_final.pth", tmp_path / "cache") for number in "12"]
+    assert [path.read_text() for path in paths] == ["1", "2"]
+    assert download(f"{server}/w.pth?v=1", tmp_path / "cache") != download(f"{server}/w.pth?v=2", tmp_path / "cache")
+
+
+def test_the_hash_that_a_name_or_the_url_states_is_checked(tmp_path: Path, server: str) -> None:
+    sha256 = sha256_of(tmp_path / "served" / "w.pth")
+    right, wrong = f"w-{sha256[:8]}.pth", "w-0123abcd.pth"
+    for name in (right, wrong, "w-20240131.pth"):
+        (tmp_path / "served" / name).write_bytes(b"x" * 3_000_000)
+    cache = tmp_path / "cache"
+    path = download(f"{server}/{right}", cache)
+    path.write_bytes(b"changed")
+    assert download(f"{server}/{right}", cache).stat().st_size == 3_000_000, "a changed copy is fetched again"
+    assert download(f"{server}/w-20240131.pth", cache).is_file(), "a date is no hash"
+    assert download(f"{server}/w.pth#sha256={sha256}", cache).is_file()
+    for url in (f"{server}/{wrong}", f"{server}/w.pth#sha256={'0' * 64}"):
+        with pytest.raises(InputError, match=f"its sha256 is {sha256}; expected it to begin with 0"):
+            download(url, cache)
+    assert wrong not in files(cache)
+    with pytest.raises(InputError, match="#md5=1 is not #sha256= and a hash"):
+        download(f"{server}/w.pth#md5=1", cache)
+
+
+@pytest.mark.parametrize("url", ["http://weights.example/w.pth", "ftp://weights.example/w.pth", "file:///etc/passwd"])
+def test_what_is_not_protected_on_its_way_is_refused(tmp_path: Path, server: str, url: str) -> None:
+    with pytest.raises(InputError, match=r"is not protected on its way; expected https://"):
+        locate(url, tmp_path / "cache")
+    with pytest.raises(InputError, match=r"http:// is not protected on its way"):
+        locate(f"{server}/away/w.pth", tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("kind", ["short", "chunked"])
+def test_a_download_that_breaks_off_leaves_nothing(tmp_path: Path, server: str, kind: str) -> None:
+    with pytest.raises(InputError, match=r"cannot be fetched"):
+        download(f"{server}/{kind}/w.pth", tmp_path / "cache")
+    assert files(tmp_path / "cache") == []
+
+
+def test_without_a_home_downloads_stay_in_the_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert cache_folder() == tmp_path / ".work" / "downloads"
+    importlib.reload(weights)  # nothing asks for a home on import
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache_folder() == Path("/somewhere/camp-retrieval")
 
 
 def test_a_source_that_is_neither_file_nor_url_is_named(tmp_path: Path) -> None:
