@@ -111,6 +111,14 @@ class CaptionTable:
         """Each caption as written, [C]."""
         return list(self._table["text"].to_pylist())
 
+    @cached_property
+    def text_index(self) -> np.ndarray:
+        """int64 [C], equal where captions have the same tokens; counted from 0."""
+        numbers: dict[bytes, int] = {}
+        ends = (self._starts + self.lengths).tolist()
+        keys = (self._ids[start:end].tobytes() for start, end in zip(self._starts.tolist(), ends, strict=True))
+        return np.fromiter((numbers.setdefault(key, len(numbers)) for key in keys), np.int64, len(self))
+
     @property
     def equal(self) -> int | None:
         """Captions whose tokens are also those of a caption of another image; None where they were not counted."""

@@ -3,8 +3,8 @@
 Each process encodes its share of the batch, gathers the encodings of all, and computes the loss of its own pairs with
 negatives from everywhere:
 
-    batch = gather_batch(regions, region_mask, words, word_mask, image_index)
-    loss = hardest_negative_bce(model, *batch.tensors, pairs=batch.pairs)
+    batch = gather_batch(regions, region_mask, words, word_mask, image_index, caption_index)
+    loss = hardest_negative_bce(model, *batch.tensors, caption_index=batch.caption_index, pairs=batch.pairs)
     loss.backward()
 
 With gradients averaged over processes, as DistributedDataParallel does, the step is that of one process with the whole
@@ -28,10 +28,17 @@ class GlobalBatch:
     """regions [B, R, d], region_mask [B, R], words [B, N, d], word_mask [B, N], image_index [B]."""
     pairs: slice
     """This process's pairs."""
+    caption_index: Tensor | None = None
+    """[B]"""
 
 
 def gather_batch(
-    regions: Tensor, region_mask: Tensor, words: Tensor, word_mask: Tensor, image_index: Tensor
+    regions: Tensor,
+    region_mask: Tensor,
+    words: Tensor,
+    word_mask: Tensor,
+    image_index: Tensor,
+    caption_index: Tensor | None = None,
 ) -> GlobalBatch:
     """Gather the encoded pairs of all processes, in the order of their ranks.
 
@@ -41,12 +48,14 @@ def gather_batch(
         words: [b, N, d].
         word_mask: bool [b, N].
         image_index: int64 [b], meaning the same images on every process.
+        caption_index: int64 [b], meaning the same texts on every process.
 
     Raises:
         ValueError: processes hold different numbers of pairs.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return GlobalBatch((regions, region_mask, words, word_mask, image_index), slice(0, len(regions)))
+        own = (regions, region_mask, words, word_mask, image_index)
+        return GlobalBatch(own, slice(0, len(regions)), caption_index)
     sizes = torch.tensor([len(regions), regions.shape[1], words.shape[1]], device=regions.device)
     every_size = torch.stack(_all_gather(sizes))
     if not bool((every_size[:, 0] == len(regions)).all()):
@@ -60,8 +69,9 @@ def gather_batch(
         torch.cat(_all_gather(pad(word_mask, (0, more_words)).to(torch.uint8))).bool(),
         torch.cat(_all_gather(image_index.to(regions.device))),
     )
+    texts = None if caption_index is None else torch.cat(_all_gather(caption_index.to(regions.device)))
     start = dist.get_rank() * len(regions)
-    return GlobalBatch(tensors, slice(start, start + len(regions)))
+    return GlobalBatch(tensors, slice(start, start + len(regions)), texts)
 
 
 def _all_gather(values: Tensor) -> list[Tensor]:
@@ -81,7 +91,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous()
+        total = gradients[0].clone(memory_format=torch.contiguous_format)  # autograd owns the gradient itself
         dist.all_reduce(total)
         start = dist.get_rank() * ctx.size
         return total[start : start + ctx.size]

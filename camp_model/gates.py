@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from camp_model.answers import RightAnswers
 from camp_model.captions import CaptionTable
 from camp_model.encoders import length_mask
 from camp_model.model import CAMP
@@ -30,16 +31,42 @@ Encode = Callable[[np.ndarray], tuple[Tensor, Tensor]]
 """Positions [P] of images -> their encoded regions [P, R, d] and mask [P, R]."""
 
 
-def random_others(own: np.ndarray, images: int, generator: np.random.Generator) -> np.ndarray:
-    """For each of the positions `own` among `images` a random other one."""
-    return (own + generator.integers(1, images, len(own))) % images
+def random_others(
+    own: np.ndarray,
+    images: int,
+    generator: np.random.Generator,
+    answers: RightAnswers | None = None,
+    captions: np.ndarray | None = None,
+) -> np.ndarray:
+    """For each of the positions `own` among `images` a random other one.
+
+    Args:
+        answers, captions: what is right, and the position in it of each of `own`'s captions; an image that is right
+            is drawn again, a hundred times at most.
+    """
+    others = (own + generator.integers(1, images, len(own))) % images
+    for _ in range(100 if answers is not None and captions is not None else 0):
+        assert answers is not None and captions is not None
+        again = answers.right(torch.from_numpy(others), torch.from_numpy(captions)).numpy()
+        if not again.any():
+            break
+        others[again] = (own[again] + generator.integers(1, images, int(again.sum()))) % images
+    return others
 
 
-def hardest_others(scores: Tensor, caption_image: np.ndarray) -> np.ndarray:
-    """The wrong image that scores highest with each caption: scores [I, C], caption_image int64 [C] -> int64 [C]."""
-    wrong = scores.clone()
-    wrong[torch.from_numpy(caption_image), torch.arange(len(caption_image))] = -torch.inf
-    return wrong.argmax(0).cpu().numpy()
+def hardest_others(scores: Tensor, caption_image: np.ndarray, caption_text: np.ndarray | None = None) -> np.ndarray:
+    """The wrong image that scores highest with each caption; where every image is right, one of those.
+
+    Args:
+        scores: [I, C].
+        caption_image: int64 [C].
+        caption_text: int64 [C], equal where captions have the same text; None: no two have.
+    """
+    texts = None if caption_text is None else torch.from_numpy(caption_text)
+    answers = RightAnswers(torch.from_numpy(caption_image), texts)
+    images, captions = torch.arange(len(scores))[:, None], torch.arange(scores.shape[1])
+    right = answers.right(images, captions).to(scores.device)
+    return scores.masked_fill(right, -torch.inf).argmax(0).cpu().numpy()
 
 
 @torch.inference_mode()

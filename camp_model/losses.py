@@ -7,6 +7,8 @@ All losses take the same arguments:
     model: a `CAMP`.
     regions, region_mask, words, word_mask: the encoded batch, [B, R, d], bool [B, R], [B, N, d], bool [B, N].
     image_index: int64 [B]; pairs with an equal index show the same image and are never each other's negatives.
+    caption_index: int64 [B]; pairs with an equal index have captions of the same text, which are never each other's
+        negatives either, nor those of the images that have them in this batch; None: no two are equal.
     gate_supervision: weight of binary cross-entropy on the pairs' mean gate logits, for the pairs already picked.
         Beyond the paper: it makes gates open on matching pairs and close on others. 0: as published.
     random_negatives, generator: pick negatives at random, drawn from `generator`, instead of the hardest.
@@ -29,23 +31,12 @@ from torch.utils.checkpoint import checkpoint
 
 from camp_model.matchers.prepared import PAIRS, TILES, Layout, Prepared
 from camp_model.model import CAMP
+from camp_model.negatives import hardest, mine_hardest, negative_pairs
 from camp_model.scoring.all_pairs import score_prepared
 
+__all__ = ["all_negatives_bce", "gate_bce", "hardest_negative_bce", "mine_hardest", "triplet_loss"]
+
 LOGIT, SIMILARITY, GATE_LOGIT = 0, 1, 2
-
-
-def mine_hardest(scores: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
-    """The highest-scoring negative of each image and of each caption of a batch.
-
-    Args:
-        scores: [B, B], image i with caption j.
-        image_index: int64 [B].
-
-    Returns:
-        For each image the position of a caption, and for each caption the position of an image, int64 [B]; -1 where
-        every pair of the batch shows the same image.
-    """
-    return _hardest(scores, image_index, image_index), _hardest(scores.T, image_index, image_index)
 
 
 def hardest_negative_bce(
@@ -56,6 +47,7 @@ def hardest_negative_bce(
     word_mask: Tensor,
     image_index: Tensor,
     *,
+    caption_index: Tensor | None = None,
     gate_supervision: float = 0.0,
     random_negatives: bool = False,
     generator: torch.Generator | None = None,
@@ -67,7 +59,8 @@ def hardest_negative_bce(
     -[2 log m(I, T) + log(1 - m(I, T^)) + log(1 - m(I^, T))], T^ and I^ the highest-scoring negatives; arguments as in
     the module's docstring.
     """
-    batch = _Batch(model, regions, region_mask, words, word_mask, image_index, pairs, bool(gate_supervision))
+    indices = (image_index, caption_index)
+    batch = _Batch(model, regions, region_mask, words, word_mask, indices, pairs, bool(gate_supervision))
     picked = batch.pick(random_negatives, generator, micro_batch)
     loss = picked.cross_entropy(LOGIT)
     return loss + gate_supervision * picked.cross_entropy(GATE_LOGIT) if gate_supervision else loss
@@ -81,6 +74,7 @@ def triplet_loss(
     word_mask: Tensor,
     image_index: Tensor,
     *,
+    caption_index: Tensor | None = None,
     margin: float = 0.2,
     gate_supervision: float = 0.0,
     random_negatives: bool = False,
@@ -92,7 +86,8 @@ def triplet_loss(
 
     [margin - s(I, T) + s(I, T^)]+ + [margin - s(I, T) + s(I^, T)]+; arguments as in the module's docstring.
     """
-    batch = _Batch(model, regions, region_mask, words, word_mask, image_index, pairs, bool(gate_supervision))
+    indices = (image_index, caption_index)
+    batch = _Batch(model, regions, region_mask, words, word_mask, indices, pairs, bool(gate_supervision))
     picked = batch.pick(random_negatives, generator, micro_batch)
     loss = picked.hinge(margin)
     return loss + gate_supervision * picked.cross_entropy(GATE_LOGIT) if gate_supervision else loss
@@ -106,6 +101,7 @@ def all_negatives_bce(
     word_mask: Tensor,
     image_index: Tensor,
     *,
+    caption_index: Tensor | None = None,
     gate_supervision: float = 0.0,
     micro_batch: int = 0,
     pairs: slice | None = None,
@@ -114,15 +110,16 @@ def all_negatives_bce(
 
     -[2 log m(I, T) + mean_T' log(1 - m(I, T')) + mean_I' log(1 - m(I', T))]; arguments as in the module's docstring.
     """
-    batch = _Batch(model, regions, region_mask, words, word_mask, image_index, pairs, bool(gate_supervision))
+    indices = (image_index, caption_index)
+    batch = _Batch(model, regions, region_mask, words, word_mask, indices, pairs, bool(gate_supervision))
     by_image, by_caption = batch.all_scores(micro_batch)  # [3, b, B] each
-    negative = batch.image_index[batch.rows, None] != batch.image_index  # [b, B]
-    count = negative.sum(1).clamp(min=1)
+    negative, of_captions = batch.is_negative  # [b, B] each
+    count, count_images = (mask.sum(1).clamp(min=1) for mask in batch.is_negative)
 
     def cross_entropy(kind: int) -> Tensor:
         positive = by_image[kind].gather(1, batch.rows[:, None]).squeeze(1)
         captions = (negative * logsigmoid(-by_image[kind])).sum(1) / count
-        images = (negative * logsigmoid(-by_caption[kind])).sum(1) / count
+        images = (of_captions * logsigmoid(-by_caption[kind])).sum(1) / count_images
         return -(2 * logsigmoid(positive) + captions + images).mean()
 
     loss = cross_entropy(LOGIT)
@@ -137,6 +134,7 @@ def gate_bce(
     word_mask: Tensor,
     image_index: Tensor,
     *,
+    caption_index: Tensor | None = None,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
     micro_batch: int = 0,
@@ -152,7 +150,8 @@ def gate_bce(
     Raises:
         ValueError: the model has no gates.
     """
-    batch = _Batch(model, regions, region_mask, words, word_mask, image_index, pairs, gated=False)
+    indices = (image_index, caption_index)
+    batch = _Batch(model, regions, region_mask, words, word_mask, indices, pairs, gated=False)
 
     def likelihoods(image_rows: Tensor, caption_rows: Tensor) -> Tensor:
         """Mean log-likelihood [2, P] of open and of closed gates."""
@@ -202,21 +201,25 @@ class _Batch:
         region_mask: Tensor,
         words: Tensor,
         word_mask: Tensor,
-        image_index: Tensor,
+        indices: tuple[Tensor, Tensor | None],
         pairs: slice | None,
         gated: bool,
     ) -> None:
+        image_index, texts = indices
         size = len(image_index)
         if len(regions) != size or len(words) != size:
             raise ValueError(f"aligned pairs: {len(regions)} images, {len(words)} captions, {size} image_index")
         self.model, self.gated = model, gated
         self.images = model.prepare_regions(regions, region_mask)
         self.captions = model.prepare_words(words, word_mask)
-        self.image_index = image_index.to(regions.device)
+        self.size = size
         self.rows = torch.arange(size, device=regions.device)[pairs or slice(None)]
+        negative = negative_pairs(image_index, texts).to(regions.device)
+        self.is_negative = negative[self.rows], negative.T[self.rows]
+        """bool [b, B] each: captions that are negatives of the wanted images, images that are of their captions."""
 
     def pick(self, random_negatives: bool, generator: torch.Generator | None, micro_batch: int) -> _Picked:
-        rows, size = self.rows, len(self.image_index)
+        rows, size = self.rows, self.size
         with torch.no_grad():
             if random_negatives:
                 by_image, by_caption = self.draw(generator)
@@ -233,7 +236,7 @@ class _Batch:
 
     def draw(self, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Random numbers in place of scores, [b, B] each, for `negatives`."""
-        size = len(self.image_index)
+        size = self.size
         # Drawn for the whole batch, so that several processes with equal generators pick as one would.
         device = generator.device if generator is not None else self.rows.device
         draws = torch.rand(2, size, size, generator=generator, device=device).to(self.rows.device)[:, self.rows]
@@ -246,8 +249,7 @@ class _Batch:
             by_image: [b, B], the pairs' images with all captions.
             by_caption: [b, B], the pairs' captions with all images.
         """
-        own = self.image_index[self.rows]
-        return _hardest(by_image, own, self.image_index), _hardest(by_caption, own, self.image_index)
+        return hardest(by_image, self.is_negative[0]), hardest(by_caption, self.is_negative[1])
 
     def on_pairs(self, run: Callable[..., Tensor], caption: Tensor, image: Tensor, micro_batch: int) -> Tensor:
         """`run(image_rows, caption_rows)` -> [k, P] on the positives, the negative captions and the negative images."""
@@ -260,7 +262,7 @@ class _Batch:
 
     def all_scores(self, micro_batch: int) -> tuple[Tensor, Tensor]:
         """The wanted images with all captions, and the wanted captions with all images, [3, b, B] each."""
-        everything = torch.arange(len(self.image_index), device=self.rows.device)
+        everything = torch.arange(self.size, device=self.rows.device)
         size = max(1, micro_batch // len(everything)) if micro_batch else len(self.rows)
         chunks = torch.split(self.rows, size)
         run = partial(self._match, layout=TILES)
@@ -287,16 +289,3 @@ def _saving(run: Callable[..., Tensor], image_rows: Tensor, caption_rows: Tensor
         values: Tensor = checkpoint(run, image_rows, caption_rows, use_reentrant=False, preserve_rng_state=False)
         return values
     return run(image_rows, caption_rows)
-
-
-def _hardest(scores: Tensor, own: Tensor, others: Tensor) -> Tensor:
-    """Position of the highest score per row among the columns of another image; -1 where there is none.
-
-    Args:
-        scores: [b, B].
-        own: int64 [b], image of each row.
-        others: int64 [B], image of each column.
-    """
-    negative = own[:, None] != others
-    best = scores.masked_fill(~negative, -torch.inf).argmax(dim=1)
-    return torch.where(negative.any(dim=1), best, -1)

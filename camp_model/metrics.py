@@ -3,6 +3,11 @@
 A tie counts against the model: the rank of a query is 1 + the number of WRONG candidates that score at least as high
 as the best right one. Right candidates never push each other down, so an image with the same caption twice can still
 be first. Images without a caption are candidates but no queries.
+
+`caption_text` [C] says which captions have the same text, by equal numbers (`CaptionTable.text_index`); without it no
+two have. With it, right is what `camp_model.answers` calls right: an image is ranked by its best own caption, and
+captions of others with the text of one of its own do not count as wrong; a caption is ranked by the best of the images
+that have a caption of its text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,9 +15,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
+from camp_model.answers import RightAnswers
+
 Array = npt.NDArray[np.floating[Any]] | npt.NDArray[np.integer[Any]]
+
+AT_ONCE = 1024
+"""Queries ranked at a time."""
 
 
 def _checked(
@@ -32,34 +43,55 @@ def _checked(
     return values, index
 
 
-def i2t_ranks(scores: Tensor | Array, caption_image: Tensor | Array) -> npt.NDArray[np.int64]:
+def i2t_ranks(
+    scores: Tensor | Array, caption_image: Tensor | Array, caption_text: Tensor | Array | None = None
+) -> npt.NDArray[np.int64]:
     """Rank of each image's best own caption among all captions; images without a caption are left out.
 
     Args:
         scores: [I, C].
         caption_image: [C], position of the image that each caption belongs to.
+        caption_text: [C], as in the module's docstring.
 
     Returns:
         One rank, from 1, for each image with a caption, in their order.
     """
     values, index = _checked(scores, caption_image)
+    answers = _answers(index, caption_text)
     ranks = []
-    order = np.argsort(index, kind="stable")
-    for own in np.split(order, np.flatnonzero(np.diff(index[order])) + 1) if len(order) else []:
-        row = values[index[own[0]]]
-        best = row[own].max()
-        ranks.append(1 + int((row >= best).sum()) - int((row[own] >= best).sum()))
-    return np.asarray(ranks, dtype=np.int64)
+    queries = np.unique(index)
+    for start in range(0, len(queries), AT_ONCE):
+        rows = queries[start : start + AT_ONCE, None]
+        some = values[rows[:, 0]]  # [i, C]
+        best = np.where(index == rows, some, -np.inf).max(axis=1, keepdims=True)
+        wrong = ~answers.right(torch.from_numpy(rows), torch.arange(len(index))).numpy()
+        ranks.append(1 + ((some >= best) & wrong).sum(axis=1))
+    return np.concatenate(ranks) if ranks else np.zeros(0, dtype=np.int64)
 
 
-def t2i_ranks(scores: Tensor | Array, caption_image: Tensor | Array) -> npt.NDArray[np.int64]:
-    """Rank of each caption's image among all images: [I, C], [C] -> [C], from 1."""
+def t2i_ranks(
+    scores: Tensor | Array, caption_image: Tensor | Array, caption_text: Tensor | Array | None = None
+) -> npt.NDArray[np.int64]:
+    """Rank of each caption's best right image among all images: [I, C], [C] -> [C], from 1."""
     values, index = _checked(scores, caption_image)
+    answers = _answers(index, caption_text)
     ranks = np.zeros(len(index), dtype=np.int64)
-    for start in range(0, len(index), 1024):
-        columns = np.arange(start, min(start + 1024, len(index)))
-        ranks[columns] = (values[:, columns] >= values[index[columns], columns]).sum(axis=0)
+    images = torch.arange(len(values))[:, None]
+    for start in range(0, len(index), AT_ONCE):
+        columns = slice(start, start + AT_ONCE)
+        right = answers.right(images, torch.arange(len(index))[columns]).numpy()
+        best = np.where(right, values[:, columns], -np.inf).max(axis=0)
+        ranks[columns] = 1 + ((values[:, columns] >= best) & ~right).sum(axis=0)
     return ranks
+
+
+def _answers(index: npt.NDArray[np.int64], caption_text: Tensor | Array | None) -> RightAnswers:
+    if caption_text is None:
+        return RightAnswers(torch.from_numpy(index))
+    text = torch.as_tensor(caption_text).cpu()
+    if text.shape != index.shape:
+        raise ValueError(f"caption_text {list(text.shape)}; expected one for each of {len(index)} captions")
+    return RightAnswers(torch.from_numpy(index), text)
 
 
 def ranks_to_metrics(
@@ -90,13 +122,16 @@ def ranks_to_metrics(
     return metrics
 
 
-def retrieval_metrics(scores: Tensor | Array, caption_image: Tensor | Array) -> dict[str, float]:
+def retrieval_metrics(
+    scores: Tensor | Array, caption_image: Tensor | Array, caption_text: Tensor | Array | None = None
+) -> dict[str, float]:
     """Metrics of both directions, as in `ranks_to_metrics`, from scores [I, C] and the image [C] of each caption.
 
     Raises:
         ValueError: shapes that do not match, an index out of range, or a score that is NaN.
     """
-    return ranks_to_metrics(i2t_ranks(scores, caption_image), t2i_ranks(scores, caption_image))
+    ranks = (of(scores, caption_image, caption_text) for of in (i2t_ranks, t2i_ranks))
+    return ranks_to_metrics(*ranks)
 
 
 def mean_metrics(folds: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from camp_model.answers import RightAnswers
 from camp_model.matchers.base import PairScorer
 from camp_model.matchers.prepared import PAIRS
 from camp_model.scoring.all_pairs import GRAPH_BYTES, Progress, pair_bytes, score_blocks
@@ -39,6 +40,7 @@ def rank_queries(
     caption_image: Tensor,
     top_k: int = 10,
     *,
+    caption_text: Tensor | None = None,
     progress: Progress | None = None,
 ) -> RankedQueries:
     """Rank all captions for every image and all images for every caption, without holding all scores.
@@ -50,6 +52,7 @@ def rank_queries(
         word_mask: bool [C, N].
         caption_image: int64 [C], position of the image that each caption belongs to.
         top_k: results kept of each query; fewer where there are fewer candidates.
+        caption_text: int64 [C], equal where captions have the same text; None: no two have.
         progress: called now and then with the number of pairs scored since the last call.
 
     Raises:
@@ -61,29 +64,31 @@ def rank_queries(
             "expected at least one image, one caption, and the image of each caption"
         )
     caption_image = caption_image.to(regions.device)
+    answers = RightAnswers(caption_image, caption_text)
     estimates = _own_scores(model, regions, region_mask, words, word_mask, caption_image)
     queries = _ImageQueries(estimates, caption_image, len(regions))
     best_captions = _Best(len(regions), min(top_k, len(words)), estimates)
     best_images = _Best(len(words), min(top_k, len(regions)), estimates)
     t2i_ranks = torch.zeros(len(words), dtype=torch.int64, device=regions.device)
-    rows: list[Tensor] = []
     column: list[Tensor] = []
+    rights: list[Tensor] = []
     done = 0
     for image_rows, caption_rows, logits in score_blocks(
         model, regions, region_mask, words, word_mask, progress=progress
     ):
         own = caption_image[caption_rows] == image_rows[:, None]  # [i, c]
-        queries.add(image_rows, logits, own)
+        right = answers.right(image_rows[:, None], caption_rows)
+        queries.add(image_rows, logits, own, right)
         best_captions.add(image_rows, caption_rows, logits)
         best_images.add(caption_rows, image_rows, logits.T)
-        rows.append(image_rows)
+        rights.append(right)
         column.append(logits)
         done += len(image_rows)
         if done == len(regions):  # these captions have met every image
-            scores = torch.cat(column)
-            target = scores.gather(0, torch.cat(rows).argsort()[caption_image[caption_rows]][None])
-            t2i_ranks[caption_rows] = (scores >= target).sum(0)
-            rows, column, done = [], [], 0
+            scores, is_right = torch.cat(column), torch.cat(rights)
+            best = scores.masked_fill(~is_right, torch.finfo(scores.dtype).min).amax(0)
+            t2i_ranks[caption_rows] = 1 + ((scores >= best) & ~is_right).sum(0)
+            column, rights, done = [], [], 0
     return RankedQueries(
         queries.ranks(), t2i_ranks, best_captions.positions, best_captions.scores, best_images.positions,
         best_images.scores,
@@ -122,14 +127,19 @@ class _ImageQueries:
         self.count = torch.zeros(images, dtype=torch.int64, device=estimates.device)
         self.close: list[tuple[Tensor, Tensor]] = []
 
-    def add(self, image_rows: Tensor, logits: Tensor, own: Tensor) -> None:
-        """Take the scores [i, c] of some images with some captions; `own` says which belong together."""
+    def add(self, image_rows: Tensor, logits: Tensor, own: Tensor, right: Tensor) -> None:
+        """Take the scores [i, c] of some images with some captions.
+
+        Args:
+            own: bool [i, c], which captions are the images' own.
+            right: bool [i, c], which are right for the images; no other counts against them.
+        """
         lowest = torch.finfo(logits.dtype).min
         self.best[image_rows] = torch.maximum(self.best[image_rows], logits.masked_fill(~own, lowest).amax(1))
         difference = logits - self.estimate[image_rows, None]
         margin = self.margin[image_rows, None]
-        self.count[image_rows] += ((difference > margin) & ~own).sum(1)
-        close = ((difference.abs() <= margin) & ~own & self.is_query[image_rows, None]).nonzero()
+        self.count[image_rows] += ((difference > margin) & ~right).sum(1)
+        close = ((difference.abs() <= margin) & ~right & self.is_query[image_rows, None]).nonzero()
         if len(close):
             self.close.append((image_rows[close[:, 0]], logits[close[:, 0], close[:, 1]]))
 

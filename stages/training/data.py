@@ -40,12 +40,14 @@ class Batch:
     """int64 [B], on the CPU"""
     image_index: Tensor
     """int64 [B], equal where two captions are of one image"""
+    caption_index: Tensor
+    """int64 [B], equal where two captions have the same tokens"""
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`, its features in float32."""
         moved = {
             name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("features", "region_mask", "tokens", "image_index")
+            for name in ("features", "region_mask", "tokens", "image_index", "caption_index")
         }
         moved["features"] = moved["features"].float()
         return replace(self, **moved)
@@ -89,7 +91,8 @@ class Split:
         """
         features, mask = self.regions(self.rows[captions])
         tokens, lengths = self.captions.batch(captions)
-        return Batch(features, mask, tokens, lengths, torch.from_numpy(self.rows[captions]))
+        indices = (torch.from_numpy(index[captions]) for index in (self.rows, self.captions.text_index))
+        return Batch(features, mask, tokens, lengths, *indices)
 
     def regions(self, rows: Indices) -> tuple[Tensor, Tensor]:
         """Features [n, R, D] as stored and mask [n, R] of some rows of the store."""

@@ -195,9 +195,13 @@ class Trainer:
             regions = self.model.encode_regions(batch.features, batch.region_mask)
             words = self.model.encode_captions(batch.tokens, batch.lengths)
             word_mask = length_mask(batch.lengths, batch.tokens.shape[1]).to(self.device)
-            everyone = gather_batch(regions, batch.region_mask, words, word_mask, batch.image_index)
+            everyone = gather_batch(
+                regions, batch.region_mask, words, word_mask, batch.image_index, batch.caption_index
+            )
             given = (self.model, *everyone.tensors)
-            parts: dict[str, Any] = {"pairs": everyone.pairs, "micro_batch": params.micro_batch}
+            parts: dict[str, Any] = {
+                "caption_index": everyone.caption_index, "pairs": everyone.pairs, "micro_batch": params.micro_batch
+            }  # fmt: skip
             by_pair = params.gate_supervision if params.gate_target == "pair" else 0.0
             loss = losses[params.loss](*given, gate_supervision=by_pair, **parts)
             if params.gate_supervision and params.gate_target == "words":

@@ -75,17 +75,27 @@ class Processes:
         return bool(both.sum() == 0)
 
     def average_gradients(self, parameters: list[nn.Parameter], loss: Tensor) -> Tensor:
-        """Replace gradients by their mean over all processes, in one exchange; returns the mean of `loss`."""
+        """Replace gradients by their mean over all processes, in one exchange; returns the mean of `loss`.
+
+        A parameter without a gradient on any process stays without: zeros would let the optimizer decay its weights.
+        """
         if self.count == 1:
             return loss.detach()
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = torch.cat([loss.detach().reshape(1).to(gradients[0].dtype), *(g.reshape(-1) for g in gradients)])
+        is_used = torch.tensor([p.grad is not None for p in parameters])
+        facts = torch.cat([loss.detach().reshape(1), is_used.to(loss)]).to(gradients[0].dtype)
+        flat = torch.cat([facts, *(g.reshape(-1) for g in gradients)])
         dist.all_reduce(flat)
         flat /= self.count
-        mean, *parts = torch.split(flat, [1, *(g.numel() for g in gradients)])
-        for parameter, part in zip(parameters, parts, strict=True):
-            parameter.grad = part.view_as(parameter)
-        return mean[0]
+        facts, *averages = torch.split(flat, [len(facts), *(g.numel() for g in gradients)])
+        unused = [i for i, parameter in enumerate(parameters) if parameter.grad is None]
+        # Reading waits for the device, so only what this process does not know is read.
+        nowhere = (
+            {i for i, share in zip(unused, facts[1:][unused].tolist(), strict=True) if not share} if unused else {}
+        )
+        for i, (parameter, average) in enumerate(zip(parameters, averages, strict=True)):
+            parameter.grad = None if i in nowhere else average.view_as(parameter)
+        return facts[0]
 
 
 def launch(params: TrainParams, device: torch.device, module: str) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from camp_model.answers import RightAnswers
 from camp_model.encoders import length_mask
 from camp_model.gates import KINDS, hardest_others, histograms, mean_gates, random_others, summarise
 from camp_model.metrics import retrieval_metrics
@@ -43,9 +44,10 @@ def validate(
         processes.sum_(scores)
         caption_image = torch.from_numpy(np.searchsorted(split.images, split.rows))
         scores = scores.cpu()
-        gates = _gates(model, split, regions, mask, scores, caption_image)
+        gates = _gates(model, split, regions, mask, scores, caption_image.numpy())
         means = {name: value for name, value in summarise(gates).items() if value is not None} if gates else {}
-        return retrieval_metrics(scores, caption_image) | means, histograms(gates)
+        recall = retrieval_metrics(scores, caption_image, split.captions.text_index)
+        return recall | means, histograms(gates)
 
 
 def _encode_images(model: CAMP, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -63,15 +65,17 @@ def _encode_captions(model: CAMP, split: Split, chunk: Indices, device: torch.de
 
 
 def _gates(
-    model: CAMP, split: Split, regions: Tensor, mask: Tensor, scores: Tensor, caption_image: Tensor
+    model: CAMP, split: Split, regions: Tensor, mask: Tensor, scores: Tensor, caption_image: np.ndarray
 ) -> dict[str, dict[str, np.ndarray]]:
     """Mean gates of pairs, by kind of pair and side; nothing where the model has no gates."""
     if model.config.why_no_gates() or len(regions) < 2:
         return {}
     generator = np.random.default_rng(0)
     chosen = generator.choice(len(split), min(GATE_PAIRS, len(split)), replace=False)
-    own = caption_image.numpy()[chosen]
-    images = (own, random_others(own, len(regions), generator), hardest_others(scores, caption_image.numpy())[chosen])
+    own, texts = caption_image[chosen], split.captions.text_index
+    answers = RightAnswers(torch.from_numpy(caption_image), torch.from_numpy(texts))
+    random = random_others(own, len(regions), generator, answers, chosen)
+    images = (own, random, hardest_others(scores, caption_image, texts)[chosen])
 
     def encoded(images: np.ndarray) -> tuple[Tensor, Tensor]:
         rows = torch.from_numpy(images).to(regions.device)

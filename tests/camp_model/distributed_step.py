@@ -12,6 +12,7 @@ from camp_model.losses import hardest_negative_bce
 
 CONFIG = CampConfig(vocab_size=12, region_dim=5, word_dim=3, dim=6)
 INDEX = torch.tensor([0, 1, 2, 0])
+TEXTS = torch.tensor([7, 8, 8, 9])
 COUNTS, LENGTHS = torch.tensor([4, 2, 3, 4]), torch.tensor([3, 2, 5, 1])
 
 
@@ -25,9 +26,16 @@ def share_of_a_step(rows: slice) -> tuple[float, dict[str, torch.Tensor]]:
     region_mask = length_mask(counts, 4)
     regions = model.encode_regions(features[rows], region_mask)
     words = model.encode_captions(tokens[rows, :size], lengths)
-    batch = gather_batch(regions, region_mask, words, length_mask(lengths, size), INDEX[rows])
-    loss = hardest_negative_bce(model, *batch.tensors, pairs=batch.pairs, gate_supervision=0.5)
+    batch = gather_batch(regions, region_mask, words, length_mask(lengths, size), INDEX[rows], TEXTS[rows])
+    own = {"caption_index": batch.caption_index, "pairs": batch.pairs}
+    loss = hardest_negative_bce(model, *batch.tensors, gate_supervision=0.5, **own)
+    if dist.is_initialized():  # the gradient that autograd hands to the exchange is not the exchange's to change
+        regions.retain_grad()
+        handed: list[torch.Tensor] = []
+        batch.tensors[0].register_hook(lambda gradient: handed.extend((gradient, gradient.clone())))
     loss.backward()
+    if dist.is_initialized():
+        assert torch.equal(*handed)
     return loss.item(), {name: p.grad for name, p in model.named_parameters()}
 
 

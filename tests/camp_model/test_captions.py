@@ -32,6 +32,12 @@ def test_a_batch_is_padded_to_its_longest_caption(path):
     assert tokens.tolist() == [[6]] and lengths.tolist() == [1]
 
 
+def test_captions_of_the_same_tokens_have_the_same_text_index(path):
+    assert CaptionTable.load(path).text_index.tolist() == [0, 1, 2]
+    write_captions(path, [1, 2, 3, 4], list("abcd"), ["x"] * 4, [[4, 5], [4], [4, 5], [5, 4]])
+    assert CaptionTable.load(path).text_index.tolist() == [0, 1, 0, 2]
+
+
 def test_image_index_follows_the_order_given(path):
     assert CaptionTable.load(path).image_index(["a", "c", "b"]).tolist() == [2, 0, 2]
 

@@ -4,8 +4,15 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from camp_model import CampConfig
-from camp_model.losses import all_negatives_bce, gate_bce, hardest_negative_bce, mine_hardest, triplet_loss
+from camp_model.losses import (
+    all_negatives_bce,
+    gate_bce,
+    hardest_negative_bce,
+    mine_hardest,
+    triplet_loss,
+)
 from camp_model.matchers.prepared import PAIRS
+from camp_model.negatives import negative_pairs
 
 SIZES = {"vocab_size": 12, "region_dim": 5, "word_dim": 3, "dim": 6, "pooling_heads": 2}
 CONFIG = CampConfig(**SIZES)
@@ -77,6 +84,78 @@ def test_captions_of_one_image_are_never_negatives():
     captions, images = mine_hardest(scores, torch.tensor([4, 6, 4]))
     assert captions.tolist() == [1, 0, 1]
     assert images.tolist() == [1, 2, 1]
+
+
+# Captions 1 and 2 are the same text, and so are 3 and 4; pairs 0 and 3 show the same image.
+TEXTS = torch.tensor([10, 11, 11, 13, 13])
+NEGATIVES = [[1, 2], [0, 3, 4], [0, 3, 4], [1, 2], [0, 1, 2]]
+"""For each image the captions that are its negatives, by hand. Caption 4 has the text of caption 3, one of the image of
+pairs 0 and 3, so it is right for both; caption 0 is another of that image, but wrong for image 4."""
+
+
+def test_captions_of_the_same_text_are_never_negatives():
+    negative = negative_pairs(INDEX, TEXTS)
+    assert [row.nonzero().flatten().tolist() for row in negative] == NEGATIVES
+    scores = torch.tensor(
+        [
+            [0.0, 1.0, 2.0, 8.0, 9.0],
+            [1.0, 0.0, 9.0, 2.0, 3.0],
+            [3.0, 9.0, 0.0, 2.0, 1.0],
+            [9.0, 2.0, 1.0, 0.0, 9.0],
+            [4.0, 5.0, 3.0, 9.0, 0.0],
+        ]
+    )
+    captions, images = mine_hardest(scores, INDEX, TEXTS)
+    assert captions.tolist() == [2, 4, 0, 1, 1]
+    assert images.tolist() == [4, 4, 4, 1, 1]
+    same = torch.zeros(5, dtype=torch.int64)
+    assert mine_hardest(scores, INDEX, same)[0].tolist() == [-1] * 5, "one text: no negatives"
+
+
+@pytest.mark.parametrize("pairs", [None, slice(1, 4)])
+@pytest.mark.parametrize("loss", ["hardest", "random", "triplet", "all", "gates"])
+def test_losses_take_no_negative_of_the_same_text(make_batch, loss, pairs):
+    """Against loops over the negatives that were worked out by hand."""
+    batch = batch_of(make_batch)
+    encoded = batch.encode()
+    logits = batch.model.score_matrix(*encoded).detach()
+    rows = range(5)[pairs or slice(None)]
+    of_caption = [[i for i in range(5) if j in NEGATIVES[i]] for j in range(5)]
+    draws = torch.rand(2, 5, 5, generator=torch.Generator().manual_seed(4)).tolist()
+    drawn = [max(NEGATIVES[i], key=draws[0][i].__getitem__) for i in range(5)]
+    drawn_images = [max(of_caption[i], key=draws[1][i].__getitem__) for i in range(5)]
+    options = {"caption_index": TEXTS, "pairs": pairs}
+    generator = torch.Generator().manual_seed(4)
+    s, no = logits.tolist(), lambda x: logsigmoid(torch.tensor(-x)).item()
+    if loss == "all":
+        got = all_negatives_bce(batch.model, *encoded, INDEX, **options)
+        terms = [np.mean([no(s[i][j]) for j in NEGATIVES[i]]) + np.mean([no(s[j][i]) for j in of_caption[i]])
+                 + 2 * no(-s[i][i]) for i in rows]  # fmt: skip
+    elif loss == "triplet":
+        got = triplet_loss(batch.model, *encoded, INDEX, margin=0.3, **options)
+        m = logits.sigmoid().tolist()
+        terms = [-max(0, 0.3 - m[i][i] + max(m[i][j] for j in NEGATIVES[i]))
+                 - max(0, 0.3 - m[i][i] + max(m[j][i] for j in of_caption[i])) for i in rows]  # fmt: skip
+    elif loss == "gates":
+        got = gate_bce(batch.model, *encoded, INDEX, generator=generator, **options)
+        regions, region_mask, words, word_mask = encoded
+
+        def closed(i, j):
+            one = regions[i : i + 1], region_mask[i : i + 1], words[j : j + 1], word_mask[j : j + 1]
+            return batch.model.inspect_pairs(*one).word_gates[0][word_mask[j]]
+
+        terms = [2 * closed(i, i).log().mean().item() + (1 - closed(i, drawn[i])).log().mean().item()
+                 + (1 - closed(drawn_images[i], i)).log().mean().item() for i in rows]  # fmt: skip
+    else:
+        random = loss == "random"
+        got = hardest_negative_bce(
+            batch.model, *encoded, INDEX, random_negatives=random, generator=generator, **options
+        )
+        hardest = [max(NEGATIVES[i], key=s[i].__getitem__) for i in range(5)]
+        hardest_images = [max(of_caption[i], key=lambda j, i=i: s[j][i]) for i in range(5)]
+        captions, images = (drawn, drawn_images) if random else (hardest, hardest_images)
+        terms = [no(s[i][captions[i]]) + no(s[images[i]][i]) + 2 * no(-s[i][i]) for i in rows]
+    assert got.item() == pytest.approx(-np.mean(terms))
 
 
 def test_a_batch_of_one_image_has_only_positives(make_batch):

@@ -58,6 +58,32 @@ def test_any_number_and_order_of_captions_per_image():
     ]
 
 
+def test_an_answer_with_the_text_of_the_query_is_right_by_hand():
+    # Captions 0 and 1 belong to image 0, caption 2 to image 1, captions 3 and 4 to image 2; 1 and 3 are the same text.
+    index, text = np.array([0, 0, 1, 2, 2]), np.array([5, 9, 2, 9, 7])
+    scores = np.array(
+        [
+            [0.2, 0.3, 0.1, 0.8, 0.5],  # best own 0.3; 0.8 has the text of caption 1; 0.5 alone is wrong: second
+            [0.9, 0.6, 0.5, 0.6, 0.4],  # shares nothing; own 0.5 behind 0.9, 0.6 and 0.6: fourth
+            [0.1, 0.8, 0.7, 0.4, 0.3],  # best own 0.4; 0.8 has the text of caption 3; 0.7 is wrong: second
+        ]
+    )
+    assert i2t_ranks(scores, index, text).tolist() == [2, 4, 2]
+    # Caption 1 is right for images 0 and 2 (0.3, 0.8), so image 1 (0.6) is behind; caption 3 likewise (0.8, 0.4).
+    # Caption 0 behind 0.9; caption 2 (0.5) behind 0.7; caption 4 (0.3) behind 0.5 and 0.4.
+    assert t2i_ranks(scores, index, text).tolist() == [2, 1, 2, 1, 3]
+    # Without the texts, the same answers are wrong.
+    assert i2t_ranks(scores, index).tolist() == [3, 4, 3]
+    assert t2i_ranks(scores, index).tolist() == [2, 3, 2, 3, 3]
+    with pytest.raises(ValueError, match=r"caption_text \[3\]; expected one for each of 5 captions"):
+        retrieval_metrics(scores, index, text[:3])
+
+
+def test_where_all_captions_are_equal_every_answer_is_right():
+    metrics = retrieval_metrics(np.zeros((20, 100)), np.repeat(np.arange(20), 5), np.zeros(100, dtype=int))
+    assert metrics["rsum"] == 600
+
+
 def test_tensors_and_arrays_agree():
     scores = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
     index = torch.arange(8) // 2

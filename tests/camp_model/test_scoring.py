@@ -312,6 +312,25 @@ def test_ranks_while_scoring_equal_those_of_the_matrix(monkeypatch, dtype, block
     torch.testing.assert_close(scores.T.gather(1, ranked.t2i_top), ranked.t2i_scores, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("block_items", [5, 1000])
+def test_ranks_while_scoring_take_equal_texts_as_right(monkeypatch, block_items):
+    monkeypatch.setattr(scoring, "PREPARED_BYTES", 6 * 9 * 48 * 4 * block_items)
+    model, (regions, region_mask, words, word_mask) = make(), encoded(images=23, captions=60)
+    generator = torch.Generator().manual_seed(1)
+    index, text = (torch.randint(0, most, (60,), generator=generator) for most in (22, 25))
+    for other in range(60):  # the same text is the same words
+        first = int((text == text[other]).nonzero()[0])
+        words[other], word_mask[other] = words[first], word_mask[first]
+    batch = regions, region_mask, words, word_mask
+    with torch.no_grad():
+        scores = model.score_matrix(*batch)
+        ranked = rank_queries(model, *batch, index, caption_text=text)
+    queries = ranked.i2t_ranks > 0
+    assert ranked.i2t_ranks[queries].tolist() == i2t_ranks(scores, index, text).tolist()
+    assert ranked.t2i_ranks.tolist() == t2i_ranks(scores, index, text).tolist()
+    assert ranked.t2i_ranks.tolist() != t2i_ranks(scores, index).tolist()
+
+
 def test_without_a_compiler_scoring_still_works(monkeypatch):
     native.library.cache_clear()
     try:

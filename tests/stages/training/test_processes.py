@@ -2,6 +2,8 @@
 
 import signal
 import socket
+import subprocess
+import sys
 
 import psutil
 import pytest
@@ -45,6 +47,33 @@ def test_two_processes_train_as_one_does_and_survive_being_killed(make_job, para
 
     assert "going on after step" in killed.finish()
     assert killed.result() == two.result()
+
+
+AVERAGE = """
+import sys, torch, torch.distributed as dist
+from stages.training.processes import Processes
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+both, second, nowhere = (torch.nn.Parameter(torch.ones(2)) for _ in range(3))
+loss = (both * (rank + 1)).sum() + (second.sum() if rank else 0)
+loss.backward()
+mean = Processes(rank, 2).average_gradients([both, second, nowhere], loss)
+torch.optim.AdamW([both, second, nowhere], lr=0.1, weight_decay=0.5).step()
+print(mean.item(), both.grad.tolist(), second.grad.tolist(), nowhere.grad, nowhere.tolist())
+"""
+
+
+def test_gradients_are_averaged_and_a_parameter_that_no_process_used_does_not_decay(tmp_path, repository):
+    command = [sys.executable, "-c", AVERAGE]
+    started = [
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "store")], cwd=repository, stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    printed = [process.communicate(timeout=120)[0].strip() for process in started]
+    # Losses 2 and 4 + 2; the second parameter has a gradient of 1 on one process alone.
+    assert printed == ["4.0 [1.5, 1.5] [0.5, 0.5] None [1.0, 1.0]"] * 2
 
 
 def machines(*jobs):

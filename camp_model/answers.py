@@ -1,0 +1,38 @@
+"""Which captions are right for an image, and which images for a caption.
+
+A caption is right for every image that has a caption of the same text, not only for its own: "a red shirt", written of
+three pictures, is true of all three. Without this, equal captions would be each other's negatives in training and each
+other's wrong answers in evaluation, and at best the loss would push against itself.
+"""
+
+import torch
+from torch import Tensor
+
+
+class RightAnswers:
+    """Answers whether images and captions belong together.
+
+    Args:
+        caption_image: int64 [C], position of each caption's image.
+        caption_text: int64 [C], equal where captions have the same text (`CaptionTable.text_index`); None: no two do.
+    """
+
+    def __init__(self, caption_image: Tensor, caption_text: Tensor | None = None) -> None:
+        self.caption_image = caption_image
+        if caption_text is None:
+            caption_text = torch.arange(len(caption_image))
+        texts, self.text = torch.unique(caption_text.to(caption_image.device), return_inverse=True)
+        self.texts = len(texts)
+        # One number for an image and a text that belong together.
+        self.keys = torch.unique(caption_image * self.texts + self.text)
+        self.shared = torch.bincount(self.keys % self.texts, minlength=self.texts)[self.text] > 1
+        """bool [C], whether several images have a caption of this text."""
+
+    def right(self, images: Tensor, captions: Tensor) -> Tensor:
+        """Whether each caption is right for each image: positions int64 that broadcast with each other -> bool."""
+        right: Tensor = self.caption_image[captions] == images
+        if bool(self.shared[captions].any()):
+            keys = images * self.texts + self.text[captions]
+            at = torch.searchsorted(self.keys, keys).clamp(max=len(self.keys) - 1)
+            right = self.keys[at] == keys
+        return right

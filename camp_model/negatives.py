@@ -1,0 +1,43 @@
+"""Which images and captions of a batch do not belong together, and which of them score highest."""
+
+import torch
+from torch import Tensor
+
+
+def mine_hardest(scores: Tensor, image_index: Tensor, caption_index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The highest-scoring negative of each image and of each caption of a batch.
+
+    Args:
+        scores: [B, B], image i with caption j.
+        image_index: int64 [B].
+        caption_index: int64 [B], equal where captions have the same text; None: no two are equal.
+
+    Returns:
+        For each image the position of a caption, and for each caption the position of an image, int64 [B]; -1 where
+        there is no negative.
+    """
+    negative = negative_pairs(image_index, caption_index)
+    return hardest(scores, negative), hardest(scores.T, negative.T)
+
+
+def negative_pairs(image_index: Tensor, caption_index: Tensor | None = None) -> Tensor:
+    """Which images and captions of a batch do not belong together: int64 [B] each -> bool [B, B], images by captions.
+
+    A caption belongs to its own image, to images of captions with the same text, and so to whatever image has a
+    caption of its text in the batch.
+    """
+    same_image = image_index[:, None] == image_index
+    if caption_index is None:
+        return ~same_image
+    if caption_index.shape != image_index.shape:
+        raise ValueError(
+            f"caption_index {list(caption_index.shape)}; expected one for each of {len(image_index)} pairs"
+        )
+    same_text = caption_index[:, None] == caption_index
+    return (same_image.float() @ same_text.float()) < 0.5
+
+
+def hardest(scores: Tensor, negative: Tensor) -> Tensor:
+    """Position of the highest score per row among the negatives, -1 where there is none: [b, B], bool [b, B] -> [b]."""
+    best = scores.masked_fill(~negative, -torch.inf).argmax(dim=1)
+    return torch.where(negative.any(dim=1), best, -1)
