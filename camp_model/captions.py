@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from camp_model.files import write_table
+from camp_model.files import read_table, write_table
 
 SCHEMA = pa.schema(
     [
@@ -74,19 +73,8 @@ class CaptionTable:
             ValueError: the file cannot be read, is of another format, or contradicts itself; the message names
                 the file and the column.
         """
-        try:
-            table = pq.read_table(path, partitioning=None)
-        except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"{path}: cannot be read as Parquet ({error}); expected a caption table") from None
-        found = {key: (table.schema.metadata or {}).get(key) for key in (b"camp.format", b"camp.version")}
-        if found != SCHEMA.metadata:
-            raise ValueError(f"{path}: camp.format, camp.version: {list(found.values())}; expected captions, 1")
-        for field in SCHEMA:
-            if field.name not in table.column_names or table.schema.field(field.name).type != field.type:
-                raise ValueError(f"{path}: {field.name}: is missing or of another type; expected {field.type}")
-            if table[field.name].null_count:
-                raise ValueError(f"{path}: {field.name}: holds nulls")
-        table = table.select(SCHEMA.names).combine_chunks()
+        columns = {field.name: field.type for field in SCHEMA}
+        table = read_table(path, columns, "a caption table", "captions").combine_chunks()
         lengths = table["length"].to_numpy().astype(np.int64)
         tokens = [chunk.flatten().to_numpy() for chunk in table["tokens"].chunks]
         ids = np.concatenate(tokens) if tokens else np.zeros(0, np.int32)

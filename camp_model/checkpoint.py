@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from camp_model.config import CampConfig
-from camp_model.files import replacing, write_json
+from camp_model.files import read_object, replacing, write_json
 from camp_model.model import CAMP
 from camp_model.vocabulary import Vocabulary
 
@@ -135,14 +135,7 @@ def _read_weights(path: Path, device: str) -> tuple[dict[str, torch.Tensor], dic
 
 
 def _read_config(path: Path) -> CampConfig:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); expected a model's config") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: is not a mapping of model keys")
+    content = read_object(path, "a model's config")
     try:
         return CampConfig(**_current_config(content))
     except (TypeError, ValueError) as error:

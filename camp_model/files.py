@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders that are written whole or not at all, and read with errors that name file and key."""
 
 import csv
 import json
@@ -77,3 +77,72 @@ def write_table(path: Path, table: "pa.Table") -> None:
 
     with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
+
+
+def read_json(path: Path, expected: str) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: the file cannot be read or is no JSON; the message names it and what was `expected`.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); expected {expected}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: is not JSON: {error}; expected {expected}") from None
+
+
+def read_object(path: Path, expected: str) -> dict[str, Any]:
+    """The content of a JSON file that holds an object.
+
+    Raises:
+        ValueError: as `read_json`, or the file holds something else.
+    """
+    content = read_json(path, expected)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds {type(content).__name__}, no JSON object; expected {expected}")
+    return content
+
+
+def read_table(
+    path: Path, columns: Mapping[str, "pa.DataType | None"] | Sequence[str], expected: str, form: str | None = None
+) -> "pa.Table":
+    """Some columns of a Parquet file.
+
+    Args:
+        columns: names, all columns where there is none; or names with the type that each must have (None: any) and
+            then without a null.
+        expected: what the file should be, for errors.
+        form: what the file's metadata must say of its format, in version 1; None: anything.
+
+    Raises:
+        ValueError: the file cannot be read, is of another format, lacks a column, or holds another type or a null in
+            it; the message names file and column.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            _check_form(path, schema.metadata or {}, form)
+            for name in columns:
+                if name not in schema.names:
+                    raise ValueError(f"{path}: {name}: no such column; expected {', '.join(columns)}")
+            table = file.read(columns=list(columns) or None)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path}: cannot be read as Parquet ({error!s:.200}); expected {expected}") from None
+    table = table.select(list(columns)) if columns else table
+    for name, kind in columns.items() if isinstance(columns, Mapping) else ():
+        if kind is not None and table.schema.field(name).type != kind:
+            raise ValueError(f"{path}: {name}: is {table.schema.field(name).type!s:.200}; expected {kind}")
+        if table[name].null_count:
+            raise ValueError(f"{path}: {name}: holds nulls; expected {kind or 'a value'} in each row")
+    return table
+
+
+def _check_form(path: Path, metadata: Mapping[bytes, bytes], form: str | None) -> None:
+    stated = [metadata.get(key, b"")[:80].decode(errors="replace") for key in (b"camp.format", b"camp.version")]
+    if form is not None and stated != [form, "1"]:
+        raise ValueError(f"{path}: camp.format: is {stated[0]!r}, version {stated[1]!r}; expected {form}, 1")

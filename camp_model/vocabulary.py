@@ -10,7 +10,7 @@ from typing import Any
 
 import regex
 
-from camp_model.files import write_json
+from camp_model.files import read_json, write_json
 from camp_model.treebank import treebank_words
 
 PAD, START, END, UNK = 0, 1, 2, 3
@@ -80,12 +80,7 @@ class Vocabulary:
         Raises:
             ValueError: the file cannot be read or is in another form; the message names the file and the key.
         """
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(f"{path}: cannot be read ({error.strerror}); expected a vocabulary JSON") from None
-        except ValueError as error:
-            raise ValueError(f"{path}: is not JSON: {error}") from None
+        content = read_json(path, "a vocabulary JSON")
         try:
             words = _words_by_id(content)
             return cls(words, content.get("tokenizer") or tokenizer or _tokenizer_of(words))

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import yaml
 from prefect import flow, get_run_logger
 
@@ -16,6 +15,7 @@ from pipelines.commands import exit_when_asked
 from pipelines.experiments import side_by_side
 from pipelines.study import SPLIT, read_outcome
 from pipelines.study_document import Facts, write_document
+from stages.contracts import read_table
 from stages.errors import InputError
 from stages.foils.facts import true_by_chance
 from stages.tracking.machine import checked_out
@@ -112,7 +112,7 @@ def ablation(
 def _data() -> str:
     """The source, and the number of images and captions of each split."""
     source = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["dataset"]["source"]
-    tables = {name: pq.read_table(f"data/dataset/{name}.parquet", columns=["split"]) for name in ("images", "captions")}
+    tables = {name: read_table(Path(f"data/dataset/{name}.parquet"), ("split",)) for name in ("images", "captions")}
     counts = {name: table["split"].value_counts().to_pylist() for name, table in tables.items()}
     sizes = {name: {entry["values"]: entry["counts"] for entry in found} for name, found in counts.items()}
     splits = [f"{split} {sizes['images'].get(split, 0):,} images and {sizes['captions'].get(split, 0):,} captions"

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stages.contracts import read_object
+
 DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
 
 
@@ -14,7 +16,7 @@ def recall_rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     rows = []
-    for split, numbers in json.loads(path.read_text(encoding="utf-8")).items():
+    for split, numbers in read_object(path, "the metrics of the stage evaluate").items():
         for short, direction in DIRECTIONS.items():
             names = {"R@1": "r1", "R@5": "r5", "R@10": "r10", "median rank": "medr", "mean rank": "meanr"}
             cells = {shown: _rounded(numbers.get(f"{short}_{name}")) for shown, name in names.items()}

@@ -17,31 +17,22 @@ from camp_model.metrics import coco_folds, mean_metrics, ranks_to_metrics
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
+from stages.contracts import input_errors, read_fingerprint
 from stages.device import choose_device
 from stages.entry import stage_main
 from stages.errors import InputError
-from stages.evaluation.foils import FOIL_SCHEMA, choose_foils, foil_metrics, measure_foils
+from stages.evaluation.foils import choose_foils, foil_metrics, measure_foils
 from stages.evaluation.gates import measure_gates
 from stages.evaluation.recall_table import recall_text
 from stages.evaluation.scores import Ranking, Split, rank_fold, score_fold
+from stages.evaluation.tables import FOIL_SCHEMA, QUERY_SCHEMA
 from stages.foils.table import Foils, read_foils
 from stages.foils.words import CONTENT_KINDS, load_words, word_ids
 from stages.params.evaluate import EvaluateParams
 from stages.params.pipeline import load_params
 from stages.reporting.charts import histogram_page
 from stages.tracking import track
-from stages.training.fingerprint import read_fingerprint
 from stages.workspace import named_path
-
-ROW_SCHEMA = pa.schema(
-    [
-        ("direction", pa.string()),
-        ("query_id", pa.string()),
-        ("rank", pa.int32()),
-        ("top_ids", pa.list_(pa.string())),
-        ("top_scores", pa.list_(pa.float32())),
-    ]
-)
 
 
 def read_split(name: str, captions: Path, store: RegionStore) -> Split:
@@ -50,11 +41,9 @@ def read_split(name: str, captions: Path, store: RegionStore) -> Split:
     Raises:
         InputError: the captions cannot be read, name an image without regions, or belong to fewer than two images.
     """
-    try:
+    with input_errors():
         table = CaptionTable.load(captions / f"{name}.parquet")
         index = table.image_index(store.image_ids)
-    except ValueError as error:
-        raise InputError(str(error)) from None
     used, caption_image = np.unique(index, return_inverse=True)
     if len(used) < 2:
         raise InputError(
@@ -86,11 +75,9 @@ def load_models(folders: Sequence[Path], store: RegionStore, captions: Path, dev
     Raises:
         InputError: a checkpoint is broken, or of another vocabulary, feature width or detector.
     """
-    try:
+    with input_errors():
         vocabulary = Vocabulary.load(captions / "vocabulary.json")
         models = [load_checkpoint(folder, device, vocabulary)[0] for folder in folders]
-    except ValueError as error:
-        raise InputError(str(error)) from None
     for folder, model in zip(folders, models, strict=True):
         if model.config.region_dim != store.region_dim:
             raise InputError(
@@ -107,7 +94,7 @@ def load_models(folders: Sequence[Path], store: RegionStore, captions: Path, dev
 
 
 def query_rows(fold: Split, by_image: Ranking, by_caption: Ranking) -> list[dict[str, Any]]:
-    """A row of ROW_SCHEMA for each query of a fold."""
+    """A row of QUERY_SCHEMA for each query of a fold."""
     caption_ids = [str(i) for i in fold.captions.caption_ids[fold.rows]]
     sides = (("i2t", fold.images, caption_ids, by_image), ("t2i", caption_ids, fold.images, by_caption))
     return [
@@ -132,7 +119,7 @@ class Measured:
     gates: dict[str, Any]
     foils: dict[str, dict[str, float | int | None]]
     queries: pa.Table
-    """A row of ROW_SCHEMA for each query."""
+    """A row of QUERY_SCHEMA for each query."""
     pairs: pa.Table
     """The pairs whose gates were looked at."""
     foil_scores: pa.Table
@@ -160,10 +147,8 @@ def read_lexicon(params: EvaluateParams, captions: Path) -> Lexicon:
     Raises:
         InputError: a file cannot be read or is of another format.
     """
-    try:
+    with input_errors():
         vocabulary = Vocabulary.load(captions / "vocabulary.json")
-    except ValueError as error:
-        raise InputError(str(error)) from None
     words = load_words(captions / "lexicon.json")
     names = [name for name in params.splits if params.foils and name != "train"]
     foils = {name: read_foils(captions / f"foils_{name}.parquet") for name in names}
@@ -195,14 +180,13 @@ def measure_split(
         chosen = choose_foils(foils, split, np.concatenate([fold.rows for fold in folds]), params.foils)
         foil_scores = measure_foils(models, store, split, foils, chosen, lexicon=lexicon.words, device=device)
     metadata = {
-        "camp.format": "evaluation",
-        "camp.version": "1",
+        **(QUERY_SCHEMA.metadata or {}),
         "camp.protocol": params.protocol,
         "camp.models": str(len(models)),
         "camp.images": str(sum(len(fold.images) for fold in folds)),
         "camp.captions": str(sum(len(fold.rows) for fold in folds)),
     }
-    queries = pa.Table.from_pylist(rows, ROW_SCHEMA).replace_schema_metadata(metadata)
+    queries = pa.Table.from_pylist(rows, QUERY_SCHEMA).replace_schema_metadata(metadata)
     return Measured(mean_metrics(recalls), gates, foil_metrics(foil_scores), queries, pairs, foil_scores)
 
 
@@ -219,10 +203,8 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
         InputError: a checkpoint of another vocabulary, detector or feature width; a split that is too small for the
             protocol; a file that cannot be read.
     """
-    try:
+    with input_errors():
         store = RegionStore(regions)
-    except ValueError as error:
-        raise InputError(str(error)) from None
     device = choose_device(params.device, "evaluate.device")
     splits = {name: read_split(name, captions, store) for name in params.splits}
     models = load_models([model, *map(named_path, params.ensemble)], store, captions, device)

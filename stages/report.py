@@ -7,13 +7,15 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from stages.contracts import read_fingerprint, read_object
 from stages.entry import stage_main
 from stages.errors import InputError
-from stages.evaluation.recall_table import read_metrics, recall_text
+from stages.evaluation.recall_table import recall_text
 from stages.params.pipeline import Params, load_params
 
 PAGE_LIMIT = 15_000_000
 """Bytes of the page at most."""
+METRICS = "the metrics of the stage evaluate"
 PAGE = Path("report/index.html")
 
 
@@ -40,7 +42,6 @@ def write_report(params: Params, inputs: Inputs, out: Path) -> None:
     from stages.reporting.contents import contents
     from stages.reporting.page import render
     from stages.tracking import track
-    from stages.training.fingerprint import read_fingerprint
 
     parent = read_fingerprint(inputs.model).get("mlflow_run_id")
     with track("report", {"report": params.report}, parent=parent) as run:
@@ -58,16 +59,16 @@ def print_summary(metrics: Path, page: Path) -> None:
     Raises:
         InputError: metrics/retrieval.json is missing or broken.
     """
-    print(recall_text(read_metrics(metrics / "retrieval.json"), paper=True))
+    print(recall_text(read_object(metrics / "retrieval.json", METRICS), paper=True))
     if (metrics / "gates.json").is_file():
-        for split, gates in read_metrics(metrics / "gates.json").items():
+        for split, gates in read_object(metrics / "gates.json", METRICS).items():
             if gates.get("gate_auc") is not None:
                 print(
                     f"\nMean word gate, {split}: {gates['gate_positive_mean']:.3f} on matching pairs, "
                     f"{gates['gate_negative_mean']:.3f} on random ones (AUC {gates['gate_auc']:.3f})"
                 )
     if (metrics / "foils.json").is_file():
-        for split, kinds in read_metrics(metrics / "foils.json").items():
+        for split, kinds in read_object(metrics / "foils.json", METRICS).items():
             if found := kinds.get("all"):
                 print(
                     f"\nOne word changed, {split}: {found['true_first']:.1f} % of {found['foils']:,} foils score below "

@@ -10,10 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from camp_model.captions import write_captions
 from camp_model.vocabulary import END, START, TOKENIZERS, UNK, Vocabulary
+from stages.contracts import read_table
 from stages.entry import stage_main
 from stages.errors import InputError
 from stages.foils.facts import photograph_facts, scene_facts
@@ -43,8 +43,9 @@ def tokenize_captions(params: CaptionsParams, dataset: Path, rejected: Path, out
             in SCAN's form, a lexicon in another form, or one that needs a ground truth that is not there.
     """
     captions = dataset / "captions.parquet"
-    table = _read(captions, {"caption_id": pa.int64(), "image_id": pa.string(), "split": pa.string(), "text": None})
-    gone = _read(rejected, {"image_id": pa.string()})["image_id"]
+    columns = {"caption_id": pa.int64(), "image_id": pa.string(), "split": pa.string(), "text": None}
+    table = read_table(captions, columns)
+    gone = read_table(rejected, {"image_id": pa.string()})["image_id"]
     kept = table.filter(pc.invert(pc.is_in(table["image_id"], value_set=gone.combine_chunks())))
     if len(kept) < len(table):
         print(f"{len(table) - len(kept)} captions of {len(gone)} rejected images are left out")
@@ -98,22 +99,6 @@ def _foils(
                  "word": foil.word, "foil_word": foil.foil_word}
             )  # fmt: skip
     return rows
-
-
-def _read(path: Path, columns: dict[str, pa.DataType | None]) -> pa.Table:
-    """Some columns of a Parquet file, checked."""
-    try:
-        table = pq.read_table(path, partitioning=None)
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path}: cannot be read as Parquet ({error})") from None
-    for name, kind in columns.items():
-        if name not in table.column_names:
-            raise InputError(f"{path}: {name}: no such column; expected {', '.join(columns)}")
-        if table[name].null_count:
-            raise InputError(f"{path}: {name}: holds nulls")
-        if kind is not None and table.schema.field(name).type != kind:
-            raise InputError(f"{path}: {name}: is {table.schema.field(name).type}; expected {kind}")
-    return table
 
 
 def count_equal(image_ids: Sequence[str], tokens: Sequence[Sequence[int]]) -> int:

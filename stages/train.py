@@ -16,6 +16,7 @@ from camp_model import gates as pair_gates
 from camp_model.files import replacing_folder, write_csv, write_json
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
+from stages.contracts import input_errors
 from stages.device import Precision, choose_device
 from stages.entry import stage_main
 from stages.errors import InputError
@@ -66,11 +67,9 @@ def train(
         Stopped: `stop` said so; the state is saved.
     """
     precision = Precision(params.train.precision, device)
-    try:
+    with input_errors():
         store = RegionStore(paths.regions)
         vocabulary = Vocabulary.load(paths.captions / "vocabulary.json")
-    except ValueError as error:
-        raise InputError(str(error)) from None
     content = word_ids(load_words(paths.captions / "lexicon.json"), vocabulary, CONTENT_KINDS)
     splits = {name: Split(store, paths.captions / f"{name}.parquet", vocabulary, content) for name in ("train", "val")}
     if len(splits["train"].images) < 2:

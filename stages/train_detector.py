@@ -11,8 +11,9 @@ import pyarrow as pa
 import torch
 
 from camp_model.files import write_json
+from stages.contracts import read_table
 from stages.detectors import DETECTORS
-from stages.detectors.base import Description, extract, read_table
+from stages.detectors.base import Description, extract
 from stages.detectors.images import RejectedImage, read_image
 from stages.detectors.scenes import build_network
 from stages.detectors.scenes_training import Scene, map50, train_network

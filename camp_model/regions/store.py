@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from camp_model.files import write_table
+from camp_model.files import read_table, write_table
 from camp_model.regions.contents import Array, StoreInfo, metadata, read_info
 from camp_model.regions.shards import map_shard
 
@@ -40,10 +39,7 @@ class RegionStore:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         manifest = self.path / "manifest.parquet"
-        try:
-            table = pq.read_table(manifest)
-        except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"{manifest}: cannot be read ({str(error)[:200]}); expected a store of regions") from None
+        table = read_table(manifest, (), "a store of regions")
         self.info, _ = read_info(manifest, table.schema.metadata, "regions_manifest")
         self.region_dim, self.max_regions = self.info.region_dim, self.info.max_regions
         self.detector = self.info.detector

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from camp_model.files import write_json
 from camp_model.regions import ImageRegions
+from stages.contracts import read_object
 from stages.detectors import DETECTORS
 from stages.errors import InputError
 from stages.params.regions import RegionsParams
@@ -59,14 +58,12 @@ class Description:
             InputError: it is missing, no JSON, or lacks a key.
         """
         path = folder / "detector.json"
+        values = read_object(path, "what the stage train_detector writes")
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
             weights = values.pop("weights")
             values.pop("fingerprint")
             return cls(weights_source=weights["source"], weights_sha256=weights["sha256"], **values)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror}); train_detector writes it") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError) as error:
             raise InputError(f"{path}: is no description of a detector ({error})") from None
 
 
@@ -116,18 +113,6 @@ class PrecomputedRegions(Protocol):
     def read(self, image_id: str, path: str, width: int, height: int) -> ImageRegions:
         """The regions of one image of images.parquet. InputError if there are none."""
         ...
-
-
-def read_table(path: Path, columns: Sequence[str]) -> pa.Table:
-    """Columns of a Parquet file that an earlier stage wrote.
-
-    Raises:
-        InputError: the file is missing or damaged, or lacks a column.
-    """
-    try:
-        return pq.read_table(path, columns=list(columns))
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path}: cannot be read ({error}); an earlier stage writes it") from None
 
 
 def read_lines(path: Path) -> list[str]:

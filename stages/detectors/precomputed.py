@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from camp_model.files import write_table
 from camp_model.regions import ImageRegions
-from stages.detectors.base import Description, read_table
+from stages.contracts import read_table
+from stages.detectors.base import Description
 from stages.detectors.images import RejectedImage
 from stages.detectors.precomputed_forms import PATTERNS, Place, files_of, folder_of, places, read_place
 from stages.detectors.precomputed_records import BrokenRecord
@@ -114,10 +114,9 @@ def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
 
 def _orientations(dataset: Path) -> dict[str, int]:
     """The EXIF orientation of the pictures that are stored turned, by image."""
-    path = dataset / "images.parquet"
-    if "orientation" not in pq.read_schema(path).names:
+    table = read_table(dataset / "images.parquet", ())
+    if "orientation" not in table.column_names:
         return {}
-    table = read_table(path, ("image_id", "orientation"))
     return {row["image_id"]: row["orientation"] for row in table.to_pylist() if (row["orientation"] or 1) != 1}
 
 

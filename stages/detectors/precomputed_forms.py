@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from stages.detectors.base import read_lines, read_table
+from stages.contracts import read_table
+from stages.detectors.base import read_lines
 from stages.detectors.precomputed_names import ImageNames
 from stages.detectors.precomputed_records import BrokenRecord, read_npz, read_tsv
 from stages.errors import InputError, shown

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from stages.detectors.base import read_table
+from stages.contracts import read_table
 from stages.errors import InputError, shown
 
 _PICTURE = re.compile(r"\.(jpe?g|png|webp|bmp|gif|tiff?|p[pgn]m|jp2)$", re.IGNORECASE)

@@ -16,27 +16,10 @@ from camp_model.regions import RegionStore
 from camp_model.vocabulary import UNK
 from stages.errors import InputError
 from stages.evaluation.scores import Split, encode_images, mean_logits
+from stages.evaluation.tables import FOIL_SCHEMA
 from stages.foils.table import Foils
 from stages.foils.words import KINDS
 
-FOIL_SCHEMA = pa.schema(
-    [
-        ("caption_id", pa.int64()),
-        ("image_id", pa.string()),
-        ("kind", pa.string()),
-        ("caption", pa.string()),
-        ("foil", pa.string()),
-        ("position", pa.int32()),  # of the changed word, in tokens
-        ("word", pa.string()),
-        ("foil_word", pa.string()),
-        ("caption_score", pa.float32()),  # logits
-        ("foil_score", pa.float32()),
-        ("guilty_by_score", pa.int32()),  # positions
-        ("guilty_by_gate", pa.int32()),  # null where words have no gates
-        ("candidates", pa.int32()),  # words that could be held responsible
-    ],
-    metadata={"camp.format": "foils", "camp.version": "1"},
-)
 AT_ONCE = 32
 """Foils scored in one forward pass, each with all its variants."""
 

@@ -12,18 +12,7 @@ from camp_model.gates import KINDS, NAMES, SIDES, mean_gates, random_others, sum
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from stages.evaluation.scores import Split, encode_images
-
-PAIR_SCHEMA = pa.schema(
-    [
-        ("kind", pa.string()),
-        ("image_id", pa.string()),
-        ("caption_id", pa.int64()),
-        *((side, pa.float32()) for side in SIDES),
-    ],
-    metadata={"camp.format": "gates", "camp.version": "1"},
-)
-"""kind: positive, negative (a random other image) or hardest (the other image that scores highest); words, content and
-regions: mean gate over the pair's real words, content words or regions, null where there are none."""
+from stages.evaluation.tables import PAIR_SCHEMA
 
 
 def measure_gates(

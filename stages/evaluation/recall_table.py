@@ -1,11 +1,6 @@
 """The recall table: the columns, the paper's published rows, and the table as text for a terminal."""
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
-from stages.errors import InputError
 
 COLUMNS = (
     "i2t_r1", "i2t_r5", "i2t_r10", "i2t_medr", "i2t_meanr",
@@ -45,20 +40,3 @@ def recall_text(metrics: Mapping[str, Mapping[str, float]], paper: bool = False)
         cells = "".join(f"{values[column]:8.1f}" if column in values else f"{'-':>8}" for column in COLUMNS)
         lines.append(f"{name:<{width}}{cells}")
     return "\n".join(lines)
-
-
-def read_metrics(path: Path) -> dict[str, dict[str, Any]]:
-    """A metrics file as the stages write it.
-
-    Raises:
-        InputError: the file is missing or no JSON object.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); expected the metrics of a stage") from None
-    except ValueError as error:
-        raise InputError(f"{path}: is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: holds {type(values).__name__}, expected an object")
-    return values

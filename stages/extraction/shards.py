@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from camp_model.regions import StoreInfo, read_header, write_manifest, write_rejected
-from stages.detectors.base import GEOMETRY_DIM, GEOMETRY_SCALE, Description, read_table
+from stages.contracts import read_table
+from stages.detectors.base import GEOMETRY_DIM, GEOMETRY_SCALE, Description
 from stages.detectors.images import PASSING_REASONS
 from stages.errors import InputError
 from stages.params.pipeline import Params

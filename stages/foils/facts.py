@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from stages.contracts import read_table
 from stages.errors import InputError, shown
 from stages.foils.lexicon import Lexicon, Tag
 
@@ -80,7 +80,8 @@ def true_by_chance(path: Path, split: str, seed: int = 0) -> float:
 
     A word is true of a scene where all that its noun phrase says is true of one object, or of several.
     """
-    scenes = pq.read_table(path, columns=["objects", "captions"], filters=[("split", "=", split)]).to_pylist()
+    table = read_table(path, ("split", "objects", "captions"))
+    scenes = table.filter(pc.equal(table["split"], split)).to_pylist()
     generator = np.random.default_rng(seed)
     said = true = 0
     for i, scene in enumerate(scenes):
@@ -99,15 +100,11 @@ def scene_facts(path: Path, image_ids: Sequence[str], texts: Sequence[str]) -> l
     Raises:
         InputError: the file is missing or broken, or does not know a caption.
     """
-    try:
-        wanted = pa.array(sorted(set(image_ids)))
-        table = pq.read_table(path, columns=["image_id", "objects", "centres", "captions"])
-        rows = table.filter(pc.is_in(table["image_id"], value_set=wanted)).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(
-            f"captions.lexicon: scenes needs the ground truth of drawn scenes: {path}: cannot be read ({error}); "
-            "expected that file, or photographs or the path of a lexicon"
-        ) from None
+    wanted = pa.array(sorted(set(image_ids)))
+    columns = ("image_id", "objects", "centres", "captions")
+    where = "captions.lexicon: scenes needs the ground truth of drawn scenes: "
+    table = read_table(path, columns, "that file, or photographs or the path of a lexicon", where=where)
+    rows = table.filter(pc.is_in(table["image_id"], value_set=wanted)).to_pylist()
     known = {
         (row["image_id"], caption["text"]): SceneFacts(row, caption) for row in rows for caption in row["captions"]
     }
@@ -130,10 +127,7 @@ def photograph_facts(
         said[image_id].append(caption)
     categories: defaultdict[str, set[str]] = defaultdict(set)
     if boxes.is_file():
-        try:
-            table = pq.read_table(boxes, columns=["image_id", "category"])
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{boxes}: cannot be read as Parquet ({error})") from None
+        table = read_table(boxes, ("image_id", "category"))
         for image_id, category in zip(table["image_id"].to_pylist(), table["category"].to_pylist(), strict=True):
             categories[image_id].add(category)
     of_image = {

@@ -11,8 +11,9 @@ from functools import cached_property
 from pathlib import Path
 
 from camp_model.vocabulary import TOKENIZERS, Vocabulary
+from stages.contracts import read_object
 from stages.errors import InputError
-from stages.foils.words import Words, check_words, is_texts, read_object, words_of
+from stages.foils.words import FORM, Words, check_words, is_texts, words_of
 from stages.sources.lexicon import COLOURS, COUNTS, PLURALS, RELATIONS, SHAPES, SIZES, TEXTURE_PHRASES, TEXTURES
 from stages.workspace import named_path
 
@@ -142,7 +143,7 @@ def choose_lexicon(name: str, tokenize: Callable[[str], list[str]] = TOKENIZERS[
 
 
 def _from_file(path: Path, where: str, tokenize: Callable[[str], list[str]]) -> Lexicon:
-    content = read_object(path, where)
+    content = read_object(path, FORM, where)
     groups, opposites = content.pop("groups", {}), content.pop("opposites", [])
     words = check_words(content, f"{where}{path}", tokenize)
     surfaces = {surface for entries in words.values() for entry in entries.values() for surface in entry}

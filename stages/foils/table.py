@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from camp_model.captions import SCHEMA as CAPTION_SCHEMA
 from camp_model.captions import CaptionTable
 from camp_model.files import write_table
-from stages.errors import InputError
+from stages.contracts import input_errors, read_table
 
 _MORE = (
     pa.field("kind", pa.string(), nullable=False),
@@ -48,11 +47,8 @@ def read_foils(path: Path) -> Foils:
     Raises:
         InputError: the file cannot be read or is of another format.
     """
-    try:
+    with input_errors():
         captions = CaptionTable.load(path)
-        columns = pq.read_table(path, columns=[field.name for field in _MORE], partitioning=None).to_pydict()
-    except (ValueError, OSError, pa.ArrowException) as error:
-        raise InputError(f"{error}; expected {path.name} of the stage tokenize_captions") from None
-    if missing := [field.name for field in _MORE if field.name not in columns]:
-        raise InputError(f"{path}: {missing[0]}: no such column; expected a table of foils")
+    types = {field.name: field.type for field in _MORE}
+    columns = read_table(path, types, f"{path.name} of the stage tokenize_captions").to_pydict()
     return Foils(captions, columns["kind"], columns["position"], columns["word"], columns["foil_word"])

@@ -3,37 +3,25 @@
 `{kind: {canonical: [surface words]}}`, the usual word first, plurals and synonyms among them.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from camp_model.files import write_json
 from camp_model.vocabulary import UNK, Vocabulary
+from stages.contracts import read_object
 from stages.errors import InputError, shown
 
 KINDS = ("object", "colour", "size", "texture", "count", "relation")
 CONTENT_KINDS = ("object", "colour", "size", "texture")
 """Kinds of content words: what a region alone can show."""
+FORM = "{kind: {canonical: [surface words]}}"
 Words = Mapping[str, Mapping[str, Sequence[str]]]
 
 
 def is_texts(value: object) -> bool:
     """Whether `value` is a list of texts."""
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def read_object(path: Path, where: str = "") -> dict[str, Any]:
-    """A lexicon file's JSON object; `where` goes before its name in errors."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{where}{path}: cannot be read ({error.strerror}); expected a lexicon's JSON") from None
-    except ValueError as error:
-        raise InputError(f"{where}{path}: is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{where}{path}: expected {{kind: {{canonical: [surface words]}}}}")
-    return content
 
 
 def check_words(content: Mapping[str, Any], where: str, tokenize: Callable[[str], list[str]] = str.split) -> Words:
@@ -74,7 +62,7 @@ def load_words(path: Path) -> Words:
     Raises:
         InputError: the file cannot be read or is in another form.
     """
-    return check_words(read_object(path), str(path))
+    return check_words(read_object(path, FORM), str(path))
 
 
 def word_ids(words: Words, vocabulary: Vocabulary, kinds: Iterable[str] = KINDS) -> list[int]:

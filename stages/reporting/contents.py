@@ -6,26 +6,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from camp_model.captions import CaptionTable
 from camp_model.checkpoint import load_checkpoint
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
+from stages.contracts import input_errors, read_object, read_table
 from stages.errors import InputError
-from stages.evaluation.recall_table import HEADINGS, read_metrics
+from stages.evaluation.recall_table import HEADINGS
+from stages.evaluation.tables import FOIL_SCHEMA, PAIR_SCHEMA, QUERY_SCHEMA
 from stages.params.dataset import SPLITS
 from stages.params.pipeline import Params
 from stages.reporting import page
 from stages.reporting.explorer import explorer_data
 from stages.reporting.foils import foil_rows, gallery
-from stages.reporting.queries import Inspector, read_evaluated
+from stages.reporting.queries import Inspector
 from stages.tracking.machine import checked_out
 
 if TYPE_CHECKING:
     from stages.report import Inputs
 
+EVALUATED = "what the stage evaluate writes"
 MARGIN = 300_000
 """Bytes kept for everything on the page but the interactive part's data."""
 
@@ -52,32 +54,34 @@ class Loaded:
 
 
 def _load(inputs: "Inputs") -> Loaded:
-    retrieval = read_metrics(inputs.metrics / "retrieval.json")
+    retrieval = read_object(inputs.metrics / "retrieval.json", EVALUATED)
     if not retrieval:
         raise InputError(f"{inputs.metrics / 'retrieval.json'}: holds no split; expected at least one")
     split = "test" if "test" in retrieval else next(iter(retrieval))
-    try:
+    with input_errors():
         vocabulary = Vocabulary.load(inputs.captions / "vocabulary.json")
         return Loaded(
             retrieval=retrieval,
-            gates=read_metrics(inputs.metrics / "gates.json"),
-            training=read_metrics(inputs.metrics / "train.json"),
+            gates=read_object(inputs.metrics / "gates.json", EVALUATED),
+            training=read_object(inputs.metrics / "train.json", "the metrics of the stage train"),
             evaluations={
-                name: read_evaluated(inputs.evaluation / f"{name}.parquet", "evaluation") for name in retrieval
+                name: _read_evaluated(inputs.evaluation / f"{name}.parquet", QUERY_SCHEMA) for name in retrieval
             },
-            gate_pairs=pq.read_table(inputs.evaluation / f"gates_{split}.parquet").to_pydict(),
-            foils=read_metrics(inputs.metrics / "foils.json"),
-            foil_scores=read_evaluated(inputs.evaluation / f"foils_{split}.parquet", "foils").to_pylist(),
+            gate_pairs=_read_evaluated(inputs.evaluation / f"gates_{split}.parquet", PAIR_SCHEMA).to_pydict(),
+            foils=read_object(inputs.metrics / "foils.json", EVALUATED),
+            foil_scores=_read_evaluated(inputs.evaluation / f"foils_{split}.parquet", FOIL_SCHEMA).to_pylist(),
             split=split,
-            images=pq.read_table(inputs.dataset / "images.parquet", columns=["image_id", "path", "split"]),
-            caption_splits=pq.read_table(inputs.dataset / "captions.parquet", columns=["split"])["split"].to_pylist(),
+            images=read_table(inputs.dataset / "images.parquet", ("image_id", "path", "split")),
+            caption_splits=read_table(inputs.dataset / "captions.parquet", ("split",))["split"].to_pylist(),
             store=RegionStore(inputs.regions),
             captions=CaptionTable.load(inputs.captions / f"{split}.parquet"),
             vocabulary=vocabulary,
             model=load_checkpoint(inputs.model, "cpu", vocabulary)[0],
         )
-    except (ValueError, OSError, pa.ArrowException) as error:
-        raise InputError(str(error)) from None
+
+
+def _read_evaluated(path: Path, schema: pa.Schema) -> pa.Table:
+    return read_table(path, schema.names, EVALUATED, form=schema.metadata[b"camp.format"].decode())
 
 
 def contents(params: Params, inputs: "Inputs", limit: int, train_run: str | None) -> dict[str, Any]:

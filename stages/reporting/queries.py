@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -49,22 +47,6 @@ class Pair:
     score: float | None
     """Logit; None until the model has scored it."""
     details: dict[str, Any] = field(default_factory=dict)
-
-
-def read_evaluated(path: Path, form: str) -> pa.Table:
-    """A table that `evaluate` wrote about a split: `form` is evaluation (a row per query) or foils (a row per foil).
-
-    Raises:
-        InputError: the file cannot be read or is of another format.
-    """
-    try:
-        table = pq.read_table(path, partitioning=None)
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path}: cannot be read ({error}); expected what the stage evaluate writes") from None
-    metadata = table.schema.metadata or {}
-    if (metadata.get(b"camp.format"), metadata.get(b"camp.version")) != (form.encode(), b"1"):
-        raise InputError(f"{path}: camp.format: {metadata.get(b'camp.format')!r}; expected {form}, version 1")
-    return table
 
 
 def choose_queries(table: pa.Table, params: ReportParams) -> dict[str, list[Query]]:

@@ -1,6 +1,5 @@
 """What a source hands to prepare_dataset, and the checks that every source shares."""
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -67,20 +66,6 @@ def check_folder(folder: Path, key: str) -> None:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; {key} names it")
-
-
-def read_json(path: Path, key: str) -> Any:
-    """The content of a JSON file that the params key `key` names.
-
-    Raises:
-        InputError: no such file, or no JSON in it.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); {key} names this file") from None
-    except ValueError as error:
-        raise InputError(f"{path}: is not JSON: {error}") from None
 
 
 def take(record: Any, key: str, kind: type[T], where: str) -> T:

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stages.contracts import read_json
 from stages.errors import InputError
 from stages.params.dataset import CocoPart, DatasetParams
 from stages.sources.base import (
@@ -14,7 +15,6 @@ from stages.sources.base import (
     check_folder,
     image_ids,
     join,
-    read_json,
     take,
 )
 from stages.workspace import named_path
@@ -56,7 +56,7 @@ def _corners(record: dict[str, Any], where: str) -> tuple[float, float, float, f
 
 def _boxes(file: Path, ids: dict[int, str]) -> list[SourceBox]:
     """The objects of the images in `ids` (COCO id -> image id); crowds and empty boxes are left out."""
-    content = read_json(file, "dataset.coco.parts.instances")
+    content = read_json(file, "the file that dataset.coco.parts.instances names")
     categories: dict[int, str] = {}
     for number, record in enumerate(take(content, "categories", list, str(file))):
         where = f"{file}: categories[{number}]"
@@ -91,7 +91,7 @@ def read_source(params: DatasetParams, image_out: Path) -> Source:
     for part in parts:
         check_folder(root / part.images, "dataset.coco.parts.images")
         file = root / part.captions
-        content = read_json(file, "dataset.coco.parts.captions")
+        content = read_json(file, "the file that dataset.coco.parts.captions names")
         read.append((part, file, content, _pictures(content, part, file, test_share)))
     names = iter(image_ids([picture.path for *_, pictures in read for picture in pictures.values()]))
     source = Source(images=[], captions=[])

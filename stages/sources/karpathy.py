@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from stages.contracts import read_json
 from stages.errors import InputError
 from stages.params.dataset import SPLITS, DatasetParams
 from stages.sources.base import (
@@ -11,7 +12,6 @@ from stages.sources.base import (
     check_folder,
     image_ids,
     join,
-    read_json,
     take,
 )
 from stages.workspace import named_path
@@ -32,7 +32,7 @@ def read_source(params: DatasetParams, image_out: Path) -> Source:
     """
     options, root = params.karpathy, named_path(params.root)
     file = root / options.annotations
-    records = take(read_json(file, "dataset.karpathy.annotations"), "images", list, str(file))
+    records = take(read_json(file, "the file that dataset.karpathy.annotations names"), "images", list, str(file))
     check_folder(root / options.images, "dataset.karpathy.images")
     kept: list[tuple[str, str, str, list[str]]] = []
     seen: dict[int, int] = {}

@@ -19,6 +19,7 @@ from torch import Tensor
 from camp_model.captions import CaptionTable
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
+from stages.contracts import input_errors
 from stages.errors import InputError
 
 Indices = npt.NDArray[np.int64]
@@ -66,11 +67,9 @@ class Split:
 
     def __init__(self, store: RegionStore, captions: Path, vocabulary: Vocabulary, content: Sequence[int] = ()) -> None:
         self.store, self.content = store, content
-        try:
+        with input_errors():
             self.captions = CaptionTable.load(captions)
             self.rows: Indices = self.captions.image_index(store.image_ids)
-        except ValueError as error:
-            raise InputError(str(error)) from None
         if self.captions.largest_id >= len(vocabulary):
             raise InputError(
                 f"{captions}: tokens: word id {self.captions.largest_id} is outside the vocabulary of "
@@ -96,10 +95,8 @@ class Split:
 
     def regions(self, rows: Indices) -> tuple[Tensor, Tensor]:
         """Features [n, R, D] as stored and mask [n, R] of some rows of the store."""
-        try:
+        with input_errors():
             features, mask = self.store.features(rows)
-        except ValueError as error:
-            raise InputError(str(error)) from None
         return torch.from_numpy(features), torch.from_numpy(mask)
 
 

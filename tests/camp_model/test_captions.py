@@ -89,7 +89,7 @@ def wrong_length(path):
         (corrupt, "cannot be read as Parquet"),
         (truncate, "cannot be read as Parquet"),
         (forget_the_format, r"camp\.format"),
-        (another_type, "length: is missing or of another type"),
+        (another_type, "length: is int64; expected int32"),
         (wrong_length, "length: row 1"),
     ],
 )

@@ -246,9 +246,10 @@ def test_other_weights_or_a_damaged_description_are_refused(tmp_path: Path) -> N
     replace(description, weights_sha256="0" * 64).save(tmp_path)
     with pytest.raises(InputError, match=r"weights\.safetensors: is not the file that .*detector\.json describes"):
         load_detector(tmp_path, PARAMS)
-    (tmp_path / "detector.json").write_text("{")
-    with pytest.raises(InputError, match=r"detector\.json: is no description"):
-        load_detector(tmp_path, PARAMS)
+    for content, says in (("{", "is not JSON"), ("{}", "is no description"), ("[]", "holds list")):
+        (tmp_path / "detector.json").write_text(content)
+        with pytest.raises(InputError, match=rf"detector\.json: {says}"):
+            load_detector(tmp_path, PARAMS)
     with pytest.raises(InputError, match=r"detector\.json: cannot be read"):
         load_detector(tmp_path / "nowhere", PARAMS)
 

@@ -20,8 +20,9 @@ from camp_model.regions import RegionStore
 from camp_model.vocabulary import UNK, Vocabulary
 from stages.errors import InputError
 from stages.evaluate import evaluate, read_split
-from stages.evaluation.foils import FOIL_SCHEMA, choose_foils, foil_metrics, measure_foils
+from stages.evaluation.foils import choose_foils, foil_metrics, measure_foils
 from stages.evaluation.scores import mean_logits
+from stages.evaluation.tables import FOIL_SCHEMA
 from stages.foils.table import read_foils, write_foils
 from stages.foils.words import KINDS, load_words, word_ids
 from stages.params.evaluate import EvaluateParams

@@ -1,0 +1,47 @@
+"""The tables that evaluation writes for each split: a row per query, per pair whose gates were looked at, per foil."""
+
+import pyarrow as pa
+
+from camp_model.gates import SIDES
+
+QUERY_SCHEMA = pa.schema(
+    [
+        ("direction", pa.string()),
+        ("query_id", pa.string()),
+        ("rank", pa.int32()),
+        ("top_ids", pa.list_(pa.string())),
+        ("top_scores", pa.list_(pa.float32())),
+    ],
+    metadata={"camp.format": "evaluation", "camp.version": "1"},
+)
+
+PAIR_SCHEMA = pa.schema(
+    [
+        ("kind", pa.string()),
+        ("image_id", pa.string()),
+        ("caption_id", pa.int64()),
+        *((side, pa.float32()) for side in SIDES),
+    ],
+    metadata={"camp.format": "gates", "camp.version": "1"},
+)
+"""kind: positive, negative (a random other image) or hardest (the other image that scores highest); words, content and
+regions: mean gate over the pair's real words, content words or regions, null where there are none."""
+
+FOIL_SCHEMA = pa.schema(
+    [
+        ("caption_id", pa.int64()),
+        ("image_id", pa.string()),
+        ("kind", pa.string()),
+        ("caption", pa.string()),
+        ("foil", pa.string()),
+        ("position", pa.int32()),  # of the changed word, in tokens
+        ("word", pa.string()),
+        ("foil_word", pa.string()),
+        ("caption_score", pa.float32()),  # logits
+        ("foil_score", pa.float32()),
+        ("guilty_by_score", pa.int32()),  # positions
+        ("guilty_by_gate", pa.int32()),  # null where words have no gates
+        ("candidates", pa.int32()),  # words that could be held responsible
+    ],
+    metadata={"camp.format": "foils", "camp.version": "1"},
+)
