@@ -1,7 +1,6 @@
 """Stage train_detector: the detector of the embedded scenes is trained; a pretrained one is fetched and identified."""
 
 import importlib
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from camp_model.files import write_json
+from camp_model.files import replacing_folder, write_json
 from stages.contracts import read_table
 from stages.detectors import DETECTORS
-from stages.detectors.base import Description, extract
+from stages.detectors.base import Description, extract, tell_changes
 from stages.detectors.images import RejectedImage, read_image
 from stages.detectors.scenes import build_network
 from stages.detectors.scenes_training import Scene, map50, train_network
@@ -116,17 +115,18 @@ def train_detector(params: Params, dataset: Path, out: Path, metrics: Path) -> N
     """Bring the detector that the params name into `out`, trained or fetched, and write its metrics.
 
     Raises:
-        InputError: the dataset or the weights cannot be used.
+        InputError: the dataset or the weights cannot be used; `out` is left as it was.
     """
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    values: dict[str, Any] = {"pretrained": True}
-    if params.detector.weights == "train":
-        values = train(params, dataset, out)
-    else:
-        description = importlib.import_module(DETECTORS[params.detector.backend]).resolve(params.detector, out, dataset)
-        description.save(out)
-        print(f"{description.backend} {description.architecture}, weights {description.weights_source}")
+    values: dict[str, Any] = {"pretrained": params.detector.weights != "random"}
+    with replacing_folder(out) as building:
+        if params.detector.weights == "train":
+            values = train(params, dataset, building)
+        else:
+            backend = importlib.import_module(DETECTORS[params.detector.backend])
+            description: Description = backend.resolve(params.detector, building, dataset)
+            description.save(building)
+            print(f"{description.backend} {description.architecture}, weights {description.weights_source}")
+        tell_changes(out, building)
     write_json(metrics, values)
 
 

@@ -4,7 +4,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,14 +15,12 @@ from camp_model.files import write_json
 from camp_model.regions import ImageRegions
 from stages.contracts import read_object
 from stages.detectors import DETECTORS
+from stages.detectors.boxes import GEOMETRY_DIM, GEOMETRY_SCALE, append_geometry, given_boxes
+from stages.detectors.computing import changes_since, computed_by, computing_digest
 from stages.errors import InputError
 from stages.params.regions import RegionsParams
 
-# Raised when the same weights and config begin to give other features.
-FEATURES_VERSION = 1
-# Corners and area: what regions.geometry puts at the end of a feature, scaled to weigh like the rest of it.
-GEOMETRY_DIM = 5
-GEOMETRY_SCALE = 4.0
+__all__ = ["GEOMETRY_DIM", "GEOMETRY_SCALE", "append_geometry", "given_boxes"]
 
 
 @dataclass(frozen=True)
@@ -41,14 +39,15 @@ class Description:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over all of it but where the weights came from."""
-        values = asdict(self) | {"weights_source": "", "version": FEATURES_VERSION}
+        """sha256 over all of it but where the weights came from, and over what computes here and now."""
+        values = asdict(self) | {"weights_source": "", "computing": computing_digest(self.backend)}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
         values = asdict(self)
         values["weights"] = {"source": values.pop("weights_source"), "sha256": values.pop("weights_sha256")}
-        write_json(folder / "detector.json", values | {"fingerprint": self.fingerprint})
+        values |= {"fingerprint": self.fingerprint, "computed_by": computed_by(self.backend)}
+        write_json(folder / "detector.json", values)
 
     @classmethod
     def load(cls, folder: Path) -> "Description":
@@ -61,10 +60,23 @@ class Description:
         values = read_object(path, "what the stage train_detector writes")
         try:
             weights = values.pop("weights")
-            values.pop("fingerprint")
+            for name in ("fingerprint", "computed_by"):  # of when it was written
+                values.pop(name, None)
             return cls(weights_source=weights["source"], weights_sha256=weights["sha256"], **values)
         except (KeyError, TypeError) as error:
             raise InputError(f"{path}: is no description of a detector ({error})") from None
+
+
+def tell_changes(before: Path, after: Path) -> None:
+    """Say what it costs, and how to avoid it, where two folders hold one detector and what computes has changed."""
+    path = before / "detector.json"
+    try:
+        old, new = Description.load(before), Description.load(after)
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if old == new and values["fingerprint"] != new.fingerprint:
+            print(changes_since(values["computed_by"], new.backend))
+    except (InputError, OSError, ValueError, KeyError, TypeError):
+        return  # there was none, or one of before this was recorded
 
 
 @dataclass
@@ -134,33 +146,6 @@ def read_lines(path: Path) -> list[str]:
                 f"{path}: line {number}: byte {error.start} is {line[error.start]:#04x}, not UTF-8; expected UTF-8"
             ) from None
     return [] if texts == [""] else texts
-
-
-def append_geometry(regions: ImageRegions) -> ImageRegions:
-    """The regions with (x0 / W, y0 / H, x1 / W, y1 / H, share of the area) at the end of each feature.
-
-    Corners run from -1 to 1 and the area from 0 to 1, times GEOMETRY_SCALE.
-    """
-    corners = regions.boxes / np.array([regions.width, regions.height] * 2, dtype=np.float32)
-    area = np.prod(corners[:, 2:] - corners[:, :2], axis=1, keepdims=True)
-    geometry = np.concatenate([2 * corners - 1, area], axis=1) * GEOMETRY_SCALE
-    return replace(regions, features=np.concatenate([regions.features, geometry.astype(np.float32)], axis=1))
-
-
-def given_boxes(boxes: np.ndarray, width: int, height: int, limit: int) -> np.ndarray:
-    """The boxes [k, 4] that a dataset brings for one image, fit to be described.
-
-    Clipped to the image; those thinner than a pixel are dropped; the largest `limit` are kept, in their own order;
-    an image without boxes is one region: all of it.
-    """
-    clipped = np.clip(boxes, 0, np.array([width, height] * 2, dtype=np.float32)).astype(np.float32)
-    sides = clipped[:, 2:] - clipped[:, :2]
-    clipped, sides = clipped[(sides >= 1).all(axis=1)], sides[(sides >= 1).all(axis=1)]
-    if not len(clipped):
-        return np.array([[0, 0, width, height]], dtype=np.float32)
-    largest = np.argsort(-sides.prod(axis=1), kind="stable")[:limit]
-    kept: np.ndarray = clipped[np.sort(largest)]
-    return kept
 
 
 def extract(

@@ -1,6 +1,6 @@
 """Detectron2: any two-stage config of its model zoo or of a file, and the Visual Genome detector."""
 
-import importlib.util
+import importlib
 import logging
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from stages.detectors import visual_genome
-from stages.detectors.base import Description
+from stages.detectors.base import Description, read_lines
 from stages.detectors.two_stage import Sizes, TwoStageExtractor
 from stages.detectors.weights import State, calm, fit, load_saved, load_state, locate, save_state
 from stages.errors import InputError
@@ -26,14 +26,19 @@ INSTALL = (
     f"'git+https://github.com/facebookresearch/detectron2.git@{COMMIT}'"
 )
 VISUAL_GENOME = "visual_genome"
+NEEDED = ("detectron2.model_zoo", "detectron2.modeling", "detectron2.checkpoint.c2_model_loading", "detectron2.data")
 
 
 def _require() -> None:
-    if importlib.util.find_spec("detectron2") is None:
+    """InputError with the command that installs what is missing, unless detectron2 and what it needs are here."""
+    try:
+        for module in NEEDED:
+            importlib.import_module(module)
+    except ImportError as error:
         raise InputError(
-            f"params.yaml: detector.backend: detectron2 is chosen but not installed (it is on no package index); "
-            f"install it with: {INSTALL}"
-        )
+            f"params.yaml: detector.backend: detectron2 is chosen but not installed, or lacks what it needs "
+            f"({str(error)[:200]}; it is on no package index); install it with: {INSTALL}"
+        ) from None
 
 
 def read_config(architecture: str) -> Any:
@@ -51,13 +56,14 @@ def read_config(architecture: str) -> Any:
         return config
     try:
         if named_path(architecture).is_file():
-            config.merge_from_file(str(named_path(architecture)))
+            # Left to itself detectron2 runs code that a config file names.
+            config.merge_from_file(str(named_path(architecture)), allow_unsafe=False)
             return config
         config = get_config(architecture)
-    except (RuntimeError, KeyError, AssertionError, ValueError) as error:
+    except Exception as error:  # YAML of any kind, merged into a config of any shape
         raise InputError(
             f"params.yaml: detector.architecture: {architecture!r} is not {VISUAL_GENOME}, a file, or a config of "
-            f"detectron2's model zoo such as COCO-Detection/faster_rcnn_R_50_C4_3x.yaml ({error})"
+            f"detectron2's model zoo such as COCO-Detection/faster_rcnn_R_50_C4_3x.yaml ({str(error)[:300]})"
         ) from None
     if not hasattr(config, "MODEL"):
         raise InputError(f"params.yaml: detector.architecture: {architecture!r} is a lazy config; expected a YAML one")
@@ -68,17 +74,27 @@ def build(config: Any, architecture: str) -> Any:
     """The model on CPU, its parameters as they were initialised.
 
     Raises:
-        InputError: it has no second stage that describes one region with one vector.
+        InputError: it cannot be built, proposes no regions, or has no second stage that describes one region with one
+            vector.
     """
     from detectron2.modeling import build_model
+    from detectron2.modeling.proposal_generator import RPN, RRPN
 
     config = config.clone()
     config.MODEL.DEVICE = "cpu"
-    model = build_model(config)
+    key = f"params.yaml: detector.architecture: {architecture!r}"
+    try:
+        model = build_model(config)
+    except Exception as error:  # a config may name anything
+        raise InputError(f"{key} cannot be built ({type(error).__name__}: {str(error)[:300]})") from None
     heads = getattr(model, "roi_heads", None)
     if heads is None or not (hasattr(heads, "res5") or isinstance(getattr(heads, "box_head", None), nn.Sequential)):
+        raise InputError(f"{key} is no Faster R-CNN or Mask R-CNN with one box head")
+    proposals = getattr(model, "proposal_generator", None)
+    if not isinstance(proposals, RPN) or isinstance(proposals, RRPN):
         raise InputError(
-            f"params.yaml: detector.architecture: {architecture!r} is no Faster R-CNN or Mask R-CNN with one box head"
+            f"{key} has no proposals of its own as upright boxes (MODEL.PROPOSAL_GENERATOR.NAME: "
+            f"{config.MODEL.PROPOSAL_GENERATOR.NAME}), as a Fast R-CNN; expected a Faster R-CNN or Mask R-CNN with RPN"
         )
     return visual_genome.adapt(model) if architecture == VISUAL_GENOME else model
 
@@ -180,18 +196,44 @@ def _zoo_url(params: DetectorParams, config: Any, name: str | None = None) -> st
     return url
 
 
-def _matched(model: Any, state: State) -> State:
-    """Parameters under the model's own names; files of Detectron 1 and Caffe2 are renamed as detectron2 does."""
+def _matched(model: Any, state: State, source: str) -> State:
+    """Parameters under the model's own names; files of Detectron 1 and Caffe2 are renamed as detectron2 does.
+
+    Raises:
+        InputError: detectron2 cannot tell which parameter is which.
+    """
     own = model.state_dict()
     buffers = {name: own[name] for name in ("pixel_mean", "pixel_std") if name in own}
     known = {name: tensor for name, tensor in state.items() if name in own}
     if len(known) + len(buffers) < len(own):
         from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 
-        logging.getLogger("detectron2.checkpoint.c2_model_loading").setLevel(logging.ERROR)
-        aligned = align_and_update_state_dicts(own, dict(state), c2_conversion="model" not in state)
+        logging.getLogger("detectron2.checkpoint.c2_model_loading").setLevel(logging.CRITICAL)
+        try:
+            aligned = align_and_update_state_dicts(own, dict(state), c2_conversion="model" not in state)
+        except Exception as error:
+            raise InputError(
+                f"{source}: its parameters cannot be matched with the architecture's ({str(error)[:300]})"
+            ) from None
         known |= {name: tensor for name, tensor in aligned.items() if name in own and name not in known}
-    return buffers | known
+    return _identity_statistics(model, known) | buffers | known
+
+
+def _identity_statistics(model: Any, known: State) -> State:
+    """Running statistics that leave values alone, for normalisations of which only weight and bias are known.
+
+    Caffe2 and Detectron 1 folded the statistics into weight and bias; detectron2 fills them in like this.
+    """
+    from detectron2.layers import FrozenBatchNorm2d
+
+    filled: State = {}
+    for prefix, module in model.named_modules():
+        statistics = f"{prefix}.running_mean", f"{prefix}.running_var"
+        affine = f"{prefix}.weight" in known and f"{prefix}.bias" in known
+        if isinstance(module, FrozenBatchNorm2d) and affine and not any(name in known for name in statistics):
+            filled[statistics[0]] = torch.zeros_like(module.running_mean)
+            filled[statistics[1]] = torch.ones_like(module.running_var)
+    return filled
 
 
 def _names(path: Path | None, file: str, count: int, kind: str) -> list[str]:
@@ -199,7 +241,7 @@ def _names(path: Path | None, file: str, count: int, kind: str) -> list[str]:
     vocabulary = path.parent / file if path is not None else None
     if vocabulary is None or not vocabulary.is_file():
         return [f"{kind} {i}" for i in range(count)]
-    names = [line.split(",")[0].strip() for line in vocabulary.read_text(encoding="utf-8").splitlines()]
+    names = [line.split(",")[0].strip() for line in read_lines(vocabulary)]
     if len(names) != count:
         raise InputError(f"{vocabulary}: names {len(names)} things; the detector knows {count}")
     return names
@@ -231,7 +273,7 @@ def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
     if state is None:
         calm(model)
     else:
-        fit(model, _matched(model, state), source)
+        fit(model, _matched(model, state, source), source)
     attributes = []
     if params.architecture == VISUAL_GENOME:
         attributes = _names(path, "attributes_vocab.txt", visual_genome.NUM_ATTRIBUTES, "attribute")

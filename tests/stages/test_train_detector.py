@@ -1,6 +1,7 @@
 """The detector of the scenes learns, reproducibly, and says how well; a pretrained one is only identified."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from camp_model.regions import ImageRegions
+from stages.detectors import computing
 from stages.detectors.base import Description, load_detector
 from stages.detectors.scenes_training import Scene, map50
 from stages.detectors.two_stage import TwoStageExtractor
@@ -25,6 +27,8 @@ PARAMS = Params(
     dataset=DatasetParams(scenes=ScenesParams(train=24, val=6, test=2)),
     detector=DetectorParams(train=DetectorTrainParams(steps=12, batch_size=4)),
 )
+
+MOBILENET = "fasterrcnn_mobilenet_v3_large_320_fpn"
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +104,10 @@ def test_map_is_what_it_is_by_hand() -> None:
 
 
 def test_a_pretrained_detector_is_identified(dataset: Path, tmp_path: Path) -> None:
-    name = "fasterrcnn_mobilenet_v3_large_320_fpn"
+    name = MOBILENET
     params = replace(PARAMS, detector=DetectorParams(architecture=name, weights="random"))
     train_detector(params, dataset, tmp_path / "detector", tmp_path / "metrics.json")
-    assert json.loads((tmp_path / "metrics.json").read_text()) == {"pretrained": True}
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"pretrained": False}, "random weights are not"
     written = json.loads((tmp_path / "detector/detector.json").read_text())
     assert written["weights"]["source"] == "random, seed 0" and len(written["weights"]["sha256"]) == 64
     assert (written["backend"], written["architecture"], written["region_dim"]) == ("torchvision", name, 1024)
@@ -123,3 +127,36 @@ def test_a_dataset_that_cannot_train_it_is_named(dataset: Path, tmp_path: Path) 
     ):
         train_detector(PARAMS, copy, tmp_path / "d", tmp_path / "m.json")
     assert not (tmp_path / "m.json").exists()
+
+
+def test_a_failure_leaves_the_last_good_detector(dataset: Path, tmp_path: Path) -> None:
+    good = replace(PARAMS, detector=DetectorParams(architecture=MOBILENET, weights="random"))
+    train_detector(good, dataset, tmp_path / "detector", tmp_path / "m.json")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "detector").iterdir()}
+    wrong = replace(PARAMS, detector=DetectorParams(architecture=MOBILENET, weights=str(tmp_path / "none.pth")))
+    with pytest.raises(InputError, match="is no file"):
+        train_detector(wrong, dataset, tmp_path / "detector", tmp_path / "m.json")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "detector").iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["detector", "m.json"]
+
+
+def test_a_change_of_what_computes_is_told(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = replace(PARAMS, detector=DetectorParams(architecture=MOBILENET, weights="random"))
+    folder = tmp_path / "detector"
+    for _ in range(2):
+        train_detector(params, dataset, folder, tmp_path / "m.json")
+    assert "has changed" not in capsys.readouterr().out
+    before = Description.load(folder).fingerprint
+    computing._computed_by.cache_clear()
+    monkeypatch.setattr(computing, "_version", lambda library: "9.9")
+    assert Description.load(folder).fingerprint != before, "what would compute now decides"
+    train_detector(params, dataset, folder, tmp_path / "m.json")
+    told = capsys.readouterr().out
+    assert "torch 2" in told and "is now 9.9" in told and "extract all images again" in told
+    line = re.search(r"HARMLESS = (\{.*\})", told)
+    assert line is not None
+    monkeypatch.setattr(computing, "HARMLESS", json.loads(line[1]))
+    assert Description.load(folder).fingerprint == before
+    computing._computed_by.cache_clear()

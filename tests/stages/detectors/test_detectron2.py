@@ -2,6 +2,8 @@
 
 import importlib.util
 import pickle
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,22 @@ def test_without_it_the_error_is_the_command_to_install_it(tmp_path: Path) -> No
     assert "--no-build-isolation" in str(error.value)
     with pytest.raises(InputError, match="install it with"):
         detectron2.load(tmp_path, Description("detectron2", C4, "", "", 1), None, "cpu")  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(INSTALLED, reason="detectron2 is installed: a half of it cannot stand in its place")
+def test_without_what_it_needs_the_error_is_the_command_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "detectron2"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "model_zoo.py").write_text("from fvcore.common.config import CfgNode\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("detectron2", "detectron2.model_zoo"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(InputError, match="No module named 'fvcore'.*install it with: pip install") as error:
+        detectron2.resolve(DetectorParams("detectron2", C4, "random"), tmp_path, tmp_path)
+    assert detectron2.INSTALL in str(error.value)
+    for name in ("detectron2", "detectron2.model_zoo"):
+        sys.modules.pop(name, None)
 
 
 def test_documents_name_the_command_that_the_error_names() -> None:
@@ -61,11 +79,79 @@ def test_a_config_file_is_read_like_one_of_the_zoo(tmp_path: Path) -> None:
         ("COCO-Detection/none.yaml", "'COCO-Detection/none.yaml' is not visual_genome, a file, or a config"),
         ("COCO-Detection/retinanet_R_50_FPN_1x.yaml", "is no Faster R-CNN or Mask R-CNN with one box head"),
         ("Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml", "is no Faster R-CNN or Mask R-CNN with one box head"),
+        ("COCO-Detection/fast_rcnn_R_50_FPN_1x.yaml", "has no proposals of its own .*PrecomputedProposals"),
+        ("COCO-Detection/rpn_R_50_FPN_1x.yaml", "is no Faster R-CNN or Mask R-CNN with one box head"),
     ],
 )
 def test_configs_that_do_not_fit_are_named(tmp_path: Path, architecture: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         detectron2.resolve(DetectorParams("detectron2", architecture, "random"), tmp_path, tmp_path)
+
+
+@needs_it
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("MODEL:\n  ROI_HEADS:\n    NAME: MyHeads\n", "cannot be built .*MyHeads"),
+        ("MODEL:\n  NO_SUCH_KEY: 1\n", "is not visual_genome, a file, or a config .*NO_SUCH_KEY"),
+        ("MODEL: [\n", "is not visual_genome, a file, or a config"),
+        ("- a list\n", "is not visual_genome, a file, or a config"),
+        ("MODEL:\n  PROPOSAL_GENERATOR:\n    NAME: RRPN\n", "cannot be built|has no proposals of its own"),
+    ],
+)
+def test_a_config_file_that_does_not_fit_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        detectron2.resolve(DetectorParams("detectron2", str(path), "random"), tmp_path, tmp_path)
+
+
+@needs_it
+def test_a_config_file_that_would_run_code_is_refused_unrun(tmp_path: Path) -> None:
+    trace, path = tmp_path / "trace", tmp_path / "mine.yaml"
+    made = f"!!python/object/apply:pathlib.PosixPath ['{trace}']"
+    path.write_text(f"OUTPUT_DIR: !!python/object/apply:pathlib.Path.write_text [{made}, ran]\n")
+    with pytest.raises(InputError, match="could not determine a constructor"):
+        detectron2.resolve(DetectorParams("detectron2", str(path), "random"), tmp_path, tmp_path)
+    assert not trace.exists()
+
+
+def caffe2_name(name: str) -> str:
+    """The name that Detectron 1 gave a parameter of a C4 model; empty for the running statistics, which it folded."""
+    if "running_" in name:
+        return ""
+    name = re.sub(r"^(backbone|roi_heads)\.(stem\.)?", "", name).replace("proposal_generator.rpn_head.", "rpn.")
+    for ours, theirs in (("shortcut", "branch1"), ("conv1", "branch2a"), ("conv2", "branch2b"), ("conv3", "branch2c")):
+        name = re.sub(rf"^(res\d)\.(\d+)\.{ours}\.", rf"\1_\2_{theirs}_", name)
+    name = name.replace("norm.weight", "bn_s").replace("norm.bias", "bn_b").replace("box_predictor.", "")
+    name = name.replace("rpn.conv.", "conv_rpn_").replace("rpn.objectness_logits.", "rpn_cls_logits_")
+    name = name.replace("rpn.anchor_deltas.", "rpn_bbox_pred_").replace("weight", "w").replace("bias", "b")
+    return name.replace("conv1.bn", "res_conv1_bn").replace(".", "_")
+
+
+@needs_it
+def test_weights_of_detectron_1_load_as_detectron2_loads_them(tmp_path: Path) -> None:
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    torch.manual_seed(3)
+    model = detectron2.build(detectron2.read_config(C4), C4)
+    blobs = {}
+    for name, tensor in model.state_dict().items():
+        if not name.startswith("pixel_") and (theirs := caffe2_name(name)):
+            array = torch.rand_like(tensor.float()).numpy()
+            if theirs.startswith(("cls_score", "bbox_pred")):  # the background is class 0 there
+                array = np.roll(array, 1, axis=0) if "cls" in theirs else np.concatenate([array[:4] * 0, array])
+            blobs[theirs] = array
+    path = tmp_path / "model_final.pkl"
+    path.write_bytes(pickle.dumps({"blobs": blobs | {"conv1_w_momentum": np.ones(2), "fc1000_w": np.ones((3, 2))}}))
+    out = tmp_path / "detector"
+    out.mkdir()
+    detectron2.resolve(DetectorParams("detectron2", C4, str(path)), out, tmp_path)
+    DetectionCheckpointer(model).load(str(path))
+    state = load_state(out / "weights.safetensors")
+    for name, expected in model.state_dict().items():
+        torch.testing.assert_close(state[name], expected, rtol=0, atol=0, msg=name)
+    assert (state["backbone.res2.0.conv1.norm.running_var"] == 1).all()
 
 
 def published(folder: Path, **extra: np.ndarray) -> tuple[Path, dict[str, np.ndarray]]:

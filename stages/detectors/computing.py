@@ -1,0 +1,122 @@
+"""What computes regions: the code and the versions of the libraries, so that mended code extracts again."""
+
+import ast
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stages.detectors import DETECTORS
+from stages.detectors.harmless import HARMLESS
+
+LIBRARIES = {
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "timm": "timm",
+    "PIL": "pillow",
+    "detectron2": "detectron2",
+}
+"""Those whose numbers are the features: imported name -> distribution."""
+FOLLOWED = ("stages.detectors.", "stages.sources.frames")
+# They bring weights, tables and reasons; what they read is in the description by its own hash.
+WITHOUT_EFFECT = {f"stages.detectors.{name}" for name in ("base", "images", "pickled_arrays", "weights")}
+# What extraction does around every detector, and to every picture.
+AROUND, DECODER = "stages.detectors.boxes", "stages.detectors.images"
+WITHOUT_PICTURES = ("precomputed",)
+
+
+def _imports(tree: ast.AST) -> set[str]:
+    """Full names of all that a module imports, inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def plain_code(tree: ast.AST) -> str:
+    """The code without comments, docstrings and other lone texts, laid out anew."""
+    for node in ast.walk(tree):
+        for name in ("body", "orelse", "finalbody"):
+            if isinstance(statements := getattr(node, name, None), list) and statements:
+                setattr(node, name, [item for item in statements if not _is_text(item)] or [ast.Pass()])
+    return ast.unparse(tree)
+
+
+def _is_text(node: Any) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def code_of(modules: Sequence[str]) -> tuple[dict[str, str], set[str]]:
+    """The code of modules and of the detector's modules that they import, by name; and the libraries that they use."""
+    codes: dict[str, str] = {}
+    libraries: set[str] = set()
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        found = importlib.util.find_spec(name) if name not in codes else None
+        if found is None or found.origin is None:
+            continue
+        tree = ast.parse(Path(found.origin).read_bytes())
+        imported = _imports(tree)
+        libraries |= {LIBRARIES[top] for item in imported if (top := item.split(".")[0]) in LIBRARIES}
+        codes[name] = plain_code(tree)
+        followed = {".".join(item.split(".")[:3]) for item in imported if item.startswith(FOLLOWED)}
+        waiting += sorted(followed - WITHOUT_EFFECT)
+    return codes, libraries
+
+
+def _version(library: str) -> str:
+    """The installed version; whether it was built for CPU or CUDA makes no difference, nor does the device."""
+    try:
+        distribution = importlib.metadata.distribution(library)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+    version = distribution.version.split("+")[0]
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+    commit = origin.get("vcs_info", {}).get("commit_id", "")
+    return f"{version} {commit}".strip()
+
+
+def computed_by(backend: str) -> dict[str, Any]:
+    """`digest` over the code and the versions that compute a backend's regions, and the `versions` themselves."""
+    return _computed_by(DETECTORS.get(backend), backend not in WITHOUT_PICTURES)
+
+
+@functools.cache
+def _computed_by(module: str | None, pictures: bool) -> dict[str, Any]:
+    codes, libraries = code_of([module, AROUND, *([DECODER] if pictures else [])] if module else [])
+    if not pictures:
+        libraries.discard("pillow")
+    versions = {library: _version(library) for library in sorted(libraries)}
+    content = json.dumps([codes, versions], sort_keys=True).encode()
+    return {"digest": hashlib.sha256(content).hexdigest(), "versions": versions}
+
+
+def computing_digest(backend: str) -> str:
+    """The digest of what first computed the features that the code and versions of now compute."""
+    digest: str = computed_by(backend)["digest"]
+    for _ in range(len(HARMLESS)):
+        digest = HARMLESS.get(digest, digest)
+    return digest
+
+
+def changes_since(before: Any, backend: str) -> str:
+    """What has changed since `before`, an earlier `computed_by`, and how to say that it is harmless."""
+    now, earlier = computed_by(backend), before["versions"]
+    changes = [
+        f"{library} {earlier.get(library, 'not used')} is now {version}"
+        for library, version in now["versions"].items()
+        if earlier.get(library) != version
+    ]
+    return (
+        f"What computes the regions has changed ({', '.join(changes) or 'its code'}): extract_regions will extract all "
+        "images again. If every feature stays as it was, say so in stages/detectors/harmless.py first: "
+        f'HARMLESS = {{"{now["digest"]}": "{before["digest"]}"}}'
+    )

@@ -1,0 +1,91 @@
+"""Changed code or another library gives another digest; comments, docstrings and layout do not."""
+
+import ast
+import importlib.metadata
+from pathlib import Path
+
+import pytest
+
+from stages.detectors import DETECTORS, computing
+
+CODE = '''
+"""A module."""
+import torch
+from stages.detectors.selection import select
+
+class Detector:
+    """A class."""
+    width: int = 3
+    """Pixels."""
+
+    def forward(self, image):
+        """Only this."""
+
+    def scale(self, image):
+        return image * 2  # twice
+'''
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    computing._computed_by.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ("A module.", "Another text.", True),
+        ("Pixels.", "Metres.", True),
+        ("Only this.", "Not this.", True),
+        ("# twice", "# two times", True),
+        ("image * 2", "(image\\n            * 2)", True),
+        ("image * 2", "image * 3", False),
+        ("width: int = 3", "width: int = 4", False),
+    ],
+)
+def test_what_counts_in_a_file(before: str, after: str, same: bool) -> None:
+    assert before in CODE
+    changed = CODE.replace(before, after.replace("\\n", "\n"))
+    assert (computing.plain_code(ast.parse(changed)) == computing.plain_code(ast.parse(CODE))) == same
+
+
+def test_the_code_of_a_detector_is_what_it_imports_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(CODE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(DETECTORS, "mine", "mine")
+    codes, libraries = computing.code_of(["mine"])
+    assert set(codes) == {"mine", "stages.detectors.selection"} and libraries == {"torch", "torchvision"}
+    first = computing.computing_digest("mine")
+    (tmp_path / "mine.py").write_text(CODE.replace("* 2", "* 3"))
+    computing._computed_by.cache_clear()
+    assert computing.computing_digest("mine") != first
+
+
+@pytest.mark.parametrize("backend", ["torchvision", "detectron2", "precomputed"])
+def test_each_shipped_detector_has_its_own_code_and_libraries(backend: str) -> None:
+    pictures = backend != "precomputed"
+    codes, _ = computing.code_of([DETECTORS[backend], computing.AROUND, *([computing.DECODER] if pictures else [])])
+    assert f"stages.detectors.{backend}" in codes and "stages.detectors.boxes" in codes
+    assert ("stages.detectors.images" in codes) == pictures == ("stages.detectors.two_stage" in codes)
+    versions = computing.computed_by(backend)["versions"]
+    assert (
+        set(versions)
+        == {
+            "torchvision": {"torch", "torchvision", "pillow"},
+            "detectron2": {"torch", "torchvision", "pillow", "detectron2"},
+            "precomputed": set(),
+        }[backend]
+    )
+    if pictures:
+        assert versions["torch"] == importlib.metadata.version("torch").split("+")[0]
+
+
+def test_another_version_is_another_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = computing.computing_digest("torchvision")
+    monkeypatch.setattr(computing, "_version", lambda library: "9.9" if library == "pillow" else "1")
+    computing._computed_by.cache_clear()
+    changed = computing.computing_digest("torchvision")
+    assert changed != before
+    monkeypatch.setattr(computing, "HARMLESS", {changed: "a", "a": before})
+    assert computing.computing_digest("torchvision") == before
+    computing._computed_by.cache_clear()
