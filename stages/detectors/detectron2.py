@@ -78,7 +78,8 @@ def build(config: Any, architecture: str) -> Any:
             vector.
     """
     from detectron2.modeling import build_model
-    from detectron2.modeling.proposal_generator import RPN, RRPN
+    from detectron2.modeling.proposal_generator.rpn import RPN
+    from detectron2.modeling.proposal_generator.rrpn import RRPN
 
     config = config.clone()
     config.MODEL.DEVICE = "cpu"
