@@ -79,6 +79,20 @@ def write_table(path: Path, table: "pa.Table") -> None:
         pq.write_table(table, temporary, compression="zstd")
 
 
+def utf8_text(content: bytes) -> str:
+    """The text of a UTF-8 file's bytes, without a byte-order mark.
+
+    Raises:
+        ValueError: a byte is not UTF-8; the message says which, and in which line.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, begin = content.count(b"\n", 0, error.start) + 1, content.rfind(b"\n", 0, error.start) + 1
+        byte = f"byte {error.start - begin} is {content[error.start]:#04x}"
+        raise ValueError(f"line {line}: {byte}, not UTF-8; expected UTF-8") from None
+
+
 def read_json(path: Path, expected: str) -> Any:
     """The content of a JSON file.
 
@@ -86,7 +100,7 @@ def read_json(path: Path, expected: str) -> Any:
         ValueError: the file cannot be read or is no JSON; the message names it and what was `expected`.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(utf8_text(path.read_bytes()))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); expected {expected}") from None
     except (ValueError, RecursionError) as error:

@@ -127,27 +127,6 @@ class PrecomputedRegions(Protocol):
         ...
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 text file, cut at newlines alone: a caption may hold what Python also calls a line break.
-
-    Raises:
-        InputError: the file cannot be read or a line of it is not UTF-8.
-    """
-    try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").split(b"\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    texts = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            texts.append(line.removesuffix(b"\r").decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{path}: line {number}: byte {error.start} is {line[error.start]:#04x}, not UTF-8; expected UTF-8"
-            ) from None
-    return [] if texts == [""] else texts
-
-
 def extract(
     extractor: RegionExtractor,
     images: Sequence[np.ndarray],

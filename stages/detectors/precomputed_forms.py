@@ -16,10 +16,10 @@ import numpy as np
 from tqdm import tqdm
 
 from stages.contracts import read_table
-from stages.detectors.base import read_lines
 from stages.detectors.precomputed_names import ImageNames
 from stages.detectors.precomputed_records import BrokenRecord, read_npz, read_tsv
 from stages.errors import InputError, shown
+from stages.text_files import read_lines
 
 PATTERNS = {"scan": "*_ims.npy", "tsv": "*.tsv", "npz": "*.npz"}
 MAPPED_ROWS = 256

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stages.errors import InputError
 from stages.params.checks import at_least, choose, share
 from stages.workspace import named_path
 
@@ -78,12 +79,23 @@ class CocoParams:
 
 @dataclass(frozen=True)
 class TableParams:
-    """A CSV or Parquet with the columns image, caption and split: a person's own pictures."""
+    """A CSV or Parquet with the columns image and caption, and maybe split or group: a person's own pictures."""
 
     file: str = "captions.csv"
     """The table, below dataset.root."""
     images: str = "."
     """Folder that the column `image` starts from, below dataset.root."""
+    val_share: float = 0.1
+    """Share of the images that becomes the val split where the table has no column `split`; chosen by a hash."""
+    test_share: float = 0.1
+    """Share of the images that becomes the test split where the table has no column `split`; chosen by a hash."""
+
+    def __post_init__(self) -> None:
+        share("dataset.table", self, "val_share", "test_share")
+        if self.val_share + self.test_share >= 1:
+            raise InputError(
+                "dataset.table: val_share and test_share leave nothing to train; expected less than 1 in all"
+            )
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,13 @@ class DatasetParams:
     """scenes, karpathy, coco or table."""
     root: str = "data/raw"
     """Folder that a source other than `scenes` reads, relative to the repository or absolute."""
+    linked_folders: tuple[str, ...] = ()
+    """Folders elsewhere that links below dataset.root may lead to, relative to the repository or absolute; a link that
+    the params themselves name, and one into the cache of DVC, need none."""
+    max_rejected_share: float = 0.01
+    """Share of the images, of the captions and of the boxes that may be set aside before the stage stops."""
+    max_shared_share: float = 0.05
+    """Share of the images whose file may also be an image of another split before the stage stops."""
     scenes: ScenesParams = field(default_factory=ScenesParams)
     karpathy: KarpathyParams = field(default_factory=KarpathyParams)
     coco: CocoParams = field(default_factory=CocoParams)
@@ -103,6 +122,7 @@ class DatasetParams:
         from stages.sources import SOURCES
 
         choose("dataset", "source", self.source, tuple(SOURCES))
+        share("dataset", self, "max_rejected_share", "max_shared_share")
 
     def image_root(self, dataset: Path) -> Path:
         """The folder that `path` in images.parquet starts from; `dataset` is the folder of images.parquet."""

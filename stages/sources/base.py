@@ -1,15 +1,40 @@
-"""What a source hands to prepare_dataset, and the checks that every source shares."""
+"""What a source hands to prepare_dataset, and the reading that every source shares."""
 
+import contextlib
+import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 
-from stages.errors import InputError
+from stages.errors import InputError, shown
+from stages.sources.frames import Frame
 
 T = TypeVar("T")
+
+
+class Rejected(NamedTuple):
+    """Something that a source brings and that cannot be used: a row of rejected.parquet."""
+
+    what: str
+    """image, caption, box, boxes (all of an image) or size (of an image that is listed all the same)."""
+    where: str
+    """Its record: file, and place in the file."""
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+class BadRecord(InputError):
+    """One record of many cannot be used. Where nobody sets it aside, it is an error like any other."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: {reason}")
+        self.where, self.reason = where, reason
 
 
 class SourceImage(NamedTuple):
@@ -18,7 +43,16 @@ class SourceImage(NamedTuple):
     image_id: str
     path: str
     split: str
+    """Empty: a hash decides."""
     where: str
+    folder: str = "."
+    """Folder below the image root that the params name and that `path` may not leave."""
+    group: str = ""
+    """Images of one group are in one split where a hash decides; empty: a group of its own."""
+    frame: Frame | None = None
+    """What the file's header says, once it is read: 0 x 0 where it cannot be; None where there is no file."""
+    sha256: str = ""
+    """Of the file, once it is read."""
 
 
 class SourceCaption(NamedTuple):
@@ -30,10 +64,11 @@ class SourceCaption(NamedTuple):
 
 
 class SourceBox(NamedTuple):
-    """One object: XYXY in pixels of the original image, what it is, and what it is like."""
+    """One object: XYXY, what it is, and what it is like."""
 
     image_id: str
     box: tuple[float, float, float, float]
+    """In pixels of the frame that `Source.stated` says; of the picture where it says none."""
     category: str
     attributes: tuple[str, ...] = ()
 
@@ -47,6 +82,19 @@ class Source:
     boxes: list[SourceBox] = field(default_factory=list)
     ground_truth: dict[str, pa.Table] = field(default_factory=dict)
     """Further tables to keep beside the three of the contract: name without suffix -> table."""
+    stated: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Width and height of images as their records state them: the frame of their boxes."""
+    folders: dict[str, Path] = field(default_factory=dict)
+    """Params key -> folder of pictures that it names."""
+    rejected: list[Rejected] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def setting_aside(self, what: str) -> Iterator[None]:
+        """Whatever record the block finds bad goes to `rejected`, and what the block had still to do is left out."""
+        try:
+            yield
+        except BadRecord as error:
+            self.rejected.append(Rejected(what, error.where, error.reason))
 
 
 def image_ids(paths: list[str]) -> list[str]:
@@ -56,8 +104,11 @@ def image_ids(paths: list[str]) -> list[str]:
 
 
 def join(*parts: str) -> str:
-    """Parts of a path as one POSIX path without `.` parts; `..` stays, for the check that forbids it."""
-    return str(PurePosixPath(*[part.replace("\\", "/") for part in parts]))
+    """Parts of a path as one POSIX path without `.` parts; `..` stays, for the check that forbids it.
+
+    Accents are composed (NFC), so that one name has one spelling whatever the file system does.
+    """
+    return unicodedata.normalize("NFC", str(PurePosixPath(*[part.replace("\\", "/") for part in parts])))
 
 
 def check_folder(folder: Path, key: str) -> None:
@@ -72,13 +123,13 @@ def take(record: Any, key: str, kind: type[T], where: str) -> T:
     """`record[key]`, checked to be a `kind`.
 
     Raises:
-        InputError: the record is no mapping, has no such key or holds something else there.
+        BadRecord: the record is no mapping, has no such key or holds something else there.
     """
     if not isinstance(record, dict):
-        raise InputError(f"{where}: is not a JSON object")
+        raise BadRecord(where, "is not a JSON object")
     if key not in record:
-        raise InputError(f"{where}.{key}: is missing")
+        raise BadRecord(f"{where}.{key}", "is missing")
     value = record[key]
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise InputError(f"{where}.{key}: {value!r} is not a {kind.__name__}")
+        raise BadRecord(f"{where}.{key}", f"{shown(value)} is not a {kind.__name__}")
     return value

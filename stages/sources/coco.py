@@ -1,22 +1,22 @@
 """COCO caption annotations, their image folders, and the boxes of the instance annotations."""
 
-import hashlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from stages.contracts import read_json
-from stages.errors import InputError
+from stages.errors import InputError, shown
 from stages.params.dataset import CocoPart, DatasetParams
 from stages.sources.base import (
+    BadRecord,
     Source,
     SourceBox,
     SourceCaption,
     SourceImage,
-    check_folder,
     image_ids,
     join,
     take,
 )
+from stages.sources.splits import position
 from stages.workspace import named_path
 
 
@@ -24,86 +24,127 @@ class _Picture(NamedTuple):
     path: str
     split: str
     where: str
+    folder: str
 
 
 def in_test_share(coco_id: int, share: float) -> bool:
     """Whether a val image goes to the test split: the same for an id wherever and with whatever else it is read."""
-    digest = hashlib.sha256(str(coco_id).encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
+    return position(str(coco_id)) < share
 
 
-def _pictures(content: Any, part: CocoPart, file: Path, test_share: float) -> dict[int, _Picture]:
-    """The images of an annotation file by their COCO id."""
-    pictures: dict[int, _Picture] = {}
-    for number, record in enumerate(take(content, "images", list, str(file))):
-        where = f"{file}: images[{number}]"
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**31
+
+
+def _stated_size(record: dict[str, Any]) -> tuple[float, float] | None:
+    """Width and height of an image record: the frame that its boxes are in."""
+    width, height = record.get("width"), record.get("height")
+    return (float(width), float(height)) if _is_number(width) and _is_number(height) else None
+
+
+class _Part:
+    """One caption file, read as far as its images."""
+
+    def __init__(self, part: CocoPart, root: Path, test_share: float, source: Source) -> None:
+        self.options, self.file = part, root / part.captions
+        self.content = read_json(self.file, "the file that dataset.coco.parts.captions names")
+        self.pictures: dict[int, _Picture] = {}
+        """By COCO id."""
+        self.stated: dict[int, tuple[float, float]] = {}
+        self.rejected: set[int] = set()
+        """COCO ids of images whose record was set aside."""
+        for number, record in enumerate(take(self.content, "images", list, str(self.file))):
+            with source.setting_aside("image"):
+                self._add(record, f"{self.file}: images[{number}]", test_share)
+
+    def _add(self, record: Any, where: str, test_share: float) -> None:
+        part = self.options
         coco_id = take(record, "id", int, where)
-        if coco_id in pictures:
-            raise InputError(f"{where}.id: {coco_id} is there twice, first at {pictures[coco_id].where}")
+        if coco_id in self.pictures:
+            first = self.pictures[coco_id].where
+            raise BadRecord(f"{where}.id", f"{coco_id} is there twice, first at {first}")
+        self.rejected.add(coco_id)  # until it is read whole
         split = "test" if part.split == "val" and in_test_share(coco_id, test_share) else part.split
-        pictures[coco_id] = _Picture(join(part.images, take(record, "file_name", str, where)), split, where)
-    return pictures
+        path = join(part.images, take(record, "file_name", str, where))
+        self.pictures[coco_id] = _Picture(path, split, where, join(part.images))
+        self.rejected.discard(coco_id)
+        if size := _stated_size(record):
+            self.stated[coco_id] = size
 
 
 def _corners(record: dict[str, Any], where: str) -> tuple[float, float, float, float]:
     """COCO's box (left, top, width, height) as XYXY."""
     box = take(record, "bbox", list, where)
-    if len(box) != 4 or not all(isinstance(value, int | float) for value in box):
-        raise InputError(f"{where}.bbox: {box!r} is not four numbers")
+    if len(box) != 4 or not all(map(_is_number, box)):
+        raise BadRecord(f"{where}.bbox", f"{shown(box)} is not four numbers")
     x, y, width, height = box
     return x, y, x + width, y + height
 
 
-def _boxes(file: Path, ids: dict[int, str]) -> list[SourceBox]:
-    """The objects of the images in `ids` (COCO id -> image id); crowds and empty boxes are left out."""
+def _read_boxes(file: Path, ids: dict[int, str], source: Source) -> None:
+    """The objects of the images in `ids` (COCO id -> image id); crowds and empty boxes are left out.
+
+    The frame that this file states of an image goes before that of the caption file: it is that of its boxes.
+    """
     content = read_json(file, "the file that dataset.coco.parts.instances names")
     categories: dict[int, str] = {}
     for number, record in enumerate(take(content, "categories", list, str(file))):
         where = f"{file}: categories[{number}]"
         categories[take(record, "id", int, where)] = take(record, "name", str, where)
-    boxes = []
+    images = content.get("images", [])
+    for record in images if isinstance(images, list) else []:
+        coco_id = record.get("id") if isinstance(record, dict) else None
+        if isinstance(coco_id, int) and coco_id in ids and (size := _stated_size(record)):
+            source.stated[ids[coco_id]] = size
     for number, record in enumerate(take(content, "annotations", list, str(file))):
         where = f"{file}: annotations[{number}]"
-        # Instance files may cover more images than the caption file.
-        image_id = ids.get(take(record, "image_id", int, where))
-        if image_id is None or record.get("iscrowd"):
-            continue
-        category = take(record, "category_id", int, where)
-        if category not in categories:
-            raise InputError(f"{where}.category_id: {category} is not in categories")
-        corners = _corners(record, where)
-        if corners[2] > corners[0] and corners[3] > corners[1]:
-            boxes.append(SourceBox(image_id, corners, categories[category]))
-    return boxes
+        with source.setting_aside("box"):
+            # Instance files may cover more images than the caption file.
+            image_id = ids.get(take(record, "image_id", int, where))
+            if image_id is None or record.get("iscrowd"):
+                continue
+            category = take(record, "category_id", int, where)
+            if category not in categories:
+                raise BadRecord(f"{where}.category_id", f"{category} is not in categories")
+            corners = _corners(record, where)
+            if corners[2] > corners[0] and corners[3] > corners[1]:
+                source.boxes.append(SourceBox(image_id, corners, categories[category]))
+
+
+def _read_captions(part: _Part, ids: dict[int, str], source: Source) -> None:
+    for number, record in enumerate(take(part.content, "annotations", list, str(part.file))):
+        where = f"{part.file}: annotations[{number}]"
+        with source.setting_aside("caption"):
+            coco_id = take(record, "image_id", int, where)
+            if coco_id in part.rejected:
+                continue
+            if coco_id not in ids:
+                raise BadRecord(f"{where}.image_id", f"{coco_id} is not in images")
+            source.captions.append(SourceCaption(ids[coco_id], take(record, "caption", str, where), where))
 
 
 def read_source(params: DatasetParams, image_out: Path) -> Source:
     """Read the annotation files, part by part.
 
+    A record that lacks a key or comes twice, a caption that names no image and a box that is none are set aside.
+
     Raises:
-        InputError: a file or folder is missing, a record lacks a key, a caption names no image, an id comes twice.
+        InputError: a file is missing or in another form.
     """
-    parts, root = params.coco.parts, named_path(params.root)
-    if not parts:
+    options, root = params.coco.parts, named_path(params.root)
+    if not options:
         raise InputError("dataset.coco.parts: is empty; expected one entry for each annotation file")
-    test_share = 0.0 if any(part.split == "test" for part in parts) else params.coco.test_share
-    read: list[tuple[CocoPart, Path, Any, dict[int, _Picture]]] = []
-    for part in parts:
-        check_folder(root / part.images, "dataset.coco.parts.images")
-        file = root / part.captions
-        content = read_json(file, "the file that dataset.coco.parts.captions names")
-        read.append((part, file, content, _pictures(content, part, file, test_share)))
-    names = iter(image_ids([picture.path for *_, pictures in read for picture in pictures.values()]))
+    test_share = 0.0 if any(part.split == "test" for part in options) else params.coco.test_share
     source = Source(images=[], captions=[])
-    for part, file, content, pictures in read:
-        ids = {coco_id: next(names) for coco_id in pictures}
-        source.images += [SourceImage(ids[coco_id], *picture) for coco_id, picture in pictures.items()]
-        for number, record in enumerate(take(content, "annotations", list, str(file))):
-            where = f"{file}: annotations[{number}]"
-            coco_id = take(record, "image_id", int, where)
-            if coco_id not in ids:
-                raise InputError(f"{where}.image_id: {coco_id} is not in images")
-            source.captions.append(SourceCaption(ids[coco_id], take(record, "caption", str, where), where))
-        if part.instances is not None:
-            source.boxes += _boxes(root / part.instances, ids)
+    for number, option in enumerate(options):
+        source.folders[f"dataset.coco.parts.images of part {number}"] = root / option.images
+    parts = [_Part(option, root, test_share, source) for option in options]
+    names = iter(image_ids([picture.path for part in parts for picture in part.pictures.values()]))
+    for part in parts:
+        ids = {coco_id: next(names) for coco_id in part.pictures}
+        source.images += [SourceImage(ids[coco_id], *picture) for coco_id, picture in part.pictures.items()]
+        source.stated |= {ids[coco_id]: size for coco_id, size in part.stated.items()}
+        _read_captions(part, ids, source)
+        if part.options.instances is not None:
+            _read_boxes(root / part.options.instances, ids, source)
     return source

@@ -87,13 +87,26 @@ def _same_shape(stated: tuple[float, float], size: tuple[float, float]) -> bool:
     return abs(stated[0] * size[1] - stated[1] * size[0]) <= max(*stated, *size)
 
 
-def upright_boxes(boxes: np.ndarray, stated: tuple[float, float] | None, frame: Frame) -> np.ndarray:
+def fits(stated: tuple[float, float], frame: Frame) -> tuple[bool, bool]:
+    """Whether a stated frame is that of the upright picture, and whether that of the stored one, in any size."""
+    upright = (float(frame.width), float(frame.height))
+    stored = upright[::-1] if frame.orientation in QUARTER_TURNS else upright
+    # The exact size settles what rounding leaves open, as for 100 x 101 pixels.
+    exact = (stated == upright, stated == stored)
+    return exact if any(exact) else (_same_shape(stated, upright), _same_shape(stated, stored))
+
+
+def upright_boxes(
+    boxes: np.ndarray, stated: tuple[float, float] | None, frame: Frame, unclear_is_stored: bool | None = None
+) -> np.ndarray:
     """Boxes of a published or annotated picture in the frame of ours.
 
     Args:
         boxes: [k, 4], XYXY, pixels of the frame that they were made in.
         stated: width and height of that frame; None where nobody says.
         frame: of our picture.
+        unclear_is_stored: what a stated frame is that fits both, as after half a turn: that of the stored picture, or
+            of the upright one; None: an error.
 
     Returns:
         float64 [k, 4], pixels of the upright picture: turned where the stated frame is that of the stored file, scaled
@@ -104,7 +117,6 @@ def upright_boxes(boxes: np.ndarray, stated: tuple[float, float] | None, frame: 
             of the two it is cannot be told, because turning leaves their shape alone or nothing is stated.
     """
     upright = (float(frame.width), float(frame.height))
-    stored = upright[::-1] if frame.orientation in QUARTER_TURNS else upright
     if stated is None:
         if frame.orientation != 1:
             raise WrongFrame(
@@ -114,21 +126,19 @@ def upright_boxes(boxes: np.ndarray, stated: tuple[float, float] | None, frame: 
         return boxes.reshape(-1, 4).astype(np.float64)
     if not all(np.isfinite(side) and side > 0 for side in stated):
         raise WrongFrame(f"the boxes' frame of {stated[0]:g} x {stated[1]:g} pixels is none")
-    # The exact size settles what rounding leaves open, as for 100 x 101 pixels.
-    fits = [stated == size for size in (upright, stored)]
-    if not any(fits):
-        fits = [_same_shape(stated, size) for size in (upright, stored)]
-    as_seen, as_stored = fits
+    as_seen, as_stored = fits(stated, frame)
     if not (as_seen or as_stored):
         raise WrongFrame(
             f"the boxes are in a frame of {stated[0]:g} x {stated[1]:g} pixels, the picture has "
             f"{frame.width} x {frame.height}" + (" upright" if frame.orientation != 1 else "")
         )
     if as_seen and as_stored and frame.orientation != 1:
-        raise WrongFrame(
-            f"the boxes' frame of {stated[0]:g} x {stated[1]:g} pixels is that of the picture turned and not turned "
-            f"(EXIF orientation {frame.orientation}); expected a file that is stored upright"
-        )
+        if unclear_is_stored is None:
+            raise WrongFrame(
+                f"the boxes' frame of {stated[0]:g} x {stated[1]:g} pixels is that of the picture turned and not "
+                f"turned (EXIF orientation {frame.orientation}); expected a file that is stored upright"
+            )
+        as_seen = not unclear_is_stored
     if not as_seen:
         boxes = turned_boxes(boxes, *stated, frame.orientation)
         stated = stated[::-1] if frame.orientation in QUARTER_TURNS else stated

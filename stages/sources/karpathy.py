@@ -1,15 +1,16 @@
 """The split JSON of Karpathy and Fei-Fei for Flickr8K, Flickr30K and COCO (dataset_*.json), and its pictures."""
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from stages.contracts import read_json
-from stages.errors import InputError
-from stages.params.dataset import SPLITS, DatasetParams
+from stages.errors import shown
+from stages.params.dataset import SPLITS, DatasetParams, KarpathyParams
 from stages.sources.base import (
+    BadRecord,
     Source,
     SourceCaption,
     SourceImage,
-    check_folder,
     image_ids,
     join,
     take,
@@ -17,45 +18,60 @@ from stages.sources.base import (
 from stages.workspace import named_path
 
 
-def _text(sentence: dict[str, object], where: str) -> str:
+def _text(sentence: Any, where: str) -> str:
     """The sentence as written, or its tokens where it is not there."""
-    if "raw" in sentence or "tokens" not in sentence:
+    if not isinstance(sentence, dict) or "raw" in sentence or "tokens" not in sentence:
         return take(sentence, "raw", str, where)
     return " ".join(str(token) for token in take(sentence, "tokens", list, where))
+
+
+class _Record(NamedTuple):
+    where: str
+    path: str
+    split: str
+    sentences: list[Any]
+
+
+def _record(record: Any, where: str, options: KarpathyParams, seen: dict[int, str]) -> _Record | None:
+    """One image of the file; None where its split is skipped."""
+    split = take(record, "split", str, where)
+    if split not in (*SPLITS, "restval"):
+        raise BadRecord(f"{where}.split", f"{shown(split)} is not one of {', '.join(SPLITS)}, restval")
+    split = options.restval if split == "restval" else split
+    if split == "skip":
+        return None
+    if "imgid" in record:
+        imgid = take(record, "imgid", int, where)
+        if imgid in seen:
+            raise BadRecord(f"{where}.imgid", f"{imgid} is there twice, first at {seen[imgid]}")
+        seen[imgid] = where.rpartition(" ")[2]
+    folder = take(record, "filepath", str, where) if "filepath" in record else ""
+    path = join(options.images, folder, take(record, "filename", str, where))
+    return _Record(where, path, split, take(record, "sentences", list, where))
 
 
 def read_source(params: DatasetParams, image_out: Path) -> Source:
     """Read the split JSON.
 
+    A record that lacks a key, names a wrong split or comes twice is set aside.
+
     Raises:
-        InputError: the file or the folder is missing, or a record lacks a key, names a wrong split or comes twice.
+        InputError: the file is missing or in another form.
     """
     options, root = params.karpathy, named_path(params.root)
     file = root / options.annotations
-    records = take(read_json(file, "the file that dataset.karpathy.annotations names"), "images", list, str(file))
-    check_folder(root / options.images, "dataset.karpathy.images")
-    kept: list[tuple[str, str, str, list[str]]] = []
-    seen: dict[int, int] = {}
-    for number, record in enumerate(records):
-        where = f"{file}: images[{number}]"
-        split = take(record, "split", str, where)
-        if split not in (*SPLITS, "restval"):
-            raise InputError(f"{where}.split: {split!r} is not one of {', '.join(SPLITS)}, restval")
-        split = options.restval if split == "restval" else split
-        if split == "skip":
-            continue
-        if "imgid" in record:
-            imgid = take(record, "imgid", int, where)
-            if imgid in seen:
-                raise InputError(f"{where}.imgid: {imgid} is there twice, first at images[{seen[imgid]}]")
-            seen[imgid] = number
-        folder = take(record, "filepath", str, where) if "filepath" in record else ""
-        path = join(options.images, folder, take(record, "filename", str, where))
-        sentences = take(record, "sentences", list, where)
-        texts = [_text(sentence, f"{where}.sentences[{i}]") for i, sentence in enumerate(sentences)]
-        kept.append((path, split, where, texts))
-    source = Source(images=[], captions=[])
-    for image_id, (path, split, where, texts) in zip(image_ids([path for path, *_ in kept]), kept, strict=True):
-        source.images.append(SourceImage(image_id, path, split, where))
-        source.captions += [SourceCaption(image_id, text, f"{where}.sentences[{i}]") for i, text in enumerate(texts)]
+    content = read_json(file, "the file that dataset.karpathy.annotations names")
+    source = Source(images=[], captions=[], folders={"dataset.karpathy.images": root / options.images})
+    records: list[_Record] = []
+    seen: dict[int, str] = {}
+    for number, raw in enumerate(take(content, "images", list, str(file))):
+        with source.setting_aside("image"):
+            if record := _record(raw, f"{file}: images[{number}]", options, seen):
+                records.append(record)
+    for image_id, record in zip(image_ids([record.path for record in records]), records, strict=True):
+        source.images.append(SourceImage(image_id, record.path, record.split, record.where, join(options.images)))
+        for number, sentence in enumerate(record.sentences):
+            where = f"{record.where}.sentences[{number}]"
+            with source.setting_aside("caption"):
+                source.captions.append(SourceCaption(image_id, _text(sentence, where), where))
     return source

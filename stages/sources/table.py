@@ -1,88 +1,136 @@
-"""A CSV or Parquet with the columns image, caption and split, one row for each caption: a person's own pictures."""
+"""A CSV or Parquet with the columns image and caption, one row for each caption: a person's own pictures.
 
+A column `split` says where an image belongs. Without it a hash of the picture decides, or of what stands in a column
+`group`, so that the pictures of one group (the views of a product, the frames of a film) stay together.
+"""
+
+import io
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.errors import InputError
-from stages.params.dataset import DatasetParams
-from stages.sources.base import Source, SourceCaption, SourceImage, check_folder, image_ids, join
+from stages.errors import InputError, shown
+from stages.params.dataset import SPLITS, DatasetParams, TableParams
+from stages.sources.base import BadRecord, Source, SourceCaption, SourceImage, image_ids, join
+from stages.text_files import read_text
 from stages.workspace import named_path
 
-COLUMNS = ("image", "caption", "split")
+COLUMNS, OPTIONAL = ("image", "caption"), ("split", "group")
 
 
-def _check_columns(file: Path, names: list[str]) -> None:
-    for column in COLUMNS:
-        if names.count(column) != 1:
+def _check_columns(file: Path, names: list[str]) -> list[str]:
+    """The columns of `names` that are read."""
+    for column in (*COLUMNS, *OPTIONAL):
+        if names.count(column) != 1 and (column in COLUMNS or column in names):
+            header = ", ".join(str(name)[:40] for name in names[:12])
             raise InputError(
                 f"{file}: column {column!r} is there {names.count(column)} times; expected the columns "
-                f"{', '.join(COLUMNS)}, found {', '.join(names) or 'none'}"
+                f"{', '.join(COLUMNS)} and maybe {' or '.join(OPTIONAL)}, found {header or 'none'}"
             )
+    return [column for column in (*COLUMNS, *OPTIONAL) if column in names]
 
 
-def _read_csv(file: Path) -> list[list[Any]]:
+def _read_csv(file: Path) -> tuple[list[str], list[list[Any]]]:
+    # A newline alone ends a row: a carriage return or U+2028 inside a caption does not.
+    text = read_text(file, "a CSV in UTF-8").replace("\r\n", "\n")
     try:
         # Every cell stays the text it is: a caption "NA" or "null" is a caption.
-        frame = pd.read_csv(file, dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8-sig", header=None)
-    except ValueError as error:  # pandas' parser errors and undecodable bytes alike
-        raise InputError(f"{file}: is not a CSV in UTF-8: {error}") from None
+        frame = pd.read_csv(
+            io.StringIO(text), dtype=str, keep_default_na=False, na_filter=False, header=None, lineterminator="\n"
+        )
+    except ValueError as error:  # pandas' parser errors
+        raise InputError(f"{file}: is not a CSV in UTF-8: {str(error)[:200]}") from None
     header, *rows = frame.to_numpy().tolist()
-    _check_columns(file, header)
-    places = [header.index(column) for column in COLUMNS]
-    return [[row[place] for place in places] for row in rows]
+    columns = _check_columns(file, header)
+    places = [header.index(column) for column in columns]
+    return columns, [[row[place] for place in places] for row in rows]
 
 
-def _read_parquet(file: Path) -> list[list[Any]]:
+def _read_parquet(file: Path) -> tuple[list[str], list[list[Any]]]:
     try:
-        _check_columns(file, pq.read_schema(file).names)
-        table = pq.read_table(file, columns=list(COLUMNS))
+        schema = pq.read_schema(file)
+        columns = _check_columns(file, schema.names)
+        for column in columns:
+            kind = schema.field(column).type
+            # Pictures as bytes, as in the data sets of Hugging Face: named by their type, never read.
+            if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+                raise InputError(f"{file}: column {column!r} holds {str(kind)[:80]}; expected texts")
+        table = pq.read_table(file, columns=columns, partitioning=None)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file}: is not a Parquet file: {error}") from None
-    return [list(row) for row in zip(*(table.column(column).to_pylist() for column in COLUMNS), strict=True)]
+        raise InputError(f"{file}: is not a Parquet file: {str(error)[:200]}") from None
+    return columns, [list(row) for row in zip(*(table.column(name).to_pylist() for name in columns), strict=True)]
 
 
-def _read_rows(file: Path) -> list[list[Any]]:
-    """image, caption and split of every row, as they stand in the file."""
+def _read_rows(file: Path) -> tuple[list[str], list[list[Any]]]:
+    """The columns that are there, and their cells in every row, as they stand in the file."""
     readers = {".csv": _read_csv, ".parquet": _read_parquet}
     if file.suffix.lower() not in readers:
         raise InputError(f"{file}: dataset.table.file must end in .csv or .parquet")
     if not file.is_file():
         raise InputError(f"{file}: no such file; dataset.table.file names it")
-    return readers[file.suffix.lower()](file)
+    try:
+        return readers[file.suffix.lower()](file)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); dataset.table.file names it") from None
+
+
+class _Row(NamedTuple):
+    where: str
+    image: str
+    caption: str
+    split: str = ""
+    group: str = ""
+
+
+def _row(columns: list[str], cells: list[Any], where: str) -> _Row:
+    for column, cell in zip(columns, cells, strict=True):
+        empty = column == "group" and (cell is None or cell == "")
+        if not empty and (not isinstance(cell, str) or not cell.strip()):
+            raise BadRecord(where, f"column {column!r} holds {shown(cell)}; expected a text")
+    values = dict(zip(columns, cells, strict=True))
+    split, group = (str(values.get(name) or "").strip() for name in OPTIONAL)
+    if "split" in columns and split not in SPLITS:
+        raise BadRecord(where, f"split {shown(split)} is not one of {', '.join(SPLITS)}")
+    return _Row(where, values["image"].strip(), values["caption"], split, group)
+
+
+def _image_of(row: _Row, options: TableParams, images: dict[str, _Row]) -> str:
+    """The path of a row's image, which `images` knows from then on by its first row."""
+    path = join(options.images, row.image)
+    first = images.setdefault(path, row)
+    for column, value, before in (("split", row.split, first.split), ("group", row.group, first.group)):
+        if value != before:
+            places = f"the {column} {shown(value)} here and in {shown(before)} at {first.where}"
+            raise BadRecord(row.where, f"image {shown(row.image)} is in {places}")
+    return path
 
 
 def read_source(params: DatasetParams, image_out: Path) -> Source:
     """Read the table.
 
+    A row that holds something other than text, a wrong split, or another split or group of an image than before is set
+    aside.
+
     Raises:
-        InputError: the file or folder is missing, no table, lacks a column, holds something other than text, or
-            gives one image two splits.
+        InputError: the file is missing, no table, or lacks a column.
     """
     root, options = named_path(params.root), params.table
     file = root / options.file
-    rows = _read_rows(file)
-    check_folder(root / options.images, "dataset.table.images")
-    images: dict[str, tuple[str, str]] = {}
-    captions: list[tuple[str, str, str]] = []
+    columns, rows = _read_rows(file)
+    source = Source(images=[], captions=[], folders={"dataset.table.images": root / options.images})
+    images: dict[str, _Row] = {}
+    captions: list[tuple[str, _Row]] = []
     for number, cells in enumerate(rows, start=1):
-        where = f"{file}: row {number}"
-        for column, cell in zip(COLUMNS, cells, strict=True):
-            if not isinstance(cell, str) or not cell.strip():
-                raise InputError(f"{where}: column {column!r} holds {cell!r}; expected a text")
-        image, caption, split = cells[0].strip(), cells[1], cells[2].strip()
-        path = join(options.images, image)
-        first_split, first_where = images.setdefault(path, (split, where))
-        if split != first_split:
-            raise InputError(
-                f"{where}: image {image!r} is in the split {split!r} here and in {first_split!r} at {first_where}"
-            )
-        captions.append((path, caption, where))
+        with source.setting_aside("caption"):
+            row = _row(columns, cells, f"{file}: row {number}")
+            captions.append((_image_of(row, options, images), row))
     ids = dict(zip(images, image_ids(list(images)), strict=True))
-    return Source(
-        images=[SourceImage(ids[path], path, split, where) for path, (split, where) in images.items()],
-        captions=[SourceCaption(ids[path], caption, where) for path, caption, where in captions],
-    )
+    folder = join(options.images)
+    source.images = [
+        SourceImage(ids[path], path, row.split, row.where, folder, row.group) for path, row in images.items()
+    ]
+    source.captions = [SourceCaption(ids[path], row.caption, row.where) for path, row in captions]
+    return source

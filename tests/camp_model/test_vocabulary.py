@@ -2,7 +2,7 @@ import json
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from camp_model.vocabulary import END, PAD, START, UNK, Vocabulary, tokenize
@@ -58,6 +58,7 @@ def test_build_orders_by_count_then_word_and_drops_rare_ones():
     assert (PAD, START, END, UNK) == (0, 1, 2, 3)
 
 
+@settings(deadline=None)  # a file is synchronised to the disk each time
 @given(st.lists(st.lists(st.text(min_size=1).map(lambda word: "w" + word), max_size=5), max_size=5))
 def test_decode_inverts_encode_and_saving_keeps_everything(tmp_path_factory, captions):
     vocabulary = Vocabulary.build(captions)

@@ -53,7 +53,7 @@ def overfitting(root: Path) -> dict:
         )
     ]  # fmt: skip
     return {
-        "dataset": {"source": "coco", "root": str(root), "coco": {"parts": parts}},
+        "dataset": {"source": "coco", "root": str(root), "coco": {"parts": parts}, "max_shared_share": 1.0},
         "detector": {"architecture": "fasterrcnn_mobilenet_v3_large_320_fpn", "weights": "random"},
         "regions": {"per_image": 12, "min_per_image": 12, "boxes": "given", "batch_size": 4},
         "model": {"dim": 128, "word_dim": 64},

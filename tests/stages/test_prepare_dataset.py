@@ -19,8 +19,11 @@ from PIL import Image
 from stages.errors import InputError
 from stages.params.dataset import DatasetParams, ScenesParams
 from stages.params.pipeline import from_dict
-from stages.prepare_dataset import BOXES, CAPTIONS, IMAGES, check_source, measure_all, prepare_dataset
+from stages.prepare_dataset import prepare_dataset
 from stages.sources.base import Source, SourceBox, SourceCaption, SourceImage
+from stages.sources.checks import check_source
+from stages.sources.pictures import measure_all
+from stages.sources.tables import BOXES, CAPTIONS, IMAGES
 
 ROWS = "image,caption,split\n1.jpg,a dog,train\n1.jpg,  it\truns ,train\n2.jpg,a cat,val\nsub/3.png,a bird,test\n"
 

@@ -11,13 +11,18 @@ from stages.errors import InputError
 from stages.params.dataset import DatasetParams
 from stages.params.pipeline import from_dict
 from stages.sources import coco, karpathy
-from stages.sources.base import Source, image_ids, join
+from stages.sources.base import Source, check_folder, image_ids, join
+from stages.sources.checks import check_rejected
 
 
 def read(module: Any, root: Path, **options: Any) -> Source:
     name = module.__name__.rpartition(".")[2]
     params = from_dict(DatasetParams, {"source": name, "root": str(root), name: options})
-    return module.read_source(params, root / "unused")
+    source = module.read_source(params, root / "unused")
+    for key, folder in source.folders.items():
+        check_folder(folder, key)
+    check_rejected(source, 0.0)  # as prepare_dataset does with dataset.max_rejected_share: 0
+    return source
 
 
 def splits(source: Source) -> dict[str, str]:

@@ -10,12 +10,17 @@ from stages.errors import InputError
 from stages.params.dataset import DatasetParams
 from stages.params.pipeline import from_dict
 from stages.sources import table
-from stages.sources.base import Source
+from stages.sources.base import Source, check_folder
+from stages.sources.checks import check_rejected
 
 
 def read(root: Path, **options: Any) -> Source:
     params = from_dict(DatasetParams, {"source": "table", "root": str(root), "table": options})
-    return table.read_source(params, root / "unused")
+    source = table.read_source(params, root / "unused")
+    for key, folder in source.folders.items():
+        check_folder(folder, key)
+    check_rejected(source, 0.0)  # as prepare_dataset does with dataset.max_rejected_share: 0
+    return source
 
 
 ROWS = [
@@ -52,7 +57,7 @@ def test_table_with_byte_order_mark_and_other_column_order(tmp_path: Path) -> No
     ("text", "message"),
     [
         ("", r"captions\.csv: is not a CSV"),
-        ("image,caption\n1.jpg,x\n", r"captions\.csv: column 'split' is there 0 times; .*found image, caption"),
+        ("image,split\n1.jpg,x\n", r"captions\.csv: column 'caption' is there 0 times; .*found image, split"),
         ("image,caption,split,split\n1.jpg,x,val,val\n", r"column 'split' is there 2 times"),
         ("image,caption,split\n1.jpg,a dog, running,train\n", r"captions\.csv: is not a CSV .*line 2"),
         ("image,caption,split\n1.jpg,x\n", r"captions\.csv: row 1: column 'split' holds"),

@@ -1,0 +1,60 @@
+"""A source's boxes, brought from the frames that they were annotated in to pixels of the upright pictures."""
+
+from collections import defaultdict
+
+import numpy as np
+
+from stages.sources.base import Rejected, Source
+from stages.sources.frames import QUARTER_TURNS, WrongFrame, fits, upright_boxes
+
+
+def _unclear_is_stored(source: Source) -> bool | None:
+    """What the frame is that a source states of pictures that are mirrored or turned by half.
+
+    Width and height do not say it there. Pictures of the source that are turned by a quarter do: the frames of one
+    source are of one kind. Where there are none, it is that of the stored file, as COCO's own tools read pictures;
+    where they contradict one another, nobody knows.
+    """
+    quarter = [
+        fits(source.stated[image.image_id], image.frame)
+        for image in source.images
+        if image.image_id in source.stated and image.frame and image.frame.orientation in QUARTER_TURNS
+    ]
+    seen = any(as_seen and not as_stored for as_seen, as_stored in quarter)
+    stored = any(as_stored and not as_seen for as_seen, as_stored in quarter)
+    return None if seen and stored else not seen
+
+
+def turn_boxes_upright(source: Source) -> None:
+    """Turn and scale the boxes of `source` as the stated sizes of its images and the files' headers say.
+
+    The boxes of an image whose stated frame is not the picture's are set aside, all of them. Where there is no file, or
+    none whose size can be read, boxes stay in the frame that is stated.
+    """
+    frames = {image.image_id: image for image in source.images}
+    of_image: defaultdict[str, list[int]] = defaultdict(list)
+    for number, box in enumerate(source.boxes):
+        of_image[box.image_id].append(number)
+    unclear_is_stored, unclear = _unclear_is_stored(source), 0
+    gone: set[int] = set()
+    for image_id, numbers in of_image.items():
+        image = frames[image_id]
+        frame, stated = image.frame, source.stated.get(image_id)
+        if frame is None or not frame.width:
+            continue
+        if frame.orientation == 1 and stated in (None, (frame.width, frame.height)):
+            continue
+        unclear += frame.orientation != 1 and stated is not None and all(fits(stated, frame))
+        boxes = np.array([source.boxes[number].box for number in numbers], dtype=np.float64)
+        try:
+            turned = upright_boxes(boxes, stated, frame, unclear_is_stored)
+        except WrongFrame as error:
+            source.rejected.append(Rejected("boxes", image.where, str(error)))
+            gone |= set(numbers)
+            continue
+        for number, (x0, y0, x1, y1) in zip(numbers, turned.tolist(), strict=True):
+            source.boxes[number] = source.boxes[number]._replace(box=(x0, y0, x1, y1))
+    source.boxes = [box for number, box in enumerate(source.boxes) if number not in gone]
+    if unclear and unclear_is_stored is not None:
+        kind = "the file as it is stored" if unclear_is_stored else "the picture as it is seen"
+        print(f"{unclear} images are mirrored or turned by half: their boxes are taken as those of {kind}")

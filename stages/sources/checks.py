@@ -1,0 +1,129 @@
+"""What must hold of every source, whatever it was read from: bad rows are set aside, too many of them are an error."""
+
+from collections import Counter
+
+from stages.errors import InputError, shown
+from stages.params.dataset import SPLITS
+from stages.sources.base import BadRecord, Source, SourceBox, SourceCaption, SourceImage
+
+SHOWN = 10
+"""Rejected rows that are printed."""
+
+
+def is_unicode(text: str) -> bool:
+    """Whether the text can be written: it holds no half character (a lone surrogate)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_images(source: Source) -> None:
+    first: dict[str, str] = {}
+    images: list[SourceImage] = []
+    for image in source.images:
+        with source.setting_aside("image"):
+            if image.split not in (*SPLITS, ""):
+                raise BadRecord(image.where, f"split {shown(image.split)} is not one of {', '.join(SPLITS)}")
+            if image.image_id in first:
+                raise BadRecord(
+                    image.where, f"image id {shown(image.image_id)} is there twice, first at {first[image.image_id]}"
+                )
+            first[image.image_id] = image.where
+            images.append(image)
+    source.images = images
+
+
+def _check_caption(caption: SourceCaption) -> None:
+    if not caption.text.strip():
+        raise BadRecord(caption.where, f"the caption of image {shown(caption.image_id)} is empty")
+    if not is_unicode(caption.text):
+        raise BadRecord(caption.where, f"the caption {shown(caption.text)} holds half a character (a lone surrogate)")
+
+
+def check_source(source: Source, max_share: float = 0.0, gone: frozenset[str] = frozenset()) -> None:
+    """Set aside what no later stage could use.
+
+    That is a wrong split name, an image id twice, an empty caption, a caption or box of no image, and an image without
+    a caption. What belongs to an image that was set aside goes with it, without being named itself.
+
+    Args:
+        source: is changed.
+        max_share: of the images, of the captions and of the boxes that may be set aside.
+        gone: ids of images that were set aside before.
+
+    Raises:
+        InputError: more were set aside, or a split is left without images.
+    """
+    known = gone | {image.image_id for image in source.images}
+    _check_images(source)
+    listed = {image.image_id for image in source.images}
+    captions: list[SourceCaption] = []
+    for caption in source.captions:
+        if caption.image_id in listed or caption.image_id not in known:
+            with source.setting_aside("caption"):
+                if caption.image_id not in known:
+                    raise BadRecord(
+                        caption.where, f"the caption names image {shown(caption.image_id)}, which is not listed"
+                    )
+                _check_caption(caption)
+                captions.append(caption)
+    source.captions = captions
+    captioned = {caption.image_id for caption in captions}
+    for image in source.images:
+        if image.image_id not in captioned:
+            with source.setting_aside("image"):
+                raise BadRecord(image.where, f"image {shown(image.image_id)} has no caption; expected at least one")
+    source.images = [image for image in source.images if image.image_id in captioned]
+    boxes: list[SourceBox] = []
+    for box in source.boxes:
+        if box.image_id in captioned:
+            boxes.append(box)
+        elif box.image_id not in known:
+            with source.setting_aside("box"):
+                raise BadRecord(
+                    f"image {shown(box.image_id)}", f"a box names image {shown(box.image_id)}, which is not listed"
+                )
+    source.boxes = boxes
+    check_rejected(source, max_share)
+    check_splits(source)
+
+
+def check_rejected(source: Source, max_share: float) -> None:
+    """InputError where more than `max_share` of one kind were set aside; the first of them are named."""
+    usable = {"image": len(source.images), "caption": len(source.captions), "box": len(source.boxes)}
+    for what, count in usable.items():
+        rejected = [row for row in source.rejected if row.what == what]
+        everything = count + len(rejected)
+        if len(rejected) <= max_share * everything:
+            continue
+        print_rejected(source)
+        if len(source.rejected) == 1:
+            raise InputError(str(rejected[0]))
+        raise InputError(
+            f"{len(rejected)} of {everything} {what} records are rejected, more than dataset.max_rejected_share: "
+            f"{max_share:g} allows: {'; '.join(map(str, rejected[:3]))}{'; ...' if len(rejected) > 3 else ''}"
+        )
+
+
+def check_splits(source: Source) -> None:
+    """InputError where a split is empty; where a hash has still to decide, nothing is said."""
+    used = {image.split for image in source.images}
+    if "" in used:
+        return
+    for split in SPLITS:
+        if split not in used:
+            raise InputError(f"dataset: the split {split} holds no image; expected some in each of {', '.join(SPLITS)}")
+
+
+def print_rejected(source: Source) -> None:
+    """Say how many records were set aside, and the first of them."""
+    if not source.rejected:
+        return
+    counts = Counter(row.what for row in source.rejected)
+    print(f"{len(source.rejected)} rejected ({', '.join(f'{what} {count}' for what, count in counts.items())}):")
+    for row in source.rejected[:SHOWN]:
+        print(f"  {row}")
+    if len(source.rejected) > SHOWN:
+        print(f"  ... and {len(source.rejected) - SHOWN} more")

@@ -1,0 +1,55 @@
+"""Splits that a hash decides: the same for an image wherever, and with whatever else, it is read."""
+
+import hashlib
+from collections import defaultdict
+
+from stages.errors import InputError, shown
+from stages.sources.base import Source, SourceImage
+
+
+def position(key: str) -> float:
+    """Where a key stands between 0 and 1."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+
+
+def hashed_split(image: SourceImage, val_share: float, test_share: float) -> str:
+    """The split of an image that states none: by its group, or else by the bytes of its file, or by its name.
+
+    By the bytes, because then two copies of one picture are never in two splits.
+    """
+    place = position(f"group {image.group}" if image.group else image.sha256 or image.path)
+    return "test" if place < test_share else "val" if place < test_share + val_share else "train"
+
+
+def fill_splits(source: Source, val_share: float, test_share: float) -> None:
+    """Put every image that states no split into one."""
+    source.images = [
+        image if image.split else image._replace(split=hashed_split(image, val_share, test_share))
+        for image in source.images
+    ]
+
+
+def check_shared_pictures(source: Source, max_share: float) -> None:
+    """Count and name the images whose file is also, byte for byte, an image of another split.
+
+    Raises:
+        InputError: they are more than `max_share` of all images.
+    """
+    splits_of: defaultdict[str, set[str]] = defaultdict(set)
+    for image in source.images:
+        if image.sha256:
+            splits_of[image.sha256].add(image.split)
+    shared = sorted(
+        (image for image in source.images if len(splits_of.get(image.sha256, ())) > 1),
+        key=lambda image: (image.sha256, image.split),
+    )
+    if not shared:
+        return
+    names = ", ".join(f"{shown(image.image_id)} ({image.split})" for image in shared[:10])
+    message = (
+        f"{len(shared)} of {len(source.images)} images are the same picture in two splits: "
+        f"{names}{', ...' if len(shared) > 10 else ''}"
+    )
+    if len(shared) > max_share * len(source.images):
+        raise InputError(f"{message}; that is more than dataset.max_shared_share: {max_share:g} allows")
+    print(message)

@@ -1,0 +1,159 @@
+"""Sizes and boxes of turned and shrunk pictures: all in pixels of the picture as it is seen."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import ExifTags, Image, ImageOps
+
+from stages.params.dataset import DatasetParams
+from stages.params.pipeline import from_dict
+from stages.prepare_dataset import prepare_dataset
+
+WIDTH, HEIGHT = 60, 36
+BOX = (6, 3, 18, 12)  # white, of the stored picture
+
+
+def turned(file: Path, orientation: int, mark: int, size: tuple[int, int] = (WIDTH, HEIGHT)) -> list[int]:
+    """Save a black picture with a white box, stored unturned; where the box lies in the upright picture."""
+    image = Image.new("L", size)
+    image.paste(255, BOX)
+    image.putpixel((size[0] - 1, size[1] - 1), mark)  # no two files alike
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image.save(file, exif=exif)
+    with Image.open(file) as opened:
+        rows, columns = np.nonzero(np.asarray(ImageOps.exif_transpose(opened)) > 200)
+    return [int(side) for side in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)]
+
+
+def prepare(root: Path, images: list[dict[str, Any]], boxes: dict[int, tuple[float, ...]], **more: Any) -> Path:
+    """The stage over a COCO file of those images, whose boxes (XYXY) are given by image."""
+    root.mkdir(exist_ok=True)
+    for number, split in enumerate(("train", "val", "test")):
+        turned(root / f"images/{split}.png", 1, 10 + number)
+    parts = []
+    for split in ("train", "val", "test"):
+        own = [{"id": 1000, "file_name": f"{split}.png"}, *(images if split == "train" else [])]
+        captions = [{"image_id": image["id"], "caption": "x"} for image in own]
+        (root / f"{split}.json").write_text(json.dumps({"images": own, "annotations": captions}))
+        parts.append({"split": split, "images": "images", "captions": f"{split}.json"})
+    annotations = [
+        {"image_id": image_id, "category_id": 1, "bbox": [x0, y0, x1 - x0, y1 - y0]}
+        for image_id, (x0, y0, x1, y1) in boxes.items()
+    ]
+    content = {"categories": [{"id": 1, "name": "dog"}], "annotations": annotations}
+    (root / "instances.json").write_text(json.dumps(content | {"images": more.pop("instance_images", [])}))
+    parts[0]["instances"] = "instances.json"
+    params = {"source": "coco", "root": str(root), "max_shared_share": 1.0, "coco": {"parts": parts}} | more
+    prepare_dataset(from_dict(DatasetParams, params), root / "out")
+    return root / "out"
+
+
+def boxes_of(out: Path) -> dict[str, list[float]]:
+    rows = pq.read_table(out / "boxes.parquet").to_pylist()
+    return {row["image_id"]: [row[side] for side in ("x0", "y0", "x1", "y1")] for row in rows}
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_boxes_of_the_stored_frame_are_turned_with_the_picture(tmp_path: Path, ending: str) -> None:
+    expected = {
+        str(n): turned(tmp_path / f"images/{n}.{ending}", n, n, (64, 40) if ending == "jpg" else (WIDTH, HEIGHT))
+        for n in range(1, 9)
+    }
+    size = (64, 40) if ending == "jpg" else (WIDTH, HEIGHT)
+    images = [{"id": n, "file_name": f"{n}.{ending}", "width": size[0], "height": size[1]} for n in range(1, 9)]
+    out = prepare(tmp_path, images, dict.fromkeys(range(1, 9), BOX))
+    found = boxes_of(out)
+    for name, box in expected.items():
+        # A JPEG's edges are blurred: its white is a pixel off at most.
+        assert found[name] == pytest.approx(box, abs=1.01 if ending == "jpg" else 0)
+    for row in pq.read_table(out / "images.parquet").to_pylist():
+        if row["image_id"].isdigit():
+            orientation = int(row["image_id"])
+            upright = size[::-1] if orientation > 4 else size
+            assert (row["width"], row["height"], row["orientation"]) == (*upright, orientation)
+
+
+def test_boxes_of_the_upright_frame_stay_and_half_turns_follow_the_quarter_turns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {n: turned(tmp_path / f"images/{n}.png", n, n) for n in (3, 6, 8)}
+    images = [
+        {"id": n, "file_name": f"{n}.png", "width": WIDTH if n < 5 else HEIGHT, "height": HEIGHT if n < 5 else WIDTH}
+        for n in places
+    ]
+    out = prepare(tmp_path, images, {n: tuple(box) for n, box in places.items()})
+    assert boxes_of(out) == {str(n): box for n, box in places.items()}
+    assert "1 images are mirrored or turned by half: their boxes are taken as those of the picture as it is seen" in (
+        capsys.readouterr().out
+    )
+
+
+def test_boxes_of_a_shrunk_picture_are_scaled_and_of_a_cut_one_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = turned(tmp_path / "images/1.png", 6, 1)
+    for number in (2, 3, 4):
+        turned(tmp_path / f"images/{number}.png", 1, number)
+    twice = tuple(2 * side for side in BOX)
+    images = [
+        {"id": 1, "file_name": "1.png", "width": 2 * WIDTH, "height": 2 * HEIGHT},
+        {"id": 2, "file_name": "2.png", "width": 2 * WIDTH, "height": 2 * HEIGHT},
+        {"id": 3, "file_name": "3.png", "width": 2 * WIDTH, "height": 2 * WIDTH},
+        {"id": 4, "file_name": "4.png", "width": 77, "height": 7},  # the instance file's own size goes before
+    ]
+    out = prepare(tmp_path, images, dict.fromkeys(range(1, 5), twice), instance_images=[images[1] | {"id": 4}])
+    assert boxes_of(out) == {"1": place, "2": list(BOX), "4": list(BOX)}
+    (row,) = pq.read_table(out / "rejected.parquet").to_pylist()
+    assert row["what"] == "boxes" and row["where"].endswith("images[3]")
+    assert "frame of 120 x 120 pixels, the picture has 60 x 36" in row["reason"]
+    assert "1 rejected (boxes 1):" in capsys.readouterr().out
+    assert "3" in pq.read_table(out / "images.parquet")["image_id"].to_pylist()
+
+
+def test_a_turned_picture_of_no_stated_size_brings_no_boxes(tmp_path: Path) -> None:
+    turned(tmp_path / "images/1.png", 6, 1)
+    out = prepare(tmp_path, [{"id": 1, "file_name": "1.png"}], {1: BOX})
+    assert boxes_of(out) == {}
+    assert "no width and height say" in pq.read_table(out / "rejected.parquet")["reason"][0].as_py()
+
+
+def test_a_picture_with_damaged_exif_is_listed_and_rejected_by_extraction(tmp_path: Path) -> None:
+    turned(tmp_path / "images/1.jpg", 6, 1)
+    content = bytearray((tmp_path / "images/1.jpg").read_bytes())
+    at = content.index(b"Exif\0\0") + 6
+    content[at : at + 4] = b"\xff\xff\xff\xff"  # no byte order
+    (tmp_path / "images/1.jpg").write_bytes(content)
+    out = prepare(tmp_path, [{"id": 1, "file_name": "1.jpg", "width": WIDTH, "height": HEIGHT}], {1: BOX})
+    row = next(row for row in pq.read_table(out / "images.parquet").to_pylist() if row["image_id"] == "1")
+    assert (row["width"], row["height"]) in {(WIDTH, HEIGHT), (0, 0)} and row["sha256"]
+
+
+def test_a_box_that_is_none_is_set_aside(tmp_path: Path) -> None:
+    turned(tmp_path / "images/1.png", 1, 1)
+    image = {"id": 1, "file_name": "1.png", "width": WIDTH, "height": HEIGHT}
+    nan = (float("nan"), 0, 5, 5)
+    out = prepare(tmp_path, [image], {1: nan}, max_rejected_share=1.0)
+    (row,) = pq.read_table(out / "rejected.parquet").to_pylist()
+    assert row["what"] == "box" and "bbox: [nan, 0, nan, 5] is not four numbers" in f"{row['where']}: {row['reason']}"
+
+
+def test_without_files_the_stated_size_is_the_pictures(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    image = {"id": 1, "file_name": "1.png", "width": 640, "height": 480}
+    root = tmp_path / "coco"
+    prepare(root, [], {})
+    content = json.loads((root / "train.json").read_text())
+    content["images"].append(image)
+    content["annotations"].append({"image_id": 1, "caption": "x"})
+    (root / "train.json").write_text(json.dumps(content))
+    parts = [{"split": split, "images": "images", "captions": f"{split}.json"} for split in ("train", "val", "test")]
+    params = from_dict(DatasetParams, {"source": "coco", "root": str(root), "coco": {"parts": parts}})
+    prepare_dataset(params, tmp_path / "out", pictures=False)
+    row = next(row for row in pq.read_table(tmp_path / "out/images.parquet").to_pylist() if row["image_id"] == "1")
+    assert (row["width"], row["height"], row["sha256"], row["orientation"]) == (640, 480, "", 1)

@@ -1,0 +1,54 @@
+"""Pictures that have not changed are not read again to be hashed."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from stages.content import hashes
+from stages.content.hashes import content_hash, file_hashes
+from stages.params.dataset import DatasetParams
+from stages.params.pipeline import from_dict
+from stages.prepare_dataset import prepare_dataset
+
+YEAR_2001 = 10**18
+
+
+def test_one_added_picture_is_the_only_one_that_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = ["image,caption,split"]
+    for number, split in enumerate(("train", "val", "test", "train")):
+        Image.new("L", (8, 8), number).save(tmp_path / f"{number}.png")
+        os.utime(tmp_path / f"{number}.png", ns=(YEAR_2001, YEAR_2001))
+        rows.append(f"{number}.png,text,{split}")
+    read: list[str] = []
+    plain = hashes._read
+    monkeypatch.setattr(hashes, "_read", lambda file: read.append(file.name) or plain(file))
+    params = from_dict(DatasetParams, {"source": "table", "root": str(tmp_path)})
+    for count in (4, 5):
+        (tmp_path / "captions.csv").write_text("\n".join(rows[:count]))
+        prepare_dataset(params, tmp_path / "out", hashes=tmp_path / "cache.sqlite")
+    assert sorted(read[:3]) == ["0.png", "1.png", "2.png"] and read[3:] == ["3.png"]
+    for row in pq.read_table(tmp_path / "out/images.parquet").to_pylist():
+        assert row["sha256"] == hashlib.sha256((tmp_path / row["path"]).read_bytes()).hexdigest()
+    # What the stage named_files hashed, this one need not.
+    content_hash(tmp_path / "0.png", tmp_path / "cache.sqlite")
+    assert len(read) == 4
+
+
+def test_a_file_as_new_as_the_clock_is_read_again(tmp_path: Path) -> None:
+    file, cache = tmp_path / "1.jpg", tmp_path / "cache.sqlite"
+    file.write_bytes(b"one")
+    stat = file.stat()
+    assert list(file_hashes([file], cache)) == [hashlib.sha256(b"one").hexdigest()]
+    file.write_bytes(b"two")  # within one tick of a coarse clock
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert list(file_hashes([file], cache)) == [hashlib.sha256(b"two").hexdigest()]
+
+
+def test_a_file_that_cannot_be_read_is_said_and_the_others_are_hashed(tmp_path: Path) -> None:
+    (tmp_path / "1").write_bytes(b"one")
+    missing, one = file_hashes([tmp_path / "0", tmp_path / "1"], None)
+    assert isinstance(missing, FileNotFoundError) and one == hashlib.sha256(b"one").hexdigest()

@@ -1,0 +1,300 @@
+"""Bad rows among good ones: all of them are named, the good ones are written, and too many are an error."""
+
+import json
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from stages.errors import InputError, shown
+from stages.params.dataset import DatasetParams
+from stages.params.pipeline import from_dict
+from stages.prepare_dataset import prepare_dataset
+from stages.text_files import read_lines
+
+
+def picture(file: Path, number: int) -> None:
+    """A picture unlike any of another number."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (20, 10), (number % 256, number // 256, 77)).save(file, "PNG")
+
+
+@pytest.fixture
+def prepare(tmp_path: Path) -> Callable[..., Path]:
+    """Runs the stage over the table `rows` (header and rows of a CSV) in tmp_path/raw; returns its output folder."""
+
+    def run(rows: str | None = None, pictures: bool = True, **more: Any) -> Path:
+        if rows is not None:
+            (tmp_path / "raw/captions.csv").write_text(rows, encoding="utf-8")
+        values = {"source": "table", "root": str(tmp_path / "raw")} | more
+        prepare_dataset(from_dict(DatasetParams, values), tmp_path / "dataset", pictures)
+        return tmp_path / "dataset"
+
+    for number in range(1, 7):
+        picture(tmp_path / f"raw/{number}.jpg", number)
+    return run
+
+
+GOOD = "image,caption,split\n1.jpg,one,train\n2.jpg,two,val\n3.jpg,three,test\n"
+BAD = (
+    "4.jpg,,train\n"  # no caption: the picture of the row has another one
+    "4.jpg,four,train\n"
+    "missing.jpg,none,train\nmissing.jpg,none either,train\n"
+    "5.jpg,five,dev\n"
+    "1.jpg,one again,val\n"
+    "../raw/6.jpg,six,train\n"
+)
+
+
+def test_every_bad_row_is_named_and_the_others_are_written(
+    prepare: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = prepare(GOOD + BAD, max_rejected_share=0.5)
+    rows = pq.read_table(out / "rejected.parquet").to_pylist()
+    assert [(row["what"], row["where"].rpartition(": ")[2]) for row in rows] == [
+        ("caption", "row 4"), ("caption", "row 8"), ("caption", "row 9"), ("image", "row 6"), ("image", "row 10"),
+    ]  # fmt: skip
+    for row, reason in zip(
+        rows,
+        ("column 'caption' holds ''", "split 'dev' is not one of", "in the split 'val' here and in 'train' at",
+         "no image file", "leaves the image root"),
+        strict=True,
+    ):  # fmt: skip
+        assert reason in row["reason"]
+    assert pq.read_table(out / "images.parquet")["image_id"].to_pylist() == ["1", "2", "3", "4"]
+    captions = pq.read_table(out / "captions.parquet")
+    assert captions["text"].to_pylist() == ["one", "two", "three", "four"]
+    assert captions["caption_id"].to_pylist() == [0, 1, 2, 3]
+    said = capsys.readouterr().out
+    assert "5 rejected (caption 3, image 2):" in said and "row 10: path" in said
+
+
+def test_more_than_the_share_stops_and_leaves_nothing(
+    prepare: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = "".join(f"none{number}.jpg,x,train\n" for number in range(30))
+    with pytest.raises(InputError) as caught:
+        prepare(GOOD + many, max_rejected_share=0.9)
+    message = str(caught.value)
+    assert "30 of 33 image records are rejected, more than dataset.max_rejected_share: 0.9" in message
+    assert "row 4: no image file" in message and len(message) < 1500
+    assert not (tmp_path / "dataset").exists()
+    said = capsys.readouterr().out
+    assert "30 rejected (image 30):" in said and "row 13: no" in said and "row 14" not in said and "20 more" in said
+    assert len(pq.read_table(prepare(max_rejected_share=0.91) / "rejected.parquet")) == 30
+
+
+def test_a_picture_that_cannot_be_measured_is_listed_and_named(prepare: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "raw/1.jpg").write_bytes(b"no picture")
+    out = prepare(GOOD)
+    assert pq.read_table(out / "images.parquet")["width"].to_pylist() == [0, 20, 20]
+    (row,) = pq.read_table(out / "rejected.parquet").to_pylist()
+    assert row["what"] == "size" and "1.jpg: its size cannot be read" in row["reason"]
+
+
+def test_a_karpathy_record_or_sentence_is_set_aside_alone(tmp_path: Path) -> None:
+    records: list[Any] = [
+        {"filename": f"{number}.jpg", "split": split, "sentences": [{"raw": f"text {number}"}]}
+        for number, split in enumerate(("train", "val", "test"))
+    ]
+    records[0]["sentences"] += [{"raw": 5}, {"raw": "  "}, "text", {"raw": "a \ud800"}]
+    records += [{"filename": "0.jpg", "split": "val", "sentences": [{"raw": "again"}]}, "text", {"split": "train"}]
+    for number in range(3):
+        picture(tmp_path / f"images/{number}.jpg", number)
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": records}))
+    params = DatasetParams(source="karpathy", root=str(tmp_path), max_rejected_share=0.8)
+    prepare_dataset(params, tmp_path / "out")
+    rows = pq.read_table(tmp_path / "out/rejected.parquet").to_pylist()
+    assert [(row["what"], row["where"].partition("images[")[2]) for row in rows] == [
+        ("image", "4]"), ("image", "5].filename"), ("caption", "0].sentences[1].raw"), ("caption", "0].sentences[3]"),
+        ("image", "3]"), ("caption", "0].sentences[2]"), ("caption", "0].sentences[4]"),
+    ]  # fmt: skip
+    assert len(pq.read_table(tmp_path / "out/images.parquet")) == 3
+
+
+# --- splits
+
+
+def without_split(count: int, columns: str = "") -> str:
+    header = f"image,caption{',group' if columns else ''}\n"
+    return header + "".join(f"{n}.jpg,text {n}{columns.format(n // 4) if columns else ''}\n" for n in range(count))
+
+
+def splits(out: Path) -> dict[str, str]:
+    table = pq.read_table(out / "images.parquet")
+    return dict(zip(table["image_id"].to_pylist(), table["split"].to_pylist(), strict=True))
+
+
+def test_a_table_without_splits_is_split_by_the_pictures(prepare: Callable[..., Path], tmp_path: Path) -> None:
+    for number in range(300):
+        picture(tmp_path / f"raw/{number}.jpg", number)
+    first = splits(prepare(without_split(300), table={"val_share": 0.2, "test_share": 0.3}))
+    shares = [list(first.values()).count(split) / 300 for split in ("train", "val", "test")]
+    assert shares == pytest.approx([0.5, 0.2, 0.3], abs=0.08)
+    # Whatever else is there, and whatever it is called, a picture stays where it is; and copies are together.
+    (tmp_path / "raw/0.jpg").rename(tmp_path / "raw/other.jpg")
+    (tmp_path / "raw/1 copy.jpg").write_bytes((tmp_path / "raw/1.jpg").read_bytes())
+    rows = without_split(150).replace("0.jpg,text 0\n", "other.jpg,text 0\n1 copy.jpg,text\n", 1)
+    again = splits(prepare(rows, table={"val_share": 0.2, "test_share": 0.3}))
+    assert again.pop("other") == first["0"] and again.pop("1 copy") == first["1"]
+    assert again.items() <= first.items() and len(again) == 149
+
+
+def test_a_group_is_never_cut(prepare: Callable[..., Path], tmp_path: Path) -> None:
+    for number in range(120):
+        picture(tmp_path / f"raw/{number}.jpg", number)
+    together = splits(prepare(without_split(120, ",product {}")))
+    assert set(together.values()) == {"train", "val", "test"}
+    for first in range(0, 120, 4):
+        assert len({together[str(first + view)] for view in range(4)}) == 1
+    with pytest.raises(InputError, match=r"in the group 'b' here and in 'a' at .*row 1"):
+        prepare("image,caption,group\n1.jpg,x,a\n1.jpg,y,b\n2.jpg,z,\n")
+
+
+def test_shares_that_leave_no_training_images_are_an_error() -> None:
+    with pytest.raises(InputError, match=r"dataset\.table"):
+        from_dict(DatasetParams, {"table": {"val_share": 0.5, "test_share": 0.5}})
+
+
+def test_one_picture_in_two_splits_is_counted_and_named(
+    prepare: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "raw/2.jpg").write_bytes((tmp_path / "raw/1.jpg").read_bytes())
+    (tmp_path / "raw/4.jpg").write_bytes((tmp_path / "raw/3.jpg").read_bytes())
+    rows = GOOD + "4.jpg,four,test\n"  # a copy within a split does no harm
+    with pytest.raises(InputError, match=r"2 of 4 images are the same picture in two splits: '1' \(train\), '2' \(val"):
+        prepare(rows)
+    assert len(splits(prepare(rows, max_shared_share=0.5))) == 4
+    assert "2 of 4 images are the same picture in two splits" in capsys.readouterr().out
+
+
+# --- names and links
+
+
+def test_a_folder_of_pictures_may_be_a_link_that_the_params_name(prepare: Callable[..., Path], tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        picture(tmp_path / f"disk/{number}.jpg", number)
+    (tmp_path / "raw/photos").symlink_to(tmp_path / "disk")
+    out = prepare(GOOD, table={"images": "photos"})
+    assert pq.read_table(out / "images.parquet")["path"].to_pylist()[0] == "photos/1.jpg"
+    (tmp_path / "disk/2.jpg").unlink()
+    (tmp_path / "disk/2.jpg").symlink_to(tmp_path / "raw/2.jpg")  # out of the folder again
+    with pytest.raises(InputError, match=r"row 2: path 'photos/2\.jpg' leaves .*disk|photos/2\.jpg is a link to .*raw"):
+        prepare(table={"images": "photos"})
+
+
+def test_a_link_that_is_refused_is_named_and_can_be_allowed(prepare: Callable[..., Path], tmp_path: Path) -> None:
+    picture(tmp_path / "disk/2.jpg", 2)
+    (tmp_path / "raw/sub").symlink_to(tmp_path / "disk")
+    rows = GOOD.replace("2.jpg", "sub/2.jpg")
+    with pytest.raises(
+        InputError, match=r"leaves the image root .*raw: .*raw/sub is a link to .*disk; dataset\.linked_folders names"
+    ):
+        prepare(rows)
+    assert len(splits(prepare(rows, linked_folders=[str(tmp_path / "disk")]))) == 3
+    (tmp_path / "disk/2.jpg").unlink()
+    (tmp_path / "disk/2.jpg").symlink_to("gone.jpg")
+    with pytest.raises(InputError, match=r"no image file .*sub/2\.jpg: .*2\.jpg is a link to gone\.jpg, where nothing"):
+        prepare(rows, linked_folders=[str(tmp_path / "disk")])
+    (tmp_path / "disk/2.jpg").unlink()
+    (tmp_path / "disk/2.jpg").symlink_to("2.jpg")  # to itself
+    with pytest.raises(InputError, match=r"row 2: .*2\.jpg is a link to 2\.jpg"):
+        prepare(rows, linked_folders=[str(tmp_path / "disk")])
+
+
+@pytest.mark.parametrize("config", ["", "[core]\n    autostage = true\n[cache]\n    dir = ../shared cache\n"])
+def test_links_into_the_cache_of_dvc_are_followed(prepare: Callable[..., Path], tmp_path: Path, config: str) -> None:
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text(config)
+    cached = tmp_path / ("shared cache" if config else ".dvc/cache") / "files/md5/ab/cdef"
+    cached.parent.mkdir(parents=True)
+    (tmp_path / "raw/2.jpg").rename(cached)
+    (tmp_path / "raw/2.jpg").symlink_to(cached)
+    assert len(splits(prepare(GOOD))) == 3
+    (tmp_path / "raw/2.jpg").unlink()
+    (tmp_path / "raw/2.jpg").symlink_to(tmp_path / ".dvc/config")
+    with pytest.raises(InputError, match="leaves the image root"):
+        prepare(GOOD)
+
+
+@pytest.mark.parametrize(("on_disk", "in_table"), [("NFD", "NFC"), ("NFC", "NFD"), ("NFD", "NFD")])
+def test_names_are_the_same_however_their_accents_are_composed(
+    prepare: Callable[..., Path], tmp_path: Path, on_disk: Any, in_table: Any
+) -> None:
+    name = "Größe/Café.jpg"
+    picture(tmp_path / "raw" / unicodedata.normalize(on_disk, name), 9)
+    out = prepare(GOOD + unicodedata.normalize(in_table, f"{name},x,train\n"))
+    row = pq.read_table(out / "images.parquet").to_pylist()[3]
+    assert (tmp_path / "raw" / row["path"]).is_file()
+    assert row["image_id"] == "Café" and row["width"] == 20
+
+
+def test_no_pictures_are_needed_where_regions_are_precomputed(
+    prepare: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (2, 3):
+        (tmp_path / f"raw/{number}.jpg").unlink()
+    out = prepare(GOOD, pictures=False)
+    rows = pq.read_table(out / "images.parquet").to_pylist()
+    assert [(row["width"], row["height"], bool(row["sha256"])) for row in rows] == [
+        (20, 10, True), (0, 0, False), (0, 0, False),
+    ]  # fmt: skip
+    assert "2 images have no file" in capsys.readouterr().out
+    assert not (out / "rejected.parquet").exists()
+    prepare(GOOD, pictures=False, table={"images": "nowhere"})
+    with pytest.raises(InputError, match="leaves the image root"):
+        prepare(GOOD.replace("2.jpg", "../2.jpg"), pictures=False)
+
+
+# --- texts
+
+
+def test_only_a_newline_ends_a_row(prepare: Callable[..., Path], tmp_path: Path) -> None:
+    odd = "a\u2028b\x85c\x0cd\x0be\x1ef\rg"
+    text = GOOD.replace("two", odd).replace("three", f'"one, {odd}\nand ""more"""').replace("\n2", "\r\n2")
+    (tmp_path / "raw/captions.csv").write_bytes(text.encode())
+    texts = pq.read_table(prepare() / "captions.parquet")["text"].to_pylist()
+    assert texts == ["one", "a b c d e f g", 'one, a b c d e f g and "more"']
+    (tmp_path / "lines.txt").write_bytes(f"{odd}\r\n\n{odd}\n".encode())
+    assert read_lines(tmp_path / "lines.txt") == [odd, "", odd]
+    (tmp_path / "lines.txt").write_bytes(b"one\ntwo")
+    assert read_lines(tmp_path / "lines.txt") == ["one", "two"]
+
+
+def test_a_latin_1_byte_is_named_with_its_line(prepare: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "raw/captions.csv").write_bytes(GOOD.replace("two", "caf\xe9").encode("latin-1"))
+    with pytest.raises(InputError, match=r"captions\.csv: is not a CSV in UTF-8: line 3: byte 9 is 0xe9, not UTF-8"):
+        prepare()
+    (tmp_path / "raw/dataset.json").write_bytes(b'{\n"a": "\xe9"}')
+    with pytest.raises(InputError, match=r"dataset\.json: is not JSON: line 2: byte 6 is 0xe9"):
+        prepare(source="karpathy")
+    (tmp_path / "lines.txt").write_bytes("one\u2028\ntwo\n".encode() + b"thr\xe9e\n")
+    with pytest.raises(InputError, match=r"lines\.txt: line 3: byte 3 is 0xe9, not UTF-8"):
+        read_lines(tmp_path / "lines.txt")
+
+
+def test_no_message_holds_a_value_whole(
+    prepare: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    huge = "x" * 800_000
+    frame = pd.DataFrame({"image": [{"bytes": huge.encode(), "path": "1.jpg"}] * 3, "caption": "a", "split": "train"})
+    frame.to_parquet(tmp_path / "raw/t.parquet")
+    with pytest.raises(InputError, match=r"t\.parquet: column 'image' holds struct<bytes") as caught:
+        prepare(table={"file": "t.parquet"})
+    assert len(str(caught.value)) < 500
+    frame.assign(image=[1, 2, 3]).to_parquet(tmp_path / "raw/t.parquet")
+    with pytest.raises(InputError, match=r"row 1: column 'image' holds 1; expected a text"):
+        prepare(table={"file": "t.parquet"})
+    for rows in (GOOD.replace("2.jpg", huge), GOOD.replace("val", huge), GOOD.replace("caption", huge), huge):
+        with pytest.raises(InputError) as caught:
+            prepare(rows)
+        assert len(str(caught.value)) < 1500
+    assert len(capsys.readouterr().out) < 5000
+    for value in (huge, huge.encode(), {"bytes": huge.encode()}, [huge] * 1000, {n: huge for n in range(1000)}):
+        assert len(shown(value)) <= 120
+    assert shown("it's") == '"it\'s"' and shown(None) == "None"
