@@ -12,12 +12,13 @@ from PIL import Image
 from torch import nn
 
 from stages.detectors import visual_genome
-from stages.detectors.base import Description, read_lines
+from stages.detectors.base import Description
 from stages.detectors.two_stage import Sizes, TwoStageExtractor
 from stages.detectors.weights import State, calm, fit, load_saved, load_state, locate, save_state
 from stages.errors import InputError
 from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams
+from stages.text_files import read_lines
 from stages.workspace import named_path
 
 COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
