@@ -63,7 +63,7 @@ def read_arrays(path: Path) -> State:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except Exception as error:  # a damaged pickle can raise almost anything
         raise InputError(
-            f"{path}: is no pickle of arrays ({error}); nothing of it was run. Expected a dict of parameters"
+            f"{path}: is no pickle of arrays ({str(error)[:200]}); nothing of it was run. Expected a dict of parameters"
         ) from None
     for part in ("model", "blobs"):
         if isinstance(content, dict) and isinstance(content.get(part), dict):
@@ -81,5 +81,5 @@ def _is_parameter(name: Any, value: Any) -> bool:
 def _tensor(path: Path, name: str, value: Any) -> torch.Tensor:
     array = np.asarray(value)
     if array.dtype.kind not in "fiub":
-        raise InputError(f"{path}: {name}: is of type {array.dtype}; expected numbers")
+        raise InputError(f"{path}: {name[:200]}: is of type {str(array.dtype)[:80]}; expected numbers")
     return torch.from_numpy(np.array(array, order="C", dtype=array.dtype.newbyteorder("=")))

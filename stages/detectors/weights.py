@@ -119,6 +119,11 @@ def locate(source: str, cache: Path | None = None) -> Path:
     return path
 
 
+def _reason(error: Exception) -> str:
+    """The first line of an error, never long and never empty."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def load_state(path: Path) -> State:
     """A state dict from .safetensors, .pth, .pt or a .pkl of arrays, without running any code of theirs.
 
@@ -132,12 +137,12 @@ def load_state(path: Path) -> State:
             return read_arrays(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path}: cannot be read as weights ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{path}: cannot be read as weights ({_reason(error)})") from None
     except InputError:
         raise
     except Exception as error:  # torch.load lets pickle.UnpicklingError and others through
         raise InputError(
-            f"{path}: holds more than tensors ({str(error).splitlines()[0]}); such a file could run code and is "
+            f"{path}: holds more than tensors ({_reason(error)}); such a file could run code and is "
             "not opened. Expected .safetensors, or .pth that torch.load(weights_only=True) reads"
         ) from None
     for key in ("model", "state_dict"):
@@ -190,7 +195,8 @@ def fit(network: torch.nn.Module, state: State, source: str) -> None:
     shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
     for names, what in ((missing, "is missing"), (unknown, "is unknown to the architecture")):
         if names:
-            raise InputError(f"{source}: {names[0]}: {what} ({len(names)} such); expected weights of the architecture")
+            name = str(names[0])[:200]
+            raise InputError(f"{source}: {name}: {what} ({len(names)} such); expected weights of the architecture")
     if shapes:
         name = shapes[0]
         raise InputError(

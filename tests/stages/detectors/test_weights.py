@@ -79,6 +79,24 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
         load_state(tmp_path / name)
 
 
+def test_an_error_without_a_text_and_one_of_any_length_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: dict[str, torch.Tensor]
+) -> None:
+    path = tmp_path / "a.pth"
+    path.write_bytes(b"x")
+    for error in (EOFError(), pickle.UnpicklingError("x" * 100_000), MemoryError()):
+        monkeypatch.setattr(torch, "load", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+        with pytest.raises(InputError, match=r"a\.pth: (cannot be read|holds more)") as raised:
+            load_state(path)
+        assert len(str(raised.value)) < 700 + len(str(path))
+    save_state(state | {"x" * 100_000: torch.zeros(1)}, tmp_path)
+    params = DetectorParams("torchvision", MOBILENET, str(tmp_path / "weights.safetensors"))
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="is unknown to the architecture") as raised:
+        torchvision.resolve(params, tmp_path, tmp_path)
+    assert len(str(raised.value)) < 1000
+
+
 def test_an_object_array_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pkl"
     path.write_bytes(pickle.dumps({"model": {"a": np.array(["x", 1], dtype=object)}}))
