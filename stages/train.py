@@ -28,6 +28,7 @@ from stages.training.loop import Trainer
 from stages.training.processes import Processes, launch
 from stages.training.resume import Progress, Resume, run_key, sha256_of
 from stages.training.start import new_model
+from stages.training.task import task_hash
 from stages.workspace import named_path
 
 RECALL_COLUMNS = ("rsum", "i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
@@ -43,6 +44,8 @@ class Paths:
 
     regions: Path = Path("data/regions")
     captions: Path = Path("data/captions")
+    images: Path = Path("data/dataset/images.parquet")
+    """Hashes of the pictures, for a tag alone: the model depends on features of them."""
     model: Path = Path("models/camp")
     metrics: Path = Path("metrics/train.json")
     plots: Path = Path("plots")
@@ -101,7 +104,7 @@ def train(
         }
         fingerprint = {
             "detector": store.detector,
-            "dataset": run_key(data),
+            "dataset": task_hash(paths.captions / "val.parquet", paths.images),
             "val_rsum": best["rsum"],
             "mlflow_run_id": run.run_id,
         }

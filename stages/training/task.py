@@ -1,0 +1,24 @@
+"""What training and validation ask of any model."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+
+def task_hash(captions: Path, images: Path) -> str:
+    """What a split asks of any model: a hash of its captions' texts and pictures, whatever features and words they are.
+
+    Args:
+        captions: table of the split's captions.
+        images: data/dataset/images.parquet, with the hash of every picture; where it is missing, ids stand for them.
+    """
+    pictures = {}
+    if images.is_file():
+        table = pq.read_table(images, columns=["image_id", "sha256"], partitioning=None)
+        pictures = dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
+    table = pq.read_table(captions, columns=["image_id", "text"], partitioning=None)
+    pairs = zip(*(column.to_pylist() for column in table.columns), strict=True)
+    rows = sorted([pictures.get(image_id) or image_id, text] for image_id, text in pairs)
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
