@@ -2,15 +2,11 @@
 
 A run writes everything to the spool (stages/tracking/spool.py) and never talks to a server itself; a process beside
 it (stages/tracking/delivery.py) carries the spool to MLflow. So a server that is down, slow or frozen costs a stage
-only the wait at its end, `WAIT` seconds at most, and what it did not take stays in the spool for
-`python -m stages.tracking sync` or the next run.
-
-The store is `mlflow.db` at the root of the main workspace unless MLFLOW_TRACKING_URI names another; the experiment is
-`camp` unless MLFLOW_EXPERIMENT_NAME names another. CAMP_TRACKING=off records nothing.
-
-    python -m stages.tracking ui | sync | find COMMIT | restore RUN [--into FOLDER] | promote RUN
+only the wait at its end, and what it did not take stays in the spool for `python -m stages.tracking sync` or the next
+run. Where runs go and what they hold: docs/tracking.md.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -31,7 +27,7 @@ from filelock import Timeout
 
 from stages.tracking.machine import output, sample_machine
 from stages.tracking.restore import model_hash
-from stages.tracking.spool import Spool, experiment_name, pending, writer_alive
+from stages.tracking.spool import SPOOL, Spool, experiment_name, pending, writer_alive
 from stages.workspace import main_root
 
 WAIT = 18.0
@@ -53,11 +49,9 @@ class Run:
     """
 
     def __init__(self, spool: Spool | None, key: str, parent: str | None, params: object) -> None:
-        self._spool = spool
-        self._params = flatten(params)
+        self._spool, self._parent, self._params = spool, parent, flatten(params)
         self._lock = threading.Lock()
         self.run_id = key if spool else None
-        self._parent = parent
 
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Record numbers; the name's part before `/` is its group on MLflow's pages. A child's go to its parent too."""
@@ -66,7 +60,7 @@ class Run:
 
     def log_artifact(self, path: Path | str, folder: str | None = None) -> None:
         """Record a copy of a file or folder as it is now. A child's go to its parent too."""
-        self._keep("artifact", Path(path), folder=folder, also=self._parent)
+        self._write("artifact", {"source": (Path(path),)}, folder=folder, also=self._parent)
 
     def log_dataset(self, name: str, path: Path | str, digest: str) -> None:
         """Record that the run reads `path`, whose content has the hash `digest`."""
@@ -75,49 +69,38 @@ class Run:
     def log_model(self, folder: Path | str, val_rsum: float) -> None:
         """Record a checkpoint folder as an MLflow model and register it; `champion` follows the best val rsum.
 
-        Its code is kept with it as it is now: the delivery may happen after the code has changed. The fingerprints of
-        the dataset and the detector in its fingerprint.json become tags of the run.
+        Its code is kept with it as it is now: the delivery may happen after the code has changed. The hash of the val
+        split and the detector's fingerprint in its fingerprint.json become tags of the run.
         """
         self.log_metrics({HEADLINE: val_rsum})
         fingerprint = Path(folder) / "fingerprint.json"
         if fingerprint.is_file():
             facts = json.loads(fingerprint.read_text(encoding="utf-8"))
             self.set_tags({name: facts.get(name) for name in ("dataset", "detector")})
-        package = Path(__file__).parents[2]
-        code = self._copy(package / "stages" / "tracking" / "served_model.py", package / "camp_model")
-        start_end = self._params.get("captions.start_end") == "True"
-        self._keep("model", Path(folder), code=code, val_rsum=float(val_rsum), start_end=start_end)
+        code = (Path(__file__).with_name("served_model.py"), Path(__file__).parents[2] / "camp_model")
+        start_end, max_words = (self._params.get(f"captions.{name}") for name in ("start_end", "max_words"))
+        self._write(
+            "model", {"source": (Path(folder),), "code": code}, val_rsum=float(val_rsum),
+            start_end=start_end == "True", max_words=int(max_words) if max_words else None,
+        )  # fmt: skip
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Record tags; None is left out."""
         self._write("tags", values={name: str(value) for name, value in tags.items() if value is not None})
 
-    def _keep(self, event: str, path: Path, **values: Any) -> None:
-        if (copy := self._copy(path)) is not None:
-            self._write(event, source=f"{copy}/{path.name}", **values)
-
-    def _copy(self, *paths: Path) -> str | None:
-        if self._spool is None:
-            return None
-        try:
-            with self._lock:
-                return self._spool.keep(*paths)
-        except OSError as error:
-            self._give_up(error)
-            return None
-
-    def _write(self, event: str, **values: Any) -> None:
-        if self._spool is None:
-            return
-        try:
-            with self._lock:
+    def _write(self, event: str, files: Mapping[str, tuple[Path, ...]] | None = None, **values: Any) -> None:
+        """Append an event; `files` are copied into the spool, and the event says where they lie."""
+        with self._lock:
+            if self._spool is None:
+                return
+            try:
+                for name, paths in (files or {}).items():
+                    folder = self._spool.keep(*paths)
+                    values[name] = folder if name == "code" else f"{folder}/{paths[0].name}"
                 self._spool.write(event, **values)
-        except OSError as error:
-            self._give_up(error)
-
-    def _give_up(self, error: OSError) -> None:
-        warnings.warn(f"the run is not recorded further: {error}", stacklevel=3)
-        self._spool = None
+            except OSError as error:
+                warnings.warn(f"the run is not recorded further: {error}", stacklevel=3)
+                self._spool = None
 
 
 def flatten(params: object, prefix: str = "") -> dict[str, str]:
@@ -155,29 +138,21 @@ def track(
     The run is closed as the body ends: FINISHED, FAILED or KILLED. A body whose process dies is closed as KILLED by
     whoever delivers the spool.
     """
-    key = run_id or uuid.uuid4().hex
-    root = main_root()
-    wanted = os.environ.get("CAMP_TRACKING") != "off" and os.environ.get("RANK", "0") == "0"
-    spool = _open_spool(root, key) if wanted else None
+    key, root = run_id or uuid.uuid4().hex, main_root()
+    spool = None
+    if os.environ.get("CAMP_TRACKING") != "off" and os.environ.get("RANK", "0") == "0":
+        try:
+            spool = Spool(root, key)
+        except (OSError, Timeout) as error:
+            warnings.warn(f"the run is not recorded: {error}", stacklevel=3)
     run = Run(spool, key, parent, params)
-    experiment = os.environ.get("DVC_EXP_NAME")
-    run._write(
-        "start",
-        kind=kind,
-        resumed=run_id is not None,
-        name=name or (experiment if kind == "train" else None) or f"{kind} {datetime.now():%m-%d %H:%M:%S}",
-        parent=parent or os.environ.get(PARENT),
-        uri=os.environ.get("MLFLOW_TRACKING_URI", ""),
-        experiment=experiment_name(),
-    )
-    run._write("params", values=run._params)
     stop = threading.Event()
     process = None
     if spool:
-        run.set_tags({"dvc.experiment": experiment, **_origin(), **(tags or {})})
-        _keep_code(run, parent)
-        if kind == "train" and run_id is None:
-            run.log_metrics({HEADLINE: 0.0})
+        try:
+            _begin(run, kind, name, tags or {}, run_id is not None)
+        except OSError as error:
+            warnings.warn(f"the run is not recorded wholly: {error}", stacklevel=3)
         process = _deliver(root, key)
         threading.Thread(target=sample_machine, args=(run._write, stop), daemon=True).start()
     status = "FINISHED"
@@ -199,12 +174,45 @@ def track(
             _wait(process, root, key)
 
 
-def _open_spool(root: Path, key: str) -> Spool | None:
-    try:
-        return Spool(root, key)
-    except (OSError, Timeout) as error:
-        warnings.warn(f"the run is not recorded: {error}", stacklevel=4)
-        return None
+def _begin(run: Run, kind: str, name: str | None, tags: Mapping[str, object], resumed: bool) -> None:
+    """Record where a run comes from, the same on every path (desk, queue, flow or sweep), and what `restore` needs."""
+    experiment = os.environ.get("DVC_EXP_NAME")
+    run._write(
+        "start",
+        kind=kind,
+        name=name or (experiment if kind == "train" else None) or f"{kind} {datetime.now():%m-%d %H:%M:%S}",
+        parent=run._parent or os.environ.get(PARENT),
+        uri=os.environ.get("MLFLOW_TRACKING_URI", ""),
+        experiment=experiment_name(),
+    )
+    run._write("params", values=run._params)
+    commit = (output("git", "rev-parse", "HEAD") or b"").decode().strip() or None
+    # As bytes, in git's own form: a tracked file may be in any encoding, and a person's settings may colour or filter.
+    form = ("--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
+    patch = output("git", "diff", *form, "HEAD") if commit else None
+    if commit and patch is None:
+        warnings.warn("git diff failed: `restore` will not have the uncommitted changes of this run", stacklevel=4)
+    lock = Path("dvc.lock").read_bytes() if Path("dvc.lock").is_file() else None
+    origin = {
+        "dvc.experiment": experiment,
+        "git.commit": commit,
+        "git.changed": bool(patch) if commit else None,
+        "mlflow.source.git.commit": commit,
+        "dvc.lock": hashlib.sha256(lock).hexdigest() if lock else None,
+        "prefect.flow_run": os.environ.get("PREFECT__FLOW_RUN_ID"),
+    }
+    run.set_tags(origin | dict(tags))
+    for file in ("params.yaml", "dvc.lock"):
+        if Path(file).is_file():
+            run.log_artifact(file, "code")
+    if run._parent and lock and (model := model_hash(lock)):  # DVC enters the stage only after the train run has ended
+        run._write("tags", values={"dvc.model": model}, also=run._parent)
+    if patch and not run._parent:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "changes.patch").write_bytes(patch)
+            run.log_artifact(Path(folder) / "changes.patch", "code")
+    if kind == "train" and not resumed:
+        run.log_metrics({HEADLINE: 0.0})
 
 
 def _deliver(root: Path, key: str) -> subprocess.Popen[bytes] | None:
@@ -215,70 +223,26 @@ def _deliver(root: Path, key: str) -> subprocess.Popen[bytes] | None:
         grown = path.exists() and path.stat().st_size > 1_000_000
         with path.open("wb" if grown else "ab") as log:
             return subprocess.Popen(
-                command,
-                cwd=Path(__file__).parents[2],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                command, cwd=Path(__file__).parents[2], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
-            )
+            )  # fmt: skip
     except OSError as error:
         warnings.warn(f"MLflow gets this run later: {error}", stacklevel=4)
         return None
 
 
 def _wait(process: subprocess.Popen[bytes], root: Path, key: str) -> None:
-    """Wait for the delivery, `WAIT` seconds at most, and say so once where something was not delivered."""
-    server = os.environ.get("MLFLOW_TRACKING_URI") or "mlflow.db"
-    seconds = WAIT_AGAIN if _left_behind(root, key) else WAIT
+    """Wait for the delivery, `WAIT` seconds at most, and say once what of the run was not delivered, and why."""
+    ended = [folder for folder in pending(root) if folder.name != key and not writer_alive(folder)]
+    seconds = WAIT_AGAIN if ended else WAIT
+    reason = f"did not take this run (why: {root / '.tracking' / 'delivery.log'})"
     try:
         if process.wait(timeout=seconds) == 0:
             return
-        state = f"did not take this run (why: {root / '.tracking' / 'delivery.log'})"
     except subprocess.TimeoutExpired:
-        state = f"has not taken all of this run within {seconds:.0f} s"
-    print(
-        f"warning: MLflow at {server} {state}. Nothing is lost: the next run delivers it, or "
-        "`python -m stages.tracking sync`.",
-        file=sys.stderr,
-    )
-
-
-def _left_behind(root: Path, key: str) -> bool:
-    """Whether the spool still holds an earlier run that has ended."""
-    try:
-        return any(folder.name != key and not writer_alive(folder) for folder in pending(root))
-    except OSError:  # it is being delivered and removed right now
-        return False
-
-
-def _origin() -> dict[str, object]:
-    """Where the run comes from: tags that are the same on every path, desk, queue, flow or sweep."""
-    commit = (output("git", "rev-parse", "HEAD") or "").strip() or None
-    lock = Path("dvc.lock")
-    return {
-        "git.commit": commit,
-        "git.changed": bool(output("git", "status", "--porcelain", "--untracked-files=no")) if commit else None,
-        "mlflow.source.git.commit": commit,
-        "dvc.lock": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None,
-        "prefect.flow_run": os.environ.get("PREFECT__FLOW_RUN_ID"),
-    }
-
-
-def _keep_code(run: Run, parent: str | None) -> None:
-    """Keep what `restore` needs beside the commit: uncommitted changes, params.yaml and dvc.lock.
-
-    A child's dvc.lock replaces its parent's: DVC enters the train stage only after the train run has ended.
-    """
-    for file in ("params.yaml", "dvc.lock"):
-        if Path(file).is_file():
-            run.log_artifact(file, "code")
-    if parent and Path("dvc.lock").is_file():
-        model = model_hash(Path("dvc.lock").read_text(encoding="utf-8"))
-        run._write("tags", values={"dvc.model": model} if model else {}, also=parent)
-    patch = output("git", "diff", "--binary", "HEAD")
-    if patch and not parent:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "changes.patch"
-            path.write_text(patch, encoding="utf-8")
-            run.log_artifact(path, "code")
+        reason = f"has not taken all of this run within {seconds:.0f} s"
+    with contextlib.suppress(OSError):
+        reason = f"did not take this run: {(root / SPOOL / key / 'problem').read_text(encoding='utf-8').rstrip('.')}"
+    server = os.environ.get("MLFLOW_TRACKING_URI") or "mlflow.db"
+    after = "Nothing is lost: the next run delivers it, or `python -m stages.tracking sync`."
+    print(f"warning: MLflow at {server} {reason}. {after}", file=sys.stderr)

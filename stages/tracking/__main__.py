@@ -1,5 +1,3 @@
-"""`python -m stages.tracking`: what a person asks of the tracking."""
-
 from stages.entry import stage_main
 from stages.tracking.commands import main
 

@@ -11,7 +11,7 @@ from stages.tracking.delivery import sync
 from stages.tracking.model import promote
 from stages.tracking.restore import find_commit, find_run, restore
 from stages.tracking.spool import experiment_name
-from stages.tracking.store import Delivery, connect, store_uri
+from stages.tracking.store import connect, experiment_id, show, store_uri
 from stages.tracking.view import KEY
 from stages.workspace import main_root
 
@@ -19,8 +19,9 @@ from stages.workspace import main_root
 def serve(root: Path, host: str, port: int) -> None:
     """Become an MLflow server on the store of `root`."""
     (root / "mlartifacts").mkdir(exist_ok=True)
-    # The server must not be making the tables while a run begins.
-    experiment = Delivery(root, store_uri(root)).show(experiment_name())
+    client = connect(root, store_uri(root))  # the server must not be making the tables while a run begins
+    experiment = experiment_id(client, root, experiment_name())
+    show(client, experiment)
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     # Without its job runner the server is two processes instead of ten.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
@@ -32,11 +33,7 @@ def serve(root: Path, host: str, port: int) -> None:
 
 
 def deliver(root: Path) -> None:
-    """Deliver the spool and say what came of it.
-
-    Raises:
-        InputError: something could not be delivered.
-    """
+    """Deliver the spool and say what came of it. InputError where something could not be delivered."""
     delivered, problems = sync(root)
     print(f"{delivered} {'run' if delivered == 1 else 'runs'} delivered, {len(problems)} left in .tracking/spool")
     if problems:
@@ -47,8 +44,7 @@ def find(root: Path, commit: str) -> None:
     """Print the runs of a commit."""
     runs = find_commit(connect(root, store_uri(root)), root, commit)
     for run in runs:
-        rsum = run.data.metrics.get("val/rsum")
-        number = "" if rsum is None else f"  val/rsum {rsum:.1f}"
+        number = f"  val/rsum {run.data.metrics['val/rsum']:.1f}" if "val/rsum" in run.data.metrics else ""
         kind = run.data.tags.get("camp.kind", "")
         print(f"{run.info.run_id}  {kind:8}  {run.info.status:8}  {run.info.run_name}{number}")
     if not runs:
@@ -67,22 +63,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     back.add_argument("run", help="MLflow run id or camp.run tag, or the beginning of one")
     back.add_argument("--into", type=Path, help="default: .work/restored/<run>")
     commands.add_parser("promote", help="call a run's model champion").add_argument("run")
-    given = parser.parse_args(arguments)
-    root = main_root()
-    if given.command == "ui":
-        serve(root, given.host, given.port)
-    elif given.command == "sync":
-        deliver(root)
-    elif given.command == "find":
-        find(root, given.commit)
-    else:
-        client = connect(root, store_uri(root))
-        run = find_run(client, given.run)
-        if given.command == "restore":
-            into = given.into or root / ".work" / "restored" / run.info.run_id
-            said = restore(client, root, run, into.resolve())
-            print(f"{into}: {', '.join(said)}")
-        else:
+    chosen, root = parser.parse_args(arguments), main_root()
+    match chosen.command:
+        case "ui":
+            serve(root, chosen.host, chosen.port)
+        case "sync":
+            deliver(root)
+        case "find":
+            find(root, chosen.commit)
+        case _:
+            client = connect(root, store_uri(root))
+            run = find_run(client, chosen.run)
+            if chosen.command == "restore":
+                into = chosen.into or root / ".work" / "restored" / run.info.run_id
+                print(f"{into}: {', '.join(restore(client, root, run, into.resolve()))}")
+                return
             try:
                 print(f"champion is now version {promote(client, run.info.run_id)}, of {run.info.run_name}")
             except ValueError as error:

@@ -1,12 +1,33 @@
-"""`python -m stages.tracking.delivery ROOT KEY` runs beside a run and carries its spool to MLflow."""
+"""From the spool to MLflow. `python -m stages.tracking.delivery ROOT KEY` runs beside a run and carries its spool.
 
+Delivering twice changes nothing, so a delivery may die at any point: a run is found by its tag `camp.run`, and equal
+params, metric points, tags and files are the same ones. Nothing leaves the spool before the server has it.
+"""
+
+import contextlib
+import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
+from textwrap import shorten
+from typing import TYPE_CHECKING
 
-from stages.tracking.spool import SPOOL, pending, started, writer_alive
-from stages.tracking.store import Delivery, store_uri
+from filelock import FileLock, Timeout
+
+from stages.errors import InputError
+from stages.tracking.model import log_model
+from stages.tracking.spool import SPOOL, Event, pending, set_delivered, started, undelivered, writer_alive
+from stages.tracking.store import connect, experiment_id, local_uri, search, store_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+LONG = 5000
+"""Characters of a param or tag: what is longer is cut there, and a file of the run holds it whole."""
+REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS", "MALFORMED_REQUEST")
+"""Answers that say that an event is wrong, not that the server is away."""
 
 
 def bound_waiting(seconds: int) -> None:
@@ -17,70 +38,209 @@ def bound_waiting(seconds: int) -> None:
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 
 
-def _recorded_uri(folder: Path) -> str:
-    """The MLFLOW_TRACKING_URI that the run was started with; empty for the local store."""
-    return str((started(folder) or {}).get("uri") or "")
+class Delivery:
+    """Carries spool folders to the store `uri`, into `experiment` or else the one that each was started for."""
 
+    def __init__(self, root: Path, uri: str, experiment: str = "") -> None:
+        self.client = connect(root, uri)
+        self.root, self.experiment = root, experiment
+        self._runs: dict[str, str] = {}
 
-def deliver_beside(root: Path, key: str) -> int:
-    """Deliver one run while it is being written, and what earlier runs left; 0 once it is wholly delivered."""
-    bound_waiting(3)
-    os.nice(10)  # the run comes first
-    given = os.environ.get("MLFLOW_TRACKING_URI", "")  # MLflow sets it, once it is used
-    folder = root / SPOOL / key
-    delivery: Delivery | None = None
-    pause = 1.0
-    others_tried = False
-    while True:
-        alive = writer_alive(folder)
+    def deliver(self, folder: Path) -> bool:
+        """Deliver a spool folder; True once it is removed, False while it is written or delivered by another process.
+
+        Raises:
+            InputError: MLflow refuses something of it, which stays in the folder.
+            Exception: whatever MLflow raises where the store cannot be reached.
+        """
+        refused = folder / "refused.jsonl"
         try:
-            delivery = delivery or Delivery(root, store_uri(root))
-            if delivery.deliver(folder):
-                return 0
-            if not alive:
-                return 1  # another process is at it, or what is left needs `sync`
-            pause = 1.0
-            if alive and not others_tried:
-                others_tried = True
-                _deliver_others(delivery, folder, given)
+            with FileLock(folder / "deliverer.lock", timeout=0):
+                start = started(folder)
+                if refused.exists() and not writer_alive(folder):  # another try
+                    with (folder / "events.jsonl").open("ab") as events:
+                        events.write(refused.read_bytes())
+                    refused.unlink()
+                if start and self._find(folder.name) is None:  # it is new there, or was deleted: all of it
+                    set_delivered(folder, 0)
+                for offset, event in undelivered(folder):
+                    if start is None:
+                        raise InputError(f"{folder / 'events.jsonl'}: holds no start of a run")
+                    self._send(folder, event)
+                    set_delivered(folder, offset)
+                with FileLock(folder / "writer.lock", timeout=0):
+                    if next(undelivered(folder), None):  # a resumed run wrote meanwhile
+                        return False
+                    if start and self.client.get_run(self._runs[folder.name]).info.status == "RUNNING":
+                        self.client.set_terminated(self._runs[folder.name], "KILLED")
+                    if refused.exists():
+                        reason = json.loads(refused.read_text(encoding="utf-8").splitlines()[0])["reason"]
+                        raise InputError(f"it refuses a part of the run, which stays in {refused}: {reason}")
+                    shutil.rmtree(folder)
+        except (Timeout, FileNotFoundError):
+            return not folder.exists()
+        return True
+
+    def _find(self, key: str) -> str | None:
+        """MLflow's id of the run with this key."""
+        if key not in self._runs:
+            for run in search(self.client, f"tags.`camp.run` = '{key}'"):
+                self._runs[key] = run.info.run_id
+        return self._runs.get(key)
+
+    def _send(self, folder: Path, event: Event) -> None:
+        """Send one event. What MLflow refuses of it for good is put aside, the rest goes on."""
+        if event["event"] == "start":
+            self._start(folder.name, event)
+            return
+        run_id, also = self._runs[folder.name], event.get("also")
+        try:
+            write(self.client, run_id, folder, event)
+            if parent := also and self._find(also):
+                write(self.client, parent, folder, event)
         except Exception as error:
-            print(f"{time.strftime('%F %T')} {key}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-            if not alive:
-                return 1
-            pause = min(pause * 2, 60)
-        resume_at = time.monotonic() + pause
-        while time.monotonic() < resume_at and writer_alive(folder):
-            time.sleep(0.3)
+            if not _refuses(error):
+                raise
+            values = event.get("values", {})
+            if len(values) > 1:
+                for name in values:
+                    self._send(folder, event | {"values": {name: values[name]}})
+                return
+            reason = shorten(f"{event['event']} {' '.join(values)}: {error}", 500)
+            self.client.set_tag(run_id, "camp.refused", reason)  # fails where it is the whole run that is refused
+            with (folder / "refused.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(event | {"reason": reason}) + "\n")
+
+    def _start(self, key: str, event: Event) -> None:
+        if run_id := self._find(key):
+            self.client.update_run(run_id, status="RUNNING")
+            return
+        tags = {
+            "camp.run": key,
+            "camp.kind": event["kind"],
+            "mlflow.source.name": f"stages.{event['kind']}",
+            "mlflow.source.type": "LOCAL",
+            "mlflow.user": os.environ.get("USER", "unknown"),
+        }
+        if parent := event.get("parent"):
+            waiting = self.root / SPOOL / parent
+            if self._find(parent) is None and waiting in pending(self.root):
+                with contextlib.suppress(InputError):  # it is told of by itself
+                    self.deliver(waiting)
+                if self._find(parent) is None:
+                    raise InputError(f"its parent, run {parent}, has to be delivered first")
+            tags |= {"camp.parent": parent} | ({"mlflow.parentRunId": self._runs[parent]} if self._find(parent) else {})
+        experiment = experiment_id(self.client, self.root, self.experiment or event["experiment"] or "camp")
+        run = self.client.create_run(experiment, start_time=event["time"], tags=tags, run_name=event["name"])
+        self._runs[key] = run.info.run_id
 
 
-def _deliver_others(delivery: Delivery, own: Path, given: str) -> None:
-    for folder in pending(delivery.root):
-        if folder != own and not writer_alive(folder) and _recorded_uri(folder) == given:
-            delivery.deliver(folder)
+def _refuses(error: Exception) -> bool:
+    """Whether an error is one of the event, not of the connection."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return error.error_code in REFUSED
+    return isinstance(error, FileNotFoundError) or not isinstance(error, OSError)  # those of `requests` are OSErrors
 
 
-def sync(root: Path) -> tuple[int, list[str]]:
+def write(client: "MlflowClient", run_id: str, folder: Path, event: Event) -> None:
+    """Write one event of the spool `folder` into a run."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+
+    kind, values = event["event"], event.get("values", {})
+    if kind in ("params", "tags"):
+        for name in [name for name in values if len(values[name]) > LONG]:
+            client.log_text(run_id, values[name], f"{kind}/{name}.txt")
+        values = {name: value[:LONG] for name, value in values.items()}
+    if kind == "metrics":
+        points = [Metric(name, *point) for name in values for point in values[name]]
+        client.log_batch(run_id, metrics=points)
+    elif kind == "params":  # MLflow never changes one; those of a resumed run are in its code/params.yaml
+        first = client.get_run(run_id).data.params
+        client.log_batch(run_id, params=[Param(name, values[name]) for name in values if name not in first])
+    elif kind == "tags":
+        client.log_batch(run_id, tags=[RunTag(name, values[name]) for name in values])
+    elif kind == "dataset":
+        # MLflow keeps 36 characters of a digest; the tag keeps all of it.
+        entry = Dataset(event["name"], event["digest"][:36], "local", json.dumps({"uri": event["path"]}))
+        client.log_inputs(run_id, [DatasetInput(entry, [InputTag("mlflow.data.context", event["name"])])])
+        client.set_tag(run_id, f"data.{event['name']}", event["digest"])
+    elif kind == "artifact":
+        source, place = folder / event["source"], event.get("folder") or ""
+        if source.is_dir():
+            client.log_artifacts(run_id, str(source), f"{place}/{source.name}".lstrip("/"))
+        else:
+            client.log_artifact(run_id, str(source), place or None)
+    elif kind == "model":
+        log_model(client, run_id, folder / event["source"], folder / event["code"], event)
+    elif kind == "end":
+        client.set_terminated(run_id, event["status"], event["time"])
+
+
+def sync(root: Path, moved: bool = True) -> tuple[int, list[str]]:
     """Deliver everything in the spool: the number of runs delivered, and a line for each that was not.
 
-    A run goes to MLFLOW_TRACKING_URI where that is set, else to the server it was started with.
+    A run goes to the server and the experiment it was started for, or, if `moved`, to those that the environment names
+    now, where it names them.
     """
-    bound_waiting(30)
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME")
+    uri, experiment = (os.environ.get(name, "").strip() if moved else "" for name in names)
+    if moved:
+        bound_waiting(30)
     delivered, problems = 0, []
-    given = os.environ.get("MLFLOW_TRACKING_URI")  # MLflow sets it, once it is used
-    local = store_uri(root)
-    deliveries: dict[str, Delivery] = {}
+    away: dict[str, Exception] = {}
     for folder in pending(root):
-        uri = given or _recorded_uri(folder) or local
+        goal = uri
         try:
-            delivery = deliveries.get(uri) or Delivery(root, uri)
-            deliveries[uri] = delivery
-            if delivery.deliver(folder):
+            goal = uri or (started(folder) or {}).get("uri") or local_uri(root)
+            if goal in away:
+                raise away[goal]
+            if Delivery(root, goal, experiment).deliver(folder):
                 delivered += 1
             else:
                 problems.append(f"{folder.name}: is still being written or delivered by another process")
         except Exception as error:
-            problems.append(f"{folder.name}: {uri} did not take it: {type(error).__name__}: {error}")
+            if not isinstance(error, InputError):
+                away[goal] = error
+            problems.append(f"{folder.name}: {goal} did not take it: {describe(error)}")
     return delivered, problems
+
+
+def describe(error: Exception) -> str:
+    """An error in one line of bounded length."""
+    return shorten(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}", 1000)
+
+
+def deliver_beside(root: Path, key: str) -> int:
+    """Deliver one run while it is being written, and what earlier runs left; 0 once it is wholly delivered."""
+    os.chdir(root)  # where a relative address of a store leads
+    bound_waiting(3)
+    os.nice(10)  # the run comes first
+    uri, folder = store_uri(root), root / SPOOL / key
+    delivery: Delivery | None = None
+    pause, others_tried = 1.0, False
+    while True:
+        alive = writer_alive(folder)
+        try:
+            delivery = delivery or Delivery(root, uri)
+            if delivery.deliver(folder):
+                return 0
+            (folder / "problem").unlink(missing_ok=True)
+            pause = 1.0
+            if alive and not others_tried:
+                others_tried = True
+                sync(root, moved=False)
+        except Exception as error:
+            print(f"{time.strftime('%F %T')} {key}: {describe(error)}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                (folder / "problem").write_text(describe(error), encoding="utf-8")
+            delivery, pause = None, min(pause * 2, 60)
+        if not alive:
+            return 1  # another process is at it, or what is left needs `sync`
+        resume_at = time.monotonic() + pause
+        while time.monotonic() < resume_at and writer_alive(folder):
+            time.sleep(0.3)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The machine's load while a run goes on."""
+"""What the machine says: the output of a command, and its load while a run goes on."""
 
 import shutil
 import subprocess
@@ -9,28 +9,25 @@ SAMPLE_EVERY = 10.0
 """Seconds between two samples."""
 
 
-def output(*command: str) -> str | None:
+def output(*command: str) -> bytes | None:
     """What a command prints; None where it fails, is missing or takes longer than 20 s."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        return subprocess.run(command, capture_output=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout if done.returncode == 0 else None
 
 
 def checked_out() -> str:
     """The short name of the commit that is checked out here, or "not known"."""
-    return (output("git", "rev-parse", "--short=12", "HEAD") or "not known").strip()
+    return (output("git", "rev-parse", "--short=12", "HEAD") or b"not known").decode().strip()
 
 
 def sample_machine(write: Callable[..., None], stop: threading.Event) -> None:
     """Record the machine's load under the names that MLflow's page of system metrics reads."""
     import psutil
 
-    process = psutil.Process()
+    process, smi, sample = psutil.Process(), shutil.which("nvidia-smi"), 0
     psutil.cpu_percent()
-    smi = shutil.which("nvidia-smi")
-    sample = 0
     while not stop.wait(min(1.0, SAMPLE_EVERY) if sample == 0 else SAMPLE_EVERY):
         memory = psutil.virtual_memory()
         values = {
@@ -39,8 +36,8 @@ def sample_machine(write: Callable[..., None], stop: threading.Event) -> None:
             "system/system_memory_usage_percentage": memory.percent,
             "system/process_memory_megabytes": process.memory_info().rss / 1e6,
         }
-        query = ["--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits"]
-        for number, line in enumerate((output(smi, *query) or "").splitlines() if smi else []):
+        query = ("--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits")
+        for number, line in enumerate((output(smi, *query) or b"").decode().splitlines() if smi else []):
             for name, cell in zip(("utilization_percentage", "memory_usage_megabytes"), line.split(","), strict=True):
                 if cell.strip().isdigit():
                     values[f"system/gpu_{number}_{name}"] = float(cell)

@@ -1,5 +1,6 @@
 """The trained model in MLflow: logged as code and safetensors, registered, and the best one called `champion`."""
 
+import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,20 +18,25 @@ def log_model(client: "MlflowClient", run_id: str, checkpoint: Path, code: Path,
     """Log and register the checkpoint of a run, once, and call it champion if its validation rsum is the best.
 
     Args:
-        client: of the store that the run is in; also the one that `mlflow` is set to.
+        client: of the store that the run is in.
         run_id: MLflow's id of the run.
         checkpoint: folder with model.safetensors, config.json and vocabulary.json.
         code: folder with served_model.py and the package camp_model, as they were when the model was trained.
-        event: `val_rsum` and `start_end`.
+        event: `val_rsum`, and how captions became words: `start_end`, `max_words`.
     """
+    from mlflow.exceptions import MlflowException
+
     known = client.search_model_versions(f"run_id = '{run_id}'")
     registered = known[0] if known else _register(client, run_id, checkpoint, code, event)
-    champion = _champion(client)
-    dataset = registered.tags.get("dataset")
-    if champion is None or (
-        # Sums of recalls on two datasets say nothing about each other.
-        champion.tags.get("dataset") == dataset and float(champion.tags.get("val_rsum", "-inf")) < event["val_rsum"]
-    ):
+    try:
+        champion = client.get_model_version_by_alias(NAME, CHAMPION).tags
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        champion = {"dataset": registered.tags.get("dataset", "")}  # there is none yet
+    # Sums of recalls on two datasets say nothing about each other.
+    same = champion.get("dataset", "") == registered.tags.get("dataset", "")
+    if same and float(champion.get("val_rsum", "-inf")) < event["val_rsum"]:
         client.set_registered_model_alias(NAME, CHAMPION, registered.version)
 
 
@@ -38,72 +44,30 @@ def _register(
     client: "MlflowClient", run_id: str, checkpoint: Path, code: Path, event: dict[str, Any]
 ) -> "ModelVersion":
     import mlflow
+    import pandas as pd
+    from mlflow.models import infer_signature
 
-    region_dim = _region_dim(checkpoint)
+    region_dim = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["region_dim"]
+    example: Any = pd.DataFrame({"sentence": ["a red circle"], "regions": [[[0.0] * region_dim] * 2]})
+    # A column that may be left out is one with a gap.
+    columns = pd.concat([example, pd.DataFrame({"sentence": ["a red circle"], "image_id": ["1"]})]).astype(object)
+    answer = pd.DataFrame({"query": [0], "image_id": ["1"], "rank": [1], "score": [0.5], "error": [""]})
+    mlflow.set_tracking_uri(client.tracking_uri)
+    mlflow.set_registry_uri(client.tracking_uri)
     with mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(code / "served_model.py"),
             code_paths=[str(code / "camp_model")],
             artifacts={"checkpoint": str(checkpoint)},
-            signature=_signature(),
-            input_example=_example(region_dim),
-            model_config={"start_end": event["start_end"]},
+            signature=infer_signature(columns, answer, {"store": "", "top_k": 10}),
+            input_example=example,
+            model_config={name: event.get(name) for name in ("start_end", "max_words")},
             pip_requirements=[f"{package}=={version(package)}" for package in NEEDS],
         )
     tags = {"val_rsum": str(event["val_rsum"]), "dataset": client.get_run(run_id).data.tags.get("dataset", "")}
     registered = mlflow.register_model(info.model_uri, NAME, tags=tags)
     return client.get_model_version(NAME, registered.version)
-
-
-def _region_dim(checkpoint: Path) -> int:
-    import json
-
-    return int(json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["region_dim"])
-
-
-def _signature() -> Any:
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import Array
-
-    return ModelSignature(
-        inputs=Schema(
-            [
-                ColSpec(DataType.string, "sentence"),
-                ColSpec(DataType.string, "image_id", required=False),
-                ColSpec(Array(Array(DataType.double)), "regions", required=False),
-            ]
-        ),
-        outputs=Schema(
-            [
-                ColSpec(DataType.long, "query"),
-                ColSpec(DataType.string, "image_id"),
-                ColSpec(DataType.long, "rank"),
-                ColSpec(DataType.double, "score"),
-            ]
-        ),
-        params=ParamSchema(
-            [ParamSpec("store", DataType.string, ""), ParamSpec("top_k", DataType.long, 10)],
-        ),
-    )
-
-
-def _example(region_dim: int) -> Any:
-    import pandas as pd
-
-    return pd.DataFrame({"sentence": ["a red circle"], "regions": [[[0.0] * region_dim] * 2]})
-
-
-def _champion(client: "MlflowClient") -> "ModelVersion | None":
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_model_version_by_alias(NAME, CHAMPION)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None  # there is no champion yet
-        raise
 
 
 def promote(client: "MlflowClient", run_id: str) -> str:

@@ -1,15 +1,17 @@
 """From a run back to its code, data and model, and from a commit to its runs."""
 
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
 from stages.errors import InputError
+from stages.tracking.store import search
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -18,11 +20,13 @@ if TYPE_CHECKING:
 MODEL = "models/camp"
 
 
-def model_hash(lock: str) -> str | None:
-    """The hash under which DVC knows the trained model, from the text of a dvc.lock."""
-    entries = (yaml.safe_load(lock) or {}).get("stages", {}).values()
-    outs = [out for entry in entries for out in entry.get("outs", [])]
-    return next((out.get("md5") for out in outs if out["path"] == MODEL), None)
+def model_hash(lock: str | bytes) -> str | None:
+    """The hash under which DVC knows the trained model, from the content of a dvc.lock; None: it names none."""
+    try:
+        entries = (yaml.safe_load(lock) or {}).get("stages", {}).values()
+        return next(str(out["md5"]) for entry in entries for out in entry.get("outs", []) if out["path"] == MODEL)
+    except (yaml.YAMLError, ValueError, AttributeError, TypeError, KeyError, StopIteration):
+        return None
 
 
 def find_run(client: "MlflowClient", name: str) -> "Run":
@@ -31,16 +35,13 @@ def find_run(client: "MlflowClient", name: str) -> "Run":
     Raises:
         InputError: there is none, or more than one.
     """
-    found = [
-        run
-        for run in _all_runs(client)
-        if run.info.run_id.startswith(name) or run.data.tags.get("camp.run", "").startswith(name)
-    ]
-    if len(found) != 1:
-        raise InputError(
-            f"run {name}: {len(found) or 'no'} runs have this id; expected an MLflow run id or a camp.run tag"
-        )
-    return found[0]
+    runs: dict[str, Run] = {}
+    for key in ("attributes.run_id", "tags.`camp.run`") if re.fullmatch(r"[0-9A-Za-z-]+", name) else ():
+        runs |= {run.info.run_id: run for run in search(client, f"{key} LIKE '{name}%' and tags.`camp.run` != ''")}
+    if len(runs) != 1:
+        expected = "expected an MLflow run id or a camp.run tag"
+        raise InputError(f"run {name[:80]}: {len(runs) or 'no'} runs have this id; {expected}")
+    return next(iter(runs.values()))
 
 
 def find_commit(client: "MlflowClient", root: Path, revision: str) -> list["Run"]:
@@ -51,34 +52,18 @@ def find_commit(client: "MlflowClient", root: Path, revision: str) -> list["Run"
     Raises:
         InputError: no such commit.
     """
-    commit = _git(root, "rev-parse", "--verify", f"{revision}^{{commit}}")
+    commit = _git(root, "rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}")
     if commit is None:
         raise InputError(f"{revision}: is no commit of {root}")
-    lock = _git(root, "show", f"{commit.strip()}:dvc.lock")
-    wanted = model_hash(lock) if lock else None
-    runs = _all_runs(client)
-    trained = [
-        run
-        for run in runs
-        if wanted and run.data.tags.get("dvc.model") == wanted and run.data.tags.get("camp.kind") == "train"
-    ]
-    return trained or [run for run in runs if run.data.tags.get("git.commit") == commit.strip()]
+    name = commit.decode().strip()
+    model = model_hash(_git(root, "show", f"{name}:dvc.lock") or b"")
+    trained = search(client, f"tags.`dvc.model` = '{model}' and tags.`camp.kind` = 'train'") if model else []
+    return trained or search(client, f"tags.`git.commit` = '{name}'")
 
 
-def _all_runs(client: "MlflowClient") -> list["Run"]:
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    found: list[Any] = []
-    token = None
-    while True:
-        page = client.search_runs(experiments, filter_string="tags.`camp.run` != ''", page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return found
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+def _git(folder: Path, *arguments: str) -> bytes | None:
+    """What git prints; None where it fails."""
+    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, check=False)
     return done.stdout if done.returncode == 0 else None
 
 
@@ -88,64 +73,66 @@ def restore(client: "MlflowClient", root: Path, run: "Run", into: Path) -> list[
     Raises:
         InputError: the folder exists, the run recorded no commit, or this repository does not have it.
     """
+    commit = run.data.tags.get("git.commit")
     if into.exists():
         raise InputError(f"{into}: exists; expected a folder to be made")
-    commit = run.data.tags.get("git.commit")
     if commit is None:
         raise InputError(f"run {run.info.run_id}: recorded no commit, it did not run in a git repository")
     if _git(root, "cat-file", "-e", f"{commit}^{{commit}}") is None:
         raise InputError(f"run {run.info.run_id}: its commit {commit} is not in {root}; fetch it first")
+    # How this repository writes line ends, so that files come back byte for byte.
+    ends = [(name, _git(root, "config", name)) for name in ("core.autocrlf", "core.eol")]
+    settings = [f"--config={name}={value.decode().strip()}" for name, value in ends if value]
     try:
         # Shared objects: commits that no branch holds can be checked out too.
-        subprocess.run(["git", "clone", "-q", "--shared", "--no-checkout", str(root), str(into)], check=True)
+        subprocess.run(["git", "clone", "-q", "--shared", "--no-checkout", *settings, str(root), str(into)], check=True)
         subprocess.run(["git", "-C", str(into), "checkout", "-q", "--detach", commit], check=True)
-        said = [f"code at {commit[:12]}", *_restore_files(client, run, into)]
+        lines = [f"code at {commit[:12]}", *_restore_files(client, run, into)]
     except BaseException:
         shutil.rmtree(into, ignore_errors=True)
         raise
-    return said + _restore_data(client, run, root, into)
+    return [*lines, *_restore_data(root, into), _restore_model(client, run, into)]
 
 
 def _restore_files(client: "MlflowClient", run: "Run", into: Path) -> list[str]:
     """Uncommitted changes, params.yaml and dvc.lock as they were."""
-    names = {Path(item.path).name for item in client.list_artifacts(run.info.run_id, "code")}
-    said = []
+    if not client.list_artifacts(run.info.run_id, "code"):
+        return []
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("changes.patch", "params.yaml", "dvc.lock"):
-            if name not in names:
-                continue
-            file = client.download_artifacts(run.info.run_id, f"code/{name}", folder)
-            if name == "changes.patch":
-                subprocess.run(["git", "-C", str(into), "apply", str(file)], check=True)
-                said.append("its uncommitted changes")
-            else:
-                shutil.copyfile(file, into / name)
-                said.append(name)
-    return said
+        code = Path(client.download_artifacts(run.info.run_id, "code", folder))
+        files = [name for name in ("params.yaml", "dvc.lock") if (code / name).exists()]
+        lines = list(files)
+        if (patch := code / "changes.patch").exists():
+            subprocess.run(["git", "-C", str(into), "apply", "--whitespace=nowarn", str(patch)], check=True)
+            lines.append("its uncommitted changes")
+        for name in files:
+            shutil.copyfile(code / name, into / name)
+    return lines
 
 
-def _restore_data(client: "MlflowClient", run: "Run", root: Path, into: Path) -> list[str]:
-    """Data from DVC's cache or remote, the model from there or from the run itself."""
-    dvc = [sys.executable, "-m", "dvc"]
-    said = []
-    if (into / "dvc.lock").is_file() and (into / ".dvc").is_dir():
-        cache = subprocess.run([*dvc, "cache", "dir"], cwd=root, capture_output=True, text=True, check=True)
-        place = (root / cache.stdout.strip()).resolve()
-        subprocess.run([*dvc, "cache", "dir", "--local", str(place)], cwd=into, check=True, capture_output=True)
-        done = subprocess.run([*dvc, "checkout", "--quiet"], cwd=into, check=False, capture_output=True, text=True)
-        remotes = subprocess.run([*dvc, "remote", "list"], cwd=into, check=False, capture_output=True, text=True)
-        if done.returncode and remotes.stdout.strip():
-            done = subprocess.run([*dvc, "pull", "--quiet"], cwd=into, check=False, capture_output=True, text=True)
-        said.append("data" if done.returncode == 0 else f"what of the data is still there ({done.stderr.strip()})")
-    if not (into / MODEL).exists():
-        versions = client.search_model_versions(f"run_id = '{run.info.run_id}'")
-        if versions:
-            import mlflow
+def _restore_data(root: Path, into: Path) -> list[str]:
+    """Data from DVC's cache, or else from its remote."""
 
-            (into / MODEL).parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory() as folder:
-                source = f"models:/{versions[0].name}/{versions[0].version}"
-                local = Path(mlflow.artifacts.download_artifacts(source, dst_path=folder))
-                shutil.copytree(next(local.glob("artifacts/*")), into / MODEL)
-    said.append(f"the model in {MODEL}" if (into / MODEL).exists() else "no model: the run has logged none")
-    return said
+    def dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "dvc", *arguments]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+    if not ((into / "dvc.lock").is_file() and (into / ".dvc").is_dir()):
+        return []
+    dvc(into, "cache", "dir", "--local", str((root / dvc(root, "cache", "dir").stdout.strip()).resolve()))
+    done = dvc(into, "checkout", "--quiet")
+    if done.returncode and dvc(into, "remote", "list").stdout.strip():
+        done = dvc(into, "pull", "--quiet")
+    return ["data" if done.returncode == 0 else f"what of the data is still there ({done.stderr.strip()})"]
+
+
+def _restore_model(client: "MlflowClient", run: "Run", into: Path) -> str:
+    """The model from the run itself, where DVC did not have it."""
+    if not (into / MODEL).exists() and (versions := client.search_model_versions(f"run_id = '{run.info.run_id}'")):
+        from mlflow.artifacts import download_artifacts
+
+        source, store = f"models:/{versions[0].name}/{versions[0].version}", client.tracking_uri
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(download_artifacts(source, dst_path=folder, tracking_uri=store, registry_uri=store))
+            shutil.copytree(next(local.glob("artifacts/*")), into / MODEL)
+    return f"the model in {MODEL}" if (into / MODEL).exists() else "no model: the run has logged none"

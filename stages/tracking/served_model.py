@@ -4,6 +4,7 @@ Columns of the input: `sentence`, and either `regions` (features [k, region_dim]
 store named by the param `store`): the score of that pair. With neither, the top `top_k` images of the store.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,90 +13,143 @@ import numpy as np
 import pandas as pd
 import torch
 from mlflow.models import set_model
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from camp_model.checkpoint import load_checkpoint
 from camp_model.encoders import length_mask
 from camp_model.regions import RegionStore
 
-
-def _given(value: Any) -> bool:
-    """Whether a cell of a table holds something: not None, NaN or empty."""
-    if value is None or (isinstance(value, float) and np.isnan(value)):
-        return False
-    return len(value) > 0
+BLOCK = 256
+"""Images encoded, and sentences scored, at a time."""
+HELD_BYTES = 2 * 2**30
+"""Encoded images of a store that are held from one request to the next; those beyond are encoded again."""
+Encoded = tuple[Tensor, Tensor]
+"""Vectors [n, L, d] and their mask [n, L]."""
 
 
 class Retrieval(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
-    """A trained CAMP that answers with the columns `query` (row of the input), `image_id`, `rank` and `score`."""
+    """A trained CAMP that answers with the columns `query` (row of the input), `image_id`, `rank`, `score`, `error`."""
 
     def load_context(self, context: Any) -> None:
-        self.model, self.vocabulary, _ = load_checkpoint(Path(context.artifacts["checkpoint"]))
-        self.start_end = bool((context.model_config or {}).get("start_end", False))
+        checkpoint = Path(context.artifacts["checkpoint"])
+        self.model, self.vocabulary, _ = load_checkpoint(checkpoint)
+        self.settings: dict[str, Any] = context.model_config or {}
+        origin = checkpoint / "fingerprint.json"
+        self.detector = json.loads(origin.read_text(encoding="utf-8")).get("detector") if origin.is_file() else None
+        self.held: tuple[object, RegionStore, dict[int, Encoded]] | None = None
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Scores (between 0 and 1) of pairs, rank 1, or the top images of a store, rank 1 the best.
 
+        A row that cannot be answered has one row of the answer, of rank 0, whose `error` says why.
+
         Raises:
-            ValueError: no store is named where one is needed, or it holds features of another width.
+            ValueError: the store cannot be read, or another detector made it.
         """
         params = params or {}
-        store = RegionStore(Path(params["store"])) if params.get("store") else None
-        answers = []
+        store = self._store(Path(params["store"])) if params.get("store") else None
+        answers: list[tuple[int, str, int, float, str]] = []
+        searches: dict[int, Tensor] = {}
         with torch.inference_mode():
             for query, row in enumerate(model_input.to_dict("records")):
-                words, word_mask = self._words(row["sentence"])
-                if _given(row.get("regions")):
-                    features = np.stack([np.asarray(region, dtype=np.float32) for region in row["regions"]])
-                    scores = self._scores(features[None], np.ones((1, len(features)), bool), words, word_mask)
-                    found = [("", scores[0])]
-                elif _given(row.get("image_id")):
-                    image = str(row["image_id"])
-                    found = [(image, self._scores(*self._stored(store, [image]), words, word_mask)[0])]
-                else:
-                    found = self._search(self._open(store), words, word_mask, int(params.get("top_k", 10)))
-                answers += [(query, image, rank, score) for rank, (image, score) in enumerate(found, start=1)]
-        return pd.DataFrame(answers, columns=["query", "image_id", "rank", "score"])
+                try:
+                    tokens, image = self._tokens(row["sentence"]), ""
+                    if _holds(row.get("regions")):
+                        features = np.stack([np.asarray(region, dtype=np.float32) for region in row["regions"]])
+                        regions = self._encode(features[None], np.ones((1, len(features)), bool))
+                    elif store is None:
+                        raise ValueError("store: no region store is named; expected params={'store': 'data/regions'}")
+                    elif _holds(row.get("image_id")):
+                        image = str(row["image_id"])
+                        regions = self._image(store, image)
+                    else:
+                        searches[query] = tokens
+                        continue
+                    answers.append((query, image, 1, self._scores(regions, self._words([tokens])).item(), ""))
+                except (ValueError, TypeError) as error:
+                    answers.append((query, "", 0, float("nan"), str(error)[:300]))
+            for first in range(0, len(searches), BLOCK):
+                assert store is not None
+                some = dict(list(searches.items())[first : first + BLOCK])
+                answers += self._search(store, some, int(params.get("top_k", 10)))
+        answers.sort(key=lambda answer: answer[0])
+        return pd.DataFrame(answers, columns=["query", "image_id", "rank", "score", "error"])
 
-    def _words(self, sentence: str) -> tuple[torch.Tensor, torch.Tensor]:
-        words = self.vocabulary.tokenize(sentence)
-        ids = self.vocabulary.encode(["<start>", *words, "<end>"] if self.start_end else words)
-        if not ids:
-            raise ValueError(f"sentence: {sentence!r} holds no word")
-        lengths = torch.tensor([len(ids)])
-        return self.model.encode_captions(torch.tensor([ids]), lengths), length_mask(lengths, len(ids))
+    def _store(self, path: Path) -> RegionStore:
+        """The store at `path`, the one of the last request as long as its manifest is the same."""
+        manifest = path / "manifest.parquet"
+        state = manifest.stat() if manifest.exists() else None
+        key = state and (path.resolve(), state.st_mtime_ns, state.st_ino, state.st_size)
+        if self.held is None or self.held[0] != key:
+            store = RegionStore(path)
+            if self.detector and store.detector != self.detector:
+                ours = f"this model was trained on those of {self.detector}"
+                raise ValueError(f"{path}: its regions come from the detector {store.detector}; {ours}")
+            self.held = key, store, {}
+        return self.held[1]
 
-    @staticmethod
-    def _open(store: RegionStore | None) -> RegionStore:
-        if store is None:
-            raise ValueError("store: no region store is named; expected params={'store': 'data/regions'}")
-        return store
+    def _block(self, store: RegionStore, first: int) -> Encoded:
+        """`BLOCK` images from the row `first`, held as far as `HELD_BYTES` goes."""
+        held = self.held[2] if self.held and self.held[1] is store else {}
+        block = held.get(first) or self._encode(*store.features(range(first, min(first + BLOCK, len(store)))))
+        if sum(vectors.nbytes for vectors, _ in held.values()) + block[0].nbytes <= HELD_BYTES:
+            held[first] = block
+        return block
 
-    def _stored(self, store: RegionStore | None, images: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        store = self._open(store)
-        return store.features([store.row_of(image) for image in images])
+    def _image(self, store: RegionStore, image_id: str) -> Encoded:
+        row = store.row_of(image_id)
+        first = row - row % BLOCK
+        if self.held and first in self.held[2]:
+            vectors, mask = self._block(store, first)
+            return vectors[row - first, None], mask[row - first, None]
+        return self._encode(*store.features([row]))
 
-    def _scores(
-        self, features: np.ndarray, mask: np.ndarray, words: torch.Tensor, word_mask: torch.Tensor
-    ) -> list[float]:
+    def _encode(self, features: np.ndarray, mask: np.ndarray) -> Encoded:
+        """Features [n, R, region_dim] and their mask [n, R] of images."""
         if features.shape[-1] != self.model.config.region_dim:
             raise ValueError(
                 f"regions: features are {features.shape[-1]} wide; this model reads {self.model.config.region_dim}"
             )
         known = torch.from_numpy(np.ascontiguousarray(mask))
-        regions = self.model.encode_regions(torch.from_numpy(features.astype(np.float32)), known)
-        logits = self.model.score_matrix(regions, known, words, word_mask)
-        return [float(score) for score in torch.sigmoid(logits[:, 0].double())]
+        return self.model.encode_regions(torch.from_numpy(features.astype(np.float32)), known), known
 
-    def _search(
-        self, store: RegionStore, words: torch.Tensor, word_mask: torch.Tensor, top_k: int
-    ) -> list[tuple[str, float]]:
-        """The best images of a store, read a thousand at a time."""
-        scores: list[float] = []
-        for first in range(0, len(store), 1000):
-            rows = range(first, min(first + 1000, len(store)))
-            scores += self._scores(*store.features(list(rows)), words, word_mask)
-        best = np.argsort(-np.asarray(scores), kind="stable")[:top_k]
-        return [(store.image_ids[row], scores[row]) for row in best]
+    def _tokens(self, sentence: Any) -> Tensor:
+        words = self.vocabulary.tokenize(sentence) if isinstance(sentence, str) else []
+        if not words:
+            raise ValueError(f"sentence: {str(sentence)[:80]!r} holds no word")
+        words = words[: self.settings.get("max_words")]
+        words = ["<start>", *words, "<end>"] if self.settings.get("start_end") else words
+        return torch.tensor(self.vocabulary.encode(words))
+
+    def _words(self, sentences: list[Tensor]) -> Encoded:
+        lengths = torch.tensor([len(tokens) for tokens in sentences])
+        tokens = pad_sequence(sentences, batch_first=True)
+        return self.model.encode_captions(tokens, lengths), length_mask(lengths, tokens.shape[1])
+
+    def _scores(self, regions: Encoded, words: Encoded) -> Tensor:
+        """[C, I]"""
+        return torch.sigmoid(self.model.score_matrix(*regions, *words).double()).T
+
+    def _search(self, store: RegionStore, searches: dict[int, Tensor], top_k: int) -> list[Any]:
+        """The best images of a store for each sentence, equal ones in the store's order."""
+        words = self._words(list(searches.values()))
+        best, rows = torch.empty(len(searches), 0), torch.empty(len(searches), 0, dtype=torch.int64)
+        for first in range(0, len(store), BLOCK):
+            scores = self._scores(self._block(store, first), words)
+            at = torch.arange(first, first + scores.shape[1]).expand_as(scores)
+            best, order = torch.cat([best, scores], 1).sort(dim=1, descending=True, stable=True)
+            best, rows = best[:, :top_k], torch.cat([rows, at], 1).gather(1, order[:, :top_k])
+        return [
+            (query, store.image_ids[row], rank, score, "")
+            for query, images, scores in zip(searches, rows.tolist(), best.tolist(), strict=True)
+            for rank, (row, score) in enumerate(zip(images, scores, strict=True), start=1)
+        ]
+
+
+def _holds(value: Any) -> bool:
+    """Whether a cell of a table holds something: not None, NaN or empty."""
+    return value is not None and not (isinstance(value, float) and np.isnan(value)) and len(value) > 0
 
 
 set_model(Retrieval())

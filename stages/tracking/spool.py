@@ -1,8 +1,9 @@
 """The spool: what a run has to tell MLflow, on disk first.
 
 One folder per run, `.tracking/spool/<run key>/`: `events.jsonl` (append-only, one JSON object a line), `artifacts/`
-(copies of the files), `delivered` (how many bytes of the events have reached the server) and `writer.lock`, held by
-the process that is still writing: the system lets it go when that process dies, however it dies.
+(copies of the files), `delivered` (how many bytes of the events have reached the server), `refused.jsonl` (events that
+it does not take), `problem` (why the last delivery failed) and `writer.lock`, held by the process that still writes:
+the system lets it go when that process dies, however it dies.
 """
 
 import json
@@ -10,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,12 @@ from filelock import FileLock, Timeout
 from camp_model.files import write_text
 
 SPOOL = Path(".tracking") / "spool"
+Event = dict[str, Any]
 
 
 def experiment_name() -> str:
     """The MLflow experiment that runs belong to."""
-    return os.environ.get("MLFLOW_EXPERIMENT_NAME", "camp")
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME", "").strip() or "camp"
 
 
 class Spool:
@@ -30,9 +33,8 @@ class Spool:
 
     def __init__(self, root: Path, key: str) -> None:
         self.folder = root / SPOOL / key
-        (self.folder / "artifacts").mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / "writer.lock")
-        self._lock.acquire(timeout=10)
+        self._lock.acquire(timeout=10)  # makes the folder, too
         path = self.folder / "events.jsonl"
         torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
         self._file = path.open("a", encoding="utf-8")
@@ -47,15 +49,14 @@ class Spool:
 
     def keep(self, *sources: Path) -> str:
         """Copy files or folders into a new folder of the spool; returns its path relative to the spool folder."""
-        number = sum(1 for _ in (self.folder / "artifacts").iterdir())
-        target = self.folder / "artifacts" / f"{number:05d}"
-        target.mkdir()
+        name = f"artifacts/{time.time_ns()}"
+        (self.folder / name).mkdir(parents=True)
         for source in sources:
             if source.is_dir():
-                shutil.copytree(source, target / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(source, self.folder / name / source.name, ignore=shutil.ignore_patterns("__pycache__"))
             else:
-                shutil.copyfile(source, target / source.name)
-        return target.relative_to(self.folder).as_posix()
+                shutil.copyfile(source, self.folder / name / source.name)
+        return name
 
     def close(self) -> None:
         """Give the folder up to whoever delivers it."""
@@ -65,6 +66,8 @@ class Spool:
 
 def writer_alive(folder: Path) -> bool:
     """Whether a process still holds this spool folder."""
+    if not folder.exists():  # a lock would make it again
+        return False
     try:
         with FileLock(folder / "writer.lock", timeout=0):
             return False
@@ -72,12 +75,44 @@ def writer_alive(folder: Path) -> bool:
         return True
 
 
-def delivered_bytes(folder: Path) -> int:
-    """How much of `events.jsonl` has reached the server."""
-    try:
-        return int((folder / "delivered").read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return 0
+def read_events(folder: Path, offset: int = 0) -> Iterator[tuple[int, Event | None]]:
+    """The whole lines after byte `offset`: pairs of (offset after the line, event; None for a torn line)."""
+    with (folder / "events.jsonl").open("rb") as file:
+        file.seek(offset)
+        while (line := file.readline()).endswith(b"\n"):
+            offset += len(line)
+            try:
+                yield offset, dict(json.loads(line))
+            except (ValueError, TypeError):
+                yield offset, None
+
+
+def undelivered(folder: Path) -> Iterator[tuple[int, Event]]:
+    """The events that have not reached the server. Metrics that follow each other are one event.
+
+    Its `values` are name -> points [value, time, step].
+    """
+    delivered = folder / "delivered"
+    offset = int(delivered.read_text(encoding="ascii")) if delivered.exists() else 0
+    events = ((at, event) for at, event in read_events(folder, offset) if event)
+    for _, group in groupby(enumerate(events), _batch):
+        batch = [pair for _, pair in group]
+        offset, event = batch[-1]
+        yield offset, event | {"values": _points(batch)} if event["event"] == "metrics" else event
+
+
+def _batch(item: tuple[int, tuple[int, Event]]) -> Any:
+    number, (_, event) = item
+    return (number // 500, event.get("also")) if event["event"] == "metrics" else number
+
+
+def _points(batch: list[tuple[int, Event]]) -> dict[str, list[Any]]:
+    points: dict[str, list[Any]] = {}
+    for _, event in batch:
+        for name, value in event["values"].items():  # one that was refused before has points already
+            more = value if isinstance(value, list) else [[value, event["time"], event["step"]]]
+            points.setdefault(name, []).extend(more)
+    return points
 
 
 def set_delivered(folder: Path, offset: int) -> None:
@@ -85,45 +120,17 @@ def set_delivered(folder: Path, offset: int) -> None:
     write_text(folder / "delivered", str(offset))
 
 
-def read_events(folder: Path, offset: int, limit: int = 1000) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """The whole lines after byte `offset`: pairs of (offset after the line, event; None for a torn line)."""
-    with (folder / "events.jsonl").open("rb") as file:
-        file.seek(offset)
-        for _ in range(limit):
-            line = file.readline()
-            if not line.endswith(b"\n"):
-                return
-            offset += len(line)
-            try:
-                event = json.loads(line)
-            except ValueError:
-                event = None
-            yield offset, event if isinstance(event, dict) else None
-
-
-def started(folder: Path) -> dict[str, Any] | None:
-    """The event that began the run; None where the writer died before it."""
-    return next((event for _, event in read_events(folder, 0, limit=1) if event), None)
-
-
-def last_event(folder: Path) -> str | None:
-    """The kind of the last whole event."""
-    lines = (folder / "events.jsonl").read_bytes().splitlines()
-    try:
-        return str(json.loads(lines[-1])["event"])
-    except (IndexError, ValueError):
-        return None
-
-
-def whole(folder: Path) -> bool:
-    """Whether everything in the folder is delivered; the half line of a killed writer does not count."""
-    return next(read_events(folder, delivered_bytes(folder), limit=1), None) is None
+def started(folder: Path) -> Event | None:
+    """The event that began the run; None where its writer died before it."""
+    return next((event for _, event in read_events(folder) if event and event["event"] == "start"), None)
 
 
 def pending(root: Path) -> list[Path]:
     """The spool folders, oldest first. A folder that is wholly delivered is removed, so each holds something."""
-    spool = root / SPOOL
-    if not spool.is_dir():
-        return []
-    folders = [folder for folder in spool.iterdir() if (folder / "events.jsonl").is_file()]
-    return sorted(folders, key=lambda folder: ((started(folder) or {"time": 0})["time"], folder.name))
+    starts = {}
+    for path in (root / SPOOL).glob("*/events.jsonl"):
+        try:
+            starts[path.parent] = (started(path.parent) or {"time": 0})["time"]
+        except FileNotFoundError:  # it is being delivered and removed right now
+            continue
+    return sorted(starts, key=lambda folder: (starts[folder], folder.name))

@@ -1,4 +1,7 @@
-"""The columns and charts with which MLflow's pages compare runs, as a view that `make ui` links to."""
+"""The columns and charts with which MLflow's pages compare runs, as a view that `make ui` links to.
+
+MLflow has no public way to make one: this is what its own "share" writes into a tag of the experiment.
+"""
 
 import base64
 import json
@@ -8,14 +11,11 @@ from typing import Any
 KEY = "camp"
 """Its name in an address: ...#/experiments/1/runs?viewStateShareKey=camp."""
 TAG = f"mlflow.sharedViewState.{KEY}"
-"""The experiment's tag in which MLflow looks for it."""
 
 COLUMNS = (
     *(f"metrics.`{name}`" for name in ("best/val_rsum", "test/rsum", "test/i2t_r1", "test/t2i_r1")),
-    "tags.`git.commit`",
-    "tags.`dvc.experiment`",
-    "attributes.`Models`",
-)
+    "tags.`git.commit`", "tags.`dvc.experiment`", "attributes.`Models`",
+)  # fmt: skip
 SECTIONS = {
     "Retrieval": ("BAR", "test/rsum", "test/i2t_r1", "test/i2t_r5", "test/t2i_r1", "test/t2i_r5", "best/val_rsum"),
     "Training": ("LINE", "train/loss", "val/rsum", "val/gate_positive_mean", "val/gate_negative_mean"),
@@ -25,36 +25,24 @@ SECTIONS = {
     ),
 }  # fmt: skip
 """Title -> the kind of its charts, and their metrics."""
+LINE = {
+    "xAxisKey": "step", "selectedXAxisMetricKey": "", "xAxisScaleType": "linear", "scaleType": "linear",
+    "yAxisKey": "metric", "yAxisExpressions": [], "range": {}, "lineSmoothness": 0, "ignoreOutliers": False,
+    "useGlobalXaxisKey": False, "useGlobalLineSmoothing": True,
+}  # fmt: skip
 
 
 def view() -> str:
-    """The value of `TAG`, as MLflow's own "share" writes it: compressed, for a tag holds 5,000 characters."""
-    sections = [
-        {"uuid": title, "name": title, "display": True, "isReordered": True, "deleted": False, "isGenerated": False}
-        for title in SECTIONS
-    ]
-    charts = [_chart(kind, title, metric) for title, (kind, *metrics) in SECTIONS.items() for metric in metrics]
+    """The value of `TAG`, compressed, for a tag holds 5,000 characters."""
+    usual = {"isReordered": True, "deleted": False, "isGenerated": False}
+    charts: list[dict[str, Any]] = [
+        {"uuid": metric, "type": kind, "metricSectionId": title, "metricKey": metric, "displayName": metric,
+         "runsCountToCompare": 10, **usual, **({**LINE, "selectedMetricKeys": [metric]} if kind == "LINE" else {})}
+        for title, (kind, *metrics) in SECTIONS.items() for metric in metrics
+    ]  # fmt: skip
     state = {
-        "searchFilter": "tags.`camp.kind` = 'train'",
-        "orderByKey": "metrics.`best/val_rsum`",
-        "orderByAsc": False,
-        "selectedColumns": COLUMNS,
-        "compareRunSections": sections,
-        "compareRunCharts": charts,
-        "isAccordionReordered": True,
-    }
-    return "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
-
-
-def _chart(kind: str, section: str, metric: str) -> dict[str, Any]:
-    chart: dict[str, Any] = {
-        "uuid": metric, "type": kind, "metricSectionId": section, "metricKey": metric, "displayName": metric,
-        "runsCountToCompare": 10, "deleted": False, "isGenerated": False,
+        "searchFilter": "tags.`camp.kind` = 'train'", "orderByKey": "metrics.`best/val_rsum`", "orderByAsc": False,
+        "selectedColumns": COLUMNS, "compareRunCharts": charts, "isAccordionReordered": True,
+        "compareRunSections": [{"uuid": title, "name": title, "display": True, **usual} for title in SECTIONS],
     }  # fmt: skip
-    if kind == "LINE":
-        chart |= {
-            "xAxisKey": "step", "selectedXAxisMetricKey": "", "xAxisScaleType": "linear", "scaleType": "linear",
-            "yAxisKey": "metric", "yAxisExpressions": [], "selectedMetricKeys": [metric], "range": {},
-            "lineSmoothness": 0, "ignoreOutliers": False, "useGlobalXaxisKey": False, "useGlobalLineSmoothing": True,
-        }  # fmt: skip
-    return chart
+    return "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
