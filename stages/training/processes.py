@@ -33,12 +33,13 @@ class Processes:
         if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
             return cls()
         # Validation on one process may keep the others waiting for long.
-        file = os.environ.get(MEETING_FILE)
+        file, count = os.environ.get(MEETING_FILE), int(os.environ["WORLD_SIZE"])
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            init_method=f"file://{file}" if file else "env://",
+            init_method=None if file else "env://",
+            store=dist.FileStore(file, count) if file else None,  # type: ignore[attr-defined]  # a URL would end at # or ?
             rank=int(os.environ["RANK"]),
-            world_size=int(os.environ["WORLD_SIZE"]),
+            world_size=count,
             timeout=timedelta(hours=2),
         )
         return cls(dist.get_rank(), dist.get_world_size())

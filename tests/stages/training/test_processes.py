@@ -1,5 +1,6 @@
 """Several processes train as one does."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import torch
 
 from stages.errors import InputError
 from stages.params.train import TrainParams
-from stages.training.processes import launch
+from stages.training.processes import MEETING_FILE, launch
 
 
 def test_two_processes_train_as_one_does_and_survive_being_killed(make_job, params, listening):
@@ -124,3 +125,24 @@ def test_wrong_numbers_of_processes_are_named(monkeypatch):
         launch(TrainParams(batch_size=8, machines=2), cpu, "stages.train")
     with pytest.raises(InputError, match=r"train\.processes: 2, but there are 1 mps devices"):
         launch(TrainParams(batch_size=8, processes=2), torch.device("mps"), "stages.train")
+
+
+JOIN = """
+import torch
+from stages.training.processes import Processes
+processes = Processes.join(torch.device("cpu"))
+value = torch.tensor([float(processes.rank + 1)])
+processes.sum_(value)
+print(value.item())
+processes.leave()
+"""
+
+
+def test_processes_meet_below_any_name(tmp_path):
+    folder = tmp_path / "a#b?c%20d"
+    folder.mkdir()
+    own = {"WORLD_SIZE": "2", MEETING_FILE: str(folder / "meeting"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environments = [os.environ | own | {"RANK": str(rank)} for rank in (0, 1)]
+    command = [sys.executable, "-c", JOIN]
+    running = [subprocess.Popen(command, env=each, stdout=subprocess.PIPE, text=True) for each in environments]
+    assert [process.communicate(timeout=120)[0] for process in running] == ["3.0\n", "3.0\n"]
