@@ -6,6 +6,7 @@ import numpy as np
 
 from camp_model.regions import ImageRegions
 from stages.detectors.base import Description
+from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams
 
 
@@ -26,5 +27,7 @@ class SyntheticRegions:
         return ImageRegions(features, boxes, numbers, ids, ids, numbers, width, height)
 
 
-def load(folder: Path, description: Description, params: RegionsParams, device: str) -> SyntheticRegions:
+def load(
+    folder: Path, description: Description, params: RegionsParams, device: str, options: DetectorParams
+) -> SyntheticRegions:
     return SyntheticRegions(description, params)

@@ -26,10 +26,9 @@ from stages.detectors import DETECTORS, torchvision
 from stages.detectors.base import Description, Prepared, RegionExtractor, load_detector
 from stages.detectors.images import read_image
 from stages.extract_regions import devices, extract_missing, extract_regions
-from stages.extraction.shards import plan_shards
+from stages.extraction.shards import ExtractSections, plan_shards
 from stages.params.dataset import DatasetParams
 from stages.params.detector import DetectorParams
-from stages.params.pipeline import Params
 from stages.params.regions import RegionsParams
 
 R, D, BATCH = 36, 2048, 128
@@ -115,7 +114,7 @@ def stream(folder: Path, count: int, dim: int) -> None:
     Description("synthetic", "", "", "", dim).save(folder / "detector")
     names = [f"{i:06d}.jpg" for i in range(count)]
     _listed(folder / "dataset", names, [""] * count, (640, 480))
-    params = Params(dataset=DatasetParams(source="table"), regions=RegionsParams(batch_size=8))
+    params = ExtractSections(dataset=DatasetParams(source="table"), regions=RegionsParams(batch_size=8))
     paths = (folder / "dataset", folder / "detector", folder / "regions")
     plan_shards(params, *paths[:2])
     before = peak_bytes()
@@ -146,7 +145,7 @@ def _photographs(folder: Path, count: int) -> None:
         noise.resize((width, height)).filter(ImageFilter.SHARPEN).save(folder / f"{i:03d}.jpg", quality=90)
 
 
-def _extractor(folder: Path, device: str) -> tuple[Params, list[Path], list[str]]:
+def _extractor(folder: Path, device: str) -> tuple[ExtractSections, list[Path], list[str]]:
     """Params, photographs and their hashes; in `folder` what the stage needs to run on them."""
     pictures, detector = folder / "pictures", folder / "detector"
     architecture, count, batch_size = EXTRACTION["cuda" if device.startswith("cuda") else "cpu"]
@@ -155,14 +154,14 @@ def _extractor(folder: Path, device: str) -> tuple[Params, list[Path], list[str]
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     _listed(folder / "dataset", [path.name for path in files], hashes, (640, 480))
     detector.mkdir()
-    torchvision.resolve(DetectorParams("torchvision", architecture, "random"), detector, folder / "dataset").save(
+    torchvision.resolve(DetectorParams(architecture=architecture, weights="random"), detector, folder / "dataset").save(
         detector
     )
     regions = RegionsParams(batch_size=batch_size, max_rejected_share=0)
-    return Params(dataset=DatasetParams(source="table", root=str(pictures)), regions=regions), files, hashes
+    return ExtractSections(dataset=DatasetParams(source="table", root=str(pictures)), regions=regions), files, hashes
 
 
-def _batches(params: Params, folder: Path, prepared: dict[str, Prepared]) -> list[list[Prepared]]:
+def _batches(params: ExtractSections, folder: Path, prepared: dict[str, Prepared]) -> list[list[Prepared]]:
     """The batches that the stage forms: one padded size, within one shard."""
     groups: dict[object, list[Prepared]] = defaultdict(list)
     for shard in plan_shards(params, folder / "dataset", folder / "detector"):

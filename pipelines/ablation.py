@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from prefect import flow, get_run_logger
 
 from pipelines.commands import exit_when_asked
@@ -18,6 +17,8 @@ from pipelines.study_document import Facts, write_document
 from stages.contracts import read_table
 from stages.errors import InputError
 from stages.foils.facts import true_by_chance
+from stages.params.document import parse
+from stages.params.pipeline import Params
 from stages.tracking.machine import checked_out
 
 
@@ -27,15 +28,17 @@ class Variant:
 
     label: str
     overrides: dict[str, Any] = field(default_factory=dict)
-    """Dotted keys of params.yaml and what they become. Gate supervision ends by itself where nothing has gates."""
+    """Dotted keys of params.yaml and what they become."""
 
 
+NO_SUPERVISION = {"train.gate_supervision": 0.0}
+"""Where nothing has gates there are none to supervise."""
 STUDY: dict[str, Variant] = {
     "full": Variant("full model"),
-    "no-messages": Variant("without messages", {"model.message_passing": "none"}),
+    "no-messages": Variant("without messages", {"model.message_passing": "none", **NO_SUPERVISION}),
     "image-to-text": Variant("image-to-text messages only", {"model.message_passing": "image_to_text"}),
     "text-to-image": Variant("text-to-image messages only", {"model.message_passing": "text_to_image"}),
-    "no-gates": Variant("without gates", {"model.gate": "none"}),
+    "no-gates": Variant("without gates", {"model.gate": "none", **NO_SUPERVISION}),
     "elementwise-gates": Variant("elementwise gates", {"model.gate": "elementwise"}),
     "no-residual": Variant("without residual", {"model.residual": False}),
     "sum-fusion": Variant("sum fusion", {"model.fusion": "sum"}),
@@ -48,17 +51,17 @@ STUDY: dict[str, Variant] = {
     "all-negatives": Variant("MLP, all-negatives BCE", {"train.loss": "bce", "train.micro_batch": 256}),
     "no-warm-up": Variant("no random-negative warm-up", {"train.random_negative_steps": 0}),
     "gates-alone": Variant("each gate for itself", {"model.gate_context": 0.0}),
-    "no-supervision": Variant("no gate supervision", {"train.gate_supervision": 0.0}),
+    "no-supervision": Variant("no gate supervision", NO_SUPERVISION),
     "published-gates": Variant(
         "gates as published (no context, no supervision)",
-        {"model.gate_context": 0.0, "train.gate_supervision": 0.0},
+        {"model.gate_context": 0.0, **NO_SUPERVISION},
     ),
     "joint-embedding": Variant(
-        "baseline: joint embedding (VSE++ style)", {"model.matcher": "joint", "train.loss": "triplet"}
+        "baseline: joint embedding (VSE++ style)", {"model.matcher": "joint", "train.loss": "triplet", **NO_SUPERVISION}
     ),
     "scan": Variant(
         "baseline: SCAN, text to image",
-        {"model.matcher": "scan", "train.loss": "triplet"},
+        {"model.matcher": "scan", "train.loss": "triplet", **NO_SUPERVISION},
     ),
 }
 OVERRIDES = {name: variant.overrides for name, variant in STUDY.items()}
@@ -111,7 +114,7 @@ def ablation(
 
 def _data() -> str:
     """The source, and the number of images and captions of each split."""
-    source = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["dataset"]["source"]
+    source = Params.load().dataset.source
     tables = {name: read_table(Path(f"data/dataset/{name}.parquet"), ("split",)) for name in ("images", "captions")}
     counts = {name: table["split"].value_counts().to_pylist() for name, table in tables.items()}
     sizes = {name: {entry["values"]: entry["counts"] for entry in found} for name, found in counts.items()}
@@ -130,7 +133,10 @@ def _setting(text: str) -> tuple[str, Any]:
     key, sign, value = text.partition("=")
     if not sign:
         raise argparse.ArgumentTypeError(f"{text!r}; expected KEY=VALUE")
-    return key, yaml.safe_load(value)
+    try:
+        return key, parse(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{key}: {error}") from None
 
 
 def main() -> None:

@@ -26,9 +26,9 @@ from pipelines.commands import begin, exit_when_asked
 from pipelines.dag import read_dag
 from pipelines.devices import device_environments
 from pipelines.reproduce import ONE_BY_ONE, run_stage
+from stages.entry import read_params
 from stages.errors import InputError
-from stages.extraction.shards import missing_shards, plan_shards
-from stages.params.pipeline import load_params
+from stages.extraction.shards import ExtractSections, missing_shards, plan_shards
 
 STAGE = "extract_regions"
 DATASET, DETECTOR, REGIONS = Path("data/dataset"), Path("data/detector"), Path("data/regions")
@@ -60,7 +60,7 @@ def fill_shards(workspace: str, keys: list[str], storage: str | None) -> list[st
     os.chdir(workspace)  # a Dask worker runs one task at a time, and paths in params.yaml start here
     from stages.extract_regions import extract_missing
 
-    params = load_params()
+    params = read_params(ExtractSections)
     if storage is None:
         return extract_missing(params, DATASET, DETECTOR, REGIONS, shard_keys=keys)
     wanted = [key for key in keys if not _stored(storage, key)]
@@ -156,7 +156,7 @@ def extract(
         done[stage.name] = run_stage.with_options(name=stage.name)(
             stage.name, stage.stale, [done[name] for name in stage.upstream]
         )
-    planned = plan_shards(load_params(), DATASET, DETECTOR)
+    planned = plan_shards(read_params(ExtractSections), DATASET, DETECTOR)
     keys = [shard.key for shard in missing_shards(planned, REGIONS)]
     logger.info("%d of %d shards are missing", len(keys), len(planned))
     extracted = 0

@@ -21,11 +21,11 @@ from prefect.tasks import Task, exponential_backoff
 
 from pipelines.commands import CommandFailed, begin, end_all, exit_when_asked, run_command
 from pipelines.dag import Stage, metrics_diff, read_dag
-from pipelines.forms import form, present_params, write_params
+from pipelines.forms import present_params, write_params
 from pipelines.summary import diff_markdown, mlflow_link, recall_rows, summary_markdown
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel as ParamsForm
+    from stages.params.pipeline import Params as ParamsForm
 else:
     from pipelines.forms import ParamsForm
 
@@ -81,11 +81,10 @@ def run_stage(name: str, stale: bool, upstream: list[str]) -> Any:
 
 def _halve(section: str, key: str, start: str) -> str:
     """Halve a number of params.yaml."""
-    values = form(present_params())()
-    part = getattr(values, section)
-    value = max(1, (getattr(part, key) or getattr(part, start)) // 2)
-    setattr(part, key, value)
-    write_params(values)
+    params = present_params()
+    present = getattr(params, section)
+    value = max(1, (getattr(present, key) or getattr(present, start)) // 2)
+    write_params(params.replace(**{section: present.replace(**{key: value})}))
     return f"{section}.{key}: {value}"
 
 

@@ -16,9 +16,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from stages.errors import InputError
+from stages.params.section import PARAMS, StageSections
+
+S = TypeVar("S", bound=StageSections)
 
 FOLDER = Path(".work") / "locks"
 PATIENCE = 600.0
@@ -100,6 +103,19 @@ def hold_own_outputs() -> Iterator[None]:
     end_with_parent()
     with hold_outputs(stage.replace(os.sep, "_").replace(":", "_")):
         yield
+
+
+def read_params(sections: type[S], path: Path = PARAMS) -> S:
+    """The sections of params.yaml that a stage reads, once the whole file has been found right.
+
+    Raises:
+        InputError: the file cannot be read, or holds a wrong key or value anywhere; the message names both.
+    """
+    # Here and not in the stage: what other stages read must not make this one stale.
+    from stages.params.pipeline import Params
+
+    Params.load(path)
+    return sections.load(path)
 
 
 def stage_main(run: Callable[[], None], arguments: bool = False) -> None:

@@ -19,7 +19,7 @@ from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
 from stages.contracts import input_errors, read_fingerprint
 from stages.device import choose_device
-from stages.entry import stage_main
+from stages.entry import read_params, stage_main
 from stages.errors import InputError
 from stages.evaluation.foils import choose_foils, foil_metrics, measure_foils
 from stages.evaluation.gates import measure_gates
@@ -29,10 +29,16 @@ from stages.evaluation.tables import FOIL_SCHEMA, QUERY_SCHEMA
 from stages.foils.table import Foils, read_foils
 from stages.foils.words import CONTENT_KINDS, load_words, word_ids
 from stages.params.evaluate import EvaluateParams
-from stages.params.pipeline import load_params
+from stages.params.section import StageSections
 from stages.reporting.charts import histogram_page
 from stages.tracking import track
 from stages.workspace import named_path
+
+
+class EvaluateSections(StageSections):
+    """What the stage reads of params.yaml."""
+
+    evaluate: EvaluateParams = EvaluateParams()
 
 
 def read_split(name: str, captions: Path, store: RegionStore) -> Split:
@@ -151,7 +157,7 @@ def read_lexicon(params: EvaluateParams, captions: Path) -> Lexicon:
         vocabulary = Vocabulary.load(captions / "vocabulary.json")
     words = load_words(captions / "lexicon.json")
     names = [name for name in params.splits if params.foils and name != "train"]
-    foils = {name: read_foils(captions / f"foils_{name}.parquet") for name in names}
+    foils: dict[str, Foils] = {name: read_foils(captions / f"foils_{name}.parquet") for name in names}
     return Lexicon(word_ids(words, vocabulary), word_ids(words, vocabulary, CONTENT_KINDS), foils)
 
 
@@ -223,7 +229,7 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
             write_text(out / f"gates_{name}.html", histogram_page(f"Gates, {name} split", measured.pairs.to_pydict()))
             run.log_metrics({f"{name}/{key}": value for key, value in measured.numbers().items()})
             run.log_artifact(out / f"gates_{name}.html", "gates")
-        retrieval = {name: measured.recall for name, measured in found.items()}
+        retrieval: dict[str, dict[str, float]] = {name: measured.recall for name, measured in found.items()}
         of_each = {"retrieval": retrieval, "gates": {name: measured.gates for name, measured in found.items()},
                    "foils": {name: measured.foils for name, measured in found.items()}}  # fmt: skip
         for file, values in of_each.items():
@@ -234,7 +240,7 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
 
 def main() -> None:
     evaluate(
-        load_params().evaluate,
+        read_params(EvaluateSections).evaluate,
         regions=Path("data/regions"),
         captions=Path("data/captions"),
         model=Path("models/camp"),

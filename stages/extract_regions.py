@@ -28,9 +28,10 @@ from stages.detectors.base import (
     load_detector,
 )
 from stages.detectors.images import RejectedImage, read_image
-from stages.entry import end_with_parent, stage_main
+from stages.entry import end_with_parent, read_params, stage_main
 from stages.errors import InputError
 from stages.extraction.shards import (
+    ExtractSections,
     PlannedImage,
     Shard,
     check_rejected,
@@ -40,7 +41,6 @@ from stages.extraction.shards import (
     plan_shards,
     store_info,
 )
-from stages.params.pipeline import Params, load_params
 from stages.params.regions import RegionsParams
 
 DATASET, DETECTOR, OUT = Path("data/dataset"), Path("data/detector"), Path("data/regions")
@@ -168,7 +168,7 @@ def _write(shard: Shard, out: Path, info: StoreInfo, run: _ShardRun, rows: list[
 
 
 def extract_missing(
-    params: Params,
+    params: ExtractSections,
     dataset: Path,
     detector: Path,
     out: Path,
@@ -178,7 +178,7 @@ def extract_missing(
     """Extract the shards that are not in `out` yet; any number of processes may do so over one folder.
 
     Args:
-        params: of the whole pipeline.
+        params: what the stage reads of params.yaml.
         dataset: the folder of images.parquet.
         detector: the folder of detector.json.
         out: the folder of the store.
@@ -197,7 +197,7 @@ def extract_missing(
     if not todo:
         return []
     out.mkdir(parents=True, exist_ok=True)
-    network = load_detector(detector, params.regions, device or devices(params.regions.device)[0])
+    network = load_detector(detector, params.regions, device or devices(params.regions.device)[0], params.detector)
     info = store_info(params.regions, Description.load(detector))
     read = _reader(network, params.dataset.image_root(dataset), params.regions.max_pixels)
     stream = _read_ahead(_feed(todo, out), read, READ_AHEAD * params.regions.batch_size)
@@ -225,7 +225,7 @@ def extract_missing(
 
 
 def _on_devices(
-    params: Params, dataset: Path, detector: Path, out: Path, missing: Sequence[Shard], names: Sequence[str]
+    params: ExtractSections, dataset: Path, detector: Path, out: Path, missing: Sequence[Shard], names: Sequence[str]
 ) -> None:
     """One process per device, each over its share of the missing shards. Raises what a process raised."""
     # Started afresh: a process that was forked cannot use CUDA.
@@ -241,7 +241,7 @@ def _on_devices(
             part.result()
 
 
-def extract_regions(params: Params, dataset: Path, detector: Path, out: Path) -> None:
+def extract_regions(params: ExtractSections, dataset: Path, detector: Path, out: Path) -> None:
     """The whole stage: extract what is missing, then finish the store."""
     shards = plan_shards(params, dataset, detector)
     missing = missing_shards(shards, out)
@@ -268,7 +268,7 @@ def main() -> None:
     parser.add_argument("--shards", help="only this part of the shards, such as 2/4; does not finish the store")
     parser.add_argument("--device", help="cpu, cuda:N or mps, for --shards")
     arguments = parser.parse_args()
-    params = load_params()
+    params = read_params(ExtractSections)
     if arguments.shards is None:
         extract_regions(params, DATASET, DETECTOR, OUT)
         return

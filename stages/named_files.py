@@ -16,9 +16,14 @@ from pathlib import Path
 
 from camp_model.files import write_json, write_text
 from stages.content.hashes import content_hash
-from stages.entry import stage_main
+from stages.entry import read_params, stage_main
 from stages.errors import InputError
-from stages.params.pipeline import Params, load_params
+from stages.params.captions import CaptionsParams
+from stages.params.dataset import DatasetParams
+from stages.params.detector import DetectorParams
+from stages.params.evaluate import EvaluateParams
+from stages.params.section import StageSections
+from stages.params.train import TrainParams
 from stages.workspace import main_root, named_path
 
 FOLDER = Path("named")
@@ -38,7 +43,17 @@ Content = dict[str, dict[str, dict[str, str]]]
 """Stage -> params key -> path and sha256."""
 
 
-def named_paths(params: Params) -> dict[str, dict[str, str]]:
+class NamedFilesSections(StageSections):
+    """What the stage reads of params.yaml."""
+
+    dataset: DatasetParams = DatasetParams()
+    detector: DetectorParams = DetectorParams()
+    captions: CaptionsParams = CaptionsParams()
+    train: TrainParams = TrainParams()
+    evaluate: EvaluateParams = EvaluateParams()
+
+
+def named_paths(params: NamedFilesSections) -> dict[str, dict[str, str]]:
     """Stage -> params key -> the file or folder that it names; stages and keys that name none are left out."""
     dataset, detector, captions, train = params.dataset, params.detector, params.captions, params.train
     fetched = detector.weights in ("train", "default", "random") or "://" in detector.weights
@@ -90,7 +105,7 @@ def _recorded(folder: Path) -> Content:
     return {}
 
 
-def named_files(params: Params, folder: Path = FOLDER, watch: bool = False) -> None:
+def named_files(params: NamedFilesSections, folder: Path = FOLDER, watch: bool = False) -> None:
     """Write content.json and what watches it; with `watch`, only watched.json.
 
     Raises:
@@ -112,7 +127,7 @@ def named_files(params: Params, folder: Path = FOLDER, watch: bool = False) -> N
 
 
 def main() -> None:
-    named_files(load_params(), watch=sys.argv[1:] == ["watch"])
+    named_files(read_params(NamedFilesSections), watch=sys.argv[1:] == ["watch"])
 
 
 if __name__ == "__main__":

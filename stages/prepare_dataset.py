@@ -5,9 +5,10 @@ from collections import Counter
 from pathlib import Path
 
 from camp_model.files import replacing_folder, write_table
-from stages.entry import stage_main
+from stages.entry import read_params, stage_main
 from stages.params.dataset import SPLITS, DatasetParams
-from stages.params.pipeline import load_params
+from stages.params.detector import DetectorParams
+from stages.params.section import StageSections
 from stages.sources import SOURCES
 from stages.sources.base import Source, check_folder
 from stages.sources.boxes import turn_boxes_upright
@@ -19,6 +20,13 @@ from stages.workspace import main_root, named_path
 
 HASHES = Path(".work") / "hashes.sqlite"
 """In the main workspace: hashes of files that have not changed since they were read, those of named_files too."""
+
+
+class PrepareSections(StageSections):
+    """What the stage reads of params.yaml."""
+
+    dataset: DatasetParams = DatasetParams()
+    detector: DetectorParams = DetectorParams()
 
 
 def prepare_dataset(params: DatasetParams, out: Path, pictures: bool = True, hashes: Path | None = None) -> None:
@@ -71,7 +79,7 @@ def print_summary(source: Source) -> None:
 
 
 def main() -> None:
-    params = load_params()
+    params = read_params(PrepareSections)
     prepare_dataset(
         params.dataset,
         Path("data/dataset"),

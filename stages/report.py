@@ -8,15 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.contracts import read_fingerprint, read_object
-from stages.entry import stage_main
+from stages.entry import read_params, stage_main
 from stages.errors import InputError
 from stages.evaluation.recall_table import recall_text
-from stages.params.pipeline import Params, load_params
+from stages.params.dataset import DatasetParams
+from stages.params.report import ReportParams
+from stages.params.section import StageSections
 
 PAGE_LIMIT = 15_000_000
 """Bytes of the page at most."""
 METRICS = "the metrics of the stage evaluate"
 PAGE = Path("report/index.html")
+
+
+class ReportSections(StageSections):
+    """What the stage reads of params.yaml."""
+
+    dataset: DatasetParams = DatasetParams()
+    report: ReportParams = ReportParams()
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,7 @@ class Inputs:
     plots: Path = Path("plots")
 
 
-def write_report(params: Params, inputs: Inputs, out: Path) -> None:
+def write_report(params: ReportSections, inputs: Inputs, out: Path) -> None:
     """Draw the page of `inputs` into the file `out` and log it to MLflow.
 
     Raises:
@@ -84,7 +93,7 @@ def main() -> None:
     if parser.parse_args().summary:
         print_summary(Path("metrics"), PAGE)
     else:
-        write_report(load_params(), Inputs(), PAGE)
+        write_report(read_params(ReportSections), Inputs(), PAGE)
 
 
 if __name__ == "__main__":

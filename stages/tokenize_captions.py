@@ -6,28 +6,41 @@ A foil is a caption with one word changed so that it is false of its picture (st
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import model_validator
 
 from camp_model.captions import write_captions
 from camp_model.vocabulary import END, START, TOKENIZERS, UNK, Vocabulary
 from stages.contracts import read_table
-from stages.entry import stage_main
+from stages.entry import read_params, stage_main
 from stages.errors import InputError
 from stages.foils.facts import photograph_facts, scene_facts
 from stages.foils.lexicon import Lexicon, choose_lexicon
 from stages.foils.making import foils_of
 from stages.foils.table import write_foils
 from stages.foils.words import KINDS, save_words
-from stages.params.captions import CaptionsParams
-from stages.params.dataset import SPLITS
-from stages.params.pipeline import load_params
+from stages.params.captions import CaptionsParams, check_lexicon
+from stages.params.dataset import SPLITS, DatasetParams
+from stages.params.section import StageSections
 from stages.workspace import named_path
 
 FOILED = ("val", "test")
 """Splits whose captions get foils."""
+
+
+class TokenizeSections(StageSections):
+    """What the stage reads of params.yaml."""
+
+    captions: CaptionsParams = CaptionsParams()
+    dataset: DatasetParams = DatasetParams()
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        check_lexicon(self.captions, self.dataset)
+        return self
 
 
 def tokenize_captions(params: CaptionsParams, dataset: Path, rejected: Path, out: Path) -> None:
@@ -155,7 +168,7 @@ def _print_summary(
 
 def main() -> None:
     tokenize_captions(
-        load_params().captions,
+        read_params(TokenizeSections).captions,
         dataset=Path("data/dataset"),
         rejected=Path("data/regions/rejected.parquet"),
         out=Path("data/captions"),

@@ -1,15 +1,16 @@
 """Stage train: CAMP on region features and captions; the weights with the best rsum on val are the result."""
 
-import dataclasses
 import os
 import shutil
 import signal
 import types
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+from pydantic import model_validator
 
 import camp_model
 from camp_model import gates as pair_gates
@@ -18,10 +19,12 @@ from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
 from stages.contracts import input_errors
 from stages.device import Precision, choose_device
-from stages.entry import stage_main
+from stages.entry import read_params, stage_main
 from stages.errors import InputError
 from stages.foils.words import CONTENT_KINDS, load_words, word_ids
-from stages.params.pipeline import Params, load_params
+from stages.params.model import ModelParams
+from stages.params.section import StageSections
+from stages.params.train import TrainParams, check_gates
 from stages.tracking import track
 from stages.training.data import Split
 from stages.training.loop import Trainer
@@ -38,7 +41,19 @@ PLOTTED_STEPS = 2000
 """Rows of train_loss.csv at most; beyond, each is a mean over several steps."""
 
 
-@dataclasses.dataclass(frozen=True)
+class TrainSections(StageSections):
+    """What the stage reads of params.yaml."""
+
+    model: ModelParams = ModelParams()
+    train: TrainParams = TrainParams()
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        check_gates(self.train, self.model)
+        return self
+
+
+@dataclass(frozen=True)
 class Paths:
     """What the stage reads and writes."""
 
@@ -54,7 +69,7 @@ class Paths:
 
 
 def train(
-    params: Params,
+    params: TrainSections,
     paths: Paths,
     *,
     device: torch.device,
@@ -126,7 +141,7 @@ def _data_files(paths: Paths) -> list[Path]:
     return [paths.regions / "manifest.parquet", *captions]
 
 
-def _identity(params: Params, data: Mapping[str, str], device: torch.device) -> dict[str, Any]:
+def _identity(params: TrainSections, data: Mapping[str, str], device: torch.device) -> dict[str, Any]:
     """Everything that decides the result of a training: params, data, code and where it computes."""
     code = [
         *Path(camp_model.__file__).parent.rglob("*.py"),
@@ -134,13 +149,13 @@ def _identity(params: Params, data: Mapping[str, str], device: torch.device) -> 
         *Path(__file__).parent.glob("training/*.py"),
         Path(__file__),
     ]
-    settings = dataclasses.asdict(params.train)
+    settings = params.train.to_dict()
     del settings["checkpoint_steps"]
     start = [named_path(name) for name in (params.train.word_vectors,) if name is not None]
     if params.train.start_from is not None:
         start += sorted(path for path in named_path(params.train.start_from).iterdir() if path.is_file())
     return {
-        "model": dataclasses.asdict(params.model),
+        "model": params.model.to_dict(),
         "train": settings,
         "data": dict(data),
         "start": sha256_of(start),
@@ -180,7 +195,7 @@ def _publish(best: Path, out: Path, fingerprint: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    params, paths = load_params(), Paths()
+    params, paths = read_params(TrainSections), Paths()
     device = choose_device(params.train.device)
     launch(params.train, device, "stages.train")
     if device.type == "cuda" and "LOCAL_RANK" in os.environ:

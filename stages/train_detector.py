@@ -18,14 +18,24 @@ from stages.detectors.scenes import build_network
 from stages.detectors.scenes_training import Scene, map50, train_network
 from stages.detectors.torchvision import TorchvisionExtractor
 from stages.detectors.weights import save_state
-from stages.entry import stage_main
+from stages.entry import read_params, stage_main
 from stages.errors import InputError
-from stages.params.detector import DetectorTrainParams
-from stages.params.pipeline import Params, load_params
+from stages.params.dataset import DatasetParams
+from stages.params.detector import DetectorParams, TorchvisionParams
 from stages.params.regions import RegionsParams
+from stages.params.section import StageSections
+
+
+class TrainDetectorSections(StageSections):
+    """What the stage reads of params.yaml."""
+
+    dataset: DatasetParams = DatasetParams()
+    detector: DetectorParams = DetectorParams()
+
 
 # Selection under which mAP is measured: all that the detector is at all confident of.
 MEASURED = RegionsParams(per_image=40, min_per_image=1, min_score=0.05)
+NMS_IOU = TorchvisionParams().nms_iou
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
@@ -37,7 +47,7 @@ def _names(table: pa.Table, path: Path) -> tuple[list[str], list[str]]:
     return categories, sorted({name for row in table["attributes"].to_pylist() for name in row or ()})
 
 
-def read_scenes(params: Params, dataset: Path, split: str) -> list[Scene]:
+def read_scenes(params: TrainDetectorSections, dataset: Path, split: str) -> list[Scene]:
     """The images of a split with their objects, all of one size, in memory.
 
     Raises:
@@ -56,7 +66,7 @@ def read_scenes(params: Params, dataset: Path, split: str) -> list[Scene]:
         if image["split"] != split or image["image_id"] not in objects:
             continue
         try:
-            pixels = read_image(root / image["path"], image["sha256"], params.regions.max_pixels)
+            pixels = read_image(root / image["path"], image["sha256"], MEASURED.max_pixels)
         except RejectedImage as error:
             raise InputError(f"{root / image['path']}: {error}") from None
         rows = objects[image["image_id"]]
@@ -83,9 +93,9 @@ def measure(extractor: TorchvisionExtractor, scenes: Sequence[Scene], batch_size
     return map50(found, scenes, len(extractor.categories))
 
 
-def train(params: Params, dataset: Path, out: Path) -> dict[str, float]:
+def train(params: TrainDetectorSections, dataset: Path, out: Path) -> dict[str, float]:
     """Train the scenes detector into `out`; its metrics."""
-    settings: DetectorTrainParams = params.detector.train
+    settings = params.detector.train
     scenes, held_out = (read_scenes(params, dataset, split) for split in ("train", "val"))
     table = read_table(dataset / "boxes.parquet", ("category", "attributes"))
     categories, attributes = _names(table, dataset / "boxes.parquet")
@@ -106,12 +116,12 @@ def train(params: Params, dataset: Path, out: Path) -> dict[str, float]:
     )
     description.save(out)
     seconds = time.monotonic() - started
-    score = measure(TorchvisionExtractor(network, description, MEASURED, "cpu"), held_out, settings.batch_size)
+    score = measure(TorchvisionExtractor(network, description, MEASURED, "cpu", NMS_IOU), held_out, settings.batch_size)
     print(f"mAP@0.5 on val: {score:.3f} after {settings.steps} steps in {seconds:.0f} s")
     return {"val_map50": score, "train_loss": loss, "seconds": round(seconds, 1)}
 
 
-def train_detector(params: Params, dataset: Path, out: Path, metrics: Path) -> None:
+def train_detector(params: TrainDetectorSections, dataset: Path, out: Path, metrics: Path) -> None:
     """Bring the detector that the params name into `out`, trained or fetched, and write its metrics.
 
     Raises:
@@ -131,7 +141,9 @@ def train_detector(params: Params, dataset: Path, out: Path, metrics: Path) -> N
 
 
 def main() -> None:
-    train_detector(load_params(), Path("data/dataset"), Path("data/detector"), Path("metrics/detector.json"))
+    train_detector(
+        read_params(TrainDetectorSections), Path("data/dataset"), Path("data/detector"), Path("metrics/detector.json")
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""What finds the regions of an image. Adding a detector is one module and one line here."""
+"""What finds the regions of an image. Adding a detector is one module and its name in stages.params.detector."""
+
+from typing import get_args
+
+from stages.params.detector import Backend
 
 # Name in detector.backend -> module, imported when chosen. The module has two functions:
 #   resolve(params: DetectorParams, out: Path, dataset: Path) -> Description     weights into `out`, ready to run
-#   load(folder: Path, description: Description, regions: RegionsParams, device: str) -> RegionExtractor
-DETECTORS = {
-    "torchvision": "stages.detectors.torchvision",
-    "detectron2": "stages.detectors.detectron2",
-    "precomputed": "stages.detectors.precomputed",
-}
+#   load(folder: Path, description: Description, regions: RegionsParams, device: str, options: DetectorParams)
+#       -> RegionExtractor or PrecomputedRegions
+DETECTORS: dict[str, str] = {name: f"stages.detectors.{name}" for name in get_args(Backend)}

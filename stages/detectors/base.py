@@ -18,6 +18,7 @@ from stages.detectors import DETECTORS
 from stages.detectors.boxes import GEOMETRY_DIM, GEOMETRY_SCALE, append_geometry, given_boxes
 from stages.detectors.computing import changes_since, computed_by, computing_digest
 from stages.errors import InputError
+from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams
 
 __all__ = ["GEOMETRY_DIM", "GEOMETRY_SCALE", "append_geometry", "given_boxes"]
@@ -146,8 +147,15 @@ def extract(
     return [regions for regions in found if regions is not None]
 
 
-def load_detector(folder: Path, regions: RegionsParams, device: str = "cpu") -> RegionExtractor | PrecomputedRegions:
+def load_detector(
+    folder: Path,
+    regions: RegionsParams,
+    device: str = "cpu",
+    options: DetectorParams = DetectorParams(),  # noqa: B008
+) -> RegionExtractor | PrecomputedRegions:
     """The detector that train_detector left in `folder`, ready to run on `device`.
+
+    `options` holds what its backend alone needs to know.
 
     Raises:
         InputError: the description or the weights are missing or do not fit, or the backend is not installed.
@@ -158,5 +166,5 @@ def load_detector(folder: Path, regions: RegionsParams, device: str = "cpu") -> 
             f"{folder / 'detector.json'}: backend {description.backend!r} is not one of {', '.join(DETECTORS)}"
         )
     module = importlib.import_module(DETECTORS[description.backend])
-    detector: RegionExtractor | PrecomputedRegions = module.load(folder, description, regions, device)
+    detector: RegionExtractor | PrecomputedRegions = module.load(folder, description, regions, device, options)
     return detector

@@ -104,10 +104,12 @@ def build(config: Any, architecture: str) -> Any:
 class Detectron2Extractor(TwoStageExtractor):
     """A GeneralizedRCNN, C4 (res5, mean-pooled) or FPN (fc of the box head), taken apart into its two stages."""
 
-    def __init__(self, model: Any, config: Any, description: Description, params: RegionsParams, device: str) -> None:
+    def __init__(
+        self, model: Any, config: Any, description: Description, params: RegionsParams, device: str, nms_iou: float
+    ) -> None:
         from detectron2.data.transforms import ResizeShortestEdge
 
-        super().__init__(description, params, device)
+        super().__init__(description, params, device, nms_iou)
         self.model = model.to(self.device).eval()
         self.heads = model.roi_heads
         self.predictor = self.heads.box_predictor
@@ -291,7 +293,9 @@ def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
     )
 
 
-def load(folder: Path, description: Description, params: RegionsParams, device: str) -> Detectron2Extractor:
+def load(
+    folder: Path, description: Description, params: RegionsParams, device: str, options: DetectorParams
+) -> Detectron2Extractor:
     """The model that `description` describes, with the weights in `folder`."""
     _require()
     from detectron2.config import CfgNode, get_cfg
@@ -300,4 +304,4 @@ def load(folder: Path, description: Description, params: RegionsParams, device: 
     config.merge_from_other_cfg(CfgNode.load_cfg(description.config["yaml"]))
     model = build(config, description.architecture)
     fit(model, load_saved(folder, description.weights_sha256), str(folder / "weights.safetensors"))
-    return Detectron2Extractor(model, config, description, params, device)
+    return Detectron2Extractor(model, config, description, params, device, options.detectron2.nms_iou)

@@ -218,7 +218,9 @@ class PrecomputedExtractor:
         return placed_boxes(boxes, stated, frame) if frame.width else boxes.astype(np.float32), frame
 
 
-def load(folder: Path, description: Description, params: RegionsParams, device: str) -> PrecomputedExtractor:
+def load(
+    folder: Path, description: Description, params: RegionsParams, device: str, options: DetectorParams
+) -> PrecomputedExtractor:
     """What `description` describes, with the index in `folder`.
 
     Raises:

@@ -11,19 +11,22 @@ from torchvision.ops import batched_nms
 from stages.params.regions import RegionsParams
 
 
-def select(boxes: torch.Tensor, scores: torch.Tensor, classes: torch.Tensor, params: RegionsParams) -> torch.Tensor:
+def select(
+    boxes: torch.Tensor, scores: torch.Tensor, classes: torch.Tensor, params: RegionsParams, nms_iou: float
+) -> torch.Tensor:
     """Indices of the boxes that are kept, most confident first.
 
     Args:
         boxes: [P, 4], XYXY.
         scores: [P], probability of each box's most probable class.
         classes: int64 [P], that class.
+        nms_iou: overlap above which boxes of a class suppress each other.
 
     Where NMS leaves fewer than `min_per_image`, the suppressed boxes fill up, most confident first.
     """
     # float32 in a stable order: equal scores must not change places with the batch size or the device.
     order = torch.sort(scores, descending=True, stable=True).indices
-    survivors = batched_nms(boxes[order], scores[order], classes[order], params.nms_iou)
+    survivors = batched_nms(boxes[order], scores[order], classes[order], nms_iou)
     keep = torch.zeros(len(order), dtype=torch.bool, device=boxes.device)
     keep[survivors] = True
     kept, suppressed = order[keep], order[~keep]

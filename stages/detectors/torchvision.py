@@ -28,8 +28,10 @@ class TorchvisionExtractor(TwoStageExtractor):
 
     size_divisor = 32
 
-    def __init__(self, network: FasterRCNN, description: Description, params: RegionsParams, device: str) -> None:
-        super().__init__(description, params, device)
+    def __init__(
+        self, network: FasterRCNN, description: Description, params: RegionsParams, device: str, nms_iou: float
+    ) -> None:
+        super().__init__(description, params, device, nms_iou)
         self.network = network.to(self.device).eval()
         transform = network.transform
         self.size_divisor = transform.size_divisible
@@ -141,7 +143,9 @@ def _scenes_hint(params: DetectorParams) -> str:
     return " (scenes has no published weights: detector.weights: train)" if params.architecture == "scenes" else ""
 
 
-def load(folder: Path, description: Description, params: RegionsParams, device: str) -> TorchvisionExtractor:
+def load(
+    folder: Path, description: Description, params: RegionsParams, device: str, options: DetectorParams
+) -> TorchvisionExtractor:
     """The network that `description` describes, with the weights in `folder`."""
     if description.architecture == "scenes":
         network = build_network(description.config, len(description.categories), len(description.attributes))
@@ -149,4 +153,4 @@ def load(folder: Path, description: Description, params: RegionsParams, device: 
         build = getattr(detection, description.architecture)
         network = build(weights=None, weights_backbone=None, num_classes=len(description.categories) + 1)
     fit(network, load_saved(folder, description.weights_sha256), str(folder / "weights.safetensors"))
-    return TorchvisionExtractor(network, description, params, device)
+    return TorchvisionExtractor(network, description, params, device, options.torchvision.nms_iou)

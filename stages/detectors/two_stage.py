@@ -10,7 +10,6 @@ C classes, A attributes.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,14 +30,14 @@ class TwoStageExtractor(ABC):
     size_divisor = 1
     """Height and width of a batch are padded to a multiple of this."""
 
-    def __init__(self, description: Description, params: RegionsParams, device: str) -> None:
+    def __init__(self, description: Description, params: RegionsParams, device: str, nms_iou: float) -> None:
         self.fingerprint = description.fingerprint
         self.region_dim = description.region_dim
         self.categories = description.categories
         self.attributes = description.attributes
         self.params = params
-        self.candidates = replace(
-            params,
+        self.nms_iou = nms_iou
+        self.candidates = params.replace(
             per_image=2 * params.per_image,
             min_per_image=2 * params.min_per_image,
             min_score=params.min_score / 2,
@@ -130,7 +129,7 @@ class TwoStageExtractor(ABC):
             clipped = clip_boxes_to_image(boxes, size)
             solid = ((clipped[:, 2:] - clipped[:, :2]) >= 1).all(dim=1) & torch.isfinite(score)
             clipped = clipped[solid]
-            best = clipped[select(clipped, score[solid], label[solid], self.candidates)]
+            best = clipped[select(clipped, score[solid], label[solid], self.candidates, self.nms_iou)]
             kept.append(best if len(best) else all_of_it)
         return kept
 
@@ -151,7 +150,7 @@ class TwoStageExtractor(ABC):
             start += len(own)
             order = torch.arange(len(own), device=self.device)
             if detected:
-                order = select(own, scores[here], classes[here], self.params)
+                order = select(own, scores[here], classes[here], self.params, self.nms_iou)
             height, width = item.pixels.shape[1:]
             back = own.new_tensor([item.width / width, item.height / height] * 2)
             limit = np.array([item.width, item.height] * 2, dtype=np.float32)

@@ -8,22 +8,38 @@ import hashlib
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
+from pydantic import model_validator
 
 from camp_model.regions import StoreInfo, read_header, write_manifest, write_rejected
 from stages.contracts import read_table
 from stages.detectors.base import GEOMETRY_DIM, GEOMETRY_SCALE, Description
 from stages.detectors.images import PASSING_REASONS
 from stages.errors import InputError
-from stages.params.pipeline import Params
-from stages.params.regions import RegionsParams
+from stages.params.dataset import DatasetParams
+from stages.params.detector import DetectorParams
+from stages.params.regions import RegionsParams, check_boxes
+from stages.params.section import StageSections
 
 # Extraction params that change nothing in a shard: how fast, where, and what is tolerated.
 _WITHOUT_EFFECT = ("batch_size", "shard_size", "device", "max_rejected_share")
+
+
+class ExtractSections(StageSections):
+    """What the stage reads of params.yaml."""
+
+    dataset: DatasetParams = DatasetParams()
+    detector: DetectorParams = DetectorParams()
+    regions: RegionsParams = RegionsParams()
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        check_boxes(self.regions, self.dataset)
+        return self
 
 
 class PlannedImage(NamedTuple):
@@ -101,11 +117,11 @@ def _given_boxes(dataset: Path) -> dict[str, np.ndarray]:
     return dict(zip(ids.dictionary.to_pylist(), groups, strict=True))
 
 
-def plan_shards(params: Params, dataset: Path, detector: Path) -> list[Shard]:
+def plan_shards(params: ExtractSections, dataset: Path, detector: Path) -> list[Shard]:
     """All shards that the store needs, in the order of images.parquet; quick, opens no picture.
 
     Args:
-        params: of the whole pipeline.
+        params: what the stage reads of params.yaml.
         dataset: the folder of images.parquet.
         detector: the folder of detector.json.
 
@@ -119,8 +135,9 @@ def plan_shards(params: Params, dataset: Path, detector: Path) -> list[Shard]:
         PlannedImage(**row, boxes=None if given is None else given.get(row["image_id"], np.zeros((0, 4), np.float32)))
         for row in table.to_pylist()
     ]
-    effective = {key: value for key, value in asdict(params.regions).items() if key not in _WITHOUT_EFFECT}
-    head = json.dumps([description.fingerprint, effective, GEOMETRY_SCALE], sort_keys=True).encode()
+    effective = {key: value for key, value in params.regions.to_dict().items() if key not in _WITHOUT_EFFECT}
+    options = params.detector.options(description.backend)
+    head = json.dumps([description.fingerprint, effective, options, GEOMETRY_SCALE], sort_keys=True).encode()
     return [
         _shard(head, images[start:stop])
         for start, stop in boundaries([image.image_id for image in images], params.regions.shard_size)
@@ -172,7 +189,7 @@ def check_rejected(
         )
 
 
-def finish_store(params: Params, detector: Path, shards: Sequence[Shard], out: Path) -> StoreCounts:
+def finish_store(params: ExtractSections, detector: Path, shards: Sequence[Shard], out: Path) -> StoreCounts:
     """Write manifest.parquet and rejected.parquet over shards that are all there, and remove what is not theirs.
 
     Raises:

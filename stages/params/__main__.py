@@ -1,21 +1,25 @@
-"""`python -m stages.params presets/coco.yaml` lays a preset over params.yaml (comments stay) and checks the result."""
+"""`python -m stages.params presets/coco.yaml presets/faster_rcnn.yaml` writes params.yaml; alone checks it."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from stages.entry import stage_main
-from stages.params.pipeline import load_params
-from stages.params.presets import apply_preset
+from stages.params.pipeline import Params
+from stages.params.presets import apply_presets
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Lay a preset over params.yaml, or check params.yaml alone.")
-    parser.add_argument("preset", type=Path, nargs="?", help="a file of presets/")
-    preset = parser.parse_args().preset
-    if preset is not None:
-        apply_preset(preset)
-    load_params()
-    print("params.yaml is valid" + (f", with {preset} laid over it" if preset else ""))
+    parser = argparse.ArgumentParser(
+        description="Give params.yaml the defaults with presets laid over them (its comments stay), or check it alone."
+    )
+    parser.add_argument("presets", type=Path, nargs="*", help="files of presets/; where two differ, the later counts")
+    presets = parser.parse_args().presets
+    if presets:
+        for note in apply_presets(presets):
+            print(note, file=sys.stderr)
+    Params.load()
+    print("params.yaml is valid" + (f": the defaults with {', '.join(map(str, presets))}" if presets else ""))
 
 
 if __name__ == "__main__":

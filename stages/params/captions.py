@@ -1,24 +1,23 @@
 """The section `captions`: how captions become word ids."""
 
-from dataclasses import dataclass
+from typing import Literal
 
-from stages.params.checks import at_least, choose
+from pydantic import Field
 
-TOKENIZERS = ("unicode", "treebank")
-"""Those of camp_model.vocabulary, named here so that reading params loads no model."""
+from stages.params.dataset import DatasetParams
+from stages.params.section import Section
 
 
-@dataclass(frozen=True)
-class CaptionsParams:
+class CaptionsParams(Section):
     """How captions become word ids."""
 
-    min_count: int = 1
+    min_count: int = Field(default=1, ge=1)
     """Times a word must occur in the train split to be in the vocabulary."""
-    max_words: int = 60
+    max_words: int = Field(default=60, ge=1)
     """Words of a caption beyond this are dropped."""
     vocabulary: str | None = None
     """A SCAN vocabulary JSON to use instead of building one."""
-    tokenizer: str | None = None
+    tokenizer: Literal["unicode", "treebank"] | None = None
     """What cuts a caption into words: unicode (word boundaries of Unicode, without punctuation) or treebank (as nltk's
     word_tokenize, which SCAN and the released code use); null: that of captions.vocabulary, or else unicode."""
     start_end: bool = False
@@ -27,7 +26,11 @@ class CaptionsParams:
     """Words that foils change and that count as content: scenes (with dataset.source scenes), photographs (COCO's
     objects, common colours and more) or a lexicon's JSON file (its form: stages/foils/lexicon.py)."""
 
-    def __post_init__(self) -> None:
-        if self.tokenizer is not None:
-            choose("captions", "tokenizer", self.tokenizer, tuple(TOKENIZERS))
-        at_least("captions", self, min_count=1, max_words=1)
+
+def check_lexicon(captions: CaptionsParams, dataset: DatasetParams) -> None:
+    """ValueError where the words of drawn scenes, and their ground truth, say nothing of the pictures."""
+    if captions.lexicon == "scenes" and dataset.source != "scenes":
+        raise ValueError(
+            f"captions.lexicon: scenes says nothing of the pictures of dataset.source {dataset.source}; expected "
+            "photographs or a lexicon's JSON file"
+        )

@@ -1,35 +1,44 @@
-"""The section `model`: the switches of the model."""
+"""The section `model`: the switches of the model, as camp_model.config.CampConfig types and explains them."""
 
-from dataclasses import asdict, dataclass
+from typing import Any, Self, get_type_hints
 
-from camp_model.config import CampConfig
-from stages.errors import InputError
+from pydantic import ConfigDict, Field, TypeAdapter, create_model, model_validator, with_config
+
+from camp_model.config import CHOICES, CampConfig
+from stages.params.section import Section
+
+_FROM_DATA = ("vocab_size", "region_dim")
+"""What the data says and params do not."""
 
 
-@dataclass(frozen=True)
-class ModelParams:
-    """The switches of CAMP; meaning and allowed values: camp_model.config.CampConfig."""
+def _switches() -> Any:
+    """The fields of CampConfig as a section: its types, defaults and descriptions."""
+    hints = get_type_hints(CampConfig)
+    documented = with_config(ConfigDict(use_attribute_docstrings=True))(CampConfig)
+    properties = TypeAdapter(documented).json_schema()["properties"]
+    fields: dict[str, Any] = {
+        name: (
+            hint,
+            Field(
+                getattr(CampConfig, name),
+                description=properties[name]["description"],
+                json_schema_extra={"enum": list(CHOICES[name])} if name in CHOICES else None,
+            ),
+        )
+        for name, hint in hints.items()
+        if name not in _FROM_DATA
+    }
+    return create_model("Switches", __base__=Section, **fields)
 
-    word_dim: int = 300
-    dim: int = 1024
-    text: str = "gru"
-    matcher: str = "camp"
-    message_passing: str = "both"
-    hops: int = 1
-    gate: str = "scalar"
-    gate_context: float = 3.0
-    fusion: str = "concat"
-    residual: bool = True
-    pooling: str = "attention"
-    pooling_heads: int = 8
-    matching: str = "mlp"
 
-    def __post_init__(self) -> None:
+class ModelParams(_switches()):  # type: ignore[misc]  # the fields are CampConfig's own
+    """The switches of the model; which of them fit each other is CampConfig's to say."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
         self.config(vocab_size=4, region_dim=1)
+        return self
 
     def config(self, vocab_size: int, region_dim: int) -> CampConfig:
         """The model's config, once the data has said its two sizes."""
-        try:
-            return CampConfig(vocab_size=vocab_size, region_dim=region_dim, **asdict(self))
-        except ValueError as error:
-            raise InputError(str(error)) from None
+        return CampConfig(vocab_size=vocab_size, region_dim=region_dim, **dict(self))

@@ -1,38 +1,55 @@
-"""Presets: files laid over params.yaml."""
+"""Presets: files that each say the keys of one subject, laid over the defaults of the params one after another."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from stages.errors import InputError
-from stages.params.pipeline import load_params
+from stages.params import document
+from stages.params.pipeline import Params
+from stages.params.section import PARAMS
 
 
-def _merge(base: Any, overlay: Any) -> None:
-    for key, value in overlay.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
-            _merge(base[key], value)
-        else:
-            base[key] = value
+def _merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    nested = {key: _merge(base[key], value) for key, value in overlay.items()
+              if isinstance(value, dict) and isinstance(base.get(key), dict)}  # fmt: skip
+    return base | overlay | nested
 
 
-def apply_preset(preset: Path, path: Path = Path("params.yaml")) -> None:
-    """Lay the keys of `preset` over params.yaml, keeping its comments; nothing is written if the result is wrong."""
-    from ruamel.yaml import YAML
+def compose(presets: Sequence[Path]) -> tuple[Params, list[str]]:
+    """The params that the defaults and the presets make, and what a later preset says otherwise than an earlier one.
 
-    if not preset.is_file():
-        raise InputError(f"{preset}: no such preset file")
-    round_trip = YAML()
-    round_trip.width = 200
-    merged = round_trip.load(path.read_text(encoding="utf-8"))
-    _merge(merged, round_trip.load(preset.read_text(encoding="utf-8")))
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            round_trip.dump(merged, file)
+    Raises:
+        InputError: a preset cannot be read, or what it says is wrong; the message names it.
+    """
+    params, values = Params(), Params().to_dict()
+    notes: list[str] = []
+    origin: dict[str, Path] = {}
+    wrong: tuple[Path, str] | None = None
+    for preset in presets:
+        overlay = document.read(preset)
+        before = dict(document.leaves(values))
+        for key, value in document.leaves(overlay):
+            if key in origin and before.get(key) != value:
+                old, new = document.shown(before.get(key)), document.shown(value)
+                notes.append(f"{key}: {new} from {preset}, not {old} from {origin[key]}")
+            origin[key] = preset
+        values = _merge(values, overlay)
         try:
-            load_params(temporary)
-        except InputError as error:
-            raise InputError(f"{preset}: {str(error).removeprefix(f'{temporary}: ')}") from None
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            params, wrong = Params.from_dict(values), None
+        except InputError as error:  # a preset that follows may say the other half of a pair of keys
+            wrong = wrong if wrong and wrong[1] == str(error) else (preset, str(error))
+    if wrong:
+        raise InputError(f"{wrong[0]}: {wrong[1]}")
+    return params, notes
+
+
+def apply_presets(presets: Sequence[Path], path: Path = PARAMS) -> list[str]:
+    """Give params.yaml the params of `compose`; comments and the order of keys stay. Returns the notes of `compose`.
+
+    Raises:
+        InputError: as `compose`, or params.yaml cannot be read or written; it stays as it was.
+    """
+    params, notes = compose(presets)
+    document.rewrite(path, params.to_dict())
+    return notes

@@ -1,22 +1,18 @@
 """The section `report`: what the report shows."""
 
-from dataclasses import dataclass
+from pydantic import Field
 
-from stages.params.checks import at_least
+from stages.params.section import Section
 
 
-@dataclass(frozen=True)
-class ReportParams:
+class ReportParams(Section):
     """What the report page shows."""
 
-    queries: int = 12
+    queries: int = Field(default=12, ge=1)
     """Queries shown in each direction."""
-    top_k: int = 5
+    top_k: int = Field(default=5, ge=1)
     """Results shown for a query."""
-    foils: int = 2
+    foils: int = Field(default=2, ge=0)
     """Foils of each kind shown, and half as many of the worst; 0: none."""
     seed: int = 0
     """Seed of the choice of queries."""
-
-    def __post_init__(self) -> None:
-        at_least("report", self, queries=1, top_k=1, foils=0)

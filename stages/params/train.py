@@ -1,60 +1,61 @@
 """The section `train`: how the model is trained."""
 
-from dataclasses import dataclass
+from typing import Literal, Self
 
-from stages.errors import InputError
-from stages.params.checks import at_least, choose, share
+from pydantic import Field, model_validator
+
+from stages.params.model import ModelParams
+from stages.params.section import Device, Section, Share
 
 
-@dataclass(frozen=True)
-class TrainParams:
+class TrainParams(Section):
     """How CAMP is trained."""
 
-    loss: str = "hardest_bce"
+    loss: Literal["hardest_bce", "bce", "triplet"] = "hardest_bce"
     """hardest_bce (paper eq. 13), bce (all in-batch negatives) or triplet (hinge on the hardest negatives)."""
-    margin: float = 0.2
+    margin: float = Field(default=0.2, ge=0)
     """Margin of the triplet loss."""
-    gate_supervision: float = 1.0
+    gate_supervision: float = Field(default=1.0, ge=0)
     """Weight of what makes gates open on matching pairs and close on others; 0: as published."""
-    gate_target: str = "words"
+    gate_target: Literal["words", "pair"] = "words"
     """What it acts on. words: each word's gate, against random negatives; pair: the mean gate logit of a pair's words,
     against the negatives of the loss."""
-    gate_temperature: float = 1.0
+    gate_temperature: float = Field(default=1.0, ge=1)
     """For `words`: gate logits are divided by it in that term. Above 1, gates get sharper and less exact."""
-    random_negative_steps: int = 0
+    random_negative_steps: int = Field(default=0, ge=0)
     """Optimizer steps on random negatives before the hardest ones."""
-    epochs: int = 30
+    epochs: int = Field(default=30, ge=1)
     """Passes over the training captions at most."""
-    batch_size: int = 128
+    batch_size: int = Field(default=128, ge=2)
     """Image-caption pairs per optimizer step, over all processes."""
-    micro_batch: int = 0
+    micro_batch: int = Field(default=0, ge=0)
     """Pairs in one forward and backward pass; 0: all at once. The gradient is the same."""
-    learning_rate: float = 2e-4
+    learning_rate: float = Field(default=2e-4, ge=0)
     """Learning rate of AdamW at the start, after the warm-up."""
-    warmup_steps: int = 0
+    warmup_steps: int = Field(default=0, ge=0)
     """Optimizer steps over which the learning rate rises from 0."""
-    schedule: str = "step"
+    schedule: Literal["constant", "step", "cosine"] = "step"
     """constant, step (a tenth every step_epochs) or cosine (to 0 at the last step)."""
-    step_epochs: int = 15
+    step_epochs: int = Field(default=15, ge=1)
     """Epochs between two falls of the learning rate; for schedule step."""
-    weight_decay: float = 0.0
+    weight_decay: float = Field(default=0.0, ge=0)
     """Weight decay of the optimizer; 0: none."""
-    gradient_clip: float = 2.0
+    gradient_clip: float = Field(default=2.0, ge=0)
     """Largest norm of the gradient; 0: no clipping."""
-    dropout: float = 0.0
+    dropout: Share = 0.0
     """Dropout of region features and word embeddings."""
-    patience: int = 10
+    patience: int = Field(default=10, ge=0)
     """Epochs without a better validation rsum after which training stops; 0: never."""
-    precision: str = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """fp32, tf32, bf16 or fp16."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
-    processes: int = 1
+    device: Device = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    processes: int = Field(default=1, ge=1)
     """Processes (one per device) on each machine, started through torchrun when above 1."""
-    machines: int = 1
+    machines: int = Field(default=1, ge=1)
     """Machines that train together over one shared folder. Each runs the stage with torchrun's PET_NODE_RANK,
     PET_MASTER_ADDR and PET_MASTER_PORT in its environment."""
-    checkpoint_steps: int = 500
+    checkpoint_steps: int = Field(default=500, ge=1)
     """Optimizer steps between two checkpoints for resuming."""
     word_vectors: str | None = None
     """A GloVe or word2vec text file that the word embeddings start from."""
@@ -62,23 +63,20 @@ class TrainParams:
     """Parameter name prefixes that are held fixed."""
     start_from: str | None = None
     """A checkpoint folder whose weights to start from."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Seed of the first weights, the order of the pairs and dropout."""
 
-    def __post_init__(self) -> None:
-        choose("train", "loss", self.loss, ("hardest_bce", "bce", "triplet"))
-        choose("train", "gate_target", self.gate_target, ("words", "pair"))
-        choose("train", "schedule", self.schedule, ("constant", "step", "cosine"))
-        choose("train", "precision", self.precision, ("fp32", "tf32", "bf16", "fp16"))
-        choose("train", "device", self.device, ("auto", "cpu", "cuda", "mps"))
-        at_least(
-            "train", self, margin=0, gate_supervision=0, random_negative_steps=0, epochs=1, batch_size=2,
-            micro_batch=0, learning_rate=0, warmup_steps=0, step_epochs=1, weight_decay=0, gradient_clip=0,
-            patience=0, processes=1, machines=1, checkpoint_steps=1, seed=0, gate_temperature=1,
-        )  # fmt: skip
-        share("train", self, "dropout")
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
         if self.batch_size % (self.processes * self.machines):
-            raise InputError(
+            raise ValueError(
                 f"train.batch_size: {self.batch_size} does not divide among train.processes, {self.processes}, on "
                 f"train.machines, {self.machines}"
             )
+        return self
+
+
+def check_gates(train: TrainParams, model: ModelParams) -> None:
+    """ValueError where gates are supervised and there are none."""
+    if train.gate_supervision and (why := model.config(vocab_size=4, region_dim=1).why_no_gates()):
+        raise ValueError(f"train.gate_supervision: {train.gate_supervision:g} acts on gates, but {why}; expected 0")

@@ -17,7 +17,6 @@ from stages.errors import InputError
 from stages.evaluation.recall_table import HEADINGS
 from stages.evaluation.tables import FOIL_SCHEMA, PAIR_SCHEMA, QUERY_SCHEMA
 from stages.params.dataset import SPLITS
-from stages.params.pipeline import Params
 from stages.reporting import page
 from stages.reporting.explorer import explorer_data
 from stages.reporting.foils import foil_rows, gallery
@@ -25,7 +24,7 @@ from stages.reporting.queries import Inspector
 from stages.tracking.machine import checked_out
 
 if TYPE_CHECKING:
-    from stages.report import Inputs
+    from stages.report import Inputs, ReportSections
 
 EVALUATED = "what the stage evaluate writes"
 MARGIN = 300_000
@@ -84,7 +83,7 @@ def _read_evaluated(path: Path, schema: pa.Schema) -> pa.Table:
     return read_table(path, schema.names, EVALUATED, form=schema.metadata[b"camp.format"].decode())
 
 
-def contents(params: Params, inputs: "Inputs", limit: int, train_run: str | None) -> dict[str, Any]:
+def contents(params: "ReportSections", inputs: "Inputs", limit: int, train_run: str | None) -> dict[str, Any]:
     """All that page.html.jinja reads.
 
     Args:
@@ -138,14 +137,14 @@ def contents(params: Params, inputs: "Inputs", limit: int, train_run: str | None
     }
 
 
-def _facts(params: Params, loaded: Loaded, train_run: str | None) -> list[dict[str, Any]]:
+def _facts(params: "ReportSections", loaded: Loaded, train_run: str | None) -> list[dict[str, Any]]:
     """What the run was made of: titled lists of (label, value)."""
     images, captions = Counter(loaded.images["split"].to_pylist()), Counter(loaded.caption_splits)
     config = loaded.model.config
     store = loaded.store
     rejected = len(loaded.images) - len(store)
     weights = sum(value.numel() for value in loaded.model.parameters())
-    data = [("source", params.dataset.source)]
+    data: list[tuple[str, str]] = [("source", params.dataset.source)]
     data += [(split, f"{images[split]:,} images, {captions[split]:,} captions") for split in SPLITS]
     data += [
         ("unreadable images", f"{rejected:,}"),

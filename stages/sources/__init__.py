@@ -1,9 +1,8 @@
-"""Where images and captions come from. Adding a source is one module and one line here."""
+"""Where images and captions come from. Adding a source is one module and its name in stages.params.dataset."""
+
+from typing import get_args
+
+from stages.params.dataset import Source
 
 # Name in dataset.source -> module, imported when chosen.
-SOURCES = {
-    "scenes": "stages.sources.scenes",
-    "karpathy": "stages.sources.karpathy",
-    "coco": "stages.sources.coco",
-    "table": "stages.sources.table",
-}
+SOURCES: dict[str, str] = {name: f"stages.sources.{name}" for name in get_args(Source)}

@@ -7,7 +7,6 @@ run. Where runs go and what they hold: docs/tracking.md.
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
@@ -25,6 +24,7 @@ from typing import Any
 
 from filelock import Timeout
 
+from stages.params.section import Section
 from stages.tracking.machine import output, sample_machine
 from stages.tracking.restore import model_hash
 from stages.tracking.spool import SPOOL, Spool, experiment_name, pending, writer_alive
@@ -104,9 +104,9 @@ class Run:
 
 
 def flatten(params: object, prefix: str = "") -> dict[str, str]:
-    """Nested dataclasses and mappings as dotted names: {"model": {"gate": "none"}} -> {"model.gate": "none"}."""
-    if dataclasses.is_dataclass(params) and not isinstance(params, type):
-        params = dataclasses.asdict(params)
+    """Nested sections and mappings as dotted names: {"model": {"gate": "none"}} -> {"model.gate": "none"}."""
+    if isinstance(params, Section):
+        params = params.to_dict()
     if not isinstance(params, Mapping):
         return {prefix: str(list(params) if isinstance(params, tuple) else params)}
     flat: dict[str, str] = {}
@@ -129,7 +129,7 @@ def track(
 
     Args:
         kind: train, evaluate, report, sweep: the tag `camp.kind`.
-        params: mapping or dataclass of params; logged flattened, as `model.gate`.
+        params: sections or a mapping of them; logged flattened, as `model.gate`.
         run_id: key of a run to go on with, after a resume.
         parent: key of the run that this one is nested under (the train run of an evaluation).
         name: the name in MLflow's table; else the DVC experiment's, else the kind and the time.

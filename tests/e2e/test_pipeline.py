@@ -108,22 +108,23 @@ def test_an_experiment_changes_the_switch_and_only_what_depends_on_it(pipeline: 
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "says"),
+    ("values", "says"),
     [
-        ("model.gate", "soft", "model.gate: 'soft' is not one of scalar, elementwise, none"),
-        ("dataset.source", "karpathy", "dataset.json"),
+        ({"model.gate": "soft"}, "model.gate: 'soft' is not one of scalar, elementwise, none"),
+        ({"dataset.source": "karpathy", "captions.lexicon": "photographs"}, "dataset.json"),
     ],
 )
 def test_a_wrong_param_stops_the_pipeline_and_keeps_the_last_results(
-    key: str, value: str, says: str, pipeline: Path, run: Run
+    values: dict[str, str], says: str, pipeline: Path, run: Run
 ) -> None:
     params = (pipeline / "params.yaml").read_text()
     model = (pipeline / "models/camp/model.safetensors").read_bytes()
-    section, name = key.split(".")
     lines = params.splitlines()
-    start = lines.index(f"{section}:")
-    at = next(i for i in range(start, len(lines)) if lines[i].startswith(f"  {name}:"))
-    lines[at] = f"  {name}: {value}"
+    for key, value in values.items():
+        section, name = key.split(".")
+        start = lines.index(f"{section}:")
+        at = next(i for i in range(start, len(lines)) if lines[i].startswith(f"  {name}:"))
+        lines[at] = f"  {name}: {value}"
     try:
         (pipeline / "params.yaml").write_text("\n".join(lines))
         done = run(pipeline, "dvc", "repro", check=False)

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,8 @@ from pipelines.extract import DATASET, DETECTOR, REGIONS, collect, extract, fill
 from stages.detectors.base import Description
 from stages.detectors.scenes import build_network
 from stages.detectors.weights import save_state
-from stages.extraction.shards import missing_shards, plan_shards
-from stages.params.pipeline import load_params
+from stages.entry import read_params
+from stages.extraction.shards import ExtractSections, missing_shards, plan_shards
 from stages.params.regions import RegionsParams
 
 ROOT = Path(pipelines.__file__).parents[1]
@@ -67,7 +66,11 @@ def workspace(repository):
         Path("data/detector")
     )
     regions = RegionsParams(per_image=4, min_per_image=4, batch_size=2, shard_size=4)
-    params = {"regions": asdict(regions), "dataset": {"source": "table", "root": "pictures"}}
+    params = {
+        "regions": regions.to_dict(),
+        "captions": {"lexicon": "photographs"},
+        "dataset": {"source": "table", "root": "pictures"},
+    }
     Path("params.yaml").write_text(yaml.safe_dump(params))
     Path("dvc.yaml").write_text(PIPELINE)
     return repository
@@ -140,7 +143,7 @@ def test_a_local_cluster_is_seen_on_this_machine_alone(prefect_server, listening
 
 def test_shards_travel_over_a_storage(workspace, tmp_path):
     storage = f"file://{tmp_path / 'shared'}"
-    shards = plan_shards(load_params(), DATASET, DETECTOR)[:2]
+    shards = plan_shards(read_params(ExtractSections), DATASET, DETECTOR)[:2]
     keys = [shard.key for shard in shards]
     assert fill_shards.fn(str(workspace), keys, storage) == keys
     assert fill_shards.fn(str(workspace), keys, storage) == []  # they are there

@@ -89,7 +89,7 @@ def test_ensemble_scores_the_mean_of_probabilities(small, make_checkpoint, tmp_p
     for seed in (1, 2):
         make_checkpoint(tmp_path / f"other{seed}", vocabulary, seed=seed, dim=16)
     others = (str(tmp_path / "other1"), str(tmp_path / "other2"))
-    _, _, rows = run(small, replace(PARAMS, ensemble=others))
+    _, _, rows = run(small, PARAMS.replace(ensemble=others))
     folders = [small.model, *map(Path, others)]
     mean = np.mean([1 / (1 + np.exp(-pair_logits(folder, small))) for folder in folders], axis=0)
     owner = np.array([small.images.index(image_id) for _, image_id, _ in small.captions])
@@ -226,7 +226,7 @@ def test_another_vocabulary_is_an_error_that_names_the_checkpoint(small, make_ch
     vocabulary = Vocabulary.load(small.token_tables / "vocabulary.json")
     make_checkpoint(tmp_path / "other", Vocabulary([*vocabulary.words, "giraffe"]))
     with pytest.raises(InputError, match=r"other/vocabulary.json: word2idx"):
-        run(small, replace(PARAMS, ensemble=(str(tmp_path / "other"),)))
+        run(small, PARAMS.replace(ensemble=(str(tmp_path / "other"),)))
     assert not (small.root / "data/evaluation").exists() and not (small.root / "metrics/retrieval.json").exists()
 
 
@@ -245,7 +245,7 @@ def test_other_features_or_another_detector_are_errors(small):
 
 def test_a_missing_or_torn_input_is_an_error(small):
     with pytest.raises(InputError, match=r"val.parquet"):
-        run(small, replace(PARAMS, splits=("val",)))
+        run(small, PARAMS.replace(splits=("val",)))
     shard = small.regions / "b.arrow"
     shard.write_bytes(shard.read_bytes()[:200])
     with pytest.raises(InputError, match=r"b.arrow"):

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +25,8 @@ from stages.detectors.scenes import build_network
 from stages.detectors.weights import save_state
 from stages.entry import hold_outputs
 from stages.errors import InputError
-from stages.extraction.shards import boundaries, is_whole, missing_shards, plan_shards
+from stages.extraction.shards import ExtractSections, boundaries, is_whole, missing_shards, plan_shards
 from stages.params.dataset import DatasetParams
-from stages.params.pipeline import Params
 from stages.params.regions import RegionsParams
 
 CONFIG = {"image_size": 96, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
@@ -86,14 +84,14 @@ class Workplace:
         self.pictures.mkdir()
         for i in range(COUNT):
             draw(self.pictures / f"{i:03d}.png", i)
-        self.params = Params(dataset=DatasetParams(source="table", root=str(self.pictures)), regions=REGIONS)
+        self.params = ExtractSections(dataset=DatasetParams(source="table", root=str(self.pictures)), regions=REGIONS)
         self.list()
 
     def list(self) -> None:
         list_images(self.pictures, self.dataset)
 
     def run(self, **changes: object) -> None:
-        params = replace(self.params, regions=replace(REGIONS, **changes)) if changes else self.params
+        params = self.params.replace(regions=REGIONS.replace(**changes)) if changes else self.params
         stage.extract_regions(params, self.dataset, self.detector, self.out)
 
     def shards(self) -> dict[str, tuple[int, bytes]]:
@@ -105,7 +103,11 @@ class Workplace:
 
     def write_params(self) -> None:
         """What a process of its own finds in its working directory."""
-        params = {"regions": asdict(REGIONS), "dataset": {"source": "table", "root": str(self.pictures)}}
+        params = {
+            "captions": {"lexicon": "photographs"},
+            "regions": REGIONS.to_dict(),
+            "dataset": {"source": "table", "root": str(self.pictures)},
+        }
         (self.root / "params.yaml").write_text(yaml.safe_dump(params))
         if not (self.root / "data/detector").exists():
             (self.root / "data/detector").symlink_to(self.detector)
@@ -183,10 +185,9 @@ def test_given_boxes_are_described_in_their_order(workplace: Workplace) -> None:
     names = ("image_id", "x0", "y0", "x1", "y1", "category", "attributes")
     table = pa.table({name: [row[i] for row in rows] for i, name in enumerate(names)})
     pq.write_table(table, workplace.dataset / "boxes.parquet")
-    params = replace(
-        workplace.params,
+    params = workplace.params.replace(
         dataset=DatasetParams(source="coco", root=str(workplace.pictures)),
-        regions=replace(REGIONS, boxes="given"),
+        regions=REGIONS.replace(boxes="given"),
     )
     stage.extract_regions(params, workplace.dataset, workplace.detector, workplace.out)
     store = RegionStore(workplace.out)

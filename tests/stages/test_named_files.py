@@ -97,7 +97,7 @@ def test_other_content_at_the_same_path_makes_what_reads_it_stale_and_nothing_el
     models.mkdir(parents=True)
     (models / "model.safetensors").write_text("first")
     set_params(workspace, dataset__source="table", dataset__root="data/raw/photos", train__word_vectors=str(vectors),
-               evaluate__ensemble=[str(models)])  # fmt: skip
+               evaluate__ensemble=[str(models)], captions__lexicon="photographs")  # fmt: skip
     assert set(ran(workspace, "repro")) >= {"named_files", "prepare_dataset", "train", "evaluate"}
     assert ran(workspace, "repro") == ["named/dvc.yaml:watch"]
 
@@ -128,7 +128,8 @@ def test_other_content_at_the_same_path_makes_what_reads_it_stale_and_nothing_el
         "named/dvc.yaml:watch", "named_files", "train"
     ]  # fmt: skip
 
-    set_params(workspace, dataset__source="scenes", train__word_vectors=None, evaluate__ensemble=[])
+    set_params(workspace, dataset__source="scenes", captions__lexicon="scenes", train__word_vectors=None,
+               evaluate__ensemble=[])  # fmt: skip
     ran(workspace, "repro")
     assert not (workspace / "named/dvc.yaml").exists()
     assert "Data and pipelines are up to date" in run(workspace, "dvc", "repro")

@@ -18,7 +18,6 @@ from PIL import Image
 
 from stages.errors import InputError
 from stages.params.dataset import DatasetParams, ScenesParams
-from stages.params.pipeline import from_dict
 from stages.prepare_dataset import prepare_dataset
 from stages.sources.base import Source, SourceBox, SourceCaption, SourceImage
 from stages.sources.checks import check_source
@@ -41,7 +40,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def params(root: Path, **more: Any) -> DatasetParams:
-    return from_dict(DatasetParams, {"source": "table", "root": str(root), **more})
+    return DatasetParams.from_dict({"source": "table", "root": str(root), **more})
 
 
 def files(folder: Path) -> list[str]:
@@ -93,7 +92,7 @@ def test_scenes_bring_pictures_boxes_and_ground_truth(tmp_path: Path) -> None:
 
 def test_coco_brings_boxes(coco_mini: Path, tmp_path: Path, repository: Path) -> None:
     coco = yaml.safe_load((repository / "presets/coco.yaml").read_text())["dataset"] | {"root": str(coco_mini)}
-    prepare_dataset(from_dict(DatasetParams, coco), tmp_path / "dataset")
+    prepare_dataset(DatasetParams.from_dict(coco), tmp_path / "dataset")
     sizes = {row["image_id"]: row for row in pq.read_table(tmp_path / "dataset/images.parquet").to_pylist()}
     boxes = pq.read_table(tmp_path / "dataset/boxes.parquet").to_pylist()
     assert len(sizes) > 100 and len(boxes) > 500
@@ -232,7 +231,7 @@ def test_what_must_hold_of_every_source(edit: Callable[[Source], Any], message: 
 
 
 def run_stage(folder: Path, repository: Path, dataset: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    (folder / "params.yaml").write_text(yaml.safe_dump({"dataset": dataset}))
+    (folder / "params.yaml").write_text(yaml.safe_dump({"dataset": dataset, "captions": {"lexicon": "photographs"}}))
     command = [sys.executable, "-m", "stages.prepare_dataset"]
     environment = os.environ | {"PYTHONPATH": str(repository)}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -266,7 +265,7 @@ def test_evaluating_several_splits_shows_each_and_opens_test(make_run, tmp_path,
             source = INPUTS.captions / f"{part}test.parquet"
             (INPUTS.captions / f"{part}{name}.parquet").write_bytes(source.read_bytes())
     evaluate(
-        replace(EVALUATE, splits=("val", "test")), regions=INPUTS.regions,
+        EVALUATE.replace(splits=("val", "test")), regions=INPUTS.regions,
         captions=INPUTS.captions, model=INPUTS.model, out=INPUTS.evaluation, metrics=INPUTS.metrics,
     )  # fmt: skip
     page = draw()
@@ -300,7 +299,7 @@ def test_foils_are_some_of_each_kind_and_the_worst(small):
 
 def test_a_run_without_foils_has_a_page_that_says_so(small):
     evaluate(
-        replace(EVALUATE, foils=0), regions=INPUTS.regions, captions=INPUTS.captions, model=INPUTS.model,
+        EVALUATE.replace(foils=0), regions=INPUTS.regions, captions=INPUTS.captions, model=INPUTS.model,
         out=INPUTS.evaluation, metrics=INPUTS.metrics,
     )  # fmt: skip
     page = draw()

@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +17,11 @@ from stages.detectors.two_stage import TwoStageExtractor
 from stages.errors import InputError
 from stages.params.dataset import DatasetParams, ScenesParams
 from stages.params.detector import DetectorParams, DetectorTrainParams
-from stages.params.pipeline import Params
 from stages.params.regions import RegionsParams
 from stages.prepare_dataset import prepare_dataset
-from stages.train_detector import read_scenes, train_detector
+from stages.train_detector import TrainDetectorSections, read_scenes, train_detector
 
-PARAMS = Params(
+PARAMS = TrainDetectorSections(
     dataset=DatasetParams(scenes=ScenesParams(train=24, val=6, test=2)),
     detector=DetectorParams(train=DetectorTrainParams(steps=12, batch_size=4)),
 )
@@ -54,7 +52,7 @@ def test_training_is_reproducible_and_leaves_a_detector_that_loads(
     assert {"red", "striped", "small"} <= set(description.attributes)
     extractor = load_detector(tmp_path / "one", RegionsParams())
     assert isinstance(extractor, TwoStageExtractor) and extractor.fingerprint == description.fingerprint
-    other = replace(PARAMS, detector=DetectorParams(train=replace(PARAMS.detector.train, seed=1)))
+    other = PARAMS.replace(detector=DetectorParams(train=PARAMS.detector.train.replace(seed=1)))
     train_detector(other, dataset, tmp_path / "three", tmp_path / "three.json")
     assert Description.load(tmp_path / "three").fingerprint != description.fingerprint
 
@@ -64,7 +62,7 @@ def test_training_lowers_the_loss(dataset: Path, tmp_path: Path) -> None:
     for steps in (4, 60):
         settings = DetectorTrainParams(steps=steps, batch_size=4)
         train_detector(
-            replace(PARAMS, detector=DetectorParams(train=settings)), dataset, tmp_path / "d", tmp_path / "m.json"
+            PARAMS.replace(detector=DetectorParams(train=settings)), dataset, tmp_path / "d", tmp_path / "m.json"
         )
         values.append(json.loads((tmp_path / "m.json").read_text())["train_loss"])
     assert values[1] < 0.85 * values[0]
@@ -105,7 +103,7 @@ def test_map_is_what_it_is_by_hand() -> None:
 
 def test_a_pretrained_detector_is_identified(dataset: Path, tmp_path: Path) -> None:
     name = MOBILENET
-    params = replace(PARAMS, detector=DetectorParams(architecture=name, weights="random"))
+    params = PARAMS.replace(detector=DetectorParams(architecture=name, weights="random"))
     train_detector(params, dataset, tmp_path / "detector", tmp_path / "metrics.json")
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"pretrained": False}, "random weights are not"
     written = json.loads((tmp_path / "detector/detector.json").read_text())
@@ -130,10 +128,10 @@ def test_a_dataset_that_cannot_train_it_is_named(dataset: Path, tmp_path: Path) 
 
 
 def test_a_failure_leaves_the_last_good_detector(dataset: Path, tmp_path: Path) -> None:
-    good = replace(PARAMS, detector=DetectorParams(architecture=MOBILENET, weights="random"))
+    good = PARAMS.replace(detector=DetectorParams(architecture=MOBILENET, weights="random"))
     train_detector(good, dataset, tmp_path / "detector", tmp_path / "m.json")
     before = {path.name: path.read_bytes() for path in (tmp_path / "detector").iterdir()}
-    wrong = replace(PARAMS, detector=DetectorParams(architecture=MOBILENET, weights=str(tmp_path / "none.pth")))
+    wrong = PARAMS.replace(detector=DetectorParams(architecture=MOBILENET, weights=str(tmp_path / "none.pth")))
     with pytest.raises(InputError, match="is no file"):
         train_detector(wrong, dataset, tmp_path / "detector", tmp_path / "m.json")
     assert {path.name: path.read_bytes() for path in (tmp_path / "detector").iterdir()} == before
@@ -143,7 +141,7 @@ def test_a_failure_leaves_the_last_good_detector(dataset: Path, tmp_path: Path) 
 def test_a_change_of_what_computes_is_told(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    params = replace(PARAMS, detector=DetectorParams(architecture=MOBILENET, weights="random"))
+    params = PARAMS.replace(detector=DetectorParams(architecture=MOBILENET, weights="random"))
     folder = tmp_path / "detector"
     for _ in range(2):
         train_detector(params, dataset, folder, tmp_path / "m.json")

@@ -42,7 +42,9 @@ def scenes(folder: Path) -> None:
 
 
 def mobilenet(folder: Path) -> None:
-    params = DetectorParams("torchvision", "fasterrcnn_mobilenet_v3_large_320_fpn", "random")
+    params = DetectorParams(
+        backend="torchvision", architecture="fasterrcnn_mobilenet_v3_large_320_fpn", weights="random"
+    )
     torchvision.resolve(params, folder, folder).save(folder)
 
 
@@ -50,7 +52,7 @@ def shrink(folder: Path, architecture: str) -> None:
     """A detectron2 detector with random weights, at a size at which a CPU is quick."""
     if importlib.util.find_spec("detectron2") is None:
         pytest.skip(f"detectron2 is not installed; to run this: {detectron2.INSTALL}")
-    params = DetectorParams("detectron2", architecture, "random")
+    params = DetectorParams(backend="detectron2", architecture=architecture, weights="random")
     description = detectron2.resolve(params, folder, folder)
     yaml = description.config["yaml"]
     for old, new in (
@@ -213,7 +215,8 @@ def test_selection_is_fixed_or_adaptive_and_suppresses_within_a_class() -> None:
     classes = torch.tensor([0, 0, 1, 1, 2])
 
     def kept(low: int, high: int) -> list[int]:
-        return select(boxes, scores, classes, RegionsParams(per_image=high, min_per_image=low, min_score=0.2)).tolist()
+        params = RegionsParams(per_image=high, min_per_image=low, min_score=0.2)
+        return select(boxes, scores, classes, params, 0.5).tolist()
 
     assert kept(1, 5) == [0, 2, 3], "box 1 is of box 0's class, box 4 is not confident"
     assert kept(1, 2) == [0, 2]
@@ -256,4 +259,6 @@ def test_other_weights_or_a_damaged_description_are_refused(tmp_path: Path) -> N
 
 def test_an_unknown_builder_is_named_with_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"detector\.architecture: 'resnet' .*fasterrcnn_resnet50_fpn_v2"):
-        torchvision.resolve(DetectorParams("torchvision", "resnet", "random"), tmp_path, tmp_path)
+        torchvision.resolve(
+            DetectorParams(backend="torchvision", architecture="resnet", weights="random"), tmp_path, tmp_path
+        )

@@ -15,6 +15,7 @@ from stages.detectors.base import Description
 from stages.detectors.weights import load_state
 from stages.errors import InputError
 from stages.params.detector import DetectorParams
+from stages.params.regions import RegionsParams
 
 INSTALLED = importlib.util.find_spec("detectron2") is not None
 needs_it = pytest.mark.skipif(not INSTALLED, reason=f"detectron2 is not installed; to run this: {detectron2.INSTALL}")
@@ -24,11 +25,11 @@ C4, FPN = "COCO-Detection/faster_rcnn_R_50_C4_1x.yaml", "COCO-Detection/faster_r
 @pytest.mark.skipif(INSTALLED, reason="detectron2 is installed: what is said without it cannot be seen")
 def test_without_it_the_error_is_the_command_to_install_it(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
-        detectron2.resolve(DetectorParams("detectron2", C4, "random"), tmp_path, tmp_path)
+        detectron2.resolve(DetectorParams(backend="detectron2", architecture=C4, weights="random"), tmp_path, tmp_path)
     assert f"detectron2.git@{detectron2.COMMIT}" in str(error.value)
     assert "--no-build-isolation" in str(error.value)
     with pytest.raises(InputError, match="install it with"):
-        detectron2.load(tmp_path, Description("detectron2", C4, "", "", 1), None, "cpu")  # type: ignore[arg-type]
+        detectron2.load(tmp_path, Description("detectron2", C4, "", "", 1), RegionsParams(), "cpu", DetectorParams())
 
 
 @pytest.mark.skipif(INSTALLED, reason="detectron2 is installed: a half of it cannot stand in its place")
@@ -41,7 +42,7 @@ def test_without_what_it_needs_the_error_is_the_command_too(tmp_path: Path, monk
     for name in ("detectron2", "detectron2.model_zoo"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(InputError, match="No module named 'fvcore'.*install it with: pip install") as error:
-        detectron2.resolve(DetectorParams("detectron2", C4, "random"), tmp_path, tmp_path)
+        detectron2.resolve(DetectorParams(backend="detectron2", architecture=C4, weights="random"), tmp_path, tmp_path)
     assert detectron2.INSTALL in str(error.value)
     for name in ("detectron2", "detectron2.model_zoo"):
         sys.modules.pop(name, None)
@@ -57,7 +58,9 @@ def test_documents_name_the_command_that_the_error_names() -> None:
 @needs_it
 @pytest.mark.parametrize(("architecture", "dim"), [(C4, 2048), (FPN, 1024)])
 def test_heads_have_their_published_widths_and_names(tmp_path: Path, architecture: str, dim: int) -> None:
-    description = detectron2.resolve(DetectorParams("detectron2", architecture, "random"), tmp_path, tmp_path)
+    description = detectron2.resolve(
+        DetectorParams(backend="detectron2", architecture=architecture, weights="random"), tmp_path, tmp_path
+    )
     assert description.region_dim == dim
     assert len(description.categories) == 80 and description.categories[0] == "person"
 
@@ -68,7 +71,9 @@ def test_a_config_file_is_read_like_one_of_the_zoo(tmp_path: Path) -> None:
 
     path = tmp_path / "mine.yaml"
     path.write_text(f"_BASE_: {get_config_file(C4)}\nMODEL:\n  ROI_HEADS:\n    NUM_CLASSES: 7\n")
-    description = detectron2.resolve(DetectorParams("detectron2", str(path), "random"), tmp_path, tmp_path)
+    description = detectron2.resolve(
+        DetectorParams(backend="detectron2", architecture=str(path), weights="random"), tmp_path, tmp_path
+    )
     assert description.categories == [f"class {i}" for i in range(7)]
 
 
@@ -85,7 +90,9 @@ def test_a_config_file_is_read_like_one_of_the_zoo(tmp_path: Path) -> None:
 )
 def test_configs_that_do_not_fit_are_named(tmp_path: Path, architecture: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        detectron2.resolve(DetectorParams("detectron2", architecture, "random"), tmp_path, tmp_path)
+        detectron2.resolve(
+            DetectorParams(backend="detectron2", architecture=architecture, weights="random"), tmp_path, tmp_path
+        )
 
 
 @needs_it
@@ -103,7 +110,9 @@ def test_a_config_file_that_does_not_fit_is_named(tmp_path: Path, text: str, mes
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match=message):
-        detectron2.resolve(DetectorParams("detectron2", str(path), "random"), tmp_path, tmp_path)
+        detectron2.resolve(
+            DetectorParams(backend="detectron2", architecture=str(path), weights="random"), tmp_path, tmp_path
+        )
 
 
 @needs_it
@@ -112,7 +121,9 @@ def test_a_config_file_that_would_run_code_is_refused_unrun(tmp_path: Path) -> N
     made = f"!!python/object/apply:pathlib.PosixPath ['{trace}']"
     path.write_text(f"OUTPUT_DIR: !!python/object/apply:pathlib.Path.write_text [{made}, ran]\n")
     with pytest.raises(InputError, match="could not determine a constructor"):
-        detectron2.resolve(DetectorParams("detectron2", str(path), "random"), tmp_path, tmp_path)
+        detectron2.resolve(
+            DetectorParams(backend="detectron2", architecture=str(path), weights="random"), tmp_path, tmp_path
+        )
     assert not trace.exists()
 
 
@@ -146,7 +157,7 @@ def test_weights_of_detectron_1_load_as_detectron2_loads_them(tmp_path: Path) ->
     path.write_bytes(pickle.dumps({"blobs": blobs | {"conv1_w_momentum": np.ones(2), "fc1000_w": np.ones((3, 2))}}))
     out = tmp_path / "detector"
     out.mkdir()
-    detectron2.resolve(DetectorParams("detectron2", C4, str(path)), out, tmp_path)
+    detectron2.resolve(DetectorParams(backend="detectron2", architecture=C4, weights=str(path)), out, tmp_path)
     DetectionCheckpointer(model).load(str(path))
     state = load_state(out / "weights.safetensors")
     for name, expected in model.state_dict().items():
@@ -171,7 +182,9 @@ def test_converted_caffe_weights_load_by_their_names(tmp_path: Path) -> None:
     (tmp_path / "objects_vocab.txt").write_text("\n".join(f"thing {i},other name" for i in range(1600)))
     out = tmp_path / "detector"
     out.mkdir()
-    description = detectron2.resolve(DetectorParams("detectron2", "visual_genome", str(path)), out, tmp_path)
+    description = detectron2.resolve(
+        DetectorParams(backend="detectron2", architecture="visual_genome", weights=str(path)), out, tmp_path
+    )
     assert (description.region_dim, len(description.categories), len(description.attributes)) == (2048, 1600, 400)
     assert description.categories[3] == "thing 3" and description.attributes[3] == "attribute 3"
     state = load_state(out / "weights.safetensors")
@@ -191,7 +204,9 @@ def test_converted_caffe_weights_load_by_their_names(tmp_path: Path) -> None:
         np.testing.assert_array_equal(state[name].numpy(), arrays[name])
     (tmp_path / "objects_vocab.txt").write_text("one\ntwo\n")
     with pytest.raises(InputError, match=r"objects_vocab\.txt: names 2 things; the detector knows 1600"):
-        detectron2.resolve(DetectorParams("detectron2", "visual_genome", str(path)), out, tmp_path)
+        detectron2.resolve(
+            DetectorParams(backend="detectron2", architecture="visual_genome", weights=str(path)), out, tmp_path
+        )
 
 
 @needs_it
@@ -199,7 +214,7 @@ def test_weights_of_another_detector_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.pkl"
     path.write_bytes(pickle.dumps({"model": {"roi_heads.box_predictor.cls_score.weight": np.zeros((3, 2048))}}))
     with pytest.raises(InputError, match=r"other\.pkl: .* is missing"):
-        detectron2.resolve(DetectorParams("detectron2", C4, str(path)), tmp_path, tmp_path)
+        detectron2.resolve(DetectorParams(backend="detectron2", architecture=C4, weights=str(path)), tmp_path, tmp_path)
 
 
 @needs_it

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,9 @@ import pytest
 from camp_model.regions import RegionStore
 from stages.errors import InputError
 from stages.extract_regions import extract_regions
+from stages.extraction.shards import ExtractSections
 from stages.params.dataset import DatasetParams
 from stages.params.detector import DetectorParams
-from stages.params.pipeline import Params
 from stages.params.regions import RegionsParams
 from stages.train_detector import train_detector
 
@@ -57,9 +56,9 @@ def boxes(seed: int, count: int) -> np.ndarray:
 
 def convert(dataset: Path, form: str, source: Path, **regions: object) -> RegionStore:
     """The two stages, and the store they leave."""
-    params = Params(
+    params = ExtractSections(
         dataset=DatasetParams(source="coco", root=str(dataset)),
-        detector=DetectorParams("precomputed", form, str(source)),
+        detector=DetectorParams(backend="precomputed", architecture=form, weights=str(source)),
         regions=RegionsParams(**{"per_image": 5, "min_per_image": 1, "dtype": "float32", **regions}),
     )
     detector, metrics = dataset.parent / "detector", dataset.parent / "detector.json"
@@ -396,16 +395,16 @@ def test_a_file_changed_after_indexing_is_noticed(dataset: Path) -> None:
     write_tsv(source, IDS)
     convert(dataset, "tsv", source)
     source.write_text(source.read_text() + "\n")
-    params = Params(
+    params = ExtractSections(
         dataset=DatasetParams(source="coco", root=str(dataset)),
-        detector=DetectorParams("precomputed", "tsv", str(source)),
+        detector=DetectorParams(backend="precomputed", architecture="tsv", weights=str(source)),
         regions=RegionsParams(per_image=6, min_per_image=1),
     )
     with pytest.raises(InputError, match="changed since train_detector read it"):
         extract_regions(params, dataset, dataset.parent / "detector", dataset.parent / "regions")
     with pytest.raises(InputError, match="'csv' is not one of scan, tsv, npz"):
         train_detector(
-            replace(params, detector=DetectorParams("precomputed", "csv", str(source))),
+            params.replace(detector=DetectorParams(backend="precomputed", architecture="csv", weights=str(source))),
             dataset,
             dataset.parent / "x",
             dataset.parent / "m.json",
@@ -467,8 +466,9 @@ def test_a_large_array_is_converted_in_little_memory(dataset: Path) -> None:
         # not ru_maxrss: that begins at what the process which started this one has in memory
         "def peak(): return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"
         "before = peak()\n"
-        "description = precomputed.resolve(DetectorParams('precomputed', 'scan', str(source)), out, dataset)\n"
-        "regions = precomputed.load(out, description, RegionsParams(), 'cpu')\n"
+        "description = precomputed.resolve(DetectorParams(backend='precomputed', architecture='scan',"
+        " weights=str(source)), out, dataset)\n"
+        "regions = precomputed.load(out, description, RegionsParams(), 'cpu', DetectorParams())\n"
         "total = sum(regions.read(str(row), '', 1, 1).features[0, 0] for row in range(1500))\n"
         "print(int(total), peak() - before)"
     )

@@ -90,7 +90,7 @@ def test_an_error_without_a_text_and_one_of_any_length_are_named(
             load_state(path)
         assert len(str(raised.value)) < 700 + len(str(path))
     save_state(state | {"x" * 100_000: torch.zeros(1)}, tmp_path)
-    params = DetectorParams("torchvision", MOBILENET, str(tmp_path / "weights.safetensors"))
+    params = DetectorParams(architecture=MOBILENET, weights=str(tmp_path / "weights.safetensors"))
     monkeypatch.undo()
     with pytest.raises(InputError, match="is unknown to the architecture") as raised:
         torchvision.resolve(params, tmp_path, tmp_path)
@@ -114,7 +114,7 @@ def test_weights_of_a_file_come_with_their_identity(tmp_path: Path, state: dict[
     torch.save({"model": state, "epoch": 3}, tmp_path / "mine.pth")
     out = tmp_path / "detector"
     out.mkdir()
-    params = DetectorParams("torchvision", MOBILENET, str(tmp_path / "mine.pth"))
+    params = DetectorParams(backend="torchvision", architecture=MOBILENET, weights=str(tmp_path / "mine.pth"))
     description = torchvision.resolve(params, out, tmp_path)
     assert description.weights_source == params.weights
     assert description.weights_sha256 == sha256_of(out / "weights.safetensors")
@@ -133,13 +133,15 @@ def test_weights_that_do_not_fit_name_the_parameter(tmp_path: Path, state: dict[
         ({"a": torch.zeros(1)}, r"box_predictor.cls_score.weight: is missing"),
     ):
         save_state(change, tmp_path)
-        params = DetectorParams("torchvision", MOBILENET, str(tmp_path / "weights.safetensors"))
+        params = DetectorParams(
+            backend="torchvision", architecture=MOBILENET, weights=str(tmp_path / "weights.safetensors")
+        )
         with pytest.raises(InputError, match=message):
             torchvision.resolve(params, tmp_path, tmp_path)
 
 
 def test_random_weights_come_from_the_seed(tmp_path: Path) -> None:
-    params = DetectorParams("torchvision", MOBILENET, "random")
+    params = DetectorParams(backend="torchvision", architecture=MOBILENET, weights="random")
     shas = [torchvision.resolve(params, tmp_path, tmp_path).weights_sha256 for _ in range(2)]
     assert shas[0] == shas[1]
     assert len(torchvision.resolve(params, tmp_path, tmp_path).categories) == 90

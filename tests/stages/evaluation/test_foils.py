@@ -1,7 +1,6 @@
 """Scores of foils, the word held responsible, and gates over content words, on models whose answers are known."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -217,10 +216,10 @@ def test_every_kind_of_model_is_measured(make_run, tmp_path, monkeypatch, switch
 
 
 def test_no_foils_where_none_are_wanted_or_there_are_none(small):
-    metrics, rows = run(small, replace(PARAMS, foils=0))
+    metrics, rows = run(small, PARAMS.replace(foils=0))
     assert metrics == {"test": {}} and rows == []
     (small.token_tables / "train.parquet").write_bytes((small.token_tables / "test.parquet").read_bytes())
-    assert run(small, replace(PARAMS, splits=("train", "test")))[0]["train"] == {}
+    assert run(small, PARAMS.replace(splits=("train", "test")))[0]["train"] == {}
 
 
 @pytest.mark.parametrize("name", ["foils_test.parquet", "lexicon.json"])
@@ -268,7 +267,7 @@ def test_evaluation_and_validation_measure_the_same_gates(small):
     from stages.training.processes import Processes
     from stages.training.validation import validate
 
-    run(small, replace(PARAMS, gate_pairs=1000))
+    run(small, PARAMS.replace(gate_pairs=1000))
     gates = json.loads((small.root / "metrics/gates.json").read_text())["test"]
     model, vocabulary, _ = load_checkpoint(small.model)
     store = RegionStore(small.regions)

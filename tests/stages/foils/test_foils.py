@@ -18,7 +18,7 @@ from stages.foils.table import read_foils
 from stages.foils.words import KINDS, load_words, word_ids, words_of
 from stages.params.captions import CaptionsParams
 from stages.params.dataset import DatasetParams, ScenesParams
-from stages.params.pipeline import Params, from_dict
+from stages.params.pipeline import Params
 from stages.prepare_dataset import prepare_dataset
 from stages.sources import lexicon as written
 from stages.tokenize_captions import tokenize_captions
@@ -293,9 +293,12 @@ def test_the_stage_takes_a_lexicon_file_and_shifts_positions_past_start(tmp_path
 
 
 def test_other_pictures_than_scenes_get_the_words_of_photographs():
-    assert from_dict(Params, {"dataset": {"source": "coco"}}).captions.lexicon == "photographs"
+    with pytest.raises(
+        InputError, match="captions.lexicon: scenes says nothing of the pictures of dataset.source coco"
+    ):
+        Params.from_dict({"dataset": {"source": "coco"}})
     assert (
-        from_dict(Params, {"dataset": {"source": "coco"}, "captions": {"lexicon": "my.json"}}).captions.lexicon
+        Params.from_dict({"dataset": {"source": "coco"}, "captions": {"lexicon": "my.json"}}).captions.lexicon
         == "my.json"
     )
     assert Params().captions.lexicon == "scenes"

@@ -1,17 +1,17 @@
 """params.yaml: every wrong key or value is named, and presets are whole."""
 
-import dataclasses
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from stages.errors import InputError
-from stages.params.pipeline import Params, from_dict, load_params
-from stages.params.presets import apply_preset
+from stages.params import document
+from stages.params.pipeline import Params
+from stages.params.presets import apply_presets, compose
+from stages.params.section import Section
 
 
 def with_value(dotted: str, value: object) -> dict:
@@ -22,17 +22,15 @@ def with_value(dotted: str, value: object) -> dict:
 
 
 def test_the_shipped_params_are_valid_and_name_every_key(repository: Path) -> None:
-    values = yaml.safe_load((repository / "params.yaml").read_text())
+    values = document.read(repository / "params.yaml")
 
-    def compare(kind: type, given: dict, where: str) -> None:
-        names = {item.name for item in dataclasses.fields(kind)}
-        assert set(given) == names, f"{where}: params.yaml should show every key"
-        for item in dataclasses.fields(kind):
-            if isinstance(item.type, type) and dataclasses.is_dataclass(item.type):
-                compare(item.type, given[item.name], f"{where}.{item.name}")
+    def compare(section: Section, values: dict, where: str) -> None:
+        assert set(values) == set(type(section).model_fields), f"{where}: params.yaml should show every key"
+        for name, value in section:
+            if isinstance(value, Section):
+                compare(value, values[name], f"{where}.{name}")
 
-    compare(Params, values, "params")
-    load_params(repository / "params.yaml")
+    compare(Params.load(repository / "params.yaml"), values, "params")
 
 
 @pytest.mark.parametrize(
@@ -61,28 +59,25 @@ def test_the_shipped_params_are_valid_and_name_every_key(repository: Path) -> No
 )
 def test_a_wrong_param_is_named_with_what_is_allowed(dotted: str, value: object, says: str) -> None:
     with pytest.raises(InputError) as caught:
-        from_dict(Params, with_value(dotted, value))
+        Params.from_dict(with_value(dotted, value))
     assert says in str(caught.value)
 
 
-def test_switching_the_gates_off_needs_no_second_key() -> None:
-    params = from_dict(Params, {"model": {"gate": "none"}, "train": {"gate_supervision": 0.5}})
-    assert params.train.gate_supervision == 0
+@pytest.mark.parametrize("key", ["gate", "message_passing"])
+def test_gates_that_are_off_cannot_be_supervised(key: str) -> None:
+    off = {"model": {key: "none"}}
+    with pytest.raises(InputError, match=rf"^train.gate_supervision: 1 acts on gates, but model.{key} is none"):
+        Params.from_dict(off)
+    assert Params.from_dict(off | {"train": {"gate_supervision": 0}}).train.gate_supervision == 0
 
 
-def test_every_preset_is_valid_and_keeps_the_comments(repository: Path, tmp_path: Path) -> None:
-    presets = sorted((repository / "presets").glob("*.yaml"))
-    assert presets
-    for preset in presets:
-        target = tmp_path / "params.yaml"
-        target.write_text((repository / "params.yaml").read_text())
-        apply_preset(preset, target)
-        assert "# Every option of the pipeline." in target.read_text()
-        applied, wanted = yaml.safe_load(target.read_text()), yaml.safe_load(preset.read_text())
-        for section, values in wanted.items():
-            for key, value in values.items():
-                if not isinstance(value, dict):
-                    assert applied[section][key] == value, f"{preset.name}: {section}.{key}"
+def test_the_scenes_preset_is_the_shipped_params(repository: Path, tmp_path: Path) -> None:
+    shipped = (repository / "params.yaml").read_text()
+    assert compose([repository / "presets/scenes.yaml"])[0] == Params.load(repository / "params.yaml")
+    target = tmp_path / "params.yaml"
+    target.write_text(shipped)
+    apply_presets([repository / "presets/scenes.yaml"], target)
+    assert target.read_text() == shipped
 
 
 def test_a_wrong_preset_changes_nothing(repository: Path, tmp_path: Path) -> None:
@@ -92,7 +87,7 @@ def test_a_wrong_preset_changes_nothing(repository: Path, tmp_path: Path) -> Non
     preset = tmp_path / "wrong.yaml"
     preset.write_text("train: {epochs: -1}\n")
     with pytest.raises(InputError, match="wrong.yaml: train.epochs: -1 is below 1"):
-        apply_preset(preset, target)
+        apply_presets([preset], target)
     assert target.read_text() == before
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
 

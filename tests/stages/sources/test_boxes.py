@@ -10,7 +10,6 @@ import pytest
 from PIL import ExifTags, Image, ImageOps
 
 from stages.params.dataset import DatasetParams
-from stages.params.pipeline import from_dict
 from stages.prepare_dataset import prepare_dataset
 
 WIDTH, HEIGHT = 60, 36
@@ -50,7 +49,7 @@ def prepare(root: Path, images: list[dict[str, Any]], boxes: dict[int, tuple[flo
     (root / "instances.json").write_text(json.dumps(content | {"images": more.pop("instance_images", [])}))
     parts[0]["instances"] = "instances.json"
     params = {"source": "coco", "root": str(root), "max_shared_share": 1.0, "coco": {"parts": parts}} | more
-    prepare_dataset(from_dict(DatasetParams, params), root / "out")
+    prepare_dataset(DatasetParams.from_dict(params), root / "out")
     return root / "out"
 
 
@@ -153,7 +152,7 @@ def test_without_files_the_stated_size_is_the_pictures(tmp_path: Path) -> None:
     content["annotations"].append({"image_id": 1, "caption": "x"})
     (root / "train.json").write_text(json.dumps(content))
     parts = [{"split": split, "images": "images", "captions": f"{split}.json"} for split in ("train", "val", "test")]
-    params = from_dict(DatasetParams, {"source": "coco", "root": str(root), "coco": {"parts": parts}})
+    params = DatasetParams.from_dict({"source": "coco", "root": str(root), "coco": {"parts": parts}})
     prepare_dataset(params, tmp_path / "out", pictures=False)
     row = next(row for row in pq.read_table(tmp_path / "out/images.parquet").to_pylist() if row["image_id"] == "1")
     assert (row["width"], row["height"], row["sha256"], row["orientation"]) == (640, 480, "", 1)

@@ -11,7 +11,6 @@ from PIL import Image
 from stages.content import hashes
 from stages.content.hashes import content_hash, file_hashes
 from stages.params.dataset import DatasetParams
-from stages.params.pipeline import from_dict
 from stages.prepare_dataset import prepare_dataset
 
 YEAR_2001 = 10**18
@@ -26,7 +25,7 @@ def test_one_added_picture_is_the_only_one_that_is_read(tmp_path: Path, monkeypa
     read: list[str] = []
     plain = hashes._read
     monkeypatch.setattr(hashes, "_read", lambda file: read.append(file.name) or plain(file))
-    params = from_dict(DatasetParams, {"source": "table", "root": str(tmp_path)})
+    params = DatasetParams.from_dict({"source": "table", "root": str(tmp_path)})
     for count in (4, 5):
         (tmp_path / "captions.csv").write_text("\n".join(rows[:count]))
         prepare_dataset(params, tmp_path / "out", hashes=tmp_path / "cache.sqlite")

@@ -13,7 +13,6 @@ from PIL import Image
 
 from stages.errors import InputError, shown
 from stages.params.dataset import DatasetParams
-from stages.params.pipeline import from_dict
 from stages.prepare_dataset import prepare_dataset
 from stages.text_files import read_lines
 
@@ -32,7 +31,7 @@ def prepare(tmp_path: Path) -> Callable[..., Path]:
         if rows is not None:
             (tmp_path / "raw/captions.csv").write_text(rows, encoding="utf-8")
         values = {"source": "table", "root": str(tmp_path / "raw")} | more
-        prepare_dataset(from_dict(DatasetParams, values), tmp_path / "dataset", pictures)
+        prepare_dataset(DatasetParams.from_dict(values), tmp_path / "dataset", pictures)
         return tmp_path / "dataset"
 
     for number in range(1, 7):
@@ -158,7 +157,7 @@ def test_a_group_is_never_cut(prepare: Callable[..., Path], tmp_path: Path) -> N
 
 def test_shares_that_leave_no_training_images_are_an_error() -> None:
     with pytest.raises(InputError, match=r"dataset\.table"):
-        from_dict(DatasetParams, {"table": {"val_share": 0.5, "test_share": 0.5}})
+        DatasetParams.from_dict({"table": {"val_share": 0.5, "test_share": 0.5}})
 
 
 def test_one_picture_in_two_splits_is_counted_and_named(

@@ -9,7 +9,6 @@ import pytest
 
 from stages.errors import InputError
 from stages.params.dataset import DatasetParams
-from stages.params.pipeline import from_dict
 from stages.sources import coco, karpathy
 from stages.sources.base import Source, check_folder, image_ids, join
 from stages.sources.checks import check_rejected
@@ -17,7 +16,7 @@ from stages.sources.checks import check_rejected
 
 def read(module: Any, root: Path, **options: Any) -> Source:
     name = module.__name__.rpartition(".")[2]
-    params = from_dict(DatasetParams, {"source": name, "root": str(root), name: options})
+    params = DatasetParams.from_dict({"source": name, "root": str(root), name: options})
     source = module.read_source(params, root / "unused")
     for key, folder in source.folders.items():
         check_folder(folder, key)

@@ -8,14 +8,13 @@ import pytest
 
 from stages.errors import InputError
 from stages.params.dataset import DatasetParams
-from stages.params.pipeline import from_dict
 from stages.sources import table
 from stages.sources.base import Source, check_folder
 from stages.sources.checks import check_rejected
 
 
 def read(root: Path, **options: Any) -> Source:
-    params = from_dict(DatasetParams, {"source": "table", "root": str(root), "table": options})
+    params = DatasetParams.from_dict({"source": "table", "root": str(root), "table": options})
     source = table.read_source(params, root / "unused")
     for key, folder in source.folders.items():
         check_folder(folder, key)

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +20,8 @@ from camp_model.regions import ImageRegions, StoreInfo, write_manifest, write_sh
 from camp_model.vocabulary import Vocabulary
 from stages.foils.words import save_words
 from stages.params.model import ModelParams
-from stages.params.pipeline import Params
 from stages.params.train import TrainParams
-from stages.train import Paths, train
+from stages.train import Paths, TrainSections, train
 
 REGIONS, WIDTH = 3, 16
 WORDS = [f"colour{i}" for i in range(8)] + [f"shape{i}" for i in range(8)]
@@ -71,12 +69,12 @@ def write_data(folder: Path, images: int = 30, captions: int = 2, val_images: in
     return paths
 
 
-def small_params(model: dict | None = None, **values: object) -> Params:
+def small_params(model: dict | None = None, **values: object) -> TrainSections:
     settings = {
         "epochs": 2, "batch_size": 12, "learning_rate": 0.01, "schedule": "constant", "patience": 0, "device": "cpu",
     }  # fmt: skip
     sizes = {"dim": 16, "word_dim": 8}
-    return replace(Params(), model=ModelParams(**(sizes | (model or {}))), train=TrainParams(**(settings | values)))
+    return TrainSections(model=ModelParams(**(sizes | (model or {}))), train=TrainParams(**(settings | values)))
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +85,7 @@ def _untracked(monkeypatch: pytest.MonkeyPatch) -> None:
 class Job:
     """The stage as a person runs it: `python -m stages.train` in a folder with params.yaml and data/."""
 
-    def __init__(self, repository: Path, folder: Path, params: Params, **sizes: int) -> None:
+    def __init__(self, repository: Path, folder: Path, params: TrainSections, **sizes: int) -> None:
         self.repository, self.folder = repository, folder
         data = write_data(folder / "made", **sizes)
         (folder / "data").mkdir()
@@ -95,9 +93,8 @@ class Job:
         data.captions.rename(folder / "data" / "captions")
         self.set(params)
 
-    def set(self, params: Params) -> None:
-        values = {"model": asdict(params.model), "train": asdict(params.train)}
-        values["train"]["freeze"] = list(values["train"]["freeze"])
+    def set(self, params: TrainSections) -> None:
+        values = {"model": params.model.to_dict(), "train": params.train.to_dict()}
         (self.folder / "params.yaml").write_text(yaml.safe_dump(values))
 
     def start(self, **environment: str) -> subprocess.Popen[str]:
@@ -139,7 +136,7 @@ class Job:
 def make_job(tmp_path: Path, repository: Path) -> Callable[..., Job]:
     """Lays out a folder to run the stage in."""
 
-    def make(name: str, params: Params, **sizes: int) -> Job:
+    def make(name: str, params: TrainSections, **sizes: int) -> Job:
         (tmp_path / name).mkdir()
         return Job(repository, tmp_path / name, params, **sizes)
 
@@ -147,8 +144,8 @@ def make_job(tmp_path: Path, repository: Path) -> Callable[..., Job]:
 
 
 @pytest.fixture
-def params() -> Callable[..., Params]:
-    """Params of a small model and a short training; keywords are of `train`, `model` is a dict."""
+def params() -> Callable[..., TrainSections]:
+    """TrainSections of a small model and a short training; keywords are of `train`, `model` is a dict."""
     return small_params
 
 

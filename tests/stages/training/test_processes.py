@@ -117,9 +117,9 @@ def test_two_machines_train_as_one_does_over_a_folder_that_they_share(make_job, 
 def test_wrong_numbers_of_processes_are_named(monkeypatch):
     cpu = torch.device("cpu")
     with pytest.raises(InputError, match=r"train\.batch_size: 9 does not divide"):
-        launch(TrainParams(batch_size=9, processes=2), cpu, "stages.train")
+        launch(TrainParams.from_dict({"batch_size": 9, "processes": 2}), cpu, "stages.train")
     with pytest.raises(InputError, match=r"train\.batch_size: 8 does not divide .* 2, on train\.machines, 3"):
-        launch(TrainParams(batch_size=8, processes=2, machines=3), cpu, "stages.train")
+        launch(TrainParams.from_dict({"batch_size": 8, "processes": 2, "machines": 3}), cpu, "stages.train")
     monkeypatch.setenv("PET_NODE_RANK", "0")
     with pytest.raises(InputError, match=r"train\.machines: 2, but PET_MASTER_ADDR, PET_MASTER_PORT is not set"):
         launch(TrainParams(batch_size=8, machines=2), cpu, "stages.train")

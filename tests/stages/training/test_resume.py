@@ -1,7 +1,6 @@
 """A killed training goes on as if nothing had happened."""
 
 import signal
-from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -86,7 +85,7 @@ def test_a_state_of_other_params_or_data_is_never_used(make_data, params, run_tr
     with pytest.raises(Killed):
         run_train(settings, paths, stop=kill_after(4))
     if change == "params":
-        settings = replace(settings, train=replace(settings.train, learning_rate=0.02))
+        settings = settings.replace(train=settings.train.replace(learning_rate=0.02))
     else:
         other = make_data("other", images=15, captions=3)
         source, target = {

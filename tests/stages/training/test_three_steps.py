@@ -2,13 +2,11 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import torch
-import yaml
 
 from camp_model.checkpoint import load_checkpoint
-from stages.params.pipeline import Params, from_dict
+from stages.params.presets import compose
 
 
 def test_the_three_presets_train_one_after_another(repository, make_data, run_train, params):
@@ -20,13 +18,12 @@ def test_the_three_presets_train_one_after_another(repository, make_data, run_tr
     }  # fmt: skip
     kept, rsums = [], []
     for number, name in enumerate(("1_attention", "2_fusion", "3_finetune"), start=1):
-        preset = yaml.safe_load((repository / "presets" / f"three_step_{name}.yaml").read_text())
-        overlay = {"model": preset["model"] | sizes, "train": preset["train"] | shorter}
-        if preset["train"]["start_from"]:
-            assert preset["train"]["start_from"] == f"models/step_{number - 1}"
-            overlay["train"]["start_from"] = str(kept[-1])
-        step = from_dict(Params, overlay)
-        run_train(replace(small, model=step.model, train=step.train), paths)
+        preset, _ = compose([repository / "presets" / f"three_step_{name}.yaml"])
+        train = preset.train.replace(**shorter)
+        if preset.train.start_from:
+            assert preset.train.start_from == f"models/step_{number - 1}"
+            train = train.replace(start_from=str(kept[-1]))
+        run_train(small.replace(model=preset.model.replace(**sizes), train=train), paths)
         kept.append(paths.model.with_name(f"step_{number}"))
         shutil.copytree(paths.model, kept[-1])
         rsums.append(json.loads(paths.metrics.read_text())["val_rsum"])

@@ -1,0 +1,124 @@
+"""How params.yaml and presets are read and written: YAML 1.2, the dialect in which DVC reads and writes them too."""
+
+import reprlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from camp_model.files import replacing
+from stages.errors import InputError
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+def shown(value: object) -> str:
+    """A value as an error message shows it: never long."""
+    text = _SHORT.repr(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+def parse(text: str) -> Any:
+    """The value of a YAML 1.2 text.
+
+    Raises:
+        ValueError: it is none; the message says where.
+    """
+    from ruamel.yaml import YAML
+
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except Exception as error:  # a damaged file can raise almost anything from the parser
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        problem = str(getattr(error, "problem", None) or error).partition("\n")[0]
+        raise ValueError(f"is not YAML: {place}{problem[:200]}") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a YAML file of params") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 (byte {error.start:,}); expected a YAML file of params") from None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        InputError: it cannot be read, is no YAML or holds something else.
+    """
+    try:
+        values = parse(_text(path))
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    if not isinstance(values, dict):
+        what = "is empty" if values is None else f"{shown(values)} is not a mapping"
+        raise InputError(f"{path}: {what}; expected sections of params, such as `train:` with `epochs: 5` below it")
+    return values
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in a nested mapping that is no mapping."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def rewrite(path: Path, values: Mapping[str, Any]) -> None:
+    """Give the YAML file `path` these values, whole or not at all; its comments and the order of its keys stay.
+
+    Raises:
+        InputError: the file cannot be read, or would not read back as these values.
+    """
+    from ruamel.yaml import YAML
+
+    read(path)
+    round_trip = YAML()
+    round_trip.Representer = _representer()
+    round_trip.width = 1_000_000  # nothing is folded
+    round_trip.default_flow_style = None
+    document = round_trip.load(_text(path))
+    _lay(document, values)
+    with replacing(path) as temporary:
+        with temporary.open("w", encoding="utf-8") as file:
+            round_trip.dump(document, file)
+        if read(temporary) != values:
+            raise InputError(f"{path}: cannot be kept in its form (anchors, tags?); expected plain YAML")
+
+
+def _representer() -> Any:
+    """Writes None as `null`, not as nothing."""
+    from ruamel.yaml.representer import RoundTripRepresenter
+
+    class Representer(RoundTripRepresenter):
+        pass
+
+    Representer.add_representer(type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null"))
+    return Representer
+
+
+def _lay(document: Any, values: Mapping[str, Any]) -> None:
+    for key in [key for key in document if key not in values]:
+        del document[key]
+    for key, value in values.items():
+        present = document.get(key)
+        if isinstance(value, Mapping) and isinstance(present, Mapping):
+            _lay(present, value)
+        elif key not in document or present != value or isinstance(present, bool) != isinstance(value, bool):
+            document[key] = _quoted(value)
+
+
+def _quoted(value: Any) -> Any:
+    """Texts of unusual characters in double quotes, where they are escaped."""
+    from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+    if isinstance(value, str):
+        return value if value.isprintable() else DoubleQuotedScalarString(value)
+    if isinstance(value, list):
+        return [_quoted(item) for item in value]
+    return {key: _quoted(item) for key, item in value.items()} if isinstance(value, Mapping) else value

@@ -1,0 +1,121 @@
+"""What every section of params.yaml is: typed once, frozen, checked whole, with errors that say what is allowed."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from stages.errors import InputError
+from stages.params import document
+
+PARAMS = Path("params.yaml")
+_SAYS = {
+    "int_type": "is not a whole number",
+    "float_type": "is not a number",
+    "string_type": "is not a text",
+    "bool_type": "is not true or false",
+    "tuple_type": "is not a list",
+    "dict_type": "is not a mapping",
+    "model_type": "is not a mapping",
+    "finite_number": "is not a finite number",
+    "greater_than_equal": "is below {ge:g}",
+    "less_than_equal": "is not between 0 and {le:g}",
+    "too_short": "is empty; expected at least one",
+    "literal_error": "is not one of {expected}",
+}
+"""What an error of pydantic's means, after the key and the value; the fields of `ctx` in braces."""
+
+
+def _device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise PydanticCustomError("device", "is not one of auto, cpu, cuda, cuda:N, mps")
+    return name
+
+
+Split = Literal["train", "val", "test"]
+Share = Annotated[float, Field(ge=0, le=1)]
+Device = Annotated[str, AfterValidator(_device)]
+
+
+class Section(BaseModel):
+    """A section of params.yaml. The string below a field is its description, in the form of Prefect too.
+
+    A check of several keys is a validator that raises ValueError("section.key: what it is; what is allowed").
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, values: Any) -> Any:
+        """Only keys that there are; lists as tuples."""
+        if not isinstance(values, dict):
+            return values
+        unknown = [key for key in values if key not in cls.model_fields]
+        if unknown and cls.model_config["extra"] == "forbid":
+            key, known = str(unknown[0])[:80], ", ".join(cls.model_fields)
+            raise PydanticCustomError(
+                "unknown_key", "{key}: unknown key; allowed here: {known}", {"key": key, "known": known}
+            )
+        return {str(key): tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Self:
+        """The section from plain values.
+
+        Raises:
+            InputError: an unknown key, a key of another type, or a value that is not allowed.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise InputError(_say(error.errors(include_url=False)[0])) from None
+
+    @classmethod
+    def load(cls, path: Path = PARAMS) -> Self:
+        """Read it from a YAML file.
+
+        Raises:
+            InputError: the file cannot be read, or holds a wrong key or value; the message names both.
+        """
+        values = document.read(path)
+        try:
+            return cls.from_dict(values)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested values, as they stand in YAML and JSON."""
+        return self.model_dump(mode="json")
+
+    def replace(self, **changes: Any) -> Self:
+        """The section with other values, checked.
+
+        Raises:
+            InputError: as `from_dict`.
+        """
+        return self.from_dict(dict(self) | changes)
+
+
+class StageSections(Section, extra="allow"):
+    """The sections that one stage reads. What else params.yaml holds is carried along unread, for MLflow to record."""
+
+
+def _say(error: ErrorDetails) -> str:
+    """An error of pydantic's in our form: key, what it is, what is allowed."""
+    where = "".join(f"[{at}]" if isinstance(at, int) else f".{at}" for at in error["loc"]).removeprefix(".")
+    context = error.get("ctx", {})
+    if error["type"] == "value_error":  # a section's own check
+        return str(context["error"])
+    if error["type"] == "unknown_key":
+        return f"{where}.{error['msg']}" if where else error["msg"]
+    if error["type"] == "missing":
+        return f"{where}: is missing"
+    if error["type"] == "literal_error":
+        context = {"expected": context["expected"].replace("'", "").replace(" or ", ", ")}
+    says = _SAYS.get(error["type"], "").format(**context) or error["msg"]
+    return f"{where or 'params'}: {'' if error['type'] == 'too_short' else document.shown(error['input']) + ' '}{says}"
