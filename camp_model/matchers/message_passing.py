@@ -104,8 +104,9 @@ class Receiver(nn.Module):
         return logits + weight * total / real
 
     def scalar_logits(self, weights: Tensor, products: Tensor, mask: Tensor | None) -> Tensor:
-        """Logits of scalar gates, from what messages are made of and the sides' inner products, both [..., L, M]."""
-        return self.in_context((weights * products).sum(-1), mask)
+        """Logits of scalar gates, in float32 or wider; weights of messages and inner products, both [..., L, M]."""
+        product = weights * products
+        return self.in_context(product.sum(-1, dtype=_wide(product.dtype)), mask)
 
     def forward(self, side: Side, weights: Tensor, products: Tensor | None, mix: Mix) -> tuple[Tensor, ...]:
         """Fuse a side with its messages (equations 5 to 9).
@@ -130,7 +131,7 @@ class Receiver(nn.Module):
             gate = logits.sigmoid()
             fused = linear(gate * side.features, self.own_weight, self.fusion.bias)
             fused = fused + linear(gate * message, self.message_weight)
-            gate_logits, gates = logits.mean(-1), gate.mean(-1)
+            gate_logits, gates = (values.mean(-1, dtype=_wide(values.dtype)) for values in (logits, gate))
         else:
             assert side.own is not None
             if products is None:
@@ -140,9 +141,11 @@ class Receiver(nn.Module):
                 gate_logits = self.scalar_logits(weights, products, side.mask)
                 gates = gate_logits.sigmoid()
                 # The gate goes into the weights: a pass less over [..., L, d], and nothing of it kept for gradients.
-                fused = torch.addcmul(mix(weights * gates[..., None], True), side.own, gates[..., None])
+                # Gates and bias are wider than 16-bit vectors, which they must not widen.
+                gated = mix(weights * gates[..., None].to(weights.dtype), True)
+                fused = torch.addcmul(gated, side.own, gates[..., None].to(side.own.dtype))
             if self.fusion.bias is not None:
-                fused = fused + self.fusion.bias
+                fused = fused + self.fusion.bias.to(fused.dtype)
         fused = fused.relu()
         return (fused + side.features if config.residual else fused), gate_logits, gates
 
@@ -168,6 +171,7 @@ class MessagePassing(nn.Module):
 
     def _prepare(self, values: Tensor, mask: Tensor, receiver: Receiver | None, sender: Receiver | None) -> Prepared:
         """`receiver` is this side's; `sender` the other side's, whose messages are made of these values."""
+        values = _narrowed(values)
         factorised = self.config.fusion != "message" and self.config.gate != "elementwise"
         hops = self.config.hops == 2 and sender is not None
         return Prepared(
@@ -236,6 +240,18 @@ class MessagePassing(nn.Module):
         assert self.to_regions is not None
         weights = _weigh(self.to_regions, regions, words, _affinity(images, captions, layout, 0))[1]
         return self.to_regions.scalar_logits(weights, products, regions.mask)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _narrowed(values: Tensor) -> Tensor:
+    """`values` in the numbers that autocast multiplies in, so that vectors of pairs stay in them."""
+    kind = values.device.type
+    if torch.is_autocast_enabled(kind) and values.dtype == torch.float32:
+        return values.to(torch.get_autocast_dtype(kind))
+    return values
 
 
 def _affinity(images: Prepared, captions: Prepared, layout: Layout, keys: int) -> Tensor:

@@ -90,10 +90,11 @@ def pair_bytes(images: Tensor, captions: Tensor) -> int:
     """Bytes of a pair's fused vectors, and of the one or two copies that elementwise steps make of them.
 
     Args:
-        images: [I, R, d].
+        images: [I, R, d], as prepared: fused vectors are in the same numbers.
         captions: [C, N, d].
     """
-    return 3 * (images.shape[1] + captions.shape[1]) * images.shape[2] * images.element_size()
+    size = max(images.element_size(), captions.element_size())
+    return 3 * (images.shape[1] + captions.shape[1]) * images.shape[2] * size
 
 
 @torch.no_grad()

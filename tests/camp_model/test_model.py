@@ -4,6 +4,7 @@ import torch
 
 from camp_model import CAMP, CampConfig
 from camp_model.matchers.prepared import PAIRS, TILES
+from camp_model.scoring.all_pairs import pair_bytes
 
 CONFIG = CampConfig(vocab_size=12, region_dim=5, word_dim=3, dim=6)
 
@@ -144,6 +145,38 @@ def test_dropout_only_while_training(make_batch):
     assert torch.equal(
         model.encode_regions(features, batch.region_mask), model.encode_regions(features, batch.region_mask)
     )
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {}, {"gate": "elementwise"}, {"gate": "none"}, {"gate_context": 2.0}, {"hops": 2}, {"fusion": "sum"},
+        {"pooling": "mlp"}, {"residual": False}, {"message_passing": "text_to_image"},
+        {"fusion": "message", "gate": "none", "residual": False},
+    ],
+)  # fmt: skip
+def test_under_autocast_vectors_of_pairs_have_16_bits_and_logits_32(make_batch, switches):
+    """A float32 gate or bias would widen the fused vectors, and with them the memory and traffic of every pair."""
+    batch = make_batch(CampConfig(**(CONFIG.to_dict() | {"dim": 32} | switches)), counts=[4, 2, 3], lengths=[3, 1, 5])
+    model = batch.model.float()
+    for parameter in model.parameters():
+        parameter.data *= 0.3
+    batch.features = batch.features.float()
+    with torch.no_grad():
+        exact = model.score_matrix(*batch.encode())
+        with torch.autocast("cpu", torch.bfloat16):
+            regions, region_mask, words, word_mask = batch.encode()
+            images, captions = model.prepare_regions(regions, region_mask), model.prepare_words(words, word_mask)
+            matched = model.match(images, captions, TILES)
+            scores = model.score_matrix(regions, region_mask, words, word_mask)
+    sides = [side for side in (matched.regions, matched.words) if side is not None]
+    assert sides and all(side.fused.dtype == torch.bfloat16 for side in sides)
+    vectors = (images.features, images.own, images.message, captions.features, captions.own, captions.message)
+    assert {value.dtype for value in vectors if value is not None} == {torch.bfloat16}
+    assert {side.gate_logits.dtype for side in sides if side.gate_logits is not None} <= {torch.float32}
+    assert matched.logits.dtype == scores.dtype == torch.float32
+    assert pair_bytes(images.features, captions.features) == 3 * (4 + 5) * 32 * 2
+    torch.testing.assert_close(scores, exact, rtol=0.05, atol=0.05 * exact.abs().max().item())
 
 
 def test_half_precision_features_are_read(make_batch):
