@@ -1,6 +1,8 @@
-"""Where training computes, and in which numbers."""
+"""Where the stages compute, and in which numbers: one place for training, validation, evaluation and extraction."""
 
+import re
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
@@ -8,36 +10,48 @@ from stages.errors import InputError
 
 
 def choose_device(name: str, key: str = "train.device") -> torch.device:
-    """The device that a param names; `auto` takes CUDA, then MPS, then the CPU.
+    """The device that a param names; `auto` takes CUDA, then MPS, then the CPU; `cuda:N` is one of several GPUs.
 
     Raises:
         InputError: the device named is not here.
     """
+    count = torch.cuda.device_count()
     here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if here[kind])
-    if not here[name]:
+    numbered = re.fullmatch(r"cuda:(\d+)", name)
+    if not (here["cuda"] and int(numbered[1]) < count if numbered else here.get(name, False)):
         present = ", ".join(kind for kind in here if here[kind])
-        raise InputError(f"{key}: {name} is not available here; expected auto or one of {present}")
+        gpus = f" (cuda:0 to cuda:{count - 1})" if here["cuda"] and count else ""
+        raise InputError(f"{key}: {name} is not available here; expected auto or one of {present}{gpus}")
     return torch.device(name)
 
 
 class Precision:
-    """fp32, tf32 (matrix products of CUDA), bf16 or fp16 (autocast; fp16 with a scaled loss).
+    """fp32, tf32 (matrix products, convolutions and GRUs of CUDA), bf16 or fp16 (autocast; fp16 with a scaled loss).
+
+    Making one sets how this process computes float32 from then on: exactly, unless it is `tf32`.
+
+    Args:
+        name: one of the four.
+        device: where it is for.
+        key: the param that names it, for errors.
 
     Raises:
         InputError: fp16 without CUDA.
     """
 
-    def __init__(self, name: str, device: torch.device) -> None:
+    def __init__(self, name: str, device: torch.device, key: str = "train.precision") -> None:
         if name == "fp16" and device.type != "cuda":
-            raise InputError(f"train.precision: fp16 needs a CUDA device, not {device.type}; expected fp32 or bf16")
+            raise InputError(f"{key}: fp16 needs a CUDA device, not {device.type}; expected fp32 or bf16")
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
         self.device = device
         self.scaler = torch.GradScaler(device.type, enabled=name == "fp16")
-        if device.type == "cuda":
-            torch.backends.cuda.matmul.fp32_precision = "tf32" if name == "tf32" else "ieee"
-            torch.backends.cudnn.fp32_precision = "tf32" if name == "tf32" else "ieee"
+        float32 = "tf32" if name == "tf32" else "ieee"
+        # Each by itself: what is set for cuDNN as a whole leaves its convolutions and GRUs at TF32, their default.
+        backends: Any = torch.backends
+        for operator in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn):
+            operator.fp32_precision = float32
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context that a forward pass runs in."""

@@ -18,7 +18,7 @@ from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
 from stages.contracts import input_errors, read_fingerprint
-from stages.device import choose_device
+from stages.device import Precision, choose_device
 from stages.entry import read_params, stage_main
 from stages.errors import InputError
 from stages.evaluation.foils import choose_foils, foil_metrics, measure_foils
@@ -212,14 +212,17 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
     with input_errors():
         store = RegionStore(regions)
     device = choose_device(params.device, "evaluate.device")
+    trained = read_fingerprint(model).get("precision", "fp32")
+    precision = Precision(trained if params.precision == "trained" else params.precision, device, "evaluate.precision")
     splits = {name: read_split(name, captions, store) for name in params.splits}
     models = load_models([model, *map(named_path, params.ensemble)], store, captions, device)
     lexicon = read_lexicon(params, captions)
     with track("evaluate", {"evaluate": params}, parent=read_fingerprint(model).get("mlflow_run_id")) as run:
         try:
-            found = {
-                name: measure_split(params, models, store, split, lexicon, device) for name, split in splits.items()
-            }
+            with precision.autocast():
+                found = {
+                    name: measure_split(params, models, store, split, lexicon, device) for name, split in splits.items()
+                }
         except ValueError as error:  # a torn shard
             raise InputError(str(error)) from None
         for name, measured in found.items():

@@ -28,6 +28,7 @@ from stages.detectors.base import (
     load_detector,
 )
 from stages.detectors.images import RejectedImage, read_image
+from stages.device import Precision
 from stages.entry import end_with_parent, read_params, stage_main
 from stages.errors import InputError
 from stages.extraction.shards import (
@@ -197,7 +198,9 @@ def extract_missing(
     if not todo:
         return []
     out.mkdir(parents=True, exist_ok=True)
-    network = load_detector(detector, params.regions, device or devices(params.regions.device)[0], params.detector)
+    device = device or devices(params.regions.device)[0]
+    Precision("fp32", torch.device(device))
+    network = load_detector(detector, params.regions, device, params.detector)
     info = store_info(params.regions, Description.load(detector))
     read = _reader(network, params.dataset.image_root(dataset), params.regions.max_pixels)
     stream = _read_ahead(_feed(todo, out), read, READ_AHEAD * params.regions.batch_size)

@@ -121,6 +121,7 @@ def train(
             "detector": store.detector,
             "dataset": task_hash(paths.captions / "val.parquet", paths.images),
             "val_rsum": best["rsum"],
+            "precision": params.train.precision,
             "mlflow_run_id": run.run_id,
         }
         _write_plots(paths.plots, progress)

@@ -20,5 +20,7 @@ class EvaluateParams(Section):
     """Pairs of each kind that the gate means are taken over."""
     foils: int = Field(default=3000, ge=0)
     """Foils scored at most, as many of each kind as can be; 0: none."""
+    precision: Literal["trained", "fp32", "tf32", "bf16", "fp16"] = "trained"
+    """trained (that in which the model was trained and validated), fp32, tf32, bf16 or fp16."""
     device: Device = "auto"
     """auto, cpu, cuda, cuda:N or mps."""

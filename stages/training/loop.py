@@ -21,6 +21,7 @@ from stages.errors import InputError
 from stages.params.train import TrainParams
 from stages.tracking import Run
 from stages.training.data import Batch, Split, epoch_batches, prefetch, steps_per_epoch
+from stages.training.groups import parameter_groups
 from stages.training.processes import Processes
 from stages.training.resume import Progress, Resume
 from stages.training.schedule import learning_rate
@@ -91,8 +92,9 @@ class Trainer:
         self.model, self.params, self.train, self.val, self.vocabulary = model, params, train, val, vocabulary
         self.precision, self.resume, self.processes, self.stop = precision, resume, processes, stop
         self.device = precision.device
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=1.0, weight_decay=params.weight_decay)
+        groups = parameter_groups(model, params.learning_rates)
+        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        self.optimizer = torch.optim.AdamW(groups, lr=1.0, weight_decay=params.weight_decay)
         self.epoch_steps = steps_per_epoch(len(train), params.batch_size, processes.count)
         self.progress = resume.load(model, self.optimizer, precision.scaler) or Progress()
         self.pace = Pace(0.0, 0, 0, 0.0)
@@ -163,7 +165,7 @@ class Trainer:
         step, scaler = self.progress.step, self.precision.scaler
         rate = learning_rate(self.params, step, self.epoch_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         # The dropout of a step depends on nothing but the seed, the step and the process.

@@ -222,6 +222,24 @@ def test_gates_that_a_model_lacks_are_null(make_run, tmp_path, monkeypatch, swit
         assert (gates["test"][name] is not None) == has
 
 
+def test_evaluation_computes_in_the_numbers_that_validation_did(small):
+    def scores(**values):
+        run(small, PARAMS.replace(**values))
+        rows = pq.read_table(small.root / "data/evaluation/test.parquet").to_pylist()
+        return {row["query_id"]: row["top_scores"][0] for row in rows if row["direction"] == "t2i"}
+
+    exact = scores()
+    path = small.model / "fingerprint.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"precision": "bf16"}))
+    rough = scores()
+    assert rough != exact and rough == scores(precision="bf16")
+    assert rough == pytest.approx(exact, abs=0.1)
+    assert scores(precision="fp32") == exact
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"precision": "fp16"}))
+    with pytest.raises(InputError, match=r"evaluate\.precision: fp16 needs a CUDA device, not cpu"):
+        run(small)
+
+
 def test_another_vocabulary_is_an_error_that_names_the_checkpoint(small, make_checkpoint, tmp_path):
     vocabulary = Vocabulary.load(small.token_tables / "vocabulary.json")
     make_checkpoint(tmp_path / "other", Vocabulary([*vocabulary.words, "giraffe"]))

@@ -1,0 +1,52 @@
+"""Where the stages compute and in which numbers; the flags of CUDA can be read and set without one."""
+
+import pytest
+import torch
+
+from stages.device import Precision, choose_device
+from stages.errors import InputError
+
+CPU = torch.device("cpu")
+OPERATORS = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+
+
+@pytest.fixture(autouse=True)
+def _flags():
+    before = [operator.fp32_precision for operator in OPERATORS]
+    yield
+    for operator, value in zip(OPERATORS, before, strict=True):
+        operator.fp32_precision = value
+
+
+def flags():
+    return [operator.fp32_precision for operator in OPERATORS]
+
+
+def test_fp32_is_float32_in_matrix_products_convolutions_and_grus():
+    for operator in OPERATORS:
+        operator.fp32_precision = "tf32"
+    Precision("fp32", CPU)
+    assert flags() == ["ieee"] * 3
+    Precision("tf32", CPU)
+    assert flags() == ["tf32"] * 3
+    for name in ("bf16", "fp32"):  # what autocast leaves in float32 stays exact
+        Precision(name, CPU)
+        assert flags() == ["ieee"] * 3
+
+
+def test_autocast_is_of_the_precision():
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32), ("tf32", torch.float32)):
+        with Precision(name, CPU).autocast():
+            assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
+    with pytest.raises(InputError, match=r"evaluate\.precision: fp16 needs a CUDA device, not cpu"):
+        Precision("fp16", CPU, "evaluate.precision")
+
+
+def test_one_of_several_gpus_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda")
+    for name in ("cuda:2", "cuda:x", "gpu"):
+        with pytest.raises(InputError, match=rf"evaluate\.device: {name} is not available here; .*cuda:0 to cuda:1"):
+            choose_device(name, "evaluate.device")

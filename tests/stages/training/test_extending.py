@@ -1,0 +1,109 @@
+"""docs/extending.md: its code blocks, registered by its own lines, train as the stage trains everything else."""
+
+import json
+import re
+import sys
+
+import pytest
+import torch
+
+from camp_model import CAMP, CampConfig, registry
+from camp_model.checkpoint import load_checkpoint, save_checkpoint
+from camp_model.encoders import length_mask
+from camp_model.losses import all_negatives_bce, hardest_negative_bce, triplet_loss
+from camp_model.metrics import retrieval_metrics, t2i_ranks
+from camp_model.scoring.ranking import rank_queries
+from camp_model.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary.build([[f"word{i}" for i in range(8)]])
+
+
+@pytest.fixture
+def documented(repository, tmp_path, monkeypatch):
+    """Put the modules of the page on the path, and its lines into the registries."""
+    page = (repository / "docs" / "extending.md").read_text()
+    modules = dict(re.findall(r"^`camp_model/(\S+)\.py`:\n\n```python\n(.*?)```", page, re.DOTALL | re.MULTILINE))
+    lines = re.findall(r"The line in `(\w+)`.*?\n\n```python\n(.*?),\n```", page, re.DOTALL)
+    assert sorted(modules) == ["encoders/transformer", "matchers/late"]
+    for name, code in modules.items():
+        (tmp_path / "plugged").mkdir(exist_ok=True)
+        (tmp_path / "plugged" / f"{name.split('/')[1]}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    for table, line in lines:
+        ((name, entry),) = eval(f"{{{line}}}", {"Entry": registry.Entry}).items()
+        *folder, module = entry.module.split(".")
+        assert f"{folder[-1]}/{module}" in modules
+        entry = registry.Entry(f"plugged.{module}", entry.name, entry.gates)
+        monkeypatch.setitem(getattr(registry, table), name, entry)
+    yield modules
+    for module in [name for name in sys.modules if name.startswith("plugged")]:
+        del sys.modules[module]
+
+
+def make(**switches):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(VOCABULARY), "region_dim": 5, "word_dim": 4, "dim": 16}
+    return CAMP(CampConfig(**sizes, **switches))
+
+
+def batch_of(model):
+    torch.manual_seed(1)
+    features, tokens = torch.randn(6, 4, 5), torch.randint(4, len(VOCABULARY), (6, 7))
+    counts, lengths = torch.tensor([4, 1, 3, 2, 4, 3]), torch.tensor([7, 2, 5, 1, 3, 6])
+    region_mask, word_mask = length_mask(counts, 4), length_mask(lengths, 7)
+    features[~region_mask] = 1e3
+    return model.encode_regions(features, region_mask), region_mask, model.encode_captions(tokens, lengths), word_mask
+
+
+SWITCHES = [{"matcher": "late"}, {"text": "transformer"}, {"matcher": "late", "text": "transformer"}]
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_the_documented_code_scores_trains_and_is_saved(documented, tmp_path, switches):
+    assert len(documented["matchers/late"].splitlines()) <= 35
+    model = make(**switches)
+    index = torch.arange(6)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = sum(of(model, *batch_of(model), index) for of in (hardest_negative_bce, triplet_loss, all_negatives_bce))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    model.eval()
+    with torch.no_grad():
+        encoded = batch_of(model)
+        scores = model.score_matrix(*encoded)
+        torch.testing.assert_close(scores.diagonal(), model.score_pairs(*encoded))
+        alone = [model.score_pairs(*(values[[i]] for values in encoded[:2]), *(values[[j]] for values in encoded[2:]))
+                 for i in range(6) for j in range(6)]  # fmt: skip
+        torch.testing.assert_close(torch.cat(alone).view(6, 6), scores)
+        ranked = rank_queries(model, *encoded, index)
+        details = model.inspect_pairs(*encoded)
+    assert ranked.t2i_ranks.tolist() == t2i_ranks(scores, index).tolist()
+    assert retrieval_metrics(scores, index)["rsum"] > 0
+    assert (details.word_gates is None) == ("matcher" in switches)
+    save_checkpoint(tmp_path / "saved", model, VOCABULARY)
+    loaded = load_checkpoint(tmp_path / "saved")[0]
+    assert loaded.config == model.config and {"matcher": "camp", "text": "gru"} | switches == {
+        "matcher": loaded.config.matcher, "text": loaded.config.text
+    }  # fmt: skip
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.score_matrix(*batch_of(loaded)), scores)
+
+
+def test_the_stage_trains_what_is_registered(documented, make_data, params, run_train):
+    paths = make_data()
+    run_train(params({"matcher": "late", "text": "transformer"}, epochs=3, gate_supervision=0.0), paths)
+    config = load_checkpoint(paths.model)[0].config
+    assert (config.matcher, config.text) == ("late", "transformer")
+    metrics = json.loads(paths.metrics.read_text())
+    assert metrics["val_rsum"] > 0 and "val_gate_auc" not in metrics
+
+
+def test_a_name_that_is_not_registered_is_an_error(documented):
+    assert make(matcher="late").config.why_no_gates() == "model.matcher is late"
+    with pytest.raises(ValueError, match=r"model\.matcher: 'early' is not one of camp, scan, joint, late"):
+        make(matcher="early")
