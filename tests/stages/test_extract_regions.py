@@ -23,6 +23,7 @@ from stages.detectors.base import GEOMETRY_SCALE, Description
 from stages.detectors.images import MISSING
 from stages.detectors.scenes import build_network
 from stages.detectors.weights import save_state
+from stages.device import Precision
 from stages.entry import hold_outputs
 from stages.errors import InputError
 from stages.extraction.shards import ExtractSections, boundaries, is_whole, missing_shards, plan_shards
@@ -149,6 +150,13 @@ def test_the_store_has_every_image_in_order_with_boxes_in_its_own_pixels(workpla
         assert (width, height) == [(120, 96), (96, 120), (150, 100)][row % 3]
         assert (store.boxes(row) <= [width, height] * 2).all() and (store.boxes(row) >= 0).all()
     assert pq.read_table(workplace.out / "rejected.parquet").num_rows == 0
+
+
+def test_a_gpu_would_extract_in_float32_whatever_was_set_before(workplace: Workplace) -> None:
+    Precision("tf32", torch.device("cpu"))
+    workplace.run()
+    flags = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
+    assert [operator.fp32_precision for operator in flags] == ["ieee"] * 3
 
 
 def test_another_run_does_nothing_and_batch_size_is_no_reason_to(workplace: Workplace) -> None:
