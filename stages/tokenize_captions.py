@@ -49,7 +49,7 @@ def tokenize_captions(params: CaptionsParams, dataset: Path, rejected: Path, out
     `dataset` is the folder that prepare_dataset writes: captions.parquet, and what else is known of the pictures.
 
     Captions of rejected images are left out. A caption without any word (an emoji) is a single <unk>, so that it can
-    still be asked for and counts in the metrics. Captions that are word for word those of another picture are counted.
+    still be asked for and counts in the metrics. Captions whose tokens are those of another picture's are counted.
 
     Raises:
         InputError: a file that cannot be read or lacks a column, a split that is empty, a vocabulary that is not
@@ -163,7 +163,7 @@ def _print_summary(
         f"{long} captions cut to {params.max_words} words, {wordless} without a word"
     )
     if equal:
-        print(f"{split}: {equal} captions are word for word those of another image")
+        print(f"{split}: {equal} captions are, as the model reads them, those of another image")
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ A column `split` says where an image belongs. Without it a hash of the picture d
 """
 
 import io
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.errors import InputError, shown
-from stages.params.dataset import SPLITS, DatasetParams, TableParams
+from stages.params.dataset import SPLITS, DatasetParams
 from stages.sources.base import BadRecord, Source, SourceCaption, SourceImage, image_ids, join
 from stages.text_files import read_text
 from stages.workspace import named_path
@@ -97,9 +98,8 @@ def _row(columns: list[str], cells: list[Any], where: str) -> _Row:
     return _Row(where, values["image"].strip(), values["caption"], split, group)
 
 
-def _image_of(row: _Row, options: TableParams, images: dict[str, _Row]) -> str:
+def _image_of(row: _Row, path: str, images: dict[str, _Row]) -> str:
     """The path of a row's image, which `images` knows from then on by its first row."""
-    path = join(options.images, row.image)
     first = images.setdefault(path, row)
     for column, value, before in (("split", row.split, first.split), ("group", row.group, first.group)):
         if value != before:
@@ -123,10 +123,11 @@ def read_source(params: DatasetParams, image_out: Path) -> Source:
     source = Source(images=[], captions=[], folders={"dataset.table.images": root / options.images})
     images: dict[str, _Row] = {}
     captions: list[tuple[str, _Row]] = []
+    path_of = cache(partial(join, options.images))
     for number, cells in enumerate(rows, start=1):
         with source.setting_aside("caption"):
             row = _row(columns, cells, f"{file}: row {number}")
-            captions.append((_image_of(row, options, images), row))
+            captions.append((_image_of(row, path_of(row.image), images), row))
     ids = dict(zip(images, image_ids(list(images)), strict=True))
     folder = join(options.images)
     source.images = [
