@@ -101,6 +101,10 @@ def test_a_vocabulary_cuts_texts_as_its_own_words_were_cut(tmp_path) -> None:
 
 
 def test_every_tokenizer_has_a_name_in_the_params() -> None:
-    from stages.params.captions import TOKENIZERS as NAMES
+    from stages.errors import InputError
+    from stages.params.captions import CaptionsParams
 
-    assert tuple(TOKENIZERS) == NAMES
+    for name in TOKENIZERS:
+        assert CaptionsParams.from_dict({"tokenizer": name}).tokenizer == name
+    with pytest.raises(InputError, match=f"is not one of {', '.join(TOKENIZERS)}"):
+        CaptionsParams.from_dict({"tokenizer": "spacy"})
