@@ -23,7 +23,7 @@ from PIL import Image, ImageFilter
 from benchmarks.scoring import peak_bytes
 from camp_model.regions import ImageRegions, RegionStore, StoreInfo, write_manifest, write_rejected, write_shard
 from stages.detectors import DETECTORS, torchvision
-from stages.detectors.base import Description, Prepared, RegionExtractor, load_detector
+from stages.detectors.base import Description, NetworkInput, RegionExtractor, load_detector
 from stages.detectors.images import read_image
 from stages.extract_regions import devices, extract_missing, extract_regions
 from stages.extraction.shards import ExtractSections, plan_shards
@@ -161,9 +161,9 @@ def _extractor(folder: Path, device: str) -> tuple[ExtractSections, list[Path], 
     return ExtractSections(dataset=DatasetParams(source="table", root=str(pictures)), regions=regions), files, hashes
 
 
-def _batches(params: ExtractSections, folder: Path, prepared: dict[str, Prepared]) -> list[list[Prepared]]:
+def _batches(params: ExtractSections, folder: Path, prepared: dict[str, NetworkInput]) -> list[list[NetworkInput]]:
     """The batches that the stage forms: one padded size, within one shard."""
-    groups: dict[object, list[Prepared]] = defaultdict(list)
+    groups: dict[object, list[NetworkInput]] = defaultdict(list)
     for shard in plan_shards(params, folder / "dataset", folder / "detector"):
         for image in shard.images:
             item = prepared[image.image_id]

@@ -20,8 +20,8 @@ from tqdm import tqdm
 from camp_model.regions import ImageRegions, StoreInfo, write_shard
 from stages.detectors.base import (
     Description,
+    NetworkInput,
     PrecomputedRegions,
-    Prepared,
     RegionExtractor,
     append_geometry,
     given_boxes,
@@ -50,7 +50,7 @@ READ_AHEAD = 4
 WAITING_BYTES = 256 << 20
 """Decoded pictures that may wait for others of their shape; beyond it the largest group runs as it is."""
 
-Item = Prepared | ImageRegions | RejectedImage
+Item = NetworkInput | ImageRegions | RejectedImage
 
 
 def devices(name: str) -> list[str]:
@@ -120,7 +120,7 @@ class _ShardRun:
         self.detector, self.params = detector, params
         self.found: dict[str, ImageRegions] = {}
         self.rejected: list[tuple[str, str]] = []
-        self.waiting: dict[tuple[int, int], list[tuple[PlannedImage, Prepared]]] = defaultdict(list)
+        self.waiting: dict[tuple[int, int], list[tuple[PlannedImage, NetworkInput]]] = defaultdict(list)
         self.waiting_bytes = 0
 
     def add(self, image: PlannedImage, item: Item) -> None:

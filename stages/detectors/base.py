@@ -81,7 +81,7 @@ def tell_changes(before: Path, after: Path) -> None:
 
 
 @dataclass
-class Prepared:
+class NetworkInput:
     """An image resized for the network, made in a decoding thread."""
 
     pixels: torch.Tensor
@@ -102,11 +102,11 @@ class RegionExtractor(Protocol):
     categories: list[str]
     attributes: list[str]
 
-    def prepare(self, image: np.ndarray) -> Prepared:
+    def prepare(self, image: np.ndarray) -> NetworkInput:
         """Resize one image, uint8 RGB [H, W, 3]. Safe to call from several threads."""
         ...
 
-    def forward(self, batch: Sequence[Prepared], given: Sequence[np.ndarray] | None = None) -> list[ImageRegions]:
+    def forward(self, batch: Sequence[NetworkInput], given: Sequence[np.ndarray] | None = None) -> list[ImageRegions]:
         """Regions of images of one group; `given`: boxes [k, 4] per image to describe instead of detecting."""
         ...
 

@@ -23,7 +23,9 @@ LIBRARIES = {
 """Those whose numbers are the features: imported name -> distribution."""
 FOLLOWED = ("stages.detectors.", "stages.sources.frames")
 # They bring weights, tables and reasons; what they read is in the description by its own hash.
-WITHOUT_EFFECT = {f"stages.detectors.{name}" for name in ("base", "images", "pickled_arrays", "weights")}
+WITHOUT_EFFECT = {
+    f"stages.detectors.{name}" for name in ("base", "detectron2_weights", "images", "pickled_arrays", "weights")
+}
 # What extraction does around every detector, and to every picture.
 AROUND, DECODER = "stages.detectors.boxes", "stages.detectors.images"
 WITHOUT_PICTURES = ("precomputed",)

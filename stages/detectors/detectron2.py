@@ -1,7 +1,6 @@
 """Detectron2: any two-stage config of its model zoo or of a file, and the Visual Genome detector."""
 
 import importlib
-import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from torch import nn
 
 from stages.detectors import visual_genome
 from stages.detectors.base import Description
+from stages.detectors.detectron2_weights import matched_names, named_weights
 from stages.detectors.two_stage import Sizes, TwoStageExtractor
-from stages.detectors.weights import State, calm, fit, load_saved, load_state, locate, save_state
+from stages.detectors.weights import calm, fit, load_saved, save_state
 from stages.errors import InputError
 from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams
@@ -26,7 +26,6 @@ INSTALL = (
     "pip install -e '.[pipeline,detectron2]' setuptools wheel && pip install --no-build-isolation --no-deps "
     f"'git+https://github.com/facebookresearch/detectron2.git@{COMMIT}'"
 )
-VISUAL_GENOME = "visual_genome"
 NEEDED = ("detectron2.model_zoo", "detectron2.modeling", "detectron2.checkpoint.c2_model_loading", "detectron2.data")
 
 
@@ -52,7 +51,7 @@ def read_config(architecture: str) -> Any:
     from detectron2.model_zoo import get_config
 
     config = get_cfg()
-    if architecture == VISUAL_GENOME:
+    if architecture == visual_genome.NAME:
         config.merge_from_list(visual_genome.OPTIONS)
         return config
     try:
@@ -63,7 +62,7 @@ def read_config(architecture: str) -> Any:
         config = get_config(architecture)
     except Exception as error:  # YAML of any kind, merged into a config of any shape
         raise InputError(
-            f"params.yaml: detector.architecture: {architecture!r} is not {VISUAL_GENOME}, a file, or a config of "
+            f"params.yaml: detector.architecture: {architecture!r} is not {visual_genome.NAME}, a file, or a config of "
             f"detectron2's model zoo such as COCO-Detection/faster_rcnn_R_50_C4_3x.yaml ({str(error)[:300]})"
         ) from None
     if not hasattr(config, "MODEL"):
@@ -98,7 +97,7 @@ def build(config: Any, architecture: str) -> Any:
             f"{key} has no proposals of its own as upright boxes (MODEL.PROPOSAL_GENERATOR.NAME: "
             f"{config.MODEL.PROPOSAL_GENERATOR.NAME}), as a Fast R-CNN; expected a Faster R-CNN or Mask R-CNN with RPN"
         )
-    return visual_genome.adapt(model) if architecture == VISUAL_GENOME else model
+    return visual_genome.adapt(model) if architecture == visual_genome.NAME else model
 
 
 class Detectron2Extractor(TwoStageExtractor):
@@ -172,74 +171,6 @@ class Detectron2Extractor(TwoStageExtractor):
         return visual_genome.attribute_probabilities(self.predictor, features, classes)
 
 
-def _weights(params: DetectorParams, config: Any) -> tuple[State | None, str, Path | None]:
-    """The weights that `params` names (None: random), what to call them, and the file they came from."""
-    if params.weights == "random":
-        return None, f"random, seed {params.train.seed}", None
-    source = params.weights
-    if source == "default":
-        source = visual_genome.PUBLISHED if params.architecture == VISUAL_GENOME else _zoo_url(params, config)
-    elif source.startswith("detectron2://"):
-        source = source.replace("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/", 1)
-    elif source.endswith(".yaml"):
-        source = _zoo_url(params, config, source)
-    path = locate(source)
-    return load_state(path), source, path
-
-
-def _zoo_url(params: DetectorParams, config: Any, name: str | None = None) -> str:
-    from detectron2.model_zoo import get_checkpoint_url
-
-    try:
-        url: str = get_checkpoint_url(name or params.architecture)
-    except RuntimeError:
-        raise InputError(
-            f"params.yaml: detector.weights: {params.weights!r}: detectron2's model zoo has none for "
-            f"{name or params.architecture!r}; expected random, a file, a URL or a config of the zoo"
-        ) from None
-    return url
-
-
-def _matched(model: Any, state: State, source: str) -> State:
-    """Parameters under the model's own names; files of Detectron 1 and Caffe2 are renamed as detectron2 does.
-
-    Raises:
-        InputError: detectron2 cannot tell which parameter is which.
-    """
-    own = model.state_dict()
-    buffers = {name: own[name] for name in ("pixel_mean", "pixel_std") if name in own}
-    known = {name: tensor for name, tensor in state.items() if name in own}
-    if len(known) + len(buffers) < len(own):
-        from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
-
-        logging.getLogger("detectron2.checkpoint.c2_model_loading").setLevel(logging.CRITICAL)
-        try:
-            aligned = align_and_update_state_dicts(own, dict(state), c2_conversion="model" not in state)
-        except Exception as error:
-            raise InputError(
-                f"{source}: its parameters cannot be matched with the architecture's ({str(error)[:300]})"
-            ) from None
-        known |= {name: tensor for name, tensor in aligned.items() if name in own and name not in known}
-    return _identity_statistics(model, known) | buffers | known
-
-
-def _identity_statistics(model: Any, known: State) -> State:
-    """Running statistics that leave values alone, for normalisations of which only weight and bias are known.
-
-    Caffe2 and Detectron 1 folded the statistics into weight and bias; detectron2 fills them in like this.
-    """
-    from detectron2.layers import FrozenBatchNorm2d
-
-    filled: State = {}
-    for prefix, module in model.named_modules():
-        statistics = f"{prefix}.running_mean", f"{prefix}.running_var"
-        affine = f"{prefix}.weight" in known and f"{prefix}.bias" in known
-        if isinstance(module, FrozenBatchNorm2d) and affine and not any(name in known for name in statistics):
-            filled[statistics[0]] = torch.zeros_like(module.running_mean)
-            filled[statistics[1]] = torch.ones_like(module.running_var)
-    return filled
-
-
 def _names(path: Path | None, file: str, count: int, kind: str) -> list[str]:
     """Names of classes or attributes from a vocabulary beside the weights (a line each), else numbered."""
     vocabulary = path.parent / file if path is not None else None
@@ -255,7 +186,7 @@ def _categories(config: Any, architecture: str, path: Path | None) -> list[str]:
     from detectron2.data import MetadataCatalog
 
     count: int = config.MODEL.ROI_HEADS.NUM_CLASSES
-    if architecture != VISUAL_GENOME and config.DATASETS.TEST:
+    if architecture != visual_genome.NAME and config.DATASETS.TEST:
         names = list(MetadataCatalog.get(config.DATASETS.TEST[0]).get("thing_classes", []))
         if len(names) == count:
             return names
@@ -270,16 +201,16 @@ def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
     """
     _require()
     config = read_config(params.architecture)
-    state, source, path = _weights(params, config)
+    state, source, path = named_weights(params)
     with torch.random.fork_rng():
         torch.manual_seed(params.train.seed)
         model = build(config, params.architecture)
     if state is None:
         calm(model)
     else:
-        fit(model, _matched(model, state, source), source)
+        fit(model, matched_names(model, state, source), source)
     attributes = []
-    if params.architecture == VISUAL_GENOME:
+    if params.architecture == visual_genome.NAME:
         attributes = _names(path, "attributes_vocab.txt", visual_genome.NUM_ATTRIBUTES, "attribute")
     return Description(
         backend="detectron2",

@@ -4,7 +4,7 @@ import contextlib
 import io
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,29 +16,24 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
 from camp_model.regions import ImageRegions
-from stages.detectors.scenes import COARSE
-from stages.params.detector import DetectorTrainParams
+from stages.detectors.base import Description, extract
+from stages.detectors.scenes import COARSE, build_network
+from stages.detectors.scenes_dataset import TrainingScene, read_names, read_scenes
+from stages.detectors.torchvision import TorchvisionExtractor
+from stages.detectors.weights import save_state
+from stages.params.detector import DetectorTrainParams, TorchvisionParams
+from stages.params.regions import RegionsParams
 
 ATTRIBUTE_WEIGHT = 12.0
 BOX_WEIGHT = 2.0
 REPORT_SECONDS = 5.0
+MEASURED = RegionsParams(per_image=40, min_per_image=1, min_score=0.05)
+"""Selection under which mAP is measured: all that the detector is at all confident of."""
+NMS_IOU = TorchvisionParams().nms_iou
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-@dataclass
-class Scene:
-    """One training image with its objects."""
-
-    pixels: torch.Tensor
-    """uint8 [3, H, W]"""
-    boxes: torch.Tensor
-    """float32 [k, 4], XYXY"""
-    labels: torch.Tensor
-    """int64 [k], from 1: 0 is the background"""
-    attributes: torch.Tensor
-    """float32 [k, A], 1 where the attribute holds"""
-
-
-def _batch(scenes: Sequence[Scene], flip: bool) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
+def _batch(scenes: Sequence[TrainingScene], flip: bool) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
     """Images [B, 3, H, W] in 0..1 and the targets, mirrored together or not."""
     images = torch.stack([scene.pixels for scene in scenes]).float() / 255
     width = images.shape[3]
@@ -76,7 +71,7 @@ def losses(
     return {**found, **own}
 
 
-def train_network(network: FasterRCNN, scenes: Sequence[Scene], params: DetectorTrainParams) -> float:
+def train_network(network: FasterRCNN, scenes: Sequence[TrainingScene], params: DetectorTrainParams) -> float:
     """Train in place, deterministic on CPU given the seed; the mean loss of the last tenth of the steps."""
     generator = torch.Generator().manual_seed(params.seed)
     torch.manual_seed(params.seed)  # the samplers inside torchvision draw from the global generator
@@ -115,7 +110,7 @@ def train_network(network: FasterRCNN, scenes: Sequence[Scene], params: Detector
     return float(np.mean(history[-max(params.steps // 10, 1) :]))
 
 
-def map50(found: Sequence[ImageRegions], scenes: Sequence[Scene], num_categories: int) -> float:
+def map50(found: Sequence[ImageRegions], scenes: Sequence[TrainingScene], num_categories: int) -> float:
     """Mean average precision at IoU 0.5 over the categories that occur, as COCO computes it (0 to 1)."""
     truth = COCO()
     annotations = [
@@ -155,3 +150,41 @@ def map50(found: Sequence[ImageRegions], scenes: Sequence[Scene], num_categories
 def _xywh(box: Sequence[float]) -> list[float]:
     x0, y0, x1, y1 = box
     return [x0, y0, x1 - x0, y1 - y0]
+
+
+def measure(extractor: TorchvisionExtractor, scenes: Sequence[TrainingScene], batch_size: int) -> float:
+    """mAP@0.5 on scenes, 0 to 1."""
+    found = extract(extractor, [scene.pixels.permute(1, 2, 0).numpy() for scene in scenes], batch_size=batch_size)
+    return map50(found, scenes, len(extractor.categories))
+
+
+def train_detector_of_scenes(
+    settings: DetectorTrainParams, image_root: Path, dataset: Path, out: Path
+) -> dict[str, float]:
+    """Train the scenes detector into `out`; its metrics.
+
+    Raises:
+        InputError: the dataset has no boxes, or a picture cannot be read.
+    """
+    scenes, held_out = (read_scenes(image_root, dataset, split, MEASURED.max_pixels) for split in ("train", "val"))
+    categories, attributes = read_names(dataset)
+    config = {"image_size": scenes[0].pixels.shape[1], "mean": MEAN, "std": STD}
+    torch.manual_seed(settings.seed)
+    network = build_network(config, len(categories), len(attributes))
+    started = time.monotonic()
+    loss = train_network(network, scenes, settings)
+    description = Description(
+        backend="torchvision",
+        architecture="scenes",
+        weights_source="trained on data/dataset",
+        weights_sha256=save_state(network.state_dict(), out),
+        region_dim=network.roi_heads.box_predictor.cls_score.in_features,
+        categories=categories,
+        attributes=attributes,
+        config=config,
+    )
+    description.save(out)
+    seconds = time.monotonic() - started
+    score = measure(TorchvisionExtractor(network, description, MEASURED, "cpu", NMS_IOU), held_out, settings.batch_size)
+    print(f"mAP@0.5 on val: {score:.3f} after {settings.steps} steps in {seconds:.0f} s")
+    return {"val_map50": score, "train_loss": loss, "seconds": round(seconds, 1)}

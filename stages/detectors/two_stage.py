@@ -17,7 +17,7 @@ import torch
 from torchvision.ops import clip_boxes_to_image
 
 from camp_model.regions import ImageRegions
-from stages.detectors.base import Description, Prepared
+from stages.detectors.base import Description, NetworkInput
 from stages.detectors.selection import select
 from stages.params.regions import RegionsParams
 
@@ -80,13 +80,13 @@ class TwoStageExtractor(ABC):
         """[n, A], or None for a network without attributes."""
         return None
 
-    def prepare(self, image: np.ndarray) -> Prepared:
+    def prepare(self, image: np.ndarray) -> NetworkInput:
         pixels = self.resize(image)
         height, width = (-(-side // self.size_divisor) * self.size_divisor for side in pixels.shape[1:])
-        return Prepared(pixels, width=image.shape[1], height=image.shape[0], group=(height, width))
+        return NetworkInput(pixels, width=image.shape[1], height=image.shape[0], group=(height, width))
 
     @torch.inference_mode()
-    def forward(self, batch: Sequence[Prepared], given: Sequence[np.ndarray] | None = None) -> list[ImageRegions]:
+    def forward(self, batch: Sequence[NetworkInput], given: Sequence[np.ndarray] | None = None) -> list[ImageRegions]:
         sizes: Sizes = [(item.pixels.shape[1], item.pixels.shape[2]) for item in batch]
         images = self.stack(batch)
         maps = self.maps(images)
@@ -96,7 +96,7 @@ class TwoStageExtractor(ABC):
             boxes = [self._scale(item, kept) for item, kept in zip(batch, given, strict=True)]
         return self._describe(batch, boxes, self.pool(maps, boxes, sizes), detected=given is None)
 
-    def stack(self, batch: Sequence[Prepared]) -> torch.Tensor:
+    def stack(self, batch: Sequence[NetworkInput]) -> torch.Tensor:
         """The network's input [B, 3, H, W]: normalised, then padded with zeros to the size of the group."""
         images = torch.zeros((len(batch), 3, *batch[0].group), device=self.device)
         for i, item in enumerate(batch):
@@ -104,7 +104,7 @@ class TwoStageExtractor(ABC):
             images[i, :, :height, :width] = self.normalise(item.pixels.to(self.device, non_blocking=True))
         return images
 
-    def _scale(self, item: Prepared, boxes: np.ndarray) -> torch.Tensor:
+    def _scale(self, item: NetworkInput, boxes: np.ndarray) -> torch.Tensor:
         """Boxes in pixels of the original image -> of the network's input, clipped to it."""
         height, width = item.pixels.shape[1:]
         scale = torch.tensor([width / item.width, height / item.height] * 2, device=self.device)
@@ -134,7 +134,7 @@ class TwoStageExtractor(ABC):
         return kept
 
     def _describe(
-        self, batch: Sequence[Prepared], boxes: list[torch.Tensor], features: torch.Tensor, detected: bool
+        self, batch: Sequence[NetworkInput], boxes: list[torch.Tensor], features: torch.Tensor, detected: bool
     ) -> list[ImageRegions]:
         """Label the pooled features [n, D]; of detected boxes, keep those that the final labels speak for."""
         logits, _ = self.predict(features)

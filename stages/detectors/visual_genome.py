@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+NAME = "visual_genome"
+"""What detector.architecture calls it."""
 NUM_CLASSES, NUM_ATTRIBUTES = 1600, 400
 PUBLISHED = "https://nlp.cs.unc.edu/models/faster_rcnn_from_caffe_attr.pkl"
 

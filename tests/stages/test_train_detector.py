@@ -12,14 +12,15 @@ import torch
 from camp_model.regions import ImageRegions
 from stages.detectors import computing
 from stages.detectors.base import Description, load_detector
-from stages.detectors.scenes_training import Scene, map50
+from stages.detectors.scenes_dataset import TrainingScene, read_scenes
+from stages.detectors.scenes_training import map50
 from stages.detectors.two_stage import TwoStageExtractor
 from stages.errors import InputError
 from stages.params.dataset import DatasetParams, ScenesParams
 from stages.params.detector import DetectorParams, DetectorTrainParams
 from stages.params.regions import RegionsParams
 from stages.prepare_dataset import prepare_dataset
-from stages.train_detector import TrainDetectorSections, read_scenes, train_detector
+from stages.train_detector import TrainDetectorSections, train_detector
 
 PARAMS = TrainDetectorSections(
     dataset=DatasetParams(scenes=ScenesParams(train=24, val=6, test=2)),
@@ -69,7 +70,7 @@ def test_training_lowers_the_loss(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_scenes_are_read_with_their_objects(dataset: Path) -> None:
-    scenes = read_scenes(PARAMS, dataset, "val")
+    scenes = read_scenes(PARAMS.dataset.image_root(dataset), dataset, "val", 1_000_000)
     rows = pq.read_table(dataset / "boxes.parquet").to_pylist()
     assert len(scenes) == 6
     assert sum(len(scene.boxes) for scene in scenes) == sum(row["image_id"].startswith("val") for row in rows)
@@ -79,8 +80,8 @@ def test_scenes_are_read_with_their_objects(dataset: Path) -> None:
         assert scene.labels.min() >= 1
 
 
-def scene(boxes: list[list[float]], labels: list[int]) -> Scene:
-    return Scene(torch.zeros(3, 9, 9), torch.tensor(boxes), torch.tensor(labels), torch.zeros(len(labels), 1))
+def scene(boxes: list[list[float]], labels: list[int]) -> TrainingScene:
+    return TrainingScene(torch.zeros(3, 9, 9), torch.tensor(boxes), torch.tensor(labels), torch.zeros(len(labels), 1))
 
 
 def found(boxes: list[list[float]], classes: list[int], scores: list[float]) -> ImageRegions:
