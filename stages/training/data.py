@@ -21,6 +21,7 @@ from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
 from stages.contracts import input_errors
 from stages.errors import InputError
+from stages.foils.words import CONTENT_KINDS, load_words, word_ids
 
 Indices = npt.NDArray[np.int64]
 PREFETCH = 4
@@ -98,6 +99,22 @@ class Split:
         with input_errors():
             features, mask = self.store.features(rows)
         return torch.from_numpy(features), torch.from_numpy(mask)
+
+
+def load_splits(regions: Path, captions: Path) -> tuple[dict[str, Split], Vocabulary]:
+    """The splits train and val of the folders data/regions and data/captions, and their vocabulary.
+
+    Raises:
+        InputError: as `Split`; or a file cannot be read, or there is one image only.
+    """
+    with input_errors():
+        store = RegionStore(regions)
+        vocabulary = Vocabulary.load(captions / "vocabulary.json")
+    content = word_ids(load_words(captions / "lexicon.json"), vocabulary, CONTENT_KINDS)
+    splits = {name: Split(store, captions / f"{name}.parquet", vocabulary, content) for name in ("train", "val")}
+    if len(splits["train"].images) < 2:
+        raise InputError(f"{captions / 'train.parquet'}: image_id: one image only; expected 2 or more")
+    return splits, vocabulary
 
 
 def epoch_batches(pairs: int, batch_size: int, seed: int, epoch: int, processes: int = 1) -> list[Indices]:

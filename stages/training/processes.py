@@ -1,9 +1,13 @@
 """Training in several processes, one per device."""
 
+import contextlib
 import os
+import signal
 import socket
 import sys
 import tempfile
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -11,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from stages.device import choose_device
 from stages.errors import InputError
 from stages.params.train import TrainParams
 
@@ -97,6 +102,27 @@ class Processes:
         for i, (parameter, average) in enumerate(zip(parameters, averages, strict=True)):
             parameter.grad = None if i in nowhere else average.view_as(parameter)
         return facts[0]
+
+
+@contextlib.contextmanager
+def in_processes(params: TrainParams, module: str) -> Iterator[tuple[torch.device, Processes, Callable[[], bool]]]:
+    """Where `module` computes, the processes it trains in (started where wanted), and whether SIGTERM came.
+
+    Raises:
+        InputError: as `choose_device` and `launch`.
+    """
+    device = choose_device(params.device)
+    launch(params, device, module)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
+        torch.cuda.set_device(device)
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    processes = Processes.join(device)
+    try:
+        yield device, processes, stopped.is_set
+    finally:
+        processes.leave()
 
 
 def launch(params: TrainParams, device: torch.device, module: str) -> None:

@@ -3,11 +3,15 @@
 Every random number of a step comes from the seed and the step's number, and so does the sampler's order. What has to be
 kept is therefore: weights, optimizer, loss scale, the step, and what has been measured so far. The best weights so far
 lie beside it. A file is only ever read by a training with the same key, a hash of params, data and code.
+
+States lie in the main workspace, for an experiment's own one is thrown away with it. One that nothing has written for
+`UNUSED_DAYS` will not be used any more, since its params, data or code have changed: the next training removes it.
 """
 
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +26,8 @@ from camp_model.checkpoint import save_checkpoint
 from camp_model.files import replacing
 from camp_model.model import CAMP
 from camp_model.vocabulary import Vocabulary
+
+UNUSED_DAYS = 14
 
 
 @dataclass
@@ -40,6 +46,11 @@ class Progress:
     """Number of the epoch with the highest rsum on val, from 1; 0: none yet."""
     run_id: str | None = None
     """The tracking run that this training is recorded in."""
+
+    @property
+    def best(self) -> dict[str, float]:
+        """What validation measured after the best epoch."""
+        return self.epochs[self.best_epoch - 1]
 
 
 def sha256_of(paths: Iterable[Path]) -> str:
@@ -111,6 +122,15 @@ class Resume:
         """Keep the weights of `epoch`; `save` then makes them the best ones and removes the older."""
         shutil.rmtree(self.best(epoch), ignore_errors=True)
         save_checkpoint(self.best(epoch), model, vocabulary, {"epoch": epoch})
+
+    def remove_unused(self) -> None:
+        """Remove the states of other trainings that nothing has written for UNUSED_DAYS."""
+        oldest = time.time() - UNUSED_DAYS * 24 * 3600
+        for folder in self.folder.parent.glob("*/"):
+            newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+            if folder != self.folder and newest < oldest:
+                print(f"{folder}: an unfinished training that nothing has used for {UNUSED_DAYS} days; removed")
+                shutil.rmtree(folder, ignore_errors=True)
 
     def clear(self) -> None:
         """Remove the state: the training has ended well."""

@@ -1,6 +1,10 @@
 """A killed training goes on as if nothing had happened."""
 
+import copy
+import os
+import shutil
 import signal
+import time
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,7 +15,8 @@ from safetensors.torch import load_file
 from camp_model.model import CAMP
 from camp_model.vocabulary import Vocabulary
 from stages.params.model import ModelParams
-from stages.training.resume import Progress, Resume, run_key, sha256_of
+from stages.training.identity import PACKAGES, imported_files, training_key
+from stages.training.resume import UNUSED_DAYS, Progress, Resume, run_key, sha256_of
 
 EVERYTHING = {
     "epochs": 3, "dropout": 0.2, "random_negative_steps": 4, "warmup_steps": 3, "schedule": "cosine",
@@ -113,6 +118,89 @@ def test_how_often_to_save_may_change(make_data, params, run_train, capsys):
     capsys.readouterr()
     run_train(params(**(EVERYTHING | {"checkpoint_steps": 1})), paths)
     assert "going on after step 4 of 9" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", [{"micro_batch": 4}, {"device": "auto"}, {"processes": 2}, {"machines": 2}])
+def test_what_leaves_the_result_alone_does_not_lose_a_training(make_data, params, run_train, capsys, change):
+    whole, paths = make_data("whole", images=15), make_data("killed", images=15)
+    settings = EVERYTHING | {"dropout": 0.0}
+    run_train(params(**settings), whole)
+    with pytest.raises(Killed):
+        run_train(params(**settings), paths, stop=kill_after(4))
+    capsys.readouterr()
+    run_train(params(**(settings | change)), paths)  # alone, as the processes beside it are not started here
+    assert "going on after step 4 of 9" in capsys.readouterr().out
+    losses = [
+        [float(row.split(",")[1]) for row in item.splitlines()[1:]] for item in (results(whole)[0], results(paths)[0])
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def key_of(params, processes=1, pairs=32):
+    return training_key(params.model, params.train, {"train": "a"}, pairs, processes, torch.device("cpu"))
+
+
+def test_processes_count_where_they_change_batches_or_dropout(params):
+    same, dropping = params(batch_size=8), params(batch_size=8, dropout=0.1)
+    assert key_of(same) == key_of(same, processes=2)
+    assert key_of(same, pairs=31) != key_of(same, processes=2, pairs=31)  # one caption is seen twice
+    assert key_of(dropping) != key_of(dropping, processes=2)
+
+
+def test_word_vectors_count_by_what_is_in_them(params, tmp_path):
+    files = [tmp_path / name for name in ("a.txt", "b.txt", "c.txt")]
+    for file, text in zip(files, ("red 1", "red 1", "red 2"), strict=True):
+        file.write_text(text)
+    first, same, other = (key_of(params(word_vectors=str(file))) for file in files)
+    assert first == same != other
+
+
+def test_the_code_that_counts_is_what_training_imports():
+    names = {path.relative_to(PACKAGES["stages"].parent).as_posix() for path in imported_files("stages.train")}
+    assert {"stages/train.py", "stages/training/loop.py", "stages/foils/words.py", "camp_model/losses.py"} <= names
+    assert {"camp_model/matchers/scan.py", "camp_model/scoring/receive.c"} <= names  # by a registry, and beside
+    apart = ("stages/tracking/", "stages/entry.py", "stages/reporting/", "stages/evaluat", "pipelines/")
+    assert not [name for name in names if name.startswith(apart)]
+
+
+def test_a_state_that_nothing_uses_is_removed_and_others_are_not(make_data, params, run_train, tmp_path):
+    paths = make_data(images=15)
+    with pytest.raises(Killed):
+        run_train(params(**EVERYTHING), paths, stop=kill_after(4))
+    (unused,) = [path for path in paths.work.iterdir() if path.is_dir()]
+    recent = shutil.copytree(unused, unused.with_name("b" * 16))
+    long_ago = time.time() - (UNUSED_DAYS + 1) * 24 * 3600
+    for path in (*unused.iterdir(), unused):
+        os.utime(path, (long_ago, long_ago))
+    run_train(params(epochs=1), paths)
+    assert [path for path in paths.work.iterdir() if path.is_dir()] == [recent]
+
+
+def test_a_killed_experiment_goes_on_in_another_workspace(make_job, params):
+    """Its own workspace goes with it; the state lies in the main one."""
+    settings = params(**(EVERYTHING | {"epochs": 40}))
+    main = make_job("main", settings, images=15)
+    whole = make_job("whole", settings, images=15)
+    whole.finish()
+
+    def experiment(name):
+        folder = main.folder / ".dvc/tmp/exps" / name
+        folder.mkdir(parents=True)
+        shutil.copytree(main.folder / "data", folder / "data")
+        shutil.copy(main.folder / "params.yaml", folder)
+        job = copy.copy(main)
+        job.folder = folder
+        return job
+
+    first, second = experiment("one"), experiment("two")
+    process = first.start()
+    main.wait_for_step(20, process)
+    process.kill()
+    process.communicate()
+    shutil.rmtree(first.folder)
+    assert "going on after step" in second.finish()
+    assert second.result() == whole.result()
+    assert not [path for path in (main.folder / ".work/train").iterdir() if path.is_dir()]
 
 
 def test_a_torn_state_starts_anew(make_data, params, run_train, capsys):

@@ -1,0 +1,58 @@
+"""What a finished training leaves behind: numbers, curves and the best checkpoint."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from camp_model import gates as pair_gates
+from camp_model.files import replacing_folder, write_csv, write_json
+from stages.training.resume import Progress
+
+PLOTS = ("train_loss", "val_recall", "val_gates")
+RECALL_COLUMNS = ("rsum", "i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
+GATE_COLUMNS = ("gate_positive_mean", "gate_negative_mean", "gate_auc")
+"""The first columns about gates; the others of `pair_gates.NAMES` follow."""
+PLOTTED_STEPS = 2000
+"""Rows of train_loss.csv at most; beyond, each is a mean over several steps."""
+
+
+def summary(progress: Progress, epoch_steps: int) -> dict[str, Any]:
+    """The numbers of metrics/train.json, but for the pace."""
+    return {
+        "best_epoch": progress.best_epoch,
+        "epochs": len(progress.epochs),
+        "steps": progress.step,
+        **{f"val_{name}": value for name, value in progress.best.items()},
+        "train_loss": _mean(progress.losses[-epoch_steps:]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def write_plots(folder: Path, progress: Progress) -> None:
+    """Write train_loss.csv, val_recall.csv and val_gates.csv."""
+    losses = progress.losses
+    size = -(-len(losses) // PLOTTED_STEPS)
+    means = [_mean(losses[start : start + size]) for start in range(0, len(losses), size)]
+    rows = [{"step": min((i + 1) * size, len(losses)), "loss": mean} for i, mean in enumerate(means)]
+    write_csv(folder / "train_loss.csv", ("step", "loss"), rows)
+    epochs = [{"epoch": i, **metrics} for i, metrics in enumerate(progress.epochs, start=1)]
+    columns = ("epoch", *RECALL_COLUMNS, *GATE_COLUMNS, *pair_gates.NAMES)
+    write_csv(folder / "val_recall.csv", tuple(dict.fromkeys(columns)), epochs)
+    bins = [
+        {"epoch": i, "gate": (at + 0.5) / pair_gates.BINS, **{name: counts[at] for name, counts in histograms.items()}}
+        for i, histograms in enumerate(progress.gates, start=1)
+        if histograms
+        for at in range(pair_gates.BINS)
+    ]
+    write_csv(folder / "val_gates.csv", ("epoch", "gate", *pair_gates.COUNTS), bins)
+
+
+def publish(best: Path, out: Path, fingerprint: Mapping[str, Any]) -> None:
+    """Put the best checkpoint in place, whole."""
+    with replacing_folder(out) as building:
+        shutil.copytree(best, building, dirs_exist_ok=True)
+        write_json(building / "fingerprint.json", fingerprint)
