@@ -6,6 +6,8 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # OpenMP threads that spin while they wait block each other once another process wants a core too.
 export OMP_WAIT_POLICY ?= PASSIVE
+# Modules of another project must not take the place of those in .venv.
+unexport PYTHONPATH
 # Every stage, worker and server is a process that imports torch or MLflow: compiled once, not in each of them.
 unexport PYTHONDONTWRITEBYTECODE
 export DVC_NO_ANALYTICS ?= true

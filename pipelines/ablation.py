@@ -13,7 +13,7 @@ from prefect import flow, get_run_logger
 from pipelines.commands import exit_when_asked
 from pipelines.experiments import side_by_side
 from pipelines.study import SPLIT, read_outcome
-from pipelines.study_document import Facts, write_document
+from pipelines.study_document import StudyInput, write_document
 from stages.contracts import read_table
 from stages.errors import InputError
 from stages.foils.facts import true_by_chance
@@ -106,8 +106,8 @@ def ablation(
     if document:
         outcomes = {name: [read_outcome(names[f"{name}-s{seed}"]) for seed in seeds] for name in variants}
         labels = {name: STUDY[name].label if name in STUDY else name for name in variants}
-        facts = Facts(labels, seeds, base, _data(), checked_out(), _true_by_chance(), parent)
-        write_document(Path(document), outcomes, facts)
+        study = StudyInput(labels, seeds, base, _data(), checked_out(), _true_by_chance(), parent)
+        write_document(Path(document), outcomes, study)
         get_run_logger().info("written: %s", document)
     return rows
 
@@ -117,7 +117,7 @@ def _data() -> str:
     source = Params.load().dataset.source
     tables = {name: read_table(Path(f"data/dataset/{name}.parquet"), ("split",)) for name in ("images", "captions")}
     counts = {name: table["split"].value_counts().to_pylist() for name, table in tables.items()}
-    sizes = {name: {entry["values"]: entry["counts"] for entry in found} for name, found in counts.items()}
+    sizes = {name: {entry["values"]: entry["counts"] for entry in rows} for name, rows in counts.items()}
     splits = [f"{split} {sizes['images'].get(split, 0):,} images and {sizes['captions'].get(split, 0):,} captions"
               for split in ("train", "val", "test")]  # fmt: skip
     return f"`{source}`; {', '.join(splits)}"
@@ -150,9 +150,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="trainings that run at the same time")
     parser.add_argument("--promote", action="store_true", help="call the best one's model champion in MLflow")
     parser.add_argument("--document", default="docs/study.md", help="what is written (default: %(default)s)")
-    given = parser.parse_args()
-    variants = {name: STUDY[name].overrides for name in given.only or STUDY}
-    ablation(variants, given.seeds, dict(given.set), given.jobs, given.promote, given.document)
+    arguments = parser.parse_args()
+    variants = {name: STUDY[name].overrides for name in arguments.only or STUDY}
+    ablation(variants, arguments.seeds, dict(arguments.set), arguments.jobs, arguments.promote, arguments.document)
 
 
 if __name__ == "__main__":

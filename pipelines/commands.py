@@ -15,6 +15,7 @@ LOG_EVERY = 10.0
 GRACE = 30.0
 """Seconds that a command which was told to end, and what one leaves behind, may take to finish."""
 
+PACKAGES = ("camp_model", "stages", "pipelines")
 MEMORY = ("out of memory", "OutOfMemoryError", "MemoryError", "Cannot allocate memory", "std::bad_alloc")
 PASSING = {
     "network": (
@@ -22,7 +23,7 @@ PASSING = {
         "Temporary failure in name resolution", "Network is unreachable", "RemoteDisconnected", "SSLError",
         "503 Service", "502 Bad Gateway", "504 Gateway", "RequestTimeout", "SlowDown",
     ),
-    "busy": ("Unable to acquire lock", "exited with 75", "database is locked"),
+    "busy": ("Unable to acquire lock", "database is locked"),
     "worker": ("NCCL", "worker exited unexpectedly", "DataLoader worker", "No space left on device"),
 }  # fmt: skip
 """What the output holds where the failure can pass."""
@@ -64,12 +65,17 @@ class CommandFailed(Exception):
 
 def why(code: int, output: str) -> str:
     """The reason of a failure, from the exit code and the last lines: see `CommandFailed`."""
-    if "exited with 2" in output:
+    # dvc ends with 255, whatever its stage ended with, and says that last.
+    said = re.findall(r"exited with (-?\d+)\s*$", output, re.MULTILINE)
+    code = int(said[-1]) if said else code
+    if code == 2:
         return "error"  # a stage's word for wrong params or input: trying again cannot help
     if any(sign in output for sign in MEMORY):
         return "memory"
-    if code < 0 or code in (137, 143) or re.search(r"exited with (-\d+|137|143)\b", output):
+    if code < 0 or code in (128 + signal.SIGKILL, 128 + signal.SIGTERM):
         return "killed"
+    if code == 75:
+        return "busy"
     return next((reason for reason, signs in PASSING.items() if any(sign in output for sign in signs)), "error")
 
 
@@ -92,7 +98,7 @@ def run_command(
         [sys.executable, "-m", "stages.entry", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "PATH": path, **(environment or {})},
+        env={**os.environ, **_own_modules(), "PYTHONUNBUFFERED": "1", "PATH": path, **(environment or {})},
     )
     assert process.stdout is not None
     _running.add(process)
@@ -119,9 +125,16 @@ def run_command(
         process.stdout.close()
     tail = "\n".join(lines)
     if code:
-        name = " ".join(part for part in command if part != sys.executable)
+        name = " ".join(word for word in command if word != sys.executable)
         raise CommandFailed(name, code, "error" if _ending else why(code, tail), "\n".join(lines[-20:]))
     return tail
+
+
+def _own_modules() -> dict[str, str]:
+    """PYTHONPATH without folders that hold nothing of this project: another torch must not reach the stages."""
+    folders = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    own = [folder for folder in folders if any(Path(folder, name).is_dir() for name in PACKAGES)]
+    return {"PYTHONPATH": os.pathsep.join(own)} if folders else {}
 
 
 def _chunks(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
@@ -146,9 +159,9 @@ def _lines(process: subprocess.Popen[bytes]) -> Iterator[tuple[str, bool]]:
     for chunk in _chunks(process):
         rest += chunk
         *whole, rest = re.split(rb"(?<=[\r\n])", rest)
-        for part in whole:
-            text = part.decode("utf-8", "replace").strip("\r\n")
+        for line in whole:
+            text = line.decode("utf-8", "replace").strip("\r\n")
             if text.strip():
-                yield text, part.endswith(b"\r")
+                yield text, line.endswith(b"\r")
     if rest.strip():
         yield rest.decode("utf-8", "replace"), False

@@ -4,6 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+SHIPPED_REMOTE = "camp-dvc-remote"
+"""The folder beside the repository that .dvc/config names for `dvc push` by hand; nobody has chosen it, and tens of GB
+may not fit beside the repository, so flows leave it alone."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -25,7 +29,7 @@ class Dag:
 
     stages: tuple[Stage, ...]
     remote: str | None
-    """The default DVC remote."""
+    """The default DVC remote, where a person has configured one."""
 
 
 def read_dag(root: Path = Path(), targets: tuple[str, ...] = ()) -> Dag:
@@ -64,7 +68,9 @@ def read_dag(root: Path = Path(), targets: tuple[str, ...] = ()) -> Dag:
                 )
                 for s in order
             )
-            return Dag(stages, repo.config["core"].get("remote"))
+            remote = repo.config["core"].get("remote")
+            url = str(repo.config["remote"].get(remote, {}).get("url", ""))
+            return Dag(stages, None if Path(url).name == SHIPPED_REMOTE else remote)
     except DvcException as error:
         raise ValueError(f"{root.resolve()}: {error}") from None
 
@@ -79,8 +85,8 @@ def shared_stages(keys: Iterable[str], root: Path = Path()) -> list[str]:
 
     def reads(param: str) -> bool:
         """Whether a key lies below `param`, or the other way round."""
-        parts = param.split(".")
-        return any(all(a == b for a, b in zip(parts, key, strict=False)) for key in changed)
+        names = param.split(".")
+        return any(all(a == b for a, b in zip(names, key, strict=False)) for key in changed)
 
     with Repo(str(root)) as repo:
         graph = repo.index.graph

@@ -38,14 +38,14 @@ def main() -> None:
     parser.add_argument("--pool", default="camp", help="name of the work pool")
     parser.add_argument("--pool-type", default="process", help="process, kubernetes, ...")
     parser.add_argument("--prefect-file", type=Path, default=Path("prefect.yaml"))
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
     with get_client(sync_client=True) as client:
         pools = client.request("POST", "/work_pools/filter", json={}).json()
-        if given.pool not in {pool["name"] for pool in pools}:
-            subprocess.run([*prefect, "work-pool", "create", "--type", given.pool_type, given.pool], check=True)
+        if arguments.pool not in {pool["name"] for pool in pools}:
+            subprocess.run([*prefect, "work-pool", "create", "--type", arguments.pool_type, arguments.pool], check=True)
         deploy_automations(client)
-    subprocess.run([*prefect, "deploy", "--all", "--prefect-file", str(given.prefect_file)], check=True)
+    subprocess.run([*prefect, "deploy", "--all", "--prefect-file", str(arguments.prefect_file)], check=True)
 
 
 if __name__ == "__main__":

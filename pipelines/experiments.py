@@ -24,6 +24,7 @@ from prefect.tasks import exponential_backoff
 
 from pipelines.commands import begin, end_all, exit_when_asked, run_command
 from pipelines.dag import shared_stages
+from pipelines.devices import DevicePool
 from pipelines.reproduce import DVC, can_pass
 from pipelines.study import commit_of
 from stages.errors import InputError
@@ -47,11 +48,11 @@ def variants_of(grid: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise InputError(f"grid: {key}: {values!r} is not a list of values")
-    found = {}
+    variants = {}
     for values in itertools.product(*grid.values()):
         overrides = dict(zip(grid, values, strict=True))
-        found["-".join(f"{key.split('.')[-1]}-{value}" for key, value in overrides.items()) or "as-is"] = overrides
-    return found
+        variants["-".join(f"{key.split('.')[-1]}-{value}" for key, value in overrides.items()) or "as-is"] = overrides
+    return variants
 
 
 @task(
@@ -63,13 +64,14 @@ def variants_of(grid: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
     task_run_name="{name}",
 )
 def run_experiment(
-    name: str, overrides: dict[str, Any], parent: str | None, threads: int, target: str | None
+    name: str, overrides: dict[str, Any], parent: str | None, threads: int, devices: DevicePool, target: str | None
 ) -> dict[str, Any]:
     """Run one DVC experiment in its own workspace; its metrics.
 
     A stage whose inputs and params another experiment has had already comes from DVC's run cache.
 
     Args:
+        devices: lends it GPUs that as few other experiments as possible have.
         target: the stage that it ends with; None: the last.
     """
     logger = get_run_logger()
@@ -80,7 +82,8 @@ def run_experiment(
         if Path("dvc.lock").is_file() and not _tracked("dvc.lock"):
             command += ["--copy-paths", "dvc.lock"]  # without it the experiment would run every stage
         environment = {"PREFECT__FLOW_RUN_ID": str(flow_run.id or ""), "OMP_NUM_THREADS": str(threads)}
-        run_command(command, logger.info, environment | ({PARENT: parent} if parent else {}))
+        with devices.lend() as lent:
+            run_command(command, logger.info, environment | lent | ({PARENT: parent} if parent else {}))
     return experiment_metrics(name)
 
 
@@ -153,14 +156,16 @@ def _run_all(
         for name, overrides in variants.items()
     }
     key = _hash(kind, common, variants, target)[:32]
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads, devices = max(1, (os.cpu_count() or 1) // jobs), DevicePool(jobs)
     results: dict[str, dict[str, Any]] = {}
     tags = {"prefect.flow_run": flow_run.id}
     with track("sweep", {"variants": variants}, run_id=key, name=f"{kind} {key[:8]}", tags=tags) as run:
         failed = []
         try:
             futures = {
-                name: run_experiment.with_options(name=name).submit(names[name], overrides, run.run_id, threads, target)
+                name: run_experiment.with_options(name=name).submit(
+                    names[name], overrides, run.run_id, threads, devices, target
+                )
                 for name, overrides in variants.items()
             }
             for future in futures.values():
@@ -240,8 +245,8 @@ def main() -> None:
     parser.add_argument("grid", type=json.loads, help="JSON: dotted params key -> values")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--promote", action="store_true", help="call the best one's model champion in MLflow")
-    given = parser.parse_args()
-    sweep(given.grid, jobs=given.jobs, promote=given.promote)
+    arguments = parser.parse_args()
+    sweep(arguments.grid, jobs=arguments.jobs, promote=arguments.promote)
 
 
 if __name__ == "__main__":

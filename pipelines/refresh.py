@@ -24,7 +24,7 @@ def refresh(base: str = "main", transfers: bool = True) -> object:
 
     Args:
         base: git revision that the metrics are compared with.
-        transfers: pull before and push after, where a DVC remote is configured.
+        transfers: pull before and push after, where a DVC remote of your own is the default.
     """
     logger = get_run_logger()
     if watching := [stage.name for stage in read_dag().stages if stage.watches]:

@@ -112,7 +112,7 @@ def reproduce(
         params: the params of every stage. What differs from the workspace's params.yaml is written into it.
         stages: only these and what they depend on; all if empty.
         base: git revision that the metrics are compared with.
-        transfers: pull before and push after, where a DVC remote is configured.
+        transfers: pull before and push after, where a DVC remote of your own is the default.
     """
     logger = get_run_logger()
     if changed := write_params(params):

@@ -33,7 +33,7 @@ GATE_ROWS = ("words", "gate"), ("content words", "gate_content"), ("regions", "r
 
 
 @dataclass(frozen=True)
-class Facts:
+class StudyInput:
     """What the study ran on."""
 
     labels: Mapping[str, str]
@@ -49,52 +49,52 @@ class Facts:
     """Key of the MLflow run that all trainings are nested under."""
 
 
-def write_document(path: Path, outcomes: Outcomes, facts: Facts) -> None:
+def write_document(path: Path, outcomes: Outcomes, study: StudyInput) -> None:
     """Write the document and, beside it, its two pictures."""
     differences = compare(outcomes)
     with replacing(path.with_name(f"{path.stem}-differences.svg")) as temporary:
-        _draw_differences(temporary, differences, facts)
+        _draw_differences(temporary, differences, study)
     with replacing(path.with_name(f"{path.stem}-gates.svg")) as temporary:
-        _draw_gates(temporary, outcomes, facts)
-    write_text(path, _text(path, outcomes, differences, facts))
+        _draw_gates(temporary, outcomes, study)
+    write_text(path, _text(path, outcomes, differences, study))
 
 
-def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference], facts: Facts) -> str:
-    settings = ", ".join(f"`{key}: {value}`" for key, value in facts.base.items())
-    parts = [
+def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference], study: StudyInput) -> str:
+    settings = ", ".join(f"`{key}: {value}`" for key, value in study.base.items())
+    sections = [
         f"# {_title(differences)}, answered by this pipeline\n",
         "`python -m pipelines.ablation` wrote this page; do not edit it. One row per model, one change at a time; mean "
-        f"and standard deviation over {len(facts.seeds)} training seeds ({', '.join(map(str, facts.seeds))}). Every "
+        f"and standard deviation over {len(study.seeds)} training seeds ({', '.join(map(str, study.seeds))}). Every "
         f"model is selected on the validation split and measured once on the {SPLIT} split.\n",
         f"![Difference in rsum to the full model]({path.stem}-differences.svg)\n",
-        table(_recall_rows(outcomes, differences, facts)),
+        table(_recall_rows(outcomes, differences, study)),
         "The difference is the full model minus the row, on the same images, with its 95 % bootstrap interval over "
         "images and seeds: where it holds 0, no difference was found.\n",
-        *_hardly_begun(outcomes, facts),
+        *_hardly_begun(outcomes, study),
         "## The answers\n",
-        *_answers(outcomes, differences, facts),
+        *_answers(outcomes, differences, study),
         "## Gates\n",
         "Mean gate of matching pairs, of random negative pairs, and of the hardest negative of each caption. Content "
         "words name an object, a colour, a size or a texture. AUC: how often a matching pair's mean word gate is above "
         "a random negative pair's. The paper reports 0.971 on matching pairs and 2.7e-9 on negative ones.\n",
-        table(_gate_rows(outcomes, facts)),
-        *_floor(facts),
+        table(_gate_rows(outcomes, study)),
+        *_floor(study),
         f"![Mean word gates by epoch]({path.stem}-gates.svg)\n",
         "## Subtle mismatch\n",
         "One word of a test caption is changed so that it is no longer true of the picture. How often the true caption "
         "scores higher than its foil, in percent, by the kind of the word:\n",
-        table(_foil_rows(outcomes, facts)),
+        table(_foil_rows(outcomes, study)),
         "Which word is held responsible: among the foil's content words, counts and relations, the one whose removal "
         "(`<unk>`) raises the score most, or the one with the lowest gate; how often that is the changed word, in "
         "percent:\n",
-        table(_guilty_rows(outcomes, facts)),
+        table(_guilty_rows(outcomes, study)),
         "## Fine print\n",
-        f"- Data: {facts.data}.\n- Set for every row: {settings or 'nothing'}; all else as in `params.yaml`.\n"
-        f"- Commit {facts.commit}; MLflow parent run `{facts.run or 'not recorded'}`.\n"
+        f"- Data: {study.data}.\n- Set for every row: {settings or 'nothing'}; all else as in `params.yaml`.\n"
+        f"- Commit {study.commit}; MLflow parent run `{study.run or 'not recorded'}`.\n"
         f"- {_machine()}.\n"
         "- Seeds change the training (weights, order, negatives); data, detector and regions are the same for all.\n",
     ]
-    return "\n".join(parts)
+    return "\n".join(sections)
 
 
 def _title(differences: Mapping[str, Difference]) -> str:
@@ -106,21 +106,21 @@ def _title(differences: Mapping[str, Difference]) -> str:
     return f"Question{'s' * (len(asked) > 1)} {' and '.join(asked)} of the paper's five"
 
 
-def _recall_rows(outcomes: Outcomes, differences: Mapping[str, Difference], facts: Facts) -> list[dict[str, Any]]:
+def _recall_rows(outcomes: Outcomes, differences: Mapping[str, Difference], study: StudyInput) -> list[dict[str, Any]]:
     rows = []
     for name, of_variant in outcomes.items():
         recall = {key: [outcome.recall[key] for outcome in of_variant] for key in ("rsum", "i2t_r1", "t2i_r1")}
         rows.append({
-            "model": facts.labels[name],
+            "model": study.labels[name],
             "rsum": _cell(recall["rsum"]), "i2t R@1": _cell(recall["i2t_r1"]), "t2i R@1": _cell(recall["t2i_r1"]),
             "full minus this, rsum": "" if name == "full" else _interval(differences[name]),
         })  # fmt: skip
     return rows
 
 
-def _hardly_begun(outcomes: Outcomes, facts: Facts) -> list[str]:
+def _hardly_begun(outcomes: Outcomes, study: StudyInput) -> list[str]:
     names = [
-        f"*{facts.labels[name]}* ({slow} of {len(of_variant)} seeds)"
+        f"*{study.labels[name]}* ({slow} of {len(of_variant)} seeds)"
         for name, of_variant in outcomes.items()
         if (slow := sum(outcome.recall["rsum"] < BEGUN for outcome in of_variant))
     ]
@@ -132,20 +132,20 @@ def _hardly_begun(outcomes: Outcomes, facts: Facts) -> list[str]:
     ]
 
 
-def _answers(outcomes: Outcomes, differences: Mapping[str, Difference], facts: Facts) -> list[str]:
-    parts = []
+def _answers(outcomes: Outcomes, differences: Mapping[str, Difference], study: StudyInput) -> list[str]:
+    sections = []
     for number, (claim, names) in enumerate(QUESTIONS, start=1):
         known = [name for name in names if name in differences]
         if not known:
             continue
-        lines = [f"- against *{facts.labels[name]}*: the full model is {_say(differences[name])}" for name in known]
+        lines = [f"- against *{study.labels[name]}*: the full model is {_say(differences[name])}" for name in known]
         if number in (2, 5):
-            lines += _suppression(outcomes, facts, ("full", *known))
+            lines += _suppression(outcomes, study, ("full", *known))
         if number == 1:
-            lines += [f"- *{facts.labels[name]}*: the true caption beats its foil in {_foil(outcomes[name])} % of cases"
+            lines += [f"- *{study.labels[name]}*: the true caption beats its foil in {_foil(outcomes[name])} % of cases"
                       for name in ("full", *known)]  # fmt: skip
-        parts.append(f"### {number}. {claim}\n\n" + "\n".join(lines) + "\n")
-    return parts
+        sections.append(f"### {number}. {claim}\n\n" + "\n".join(lines) + "\n")
+    return sections
 
 
 def _say(difference: Difference) -> str:
@@ -154,19 +154,19 @@ def _say(difference: Difference) -> str:
     return f"{difference.verdict} by {_interval(difference)} rsum"
 
 
-def _suppression(outcomes: Outcomes, facts: Facts, names: Sequence[str]) -> list[str]:
+def _suppression(outcomes: Outcomes, study: StudyInput, names: Sequence[str]) -> list[str]:
     lines = []
     for name in names:
         means = [_mean_gate(outcomes[name], f"gate_{kind}_mean", 3) for kind in ("positive", "negative", "hardest")]
         if all(means):
             lines.append(
-                f"- *{facts.labels[name]}*: mean word gate {means[0]} on matching pairs, {means[1]} on random "
+                f"- *{study.labels[name]}*: mean word gate {means[0]} on matching pairs, {means[1]} on random "
                 f"negatives, {means[2]} on the hardest"
             )
     return lines
 
 
-def _gate_rows(outcomes: Outcomes, facts: Facts) -> list[dict[str, Any]]:
+def _gate_rows(outcomes: Outcomes, study: StudyInput) -> list[dict[str, Any]]:
     rows = []
     for name, of_variant in outcomes.items():
         for side, prefix in GATE_ROWS:
@@ -177,17 +177,17 @@ def _gate_rows(outcomes: Outcomes, facts: Facts) -> list[dict[str, Any]]:
                                   ("AUC, hardest", "hardest_auc"))
             }  # fmt: skip
             if all(cells.values()):
-                rows.append({"model": facts.labels[name], "gates of": side, **cells})
+                rows.append({"model": study.labels[name], "gates of": side, **cells})
     return rows
 
 
-def _floor(facts: Facts) -> list[str]:
-    if facts.true_by_chance is None:
+def _floor(study: StudyInput) -> list[str]:
+    if study.true_by_chance is None:
         return []
     return [
-        f"Of the content words of a random negative pair {100 * facts.true_by_chance:.1f} % are true of the picture "
+        f"Of the content words of a random negative pair {100 * study.true_by_chance:.1f} % are true of the picture "
         "all the same: what their phrase names is in it. A gate that is right about every phrase is open there, so a "
-        f"mean below {facts.true_by_chance:.3f} would take gates that know the rest of the caption, too.\n"
+        f"mean below {study.true_by_chance:.3f} would take gates that know the rest of the caption, too.\n"
     ]
 
 
@@ -199,13 +199,13 @@ def _kinds(outcomes: Outcomes) -> list[str]:
     return list(dict.fromkeys(kind for of_variant in outcomes.values() for o in of_variant for kind in o.foils))
 
 
-def _foil_rows(outcomes: Outcomes, facts: Facts) -> list[dict[str, Any]]:
+def _foil_rows(outcomes: Outcomes, study: StudyInput) -> list[dict[str, Any]]:
     kinds = _kinds(outcomes)
     first = next(iter(outcomes.values()))[0].foils
     rows: list[dict[str, Any]] = [{"model": "*foils*", **{kind: first.get(kind, {}).get("foils", 0) for kind in kinds}}]
     for name, of_variant in outcomes.items():
         cells = {kind: _foil(of_variant, kind) for kind in kinds}
-        rows.append({"model": facts.labels[name], **cells})
+        rows.append({"model": study.labels[name], **cells})
     return rows
 
 
@@ -213,10 +213,10 @@ def _foil(outcomes: Sequence[Outcome], kind: str = "all", key: str = "true_first
     return _cell([outcome.foils.get(kind, {}).get(key) for outcome in outcomes])
 
 
-def _guilty_rows(outcomes: Outcomes, facts: Facts) -> list[dict[str, Any]]:
+def _guilty_rows(outcomes: Outcomes, study: StudyInput) -> list[dict[str, Any]]:
     return [
         {
-            "model": facts.labels[name],
+            "model": study.labels[name],
             "by score": _foil(of_variant, key="guilty_by_score"),
             "by gate": _foil(of_variant, key="guilty_by_gate"),
             "by chance": _foil(of_variant, key="chance"),
@@ -262,14 +262,14 @@ def _axes(height: float) -> tuple[Any, Callable[[Path], None]]:
     return axes, save
 
 
-def _draw_differences(file: Path, differences: Mapping[str, Difference], facts: Facts) -> None:
+def _draw_differences(file: Path, differences: Mapping[str, Difference], study: StudyInput) -> None:
     axes, save = _axes(1.0 + 0.27 * len(differences))
     for row, difference in enumerate(reversed(list(differences.values()))):
         axes.plot([difference.low, difference.high], [row, row], color="#3060a0", linewidth=2)
         axes.plot(difference.mean, row, "o", color="#3060a0")
     axes.axvline(0, color="#888888", linewidth=1)
     axes.set_ylim(-0.6, len(differences) - 0.4)
-    axes.set_yticks(range(len(differences)), [facts.labels[name] for name in reversed(list(differences))])
+    axes.set_yticks(range(len(differences)), [study.labels[name] for name in reversed(list(differences))])
     # A model that has not learnt is hundreds of points away; those that have are a few apart.
     axes.set_xscale("symlog", linthresh=50)
     axes.set_xticks(shown := [-50, -25, 0, 25, 50, 100, 200, 500], [f"{value}" for value in shown])
@@ -278,14 +278,14 @@ def _draw_differences(file: Path, differences: Mapping[str, Difference], facts: 
     save(file)
 
 
-def _draw_gates(file: Path, outcomes: Outcomes, facts: Facts) -> None:
+def _draw_gates(file: Path, outcomes: Outcomes, study: StudyInput) -> None:
     axes, save = _axes(3.6)
     lines = {"gate_positive_mean": ("matching", "-"), "gate_negative_mean": ("random negative", "--")}
     for name, colour in (("full", "#3060a0"), ("gates-alone", "#5a9a3c"), ("published-gates", "#b05010")):
         curves = [outcome.curve for outcome in outcomes.get(name, ()) if "gate_positive_mean" in outcome.curve]
         for column, (label, style) in lines.items():
             for number, curve in enumerate(curves):
-                text = f"{facts.labels[name]}, {label}" if number == 0 else None
+                text = f"{study.labels[name]}, {label}" if number == 0 else None
                 axes.plot(curve["epoch"], curve[column], style, color=colour, linewidth=1.4, label=text)
     axes.set_ylim(0, 1)
     axes.xaxis.get_major_locator().set_params(integer=True)

@@ -40,12 +40,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def summary_markdown(done: Mapping[str, str], rows: Sequence[Mapping[str, Any]], link: str | None) -> str:
     """The page of a run: the recall table, the MLflow run, and what was done."""
-    parts = ["# Retrieval\n", table(rows) or "There is no metrics/retrieval.json.\n"]
+    sections = ["# Retrieval\n", table(rows) or "There is no metrics/retrieval.json.\n"]
     if link:
-        parts.append(f"\nMLflow run: {link}\n")
-    parts.append("\n# Stages\n")
-    parts.append(table([{"stage": name, "state": state} for name, state in done.items()]))
-    return "\n".join(parts)
+        sections.append(f"\nMLflow run: {link}\n")
+    sections.append("\n# Stages\n")
+    sections.append(table([{"stage": name, "state": state} for name, state in done.items()]))
+    return "\n".join(sections)
 
 
 def diff_markdown(rows: Sequence[Mapping[str, Any]], base: str) -> str:

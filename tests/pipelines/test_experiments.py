@@ -13,7 +13,7 @@ from pipelines.experiments import sweep, variants_of
 from stages.errors import InputError
 
 TRAIN = """
-import json, os
+import json, os, time
 from pathlib import Path
 import yaml
 from stages.tracking import track
@@ -24,6 +24,9 @@ with track("train", params) as run:
     Path("metrics/train.json").write_text(json.dumps({"val_rsum": rsum}))
     Path("metrics/retrieval.json").write_text(json.dumps({"test": {"rsum": 600 - rsum}}))
     run.log_metrics({"val/rsum": rsum})
+    with open(os.environ["DEVICES_SEEN"], "a") as file:
+        file.write(os.environ["CUDA_VISIBLE_DEVICES"] + " ")
+    time.sleep(5)  # beside the other
     Path("train.txt").write_text(Path("shared.txt").read_text() + os.getcwd())
 """
 SLOW = """
@@ -72,6 +75,9 @@ def test_a_sweep_runs_in_own_workspaces_under_one_parent(prefect_server, reposit
     subprocess.run(["git", "add", "-A"], check=True)
     subprocess.run(["git", "commit", "-q", "-m", "ready"], check=True)
     before = Path("params.yaml").read_bytes()
+    devices = repository.parent / "devices"
+    monkeypatch.setenv("DEVICES_SEEN", str(devices))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")  # two GPUs, as far as anyone can tell
 
     rows = sweep({"train.epochs": [1, 3], "model.gate": ["none"]}, jobs=2)
     assert [(row["rank"], row["variant"], row["val_rsum"]) for row in rows] == [
@@ -81,6 +87,7 @@ def test_a_sweep_runs_in_own_workspaces_under_one_parent(prefect_server, reposit
     assert rows[0]["test_rsum"] == 275.0  # the worse on test: validation decides
     assert Path("params.yaml").read_bytes() == before
     assert not Path("train.txt").exists()
+    assert sorted(devices.read_text().split()) == ["4", "7"]  # each has one of its own
     assert ran.read_text() == "once "  # the stage that no variant touches came from the cache
 
     from mlflow import MlflowClient

@@ -113,6 +113,57 @@ def test_another_clone_ends_with_the_same_result(prefect_server, repository, mon
     assert (clone / "train.txt").read_text() == (repository / "train.txt").read_text()
 
 
+def test_the_remote_beside_the_repository_is_nobodys_choice(repository, monkeypatch):
+    """Its own .dvc/config names one for `dvc push` by hand: a flow pushes only to a remote that a person has set."""
+
+    def dvc(*command):
+        subprocess.run([sys.executable, "-m", "dvc", *command], check=True, capture_output=True)
+
+    assert read_dag().remote is None
+    Path(".dvc/config").write_bytes((Path(commands.__file__).parents[1] / ".dvc/config").read_bytes())
+    assert read_dag().remote is None
+    dvc("remote", "add", "--local", "--default", "mine", str(repository.parent / "remote"))
+    assert read_dag().remote == "mine"
+    dvc("remote", "remove", "--local", "mine")
+    dvc("remote", "add", "--force", "--default", "local", "s3://bucket/camp")
+    assert read_dag().remote == "local"
+
+
+def test_another_projects_modules_do_not_reach_a_stage(tmp_path, monkeypatch):
+    (tmp_path / "own/stages").mkdir(parents=True)
+    (tmp_path / "other/torch").mkdir(parents=True)
+    (tmp_path / "other/torch/__init__.py").write_text("raise ImportError('another torch')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(tmp_path / name) for name in ("other", "own")))
+    script = "import os, torch; print(os.environ['PYTHONPATH'])"
+    assert run_command([sys.executable, "-c", script], print) == str(tmp_path / "own")
+
+
+def test_make_passes_no_pythonpath_on(tmp_path):
+    command = ["make", "-s", "--eval=shown: ; @env", "shown"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "SHOWN": "yes"}
+    root = Path(commands.__file__).parents[1]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
+    assert "SHOWN=yes" in done.stdout and "PYTHONPATH" not in done.stdout
+
+
+NAMELESS = """
+import pwd
+pwd.getpwuid = {}.__getitem__  # as for a container's user without a name
+import pipelines
+from pathlib import Path
+from prefect.settings import get_current_settings
+print(Path.home(), get_current_settings().home)
+"""
+
+
+def test_a_flow_starts_where_there_is_no_home(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "PREFECT_HOME")}
+    environment["PYTHONPATH"] = str(Path(commands.__file__).parents[1])
+    command = [sys.executable, "-c", NAMELESS]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == [str(tmp_path / ".work/home"), str(tmp_path / ".work/home/.prefect")]
+
+
 @pytest.mark.parametrize(("option", "code"), [("--help", 0), ("--force", 2)])
 def test_no_option_starts_the_flow_by_accident(option, code, repository):
     assert subprocess.run([sys.executable, "-m", "pipelines.reproduce", option], check=False).returncode == code
@@ -188,6 +239,14 @@ def test_refresh_runs_only_what_is_stale(prefect_server, repository):
         (255, "torch.OutOfMemoryError: CUDA out of memory\nexited with 1", "memory"),
         (255, "urllib3: Connection refused", "network"),
         (1, "ZeroDivisionError", "error"),
+        (255, "failed to run: x, exited with 20\nConnection refused", "network"),  # 20 is not 2
+        (255, "failed to run: x, exited with 255\nNCCL", "worker"),
+        (255, "failed to run: x, exited with 1370", "error"),
+        (255, "the child exited with 2, which is fine\nfailed to run: x, exited with 137", "killed"),
+        (255, "failed to run: x, exited with 750", "error"),
+        (255, "failed to run: x, exited with 2\n", "error"),
+        (2, "error: regions.batch_size: 0; MemoryError is what you would get", "error"),
+        (75, "error: stage train: its outputs are being written by another process", "busy"),
     ],
 )
 def test_why(code, output, reason):
