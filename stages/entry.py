@@ -27,6 +27,8 @@ FOLDER = Path(".work") / "locks"
 PATIENCE = 600.0
 """Seconds that a stage waits for another process on the same outputs."""
 PR_SET_PDEATHSIG = 1
+OUTPUTS = ("data", "models", "metrics", "plots", "report")
+"""Folders that the stages' outputs lie in."""
 COMMAND = "CAMP_COMMAND"
 """Environment variable: the process that a flow has started and that every stage of it descends from."""
 
@@ -118,6 +120,17 @@ def read_params(sections: type[S], path: Path = PARAMS) -> S:
     return sections.load(path)
 
 
+def _check_outputs() -> None:
+    """Have a link in the place of a folder of outputs said before a stage works: DVC would refuse what it made."""
+    for name in OUTPUTS:
+        if Path(name).is_symlink():
+            raise InputError(
+                f"{name}: is a link to {Path(name).resolve()}; DVC keeps no outputs behind a link. Expected a folder: "
+                "put the repository on that disk; or mount it here (mount --bind), and move DVC's cache to it, too "
+                "(dvc cache dir --local)"
+            )
+
+
 def stage_main(run: Callable[[], None], arguments: bool = False) -> None:
     """Run a stage's entry point, alone on its outputs; an InputError becomes one line on stderr and exit code 2.
 
@@ -133,6 +146,8 @@ def stage_main(run: Callable[[], None], arguments: bool = False) -> None:
         parser.parse_args()
     try:
         with hold_own_outputs():
+            if "DVC_STAGE" in os.environ:
+                _check_outputs()
             run()
     except (InputError, Held) as error:
         print(f"error: {error}", file=sys.stderr)

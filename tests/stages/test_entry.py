@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import stages
-from stages.entry import Held, hold_outputs
+from stages.entry import Held, hold_outputs, stage_main
 
 ROOT = Path(stages.__file__).parents[1]
 DVC = [sys.executable, "-m", "dvc"]
@@ -138,3 +138,21 @@ def wait_for(condition):
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.1)
+
+
+def test_a_link_in_the_place_of_outputs_is_said_before_any_work(tmp_path, monkeypatch, capsys):
+    (tmp_path / "disk").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_STAGE", "prepare_dataset")
+    monkeypatch.setattr(sys, "argv", ["stage"])
+    worked = []
+    Path("data").symlink_to(tmp_path / "disk")
+    with pytest.raises(SystemExit) as ended:
+        stage_main(lambda: worked.append(1))
+    assert ended.value.code == 2 and not worked
+    said = capsys.readouterr().err
+    assert f"data: is a link to {tmp_path / 'disk'}" in said and "expected a folder" in said.lower()
+    Path("data").unlink()
+    Path("data").mkdir()
+    stage_main(lambda: worked.append(1))
+    assert worked

@@ -77,6 +77,11 @@ def test_gradients_are_averaged_and_a_parameter_that_no_process_used_does_not_de
     assert printed == ["4.0 [1.5, 1.5] [0.5, 0.5] None [1.0, 1.0]"] * 2
 
 
+def test_one_gpu_is_not_for_several_processes():
+    with pytest.raises(InputError, match=r"train\.device: cuda:1 is one device for train\.processes, 2"):
+        launch(TrainParams(processes=2), torch.device("cuda:1"), "stages.train")
+
+
 def machines(*jobs):
     """The stage on as many machines that meet on loopback."""
     with socket.socket() as free:

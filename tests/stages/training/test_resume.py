@@ -178,7 +178,7 @@ def test_a_state_that_nothing_uses_is_removed_and_others_are_not(make_data, para
 
 def test_a_killed_experiment_goes_on_in_another_workspace(make_job, params):
     """Its own workspace goes with it; the state lies in the main one."""
-    settings = params(**(EVERYTHING | {"epochs": 40}))
+    settings = params(**(EVERYTHING | {"epochs": 12}))
     main = make_job("main", settings, images=15)
     whole = make_job("whole", settings, images=15)
     whole.finish()
@@ -194,7 +194,7 @@ def test_a_killed_experiment_goes_on_in_another_workspace(make_job, params):
 
     first, second = experiment("one"), experiment("two")
     process = first.start()
-    main.wait_for_step(20, process)
+    main.wait_for_step(8, process)
     process.kill()
     process.communicate()
     shutil.rmtree(first.folder)
