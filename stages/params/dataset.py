@@ -9,7 +9,7 @@ from stages.params.section import Section, Share, Split
 from stages.workspace import named_path
 
 SPLITS: tuple[str, ...] = get_args(Split)
-Source = Literal["scenes", "karpathy", "coco", "table"]
+SourceName = Literal["scenes", "karpathy", "coco", "table"]
 """A module of stages/sources each, and what it alone needs to know a section of the same name below."""
 
 
@@ -87,7 +87,7 @@ class TableParams(Section):
 class DatasetParams(Section):
     """Where images and captions come from."""
 
-    source: Source = "scenes"
+    source: SourceName = "scenes"
     """scenes, karpathy, coco or table."""
     root: str = "data/raw"
     """Folder that a source other than `scenes` reads, relative to the repository or absolute."""

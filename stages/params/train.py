@@ -32,7 +32,7 @@ class TrainParams(Section):
     """Pairs in one forward and backward pass; 0: all at once. The gradient is the same."""
     learning_rate: float = Field(default=2e-4, ge=0)
     """Learning rate of AdamW at the start, after the warm-up."""
-    learning_rates: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    learning_rates: dict[str, Annotated[float, Field(ge=0)]] = Field(default={})
     """Parts with a learning rate of their own: beginning of parameter names -> what multiplies `learning_rate` for
     them, at every step of the schedule. The longest that fits counts; 0 holds a part fixed."""
     warmup_steps: int = Field(default=0, ge=0)

@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from stages.params.dataset import Source
+from stages.params.dataset import SourceName
 
 # Name in dataset.source -> module, imported when chosen.
-SOURCES: dict[str, str] = {name: f"stages.sources.{name}" for name in get_args(Source)}
+SOURCES: dict[str, str] = {name: f"stages.sources.{name}" for name in get_args(SourceName)}
