@@ -23,7 +23,7 @@ def form(filled: S) -> type[S]:
     for name, value in filled:
         field = copy.copy(kind.model_fields[name])
         nested: Any = form(value) if isinstance(value, Section) else None
-        field.default = nested() if nested else value
+        field.default, field.default_factory = nested() if nested else value, None
         fields[name] = (nested or field.annotation, field)
     return create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, **fields)
 
