@@ -27,7 +27,7 @@ from filelock import Timeout
 from stages.params.section import Section
 from stages.tracking.machine import output, sample_machine
 from stages.tracking.restore import model_hash
-from stages.tracking.spool import SPOOL, Spool, experiment_name, pending, writer_alive
+from stages.tracking.spool import SPOOL, Spool, experiment_name, left_behind
 from stages.workspace import main_root
 
 WAIT = 18.0
@@ -233,8 +233,7 @@ def _deliver(root: Path, key: str) -> subprocess.Popen[bytes] | None:
 
 def _wait(process: subprocess.Popen[bytes], root: Path, key: str) -> None:
     """Wait for the delivery, `WAIT` seconds at most, and say once what of the run was not delivered, and why."""
-    ended = [folder for folder in pending(root) if folder.name != key and not writer_alive(folder)]
-    seconds = WAIT_AGAIN if ended else WAIT
+    seconds = WAIT_AGAIN if left_behind(root, key) else WAIT
     reason = f"did not take this run (why: {root / '.tracking' / 'delivery.log'})"
     try:
         if process.wait(timeout=seconds) == 0:

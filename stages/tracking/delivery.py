@@ -176,6 +176,8 @@ def write(client: "MlflowClient", run_id: str, folder: Path, event: Event) -> No
         log_model(client, run_id, folder / event["source"], folder / event["code"], event)
     elif kind == "end":
         client.set_terminated(run_id, event["status"], event["time"])
+    else:
+        raise ValueError("is no event that this version knows")
 
 
 def sync(root: Path, moved: bool = True) -> tuple[int, list[str]]:

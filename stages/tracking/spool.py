@@ -125,6 +125,12 @@ def started(folder: Path) -> Event | None:
     return next((event for _, event in read_events(folder) if event and event["event"] == "start"), None)
 
 
+def left_behind(root: Path, key: str) -> bool:
+    """Whether the spool holds another run that has ended and that the server did not take, as far as it would."""
+    others = [folder for folder in pending(root) if folder.name != key and not (folder / "refused.jsonl").exists()]
+    return any(not writer_alive(folder) for folder in others)
+
+
 def pending(root: Path) -> list[Path]:
     """The spool folders, oldest first. A folder that is wholly delivered is removed, so each holds something."""
     starts = {}

@@ -108,7 +108,7 @@ def test_an_experiment_without_a_name_is_camp(root, monkeypatch, name):
     assert client.get_experiment(run_of(root, run.run_id).info.experiment_id).name == "camp"
 
 
-def test_what_is_refused_of_a_run_is_kept_and_the_rest_arrives(root):
+def test_what_is_refused_of_a_run_is_kept_and_the_rest_arrives(root, capsys):
     Path("curve.csv").write_text("step\n")
     with track("train", {"short": 1, "bad\nname": 2}, tags={"good": "yes"}) as run:
         for step in range(700):
@@ -116,6 +116,7 @@ def test_what_is_refused_of_a_run_is_kept_and_the_rest_arrives(root):
         run.log_metrics({"not/a/number": float("nan"), "endless": float("inf")})
         run.set_tags({"k" * 300: "too long a name", "fine": "yes"})
         run.log_artifact("curve.csv", "plots")
+        run._write("novelty", values={})
     assert sync(root)[0] == 0
     late = run_of(root, run.run_id)
     assert late.info.status == "FINISHED"
@@ -132,11 +133,15 @@ def test_what_is_refused_of_a_run_is_kept_and_the_rest_arrives(root):
     (refused,) = root.glob(".tracking/spool/*/refused.jsonl")
     events = [json.loads(line) for line in refused.read_text().splitlines()]
     assert sum(len(event["values"]["no*name"]) for event in events if event["event"] == "metrics") == 700
+    assert "novelty" in {event["event"] for event in events}
     assert {name for event in events for name in event["values"]} == {"bad\nname", "no*name", "k" * 300}
+    # A later run waits for the server as long as ever.
+    with subprocess.Popen(["sleep", str(tracking.WAIT_AGAIN + 1)]) as delivery:
+        tracking._wait(delivery, root, "later")
+    assert "warning:" not in capsys.readouterr().err
     # Whoever mends the names gets all of it.
-    refused.write_text(
-        refused.read_text().replace("no*name", "a name").replace("bad\\nname", "b").replace("k" * 300, "k")
-    )
+    mended = refused.read_text().replace("no*name", "a name").replace("bad\\nname", "b")
+    refused.write_text(mended.replace("k" * 300, "k").replace("novelty", "tags"))
     assert sync(root) == (1, [])
     assert len(client.get_metric_history(late.info.run_id, "a name")) == 700
     assert run_of(root, run.run_id).data.params == {"short": "1", "b": "2"}
