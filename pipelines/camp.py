@@ -1,0 +1,54 @@
+"""The console command `camp`: the project's other commands by name, from any folder.
+
+camp --repository ~/camp reproduce
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+COMMANDS = {
+    "params": ("stages.params", "write params.yaml from presets, or check it"),
+    "reproduce": ("pipelines.reproduce", "bring the results up to date, each stage a task of a flow"),
+    "refresh": ("pipelines.refresh", "the same, if DVC says that something is stale"),
+    "extract": ("pipelines.extract", "extract missing region shards on many workers"),
+    "sweep": ("pipelines.experiments", "train every combination of a grid side by side"),
+    "ablation": ("pipelines.ablation", "the study: ablations and baselines with several seeds"),
+    "deploy": ("pipelines.deploy", "deploy the flows on a Prefect server"),
+    "tracking": ("stages.tracking", "MLflow: show it, deliver what waits, restore a run, promote a model"),
+    "report": ("stages.report", "draw the report; --summary prints its numbers"),
+    "import": ("camp_model.import_released", "turn checkpoints of the authors' code into this project's"),
+}
+REPOSITORY = "CAMP_REPOSITORY"
+
+
+def main() -> None:
+    width = max(map(len, COMMANDS)) + 2
+    parser = argparse.ArgumentParser(
+        prog="camp",
+        description="Commands of the CAMP pipeline; `camp COMMAND --help` explains one.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="commands:\n" + "\n".join(f"  {name:{width}}{what}" for name, (_, what) in COMMANDS.items()),
+    )
+    parser.add_argument(
+        "--repository", type=Path, default=os.environ.get(REPOSITORY), metavar="DIR",
+        help=f"the repository to work in, where paths start (default: {REPOSITORY}, or the one around this folder)",
+    )  # fmt: skip
+    parser.add_argument("command", nargs="?", choices=COMMANDS, metavar="COMMAND")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="of the command")
+    arguments = parser.parse_args()
+    if arguments.command is None:
+        parser.print_help()
+        return
+    here = Path.cwd()
+    candidates = [arguments.repository.resolve()] if arguments.repository else [here, *here.parents]
+    repository = next((folder for folder in candidates if (folder / "dvc.yaml").is_file()), None)
+    if repository is None:
+        parser.error(f"{candidates[0]}: is no repository of the pipeline (no dvc.yaml); name one with --repository")
+    os.chdir(repository)
+    os.execv(sys.executable, [sys.executable, "-m", COMMANDS[arguments.command][0], *arguments.arguments])
+
+
+if __name__ == "__main__":
+    main()
