@@ -17,7 +17,7 @@ from stages.contracts import read_object
 from stages.detectors import DETECTORS
 from stages.detectors.boxes import GEOMETRY_DIM, GEOMETRY_SCALE, append_geometry, given_boxes
 from stages.detectors.computing import changes_since, computed_by, computing_digest
-from stages.errors import InputError
+from stages.errors import InputError, shown
 from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams
 
@@ -106,8 +106,10 @@ class RegionExtractor(Protocol):
         """Resize one image, uint8 RGB [H, W, 3]. Safe to call from several threads."""
         ...
 
-    def forward(self, batch: Sequence[NetworkInput], given: Sequence[np.ndarray] | None = None) -> list[ImageRegions]:
-        """Regions of images of one group; `given`: boxes [k, 4] per image to describe instead of detecting."""
+    def forward(
+        self, batch: Sequence[NetworkInput], image_boxes: Sequence[np.ndarray] | None = None
+    ) -> list[ImageRegions]:
+        """Regions of images of one group; `image_boxes`: boxes [k, 4] per image to describe instead of detecting."""
         ...
 
     def box_logits(self, features: np.ndarray) -> np.ndarray:
@@ -131,20 +133,20 @@ class PrecomputedRegions(Protocol):
 def extract(
     extractor: RegionExtractor,
     images: Sequence[np.ndarray],
-    given: Sequence[np.ndarray] | None = None,
+    image_boxes: Sequence[np.ndarray] | None = None,
     batch_size: int = 8,
 ) -> list[ImageRegions]:
     """Regions of a few images, uint8 RGB [H, W, 3], in their order: the stage's work without its files and threads."""
     prepared = [extractor.prepare(image) for image in images]
-    found: list[ImageRegions | None] = [None] * len(images)
+    results: list[ImageRegions | None] = [None] * len(images)
     for group in sorted({item.group for item in prepared}):
         members = [i for i, item in enumerate(prepared) if item.group == group]
         for start in range(0, len(members), batch_size):
             batch = members[start : start + batch_size]
-            boxes = None if given is None else [given[i] for i in batch]
+            boxes = None if image_boxes is None else [image_boxes[i] for i in batch]
             for i, regions in zip(batch, extractor.forward([prepared[i] for i in batch], boxes), strict=True):
-                found[i] = regions
-    return [regions for regions in found if regions is not None]
+                results[i] = regions
+    return [regions for regions in results if regions is not None]
 
 
 def load_detector(
@@ -163,7 +165,7 @@ def load_detector(
     description = Description.load(folder)
     if description.backend not in DETECTORS:
         raise InputError(
-            f"{folder / 'detector.json'}: backend {description.backend!r} is not one of {', '.join(DETECTORS)}"
+            f"{folder / 'detector.json'}: backend {shown(description.backend)} is not one of {', '.join(DETECTORS)}"
         )
     module = importlib.import_module(DETECTORS[description.backend])
     detector: RegionExtractor | PrecomputedRegions = module.load(folder, description, regions, device, options)

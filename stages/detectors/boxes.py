@@ -34,5 +34,5 @@ def given_boxes(boxes: np.ndarray, width: int, height: int, limit: int) -> np.nd
     if not len(clipped):
         return np.array([[0, 0, width, height]], dtype=np.float32)
     largest = np.argsort(-sides.prod(axis=1), kind="stable")[:limit]
-    kept: np.ndarray = clipped[np.sort(largest)]
-    return kept
+    chosen: np.ndarray = clipped[np.sort(largest)]
+    return chosen

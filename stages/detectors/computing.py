@@ -62,10 +62,10 @@ def code_of(modules: Sequence[str]) -> tuple[dict[str, str], set[str]]:
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
-        found = importlib.util.find_spec(name) if name not in codes else None
-        if found is None or found.origin is None:
+        module = importlib.util.find_spec(name) if name not in codes else None
+        if module is None or module.origin is None:
             continue
-        tree = ast.parse(Path(found.origin).read_bytes())
+        tree = ast.parse(Path(module.origin).read_bytes())
         imported = _imports(tree)
         libraries |= {LIBRARIES[top] for item in imported if (top := item.split(".")[0]) in LIBRARIES}
         codes[name] = plain_code(tree)

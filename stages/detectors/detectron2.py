@@ -15,7 +15,7 @@ from stages.detectors.base import Description
 from stages.detectors.detectron2_weights import matched_names, named_weights
 from stages.detectors.two_stage import Sizes, TwoStageExtractor
 from stages.detectors.weights import calm, fit, load_saved, save_state
-from stages.errors import InputError
+from stages.errors import InputError, shown
 from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams
 from stages.text_files import read_lines
@@ -62,11 +62,13 @@ def read_config(architecture: str) -> Any:
         config = get_config(architecture)
     except Exception as error:  # YAML of any kind, merged into a config of any shape
         raise InputError(
-            f"params.yaml: detector.architecture: {architecture!r} is not {visual_genome.NAME}, a file, or a config of "
-            f"detectron2's model zoo such as COCO-Detection/faster_rcnn_R_50_C4_3x.yaml ({str(error)[:300]})"
+            f"params.yaml: detector.architecture: {shown(architecture)} is not {visual_genome.NAME}, a file, or a config "
+            f"of detectron2's model zoo such as COCO-Detection/faster_rcnn_R_50_C4_3x.yaml ({str(error)[:300]})"
         ) from None
     if not hasattr(config, "MODEL"):
-        raise InputError(f"params.yaml: detector.architecture: {architecture!r} is a lazy config; expected a YAML one")
+        raise InputError(
+            f"params.yaml: detector.architecture: {shown(architecture)} is a lazy config; expected a YAML one"
+        )
     return config
 
 
@@ -83,7 +85,7 @@ def build(config: Any, architecture: str) -> Any:
 
     config = config.clone()
     config.MODEL.DEVICE = "cpu"
-    key = f"params.yaml: detector.architecture: {architecture!r}"
+    key = f"params.yaml: detector.architecture: {shown(architecture)}"
     try:
         model = build_model(config)
     except Exception as error:  # a config may name anything
@@ -136,8 +138,8 @@ class Detectron2Extractor(TwoStageExtractor):
     def proposals(self, images: torch.Tensor, maps: Any, sizes: Sizes) -> list[torch.Tensor]:
         from detectron2.structures import ImageList
 
-        found, _ = self.model.proposal_generator(ImageList(images, sizes), maps, None)
-        return [item.proposal_boxes.tensor for item in found]
+        proposals, _ = self.model.proposal_generator(ImageList(images, sizes), maps, None)
+        return [item.proposal_boxes.tensor for item in proposals]
 
     def pool(self, maps: Any, boxes: list[torch.Tensor], sizes: Sizes) -> torch.Tensor:
         from detectron2.structures import Boxes

@@ -8,7 +8,7 @@ import torch
 
 from stages.detectors import visual_genome
 from stages.detectors.weights import State, load_state, locate
-from stages.errors import InputError
+from stages.errors import InputError, shown
 from stages.params.detector import DetectorParams
 
 
@@ -34,8 +34,8 @@ def _zoo_url(params: DetectorParams, name: str | None = None) -> str:
         url: str = get_checkpoint_url(name or params.architecture)
     except RuntimeError:
         raise InputError(
-            f"params.yaml: detector.weights: {params.weights!r}: detectron2's model zoo has none for "
-            f"{name or params.architecture!r}; expected random, a file, a URL or a config of the zoo"
+            f"params.yaml: detector.weights: {params.weights[:300]!r}: detectron2's model zoo has none for "
+            f"{shown(name or params.architecture)}; expected random, a file, a URL or a config of the zoo"
         ) from None
     return url
 

@@ -65,9 +65,9 @@ def read_arrays(path: Path) -> State:
         raise InputError(
             f"{path}: is no pickle of arrays ({str(error)[:200]}); nothing of it was run. Expected a dict of parameters"
         ) from None
-    for part in ("model", "blobs"):
-        if isinstance(content, dict) and isinstance(content.get(part), dict):
-            content = content[part]
+    for key in ("model", "blobs"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}; expected a dict of parameters")
     return {str(name): _tensor(path, str(name), value) for name, value in content.items() if _is_parameter(name, value)}

@@ -86,14 +86,14 @@ def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
     form = params.architecture
     if form not in PATTERNS:
         raise InputError(
-            f"params.yaml: detector.architecture: {form!r} is not one of {', '.join(PATTERNS)}, the "
+            f"params.yaml: detector.architecture: {shown(form)} is not one of {', '.join(PATTERNS)}, the "
             "forms of detector.backend precomputed"
         )
     source = named_path(params.weights)
     files = files_of(source, form)
     index = _index(form, folder_of(source), places(form, source, dataset))
     if not index:
-        raise InputError(f"params.yaml: detector.weights: {params.weights!r} holds none of the dataset's images")
+        raise InputError(f"params.yaml: detector.weights: {params.weights[:300]!r} holds none of the dataset's images")
     columns: dict[str, list[Any]] = {name: [getattr(place, name) for place in index.values()] for name in Place._fields}
     orientation_of = _orientations(dataset)
     columns["orientation"] = [orientation_of.get(image_id, 1) for image_id in index]

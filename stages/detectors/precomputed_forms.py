@@ -113,10 +113,15 @@ def _tsv_lines(folder: Path, files: list[Path]) -> Iterator[tuple[str, str, int]
 
 def files_of(source: Path, form: str) -> list[Path]:
     """The files of a form, sorted by name. InputError if there are none."""
-    files = [source] if source.is_file() else sorted(source.glob(PATTERNS[form]))
+    try:
+        files = [source] if source.is_file() else sorted(source.glob(PATTERNS[form]))
+    except OSError as error:
+        raise InputError(
+            f"params.yaml: detector.weights: {str(source)[:300]!r} cannot be read ({error.strerror})"
+        ) from None
     if not files:
         raise InputError(
-            f"params.yaml: detector.weights: {str(source)!r} holds no {PATTERNS[form]}; expected a folder of them"
+            f"params.yaml: detector.weights: {str(source)[:300]!r} holds no {PATTERNS[form]}; expected a folder of them"
         )
     return files
 

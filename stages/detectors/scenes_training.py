@@ -52,7 +52,7 @@ def losses(
     """Faster R-CNN's four losses and the binary cross-entropy of the attributes of the matched proposals."""
     sizes = [(images.shape[2], images.shape[3])] * len(images)
     maps = network.backbone(images)
-    proposals, found = network.rpn(ImageList(images, sizes), {COARSE: maps[COARSE]}, targets)
+    proposals, proposal_losses = network.rpn(ImageList(images, sizes), {COARSE: maps[COARSE]}, targets)
     heads = network.roi_heads
     proposals, matched, labels, regression = heads.select_training_samples(proposals, targets)
     features = heads.box_head(heads.box_roi_pool(maps, proposals, sizes))
@@ -68,7 +68,7 @@ def losses(
         "box": BOX_WEIGHT * box,
         "attributes": ATTRIBUTE_WEIGHT * attributes,
     }
-    return {**found, **own}
+    return {**proposal_losses, **own}
 
 
 def train_network(network: FasterRCNN, scenes: Sequence[TrainingScene], params: DetectorTrainParams) -> float:
@@ -92,8 +92,8 @@ def train_network(network: FasterRCNN, scenes: Sequence[TrainingScene], params: 
         picked, order = order[: params.batch_size], order[params.batch_size :]
         flip = bool(torch.randint(2, (1,), generator=generator))
         images, targets = _batch([scenes[i] for i in picked], flip)
-        parts = losses(network, (images - mean) / std, targets)
-        loss = torch.stack(list(parts.values())).sum()
+        terms = losses(network, (images - mean) / std, targets)
+        loss = torch.stack(list(terms.values())).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
@@ -102,15 +102,16 @@ def train_network(network: FasterRCNN, scenes: Sequence[TrainingScene], params: 
         history.append(loss.item())
         if time.monotonic() - reported > REPORT_SECONDS or step == params.steps:
             reported = time.monotonic()
-            shown = ", ".join(f"{name.removeprefix('loss_')} {value.item():.3f}" for name, value in parts.items())
+            summary = ", ".join(f"{name.removeprefix('loss_')} {value.item():.3f}" for name, value in terms.items())
             print(
-                f"step {step}/{params.steps}, {reported - started:.0f} s: loss {history[-1]:.3f} ({shown})", flush=True
+                f"step {step}/{params.steps}, {reported - started:.0f} s: loss {history[-1]:.3f} ({summary})",
+                flush=True,
             )
     network.eval()
     return float(np.mean(history[-max(params.steps // 10, 1) :]))
 
 
-def map50(found: Sequence[ImageRegions], scenes: Sequence[TrainingScene], num_categories: int) -> float:
+def map50(detected: Sequence[ImageRegions], scenes: Sequence[TrainingScene], num_categories: int) -> float:
     """Mean average precision at IoU 0.5 over the categories that occur, as COCO computes it (0 to 1)."""
     truth = COCO()
     annotations = [
@@ -131,7 +132,7 @@ def map50(found: Sequence[ImageRegions], scenes: Sequence[TrainingScene], num_ca
     }
     results = [
         {"image_id": i, "category_id": int(label) + 1, "bbox": _xywh(box), "score": float(score)}
-        for i, regions in enumerate(found)
+        for i, regions in enumerate(detected)
         for box, label, score in zip(regions.boxes.tolist(), regions.classes, regions.scores, strict=True)
     ]
     if not results:
@@ -154,8 +155,8 @@ def _xywh(box: Sequence[float]) -> list[float]:
 
 def measure(extractor: TorchvisionExtractor, scenes: Sequence[TrainingScene], batch_size: int) -> float:
     """mAP@0.5 on scenes, 0 to 1."""
-    found = extract(extractor, [scene.pixels.permute(1, 2, 0).numpy() for scene in scenes], batch_size=batch_size)
-    return map50(found, scenes, len(extractor.categories))
+    detected = extract(extractor, [scene.pixels.permute(1, 2, 0).numpy() for scene in scenes], batch_size=batch_size)
+    return map50(detected, scenes, len(extractor.categories))
 
 
 def train_detector_of_scenes(

@@ -26,13 +26,13 @@ def select(
     """
     # float32 in a stable order: equal scores must not change places with the batch size or the device.
     order = torch.sort(scores, descending=True, stable=True).indices
-    survivors = batched_nms(boxes[order], scores[order], classes[order], nms_iou)
+    places = batched_nms(boxes[order], scores[order], classes[order], nms_iou)
     keep = torch.zeros(len(order), dtype=torch.bool, device=boxes.device)
-    keep[survivors] = True
-    kept, suppressed = order[keep], order[~keep]
-    confident = int((scores[kept] >= params.min_score).sum())
+    keep[places] = True
+    survivors, suppressed = order[keep], order[~keep]
+    confident = int((scores[survivors] >= params.min_score).sum())
     count = min(max(confident, params.min_per_image), params.per_image)
-    if len(kept) < count:
-        kept = torch.cat([kept, suppressed])
-        kept = kept[torch.sort(scores[kept[:count]], descending=True, stable=True).indices]
-    return kept[:count]
+    if len(survivors) < count:
+        survivors = torch.cat([survivors, suppressed])
+        survivors = survivors[torch.sort(scores[survivors[:count]], descending=True, stable=True).indices]
+    return survivors[:count]

@@ -13,7 +13,7 @@ from stages.detectors.base import Description
 from stages.detectors.scenes import COARSE, build_network
 from stages.detectors.two_stage import Sizes, TwoStageExtractor
 from stages.detectors.weights import State, calm, fit, load_saved, load_state, locate, save_state
-from stages.errors import InputError
+from stages.errors import InputError, shown
 from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams
 
@@ -123,7 +123,7 @@ def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
     """
     if params.architecture not in builders():
         raise InputError(
-            f"params.yaml: detector.architecture: {params.architecture!r} is not one of "
+            f"params.yaml: detector.architecture: {shown(params.architecture)} is not one of "
             f"{', '.join(['scenes', *builders()])}" + _scenes_hint(params)
         )
     state, source, num_classes = _state(params)

@@ -86,15 +86,17 @@ class TwoStageExtractor(ABC):
         return NetworkInput(pixels, width=image.shape[1], height=image.shape[0], group=(height, width))
 
     @torch.inference_mode()
-    def forward(self, batch: Sequence[NetworkInput], given: Sequence[np.ndarray] | None = None) -> list[ImageRegions]:
+    def forward(
+        self, batch: Sequence[NetworkInput], image_boxes: Sequence[np.ndarray] | None = None
+    ) -> list[ImageRegions]:
         sizes: Sizes = [(item.pixels.shape[1], item.pixels.shape[2]) for item in batch]
         images = self.stack(batch)
         maps = self.maps(images)
-        if given is None:
+        if image_boxes is None:
             boxes = self._detect(images, maps, sizes)
         else:
-            boxes = [self._scale(item, kept) for item, kept in zip(batch, given, strict=True)]
-        return self._describe(batch, boxes, self.pool(maps, boxes, sizes), detected=given is None)
+            boxes = [self._scale(item, own) for item, own in zip(batch, image_boxes, strict=True)]
+        return self._describe(batch, boxes, self.pool(maps, boxes, sizes), detected=image_boxes is None)
 
     def stack(self, batch: Sequence[NetworkInput]) -> torch.Tensor:
         """The network's input [B, 3, H, W]: normalised, then padded with zeros to the size of the group."""
@@ -117,21 +119,21 @@ class TwoStageExtractor(ABC):
         its final box an object may turn out to be what another box shows already."""
         # An image in which nothing is found is still one region: all of it.
         whole = [torch.tensor([[0, 0, width, height]], device=self.device).float() for height, width in sizes]
-        found = self.proposals(images, maps, sizes)
-        proposals = [boxes if len(boxes) else all_of_it for boxes, all_of_it in zip(found, whole, strict=True)]
+        proposed = self.proposals(images, maps, sizes)
+        proposals = [boxes if len(boxes) else all_of_it for boxes, all_of_it in zip(proposed, whole, strict=True)]
         logits, deltas = self.predict(self.pool(maps, proposals, sizes))
         scores, classes = self.probabilities(logits).max(dim=1)
         final = self.decode(deltas, torch.cat(proposals), classes)
         counts = [len(boxes) for boxes in proposals]
-        kept = []
+        final_boxes = []
         per_image = (torch.split(values, counts) for values in (final, scores, classes))
         for boxes, score, label, size, all_of_it in zip(*per_image, sizes, whole, strict=True):
             clipped = clip_boxes_to_image(boxes, size)
             solid = ((clipped[:, 2:] - clipped[:, :2]) >= 1).all(dim=1) & torch.isfinite(score)
             clipped = clipped[solid]
             best = clipped[select(clipped, score[solid], label[solid], self.candidates, self.nms_iou)]
-            kept.append(best if len(best) else all_of_it)
-        return kept
+            final_boxes.append(best if len(best) else all_of_it)
+        return final_boxes
 
     def _describe(
         self, batch: Sequence[NetworkInput], boxes: list[torch.Tensor], features: torch.Tensor, detected: bool

@@ -111,12 +111,15 @@ def locate(source: str, cache: Path | None = None) -> Path:
     """The file that `detector.weights` names: a path, or a URL that is downloaded into `cache`."""
     if "://" in source:
         return download(source, cache or cache_folder())
-    path = named_path(source)
-    if not path.is_file():
-        raise InputError(
-            f"params.yaml: detector.weights: {source!r} is no file; expected default, random, a file or a URL"
-        )
-    return path
+    try:
+        path = named_path(source)
+        if path.is_file():
+            return path
+    except OSError:  # no name of a file: too long
+        pass
+    raise InputError(
+        f"params.yaml: detector.weights: {source[:300]!r} is no file; expected default, random, a file or a URL"
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -259,3 +259,6 @@ def test_without_a_home_downloads_stay_in_the_workspace(tmp_path: Path, monkeypa
 def test_a_source_that_is_neither_file_nor_url_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"detector\.weights: 'nothing' is no file"):
         locate("nothing", tmp_path)
+    with pytest.raises(InputError, match=r"detector\.weights: 'x+' is no file") as error:
+        locate("x" * 100_000, tmp_path)
+    assert len(str(error.value)) < 500
