@@ -62,8 +62,8 @@ def read_config(architecture: str) -> Any:
         config = get_config(architecture)
     except Exception as error:  # YAML of any kind, merged into a config of any shape
         raise InputError(
-            f"params.yaml: detector.architecture: {shown(architecture)} is not {visual_genome.NAME}, a file, or a config "
-            f"of detectron2's model zoo such as COCO-Detection/faster_rcnn_R_50_C4_3x.yaml ({str(error)[:300]})"
+            f"params.yaml: detector.architecture: {shown(architecture)} is not {visual_genome.NAME}, a file, or a "
+            f"config of detectron2's model zoo such as COCO-Detection/faster_rcnn_R_50_C4_3x.yaml ({str(error)[:300]})"
         ) from None
     if not hasattr(config, "MODEL"):
         raise InputError(
