@@ -25,8 +25,11 @@ from stages.detectors.weights import sha256_of
 from stages.errors import InputError, shown
 from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams
-from stages.sources.frames import Frame, WrongFrame, upright_boxes
+from stages.sources.frames import QUARTER_TURNS, Frame, WrongFrame, fits, upright_boxes
 from stages.workspace import named_path
+
+LOOKED_AT = 100
+"""Turned pictures by which an extraction shows whether it turned them."""
 
 
 def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
@@ -95,8 +98,8 @@ def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
     if not index:
         raise InputError(f"params.yaml: detector.weights: {params.weights[:300]!r} holds none of the dataset's images")
     columns: dict[str, list[Any]] = {name: [getattr(place, name) for place in index.values()] for name in Place._fields}
-    orientation_of = _orientations(dataset)
-    columns["orientation"] = [orientation_of.get(image_id, 1) for image_id in index]
+    turned = _turned_frames(dataset)
+    columns["orientation"] = [turned[image_id].orientation if image_id in turned else 1 for image_id in index]
     write_table(out / "index.parquet", pa.table(columns))
     digest = hashlib.sha256(sha256_of(out / "index.parquet").encode())
     for file in tqdm(files, desc="hash", mininterval=2):
@@ -108,20 +111,49 @@ def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
         weights_source=params.weights,
         weights_sha256=digest.hexdigest(),
         region_dim=_region_dim(form, folder_of(source), index),
-        config={"bytes": sum(file.stat().st_size for file in files)},
+        config={
+            "bytes": sum(file.stat().st_size for file in files),
+            "reads_stored": _reads_stored(form, folder_of(source), index, turned),
+        },
     )
 
 
-def _orientations(dataset: Path) -> dict[str, int]:
-    """The EXIF orientation of the pictures that are stored turned, by image."""
+def _turned_frames(dataset: Path) -> dict[str, Frame]:
+    """The frames of the pictures that are stored turned, by image."""
     table = read_table(dataset / "images.parquet", ())
     if "orientation" not in table.column_names:
         return {}
-    return {row["image_id"]: row["orientation"] for row in table.to_pylist() if (row["orientation"] or 1) != 1}
+    rows = table.select(["image_id", "width", "height", "orientation"]).to_pylist()
+    return {
+        row["image_id"]: Frame(row["width"], row["height"], row["orientation"])
+        for row in rows
+        if (row["orientation"] or 1) != 1
+    }
 
 
-def placed_boxes(boxes: np.ndarray, stated: tuple[float, float] | None, frame: Frame) -> np.ndarray:
-    """Published boxes [k, 4] in pixels of our upright picture; `stated` and `frame` as of `upright_boxes`.
+def _reads_stored(form: str, folder: Path, index: dict[str, Place], turned: dict[str, Frame]) -> bool | None:
+    """Whether who extracted read pictures as they are stored, without turning them; None if nothing says so.
+
+    Pictures turned by a quarter say it, by the frames that their records state. It tells what a frame means that is
+    the same turned and not turned, as after half a turn.
+    """
+    said: set[bool] = set()
+    quarter = [name for name, frame in turned.items() if name in index and frame.orientation in QUARTER_TURNS]
+    for image_id in quarter[:LOOKED_AT]:
+        try:
+            stated = read_place(form, folder, index[image_id]).get("frame")
+        except BrokenRecord:
+            continue
+        as_seen, as_stored = fits(stated, turned[image_id]) if stated else (False, False)
+        if as_seen != as_stored:
+            said.add(as_stored)
+    return said.pop() if len(said) == 1 else None
+
+
+def placed_boxes(
+    boxes: np.ndarray, stated: tuple[float, float] | None, frame: Frame, reads_stored: bool | None = None
+) -> np.ndarray:
+    """Published boxes [k, 4] in pixels of our upright picture; the other arguments as of `upright_boxes`.
 
     Raises:
         RejectedImage: they are no boxes in pixels, or of a frame that is not the picture's.
@@ -136,7 +168,7 @@ def placed_boxes(boxes: np.ndarray, stated: tuple[float, float] | None, frame: F
     if 0 < boxes.max() <= 1 and min(width, height) > 2:
         raise RejectedImage("its boxes lie within one pixel; expected pixels, not shares of the picture")
     try:
-        placed = upright_boxes(boxes, stated, frame)
+        placed = upright_boxes(boxes, stated, frame, reads_stored)
     except WrongFrame as error:
         raise RejectedImage(str(error)) from None
     clipped: np.ndarray = np.clip(placed, 0, np.array(frame[:2] * 2)).astype(np.float32)
@@ -157,6 +189,7 @@ class PrecomputedExtractor:
         self.form = description.architecture
         self.index = index
         """Where an image's regions lie, and the EXIF orientation of its picture."""
+        self.reads_stored: bool | None = description.config.get("reads_stored")
         self.params = params
         self.fingerprint = description.fingerprint
         self.region_dim = description.region_dim
@@ -215,7 +248,8 @@ class PrecomputedExtractor:
             return np.zeros((count, 4), np.float32), frame
         if boxes.shape != (count, 4):
             raise RejectedImage(f"{where}: boxes are {list(boxes.shape)}; expected [{count}, 4]")
-        return placed_boxes(boxes, stated, frame) if frame.width else boxes.astype(np.float32), frame
+        boxes = placed_boxes(boxes, stated, frame, self.reads_stored) if frame.width else boxes.astype(np.float32)
+        return boxes, frame
 
 
 def load(

@@ -300,15 +300,15 @@ def test_integers_are_no_features(dataset: Path) -> None:
         convert(dataset, "npz", source)
 
 
-def turned(dataset: Path, orientation: int) -> None:
+def turned(dataset: Path, *orientations: int) -> None:
     """Say that the pictures are stored turned."""
     table = pq.read_table(dataset / "images.parquet")
-    column = pa.array([orientation] * 3, pa.int8())
+    column = pa.array(orientations, pa.int8())
     pq.write_table(table.append_column("orientation", column), dataset / "images.parquet")
 
 
 def test_boxes_of_the_unturned_frame_are_turned(dataset: Path) -> None:
-    turned(dataset, 6)
+    turned(dataset, 6, 6, 6)
     source = dataset.parent / "features.tsv"
     source.write_text(
         record(IDS[0], 0, width="80", height="100", boxes=encoded(np.array([[0, 0, 10, 20]] * 2, "<f4")))
@@ -319,6 +319,21 @@ def test_boxes_of_the_unturned_frame_are_turned(dataset: Path) -> None:
     for row in range(3):
         np.testing.assert_allclose(store.boxes(row), [[80, 0, 100, 10]] * 2, atol=1e-4)
         assert store.size(row) == (100, 80)
+
+
+def test_what_half_a_turn_leaves_open_is_told_by_quarter_turns(dataset: Path) -> None:
+    turned(dataset, 3, 6, 1)
+    source, corner = dataset.parent / "features.tsv", encoded(np.array([[0, 0, 10, 20]] * 2, "<f4"))
+    half = record(IDS[0], 0, boxes=corner)
+    source.write_text(half + record(IDS[1], 1, width="80", height="100") + record(IDS[2], 2))
+    np.testing.assert_allclose(convert(dataset, "tsv", source).boxes(0), [[90, 60, 100, 80]] * 2, atol=1e-4)
+    source.write_text(half + record(IDS[1], 1) + record(IDS[2], 2))
+    np.testing.assert_allclose(convert(dataset, "tsv", source).boxes(0), [[0, 0, 10, 20]] * 2, atol=1e-4)
+    source.write_text(half + record(IDS[2], 2))
+    store = convert(dataset, "tsv", source, max_rejected_share=0.7)
+    assert store.image_ids == IDS[2:]
+    rejected = pq.read_table(dataset.parent / "regions/rejected.parquet").to_pylist()
+    assert "turned and not turned" in rejected[0]["reason"]
 
 
 @pytest.mark.parametrize(
