@@ -230,8 +230,9 @@ def test_what_must_hold_of_every_source(edit: Callable[[Source], Any], message: 
         check_source(source)
 
 
-def run_stage(folder: Path, repository: Path, dataset: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    (folder / "params.yaml").write_text(yaml.safe_dump({"dataset": dataset, "captions": {"lexicon": "photographs"}}))
+def run_stage(folder: Path, repository: Path, dataset: dict[str, Any], **more: Any) -> subprocess.CompletedProcess[str]:
+    sections = {"dataset": dataset, "captions": {"lexicon": "photographs"}} | more
+    (folder / "params.yaml").write_text(yaml.safe_dump(sections))
     command = [sys.executable, "-m", "stages.prepare_dataset"]
     environment = os.environ | {"PYTHONPATH": str(repository)}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
@@ -242,6 +243,18 @@ def test_the_command(root: Path, tmp_path: Path, repository: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "3 images (train 1, val 1, test 1), 4 captions, 0 boxes" in done.stdout
     assert files(tmp_path / "data") == ["dataset", *(f"dataset/{n}.parquet" for n in ("boxes", "captions", "images"))]
+
+
+def test_the_command_needs_no_pictures_where_features_are_precomputed(
+    root: Path, tmp_path: Path, repository: Path
+) -> None:
+    (root / "2.jpg").unlink()
+    detector = {"backend": "precomputed", "architecture": "npz", "weights": "features"}
+    done = run_stage(tmp_path, repository, {"source": "table", "root": "raw"}, detector=detector)
+    assert done.returncode == 0, done.stderr
+    assert "1 images have no file; their regions are precomputed" in done.stdout
+    # What was hashed is remembered in the workspace.
+    assert (tmp_path / ".work/hashes.sqlite").is_file()
 
 
 def test_the_command_fails_with_one_line(root: Path, tmp_path: Path, repository: Path) -> None:

@@ -1,0 +1,49 @@
+"""The foils of a split's captions, as rows of the table of foils."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from camp_model.vocabulary import Vocabulary
+from stages.foils.facts import photograph_facts, scene_facts
+from stages.foils.lexicon import Lexicon
+from stages.foils.making import foils_of
+from stages.params.captions import CaptionsParams
+from stages.tokens.vocabulary import encode
+
+
+def foil_rows(
+    params: CaptionsParams,
+    lexicon: Lexicon,
+    vocabulary: Vocabulary,
+    dataset: Path,
+    part: pa.Table,
+    words: Sequence[list[str]],
+) -> list[dict[str, Any]]:
+    """The rows of a split's table of foils.
+
+    Args:
+        dataset: the folder that prepare_dataset writes, for what is known of the pictures.
+        part: the split's captions, as in captions.parquet.
+        words: of each caption.
+
+    Raises:
+        InputError: a ground truth or table of boxes that cannot be read.
+    """
+    ids, images, texts = (part[name].to_pylist() for name in ("caption_id", "image_id", "text"))
+    if params.lexicon == "scenes":
+        facts = scene_facts(dataset / "scenes.parquet", images, texts)
+    else:
+        facts = photograph_facts(lexicon, images, words, dataset / "boxes.parquet")
+    rows = []
+    for caption_id, image_id, text, caption, known in zip(ids, images, texts, words, facts, strict=True):
+        for foil in foils_of(caption_id, text, caption[: params.max_words], known, lexicon, vocabulary):
+            tokens = encode(vocabulary, foil.words, params)
+            rows.append(
+                {"caption_id": caption_id, "image_id": image_id, "text": foil.text, "tokens": tokens,
+                 "length": len(tokens), "kind": foil.kind, "position": foil.position + params.start_end,
+                 "word": foil.word, "foil_word": foil.foil_word}
+            )  # fmt: skip
+    return rows

@@ -1,0 +1,72 @@
+"""The vocabulary of a dataset's captions, and a caption as ids of it."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from camp_model.vocabulary import END, START, UNK, Vocabulary
+from stages.errors import InputError
+from stages.params.captions import CaptionsParams
+from stages.workspace import named_path
+
+
+def read_vocabulary(params: CaptionsParams) -> Vocabulary | None:
+    """The vocabulary that captions.vocabulary names, if it names one.
+
+    Raises:
+        InputError: it cannot be read, or was made with another tokenizer than the params name.
+    """
+    if params.vocabulary is None:
+        return None
+    try:
+        vocabulary = Vocabulary.load(named_path(params.vocabulary), params.tokenizer)
+    except ValueError as error:
+        raise InputError(f"captions.vocabulary: {error}") from None
+    if params.tokenizer not in (None, vocabulary.tokenizer):
+        raise InputError(
+            f"captions.tokenizer: {params.tokenizer}, but {params.vocabulary} was made with {vocabulary.tokenizer}; "
+            "expected that, or null"
+        )
+    return vocabulary
+
+
+def build_vocabulary(params: CaptionsParams, train_words: list[list[str]]) -> Vocabulary:
+    """The words of the train split.
+
+    Raises:
+        InputError: none occurs often enough.
+    """
+    vocabulary = Vocabulary.build(train_words, params.min_count, params.tokenizer or "unicode")
+    if len(vocabulary) == UNK + 1:
+        raise InputError(f"captions.min_count: no word of the train split occurs {params.min_count} times")
+    return vocabulary
+
+
+def encode(vocabulary: Vocabulary, words: list[str], params: CaptionsParams) -> list[int]:
+    """The ids of a caption's words, as far as the model reads them; at least one."""
+    ids = vocabulary.encode(words[: params.max_words]) or [UNK]
+    return [START, *ids, END] if params.start_end else ids
+
+
+def count_equal(image_ids: Sequence[str], tokens: Sequence[Sequence[int]]) -> int:
+    """Number of captions whose tokens are also those of a caption of another image."""
+    images_of: defaultdict[tuple[int, ...], set[str]] = defaultdict(set)
+    keys = [tuple(ids) for ids in tokens]
+    for image_id, key in zip(image_ids, keys, strict=True):
+        images_of[key].add(image_id)
+    return sum(len(images_of[key]) > 1 for key in keys)
+
+
+def print_summary(
+    split: str, vocabulary: Vocabulary, captions: list[list[str]], params: CaptionsParams, equal: int
+) -> None:
+    """Say how many captions of a split there are, and what the model does not read of them."""
+    total = sum(map(len, captions))
+    unknown = sum(word not in vocabulary for words in captions for word in words)
+    long = sum(len(words) > params.max_words for words in captions)
+    wordless = sum(not words for words in captions)
+    print(
+        f"{split}: {len(captions)} captions, {total} words, {unknown} of them unknown; vocabulary {len(vocabulary)}; "
+        f"{long} captions cut to {params.max_words} words, {wordless} without a word"
+    )
+    if equal:
+        print(f"{split}: {equal} captions are, as the model reads them, those of another image")
