@@ -45,7 +45,9 @@ _CONTRACTIONS = [
     )
 ]  # fmt: skip
 
-_SENTENCE_END = re.compile(r"""[.?!](?:["')\]}\u2018\u2019“”«»]+(?=\s))?\s+(?=\S)""")
+_SENTENCE_END = re.compile(
+    r"""[.?!](?:["')\]}\u2018\u2019“”«»]+(?=\s|--|$)\s*|\s+(?=\S)|(?=[)";}\]*:@'({\[\u2018\u2019“”«»?!]))"""
+)
 _ABBREVIATIONS = """
     a.a a.c a.d a.g a.h a.m a.m.e a.s a.t adm ala ariz aug ave b.f b.v bros c c.i.t c.o.m.b c.v calif chg cie co col
     colo conn corp cos ct d d.c d.h d.w dec dr e e.f e.h e.l e.m f f.g f.j feb fla fri ft g g.d g.f g.k ga gen h h.c h.f

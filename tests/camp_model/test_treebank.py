@@ -30,6 +30,8 @@ TABLE = [
     ("(A dog.) The cat.", "( a dog . ) the cat ."),
     ("a sign says 8:25.) The cat.", "a sign says 8:25 . ) the cat ."),
     ("a dog . the cat .", "a dog . the cat ."),
+    ("the cat.'s toy", "the cat . 's toy"),
+    ("the cat.(a dog)", "the cat . ( a dog )"),
     ("a b c. the d", "a b c. the d"),
     ("He\u2019s \u201chere\u201d", "he \u2019 s \u201c here \u201d"),
     ("two-piece suit; red,white and blue", "two-piece suit ; red , white and blue"),
