@@ -83,11 +83,11 @@ def mean_gates(
     Returns:
         float64 [P] of each of SIDES.
     """
-    found: dict[str, list[np.ndarray]] = {side: [] for side in SIDES}
+    means: dict[str, list[np.ndarray]] = {side: [] for side in SIDES}
     for start in range(0, len(rows), AT_ONCE):
-        part = slice(start, start + AT_ONCE)
-        regions, region_mask = encode(images[part])
-        tokens, lengths = captions.batch(rows[part])
+        chunk = slice(start, start + AT_ONCE)
+        regions, region_mask = encode(images[chunk])
+        tokens, lengths = captions.batch(rows[chunk])
         tokens = tokens.to(regions.device)
         word_mask = length_mask(lengths.to(regions.device), tokens.shape[1])
         words = model.encode_captions(tokens, lengths)
@@ -98,8 +98,8 @@ def mean_gates(
             ("content", details.word_gates, content_mask),
             ("regions", details.region_gates, region_mask),
         ):
-            found[side].append(_means(gates, mask))
-    return {side: np.concatenate(parts) if parts else np.zeros(0) for side, parts in found.items()}
+            means[side].append(_means(gates, mask))
+    return {side: np.concatenate(values) if values else np.zeros(0) for side, values in means.items()}
 
 
 def _means(gates: Tensor | None, mask: Tensor) -> np.ndarray:
@@ -125,15 +125,15 @@ def summarise(gates: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, float 
 
 def histograms(gates: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, list[int]]:
     """How many pairs have a mean gate in each of BINS: gates[kind][side], float [P] -> COUNTS, without empty ones."""
-    found = {}
+    counted = {}
     for side in SIDES:
         for kind, sides in gates.items():
             known = sides[side][~np.isnan(sides[side])]
             # A mean of ones can be a rounding error above 1.
             counts, _ = np.histogram(np.clip(known, 0, 1), bins=BINS, range=(0, 1))
             if counts.any():
-                found[f"{side}_{kind}"] = counts.tolist()
-    return found
+                counted[f"{side}_{kind}"] = counts.tolist()
+    return counted
 
 
 def area_under_curve(positive: np.ndarray, negative: np.ndarray) -> float:

@@ -100,8 +100,8 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
         raise ValueError(f"{path}: is missing; expected a released checkpoint") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, AttributeError) as error:
         # PyTorch's own message recommends to execute the file.
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it holds {found[1]}" if found else f"it is damaged or no checkpoint ({type(error).__name__})"
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it holds {named[1]}" if named else f"it is damaged or no checkpoint ({type(error).__name__})"
         raise ValueError(f"{path}: cannot be read as weights and plain values: {reason}") from None
     if not isinstance(content, dict) or not isinstance(content.get("model"), list | tuple):
         raise ValueError(f"{path}: model: is missing; expected a list of three state dicts")

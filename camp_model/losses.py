@@ -158,8 +158,8 @@ def gate_bce(
         images, captions = batch.images.take(image_rows), batch.captions.take(caption_rows)
         logits, real = model.each_gate_logit(images, captions, PAIRS)
         logits = (logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits) / temperature
-        kept = torch.stack([logsigmoid(logits), logsigmoid(-logits)]) * real
-        return kept.sum(-1) / real.sum(-1).clamp(min=1)
+        of_words = torch.stack([logsigmoid(logits), logsigmoid(-logits)]) * real
+        return of_words.sum(-1) / real.sum(-1).clamp(min=1)
 
     drawn = batch.negatives(*batch.draw(generator))
     positive, caption, image = batch.on_pairs(likelihoods, *drawn, micro_batch).chunk(3, dim=1)

@@ -110,8 +110,8 @@ def ranks_to_metrics(
         ValueError: no queries, or a rank below 1.
     """
     metrics = {}
-    for name, given in (("i2t", i2t), ("t2i", t2i)):
-        ranks = np.asarray(given)
+    for name, values in (("i2t", i2t), ("t2i", t2i)):
+        ranks = np.asarray(values)
         if not len(ranks) or ranks.min() < 1:
             raise ValueError(f"{name} ranks: expected at least one, each from 1")
         for k in (1, 5, 10):

@@ -145,7 +145,7 @@ class _Sorted:
         # Prepared, an item takes up to six tensors of its own size.
         bytes_each = 6 * self.values.shape[1] * self.values.shape[2] * self.values.element_size()
         size = max(1, PREPARED_BYTES // max(1, bytes_each))
-        return in_parts(lambda part: self._prepare(self.order[part], prepare), len(self.order), size)
+        return in_parts(lambda chunk: self._prepare(self.order[chunk], prepare), len(self.order), size)
 
     def _prepare(self, rows: Tensor, prepare: Callable[[Tensor, Tensor], Prepared]) -> tuple[Tensor, Prepared]:
         values, mask = self.values[rows], self.mask[rows]

@@ -40,15 +40,15 @@ def in_parts(run: Callable[[slice], T], total: int, size: int) -> Iterator[T]:
     """
     start = 0
     while start < total:
-        part = slice(start, min(start + size, total))
-        count = part.stop - start
-        done = attempt(partial(run, part)) if count > 1 else run(part)
+        chunk = slice(start, min(start + size, total))
+        count = chunk.stop - start
+        done = attempt(partial(run, chunk)) if count > 1 else run(chunk)
         if done is None:
             size = count // 2
             warnings.warn(f"out of memory: going on with {size} images or captions at a time", stacklevel=2)
             continue
         yield done
-        start = part.stop
+        start = chunk.stop
 
 
 class Tiles:

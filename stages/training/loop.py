@@ -200,18 +200,18 @@ class Trainer:
             everyone = gather_batch(
                 regions, batch.region_mask, words, word_mask, batch.image_index, batch.caption_index
             )
-            given = (self.model, *everyone.tensors)
-            parts: dict[str, Any] = {
+            encoded_batch = (self.model, *everyone.tensors)
+            options: dict[str, Any] = {
                 "caption_index": everyone.caption_index, "pairs": everyone.pairs, "micro_batch": params.micro_batch
             }  # fmt: skip
             by_pair = params.gate_supervision if params.gate_target == "pair" else 0.0
-            loss = losses[params.loss](*given, gate_supervision=by_pair, **parts)
+            loss = losses[params.loss](*encoded_batch, gate_supervision=by_pair, **options)
             if params.gate_supervision and params.gate_target == "words":
                 gates = gate_bce(
-                    *given,
+                    *encoded_batch,
                     temperature=params.gate_temperature,
                     generator=negatives["generator"],
-                    **parts,
+                    **options,
                 )
                 loss = loss + params.gate_supervision * gates
             return loss
@@ -228,10 +228,10 @@ class Trainer:
             overflow = self.precision.scaler.is_enabled() and math.isfinite(loss)
             if not math.isfinite(loss) or not (math.isfinite(norm) or overflow):
                 what = "gradient" if math.isfinite(loss) else "loss"
-                kept = f"; the state before it is in {self.resume.folder}" if self.resume.state.is_file() else ""
+                state = f"; the state before it is in {self.resume.folder}" if self.resume.state.is_file() else ""
                 raise TrainingError(
                     f"train: the {what} of step {step} is not finite; a lower train.learning_rate or a smaller "
-                    f"train.gradient_clip may help{kept}"
+                    f"train.gradient_clip may help{state}"
                 )
         self.progress.losses += losses
         self.bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)

@@ -34,12 +34,12 @@ def _set_word_vectors(camp: CAMP, path: Path, vocabulary: Vocabulary) -> None:
     table = camp.caption_encoder.word_embeddings()
     if table is None:
         raise InputError(f"train.word_vectors: model.text {camp.config.text} has no table of word embeddings")
-    found = load_word_vectors(path, vocabulary, table.shape[1])
+    vectors = load_word_vectors(path, vocabulary, table.shape[1])
     with torch.no_grad():
-        for i, vector in found.items():
+        for i, vector in vectors.items():
             table[i] = vector
     words = len(vocabulary) - len(SPECIALS)
-    print(f"{path}: vectors for {len(found)} of {words} words; the others start random")
+    print(f"{path}: vectors for {len(vectors)} of {words} words; the others start random")
 
 
 def _take_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary) -> None:
