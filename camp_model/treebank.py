@@ -45,8 +45,10 @@ _CONTRACTIONS = [
     )
 ]  # fmt: skip
 
+_APART = r"""[)";}\]*:@'({\[\u2018\u2019“”«»?!]"""
 _SENTENCE_END = re.compile(
-    r"""[.?!](?:["')\]}\u2018\u2019“”«»]+(?=\s|--|$)\s*|\s+(?=\S)|(?=[)";}\]*:@'({\[\u2018\u2019“”«»?!]))"""
+    r"""[.?!](?:["')\]}\u2018\u2019“”«»]+(?=\s|--|$)\s*|\s+(?=\S)|"""
+    rf"""(?=(?![?!]){_APART}|[?!](?!\s+\S|{_APART})))"""
 )
 _ABBREVIATIONS = """
     a.a a.c a.d a.g a.h a.m a.m.e a.s a.t adm ala ariz aug ave b.f b.v bros c c.i.t c.o.m.b c.v calif chg cie co col
@@ -61,22 +63,24 @@ _IS_ABBREVIATION = frozenset(_ABBREVIATIONS.split()).__contains__
 _NUMBER = re.compile(r"-?[.,]?\d[\d,.-]*")
 
 
-def _ends_sentence(before: str, after: str) -> bool:
-    """Whether the full stop between `before` and `after`, whose first character is no space, ends a sentence."""
+def _ends_sentence(before: str, after: str, apart: bool) -> bool:
+    """Whether the full stop between `before` and `after`, its first word, ends a sentence; `apart`: by a space."""
     word = before.rsplit(None, 1)[-1] if before.strip() else ""
     word = re.split(r"""[(")\];:}{*@'\[?!\u2018\u2019“”«»`&#]""", word)[-1]
+    if apart and re.match(r"\S*[?!]\S", after):
+        return True  # as nltk has it, whatever stands before: it looks for any end in the two words
     if word.endswith(".") or _IS_ABBREVIATION(word) or _IS_ABBREVIATION(word.rsplit("-", 1)[-1]):
         return False  # an ellipsis ends no sentence either
     numbering = _NUMBER.fullmatch(word) or (len(word) == 1 and word.isalpha())  # "5. floor", "b. smith"
-    return not (numbering and (after[0].islower() or after[0] in ";:,.!?"))
+    goes_on = after[0].islower() or (after[0] in ";:,.!?" and not after.startswith(".."))
+    return not (numbering and goes_on)
 
 
 def _sentences(text: str) -> Iterator[str]:
     start = 0
     for match in _SENTENCE_END.finditer(text):
-        if text[match.start()] != "." or _ends_sentence(
-            text[start : match.start()], text[match.start() + 1 :].lstrip()
-        ):
+        before, after = text[start : match.start()], text[match.start() + 1 :]
+        if match[0][0] != "." or _ends_sentence(before, after.lstrip(), after[:1].isspace()):
             yield text[start : match.end()].rstrip()
             start = match.end()
     yield text[start:].rstrip()
