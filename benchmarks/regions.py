@@ -1,15 +1,15 @@
 """Extraction and the region store, each against the bare thing it wraps, in one run on this machine.
 
-`python -m benchmarks.regions` prints ratios; the parts alone: `python -m benchmarks.regions store memory extraction`.
+`python -m benchmarks.regions` prints ratios; the parts alone: `python -m benchmarks.regions store memory planning`.
 """
 
 import hashlib
 import json
+import pickle
 import subprocess
 import sys
 import tempfile
 import time
-import unittest.mock
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +25,10 @@ from camp_model.regions import ImageRegions, RegionStore, StoreInfo, write_manif
 from stages.detectors import DETECTORS, torchvision
 from stages.detectors.base import Description, NetworkInput, RegionExtractor, load_detector
 from stages.detectors.images import read_image
-from stages.extract_regions import devices, extract_missing, extract_regions
-from stages.extraction.shards import ExtractSections, plan_shards
+from stages.extract_regions import extract_regions
+from stages.extraction.filling import devices, extract_missing
+from stages.extraction.plan import ExtractSections, plan_shards
+from stages.extraction.shard_folder import missing_shards
 from stages.params.dataset import DatasetParams
 from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams
@@ -39,6 +41,8 @@ EXTRACTION = {
 }
 """Network, photographs, and how many of them in a batch."""
 ROUNDS = 5
+PLANNED = 1_000_000
+"""Images of the made-up table whose extraction is planned; there are no pictures."""
 
 
 def best(run: Callable[[], object], times: int) -> float:
@@ -115,10 +119,10 @@ def stream(folder: Path, count: int, dim: int) -> None:
     names = [f"{i:06d}.jpg" for i in range(count)]
     _listed(folder / "dataset", names, [""] * count, (640, 480))
     params = ExtractSections(dataset=DatasetParams(source="table"), regions=RegionsParams(batch_size=8))
-    paths = (folder / "dataset", folder / "detector", folder / "regions")
-    plan_shards(params, *paths[:2])
+    paths = (folder / "dataset", folder / "detector")
+    plan_shards(params, *paths)
     before = peak_bytes()
-    extract_regions(params, *paths)
+    extract_regions(params, *paths, folder / "regions", folder / "shards")
     print(json.dumps((peak_bytes() - before) / 2**20))
 
 
@@ -164,7 +168,7 @@ def _extractor(folder: Path, device: str) -> tuple[ExtractSections, list[Path], 
 def _batches(params: ExtractSections, folder: Path, prepared: dict[str, NetworkInput]) -> list[list[NetworkInput]]:
     """The batches that the stage forms: one padded size, within one shard."""
     groups: dict[object, list[NetworkInput]] = defaultdict(list)
-    for shard in plan_shards(params, folder / "dataset", folder / "detector"):
+    for shard in plan_shards(params, folder / "dataset", folder / "detector").shards:
         for image in shard.images:
             item = prepared[image.image_id]
             groups[shard.key, item.group].append(item)
@@ -192,9 +196,9 @@ def extraction(folder: Path) -> None:
 
     def whole_stage() -> None:
         out = folder / f"out{next(runs)}"
+        plan = plan_shards(params, folder / "dataset", folder / "detector")
         # The network is loaded already: that is no part of the throughput.
-        with unittest.mock.patch("stages.extract_regions.load_detector", lambda *_: network):
-            extract_missing(params, folder / "dataset", folder / "detector", out, device=device)
+        extract_missing(plan, out, device, loading=lambda *_: network)
 
     def one_by_one() -> None:
         for i in range(len(files)):
@@ -218,7 +222,26 @@ def extraction(folder: Path) -> None:
     print(f"  one image at a time {rate[one_by_one]:.2f} images/s: ratio {ratio:.2f} ({wanted})")
 
 
-PARTS: dict[str, Callable[[Path], None]] = {"store": store, "memory": memory, "extraction": extraction}
+def planning(folder: Path) -> None:
+    """What a run does before it extracts anything, and what a task of a cluster is sent."""
+    Description("synthetic", "", "", "", D).save(folder / "detector")
+    names = [f"{i:012d}.jpg" for i in range(PLANNED)]
+    _listed(folder / "dataset", names, [hashlib.sha256(name.encode()).hexdigest() for name in names], (640, 480))
+    params = ExtractSections(dataset=DatasetParams(source="table"), regions=RegionsParams())
+    begun, processor = time.perf_counter(), time.process_time()
+    plan = plan_shards(params, folder / "dataset", folder / "detector")
+    missing = missing_shards(plan.shards, folder / "shards")
+    seconds, spent = time.perf_counter() - begun, time.process_time() - processor
+    print(f"planning {PLANNED:,} images: {len(plan.shards):,} shards, {seconds:.1f} s, {spent:.1f} s of processor time")
+    print(f"  a task of a cluster is sent {len(pickle.dumps(plan.of(missing[:1]))):,} bytes")
+
+
+PARTS: dict[str, Callable[[Path], None]] = {
+    "store": store,
+    "memory": memory,
+    "planning": planning,
+    "extraction": extraction,
+}
 
 
 def main() -> None:

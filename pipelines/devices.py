@@ -5,8 +5,6 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 
-import torch
-
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -14,6 +12,8 @@ def visible_devices() -> list[str]:
     """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes; none on other machines."""
     chosen = os.environ.get(VISIBLE)
     if chosen is None:
+        import torch  # here: a worker of a cluster imports the module that imports this one before it answers
+
         return [str(i) for i in range(torch.cuda.device_count())]
     names = [name.strip() for name in chosen.split(",")]
     # CUDA ignores what follows the first name that stands for no device.

@@ -2,16 +2,18 @@
 
 python -m pipelines.extract --workers 4
 python -m pipelines.extract --cluster tcp://scheduler:8786 --storage s3://bucket/regions --resource GPU=1
+
+A worker imports this module, and makes objects of what a task is given, while its scheduler waits for it. So torch, and
+with it most of stages, is imported by the functions that need it.
 """
 
 import argparse
 import contextlib
 import os
+import pickle
 import posixpath
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dask.base import annotate
 from distributed import Nanny
@@ -28,7 +30,10 @@ from pipelines.devices import device_environments
 from pipelines.reproduce import ONE_BY_ONE, run_stage
 from stages.entry import read_params
 from stages.errors import InputError
-from stages.extraction.shards import ExtractSections, missing_shards, plan_shards
+
+if TYPE_CHECKING:
+    from stages.extraction.plan import Plan
+    from stages.extraction.reading import Detector
 
 STAGE = "extract_regions"
 DATASET, DETECTOR, REGIONS = Path("data/dataset"), Path("data/detector"), Path("data/regions")
@@ -51,24 +56,42 @@ def not_the_input(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool
     retry_delay_seconds=exponential_backoff(backoff_factor=5),
     retry_condition_fn=not_the_input,
 )
-def fill_shards(workspace: str, keys: list[str], storage: str | None) -> list[str]:
-    """Extract the shards `keys` in this process, which sees the folder `workspace`; those that were missing.
+def fill_shards(workspace: str, plan: bytes, folder: str, storage: str | None) -> list[str]:
+    """Extract the shards of `plan` in this process, which sees the folder `workspace`; the keys of those written now.
 
-    Without `storage` they go into the workspace's own store. A shard that is whole is not made again, so it does not
-    matter how often a task runs, or that another worker has died over it.
+    They go into `folder`, and on from there into the storage where there is one. A shard that is whole is not made
+    again, so it does not matter how often a task runs, or that another worker has died over it.
+
+    Args:
+        plan: a `Plan` as `fill` has pickled it.
     """
     os.chdir(workspace)  # a Dask worker runs one task at a time, and paths in params.yaml start here
-    from stages.extract_regions import extract_missing
+    from stages.extraction.filling import extract_missing
+    from stages.extraction.shard_folder import prune_shards
 
-    params = read_params(ExtractSections)
+    whole: Plan = pickle.loads(plan)
     if storage is None:
-        return extract_missing(params, DATASET, DETECTOR, REGIONS, shard_keys=keys)
-    wanted = [key for key in keys if not _stored(storage, key)]
-    with tempfile.TemporaryDirectory() as folder:
-        done = extract_missing(params, DATASET, DETECTOR, Path(folder), shard_keys=wanted)
-        for key in done:
-            _upload(Path(folder) / f"{key}.arrow", storage)
-    return done
+        return extract_missing(whole, Path(folder), loading=_loaded)
+    wanted = [shard for shard in whole.shards if not _stored(storage, shard.key)]
+    extract_missing(whole.of(wanted), Path(folder), loading=_loaded)
+    for shard in wanted:
+        _upload(Path(folder) / shard.file_name, storage)
+    prune_shards(Path(folder), ())  # nobody else does on this machine
+    return [shard.key for shard in wanted]
+
+
+def _loaded(plan: "Plan", device: str) -> "Detector":
+    """The plan's detector: a worker loads it once, not for each task."""
+    from stages.extraction.filling import load
+
+    identity = (str(Path.cwd()), plan.info.detector, repr(plan.params.regions), device)
+    if identity not in _detectors:
+        _detectors.clear()
+        _detectors[identity] = load(plan, device)
+    return _detectors[identity]
+
+
+_detectors: dict[tuple[str, str, str, str], "Detector"] = {}
 
 
 def _filesystem(storage: str) -> tuple[Any, str]:
@@ -93,12 +116,11 @@ def _upload(shard: Path, storage: str) -> None:
 
 
 @task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=exponential_backoff(backoff_factor=5))
-def collect(keys: list[str], storage: str) -> None:
-    """Bring shards from the storage into the workspace's store."""
+def collect(keys: list[str], storage: str, folder: str) -> None:
+    """Bring shards from the storage into the folder of shards."""
     filesystem, path = _filesystem(storage)
-    REGIONS.mkdir(parents=True, exist_ok=True)
     for key in keys:
-        target = REGIONS / f"{key}.arrow"
+        target = Path(folder) / f"{key}.arrow"
         if target.exists():
             continue
         with replacing(target) as temporary:
@@ -122,11 +144,16 @@ def runner(cluster: str | None, workers: int) -> DaskTaskRunner:
     return DaskTaskRunner(cluster_kwargs=local | own)
 
 
-def fill(keys: Sequence[str], storage: str | None, per_task: int, resources: dict[str, float]) -> int:
-    """Map the shards over the cluster of the task runner; how many were extracted now."""
-    parts = [list(keys[start : start + per_task]) for start in range(0, len(keys), per_task)]
+def fill(plan: "Plan", folder: Path, storage: str | None, per_task: int, resources: dict[str, float]) -> int:
+    """Map the plan's shards over the cluster of the task runner; how many were extracted now.
+
+    Each task gets the images of its shards: it reads neither the dataset's tables nor params.yaml.
+    """
+    portions = [
+        pickle.dumps(plan.of(plan.shards[start : start + per_task])) for start in range(0, len(plan.shards), per_task)
+    ]
     with annotate(resources=resources) if resources else contextlib.nullcontext():
-        futures = fill_shards.map(unmapped(str(Path.cwd())), parts, unmapped(storage))
+        futures = fill_shards.map(unmapped(str(Path.cwd())), portions, unmapped(str(folder)), unmapped(storage))
     return sum(len(future.result()) for future in futures)
 
 
@@ -144,33 +171,40 @@ def extract(
         cluster: address of a Dask scheduler, such as tcp://host:8786; none: local worker processes. Its workers see
             this workspace under the same path, for pictures and detector.
         workers: worker processes of the local cluster; each gets a share of this machine's GPUs and uses the first.
-        storage: where the workers put shards: a shared folder or an fsspec URL; none: straight into data/regions.
+        storage: where the workers put shards: a shared folder or an fsspec URL; none: straight into .work/shards.
         shards_per_task: shards that one task fills; the detector is loaded once for them.
         resources: what a Dask worker must offer to get a task, such as {"GPU": 1}.
     """
+    from stages.extraction.plan import ExtractSections, plan_shards
+    from stages.extraction.shard_folder import absent_shards, adopt, missing_shards, shard_folder
+
     logger = get_run_logger()
     begin()
+    for name, number in (("workers", workers), ("shards_per_task", shards_per_task)):
+        if number < 1:
+            raise InputError(f"{name}: {number} is below 1")
     done: dict[str, Any] = {}
     stages = read_dag(targets=(STAGE,)).stages
     for stage in stages[:-1]:
         done[stage.name] = run_stage.with_options(name=stage.name)(
             stage.name, stage.stale, [done[name] for name in stage.upstream]
         )
-    planned = plan_shards(read_params(ExtractSections), DATASET, DETECTOR)
-    keys = [shard.key for shard in missing_shards(planned, REGIONS)]
-    logger.info("%d of %d shards are missing", len(keys), len(planned))
+    plan, folder = plan_shards(read_params(ExtractSections), DATASET, DETECTOR), shard_folder()
+    adopt(plan.shards, REGIONS, folder)
+    missing = missing_shards(plan.shards, folder)
+    logger.info("%d of %d shards are missing", len(missing), len(plan.shards))
     extracted = 0
-    if keys:
+    if missing:
         workers_of: Any = runner(cluster, workers)
         on_cluster = flow(name="fill shards", task_runner=workers_of, validate_parameters=False)(fill)
-        extracted = on_cluster(keys, storage, max(1, shards_per_task), resources)
+        extracted = on_cluster(plan.of(missing), folder, storage, shards_per_task, resources)
         if storage is not None:
-            collect(keys, storage)
-    left = missing_shards(planned, REGIONS)
-    if left:
-        raise RuntimeError(f"{len(left)} of {len(planned)} shards are still missing in {REGIONS}")
+            collect([shard.key for shard in missing], storage, str(folder))
+    # A shard is there, too, whose unreadable images are set aside; the stage tries those again.
+    if left := absent_shards(plan.shards, folder):
+        raise RuntimeError(f"{len(left)} of {len(plan.shards)} shards are still missing in {folder}")
     done[STAGE] = run_stage.with_options(name=STAGE)(STAGE, True, [])
-    return {"shards": len(planned), "extracted": extracted}
+    return {"shards": len(plan.shards), "extracted": extracted}
 
 
 def main() -> None:

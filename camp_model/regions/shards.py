@@ -46,15 +46,15 @@ def _shape(name: str, info: StoreInfo) -> tuple[int, ...]:
 
 def storable(info: StoreInfo, regions: ImageRegions) -> str | None:
     """Why a store cannot hold the numbers of these regions; None: it can."""
-    with np.errstate(over="ignore"):
-        stored = regions.features.astype(info.dtype)
+    if not all(np.isfinite(values).all() for values in (regions.boxes, regions.scores, regions.attribute_scores)):
+        return "a box or a score is not finite"
     if not np.isfinite(regions.features).all():
         return "a feature is not finite"
+    with np.errstate(over="ignore"):
+        stored = regions.features.astype(info.dtype)
     if not np.isfinite(stored).all():
         largest = float(np.abs(regions.features).max())
         return f"a feature is not finite in {info.dtype}: it is {largest:.4g}, above {np.finfo(info.dtype).max:.4g}"
-    if not all(np.isfinite(values).all() for values in (regions.boxes, regions.scores, regions.attribute_scores)):
-        return "a box or a score is not finite"
     return None
 
 

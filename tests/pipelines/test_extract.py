@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -18,12 +19,19 @@ from PIL import Image
 
 import pipelines
 from camp_model.regions import RegionStore
+from pipelines import extract as module
 from pipelines.extract import DATASET, DETECTOR, REGIONS, collect, extract, fill_shards, runner
+from pipelines.reproduce import ONE_BY_ONE
 from stages.detectors.base import Description
 from stages.detectors.scenes import build_network
 from stages.detectors.weights import save_state
 from stages.entry import read_params
-from stages.extraction.shards import ExtractSections, missing_shards, plan_shards
+from stages.errors import InputError
+from stages.extraction import filling
+from stages.extraction import plan as plan_module
+from stages.extraction.filling import load
+from stages.extraction.plan import ExtractSections, plan_shards
+from stages.extraction.shard_folder import missing_shards, shard_folder
 from stages.params.regions import RegionsParams
 
 ROOT = Path(pipelines.__file__).parents[1]
@@ -34,7 +42,7 @@ stages:
     cmd: python -m stages.extract_regions
     deps: [data/dataset, data/detector]
     params: [regions]
-    outs: [{data/regions: {persist: true}}]
+    outs: [data/regions]
 """
 CONFIG = {"image_size": 96, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 
@@ -115,7 +123,7 @@ def test_a_cluster_fills_the_shards_and_a_killed_worker_is_replaced(prefect_serv
         with Client(cluster) as client:
             wait_for(lambda: len(client.scheduler_info()["workers"]) == 2, 60)
             pids = client.run(os.getpid)
-            wait_for(lambda: list(Path("data/regions").glob("*.arrow")), 120)
+            wait_for(lambda: list(shard_folder().glob("*.arrow")), 120)
             killed.append(min(pids.values()))
             os.kill(killed[0], signal.SIGKILL)
 
@@ -135,19 +143,51 @@ def test_a_cluster_fills_the_shards_and_a_killed_worker_is_replaced(prefect_serv
     assert {path.name: path.read_bytes() for path in Path("data/regions").glob("*.arrow")} == files
 
 
+def test_a_worker_answers_its_scheduler_before_it_imports_torch():
+    code = "import sys, pipelines.extract; raise SystemExit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 def test_a_local_cluster_is_seen_on_this_machine_alone(prefect_server, listening):
     with runner(None, 1) as started:
         assert started.client
         assert listening(os.getpid()) == {"127.0.0.1"}
 
 
-def test_shards_travel_over_a_storage(workspace, tmp_path):
+def test_shards_travel_over_a_storage(workspace, tmp_path, monkeypatch):
     storage = f"file://{tmp_path / 'shared'}"
-    shards = plan_shards(read_params(ExtractSections), DATASET, DETECTOR)[:2]
-    keys = [shard.key for shard in shards]
-    assert fill_shards.fn(str(workspace), keys, storage) == keys
-    assert fill_shards.fn(str(workspace), keys, storage) == []  # they are there
+    loaded = []
+    monkeypatch.setattr(module, "_detectors", {})
+    monkeypatch.setattr(filling, "load", lambda plan, device: loaded.append(plan) or load(plan, device))
+    plan = plan_shards(read_params(ExtractSections), DATASET, DETECTOR)
+    plan = plan.of(plan.shards[:2])
+    keys = [shard.key for shard in plan.shards]
+    on_worker = tmp_path / "worker"
+    for shard in plan.shards:
+        assert fill_shards.fn(str(workspace), pickle.dumps(plan.of([shard])), str(on_worker), storage) == [shard.key]
+    assert len(loaded) == 1, "a worker keeps the detector from one task to the next"
+    assert fill_shards.fn(str(workspace), pickle.dumps(plan), str(on_worker), storage) == []  # they are there
     assert not REGIONS.exists()
-    collect.fn(keys, storage)
-    assert len(missing_shards(shards, REGIONS)) == 0
-    assert sorted(path.name for path in REGIONS.iterdir()) == sorted(f"{key}.arrow" for key in keys)
+    collect.fn(keys, storage, str(shard_folder()))
+    assert len(missing_shards(plan.shards, shard_folder())) == 0
+    assert sorted(path.name for path in shard_folder().iterdir()) == sorted(f"{key}.arrow" for key in keys)
+
+
+@pytest.mark.timeout(400)
+def test_a_missing_picture_is_set_aside_as_the_stage_does(prefect_server, workspace, monkeypatch):
+    """In this process instead of a cluster's, which the test above has; without its params, tables and plan."""
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["regions"]["max_rejected_share"] = 0.1
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    Path("pictures/005.png").unlink()
+    monkeypatch.setattr(module, "runner", lambda *_: ONE_BY_ONE)
+    planned = []
+    monkeypatch.setattr(plan_module, "plan_shards", lambda *given: planned.append(plan_shards(*given)) or planned[-1])
+    result = extract()
+    assert result["extracted"] == result["shards"] > 3
+    assert len(planned) == 1
+    assert pq.read_table("data/regions/rejected.parquet")["image_id"].to_pylist() == ["005"]
+    assert len(RegionStore(REGIONS)) == PICTURES - 1
+    assert "Data and pipelines are up to date" in dvc("status")
+    with pytest.raises(InputError, match="workers: 0 is below 1"):
+        extract(workers=0)

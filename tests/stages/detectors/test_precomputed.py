@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from stages.extraction.plan import ExtractSections
 
 from camp_model.regions import RegionStore
 from stages.errors import InputError
 from stages.extract_regions import extract_regions
-from stages.extraction.shards import ExtractSections
 from stages.params.dataset import DatasetParams
 from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams
@@ -64,7 +64,7 @@ def convert(dataset: Path, form: str, source: Path, **regions: object) -> Region
     detector, metrics = dataset.parent / "detector", dataset.parent / "detector.json"
     train_detector(params, dataset, detector, metrics)
     assert json.loads(metrics.read_text()) == {"pretrained": True}
-    extract_regions(params, dataset, detector, dataset.parent / "regions")
+    extract_regions(params, dataset, detector, dataset.parent / "regions", dataset.parent / "shards")
     return RegionStore(dataset.parent / "regions")
 
 
@@ -416,7 +416,7 @@ def test_a_file_changed_after_indexing_is_noticed(dataset: Path) -> None:
         regions=RegionsParams(per_image=6, min_per_image=1),
     )
     with pytest.raises(InputError, match="changed since train_detector read it"):
-        extract_regions(params, dataset, dataset.parent / "detector", dataset.parent / "regions")
+        extract_regions(params, dataset, dataset.parent / "detector", dataset.parent / "regions", dataset.parent / "shards")
     with pytest.raises(InputError, match="'csv' is not one of scan, tsv, npz"):
         train_detector(
             params.replace(detector=DetectorParams(backend="precomputed", architecture="csv", weights=str(source))),

@@ -1,4 +1,4 @@
-"""Which images go into which shard, which shards are missing, and the tables that make a store of them.
+"""The plan of an extraction: which images go into which shard, and by which key each shard is known.
 
 A shard's content key covers everything its bytes depend on, so a shard whose key is present and whole is right,
 whoever wrote it and whenever: that gives resuming, incremental runs and fan-out over devices and machines.
@@ -7,18 +7,18 @@ whoever wrote it and whenever: that gives resuming, incremental runs and fan-out
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from pydantic import model_validator
 
-from camp_model.regions import StoreInfo, read_header, write_manifest, write_rejected
+from camp_model.regions import StoreInfo
 from stages.contracts import read_table
-from stages.detectors.base import GEOMETRY_DIM, GEOMETRY_SCALE, Description
-from stages.detectors.images import PASSING_REASONS
+from stages.detectors.base import Description
+from stages.detectors.boxes import GEOMETRY_DIM, GEOMETRY_SCALE
 from stages.errors import InputError
 from stages.params.dataset import DatasetParams
 from stages.params.detector import DetectorParams
@@ -64,6 +64,25 @@ class Shard:
     @property
     def file_name(self) -> str:
         return f"{self.key}.arrow"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be extracted. It is made once; processes and machines get the shards that they are to fill."""
+
+    params: ExtractSections
+    pictures: Path
+    """The folder that the images' paths start from."""
+    detector: Path
+    """The folder of detector.json."""
+    info: StoreInfo
+    total: int
+    """Images of the whole dataset."""
+    shards: tuple[Shard, ...]
+
+    def of(self, shards: Iterable[Shard]) -> "Plan":
+        """The same for some of the shards."""
+        return replace(self, shards=tuple(shards))
 
 
 def store_info(params: RegionsParams, description: Description) -> StoreInfo:
@@ -117,8 +136,8 @@ def _given_boxes(dataset: Path) -> dict[str, np.ndarray]:
     return dict(zip(ids.dictionary.to_pylist(), groups, strict=True))
 
 
-def plan_shards(params: ExtractSections, dataset: Path, detector: Path) -> list[Shard]:
-    """All shards that the store needs, in the order of images.parquet; quick, opens no picture.
+def plan_shards(params: ExtractSections, dataset: Path, detector: Path) -> Plan:
+    """All shards that the store needs, in the order of images.parquet; opens no picture.
 
     Args:
         params: what the stage reads of params.yaml.
@@ -130,103 +149,27 @@ def plan_shards(params: ExtractSections, dataset: Path, detector: Path) -> list[
     """
     description = Description.load(detector)
     table = read_table(dataset / "images.parquet", ("image_id", "path", "sha256", "width", "height"))
-    given = _given_boxes(dataset) if params.regions.boxes == "given" else None
-    images = [
-        PlannedImage(**row, boxes=None if given is None else given.get(row["image_id"], np.zeros((0, 4), np.float32)))
-        for row in table.to_pylist()
-    ]
+    columns = [table[name].to_pylist() for name in ("image_id", "path", "sha256", "width", "height")]
+    if params.regions.boxes == "given":
+        given, none = _given_boxes(dataset), np.zeros((0, 4), np.float32)
+        columns.append([given.get(image_id, none) for image_id in columns[0]])
+    images = list(itertools.starmap(PlannedImage, zip(*columns, strict=True)))
     effective = {key: value for key, value in params.regions.to_dict().items() if key not in _WITHOUT_EFFECT}
     options = params.detector.options(description.backend)
     head = json.dumps([description.fingerprint, effective, options, GEOMETRY_SCALE], sort_keys=True).encode()
-    return [
-        _shard(head, images[start:stop])
-        for start, stop in boundaries([image.image_id for image in images], params.regions.shard_size)
-    ]
+    shards = tuple(
+        Shard(_key(head, images[start:stop]), tuple(images[start:stop]))
+        for start, stop in boundaries(columns[0], params.regions.shard_size)
+    )
+    info = store_info(params.regions, description)
+    return Plan(params, params.dataset.image_root(dataset), detector, info, len(images), shards)
 
 
-def _shard(head: bytes, images: Sequence[PlannedImage]) -> Shard:
+def _key(head: bytes, images: Sequence[PlannedImage]) -> str:
     digest = hashlib.sha256(head)
+    digest.update(json.dumps([(image.image_id, image.sha256) for image in images]).encode())
     for image in images:
-        digest.update(json.dumps([image.image_id, image.sha256]).encode())
         if image.boxes is not None:
+            digest.update(f"{len(image.boxes)} boxes".encode())
             digest.update(np.ascontiguousarray(image.boxes).tobytes())
-    return Shard(digest.hexdigest()[:40], tuple(images))
-
-
-def is_whole(shard: Shard, out: Path) -> bool:
-    """Whether the shard is there, complete, and need not be tried again."""
-    path = out / shard.file_name
-    if not path.exists():
-        return False
-    try:
-        header = read_header(path)
-    except ValueError:
-        return False
-    return header.key == shard.key and not any(reason in PASSING_REASONS for _, reason in header.rejected)
-
-
-def missing_shards(shards: Sequence[Shard], out: Path) -> list[Shard]:
-    """The shards that are still to be extracted into `out`."""
-    return [shard for shard in shards if not is_whole(shard, out)]
-
-
-class StoreCounts(NamedTuple):
-    """What a finished store holds."""
-
-    images: int
-    rejected: int
-
-
-def check_rejected(
-    rejected: Sequence[tuple[str, str, str]], total: int, params: RegionsParams, sofar: str = ""
-) -> None:
-    """InputError when more than `max_rejected_share` of all images were rejected; rows are (image_id, path, reason)."""
-    if len(rejected) > params.max_rejected_share * total:
-        examples = "; ".join(f"{path}: {reason}" for _, path, reason in rejected[:3])
-        raise InputError(
-            f"params.yaml: regions.max_rejected_share: {len(rejected)} of {total} images are rejected{sofar}, more "
-            f"than the allowed share of {params.max_rejected_share:g} ({examples})"
-        )
-
-
-def finish_store(params: ExtractSections, detector: Path, shards: Sequence[Shard], out: Path) -> StoreCounts:
-    """Write manifest.parquet and rejected.parquet over shards that are all there, and remove what is not theirs.
-
-    Raises:
-        InputError: more images than allowed were rejected; nothing is written then.
-        RuntimeError: a shard is missing.
-    """
-    rows: list[tuple[str, str, int, int]] = []
-    rejected: list[tuple[str, str, str]] = []
-    for shard in shards:
-        try:
-            header = read_header(out / shard.file_name)
-        except ValueError as error:
-            raise RuntimeError(f"{error}; all shards must be extracted before the store is finished") from None
-        paths = {image.image_id: image.path for image in shard.images}
-        rows += [
-            (image_id, shard.file_name, row, count)
-            for row, (image_id, count) in enumerate(zip(header.image_ids, header.num_regions, strict=True))
-        ]
-        rejected += [(image_id, paths[image_id], reason) for image_id, reason in header.rejected]
-    check_rejected(rejected, len(rows) + len(rejected), params.regions)
-    info = store_info(params.regions, Description.load(detector))
-    _retry(lambda: write_rejected(out, info, rejected))
-    _retry(lambda: write_manifest(out, info, rows))
-    _prune(out, {shard.file_name for shard in shards})
-    return StoreCounts(len(rows), len(rejected))
-
-
-def _retry(write: Any) -> None:
-    """Write a table, once more if another process that finishes the same store took our temporary for a stale one."""
-    try:
-        write()
-    except FileNotFoundError:
-        write()
-
-
-def _prune(out: Path, wanted: set[str]) -> None:
-    """Remove shards of other content and temporaries of killed runs."""
-    for path in out.iterdir():
-        if (path.suffix == ".arrow" and path.name not in wanted) or (path.name[0] == "." and path.suffix == ".tmp"):
-            path.unlink(missing_ok=True)
+    return digest.hexdigest()[:40]

@@ -1,0 +1,122 @@
+"""Extract the shards that are missing, on one device or on several."""
+
+import itertools
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from stages.detectors.base import load_detector
+from stages.device import Precision
+from stages.entry import end_with_parent
+from stages.errors import InputError
+from stages.extraction.plan import Plan, PlannedImage, Shard
+from stages.extraction.reading import Detector, read_ahead, reader
+from stages.extraction.shard_folder import is_whole, missing_shards
+from stages.extraction.shard_run import ShardRun
+from stages.extraction.store import check_rejected
+
+READ_AHEAD = 4
+"""Batches of pictures that are decoded ahead of the network."""
+
+
+def devices(name: str) -> list[str]:
+    """The devices that `regions.device` means: `auto` and `cuda` are all GPUs that this process may use.
+
+    Raises:
+        InputError: no such device here.
+    """
+    count = torch.cuda.device_count()
+    if name in ("auto", "cuda") and count:
+        return [f"cuda:{i}" for i in range(count)]
+    if name == "auto":
+        return ["mps" if torch.backends.mps.is_available() else "cpu"]
+    known = name == "cpu" or (name == "mps" and torch.backends.mps.is_available())
+    if not known and name not in {f"cuda:{i}" for i in range(count)}:
+        raise InputError(
+            f"params.yaml: regions.device: {name[:40]!r} is not here; expected auto, cpu, cuda, cuda:N or mps"
+        )
+    return [name]
+
+
+def load(plan: Plan, device: str) -> Detector:
+    """The plan's detector, ready to run on a device."""
+    return load_detector(plan.detector, plan.params.regions, device, plan.params.detector)
+
+
+def _feed(shards: Sequence[Shard], folder: Path) -> Iterator[tuple[Shard, PlannedImage]]:
+    """The images of the shards one after another; a shard that somebody else finished meanwhile is passed over."""
+    for shard in shards:
+        if not is_whole(shard, folder):
+            yield from ((shard, image) for image in shard.images)
+
+
+def extract_missing(
+    plan: Plan, folder: Path, device: str | None = None, loading: Callable[[Plan, str], Detector] = load
+) -> list[str]:
+    """Extract those of the plan's shards that are missing in `folder`; any number of processes may do so over one.
+
+    Args:
+        plan: the shards.
+        folder: where shards lie.
+        device: where to run; None: the first that `regions.device` means.
+        loading: makes the detector ready; asked for only if a shard is missing.
+
+    Returns:
+        The content keys of the shards that were written now.
+
+    Raises:
+        InputError: an input is missing or damaged, or too many images are rejected.
+    """
+    todo = missing_shards(plan.shards, folder)
+    if not todo:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    params = plan.params.regions
+    device = device or devices(params.device)[0]
+    Precision("fp32", torch.device(device))
+    detector = loading(plan, device)
+    if detector.fingerprint != plan.info.detector:
+        raise InputError(
+            f"{plan.detector}: the detector on this machine is {detector.fingerprint[:12]}, the plan's is "
+            f"{plan.info.detector[:12]}; expected the same weights, code and library versions on all machines"
+        )
+    stream = read_ahead(
+        _feed(todo, folder), reader(detector, plan.pictures, params.max_pixels), READ_AHEAD * params.batch_size
+    )
+    rejected: list[tuple[str, str, str]] = []
+
+    def reject(image: PlannedImage, reason: str) -> None:
+        rejected.append((image.image_id, image.path, reason))
+        check_rejected(rejected, plan.total, params, " so far")
+
+    writing: list[tuple[str, Future[bool]]] = []
+    bar = tqdm(total=sum(len(shard.images) for shard in todo), unit="image", mininterval=2, dynamic_ncols=True)
+    with bar, ThreadPoolExecutor(max_workers=1) as writer:
+        for shard, group in itertools.groupby(stream, key=lambda entry: entry[0]):
+            run = ShardRun(shard, plan, detector, folder, reject)
+            for _, image, item in group:
+                run.add(image, item)
+                bar.update()
+            run.finish()
+            if writing:
+                writing[-1][1].result()  # at most one shard waits to be written
+            writing.append((shard.key, writer.submit(run.write)))
+    return [key for key, written in writing if written.result()]
+
+
+def extract_on_devices(plan: Plan, folder: Path, names: Sequence[str]) -> list[str]:
+    """`extract_missing` in one process per device, each over its share of the shards. Raises what a process raised."""
+    if len(names) == 1 or len(plan.shards) < 2:
+        return extract_missing(plan, folder, names[0])
+    # Started afresh: a process that was forked cannot use CUDA.
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(names), mp_context=fresh, initializer=end_with_parent) as pool:
+        shares = [
+            pool.submit(extract_missing, plan.of(plan.shards[i :: len(names)]), folder, name)
+            for i, name in enumerate(names)
+        ]
+        return [key for share in as_completed(shares) for key in share.result()]

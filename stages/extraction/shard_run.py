@@ -1,0 +1,128 @@
+"""One shard on its way: its images through the network, what a kill leaves of them, and the file at the end."""
+
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from camp_model.regions import ImageRegions, read_shard, storable, write_shard
+from stages.detectors.base import NetworkInput
+from stages.detectors.boxes import append_geometry, given_boxes
+from stages.detectors.images import RejectedImage
+from stages.errors import InputError
+from stages.extraction.plan import Plan, PlannedImage, Shard
+from stages.extraction.reading import Detector, Item
+from stages.extraction.shard_folder import whole_header
+
+WAITING_BYTES = 256 << 20
+"""Decoded pictures that may wait for others of their shape; beyond it the largest group runs as it is."""
+PARTIAL_SECONDS = 60.0
+"""A shard that takes longer writes what it has each time so many seconds have passed, so that a kill loses no more."""
+
+
+class ShardRun:
+    """The images of one shard on their way through the network, in batches of one padded size.
+
+    An earlier run may have left results: in partial files, or in a shard with images that were missing. All pictures
+    are read again, so that batches are formed as in an uninterrupted run; only what has no result goes through the
+    network.
+    """
+
+    def __init__(
+        self, shard: Shard, plan: Plan, detector: Detector, folder: Path, reject: Callable[[PlannedImage, str], None]
+    ) -> None:
+        self.shard, self.info, self.params = shard, plan.info, plan.params.regions
+        self.detector, self.folder = detector, folder
+        self._reject = reject
+        self._before = whole_header(folder / shard.file_name, shard)
+        self._results: dict[str, ImageRegions] = {}
+        for path in [*self._partial_files(), *([folder / shard.file_name] if self._before else [])]:
+            self._results |= _readable(path)
+        self._rejected: dict[str, str] = {}
+        self._waiting: dict[tuple[int, int], list[tuple[PlannedImage, NetworkInput]]] = defaultdict(list)
+        self._waiting_bytes = 0
+        self._unwritten: list[tuple[str, ImageRegions]] = []
+        self._written_at = time.monotonic()
+
+    def add(self, image: PlannedImage, item: Item) -> None:
+        """Take the next image of the shard, as `reader` gives it."""
+        if isinstance(item, NetworkInput):
+            self._waiting[item.group].append((image, item))
+            self._waiting_bytes += item.pixels.nbytes
+            if len(self._waiting[item.group]) == self.params.batch_size:
+                self._run(item.group)
+            elif self._waiting_bytes > WAITING_BYTES:
+                self._run(max(self._waiting, key=lambda group: len(self._waiting[group])))
+        elif image.image_id not in self._results:
+            if isinstance(item, RejectedImage):
+                self._set_aside(image, str(item))
+            else:
+                self._accept(image, item)
+
+    def _run(self, group: tuple[int, int]) -> None:
+        batch = self._waiting.pop(group)
+        self._waiting_bytes -= sum(item.pixels.nbytes for _, item in batch)
+        batch = [(image, item) for image, item in batch if image.image_id not in self._results]
+        if not batch:
+            return
+        given = None
+        if self.params.boxes == "given":
+            given = [
+                given_boxes(image.boxes, item.width, item.height, self.params.per_image)
+                for image, item in batch
+                if image.boxes is not None
+            ]
+        regions = self.detector.forward([item for _, item in batch], given)  # type: ignore[union-attr]
+        for (image, _), result in zip(batch, regions, strict=True):
+            self._accept(image, result)
+
+    def _accept(self, image: PlannedImage, regions: ImageRegions) -> None:
+        if self.params.geometry:
+            with np.errstate(all="ignore"):  # what is not finite is set aside
+                regions = append_geometry(regions)
+        if reason := storable(self.info, regions):
+            self._set_aside(image, f"{reason} (regions.dtype: {self.info.dtype})")
+            return
+        self._results[image.image_id] = regions
+        self._unwritten.append((image.image_id, regions))
+        if time.monotonic() - self._written_at > PARTIAL_SECONDS:
+            name = f"{self.shard.key}.{uuid.uuid4().hex}.partial"
+            write_shard(self.folder / name, self.info, self.shard.key, self._unwritten)
+            self._unwritten, self._written_at = [], time.monotonic()
+
+    def _set_aside(self, image: PlannedImage, reason: str) -> None:
+        self._rejected[image.image_id] = reason
+        self._reject(image, reason)
+
+    def finish(self) -> None:
+        """Run what still waits."""
+        for group in list(self._waiting):
+            self._run(group)
+
+    def write(self) -> bool:
+        """Write the shard, its rows in its order, unless it is there with the same rows; whether it was written."""
+        path, ids = self.folder / self.shard.file_name, [image.image_id for image in self.shard.images]
+        rows = [(image_id, self._results[image_id]) for image_id in ids if image_id in self._results]
+        rejected = [(image_id, self._rejected[image_id]) for image_id in ids if image_id in self._rejected]
+        again = self._before is not None and self._before.rejected == rejected
+        if not again:
+            try:
+                write_shard(path, self.info, self.shard.key, rows, rejected)
+            except ValueError as error:
+                raise InputError(f"{path}: cannot be written: {error}") from None
+        for partial in self._partial_files():
+            partial.unlink(missing_ok=True)
+        return not again
+
+    def _partial_files(self) -> list[Path]:
+        return sorted(self.folder.glob(f"{self.shard.key}.*.partial"))
+
+
+def _readable(path: Path) -> dict[str, ImageRegions]:
+    try:
+        return read_shard(path)
+    except ValueError:  # removed meanwhile, by whoever finished the shard
+        return {}

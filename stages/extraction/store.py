@@ -1,0 +1,74 @@
+"""The store that the stage leaves: links to the shards, and the tables over them."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from camp_model.regions import read_header, write_manifest, write_rejected
+from stages.errors import InputError
+from stages.extraction.plan import Plan
+from stages.extraction.shard_folder import link
+from stages.params.regions import RegionsParams
+
+
+class StoreCounts(NamedTuple):
+    """What a finished store holds."""
+
+    images: int
+    rejected: int
+
+
+def check_rejected(
+    rejected: Sequence[tuple[str, str, str]], total: int, params: RegionsParams, sofar: str = ""
+) -> None:
+    """InputError when more than `max_rejected_share` of all images were rejected; rows are (image_id, path, reason)."""
+    if len(rejected) > params.max_rejected_share * total:
+        examples = "; ".join(f"{path[:200]}: {reason[:200]}" for _, path, reason in rejected[:3])
+        raise InputError(
+            f"params.yaml: regions.max_rejected_share: {len(rejected)} of {total} images are rejected{sofar}, more "
+            f"than the allowed share of {params.max_rejected_share:g} ({examples})"
+        )
+
+
+def finish_store(plan: Plan, folder: Path, out: Path) -> StoreCounts:
+    """Make a store of the plan's shards, which all lie in `folder`, and remove from `out` what is not the store's.
+
+    Raises:
+        InputError: more images than allowed were rejected; no table is written then.
+        RuntimeError: a shard is missing.
+    """
+    rows: list[tuple[str, str, int, int]] = []
+    rejected: list[tuple[str, str, str]] = []
+    for shard in plan.shards:
+        try:
+            header = read_header(folder / shard.file_name)
+        except ValueError as error:
+            raise RuntimeError(f"{error}; all shards must be extracted before the store is finished") from None
+        paths = {image.image_id: image.path for image in shard.images}
+        rows += [
+            (image_id, shard.file_name, row, count)
+            for row, (image_id, count) in enumerate(zip(header.image_ids, header.num_regions, strict=True))
+        ]
+        rejected += [(image_id, paths[image_id], reason) for image_id, reason in header.rejected]
+    check_rejected(rejected, plan.total, plan.params.regions)
+    for shard in plan.shards:
+        _retry(lambda name=shard.file_name: link(folder / name, out / name))  # type: ignore[misc]
+    _retry(lambda: write_rejected(out, plan.info, rejected))
+    _retry(lambda: write_manifest(out, plan.info, rows))
+    _prune(out, {shard.file_name for shard in plan.shards})
+    return StoreCounts(len(rows), len(rejected))
+
+
+def _retry(write: Callable[[], None]) -> None:
+    """Write a file, once more if another process that finishes the same store took our temporary for a stale one."""
+    try:
+        write()
+    except FileNotFoundError:
+        write()
+
+
+def _prune(out: Path, wanted: set[str]) -> None:
+    """Remove shards of other content and temporaries of killed runs."""
+    for path in out.iterdir():
+        if (path.suffix == ".arrow" and path.name not in wanted) or (path.name[0] == "." and path.suffix == ".tmp"):
+            path.unlink(missing_ok=True)

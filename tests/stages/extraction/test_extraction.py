@@ -1,0 +1,179 @@
+"""Extraction: what is in the store, and what changes in it with other images and params."""
+
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from camp_model.regions import RegionStore
+from stages import extract_regions as stage
+from stages.detectors.base import GEOMETRY_SCALE, Description
+from stages.detectors.images import MISSING
+from stages.device import Precision
+from stages.errors import InputError
+from stages.params.dataset import DatasetParams
+
+COUNT = 40
+
+
+def test_the_store_has_every_image_in_order_with_boxes_in_its_own_pixels(workplace) -> None:
+    workplace.run()
+    store = RegionStore(workplace.out)
+    assert store.image_ids == [f"{i:03d}" for i in range(COUNT)]
+    assert (store.region_dim, store.max_regions) == (256, 4)
+    assert store.detector == Description.load(workplace.detector).fingerprint
+    features, mask = store.features(range(COUNT))
+    assert features.dtype == np.float16 and np.isfinite(features).all() and mask.any(axis=1).all()
+    for row in range(COUNT):
+        width, height = store.size(row)
+        assert (width, height) == [(120, 96), (96, 120), (150, 100)][row % 3]
+        assert (store.boxes(row) <= [width, height] * 2).all() and (store.boxes(row) >= 0).all()
+    assert pq.read_table(workplace.out / "rejected.parquet").num_rows == 0
+
+
+def test_a_gpu_would_extract_in_float32_whatever_was_set_before(workplace) -> None:
+    Precision("tf32", torch.device("cpu"))
+    workplace.run()
+    flags = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
+    assert [operator.fp32_precision for operator in flags] == ["ieee"] * 3
+
+
+def test_another_run_does_nothing_and_batch_size_is_no_reason_to(workplace) -> None:
+    workplace.run()
+    before = workplace.shards()
+    workplace.run(batch_size=8)
+    assert workplace.shards() == before
+
+
+def test_batches_do_not_change_features_beyond_float16(workplace) -> None:
+    stores = []
+    for batch_size in (1, 7):
+        workplace.run(batch_size=batch_size)
+        stores.append(RegionStore(workplace.out).features(range(COUNT))[0].astype(np.float32))
+        for folder in (workplace.out, workplace.folder):
+            for path in folder.glob("*.arrow"):
+                path.unlink()
+    np.testing.assert_allclose(stores[0], stores[1], atol=np.abs(stores[0]).max() * 2**-10)
+
+
+def test_geometry_and_float32_are_other_shards(workplace) -> None:
+    workplace.run()
+    before = set(workplace.shards())
+    workplace.run(geometry=True, dtype="float32")
+    assert not before & set(workplace.shards()), "shards of other params are pruned"
+    store = RegionStore(workplace.out)
+    assert (store.region_dim, store.info.dtype, store.info.geometry) == (261, "float32", GEOMETRY_SCALE)
+    corners = 2 * store.boxes(0) / np.array([*store.size(0)] * 2) - 1
+    np.testing.assert_allclose(store.features([0])[0][0][: len(corners), -5:-1], corners * GEOMETRY_SCALE, rtol=1e-4)
+
+
+def test_given_boxes_are_described_in_their_order(workplace) -> None:
+    boxes = {"000": [[10, 10, 60, 60], [0, 0, 120, 96]], "001": [[5, 5, 50, 90]]}
+    rows = [(name, *map(float, box), "thing", []) for name, several in boxes.items() for box in several]
+    names = ("image_id", "x0", "y0", "x1", "y1", "category", "attributes")
+    table = pa.table({name: [row[i] for row in rows] for i, name in enumerate(names)})
+    pq.write_table(table, workplace.dataset / "boxes.parquet")
+    params = workplace.params.replace(
+        dataset=DatasetParams(source="coco", root=str(workplace.pictures)),
+        regions=workplace.params.regions.replace(boxes="given"),
+    )
+    stage.extract_regions(params, workplace.dataset, workplace.detector, workplace.out, workplace.folder)
+    store = RegionStore(workplace.out)
+    np.testing.assert_allclose(store.boxes(0), boxes["000"], atol=1e-3)
+    np.testing.assert_allclose(store.boxes(1), boxes["001"], atol=1e-3)
+    assert store.num_regions.tolist() == [2, *[1] * (COUNT - 1)]
+    np.testing.assert_allclose(store.boxes(2), [[0, 0, 150, 100]], atol=1e-3)
+
+
+def test_unusable_files_are_rejected_with_reasons_and_the_run_goes_on(
+    workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workplace.pictures / "003.png").write_bytes(b"")
+    (workplace.pictures / "007.png").write_bytes((workplace.pictures / "007.png").read_bytes()[:200])
+    Image.new("RGB", (4000, 3000)).save(workplace.pictures / "009.png")
+    workplace.list()
+    (workplace.pictures / "011.png").unlink()
+    workplace.run(max_pixels=1_000_000)
+    rejected = {row["image_id"]: row for row in pq.read_table(workplace.out / "rejected.parquet").to_pylist()}
+    assert rejected["003"]["reason"] == "the file is empty" and rejected["003"]["path"] == "003.png"
+    assert "cannot be decoded" in rejected["007"]["reason"]
+    assert "claims 4000 x 3000 pixels" in rejected["009"]["reason"]
+    assert rejected["011"]["reason"] == MISSING
+    assert len(rejected) == 4
+    assert RegionStore(workplace.out).image_ids == [f"{i:03d}" for i in range(COUNT) if f"{i:03d}" not in rejected]
+    assert "36 images" in capsys.readouterr().out
+
+    # A file that was missing for a moment is tried again; what is wrong with bytes is not.
+    before = workplace.shards()
+    workplace.draw("011.png", 11)
+    workplace.run(max_pixels=1_000_000)
+    changed = {name for name, (inode, _) in workplace.shards().items() if before[name][0] != inode}
+    assert len(changed) == 1
+    assert "011" in RegionStore(workplace.out).image_ids
+
+
+def test_too_many_rejected_images_stop_the_stage(workplace) -> None:
+    for i in (1, 2, 3):
+        (workplace.pictures / f"{i:03d}.png").write_bytes(b"no picture")
+    workplace.list()
+    with pytest.raises(
+        InputError, match=r"max_rejected_share: 3 of 40 images are rejected so far.*001\.png: is no image"
+    ):
+        workplace.run(max_rejected_share=0.06)
+    assert not (workplace.out / "manifest.parquet").exists()
+    workplace.run(max_rejected_share=0.08)
+    with pytest.raises(InputError, match="3 of 40 images are rejected, more"):
+        workplace.run(max_rejected_share=0.06)
+
+
+def test_a_changed_image_touches_its_shard_alone(workplace) -> None:
+    workplace.run()
+    before = workplace.shards()
+    workplace.draw("020.png", 999)
+    workplace.list()
+    workplace.run()
+    after = workplace.shards()
+    assert len(before.keys() - after.keys()) == len(after.keys() - before.keys()) == 1
+    assert all(after[name] == before[name] for name in before.keys() & after.keys()), (
+        "the others were not written again"
+    )
+
+
+def test_added_images_are_extracted_and_the_other_shards_left(workplace) -> None:
+    workplace.run()
+    before = workplace.shards()
+    for name in ("017a", "017b", "040"):
+        workplace.draw(f"{name}.png", 7)
+    workplace.list()
+    workplace.run()
+    after = workplace.shards()
+    assert 1 <= len(after.keys() - before.keys()) <= 4 < len(after), "those that the three fall into, and neighbours"
+    assert all(after[name] == before[name] for name in before.keys() & after.keys())
+    assert len(RegionStore(workplace.out)) == COUNT + 3
+
+
+def test_read_only_links_of_a_cache_are_replaced_and_never_written(workplace) -> None:
+    workplace.run()
+    cache = workplace.root / "cache"
+    cache.mkdir()
+    for path in list(workplace.out.iterdir()):
+        path.chmod(0o444)
+        os.link(path, cache / path.name)
+    cached = {path.name: path.read_bytes() for path in cache.iterdir()}
+    workplace.draw("020.png", 999)
+    workplace.list()
+    workplace.run()
+    assert {path.name: path.read_bytes() for path in cache.iterdir()} == cached
+
+
+def test_broken_tables_and_devices_are_named(workplace) -> None:
+    with pytest.raises(InputError, match=r"regions\.device: 'cuda:97' is not here"):
+        workplace.run(device="cuda:97")
+    with pytest.raises(InputError, match="is not a part such as 2/4"):
+        stage.share_of("5/4", [])
+    (workplace.dataset / "images.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r"images\.parquet: cannot be read"):
+        workplace.run()
