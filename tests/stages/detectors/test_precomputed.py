@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from stages.extraction.plan import ExtractSections
 
 from camp_model.regions import RegionStore
 from stages.errors import InputError
 from stages.extract_regions import extract_regions
+from stages.extraction.plan import ExtractSections
 from stages.params.dataset import DatasetParams
 from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams
@@ -416,7 +416,9 @@ def test_a_file_changed_after_indexing_is_noticed(dataset: Path) -> None:
         regions=RegionsParams(per_image=6, min_per_image=1),
     )
     with pytest.raises(InputError, match="changed since train_detector read it"):
-        extract_regions(params, dataset, dataset.parent / "detector", dataset.parent / "regions", dataset.parent / "shards")
+        extract_regions(
+            params, dataset, dataset.parent / "detector", dataset.parent / "regions", dataset.parent / "shards"
+        )
     with pytest.raises(InputError, match="'csv' is not one of scan, tsv, npz"):
         train_detector(
             params.replace(detector=DetectorParams(backend="precomputed", architecture="csv", weights=str(source))),

@@ -1,11 +1,14 @@
 """Extraction: what is in the store, and what changes in it with other images and params."""
 
 import os
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from camp_model.regions import RegionStore
@@ -14,7 +17,11 @@ from stages.detectors.base import GEOMETRY_SCALE, Description
 from stages.detectors.images import MISSING
 from stages.device import Precision
 from stages.errors import InputError
+from stages.extraction.filling import extract_missing, load
+from stages.extraction.shard_folder import absent_shards, missing_shards
 from stages.params.dataset import DatasetParams
+from stages.params.detector import DetectorParams
+from stages.train_detector import train_detector
 
 COUNT = 40
 
@@ -177,3 +184,123 @@ def test_broken_tables_and_devices_are_named(workplace) -> None:
     (workplace.dataset / "images.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"images\.parquet: cannot be read"):
         workplace.run()
+
+
+class Overflowing:
+    """The plan's detector, with numbers in some images that no float16 holds."""
+
+    def __init__(self, plan, values: dict[int, float]) -> None:
+        self._detector, self._values, self._looked_at = load(plan, "cpu"), values, 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._detector, name)
+
+    def forward(self, batch, given=None):
+        results = self._detector.forward(batch, given)
+        for result in results:
+            result.features[0, 0] = self._values.get(self._looked_at, 1)
+            self._looked_at += 1
+        return results
+
+
+def test_an_image_with_a_feature_out_of_range_is_set_aside_and_the_run_goes_on(workplace) -> None:
+    plan = workplace.plan()
+    values = {2: 70_000.0, 11: float("nan"), 20: -1e30}
+    extract_missing(plan, workplace.folder, loading=lambda plan, _: Overflowing(plan, values))
+    counts = stage.finish_store(plan, workplace.folder, workplace.out)
+    assert counts == (COUNT - 3, 3)
+    reasons = pq.read_table(workplace.out / "rejected.parquet")["reason"].to_pylist()
+    assert sorted(reasons) == [
+        "a feature is not finite (regions.dtype: float16)",
+        "a feature is not finite in float16: it is 1e+30, above 6.55e+04 (regions.dtype: float16)",
+        "a feature is not finite in float16: it is 7e+04, above 6.55e+04 (regions.dtype: float16)",
+    ]
+    features, mask = RegionStore(workplace.out).features(range(COUNT - 3))
+    assert np.isfinite(features).all() and mask.any(axis=1).all()
+    # What was wrong with numbers is remembered: the shards are whole.
+    assert missing_shards(plan.shards, workplace.folder) == []
+    # float32 holds two of the three.
+    wide = workplace.plan(dtype="float32")
+    extract_missing(wide, workplace.folder, loading=lambda plan, _: Overflowing(plan, values))
+    assert stage.finish_store(wide, workplace.folder, workplace.out) == (COUNT - 1, 1)
+    # Too many of them stop the stage as unreadable pictures do.
+    with pytest.raises(InputError, match="max_rejected_share: 1 of 40 images are rejected so far"):
+        extract_missing(
+            workplace.plan(max_rejected_share=0.0, per_image=3, min_per_image=3),
+            workplace.folder,
+            loading=lambda plan, _: Overflowing(plan, values),
+        )
+
+
+def test_a_picture_still_missing_leaves_its_shard_as_it_is(workplace) -> None:
+    (workplace.pictures / "011.png").unlink()
+    workplace.run()
+    before = workplace.shards()
+    shards = workplace.plan().shards
+    assert len(missing_shards(shards, workplace.folder)) == 1, "it is tried again"
+    assert absent_shards(shards, workplace.folder) == [], "and yet there"
+    looked_at = []
+    plan = workplace.plan()
+    extract_missing(plan, workplace.folder, loading=lambda plan, _: Watched(plan, looked_at))
+    assert workplace.shards() == before and looked_at == []
+
+    # The picture is back: it alone goes through the network.
+    workplace.draw("011.png", 11)
+    workplace.list()
+    extract_missing(workplace.plan(), workplace.folder, loading=lambda plan, _: Watched(plan, looked_at))
+    assert looked_at == [1]
+
+
+class Watched:
+    """The plan's detector, which notes the size of each batch."""
+
+    def __init__(self, plan, sizes: list[int]) -> None:
+        self._detector, self._sizes = load(plan, "cpu"), sizes
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._detector, name)
+
+    def forward(self, batch, given=None):
+        self._sizes.append(len(batch))
+        return self._detector.forward(batch, given)
+
+
+def test_a_detector_other_than_the_plans_is_refused(workplace) -> None:
+    plan = workplace.plan()
+    other = replace(plan, info=replace(plan.info, detector="f" * 64))
+    with pytest.raises(InputError, match=r"the plan's is ffffffffffff; expected the same weights, code and library"):
+        extract_missing(other, workplace.folder)
+
+
+def test_precomputed_regions_need_no_pictures(workplace) -> None:
+    rng = np.random.default_rng(0)
+    features = workplace.root / "features"
+    features.mkdir()
+    for i in range(COUNT):
+        box = np.array([[0, 0, 50, 50]], dtype=np.float32)
+        np.savez(features / f"{i:03d}.npz", x=rng.random((1, 8), dtype=np.float32), bbox=box, image_h=96, image_w=120)
+    shutil.rmtree(workplace.pictures)
+    detector = DetectorParams(backend="precomputed", architecture="npz", weights=str(features))
+    params = workplace.params.replace(detector=detector)
+    own = workplace.root / "detector"
+    train_detector(params, workplace.dataset, own, workplace.root / "detector_metrics.json")
+    stage.extract_regions(params, workplace.dataset, own, workplace.out, workplace.folder)
+    store = RegionStore(workplace.out)
+    assert len(store) == COUNT and store.region_dim == 8
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="shows that features of a GPU are those of the CPU; needs one"
+)
+def test_a_gpu_gives_the_features_of_the_cpu(workplace) -> None:
+    """Same regions, features within float16's step of each other: no TF32 in extraction, whatever the batch."""
+    stores = []
+    for device in ("cpu", "cuda:0"):
+        out, folder = workplace.root / f"store-{device}", workplace.root / f"shards-{device}"
+        params = workplace.changed(device=device, dtype="float32")
+        stage.extract_regions(params, workplace.dataset, workplace.detector, out, folder)
+        stores.append(RegionStore(out))
+    on_cpu, on_gpu = (store.features(range(COUNT))[0] for store in stores)
+    np.testing.assert_allclose(on_gpu, on_cpu, atol=np.abs(on_cpu).max() * 2**-10)
+    for row in range(COUNT):
+        np.testing.assert_allclose(stores[1].boxes(row), stores[0].boxes(row), atol=0.1)
