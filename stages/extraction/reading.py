@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from camp_model.regions import ImageRegions
-from stages.detectors.base import PrecomputedRegions, NetworkInput, RegionExtractor
+from stages.detectors.base import NetworkInput, PrecomputedRegions, RegionExtractor
 from stages.detectors.images import RejectedImage, read_image
 from stages.extraction.plan import PlannedImage, Shard
 
