@@ -6,10 +6,10 @@ CAMP meets every image with every caption, so its time grows with the collection
 the shortlist's recall at K. Time and memory for up to 1e9 images: docs/scaling.md.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,18 +18,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from camp_model.encoders import length_mask
+from camp_model.encoding import Regions, device_of, encode_batches, encode_images
 from camp_model.files import replacing
 from camp_model.model import CAMP
-
-
-class Regions(Protocol):
-    """Where region features are read from; `camp_model.regions.RegionStore` is one."""
-
-    def __len__(self) -> int: ...
-
-    def features(self, rows: Sequence[int]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-        """Features [n, R, region_dim] and mask [n, R] of some images."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -162,7 +153,7 @@ class Retriever:
             shortlist: K, images per sentence that CAMP ranks.
             top_k: results per sentence.
         """
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         depth = min(shortlist, len(self.regions))
         _, found = self.index.search(self.joint.captions(tokens.to(device), lengths), depth)
         words = self.model.encode_captions(tokens.to(device), lengths)
@@ -174,9 +165,7 @@ class Retriever:
             candidates = np.sort(row[row >= 0])  # in the order of the disk
             if not len(candidates):
                 continue
-            features, mask = self.regions.features(candidates.tolist())
-            region_mask = torch.from_numpy(mask).to(device)
-            encoded = self.model.encode_regions(torch.from_numpy(features).to(device), region_mask)
+            encoded, region_mask = encode_images(self.model, self.regions, candidates)
             one = slice(query, query + 1)
             scores = self.model.score_matrix(encoded, region_mask, words[one], word_mask[one])[:, 0].float().cpu()
             best = scores.topk(min(size, len(scores)))
@@ -186,10 +175,9 @@ class Retriever:
 
 
 def _vectors(joint: JointEmbedding, regions: Regions, rows: npt.NDArray[np.int64], batch_size: int) -> Any:
-    device = next(joint.model.parameters()).device
-    for start in range(0, len(rows), batch_size):
-        features, mask = regions.features(rows[start : start + batch_size].tolist())
-        yield joint.images(torch.from_numpy(features).to(device), torch.from_numpy(mask).to(device))
+    with torch.inference_mode():
+        for encoded, mask in encode_batches(joint.model, regions, rows, batch_size):
+            yield _unit(joint.model.prepare_regions(encoded, mask).pooled)
 
 
 def _unit(pooled: Tensor | None) -> npt.NDArray[np.float32]:

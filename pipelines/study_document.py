@@ -2,14 +2,17 @@
 
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from camp_model.files import replacing, write_text
+from camp_model.files import write_text
 from pipelines.study import SPLIT, Difference, Outcome, compare, spread
 from pipelines.summary import table
+from stages.charts.intervals import Interval, interval_chart
+from stages.charts.lines import Line, line_chart
+from stages.charts.svg import chart_svg, standalone
 
 Outcomes = Mapping[str, Sequence[Outcome]]
 """Variant -> one outcome per seed; `full` is among them."""
@@ -52,10 +55,8 @@ class StudyInput:
 def write_document(path: Path, outcomes: Outcomes, study: StudyInput) -> None:
     """Write the document and, beside it, its two pictures."""
     differences = compare(outcomes)
-    with replacing(path.with_name(f"{path.stem}-differences.svg")) as temporary:
-        _draw_differences(temporary, differences, study)
-    with replacing(path.with_name(f"{path.stem}-gates.svg")) as temporary:
-        _draw_gates(temporary, outcomes, study)
+    write_text(path.with_name(f"{path.stem}-differences.svg"), _draw_differences(differences, study))
+    write_text(path.with_name(f"{path.stem}-gates.svg"), _draw_gates(outcomes, study))
     write_text(path, _text(path, outcomes, differences, study))
 
 
@@ -244,53 +245,29 @@ def _machine() -> str:
     return f"Hardware of the machine that wrote this: {os.cpu_count()} cores, {cpu}"
 
 
-def _axes(height: float) -> tuple[Any, Callable[[Path], None]]:
-    """Axes to draw on, and what saves them as SVG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    # The same study gives the same file: no date, no random ids.
-    plt.rcParams.update({"svg.hashsalt": "camp", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    figure, axes = plt.subplots(figsize=(8, height), layout="constrained")
-
-    def save(file: Path) -> None:
-        figure.savefig(file, format="svg", metadata={"Date": None}, facecolor="white")
-        plt.close(figure)
-
-    return axes, save
+def _draw_differences(differences: Mapping[str, Difference], study: StudyInput) -> str:
+    intervals = [
+        Interval(study.labels[name], difference.low, difference.mean, difference.high)
+        for name, difference in differences.items()
+    ]
+    label = "rsum, full model minus this one (right: the full model is better)"
+    return standalone(interval_chart(intervals, "Difference in rsum to the full model", label))
 
 
-def _draw_differences(file: Path, differences: Mapping[str, Difference], study: StudyInput) -> None:
-    axes, save = _axes(1.0 + 0.27 * len(differences))
-    for row, difference in enumerate(reversed(list(differences.values()))):
-        axes.plot([difference.low, difference.high], [row, row], color="#3060a0", linewidth=2)
-        axes.plot(difference.mean, row, "o", color="#3060a0")
-    axes.axvline(0, color="#888888", linewidth=1)
-    axes.set_ylim(-0.6, len(differences) - 0.4)
-    axes.set_yticks(range(len(differences)), [study.labels[name] for name in reversed(list(differences))])
-    # A model that has not learnt is hundreds of points away; those that have are a few apart.
-    axes.set_xscale("symlog", linthresh=50)
-    axes.set_xticks(shown := [-50, -25, 0, 25, 50, 100, 200, 500], [f"{value}" for value in shown])
-    axes.minorticks_off()
-    axes.set_xlabel("rsum, full model minus this one (right: the full model is better)")
-    save(file)
-
-
-def _draw_gates(file: Path, outcomes: Outcomes, study: StudyInput) -> None:
-    axes, save = _axes(3.6)
-    lines = {"gate_positive_mean": ("matching", "-"), "gate_negative_mean": ("random negative", "--")}
-    for name, colour in (("full", "#3060a0"), ("gates-alone", "#5a9a3c"), ("published-gates", "#b05010")):
+def _draw_gates(outcomes: Outcomes, study: StudyInput) -> str:
+    """Mean over the seeds, and a band from the lowest to the highest."""
+    lines = []
+    for name in ("full", "gates-alone", "published-gates"):
         curves = [outcome.curve for outcome in outcomes.get(name, ()) if "gate_positive_mean" in outcome.curve]
-        for column, (label, style) in lines.items():
-            for number, curve in enumerate(curves):
-                text = f"{study.labels[name]}, {label}" if number == 0 else None
-                axes.plot(curve["epoch"], curve[column], style, color=colour, linewidth=1.4, label=text)
-    axes.set_ylim(0, 1)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("mean word gate, validation")
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
-    save(file)
+        for column, kind in (("gate_positive_mean", "matching"), ("gate_negative_mean", "random negative")):
+            by_epoch = list(zip(*(curve[column] for curve in curves), strict=False))
+            lines.append(
+                Line(
+                    f"{study.labels[name]}, {kind}" if curves else "",
+                    list(range(1, len(by_epoch) + 1)),
+                    [sum(values) / len(values) for values in by_epoch],
+                    ([min(values) for values in by_epoch], [max(values) for values in by_epoch]),
+                )
+            )
+    title = "Mean word gate on validation, by epoch"
+    return standalone(line_chart(lines, title, "epoch", (0, 1), names=330) or chart_svg([], title, 400, 40))

@@ -4,41 +4,18 @@
 """
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 
 from stages.contracts import read_fingerprint, read_object
 from stages.entry import read_params, stage_main
 from stages.errors import InputError
 from stages.evaluation.recall_table import recall_text
-from stages.params.dataset import DatasetParams
-from stages.params.report import ReportParams
-from stages.params.section import StageSections
+from stages.reporting.inputs import Inputs, ReportSections
 
 PAGE_LIMIT = 15_000_000
 """Bytes of the page at most."""
 METRICS = "the metrics of the stage evaluate"
 PAGE = Path("report/index.html")
-
-
-class ReportSections(StageSections):
-    """What the stage reads of params.yaml."""
-
-    dataset: DatasetParams = DatasetParams()
-    report: ReportParams = ReportParams()
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Folders that the report is drawn from."""
-
-    dataset: Path = Path("data/dataset")
-    regions: Path = Path("data/regions")
-    captions: Path = Path("data/captions")
-    evaluation: Path = Path("data/evaluation")
-    model: Path = Path("models/camp")
-    metrics: Path = Path("metrics")
-    plots: Path = Path("plots")
 
 
 def write_report(params: ReportSections, inputs: Inputs, out: Path) -> None:

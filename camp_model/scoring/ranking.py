@@ -1,6 +1,8 @@
 """Ranks and best results of every query, computed while scoring."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +12,9 @@ from camp_model.matchers.base import PairScorer
 from camp_model.matchers.prepared import PAIRS
 from camp_model.scoring.all_pairs import GRAPH_BYTES, Progress, pair_bytes, score_blocks
 from camp_model.scoring.fitting import in_parts
+
+CLOSE_HELD = 2**24
+"""Scores near an image's best own one that are held before equal ones are merged."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,27 @@ class RankedQueries:
     """int64 [C, k], positions of the best images."""
     t2i_scores: Tensor
     """[C, k]"""
+    hardest: Tensor
+    """int64 [C], position of the wrong image that scores highest with each caption; where every image is right, one of
+    those."""
+
+
+class WorkShare(Protocol):
+    """This process among those that share the captions."""
+
+    @property
+    def rank(self) -> int:
+        """From 0."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """How many processes there are."""
+        ...
+
+    def sum_(self, values: Tensor) -> None:
+        """Replace values by their sum over the processes."""
+        ...
 
 
 @torch.no_grad()
@@ -64,34 +90,63 @@ def rank_queries(
             "expected at least one image, one caption, and the image of each caption"
         )
     caption_image = caption_image.to(regions.device)
-    answers = RightAnswers(caption_image, caption_text)
     estimates = _own_scores(model, regions, region_mask, words, word_mask, caption_image)
-    queries = _ImageQueries(estimates, caption_image, len(regions))
-    best_captions = _Best(len(regions), min(top_k, len(words)), estimates)
-    best_images = _Best(len(words), min(top_k, len(regions)), estimates)
-    t2i_ranks = torch.zeros(len(words), dtype=torch.int64, device=regions.device)
+    blocks = score_blocks(model, regions, region_mask, words, word_mask, progress=progress)
+    return rank_blocks(blocks, estimates, len(regions), caption_image, top_k, caption_text=caption_text)
+
+
+def rank_blocks(
+    blocks: Iterable[tuple[Tensor, Tensor, Tensor]],
+    own_scores: Tensor,
+    images: int,
+    caption_image: Tensor,
+    top_k: int,
+    *,
+    caption_text: Tensor | None = None,
+    share: WorkShare | None = None,
+) -> RankedQueries:
+    """Rank from scores that come block by block.
+
+    Args:
+        blocks: positions of some images [i] and some captions [c], and their logits [i, c]. Every pair comes once; all
+            images come for a set of captions before the next captions.
+        own_scores: [C], the logit of each caption with its image, up to rounding.
+        images: I.
+        caption_image, top_k, caption_text: as of `rank_queries`.
+        share: where several processes share the captions; then with `top_k` 0.
+    """
+    answers = RightAnswers(caption_image, caption_text)
+    captions = len(caption_image)
+    queries = _ImageQueries(own_scores, caption_image, images)
+    best_captions = _Best(images, min(top_k, captions), own_scores)
+    best_images = _Best(captions, min(top_k, images), own_scores)
+    hardest = _Best(captions, 1, own_scores)
+    t2i_ranks = torch.zeros(captions, dtype=torch.int64, device=own_scores.device)
     column: list[Tensor] = []
     rights: list[Tensor] = []
     done = 0
-    for image_rows, caption_rows, logits in score_blocks(
-        model, regions, region_mask, words, word_mask, progress=progress
-    ):
+    for image_rows, caption_rows, logits in blocks:
         own = caption_image[caption_rows] == image_rows[:, None]  # [i, c]
         right = answers.right(image_rows[:, None], caption_rows)
         queries.add(image_rows, logits, own, right)
-        best_captions.add(image_rows, caption_rows, logits)
-        best_images.add(caption_rows, image_rows, logits.T)
+        best_captions.add(image_rows, caption_rows, logits, right)
+        best_images.add(caption_rows, image_rows, logits.T, right.T)
+        hardest.add(caption_rows, image_rows, logits.masked_fill(right, -torch.inf).T, right.T)
         rights.append(right)
         column.append(logits)
         done += len(image_rows)
-        if done == len(regions):  # these captions have met every image
+        if done == images:  # these captions have met every image
             scores, is_right = torch.cat(column), torch.cat(rights)
             best = scores.masked_fill(~is_right, torch.finfo(scores.dtype).min).amax(0)
             t2i_ranks[caption_rows] = 1 + ((scores >= best) & ~is_right).sum(0)
             column, rights, done = [], [], 0
+    hardest_images = hardest.positions[:, 0]
+    if share is not None:
+        for values in (t2i_ranks, hardest_images.clamp_(min=0)):  # zero where another process has the caption
+            share.sum_(values)
     return RankedQueries(
-        queries.ranks(), t2i_ranks, best_captions.positions, best_captions.scores, best_images.positions,
-        best_images.scores,
+        queries.ranks(share), t2i_ranks, best_captions.positions, best_captions.scores, best_images.positions,
+        best_images.scores, hardest_images,
     )  # fmt: skip
 
 
@@ -120,12 +175,13 @@ class _ImageQueries:
         lowest = torch.finfo(estimates.dtype).min
         self.best = estimates.new_full((images,), lowest)
         self.estimate = self.best.scatter_reduce(0, caption_image, estimates, "amax")
-        rounding = 8 * torch.finfo(estimates.dtype).eps ** 0.5
-        self.margin = rounding * (1 + self.estimate.abs())
+        self.margin = 8 * _rounding(estimates) ** 0.5 * (1 + self.estimate.abs())
         self.is_query = torch.zeros(images, dtype=torch.bool, device=estimates.device)
         self.is_query[caption_image] = True
         self.count = torch.zeros(images, dtype=torch.int64, device=estimates.device)
-        self.close: list[tuple[Tensor, Tensor]] = []
+        self.close: list[tuple[Tensor, Tensor, Tensor]] = []
+        """Positions of images, scores near their best own one, and how many captions have that score."""
+        self.held = 0
 
     def add(self, image_rows: Tensor, logits: Tensor, own: Tensor, right: Tensor) -> None:
         """Take the scores [i, c] of some images with some captions.
@@ -141,29 +197,72 @@ class _ImageQueries:
         self.count[image_rows] += ((difference > margin) & ~right).sum(1)
         close = ((difference.abs() <= margin) & ~right & self.is_query[image_rows, None]).nonzero()
         if len(close):
-            self.close.append((image_rows[close[:, 0]], logits[close[:, 0], close[:, 1]]))
+            images, scores = image_rows[close[:, 0]], logits[close[:, 0], close[:, 1]]
+            self.close.append((images, scores, torch.ones_like(images)))
+            self.held += len(close)
+            if self.held > CLOSE_HELD and scores.dtype != torch.float64:
+                self._compact()
 
-    def ranks(self) -> Tensor:
+    def _compact(self) -> None:
+        """Forget scores below the best own one so far, and hold equal scores of an image once, with their number: a
+        model that gives every pair the same score would otherwise have all pairs held."""
+        images, scores, counts = (torch.cat(values) for values in zip(*self.close, strict=True))
+        above = scores >= self.best[images]
+        images, scores, counts = images[above], scores[above], counts[above]
+        keys, where = torch.unique((images << 32) + _ordered(scores), return_inverse=True)
+        merged = torch.zeros_like(keys).index_add_(0, where, counts)
+        one = torch.empty_like(keys).scatter_(0, where, torch.arange(len(where), device=keys.device))
+        self.close = [(images[one], scores[one], merged)]
+        self.held = len(keys)
+
+    def ranks(self, share: WorkShare | None) -> Tensor:
         """int64 [I], 0 where an image has no caption."""
-        count = self.count.clone()
-        for images, scores in self.close:
-            count.index_add_(0, images, (scores >= self.best[images]).to(torch.int64))
+        best, count = self.best, self.count.clone()
+        if share is not None:
+            of_each = best.new_zeros(share.count, len(best))
+            of_each[share.rank] = best
+            share.sum_(of_each)
+            best = of_each.amax(0)
+        for images, scores, counts in self.close:
+            count.index_add_(0, images, (scores >= best[images]) * counts)
+        if share is not None:
+            share.sum_(count)
         return torch.where(self.is_query, count + 1, 0)
 
 
 class _Best:
-    """The best results of each query so far."""
+    """The best results of each query so far; among equal scores the wrong ones first, as they count in the rank."""
 
     def __init__(self, queries: int, size: int, like: Tensor) -> None:
         self.scores = like.new_full((queries, size), -torch.inf)
         self.positions = torch.full((queries, size), -1, dtype=torch.int64, device=like.device)
+        self.keys = torch.full_like(self.positions, torch.iinfo(torch.int64).min)
 
-    def add(self, queries: Tensor, candidates: Tensor, scores: Tensor) -> None:
-        """Take the scores [q, c] of some queries with some candidates."""
+    def add(self, queries: Tensor, candidates: Tensor, scores: Tensor, right: Tensor) -> None:
+        """Take the scores [q, c] of some queries with some candidates; `right` says which answer them."""
         size = self.scores.shape[1]
-        new, where = scores.topk(min(size, scores.shape[1]), dim=1)
-        merged = torch.cat([self.scores[queries], new], dim=1)
-        positions = torch.cat([self.positions[queries], candidates[where]], dim=1)
-        kept, order = merged.topk(size, dim=1)
-        self.scores[queries] = kept
-        self.positions[queries] = positions.gather(1, order)
+        if size == 0:
+            return
+        # By score; then wrong before right; then by position.
+        keys = (_ordered(scores) << 32) - (right.to(torch.int64) << 31) - candidates
+        new, where = keys.topk(min(size, keys.shape[1]), dim=1)
+        merged, order = torch.cat([self.keys[queries], new], dim=1).topk(size, dim=1)
+        self.keys[queries] = merged
+        self.scores[queries] = torch.cat([self.scores[queries], scores.gather(1, where)], dim=1).gather(1, order)
+        self.positions[queries] = torch.cat([self.positions[queries], candidates[where]], dim=1).gather(1, order)
+
+
+def _ordered(scores: Tensor) -> Tensor:
+    """Whole numbers of 32 bits, as int64, in the order of the scores as float32."""
+    bits = (scores.float() + 0.0).contiguous().view(torch.int32)  # + 0.0: there is one zero
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(torch.int64)
+
+
+def _rounding(scores: Tensor) -> float:
+    """Relative rounding error of the numbers that scores were computed in, which may be coarser than their own type."""
+    kind, error = scores.device.type, torch.finfo(scores.dtype).eps
+    if torch.is_autocast_enabled(kind):
+        error = max(error, torch.finfo(torch.get_autocast_dtype(kind)).eps)
+    if kind == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32":
+        error = max(error, torch.finfo(torch.float16).eps)  # as many digits
+    return error

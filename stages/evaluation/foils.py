@@ -11,11 +11,13 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from camp_model.encoders import length_mask
+from camp_model.encoding import encode_images
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
+from camp_model.scoring.collection import mean_logits
 from camp_model.vocabulary import UNK
 from stages.errors import InputError
-from stages.evaluation.scores import Split, encode_images, mean_logits
+from stages.evaluation.folds import Fold
 from stages.evaluation.tables import FOIL_SCHEMA
 from stages.foils.table import Foils
 from stages.foils.words import KINDS
@@ -24,7 +26,7 @@ AT_ONCE = 32
 """Foils scored in one forward pass, each with all its variants."""
 
 
-def choose_foils(foils: Foils, split: Split, rows: np.ndarray, limit: int) -> list[int]:
+def choose_foils(foils: Foils, split: Fold, rows: np.ndarray, limit: int) -> list[int]:
     """At most `limit` foils of some captions, drawn at random, as many of each kind as can be.
 
     Args:
@@ -46,7 +48,7 @@ def choose_foils(foils: Foils, split: Split, rows: np.ndarray, limit: int) -> li
 def measure_foils(
     models: Sequence[CAMP],
     store: RegionStore,
-    split: Split,
+    split: Fold,
     foils: Foils,
     chosen: Sequence[int],
     *,
@@ -90,7 +92,7 @@ def measure_foils(
 
 
 def _case(
-    split: Split, foils: Foils, foil: int, row_of: Mapping[int, int], known: set[int]
+    split: Fold, foils: Foils, foil: int, row_of: Mapping[int, int], known: set[int]
 ) -> tuple[list[int], list[Tensor]]:
     """Positions that could be held responsible; and the caption, the foil, and the foil without each of them."""
     caption_id = int(foils.captions.caption_ids[foil])
@@ -114,7 +116,7 @@ def _case(
 def _encode(
     model: CAMP, store: RegionStore, images: Sequence[str], texts: Sequence[Tensor], device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    regions, region_mask = encode_images(model, store, images, device)
+    regions, region_mask = encode_images(model, store, [store.row_of(image_id) for image_id in images])
     lengths = torch.tensor([len(text) for text in texts])
     tokens = pad_sequence(list(texts), batch_first=True).to(device)
     return (

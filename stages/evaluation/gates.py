@@ -1,4 +1,4 @@
-"""Gate means over pairs that match, random pairs that do not, and the hardest pairs that do not (stages/pair_gates)."""
+"""Gate means over pairs that match, random pairs that do not, and the hardest pairs that do not."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,22 +8,24 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from camp_model.answers import RightAnswers
+from camp_model.encoding import encode_images
 from camp_model.gates import KINDS, NAMES, SIDES, mean_gates, random_others, summarise
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
-from stages.evaluation.scores import Split, encode_images
+from camp_model.scoring.collection import Collection
+from stages.evaluation.folds import Fold
 from stages.evaluation.tables import PAIR_SCHEMA
 
 
 def measure_gates(
     model: CAMP,
     store: RegionStore,
-    folds: Sequence[Split],
+    folds: Sequence[Fold],
     hardest: Sequence[np.ndarray],
     *,
     pairs: int,
     content: Sequence[int],
-    device: torch.device,
 ) -> tuple[dict[str, Any], pa.Table]:
     """Gate means and their separation on `pairs` captions drawn at random, the same for the same captions.
 
@@ -33,7 +35,7 @@ def measure_gates(
         content: ids of the content words.
 
     Returns:
-        The numbers of `pair_gates.NAMES`, null where the model has no such gates; and the pairs as a table of
+        The numbers of `camp_model.gates.NAMES`, null where the model has no such gates; and the pairs as a table of
         PAIR_SCHEMA.
     """
     if (reason := model.config.why_no_gates()) is not None:
@@ -48,11 +50,14 @@ def measure_gates(
         if not len(picked):
             continue
 
-        def encode(images: np.ndarray, fold: Split = fold) -> tuple[Tensor, Tensor]:
-            return encode_images(model, store, [fold.images[i] for i in images], device)
+        collection = fold.collection(store)
+
+        def encode(images: np.ndarray, collection: Collection = collection) -> tuple[Tensor, Tensor]:
+            return encode_images(model, store, collection.image_rows[images])
 
         own = fold.caption_image[picked]
-        random = random_others(own, len(fold.images), generator)
+        answers = RightAnswers(torch.from_numpy(fold.caption_image), torch.from_numpy(collection.caption_text))
+        random = random_others(own, len(fold.images), generator, answers, picked)
         for kind, other in zip(KINDS, (own, random, hardest[number][picked]), strict=True):
             gates = mean_gates(model, encode, fold.captions, rows=fold.rows[picked], images=other, content=content)
             columns["kind"] += [kind] * len(picked)

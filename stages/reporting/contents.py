@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -20,11 +20,9 @@ from stages.params.dataset import SPLITS
 from stages.reporting import page
 from stages.reporting.explorer import explorer_data
 from stages.reporting.foils import foil_rows, gallery
+from stages.reporting.inputs import Inputs, ReportSections
 from stages.reporting.queries import Inspector
 from stages.tracking.machine import checked_out
-
-if TYPE_CHECKING:
-    from stages.report import Inputs, ReportSections
 
 EVALUATED = "what the stage evaluate writes"
 MARGIN = 300_000
@@ -52,7 +50,7 @@ class Loaded:
     model: CAMP
 
 
-def _load(inputs: "Inputs") -> Loaded:
+def _load(inputs: Inputs) -> Loaded:
     retrieval = read_object(inputs.metrics / "retrieval.json", EVALUATED)
     if not retrieval:
         raise InputError(f"{inputs.metrics / 'retrieval.json'}: holds no split; expected at least one")
@@ -83,7 +81,7 @@ def _read_evaluated(path: Path, schema: pa.Schema) -> pa.Table:
     return read_table(path, schema.names, EVALUATED, form=schema.metadata[b"camp.format"].decode())
 
 
-def contents(params: "ReportSections", inputs: "Inputs", limit: int, train_run: str | None) -> dict[str, Any]:
+def contents(params: ReportSections, inputs: Inputs, limit: int, train_run: str | None) -> dict[str, Any]:
     """All that page.html.jinja reads.
 
     Args:
@@ -104,6 +102,7 @@ def contents(params: "ReportSections", inputs: "Inputs", limit: int, train_run: 
         params.report,
         paths=paths,
         limit=limit - MARGIN,
+        max_pixels=params.regions.max_pixels,
     )
     alts = {key: image["alt"] for key, image in data["images"].items()}
     notes = {name: page.protocol_note(table.schema.metadata) for name, table in loaded.evaluations.items()}
@@ -137,7 +136,7 @@ def contents(params: "ReportSections", inputs: "Inputs", limit: int, train_run: 
     }
 
 
-def _facts(params: "ReportSections", loaded: Loaded, train_run: str | None) -> list[dict[str, Any]]:
+def _facts(params: ReportSections, loaded: Loaded, train_run: str | None) -> list[dict[str, Any]]:
     """What the run was made of: titled lists of (label, value)."""
     images, captions = Counter(loaded.images["split"].to_pylist()), Counter(loaded.caption_splits)
     config = loaded.model.config

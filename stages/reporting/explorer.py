@@ -11,7 +11,7 @@ from camp_model.regions import RegionStore
 from stages.errors import InputError
 from stages.params.report import ReportParams
 from stages.reporting.foils import choose_foils, foil_entry
-from stages.reporting.pictures import data_uris
+from stages.reporting.pictures import show_pictures
 from stages.reporting.queries import DIRECTIONS, Inspector, Pair, Query, choose_queries
 
 
@@ -23,6 +23,7 @@ def explorer_data(
     *,
     paths: Mapping[str, Path],
     limit: int,
+    max_pixels: int,
 ) -> dict[str, Any]:
     """All that page.js reads.
 
@@ -33,6 +34,7 @@ def explorer_data(
         params: how many queries and results.
         paths: the file of each image.
         limit: characters that the data may take as JSON.
+        max_pixels: regions.max_pixels.
 
     Returns:
         images: {id: uri, alt, w, h (pixels of the original), boxes (XYXY in those), labels}; queries: {direction:
@@ -48,22 +50,35 @@ def explorer_data(
             for number, query in enumerate(chosen)
         ]
     entries = [foil_entry(f"foils-{i}", row, inspector) for i, row in enumerate(choose_foils(foils, params))]
-    shown = [*(query for direction in DIRECTIONS for query in queries[direction]), *entries]
-    used = sorted({pair["image"] for query in shown for pair in query["results"]})
+    listed = [*(query for direction in DIRECTIONS for query in queries[direction]), *entries]
+    used = sorted({pair["image"] for query in listed for pair in query["results"]})
     missing = [image_id for image_id in used if image_id not in paths]
     if missing:
         raise InputError(
-            f"data/dataset/images.parquet: image_id: {missing[0]!r} is missing; expected every image found"
+            f"data/dataset/images.parquet: image_id: {missing[0]!r} is missing; expected every image that ranks first"
         )
     images = {image_id: _image(image_id, inspector) for image_id in used}
     data = {"images": images, "queries": queries, "foils": entries}
     budget = limit - len(json.dumps(data))
-    for image_id, (uri, size) in data_uris({image_id: paths[image_id] for image_id in used}, budget).items():
+    sizes = {image_id: _size(image) for image_id, image in images.items()}
+    shown = show_pictures(
+        {image_id: paths[image_id] for image_id in used}, budget, sizes=sizes, max_pixels=max_pixels
+    )  # fmt: skip
+    for image_id, picture in shown.items():
         image = images[image_id]
-        image["uri"] = uri
+        image["uri"] = picture.uri
         if not (image["w"] and image["h"]):  # regions that came without the size of their image
-            image["w"], image["h"] = size
+            image["w"], image["h"] = picture.size
+    if missing := [image_id for image_id, picture in shown.items() if picture.missing]:
+        print(f"{len(missing)} of {len(shown)} pictures are shown grey: no file {paths[missing[0]]}")
     return data
+
+
+def _size(image: Mapping[str, Any]) -> tuple[int, int]:
+    """Width and height, or the part that boxes cover where the regions came without them."""
+    if image["w"] and image["h"]:
+        return image["w"], image["h"]
+    return max((box[2] for box in image["boxes"]), default=1), max((box[3] for box in image["boxes"]), default=1)
 
 
 def _query(key: str, query: Query, pairs: Sequence[Pair], inspector: Inspector) -> dict[str, Any]:

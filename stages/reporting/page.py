@@ -11,9 +11,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from camp_model.gates import SIDES
+from stages.charts.gates import GATE_KINDS, GATE_SIDES, gate_epochs, gate_histograms
+from stages.charts.lines import Line, in_buckets, line_chart
 from stages.errors import InputError
 from stages.evaluation.recall_table import COLUMNS, PAPER
-from stages.reporting.charts import GATE_KINDS, GATE_SIDES, Line, gate_epochs, gate_histograms, in_buckets, line_chart
 
 HERE = Path(__file__).parent
 PROTOCOLS = {
@@ -188,6 +189,8 @@ def protocol_note(metadata: Mapping[bytes, bytes]) -> str:
         f"{images:,} images, {captions:,} captions",
         PROTOCOLS.get(metadata.get(b"camp.protocol", b"").decode(), ""),
     ]
+    if equal := int(metadata.get(b"camp.equal_captions", b"0")):
+        parts.append(f"{equal:,} captions have the text of another image's, and are right for it too")
     if int(metadata.get(b"camp.models", b"1")) > 1:
         parts.append(f"ensemble of {int(metadata[b'camp.models'])}")
     return "; ".join(part for part in parts if part)

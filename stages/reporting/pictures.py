@@ -1,50 +1,80 @@
-"""Pictures as data URIs, made small enough for one page."""
+"""Pictures as data URIs, made small enough for one page: the pixels that the detector saw."""
 
 import base64
 import io
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
+from stages.detectors.images import RejectedImage, decode
 from stages.errors import InputError
 
 LONGEST_SIDE = 420
 SHORTEST_SIDE = 48
 """Where a picture is as small as this it is not shrunk further."""
+GREY = (176, 178, 182)
 
 
-def _encode(path: Path, side: int) -> tuple[str, tuple[int, int]]:
-    """The picture upright, as a JPEG of at most `side` pixels on its longest side, and its original size.
+@dataclass(frozen=True)
+class ShownPicture:
+    """A picture as the page holds it."""
+
+    uri: str
+    size: tuple[int, int]
+    """Width and height of the original, upright, in pixels."""
+    missing: bool
+    """There is no such file: the picture is plain grey."""
+
+
+def _picture(path: Path, size: tuple[int, int], max_pixels: int) -> tuple[Image.Image, bool]:
+    """The picture, or a grey one of `size` where there is no such file; and whether that is so.
 
     Raises:
-        InputError: the picture cannot be read.
+        InputError: the picture cannot be read, or extraction would reject it.
     """
     try:
-        with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return Image.fromarray(decode(path.read_bytes(), max_pixels)), False
+    except FileNotFoundError:
+        width, height = (max(1, side) for side in size)
+        shrink = min(1.0, LONGEST_SIDE / max(width, height))
+        return Image.new("RGB", (math.ceil(width * shrink), math.ceil(height * shrink)), GREY), True
+    except (OSError, RejectedImage) as error:
         raise InputError(f"{path}: cannot be read as a picture ({error}); expected the one that has regions") from None
-    size = picture.size
+
+
+def _shown(path: Path, side: int, size: tuple[int, int], max_pixels: int) -> ShownPicture:
+    """The picture upright, as a JPEG of at most `side` pixels on its longest side."""
+    picture, missing = _picture(path, size, max_pixels)
+    original = size if missing else picture.size
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     picture.save(out, "JPEG", quality=84, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii"), size
+    return ShownPicture("data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii"), original, missing)
 
 
-def data_uris(paths: Mapping[str, Path], budget: int) -> dict[str, tuple[str, tuple[int, int]]]:
-    """The pictures of `paths` (id -> file) as data URIs of at most `budget` characters together, and their sizes.
+def show_pictures(
+    paths: Mapping[str, Path], budget: int, *, sizes: Mapping[str, tuple[int, int]], max_pixels: int
+) -> dict[str, ShownPicture]:
+    """Pictures as data URIs of at most `budget` characters together, decoded as extraction decodes them.
+
+    Args:
+        paths: id -> file. Where there is no such file, the picture is plain grey: features that someone else has
+            extracted need no pictures.
+        sizes: width and height of each, for the grey ones.
+        max_pixels: regions.max_pixels.
 
     Raises:
         InputError: a picture cannot be read, or they do not fit even when small.
     """
     side = LONGEST_SIDE
     while True:
-        uris = {image_id: _encode(path, side) for image_id, path in paths.items()}
-        total = sum(len(uri) for uri, _ in uris.values())
+        shown = {image_id: _shown(path, side, sizes[image_id], max_pixels) for image_id, path in paths.items()}
+        total = sum(len(picture.uri) for picture in shown.values())
         if total <= budget:
-            return uris
+            return shown
         if side <= SHORTEST_SIDE:
             raise InputError(
                 f"report.queries, report.top_k: need {len(paths)} pictures, more than a page of 15 MB holds; "

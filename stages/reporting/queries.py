@@ -114,17 +114,24 @@ class Inspector:
         for at, (found, score) in enumerate(zip(query.top_ids[:top_k], query.top_scores, strict=False), start=1):
             image_id, caption = (query.query_id, found) if query.direction == "i2t" else (found, query.query_id)
             row = self.row_of[caption]
-            pairs.append(Pair(image_id, row, at, self.captions.image_ids[row] == image_id, False, score))
+            pairs.append(Pair(image_id, row, at, self._is_right(image_id, row), False, score))
         return pairs
+
+    def _is_right(self, image_id: str, row: int) -> bool:
+        """Whether a caption is right for an image: one of the image's own has its text (`camp_model.answers`)."""
+        texts = self.captions.text_index
+        return any(texts[own] == texts[row] for own in self.captions_of.get(image_id, ()))
 
     def _best_right(self, query: Query) -> Pair:
         """The right answer that the query's rank is that of."""
         if query.direction == "t2i":
             row = self.row_of[query.query_id]
-            return Pair(self.captions.image_ids[row], row, query.rank, True, True, None)
-        candidates = [
-            Pair(query.query_id, row, query.rank, True, True, None) for row in self.captions_of[query.query_id]
-        ]
+            equal = np.flatnonzero(self.captions.text_index == self.captions.text_index[row])
+            images = dict.fromkeys(self.captions.image_ids[other] for other in equal)
+            candidates = [Pair(image_id, row, query.rank, True, True, None) for image_id in images]
+        else:
+            own = self.captions_of[query.query_id]
+            candidates = [Pair(query.query_id, row, query.rank, True, True, None) for row in own]
         self._inspect(candidates)
         return max(candidates, key=lambda pair: pair.details["logit"])
 

@@ -9,19 +9,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from camp_model.captions import write_captions
+from camp_model.captions import CaptionTable, write_captions
 from camp_model.checkpoint import load_checkpoint
 from camp_model.encoders import length_mask
 from camp_model.gates import area_under_curve, hardest_others
 from camp_model.metrics import retrieval_metrics
 from camp_model.regions import RegionStore
+from camp_model.scoring.ranking import rank_blocks
 from camp_model.vocabulary import Vocabulary
 from stages.errors import InputError
-from stages.evaluate import evaluate, folds_of, read_split
-from stages.evaluation.scores import rank_fold, score_fold
+from stages.evaluate import evaluate
+from stages.evaluation.folds import folds_of, read_split
+from stages.evaluation.measuring import rank_fold
 from stages.params.evaluate import EvaluateParams
 
-CPU = torch.device("cpu")
 PARAMS = EvaluateParams(device="cpu", gate_pairs=40)
 
 
@@ -42,14 +43,16 @@ def pair_logits(folder: Path, small) -> np.ndarray:
     split = read_split("test", small.token_tables, store)
     scores = np.zeros((len(split.images), len(split.rows)))
     with torch.inference_mode():
+        images = []
+        for image_id in split.images:
+            features, mask = store.features([store.row_of(image_id)])
+            mask = torch.from_numpy(mask)
+            images.append((model.encode_regions(torch.from_numpy(features).float(), mask), mask))
         for c in range(len(split.rows)):
             tokens, lengths = split.captions.batch([c])
-            words = model.encode_captions(tokens, lengths)
-            for i, image_id in enumerate(split.images):
-                features, mask = store.features([store.row_of(image_id)])
-                mask = torch.from_numpy(mask)
-                regions = model.encode_regions(torch.from_numpy(features).float(), mask)
-                scores[i, c] = model.score_pairs(regions, mask, words, length_mask(lengths, tokens.shape[1])).item()
+            words, word_mask = model.encode_captions(tokens, lengths), length_mask(lengths, tokens.shape[1])
+            for i, image in enumerate(images):
+                scores[i, c] = model.score_pairs(*image, words, word_mask).item()
     return scores
 
 
@@ -75,13 +78,39 @@ def test_metrics_and_rows_agree_with_scoring_every_pair_alone(small, capsys):
 
 
 def test_equal_scores_rank_and_list_the_wrong_candidates_first():
-    by_image, by_caption = rank_fold(np.zeros((12, 24), np.float32), np.repeat(np.arange(12), 2))
-    assert set(by_caption.ranks) == {12} and set(by_image.ranks) == {23}
-    for query, top in enumerate(by_caption.top):
+    # As scores come: some images with some captions, all images for them before the next captions.
+    blocks = [
+        (torch.tensor(images), torch.tensor(captions), torch.zeros(len(images), len(captions)))
+        for captions in (range(5), range(5, 24))
+        for images in (range(7), range(7, 12))
+    ]
+    ranked = rank_blocks(blocks, torch.zeros(24), 12, torch.arange(12).repeat_interleave(2), 10)
+    assert set(ranked.t2i_ranks.tolist()) == {12} and set(ranked.i2t_ranks.tolist()) == {23}
+    for query, top in enumerate(ranked.t2i_top.tolist()):
         assert query // 2 not in top
-    for query, top in enumerate(by_image.top):
+    for query, top in enumerate(ranked.i2t_top.tolist()):
         assert not {2 * query, 2 * query + 1} & set(top)
-    assert by_caption.top.shape == (24, 10)
+    assert ranked.t2i_top.shape == (24, 10)
+
+
+def test_a_caption_with_the_text_of_another_images_is_right_for_both(small):
+    """Every product catalogue has them; neither of the two images may be a wrong answer."""
+    path = small.token_tables / "test.parquet"
+    table = CaptionTable.load(path)
+    tokens, lengths = table.batch(range(len(table)))
+    words = [ids[:length].tolist() for ids, length in zip(tokens, lengths, strict=True)]
+    texts = list(table.texts)
+    one, other = 0, next(row for row, image in enumerate(table.image_ids) if image != table.image_ids[0])
+    texts[other], words[other] = texts[one], words[one]
+    write_captions(path, table.caption_ids.tolist(), table.image_ids, texts, words)
+    retrieval, _, rows = run(small, PARAMS.replace(foils=0))
+    owner = np.array([small.images.index(image_id) for _, image_id, _ in small.captions])
+    text = CaptionTable.load(path).text_index
+    assert retrieval["test"] == pytest.approx(retrieval_metrics(pair_logits(small.model, small), owner, text))
+    ranks = {row["query_id"]: row["rank"] for row in rows if row["direction"] == "t2i"}
+    assert ranks[str(table.caption_ids[one])] == ranks[str(table.caption_ids[other])]
+    said = pq.read_schema(small.root / "data/evaluation/test.parquet").metadata
+    assert said[b"camp.equal_captions"] == b"2"
 
 
 def test_ensemble_scores_the_mean_of_probabilities(small, make_checkpoint, tmp_path):
@@ -104,7 +133,7 @@ class Constant(torch.nn.Module):
 
     def __init__(self, value: float) -> None:
         super().__init__()
-        self.value = value
+        self.value = torch.nn.Parameter(torch.tensor(value), requires_grad=False)
 
     def encode_regions(self, features, mask):
         return features
@@ -118,17 +147,22 @@ class Constant(torch.nn.Module):
         bonus[0] = 1.0
         return self.value + bonus.expand(len(regions), len(words))
 
+    def score_pairs(self, regions, region_mask, words, word_mask):
+        return self.value.expand(len(regions))
+
 
 def test_scores_of_an_ensemble_stay_apart_near_one(small):
     store = RegionStore(small.regions)
-    scores = score_fold([Constant(40.0), Constant(41.0)], store, read_split("test", small.token_tables, store), CPU)
-    assert (scores[0] > scores[1:]).all() and np.isfinite(scores).all()
+    ranked = rank_fold([Constant(40.0), Constant(41.0)], store, read_split("test", small.token_tables, store))
+    assert (ranked.t2i_top[:, 0] == 0).all() and ranked.t2i_scores.isfinite().all()
+    assert (ranked.t2i_scores[:, 0] > ranked.t2i_scores[:, 1]).all()
+    assert (ranked.i2t_scores[0] > ranked.i2t_scores[1:]).all()
 
 
 def test_scores_that_are_not_finite_are_an_error(small):
     store = RegionStore(small.regions)
     with pytest.raises(InputError, match="not finite"):
-        score_fold([Constant(float("nan"))], store, read_split("test", small.token_tables, store), CPU)
+        rank_fold([Constant(float("nan"))], store, read_split("test", small.token_tables, store))
 
 
 def test_coco_folds_are_thousands_of_images_in_order(small):

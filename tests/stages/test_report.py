@@ -11,6 +11,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from camp_model.captions import CaptionTable, write_captions
+from camp_model.checkpoint import load_checkpoint
+from camp_model.regions import RegionStore
 from stages.errors import InputError
 from stages.evaluate import evaluate
 from stages.params.evaluate import EvaluateParams
@@ -18,7 +21,7 @@ from stages.params.pipeline import Params
 from stages.params.report import ReportParams
 from stages.report import Inputs, print_summary, write_report
 from stages.reporting.page import read_curve
-from stages.reporting.queries import choose_queries
+from stages.reporting.queries import Inspector, Query, choose_queries
 
 INPUTS = Inputs()
 EVALUATE = EvaluateParams(device="cpu", gate_pairs=40)
@@ -215,6 +218,46 @@ def test_a_broken_input_is_named_and_no_page_is_written(small, path, match):
     with pytest.raises(InputError, match=match):
         draw(queries=60)
     assert not Path("report/index.html").exists()
+
+
+def test_without_its_file_a_picture_is_grey_and_all_else_is_there(small, capsys):
+    """Features that someone else has extracted need no pictures."""
+    whole = draw(queries=60).data
+    for path in Path("data/dataset/images").iterdir():
+        path.unlink()
+    capsys.readouterr()
+    page = draw(queries=60)
+    assert page.data["queries"] == whole["queries"] and page.data["foils"] == whole["foils"]
+    for image_id, image in page.data["images"].items():
+        seen = whole["images"][image_id]
+        assert {name: image[name] for name in ("alt", "w", "h", "boxes", "labels")} == {
+            name: seen[name] for name in ("alt", "w", "h", "boxes", "labels")
+        }
+        assert image["boxes"] and image["uri"] != seen["uri"]
+    count = len(page.data["images"])
+    assert f"{count} of {count} pictures are shown grey: no file data/dataset/images/" in capsys.readouterr().out
+
+
+def test_captions_with_the_text_of_another_images_are_counted_and_right(small):
+    path = Path("data/evaluation/test.parquet")
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"camp.equal_captions": b"12"}), path)
+    assert "12 captions have the text of another image's" in draw().text
+    captions = CaptionTable.load(INPUTS.captions / "test.parquet")
+    tokens, lengths = captions.batch(range(len(captions)))
+    words = [ids[:length].tolist() for ids, length in zip(tokens, lengths, strict=True)]
+    first, last = captions.image_ids[0], captions.image_ids[-1]
+    words[-1] = words[0]
+    write_captions(captions.path, captions.caption_ids.tolist(), captions.image_ids, captions.texts, words)
+    captions = CaptionTable.load(captions.path)
+    model, vocabulary, _ = load_checkpoint(INPUTS.model)
+    inspector = Inspector(model, RegionStore(INPUTS.regions), captions, vocabulary)
+    query = Query("t2i", str(captions.caption_ids[0]), 99, [first, last, captions.image_ids[1]], [3.0, 2.0, 1.0], True)
+    pairs = inspector.pairs(query, 3)
+    assert [pair.right for pair in pairs[:2]] == [True, True]
+    sought = pairs[-1]
+    logits = {pair.image_id: pair.details["logit"] for pair in pairs[:2]}
+    assert sought.beyond and sought.image_id == max(logits, key=logits.__getitem__)
 
 
 def test_an_evaluation_of_other_captions_is_an_error(small):

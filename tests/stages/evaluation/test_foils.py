@@ -16,11 +16,12 @@ from camp_model.encoders import length_mask
 from camp_model.gates import mean_gates, summarise
 from camp_model.model import PairDetails
 from camp_model.regions import RegionStore
+from camp_model.scoring.collection import mean_logits
 from camp_model.vocabulary import UNK, Vocabulary
 from stages.errors import InputError
-from stages.evaluate import evaluate, read_split
+from stages.evaluate import evaluate
 from stages.evaluation.foils import choose_foils, foil_metrics, measure_foils
-from stages.evaluation.scores import mean_logits
+from stages.evaluation.folds import read_split
 from stages.evaluation.tables import FOIL_SCHEMA
 from stages.foils.table import read_foils, write_foils
 from stages.foils.words import KINDS, load_words, word_ids

@@ -1,7 +1,9 @@
 import csv
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Barrier
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -87,7 +89,8 @@ def test_validation_measures_all_pairs_and_the_processes_share_them(make_data, m
     split = load_split(make_data(images=2, val_images=9), "val")
     torch.manual_seed(0)
     model = CAMP(ModelParams(dim=8, word_dim=4).config(vocab_size=20, region_dim=16)).eval()
-    monkeypatch.setattr("stages.training.validation.CHUNK", 4)
+    monkeypatch.setattr("camp_model.scoring.collection.CAPTIONS_AT_ONCE", 4)
+    monkeypatch.setattr("camp_model.scoring.collection.OWN_PAIRS_AT_ONCE", 3)
     features, mask = split.store.features(split.images)
     tokens, lengths = split.captions.batch(range(len(split)))
     regions = model.encode_regions(torch.from_numpy(features).float(), torch.from_numpy(mask))
@@ -97,16 +100,23 @@ def test_validation_measures_all_pairs_and_the_processes_share_them(make_data, m
     metrics, _ = validate(model, split, cpu(), Processes())
     assert {name: metrics[name] for name in expected} == expected
 
-    parts = []
+    scored = []
+    of_each, both = [None, None], Barrier(2, timeout=60)
 
     class Half(Processes):
         def sum_(self, values):
-            parts.append(values.clone())
+            of_each[self.rank] = values.clone()
+            both.wait()
+            total = of_each[0] + of_each[1]
+            both.wait()
+            values.copy_(total)
 
-    for rank in range(2):
-        validate(model, split, cpu(), Half(rank, 2))
-    torch.testing.assert_close(parts[0] + parts[1], scores)
-    assert not ((parts[0] != 0) & (parts[1] != 0)).any()
+    own = CAMP.score_matrix
+    monkeypatch.setattr(CAMP, "score_matrix", lambda *some, **more: scored.append(own(*some, **more)) or scored[-1])
+    with ThreadPoolExecutor(2) as threads:
+        shared = list(threads.map(lambda rank: validate(model, split, cpu(), Half(rank, 2)), range(2)))
+    assert sum(scores.shape[1] for scores in scored) == len(split), "each caption is scored by one of the processes"
+    assert shared == [validate(model, split, cpu(), Processes())] * 2
 
 
 SWITCHES = [

@@ -1,11 +1,15 @@
-"""The charts of the report."""
+"""The charts of the report and of a study."""
 
 import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from stages.reporting.charts import Line, gate_epochs, histogram, in_buckets, line_chart, ticks
+from stages.charts.gates import gate_epochs, histogram
+from stages.charts.intervals import Interval, interval_chart
+from stages.charts.lines import Line, in_buckets, line_chart
+from stages.charts.svg import standalone, ticks
 
 
 def test_ticks_are_round_and_span_the_range():
@@ -46,3 +50,25 @@ def test_gates_by_epoch_are_a_column_of_cells_for_each_epoch():
     assert [cell[1:] for cell in cells if cell[0] == "0"] == [(first, low, 1), (first, high, 0.5), (second, high, 1)]
     assert [cell[2:] for cell in cells if cell[0] == "1"] == [(low, 1), (low, 1)]
     assert gate_epochs({}) == {}
+
+
+def test_intervals_are_rows_to_scale_near_zero_and_by_logarithm_beyond():
+    intervals = [Interval("a < b", -10, 10, 30), Interval("far", 400, 450, 500), Interval("worse", -120, -100, -80)]
+    svg = interval_chart(intervals, "Difference", "rsum")
+    rows = re.findall(r'class="line s2" x1="([\d.]+)" x2="([\d.]+)" y1="([\d.]+)"', svg)
+    dots = [float(x) for x in re.findall(r'class="dot s2" cx="([\d.]+)"', svg)]
+    (zero,) = re.findall(r'class="axis" x1="([\d.]+)"', svg)
+    lows, highs, ys = zip(*((float(value) for value in row) for row in rows), strict=True)
+    assert list(ys) == sorted(ys) and len(set(ys)) == 3
+    assert dots[0] - float(zero) == pytest.approx((highs[0] - lows[0]) / 4, abs=0.1)  # 10 of -10 to 30
+    tenfold = highs[1] - float(zero), dots[2] - float(zero)
+    assert tenfold[0] == pytest.approx(-tenfold[1] * 2 / (1 + np.log10(2)), abs=0.2)  # 500 is a decade above 50
+    assert "a &lt; b: +10.0 [-10.0, +30.0]" in svg
+
+
+def test_a_chart_alone_is_a_whole_svg_file_with_its_colours():
+    line = Line("words & regions", [1, 2], [0.5, 0.75])
+    root = ElementTree.fromstring(standalone(line_chart([line], "a > b", "epoch", (0, 1), names=200)))
+    assert root.tag == "{http://www.w3.org/2000/svg}svg" and root.get("viewBox") == "0 0 490 260"
+    assert root.get("aria-label") == "a > b: words & regions ends at 0.75"
+    assert ".s0" in (root.find("{*}style").text or "") and root.find("{*}polyline") is not None

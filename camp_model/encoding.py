@@ -1,0 +1,114 @@
+"""Images and captions through the encoders in batches, so that features never lie in memory all at once."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from camp_model.captions import CaptionTable
+from camp_model.encoders import length_mask
+from camp_model.model import CAMP
+
+BATCH = 128
+"""Images encoded at a time."""
+HELD_BYTES = 4 * 2**30
+"""Encoded images held on the CPU at most."""
+HELD_SHARE = 0.25
+"""Share of a GPU's free memory for encoded images."""
+BLOCK = 8192
+"""Images in one block: that many are encoded together where they are not held."""
+
+
+class Regions(Protocol):
+    """Where region features are read from; `camp_model.regions.RegionStore` is one."""
+
+    def __len__(self) -> int: ...
+
+    def features(self, rows: Sequence[int]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+        """Features [n, R, region_dim] and mask [n, R] of some images."""
+        ...
+
+
+def device_of(model: CAMP) -> torch.device:
+    """Where a model's weights are."""
+    return next(model.parameters()).device
+
+
+def encode_batches(
+    model: CAMP, regions: Regions, rows: Sequence[int] | npt.NDArray[np.int64], batch_size: int = BATCH
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Encode some images of a store, batch by batch, on the model's device.
+
+    Args:
+        rows: [I], rows of the store.
+
+    Yields:
+        Regions [b, R, d] and mask [b, R], in the order of `rows`.
+
+    Raises:
+        ValueError: the store's features are damaged.
+    """
+    device = device_of(model)
+    for start in range(0, len(rows), batch_size):
+        features, mask = regions.features([int(row) for row in rows[start : start + batch_size]])
+        region_mask = torch.from_numpy(np.ascontiguousarray(mask)).to(device)
+        yield model.encode_regions(torch.from_numpy(features).to(device, torch.float32), region_mask), region_mask
+
+
+def encode_images(
+    model: CAMP, regions: Regions, rows: Sequence[int] | npt.NDArray[np.int64], batch_size: int = BATCH
+) -> tuple[Tensor, Tensor]:
+    """Regions [I, R, d] and mask [I, R] of some images of a store, all held; `encode_batches` otherwise."""
+    batches = list(encode_batches(model, regions, rows, batch_size))
+    return torch.cat([encoded for encoded, _ in batches]), torch.cat([mask for _, mask in batches])
+
+
+def encode_captions(
+    model: CAMP, captions: CaptionTable, rows: Sequence[int] | npt.NDArray[np.int64]
+) -> tuple[Tensor, Tensor]:
+    """Words [C, N, d] and mask [C, N] of some captions of a table, on the model's device."""
+    tokens, lengths = captions.batch(rows)
+    tokens = tokens.to(device_of(model))
+    return model.encode_captions(tokens, lengths), length_mask(lengths.to(tokens.device), tokens.shape[1])
+
+
+class EncodedImages:
+    """A set of images to go through again and again: held encoded where that fits, otherwise encoded anew each time.
+
+    Args:
+        rows: int64 [I], rows of the store.
+        share: what of the memory for encoded images this set may take: one of several models' takes a part.
+    """
+
+    def __init__(self, model: CAMP, regions: Regions, rows: npt.NDArray[np.int64], share: float = 1.0) -> None:
+        self.model, self.regions, self.rows = model, regions, rows
+        first, _ = encode_images(model, regions, rows[:1])
+        needed = len(rows) * first.numel() * first.element_size()
+        self.held = encode_images(model, regions, rows) if needed <= share * _room(first.device) else None
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Positions of some images, their regions [i, R, d] and mask [i, R]; every image comes once."""
+        for start in range(0, len(self.rows), BLOCK):
+            block = slice(start, min(start + BLOCK, len(self.rows)))
+            if self.held is not None:
+                yield block, self.held[0][block], self.held[1][block]
+            else:
+                yield block, *encode_images(self.model, self.regions, self.rows[block])
+
+    def take(self, positions: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Regions [n, R, d] and mask [n, R] of the images at some positions."""
+        if self.held is None:
+            return encode_images(self.model, self.regions, self.rows[positions])
+        chosen = torch.from_numpy(positions).to(self.held[0].device)
+        return self.held[0][chosen], self.held[1][chosen]
+
+
+def _room(device: torch.device) -> float:
+    """Bytes that encoded images may take on a device."""
+    if device.type != "cuda":
+        return HELD_BYTES
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (torch.cuda.mem_get_info(device)[0] + idle) * HELD_SHARE

@@ -1,0 +1,144 @@
+"""Ranks over a collection that is read from disk: encoded, scored and ranked without ever holding all scores.
+
+What is held grows with the images I and with the captions C, never with I x C: the encoded images where they fit, the
+scores of all images with CAPTIONS_AT_ONCE captions, and ranks and best results of every query.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from camp_model.captions import CaptionTable
+from camp_model.encoding import EncodedImages, Regions, device_of, encode_captions
+from camp_model.model import CAMP
+from camp_model.scoring.all_pairs import Progress
+from camp_model.scoring.ranking import RankedQueries, WorkShare, rank_blocks
+
+CAPTIONS_AT_ONCE = 1024
+PAIRS_AT_ONCE = 2**28
+"""Scores held at most: of all images with some captions."""
+OWN_PAIRS_AT_ONCE = 128
+Block = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Images and captions that are ranked together."""
+
+    regions: Regions
+    image_rows: npt.NDArray[np.int64]
+    """[I], rows of `regions`."""
+    captions: CaptionTable
+    caption_rows: npt.NDArray[np.int64]
+    """[C], rows of `captions`."""
+    caption_image: npt.NDArray[np.int64]
+    """[C], position of each caption's image in `image_rows`."""
+
+    @property
+    def caption_text(self) -> npt.NDArray[np.int64]:
+        """[C], equal where captions have the same text."""
+        texts: npt.NDArray[np.int64] = self.captions.text_index[self.caption_rows]
+        return texts
+
+
+def mean_logits(logits: Sequence[Tensor]) -> Tensor:
+    """The logits of the mean of several models' scores m = sigmoid(logit), all of one shape.
+
+    As logits, scores too close to 0 or 1 for a float stay apart.
+    """
+    if len(logits) == 1:
+        return logits[0]
+    yes, no = (torch.stack([logsigmoid(sign * values) for values in logits]).logsumexp(0) for sign in (1, -1))
+    return yes - no
+
+
+@torch.inference_mode()
+def rank_collection(
+    models: Sequence[CAMP],
+    collection: Collection,
+    top_k: int = 10,
+    *,
+    share: WorkShare | None = None,
+    progress: Progress | None = None,
+) -> RankedQueries:
+    """Rank all captions for every image and all images for every caption by one model, or by several ones' mean.
+
+    Args:
+        models: in evaluation mode, on one device.
+        top_k: results kept of each query; fewer where there are fewer candidates.
+        share: where several processes share the work, with `top_k` 0.
+        progress: called now and then with the number of pairs scored, by any of the models, since the last call.
+
+    Raises:
+        ValueError: damaged features, or a score that is not a finite number.
+    """
+    device = device_of(models[0])
+    images = [
+        EncodedImages(model, collection.regions, collection.image_rows, share=1 / len(models)) for model in models
+    ]
+    return rank_blocks(
+        _blocks(models, images, collection, share, progress),
+        _own_scores(models, images, collection, share),
+        len(collection.image_rows),
+        torch.from_numpy(collection.caption_image).to(device),
+        top_k,
+        caption_text=torch.from_numpy(collection.caption_text).to(device),
+        share=share,
+    )
+
+
+def _chunks(collection: Collection, size: int, share: WorkShare | None) -> Iterator[npt.NDArray[np.int64]]:
+    """Positions of captions of like length, so that little of a chunk is padding; only this process's of them."""
+    order = np.argsort(collection.captions.lengths[collection.caption_rows], kind="stable")
+    starts = range(0, len(order), size)
+    for start in starts if share is None else starts[share.rank :: share.count]:
+        yield order[start : start + size]
+
+
+def _blocks(
+    models: Sequence[CAMP],
+    images: Sequence[EncodedImages],
+    collection: Collection,
+    share: WorkShare | None,
+    progress: Progress | None,
+) -> Iterator[Block]:
+    """Positions of some images [i] and some captions [c] and their logits [i, c]; all images of a chunk of captions
+    before the next."""
+    device = device_of(models[0])
+    size = min(CAPTIONS_AT_ONCE, max(1, PAIRS_AT_ONCE // len(collection.image_rows)))
+    for chunk in _chunks(collection, size, share):
+        words = [encode_captions(model, collection.captions, collection.caption_rows[chunk]) for model in models]
+        caption_rows = torch.from_numpy(chunk).to(device)
+        for blocks in zip(*(of_model.blocks() for of_model in images), strict=True):
+            logits = mean_logits([
+                model.score_matrix(regions, mask, *some, progress=progress).float()
+                for model, (_, regions, mask), some in zip(models, blocks, words, strict=True)
+            ])  # fmt: skip
+            if not bool(logits.isfinite().all()):
+                raise ValueError("model.safetensors: gives scores that are not finite; expected weights that do")
+            rows = blocks[0][0]
+            yield torch.arange(rows.start, rows.stop, device=device), caption_rows, logits
+
+
+def _own_scores(
+    models: Sequence[CAMP], images: Sequence[EncodedImages], collection: Collection, share: WorkShare | None
+) -> Tensor:
+    """Logit [C] of each caption with its own image, equal to the block's up to rounding."""
+    scores = torch.zeros(len(collection.caption_rows), device=device_of(models[0]))
+    for chunk in _chunks(collection, OWN_PAIRS_AT_ONCE, share):
+        logits = [
+            model.score_pairs(
+                *of_model.take(collection.caption_image[chunk]),
+                *encode_captions(model, collection.captions, collection.caption_rows[chunk]),
+            ).float()
+            for model, of_model in zip(models, images, strict=True)
+        ]
+        scores[torch.from_numpy(chunk).to(scores.device)] = mean_logits(logits)
+    if share is not None:
+        share.sum_(scores)
+    return scores

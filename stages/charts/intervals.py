@@ -1,0 +1,58 @@
+"""Differences with their intervals, one below the other."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+from stages.charts.svg import chart_svg
+
+NAMES, PLOT, RIGHT, TOP, ROW, BOTTOM = 260.0, 460.0, 24.0, 12.0, 26.0, 44.0
+LINEAR = 50.0
+"""Differences up to this are drawn to scale, larger ones by their logarithm: a model that has not learnt is hundreds of
+points away, those that have are a few apart."""
+TICKS = (-500, -200, -100, -50, -25, 0, 25, 50, 100, 200, 500)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference and the ends of its interval."""
+
+    name: str
+    low: float
+    middle: float
+    high: float
+
+
+def _scaled(value: float) -> float:
+    share = value / LINEAR
+    return share if abs(share) <= 1 else math.copysign(1 + math.log10(abs(share)), share)
+
+
+def interval_chart(intervals: Sequence[Interval], title: str, x_label: str) -> Markup:
+    """A row for each interval, from the top, and an upright at 0."""
+    low = _scaled(min([-LINEAR, *(interval.low for interval in intervals)]))
+    high = _scaled(max([LINEAR, *(interval.high for interval in intervals)]))
+    base = TOP + ROW * len(intervals)
+
+    def x_at(value: float) -> float:
+        return NAMES + (_scaled(value) - low) / (high - low) * PLOT
+
+    drawn = []
+    for tick in TICKS:
+        if low <= _scaled(tick) <= high:
+            kind, x = ("axis" if tick == 0 else "grid"), x_at(tick)
+            drawn.append(f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{base}"/>')
+            drawn.append(f'<text class="tick" x="{x:.1f}" y="{base + 18}" text-anchor="middle">{tick:g}</text>')
+    for row, interval in enumerate(intervals):
+        y = TOP + ROW * (row + 0.5)
+        ends = f'x1="{x_at(interval.low):.1f}" x2="{x_at(interval.high):.1f}"'
+        drawn.append(f'<line class="line s2" {ends} y1="{y}" y2="{y}"/>')
+        drawn.append(f'<circle class="dot s2" cx="{x_at(interval.middle):.1f}" cy="{y}" r="4"/>')
+        at = f'x="{NAMES - 12}" y="{y + 4.5}" text-anchor="end"'
+        drawn.append(f'<text class="tick" {at}>{escape(interval.name)}</text>')
+    label = f'x="{NAMES + PLOT / 2}" y="{base + 38}" text-anchor="middle"'
+    drawn.append(f'<text class="tick" {label}>{escape(x_label)}</text>')
+    spoken = "; ".join(f"{i.name}: {i.middle:+.1f} [{i.low:+.1f}, {i.high:+.1f}]" for i in intervals)
+    return chart_svg(drawn, f"{title}: {spoken}", NAMES + PLOT + RIGHT, base + BOTTOM)

@@ -1,0 +1,100 @@
+"""Line charts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup, escape
+
+from stages.charts.svg import DASHES, Scale, chart_svg, points, spread, ticks
+
+HEIGHT = 260.0
+PLOT = 250.0
+"""Width of the part that lines are drawn in."""
+LEFT, TOP, BOTTOM = 40.0, 24.0, 42.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart: `xs` ascending, `ys` of the same length; `band` is a (low, high) range around `ys`."""
+
+    name: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+    band: tuple[Sequence[float], Sequence[float]] | None = None
+
+
+def in_buckets(xs: Sequence[float], ys: Sequence[float], buckets: int = 120) -> Line:
+    """A long series as the mean, lowest and highest of at most `buckets` equal stretches."""
+    x, y = np.asarray(xs, dtype=float), np.asarray(ys, dtype=float)
+    parts = [part for part in np.array_split(np.arange(len(x)), min(buckets, max(len(x), 1))) if len(part)]
+    low, high = [float(y[part].min()) for part in parts], [float(y[part].max()) for part in parts]
+    return Line("", [float(x[part].mean()) for part in parts], [float(y[part].mean()) for part in parts], (low, high))
+
+
+def _axes(x_ticks: list[float], y_ticks: list[float], x_label: str, x_at: Scale, y_at: Scale) -> list[str]:
+    parts = []
+    for value in y_ticks:
+        y = y_at(value)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{LEFT + PLOT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{LEFT - 7}" y="{y + 4.5:.1f}" text-anchor="end">{value:g}</text>')
+    for value in x_ticks:
+        parts.append(
+            f'<text class="tick" x="{x_at(value):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{value:g}</text>'
+        )
+    middle = LEFT + PLOT / 2
+    parts.append(f'<text class="tick" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
+    return parts
+
+
+def line_chart(
+    lines: Sequence[Line],
+    title: str,
+    x_label: str,
+    y_range: tuple[float, float] | None = None,
+    mark: tuple[float, str] | None = None,
+    names: float = 110.0,
+) -> Markup:
+    """A line chart; `mark` draws a labelled upright at one x. Lines without a point are left out.
+
+    Args:
+        names: width that the lines' names take beside it.
+    """
+    lines = [line for line in lines if len(line.xs)]
+    if not lines:
+        return Markup("")
+    every_y = [y for line in lines for y in (*line.ys, *(line.band[1] if line.band else ()))]
+    x_low, x_high = min(line.xs[0] for line in lines), max(line.xs[-1] for line in lines)
+    # Steps and epochs are whole numbers.
+    x_ticks = [value for value in ticks(x_low, x_high) if x_low <= value <= x_high and value % 1 == 0] or [x_low]
+    x_high = x_high if x_high > x_low else x_low + 1
+    y_ticks = ticks(*(y_range or (min(0.0, *every_y), max(every_y))))
+
+    def x_at(value: float) -> float:
+        return LEFT + (value - x_low) / (x_high - x_low) * PLOT
+
+    def y_at(value: float) -> float:
+        share = (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+
+    parts = _axes(x_ticks, y_ticks, x_label, x_at, y_at)
+    if mark is not None and x_low <= mark[0] <= x_high:
+        x = x_at(mark[0])
+        parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{TOP - 7}" text-anchor="middle">{escape(mark[1])}</text>')
+    labels = spread([y_at(line.ys[-1]) for line in lines], 17, TOP + 6, HEIGHT - BOTTOM)
+    for index, (line, label_y) in enumerate(zip(lines, labels, strict=True)):
+        xs = [x_at(x) for x in line.xs]
+        if line.band is not None:
+            edge = points(xs, [y_at(y) for y in line.band[1]])
+            back = points(xs[::-1], [y_at(y) for y in line.band[0]][::-1])
+            parts.append(f'<polygon class="band s{index}" points="{edge} {back}"/>')
+        ys = [y_at(y) for y in line.ys]
+        dash = f' stroke-dasharray="{DASHES[index % len(DASHES)]}"' if index else ""
+        parts.append(f'<polyline class="line s{index}"{dash} points="{points(xs, ys)}"/>')
+        parts.append(f'<circle class="dot s{index}" cx="{xs[-1]:.1f}" cy="{ys[-1]:.1f}" r="3.5"/>')
+        parts.append(
+            f'<text class="name s{index}" x="{LEFT + PLOT + 10}" y="{label_y + 4.5:.1f}">{escape(line.name)}</text>'
+        )
+    spoken = "; ".join(f"{line.name} ends at {line.ys[-1]:.4g}" for line in lines)
+    return chart_svg(parts, f"{title}: {spoken}", LEFT + PLOT + names, HEIGHT)

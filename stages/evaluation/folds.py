@@ -1,0 +1,67 @@
+"""What is ranked together: a split, or the folds that a protocol makes of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from camp_model.captions import CaptionTable
+from camp_model.metrics import coco_folds
+from camp_model.regions import RegionStore
+from camp_model.scoring.collection import Collection
+from stages.contracts import input_errors
+from stages.errors import InputError
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The images and captions of one split, or of one fold of it, that are ranked together."""
+
+    name: str
+    """The split's."""
+    images: list[str]
+    """[I], the ids of the images that have captions, in the store's order."""
+    captions: CaptionTable
+    rows: np.ndarray
+    """int64 [C], rows of `captions`."""
+    caption_image: np.ndarray
+    """int64 [C], position of each caption's image in `images`."""
+
+    def collection(self, store: RegionStore) -> Collection:
+        """The same, as it is ranked."""
+        image_rows = np.array([store.row_of(image_id) for image_id in self.images], dtype=np.int64)
+        return Collection(store, image_rows, self.captions, self.rows, self.caption_image)
+
+
+def read_split(name: str, captions: Path, store: RegionStore) -> Fold:
+    """Read a split's captions and find their images in the store.
+
+    Raises:
+        InputError: the captions cannot be read, name an image without regions, or belong to fewer than two images.
+    """
+    with input_errors():
+        table = CaptionTable.load(captions / f"{name}.parquet")
+        index = table.image_index(store.image_ids)
+    used, caption_image = np.unique(index, return_inverse=True)
+    if len(used) < 2:
+        raise InputError(
+            f"{captions / f'{name}.parquet'}: image_id: has captions of {len(used)} images; expected 2 or more"
+        )
+    return Fold(name, [store.image_ids[i] for i in used], table, np.arange(len(table)), caption_image)
+
+
+def folds_of(split: Fold, protocol: str) -> list[Fold]:
+    """What of a split is ranked on its own under `protocol` (see EvaluateParams).
+
+    Raises:
+        InputError: the split has too few images for the protocol.
+    """
+    size, count = {"full": (len(split.images), 1), "coco_1k": (1000, 5), "coco_5k": (5000, 1)}[protocol]
+    try:
+        folds = coco_folds(split.caption_image, len(split.images), size, count)
+    except ValueError as error:
+        raise InputError(f"evaluate.protocol: {protocol}, split {split.name}: {error}; expected full") from None
+    return [
+        Fold(split.name, split.images[images], split.captions, split.rows[captions], caption_image)
+        for images, captions, caption_image in folds
+    ]

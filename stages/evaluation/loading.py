@@ -1,0 +1,65 @@
+"""What evaluation reads beside the splits: checkpoints, and what tokenize_captions wrote beside the captions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from camp_model.checkpoint import load_checkpoint
+from camp_model.model import CAMP
+from camp_model.regions import RegionStore
+from camp_model.vocabulary import Vocabulary
+from stages.contracts import input_errors, read_fingerprint
+from stages.errors import InputError
+from stages.foils.table import Foils, read_foils
+from stages.foils.words import CONTENT_KINDS, load_words, word_ids
+from stages.params.evaluate import EvaluateParams
+
+
+def load_models(folders: Sequence[Path], store: RegionStore, captions: Path, device: torch.device) -> list[CAMP]:
+    """Load checkpoints and make sure that they read these regions and these captions.
+
+    Raises:
+        InputError: a checkpoint is broken, or of another vocabulary, feature width or detector.
+    """
+    with input_errors():
+        vocabulary = Vocabulary.load(captions / "vocabulary.json")
+        models = [load_checkpoint(folder, device, vocabulary)[0] for folder in folders]
+    for folder, model in zip(folders, models, strict=True):
+        if model.config.region_dim != store.region_dim:
+            raise InputError(
+                f"{folder / 'config.json'}: region_dim: {model.config.region_dim}, but the features of "
+                f"{store.path} have {store.region_dim}"
+            )
+        detector = read_fingerprint(folder).get("detector")
+        if detector not in (None, store.detector):
+            raise InputError(
+                f"{folder / 'fingerprint.json'}: detector: {detector!r}, but the regions of {store.path} come from "
+                f"{store.detector!r}; expected a checkpoint trained on the regions of that detector"
+            )
+    return models
+
+
+@dataclass(frozen=True)
+class LexiconIds:
+    """Ids of the words that the lexicon and the vocabulary have, and the foils made with it."""
+
+    words: list[int]
+    content: list[int]
+    foils: dict[str, Foils]
+    """By split."""
+
+
+def read_lexicon(params: EvaluateParams, captions: Path) -> LexiconIds:
+    """What tokenize_captions wrote beside the captions; captions that were trained on have no foils.
+
+    Raises:
+        InputError: a file cannot be read or is of another format.
+    """
+    with input_errors():
+        vocabulary = Vocabulary.load(captions / "vocabulary.json")
+    words = load_words(captions / "lexicon.json")
+    names = [name for name in params.splits if params.foils and name != "train"]
+    foils: dict[str, Foils] = {name: read_foils(captions / f"foils_{name}.parquet") for name in names}
+    return LexiconIds(word_ids(words, vocabulary), word_ids(words, vocabulary, CONTENT_KINDS), foils)

@@ -1,0 +1,127 @@
+"""All that is measured of one split: recall, gates, foils."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from tqdm import tqdm
+
+from camp_model.answers import RightAnswers
+from camp_model.metrics import mean_metrics, ranks_to_metrics
+from camp_model.model import CAMP
+from camp_model.regions import RegionStore
+from camp_model.scoring.collection import rank_collection
+from camp_model.scoring.ranking import RankedQueries
+from stages.contracts import input_errors
+from stages.evaluation.foils import choose_foils, foil_metrics, measure_foils
+from stages.evaluation.folds import Fold, folds_of
+from stages.evaluation.gates import measure_gates
+from stages.evaluation.loading import LexiconIds
+from stages.evaluation.tables import FOIL_SCHEMA, QUERY_SCHEMA
+from stages.params.evaluate import EvaluateParams
+
+TOP = 10
+"""Results kept of each query."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What evaluation finds out about one split."""
+
+    recall: dict[str, float]
+    """Mean over the protocol's folds."""
+    gates: dict[str, Any]
+    foils: dict[str, dict[str, float | int | None]]
+    queries: pa.Table
+    """A row of QUERY_SCHEMA for each query."""
+    pairs: pa.Table
+    """The pairs whose gates were looked at."""
+    foil_scores: pa.Table
+    """A row of FOIL_SCHEMA for each foil scored."""
+
+    def numbers(self) -> dict[str, float]:
+        """All of it that is a number, for the tracking server."""
+        foils = {f"foils_{kind}_{name}": value for kind, values in self.foils.items() for name, value in values.items()}
+        return {k: v for k, v in {**self.recall, **self.gates, **foils}.items() if isinstance(v, int | float)}
+
+
+def rank_fold(models: Sequence[CAMP], store: RegionStore, fold: Fold) -> RankedQueries:
+    """Rank a fold both ways by one model, or by the mean of several ones.
+
+    Raises:
+        InputError: a score is not a finite number, or a shard of regions is damaged.
+    """
+    pairs = len(models) * len(fold.images) * len(fold.rows)
+    with (
+        input_errors(),
+        tqdm(
+            total=pairs, unit="pair", unit_scale=True, desc=f"score {fold.name}", mininterval=2, dynamic_ncols=True
+        ) as bar,
+    ):
+        return rank_collection(models, fold.collection(store), TOP, progress=bar.update)
+
+
+def query_table(fold: Fold, ranked: RankedQueries) -> pa.Table:
+    """A row of QUERY_SCHEMA for each query of a fold."""
+    images = pa.array(fold.images, pa.string())
+    captions = pa.array(fold.captions.caption_ids[fold.rows]).cast(pa.string())
+    tables = []
+    for direction, queries, candidates, ranks, top, scores in (
+        ("i2t", images, captions, ranked.i2t_ranks, ranked.i2t_top, ranked.i2t_scores),
+        ("t2i", captions, images, ranked.t2i_ranks, ranked.t2i_top, ranked.t2i_scores),
+    ):
+        offsets = pa.array(np.arange(len(queries) + 1, dtype=np.int32) * top.shape[1])
+        first = candidates.take(pa.array(top.cpu().numpy().ravel()))
+        columns = [
+            pa.array([direction] * len(queries)),
+            queries,
+            pa.array(ranks.cpu().numpy().astype(np.int32)),
+            pa.ListArray.from_arrays(offsets, first),
+            pa.ListArray.from_arrays(offsets, pa.array(scores.float().cpu().numpy().ravel())),
+        ]
+        tables.append(pa.Table.from_arrays(columns, schema=QUERY_SCHEMA))
+    return pa.concat_tables(tables)
+
+
+def _equal_captions(fold: Fold) -> int:
+    """Captions of a fold whose text is also that of a caption of another image of it."""
+    texts = torch.from_numpy(fold.captions.text_index[fold.rows])
+    return int(RightAnswers(torch.from_numpy(fold.caption_image), texts).shared.sum())
+
+
+def measure_split(
+    params: EvaluateParams,
+    models: Sequence[CAMP],
+    store: RegionStore,
+    split: Fold,
+    lexicon: LexiconIds,
+    device: torch.device,
+) -> Measured:
+    """Rank a split, look at gates and score foils."""
+    folds = folds_of(split, params.protocol)
+    recalls, queries, hardest = [], [], []
+    for fold in folds:
+        ranked = rank_fold(models, store, fold)
+        recalls.append(ranks_to_metrics(ranked.i2t_ranks.cpu().numpy(), ranked.t2i_ranks.cpu().numpy()))
+        queries.append(query_table(fold, ranked))
+        hardest.append(ranked.hardest.cpu().numpy())
+    gates, pairs = measure_gates(
+        models[0], store, folds, hardest, pairs=params.gate_pairs, content=lexicon.content
+    )  # fmt: skip
+    foil_scores = FOIL_SCHEMA.empty_table()
+    if (foils := lexicon.foils.get(split.name)) is not None:
+        chosen = choose_foils(foils, split, np.concatenate([fold.rows for fold in folds]), params.foils)
+        foil_scores = measure_foils(models, store, split, foils, chosen, lexicon=lexicon.words, device=device)
+    metadata = {
+        **(QUERY_SCHEMA.metadata or {}),
+        "camp.protocol": params.protocol,
+        "camp.models": str(len(models)),
+        "camp.images": str(sum(len(fold.images) for fold in folds)),
+        "camp.captions": str(sum(len(fold.rows) for fold in folds)),
+        "camp.equal_captions": str(sum(map(_equal_captions, folds))),
+    }
+    table = pa.concat_tables(queries).replace_schema_metadata(metadata)
+    return Measured(mean_metrics(recalls), gates, foil_metrics(foil_scores), table, pairs, foil_scores)

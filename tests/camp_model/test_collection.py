@@ -1,0 +1,144 @@
+"""Ranks over a collection read from disk: those of the whole matrix, whatever is held and however it is cut."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from camp_model import CAMP, CampConfig
+from camp_model.captions import CaptionTable, write_captions
+from camp_model.encoders import length_mask
+from camp_model.encoding import EncodedImages, encode_images
+from camp_model.gates import hardest_others
+from camp_model.metrics import i2t_ranks, t2i_ranks
+from camp_model.scoring import ranking
+from camp_model.scoring.collection import Collection, mean_logits, rank_collection
+from camp_model.scoring.ranking import rank_blocks
+
+IMAGES, CAPTIONS, REGIONS = 23, 60, 4
+
+
+class Features:
+    """Random features, and how many were read at a time."""
+
+    def __init__(self) -> None:
+        generator = np.random.default_rng(0)
+        self.values = generator.normal(size=(IMAGES + 5, REGIONS, 6)).astype(np.float16)
+        self.mask = np.arange(REGIONS) < generator.integers(1, REGIONS + 1, IMAGES + 5)[:, None]
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def features(self, rows):
+        self.read.append(len(rows))
+        return self.values[rows], self.mask[rows]
+
+
+@pytest.fixture
+def collection(tmp_path: Path) -> Collection:
+    generator = np.random.default_rng(1)
+    tokens = [generator.integers(4, 9, generator.integers(1, 4)).tolist() for _ in range(CAPTIONS + 2)]
+    owners = generator.permutation(np.arange(CAPTIONS) % IMAGES)
+    names = [f"i{i}" for i in range(CAPTIONS + 2)]
+    write_captions(tmp_path / "c.parquet", list(range(CAPTIONS + 2)), names, names, tokens)
+    table = CaptionTable.load(tmp_path / "c.parquet")
+    return Collection(Features(), np.arange(3, IMAGES + 3), table, np.arange(1, CAPTIONS + 1), owners)
+
+
+def models(count: int) -> list[CAMP]:
+    made = []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        made.append(CAMP(CampConfig(vocab_size=9, region_dim=6, word_dim=4, dim=8 * (seed + 1))).eval())
+    return made
+
+
+@torch.inference_mode()
+def whole_matrix(some: list[CAMP], collection: Collection) -> torch.Tensor:
+    tokens, lengths = collection.captions.batch(collection.caption_rows)
+    mask = torch.from_numpy(collection.regions.mask[collection.image_rows])
+    features = torch.from_numpy(collection.regions.values[collection.image_rows]).float()
+    return mean_logits([
+        model.score_matrix(
+            model.encode_regions(features, mask), mask, model.encode_captions(tokens, lengths), length_mask(lengths, 3)
+        )
+        for model in some
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("held", [True, False])
+def test_ranks_are_those_of_the_whole_matrix(collection, monkeypatch, count, held):
+    monkeypatch.setattr("camp_model.encoding.BLOCK", 5)
+    monkeypatch.setattr("camp_model.scoring.collection.CAPTIONS_AT_ONCE", 7)
+    monkeypatch.setattr("camp_model.scoring.collection.OWN_PAIRS_AT_ONCE", 4)
+    if not held:
+        monkeypatch.setattr("camp_model.encoding.HELD_BYTES", 0)
+    some = models(count)
+    scores, text = whole_matrix(some, collection), collection.caption_text
+    assert len(np.unique(text)) < CAPTIONS, "some captions have equal texts"
+    cells: list[int] = []
+    seen = CAMP.score_matrix
+
+    def score_matrix(self, *batch, **more):
+        cells.append(len(batch[0]) * len(batch[2]))
+        return seen(self, *batch, **more)
+
+    monkeypatch.setattr(CAMP, "score_matrix", score_matrix)
+    done: list[int] = []
+    ranked = rank_collection(some, collection, 4, progress=done.append)
+    assert sum(cells) == sum(done) == count * IMAGES * CAPTIONS and max(cells) == 5 * 7
+    assert ranked.i2t_ranks.tolist() == i2t_ranks(scores, collection.caption_image, text).tolist()
+    assert ranked.t2i_ranks.tolist() == t2i_ranks(scores, collection.caption_image, text).tolist()
+    torch.testing.assert_close(ranked.i2t_scores, scores.topk(4, dim=1).values)
+    torch.testing.assert_close(scores.T.gather(1, ranked.t2i_top), scores.T.topk(4, dim=1).values)
+    assert ranked.hardest.tolist() == hardest_others(scores, collection.caption_image, text).tolist()
+    assert (max(collection.regions.read) <= 5) != held, "what is not held is never read whole"
+
+
+def test_images_are_the_same_held_or_encoded_anew(collection, monkeypatch):
+    (model,) = models(1)
+    with torch.inference_mode():
+        held = EncodedImages(model, collection.regions, collection.image_rows)
+        monkeypatch.setattr("camp_model.encoding.HELD_BYTES", 0)
+        anew = EncodedImages(model, collection.regions, collection.image_rows)
+        assert held.held is not None and anew.held is None
+        for positions in (np.array([4, 4, 0]), np.arange(IMAGES)):
+            for ours, theirs in zip(held.take(positions), anew.take(positions), strict=True):
+                torch.testing.assert_close(ours, theirs)
+        together = encode_images(model, collection.regions, collection.image_rows, batch_size=3)
+        for ours, theirs in zip(together, held.take(np.arange(IMAGES)), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_a_model_that_scores_all_alike_is_ranked_without_holding_all_pairs(monkeypatch):
+    monkeypatch.setattr(ranking, "CLOSE_HELD", 100)
+    held = []
+    compact = ranking._ImageQueries._compact
+
+    def compacted(self):
+        compact(self)
+        held.append(self.held)
+
+    monkeypatch.setattr(ranking._ImageQueries, "_compact", compacted)
+    owner = torch.arange(30).repeat_interleave(20)
+    levels = torch.randint(0, 2, (30, 600), generator=torch.Generator().manual_seed(0)) * 1e-6
+    blocks = [(torch.arange(30), columns, levels[:, columns]) for columns in torch.arange(600).split(50)]
+    ranked = rank_blocks(blocks, torch.zeros(600), 30, owner, 3)
+    assert ranked.i2t_ranks.tolist() == i2t_ranks(levels, owner).tolist()
+    assert held and max(held) <= 2 * 30, "two scores of each image"
+
+
+def test_own_scores_may_be_as_coarse_as_the_numbers_that_models_compute_in():
+    generator = torch.Generator().manual_seed(0)
+    scores, owner = 20 + 4 * torch.randn(40, 200, generator=generator), torch.arange(40).repeat_interleave(5)
+    own = scores[owner, torch.arange(200)]
+    coarse = own * (1 + torch.finfo(torch.bfloat16).eps * (torch.rand(200, generator=generator) - 0.5))
+    blocks = [(torch.arange(40), columns, scores[:, columns]) for columns in torch.arange(200).split(50)]
+    with torch.autocast("cpu", torch.bfloat16):
+        ranked = rank_blocks(blocks, coarse, 40, owner, 3)
+    assert ranked.i2t_ranks.tolist() == i2t_ranks(scores, owner).tolist()
+    without = rank_blocks(blocks, coarse, 40, owner, 3)
+    assert without.i2t_ranks.tolist() != ranked.i2t_ranks.tolist(), "the error is large enough to matter"
