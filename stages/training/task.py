@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-import pyarrow.parquet as pq
+from stages.contracts import read_table
 
 
 def task_hash(captions: Path, images: Path) -> str:
@@ -16,9 +16,9 @@ def task_hash(captions: Path, images: Path) -> str:
     """
     pictures = {}
     if images.is_file():
-        table = pq.read_table(images, columns=["image_id", "sha256"], partitioning=None)
+        table = read_table(images, ("image_id", "sha256"))
         pictures = dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
-    table = pq.read_table(captions, columns=["image_id", "text"], partitioning=None)
+    table = read_table(captions, ("image_id", "text"))
     pairs = zip(*(column.to_pylist() for column in table.columns), strict=True)
     rows = sorted([pictures.get(image_id) or image_id, text] for image_id, text in pairs)
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
