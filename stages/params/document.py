@@ -1,21 +1,11 @@
 """How params.yaml and presets are read and written: YAML 1.2, the dialect in which DVC reads and writes them too."""
 
-import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from camp_model.files import replacing
-from stages.errors import InputError
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 80
-
-
-def shown(value: object) -> str:
-    """A value as an error message shows it: never long."""
-    text = _SHORT.repr(list(value) if isinstance(value, tuple) else value)
-    return text if len(text) <= 200 else text[:200] + "..."
+from stages.errors import InputError, shown
 
 
 def parse(text: str) -> Any:

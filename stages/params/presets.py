@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.errors import InputError
+from stages.errors import InputError, shown
 from stages.params import document
 from stages.params.pipeline import Params
 from stages.params.section import PARAMS
@@ -31,7 +31,7 @@ def compose(presets: Sequence[Path]) -> tuple[Params, list[str]]:
         before = dict(document.leaves(values))
         for key, value in document.leaves(overlay):
             if key in origin and before.get(key) != value:
-                old, new = document.shown(before.get(key)), document.shown(value)
+                old, new = shown(before.get(key)), shown(value)
                 notes.append(f"{key}: {new} from {preset}, not {old} from {origin[key]}")
             origin[key] = preset
         values = _merge(values, overlay)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from stages.errors import InputError
+from stages.errors import InputError, shown
 from stages.params import document
 
 PARAMS = Path("params.yaml")
@@ -117,5 +117,6 @@ def _say(error: ErrorDetails) -> str:
         return f"{where}: is missing"
     if error["type"] == "literal_error":
         context = {"expected": context["expected"].replace("'", "").replace(" or ", ", ")}
+    value = list(error["input"]) if isinstance(error["input"], tuple) else error["input"]
     says = _SAYS.get(error["type"], "").format(**context) or error["msg"]
-    return f"{where or 'params'}: {'' if error['type'] == 'too_short' else document.shown(error['input']) + ' '}{says}"
+    return f"{where or 'params'}: {'' if error['type'] == 'too_short' else shown(value) + ' '}{says}"

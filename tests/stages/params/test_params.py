@@ -1,17 +1,22 @@
 """params.yaml: every wrong key or value is named, and presets are whole."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from pipelines.ablation import OVERRIDES
+from stages.entry import read_params
 from stages.errors import InputError
 from stages.params import document
 from stages.params.pipeline import Params
 from stages.params.presets import apply_presets, compose
 from stages.params.section import Section
+from stages.train import TrainSections
 
 
 def with_value(dotted: str, value: object) -> dict:
@@ -92,16 +97,93 @@ def test_a_wrong_preset_changes_nothing(repository: Path, tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
 
 
-@pytest.mark.parametrize("text", ["train: [1,", "", "\ttrain: 1"])
-def test_a_broken_params_file_ends_with_code_2_and_its_name(text: str, repository: Path, tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_text(text)
+BROKEN = {
+    "unclosed": (b"train: [1,", "is not YAML: line 1"),
+    "empty": (b"", "is empty; expected sections"),
+    "comments": (b"# nothing\n", "is empty; expected sections"),
+    "tab": (b"\ttrain: 1", "is not YAML: line 1"),
+    "list": (b"[train, 1]", "['train', 1] is not a mapping"),
+    "scalar": (b"train", "'train' is not a mapping"),
+    "latin-1": ("train: {word_vectors: Stra\xdfe}".encode("latin-1"), "is not UTF-8 (byte 26)"),
+    "twice": (b"train: {epochs: 1, epochs: 2}", "is not YAML: line 1"),
+    "tag": (b"train: !python/object:os.system x", "is not YAML: line 1"),
+    "null": (b"train:\n", "train: None is not a mapping"),
+    "number as key": (b"1: 2\n", "1: unknown key; allowed here: dataset"),
+    "long": (b"train: {loss: " + 100_000 * b"x" + b"}", "train.loss: 'xxx"),
+    "folder": (None, "cannot be read (Is a directory)"),
+}
+
+
+@pytest.mark.parametrize("target", ["params.yaml", "mine.yaml"])
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_named_and_nothing_is_written(
+    name: str, target: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, says = BROKEN[name]
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(repository / "params.yaml", tmp_path)
+    Path(target).unlink(missing_ok=True)
+    Path(target).mkdir() if content is None else Path(target).write_bytes(content)
+    before = {path.name: path.is_dir() or path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(InputError) as caught:
+        Params.load() if target == "params.yaml" else apply_presets([Path(target)])
+    assert str(caught.value).startswith(f"{target}: ") and says in str(caught.value)
+    assert len(str(caught.value)) < 400
+    assert {path.name: path.is_dir() or path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("arguments", [[], ["mine.yaml"], ["nowhere.yaml"]])
+def test_the_command_ends_with_code_2_and_one_line(arguments: list[str], repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("train: [1,")
+    (tmp_path / "mine.yaml").write_text("- train")
     done = subprocess.run(
-        [sys.executable, "-m", "stages.params"],
+        [sys.executable, "-m", "stages.params", *arguments],
         cwd=tmp_path, env={"PYTHONPATH": str(repository), "PATH": ""}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.startswith("error: params.yaml: ")
-    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith(f"error: {[*arguments, 'params.yaml'][0]}: ") and done.stderr.count("\n") == 1
+
+
+def test_a_wrong_key_of_another_section_stops_a_stage(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("report: {queries: 0}\n")
+    with pytest.raises(InputError, match="report.queries: 0 is below 1"):
+        read_params(TrainSections, path)
+
+
+def test_sections_import_no_model_and_no_pipeline() -> None:
+    code = "import sys, stages.params.pipeline; print(sorted({'torch', 'prefect', 'dvc', 'mlflow'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def settings_of(text: str) -> list[dict[str, str]]:
+    """What each documented `dvc exp run` sets; of several values of a key, one."""
+    commands = re.findall(r"dvc exp run (.*)", text.replace("\\\n", " "))
+    return [dict(item.strip("'\"").split(",")[0].split("=") for item in re.findall(r"-S (\S+)", command.split("`")[0]))
+            for command in commands]  # fmt: skip
+
+
+def test_what_documents_set_is_allowed(repository: Path) -> None:
+    checked = 0
+    for file in (repository / "README.md", *(repository / "docs").glob("*.md")):
+        for settings in settings_of(file.read_text(encoding="utf-8")):
+            values = document.read(repository / "params.yaml")
+            for dotted, value in settings.items():
+                section, key = dotted.split(".")
+                values[section][key] = document.parse(value)
+            Params.from_dict(values)
+            checked += bool(settings)
+    assert checked >= 4
+
+
+def test_every_variant_of_the_study_is_allowed(repository: Path) -> None:
+    shipped = Params.load(repository / "params.yaml").to_dict()
+    for overrides in OVERRIDES.values():
+        values = {section: dict(keys) for section, keys in shipped.items()}
+        for dotted, value in overrides.items():
+            section, key = dotted.split(".")
+            values[section][key] = value
+        Params.from_dict(values)
 
 
 @pytest.mark.parametrize("module", ["stages.prepare_dataset", "stages.tokenize_captions"])

@@ -1,0 +1,93 @@
+"""One dialect of YAML: what is written is read back as it was, by us and by DVC, and what DVC writes is read."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dvc.utils.serialize import dumps_yaml, load_yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipelines.forms import form, write_params
+from stages.params import document
+from stages.params.pipeline import Params
+
+WORDS = [
+    "1e-05",
+    "yes",
+    "no",
+    "1e3",
+    "0x10",
+    "null",
+    "2001-01-01",
+    "",
+    "~",
+    "on",
+    "=",
+    "<<",
+    ".5e3",
+    "0b1",
+    "010",
+    "1_0",
+]
+TEXTS = st.one_of(st.sampled_from(WORDS), st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
+
+
+def fields(kind: type) -> list[str]:
+    """Dotted names of the params of a type that nothing narrows."""
+    params = Params()
+    return [f"{section}.{key}" for section, values in params for key, value in values if type(value) is kind]
+
+
+FLOATS = [name for name in fields(float) if name not in ("train.gate_temperature",)]
+FREE_TEXTS = ("dataset.root", "captions.lexicon", "detector.architecture", "train.start_from", "train.word_vectors")
+
+
+@pytest.fixture
+def path(repository: Path, tmp_path: Path) -> Path:
+    (tmp_path / "params.yaml").write_bytes((repository / "params.yaml").read_bytes())
+    return tmp_path / "params.yaml"
+
+
+def changed(params: Params, dotted: str, value: Any) -> Params:
+    section, key = dotted.split(".")
+    return params.replace(**{section: getattr(params, section).replace(**{key: value})})
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_every_number_and_text_comes_back_as_it_was(path: Path, data: st.DataObject) -> None:
+    params = Params.load(path)
+    for name in FLOATS:
+        params = changed(params, name, data.draw(st.floats(0, 1, allow_subnormal=False), label=name))
+    for name in FREE_TEXTS:
+        if name == "detector.architecture":
+            params = params.replace(detector=params.detector.replace(architecture=data.draw(TEXTS), weights="random"))
+        else:
+            params = changed(params, name, data.draw(TEXTS, label=name))
+    params = changed(params, "train.freeze", tuple(data.draw(st.lists(TEXTS, max_size=3))))
+    write_params(form(params).model_validate(params.to_dict()), path)
+    assert Params.load(path) == params
+    assert load_yaml(path) == params.to_dict()  # as DVC reads it
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False) | TEXTS)
+def test_what_dvc_writes_is_read(value: float | str) -> None:
+    if isinstance(value, str) and "\x85" in value:
+        return  # DVC's own writer loses it
+    assert document.parse(dumps_yaml({"a": value})) == {"a": value}
+
+
+def test_small_numbers_and_words_of_other_dialects(path: Path) -> None:
+    path.write_text("train: {learning_rate: 1e-05, word_vectors: yes}\n")
+    params = Params.load(path)
+    assert (params.train.learning_rate, params.train.word_vectors) == (1e-05, "yes")
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [1", "\t", "2001-99-99", "? [1]\n: 2\n: 3", "a: 1\n---\nb: 2", "[" * 5000, "a: !x", "*a"]
+)
+def test_what_is_no_yaml_is_an_error_of_one_short_line(text: str) -> None:
+    with pytest.raises(ValueError, match="^is not YAML: ") as caught:
+        document.parse(text)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
