@@ -25,7 +25,8 @@ def form(filled: S) -> type[S]:
         nested: Any = form(value) if isinstance(value, Section) else None
         field.default, field.default_factory = nested() if nested else value, None
         fields[name] = (nested or field.annotation, field)
-    return create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, **fields)
+    settings = {"use_attribute_docstrings": False}  # the fields have their descriptions already
+    return create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, __cls_kwargs__=settings, **fields)
 
 
 def present_params(path: Path = PARAMS) -> Params:

@@ -1,5 +1,6 @@
 """How params.yaml and presets are read and written: YAML 1.2, the dialect in which DVC reads and writes them too."""
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,6 @@ def rewrite(path: Path, values: Mapping[str, Any]) -> None:
     round_trip = YAML()
     round_trip.Representer = _representer()
     round_trip.width = 1_000_000  # nothing is folded
-    round_trip.default_flow_style = None
     document = round_trip.load(_text(path))
     _lay(document, values)
     with replacing(path) as temporary:
@@ -101,14 +101,25 @@ def _lay(document: Any, values: Mapping[str, Any]) -> None:
             _lay(present, value)
         elif key not in document or present != value or isinstance(present, bool) != isinstance(value, bool):
             document[key] = _quoted(value)
+            comments = document.ca.items.get(key)
+            if comments and not comments[3]:
+                comments[3] = None  # empty after a list over several lines, it would join the lines that follow
 
 
 def _quoted(value: Any) -> Any:
-    """Texts of unusual characters in double quotes, where they are escaped."""
+    """Values as they are to be written: lists on one line, and in quotes what is neither a name nor a path."""
+    from ruamel.yaml.comments import CommentedMap, CommentedSeq
     from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
     if isinstance(value, str):
-        return value if value.isprintable() else DoubleQuotedScalarString(value)
+        return value if re.fullmatch(r"[\w./-]*", value, re.ASCII) else DoubleQuotedScalarString(value)
+    written: Any
     if isinstance(value, list):
-        return [_quoted(item) for item in value]
-    return {key: _quoted(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+        written = CommentedSeq(map(_quoted, value))
+    elif isinstance(value, dict):
+        written = CommentedMap({key: _quoted(item) for key, item in value.items()})
+    else:
+        return value
+    if isinstance(value, dict) or not any(isinstance(item, dict) for item in value):
+        written.fa.set_flow_style()
+    return written

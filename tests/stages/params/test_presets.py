@@ -64,6 +64,17 @@ def test_presets_start_from_the_defaults_and_not_from_what_params_yaml_holds(tmp
     assert list(document.read(target)) == list(document.read(REPOSITORY / "params.yaml"))
 
 
+def test_presets_may_follow_each_other_in_one_file_and_scenes_is_what_was_shipped(tmp_path: Path) -> None:
+    target = tmp_path / "params.yaml"
+    target.write_text((REPOSITORY / "params.yaml").read_text())
+    for names in (("coco", "faster_rcnn"), ("own_images", "bottom_up", "three_step_2_fusion"), ("scenes",)):
+        apply_presets(files(names), target)
+        assert Params.load(target) == compose(files(names))[0]
+    assert [" ".join(line.split()) for line in target.read_text().splitlines()] == [
+        " ".join(line.split()) for line in (REPOSITORY / "params.yaml").read_text().splitlines()
+    ]
+
+
 def test_a_preset_says_only_its_own_and_the_paper_nothing_beyond_it() -> None:
     sections = {name: set(document.read(path)) for name, path in zip(SHIPPED, files(tuple(SHIPPED)), strict=True)}
     for name in ("flickr30k", "coco", "own_images"):
