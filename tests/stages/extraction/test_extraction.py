@@ -15,6 +15,7 @@ from camp_model.regions import RegionStore
 from stages import extract_regions as stage
 from stages.detectors.base import GEOMETRY_SCALE, Description
 from stages.detectors.images import MISSING
+from stages.detectors.selection import select
 from stages.device import Precision
 from stages.errors import InputError
 from stages.extraction.filling import extract_missing, load
@@ -75,6 +76,23 @@ def test_geometry_and_float32_are_other_shards(workplace) -> None:
     assert (store.region_dim, store.info.dtype, store.info.geometry) == (261, "float32", GEOMETRY_SCALE)
     corners = 2 * store.boxes(0) / np.array([*store.size(0)] * 2) - 1
     np.testing.assert_allclose(store.features([0])[0][0][: len(corners), -5:-1], corners * GEOMETRY_SCALE, rtol=1e-4)
+
+
+def test_what_a_backend_alone_is_told_makes_other_shards_of_that_backend(workplace, monkeypatch) -> None:
+    def keys(**options: float) -> list[str]:
+        detector = workplace.params.detector.replace(**{name: {"nms_iou": value} for name, value in options.items()})
+        workplace.params = workplace.params.replace(detector=detector)
+        return [shard.key for shard in workplace.plan().shards]
+
+    before = keys()
+    assert keys(detectron2=0.3) == before
+    assert not set(keys(torchvision=0.3)) & set(before)
+    heard = []
+    monkeypatch.setattr(
+        "stages.detectors.two_stage.select", lambda *values: heard.append(values[-1]) or select(*values)
+    )
+    workplace.run()
+    assert set(heard) == {0.3}
 
 
 def test_given_boxes_are_described_in_their_order(workplace) -> None:
