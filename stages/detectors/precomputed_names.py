@@ -31,29 +31,44 @@ def _same_form(prefix: str, other: str) -> bool:
     return not prefix or not other or prefix == other or bool(_COCO.fullmatch(prefix) and _COCO.fullmatch(other))
 
 
+def _endings(name: str) -> list[str]:
+    """A path without more and more of its folders: `a/b/c.jpg`, `b/c.jpg`, `c.jpg`."""
+    pieces = PurePosixPath(name).parts
+    return ["/".join(pieces[i:]) for i in range(len(pieces))]
+
+
 class ImageNames:
     """Finds the dataset's images for names that others gave them.
 
-    A name is an image's id, its path, or its file's name with or without the suffix. Where it is none of these, the
-    number at its end counts, if one of the two names is nothing but that number or both have one form.
+    A name is an image's id, its path, or the end of either's path, with or without the suffix; the more folders agree,
+    the better. Where it is none of these, the number at its end counts, if one of the two names is nothing but that
+    number or both have one form.
     """
 
     def __init__(self, dataset: Path) -> None:
         table = read_table(dataset / "images.parquet", ("image_id", "path"))
-        # In the order in which they are tried.
-        self._exact: tuple[defaultdict[str, set[str]], ...] = tuple(defaultdict(set) for _ in range(4))
+        self._exact: defaultdict[str, set[str]] = defaultdict(set)  # by id, and by path
+        self._endings: defaultdict[str, set[str]] = defaultdict(set)
         self._numbers: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
         for image_id, path in zip(table["image_id"].to_pylist(), table["path"].to_pylist(), strict=True):
-            for images, key in zip(self._exact, (image_id, path, PurePosixPath(path).name, _stem(path)), strict=True):
-                images[unicodedata.normalize("NFC", key)].add(image_id)
+            for key in (image_id, path):
+                self._exact[unicodedata.normalize("NFC", key)].add(image_id)
+            for ending in _endings(unicodedata.normalize("NFC", path)):
+                for key in {ending, _PICTURE.sub("", ending)}:
+                    self._endings[key].add(image_id)
             prefix, number = _numbered(_stem(path))
             if number:
                 self._numbers[number].append((prefix, image_id))
 
-    def _named(self, name: str) -> set[str]:
-        """The images whose id or file a name is."""
-        keys = (name, PurePosixPath(name).name, _stem(name))
-        return next((images[key] for images in self._exact for key in keys if key in images), set())
+    def _named(self, name: str) -> tuple[set[str], bool]:
+        """The images whose id or file a name is, and whether none of its folders and no suffix speaks against it."""
+        if name in self._exact:
+            return self._exact[name], True
+        for ending in _endings(name):
+            for key in (ending, _PICTURE.sub("", ending)):
+                if key in self._endings:
+                    return self._endings[key], key == name or (key == ending and key in self._exact)
+        return self._exact.get(_stem(name), set()), False
 
     def _numbered(self, name: str) -> set[str]:
         """The images that bear the number of a name."""
@@ -66,12 +81,19 @@ class ImageNames:
         Raises:
             InputError: a name fits two images, or two names fit one.
         """
+        agreeing: dict[str, set[str]] = {}
+        differing: dict[str, set[str]] = {}
+        by_number: dict[str, set[str]] = {}
+        for name in names:
+            key = unicodedata.normalize("NFC", name)
+            images, agrees = self._named(key)
+            if images:
+                (agreeing if agrees else differing)[name] = images
+            else:
+                by_number[name] = self._numbered(key)
         image_of: dict[str, str] = {}
         name_of: dict[str, str] = {}
-        plain = {name: unicodedata.normalize("NFC", name) for name in names}
-        exact = {name: images for name, key in plain.items() if (images := self._named(key))}
-        by_number = {name: self._numbered(key) for name, key in plain.items() if name not in exact}
-        for name, images in (exact | by_number).items():
+        for name, images in (agreeing | differing | by_number).items():
             if len(images) > 1:
                 first, second, *_ = sorted(images)
                 raise InputError(f"{source}: {shown(name)} fits the images {shown(first)} and {shown(second)} alike")
@@ -79,7 +101,11 @@ class ImageNames:
                 other = name_of.setdefault(image_id, name)
                 if other == name:
                     image_of[name] = image_id
-                elif not (other in exact and self._says_more(name)):
+                elif not (
+                    # A better name is there, and this one says that it is of another picture.
+                    (name in by_number and other not in by_number and self._says_more(name))
+                    or (name in differing and other in agreeing and "/" in name)
+                ):
                     raise InputError(
                         f"{source}: {shown(other)} and {shown(name)} both fit the image {shown(image_id)}; expected one"
                     )

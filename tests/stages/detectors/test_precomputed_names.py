@@ -34,6 +34,14 @@ def test_features_of_another_picture_with_the_same_number_are_not_taken(match: M
     assert match(["12.jpg"], ["shirts_12", "12"]) == {"12": "12"}, "the exact name counts before the number"
 
 
+def test_folders_tell_pictures_of_one_name_apart(match: Match) -> None:
+    both = ["img/shoes/12.jpg", "img/shirts/12.jpg"]
+    found = {"shoes/12": "img/shoes/12.jpg", "/old/img/shirts/12.jpg": "img/shirts/12.jpg"}
+    assert match(both, list(found)) == found
+    assert match(["shoes/12.jpg"], ["shirts/12.jpg", "shoes/12.jpg"]) == {"shoes/12.jpg": "12"}
+    assert match(["12.jpg", "shoes/12.jpg"], ["12.jpg"]) == {"12.jpg": "12.jpg"}, "the whole path"
+
+
 @pytest.mark.parametrize(
     ("path", "name"),
     [
@@ -66,6 +74,8 @@ def test_a_dot_in_a_name_belongs_to_it(match: Match) -> None:
         (["shoes_12.jpg"], ["12", "0012"], "features: '12' and '0012' both fit the image 'shoes_12'"),
         (["12.jpg"], ["shoes_12", "shirts_12"], "'shoes_12' and 'shirts_12' both fit the image '12'"),
         (["x.jpg"], ["x", "x.png"], "'x' and 'x.png' both fit the image 'x'"),
+        (["IMG_1.jpg"], ["IMG_1.png", "IMG_1.jpg"], "'IMG_1.jpg' and 'IMG_1.png' both fit the image 'IMG_1'"),
+        (["IMG_1.jpg"], ["IMG_1", "IMG_1.jpg"], "'IMG_1' and 'IMG_1.jpg' both fit the image 'IMG_1'"),
     ],
 )
 def test_what_fits_two_is_named(match: Match, paths: list[str], names: list[str], message: str) -> None:
