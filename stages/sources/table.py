@@ -5,6 +5,9 @@ A column `split` says where an image belongs. Without it a hash of the picture d
 """
 
 import io
+import re
+import warnings
+from collections.abc import Iterable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,23 +37,50 @@ def _check_columns(file: Path, names: list[str]) -> list[str]:
     return [column for column in (*COLUMNS, *OPTIONAL) if column in names]
 
 
-def _read_csv(file: Path) -> tuple[list[str], list[list[Any]]]:
+_Cells = list[Any] | str
+"""The cells of a row, or why they cannot be told."""
+
+
+def _read_csv(file: Path) -> tuple[list[str], list[_Cells]]:
     # A newline alone ends a row: a carriage return or U+2028 inside a caption does not.
     text = read_text(file, "a CSV in UTF-8").replace("\r\n", "\n")
     try:
         # Every cell stays the text it is: a caption "NA" or "null" is a caption.
-        frame = pd.read_csv(
-            io.StringIO(text), dtype=str, keep_default_na=False, na_filter=False, header=None, lineterminator="\n"
-        )
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", pd.errors.ParserWarning)
+            frame = pd.read_csv(
+                io.StringIO(text), dtype=str, keep_default_na=False, na_filter=False, header=None, lineterminator="\n",
+                on_bad_lines="warn",
+            )  # fmt: skip
     except ValueError as error:  # pandas' parser errors
         raise InputError(f"{file}: is not a CSV in UTF-8: {str(error)[:200]}") from None
     header, *rows = frame.to_numpy().tolist()
     columns = _check_columns(file, header)
     places = [header.index(column) for column in columns]
-    return columns, [[row[place] for place in places] for row in rows]
+    return columns, _with_overlong(([row[place] for place in places] for row in rows), file, said)
 
 
-def _read_parquet(file: Path) -> tuple[list[str], list[list[Any]]]:
+def _with_overlong(rows: Iterable[list[Any]], file: Path, said: Iterable[warnings.WarningMessage]) -> list[_Cells]:
+    """The rows of a CSV with those in their places that pandas leaves out, for they have more cells than the header."""
+    reasons: dict[int, str] = {}
+    for line in "\n".join(str(warning.message).strip() for warning in said).splitlines():
+        numbers = re.fullmatch(r"Skipping line (\d+): expected (\d+) fields, saw (\d+)", line)
+        if numbers is None:
+            raise InputError(f"{file}: is not a CSV in UTF-8: {line[:200]}")
+        record, expected, cells = map(int, numbers.groups())
+        reasons[record - 2] = (
+            f"is not a CSV at line {record} (row {record - 1}): {cells} cells; expected {expected}, and double quotes "
+            "around a text that holds a comma"
+        )
+    every: list[_Cells] = []
+    for row in rows:
+        while len(every) in reasons:
+            every.append(reasons.pop(len(every)))
+        every.append(row)
+    return every + [reason for _, reason in sorted(reasons.items())]
+
+
+def _read_parquet(file: Path) -> tuple[list[str], list[_Cells]]:
     try:
         schema = pq.read_schema(file)
         columns = _check_columns(file, schema.names)
@@ -65,7 +95,7 @@ def _read_parquet(file: Path) -> tuple[list[str], list[list[Any]]]:
     return columns, [list(row) for row in zip(*(table.column(name).to_pylist() for name in columns), strict=True)]
 
 
-def _read_rows(file: Path) -> tuple[list[str], list[list[Any]]]:
+def _read_rows(file: Path) -> tuple[list[str], list[_Cells]]:
     """The columns that are there, and their cells in every row, as they stand in the file."""
     readers = {".csv": _read_csv, ".parquet": _read_parquet}
     if file.suffix.lower() not in readers:
@@ -111,8 +141,8 @@ def _image_of(row: _Row, path: str, images: dict[str, _Row]) -> str:
 def read_source(params: DatasetParams, image_out: Path) -> Source:
     """Read the table.
 
-    A row that holds something other than text, a wrong split, or another split or group of an image than before is set
-    aside.
+    A row that holds too many cells, something other than text, a wrong split, or another split or group of an image
+    than before is set aside.
 
     Raises:
         InputError: the file is missing, no table, or lacks a column.
@@ -126,6 +156,8 @@ def read_source(params: DatasetParams, image_out: Path) -> Source:
     path_of = cache(partial(join, options.images))
     for number, cells in enumerate(rows, start=1):
         with source.setting_aside("caption"):
+            if isinstance(cells, str):
+                raise BadRecord(str(file), cells)
             row = _row(columns, cells, f"{file}: row {number}")
             captions.append((_image_of(row, path_of(row.image), images), row))
     ids = dict(zip(images, image_ids(list(images)), strict=True))
