@@ -14,7 +14,7 @@ class RightAnswers:
 
     Args:
         caption_image: int64 [C], position of each caption's image.
-        caption_text: int64 [C], equal where captions have the same text (`CaptionTable.text_index`); None: no two do.
+        caption_text: int64 [C], equal where captions have the same text (`CaptionTable.wording_index`); None: no two.
     """
 
     def __init__(self, caption_image: Tensor, caption_text: Tensor | None = None) -> None:

@@ -1,6 +1,7 @@
 """The caption table: one Parquet file per split, a row per caption."""
 
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from camp_model.files import read_table, write_table
+from camp_model.vocabulary import UNK
 
 SCHEMA = pa.schema(
     [
@@ -48,6 +50,18 @@ def write_captions(
     arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
     schema = SCHEMA.with_metadata({**(SCHEMA.metadata or {}), EQUAL: str(equal).encode()})
     write_table(path, pa.Table.from_arrays(arrays, schema=schema))
+
+
+def _letters(text: str) -> str:
+    """The letters and digits of a text, or all of it where it has none: spelling in other respects says nothing."""
+    plain = unicodedata.normalize("NFC", text).lower()
+    return "".join(filter(str.isalnum, plain)) or plain
+
+
+def _numbers(keys: Iterable[Hashable]) -> np.ndarray:
+    """int64, equal for equal keys, in the order of their first appearance."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -101,11 +115,22 @@ class CaptionTable:
 
     @cached_property
     def text_index(self) -> np.ndarray:
-        """int64 [C], equal where captions have the same tokens; counted from 0."""
-        numbers: dict[bytes, int] = {}
+        """int64 [C], equal where captions have the same tokens, so that no model tells them apart; counted from 0."""
         ends = (self._starts + self.lengths).tolist()
-        keys = (self._ids[start:end].tobytes() for start, end in zip(self._starts.tolist(), ends, strict=True))
-        return np.fromiter((numbers.setdefault(key, len(numbers)) for key in keys), np.int64, len(self))
+        return _numbers(self._ids[start:end].tobytes() for start, end in zip(self._starts.tolist(), ends, strict=True))
+
+    @cached_property
+    def wording_index(self) -> np.ndarray:
+        """int64 [C], equal where captions say the same, so that one is right where the other is; counted from 0.
+
+        That is the same tokens and, where these may leave something out, the same letters and digits: with an <unk>
+        among them, and in the longest captions, which may be cut.
+        """
+        unknown = np.zeros(len(self), dtype=bool)
+        unknown[np.searchsorted(self._starts, np.flatnonzero(self._ids == UNK), side="right") - 1] = True
+        vague = unknown | (self.lengths == self.lengths.max(initial=0))
+        rest = (_letters(text) if is_vague else "" for text, is_vague in zip(self.texts, vague.tolist(), strict=True))
+        return _numbers(zip(self.text_index.tolist(), rest, strict=True))
 
     @property
     def equal(self) -> int | None:

@@ -4,8 +4,8 @@ A tie counts against the model: the rank of a query is 1 + the number of WRONG c
 as the best right one. Right candidates never push each other down, so an image with the same caption twice can still
 be first. Images without a caption are candidates but no queries.
 
-`caption_text` [C] says which captions have the same text, by equal numbers (`CaptionTable.text_index`); without it no
-two have. With it, right is what `camp_model.answers` calls right: an image is ranked by its best own caption, and
+`caption_text` [C] says which captions have the same text, by equal numbers (`CaptionTable.wording_index`); without it
+no two have. With it, right is what `camp_model.answers` calls right: an image is ranked by its best own caption, and
 captions of others with the text of one of its own do not count as wrong; a caption is ranked by the best of the images
 that have a caption of its text.
 """

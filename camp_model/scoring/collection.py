@@ -42,7 +42,7 @@ class Collection:
     @property
     def caption_text(self) -> npt.NDArray[np.int64]:
         """[C], equal where captions have the same text."""
-        texts: npt.NDArray[np.int64] = self.captions.text_index[self.caption_rows]
+        texts: npt.NDArray[np.int64] = self.captions.wording_index[self.caption_rows]
         return texts
 
 

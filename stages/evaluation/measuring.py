@@ -88,7 +88,7 @@ def query_table(fold: Fold, ranked: RankedQueries) -> pa.Table:
 
 def _equal_captions(fold: Fold) -> int:
     """Captions of a fold whose text is also that of a caption of another image of it."""
-    texts = torch.from_numpy(fold.captions.text_index[fold.rows])
+    texts = torch.from_numpy(fold.captions.wording_index[fold.rows])
     return int(RightAnswers(torch.from_numpy(fold.caption_image), texts).shared.sum())
 
 

@@ -119,14 +119,14 @@ class Inspector:
 
     def _is_right(self, image_id: str, row: int) -> bool:
         """Whether a caption is right for an image: one of the image's own has its text (`camp_model.answers`)."""
-        texts = self.captions.text_index
+        texts = self.captions.wording_index
         return any(texts[own] == texts[row] for own in self.captions_of.get(image_id, ()))
 
     def _best_right(self, query: Query) -> Pair:
         """The right answer that the query's rank is that of."""
         if query.direction == "t2i":
             row = self.row_of[query.query_id]
-            equal = np.flatnonzero(self.captions.text_index == self.captions.text_index[row])
+            equal = np.flatnonzero(self.captions.wording_index == self.captions.wording_index[row])
             images = dict.fromkeys(self.captions.image_ids[other] for other in equal)
             candidates = [Pair(image_id, row, query.rank, True, True, None) for image_id in images]
         else:

@@ -38,6 +38,17 @@ def test_captions_of_the_same_tokens_have_the_same_text_index(path):
     assert CaptionTable.load(path).text_index.tolist() == [0, 1, 0, 2]
 
 
+def test_captions_say_the_same_only_where_unknown_and_cut_words_are_the_same_too(path):
+    """Else a word outside the vocabulary would make every caption right for every image."""
+    texts = ["a kimono", "A kimono!", "a tuxedo", "a red car", "A red car.", "red car, cut a", "red car, cut b",
+             "\U0001f600", "\U0001f4a9"]  # fmt: skip
+    tokens = [[4, 3], [4, 3], [4, 3], [4, 5, 6], [4, 5, 6], [5, 6, 7, 4], [5, 6, 7, 4], [3], [3]]
+    write_captions(path, list(range(9)), list("abcdefghi"), texts, tokens)
+    table = CaptionTable.load(path)
+    assert table.text_index.tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3]
+    assert table.wording_index.tolist() == [0, 0, 1, 2, 2, 3, 4, 5, 6]
+
+
 def test_image_index_follows_the_order_given(path):
     assert CaptionTable.load(path).image_index(["a", "c", "b"]).tolist() == [2, 0, 2]
 

@@ -16,7 +16,7 @@ from camp_model.gates import area_under_curve, hardest_others
 from camp_model.metrics import retrieval_metrics
 from camp_model.regions import RegionStore
 from camp_model.scoring.ranking import rank_blocks
-from camp_model.vocabulary import Vocabulary
+from camp_model.vocabulary import UNK, Vocabulary
 from stages.errors import InputError
 from stages.evaluate import evaluate
 from stages.evaluation.folds import folds_of, read_split
@@ -111,6 +111,16 @@ def test_a_caption_with_the_text_of_another_images_is_right_for_both(small):
     assert ranks[str(table.caption_ids[one])] == ranks[str(table.caption_ids[other])]
     said = pq.read_schema(small.root / "data/evaluation/test.parquet").metadata
     assert said[b"camp.equal_captions"] == b"2"
+
+
+def test_captions_of_unknown_words_are_right_for_their_own_images_alone(small):
+    path = small.token_tables / "test.parquet"
+    table = CaptionTable.load(path)
+    texts = [f"name{number}" for number in range(len(table))]
+    write_captions(path, table.caption_ids.tolist(), table.image_ids, texts, [[UNK]] * len(table))
+    retrieval, *_ = run(small, PARAMS.replace(foils=0))
+    assert retrieval["test"]["i2t_r1"] == 0, "as all captions are one to the model, each has wrong ones beside it"
+    assert pq.read_schema(small.root / "data/evaluation/test.parquet").metadata[b"camp.equal_captions"] == b"0"
 
 
 def test_ensemble_scores_the_mean_of_probabilities(small, make_checkpoint, tmp_path):
