@@ -58,7 +58,8 @@ class Vocabulary:
         self.words = list(words)
         self._ids = {word: i for i, word in enumerate(self.words)}
         if tuple(self.words[:4]) != SPECIALS:
-            raise ValueError(f"the first four words are {self.words[:4]}; expected {', '.join(SPECIALS)}")
+            first = ", ".join(f"{word!r:.40}" for word in self.words[:4])
+            raise ValueError(f"the first four words are {first or 'none'}; expected {', '.join(SPECIALS)}")
         if len(self._ids) != len(self.words):
             twice = next(word for word, count in Counter(self.words).items() if count > 1)
             raise ValueError(f"the word {twice!r} occurs twice")
@@ -136,8 +137,8 @@ def _words_by_id(content: Any) -> list[str]:
     """The words of a parsed vocabulary JSON, in the order of their ids."""
     if not isinstance(content, dict) or not isinstance(content.get("word2idx"), dict):
         raise ValueError('word2idx: is missing; expected {"word2idx": {...}, "idx2word": {...}, "idx": n}')
-    by_id = {i: word for word, i in content["word2idx"].items()}
-    if sorted(by_id, key=str) != sorted(range(len(content["word2idx"])), key=str):
+    by_id = {i: word for word, i in content["word2idx"].items() if type(i) is int}
+    if set(by_id) != set(range(len(content["word2idx"]))):
         raise ValueError("word2idx: the ids are not 0, 1, 2, ... with each once")
     words = [by_id[i] for i in range(len(by_id))]
     reverse = content.get("idx2word")

@@ -45,18 +45,20 @@ class Retrieval(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
         A row that cannot be answered has one row of the answer, of rank 0, whose `error` says why.
 
         Raises:
-            ValueError: the store cannot be read, or another detector made it.
+            ValueError: the store cannot be read, another detector made it, or `top_k` is below 1.
         """
         params = params or {}
+        if (top_k := int(params.get("top_k", 10))) < 1:
+            raise ValueError(f"top_k: is {top_k}; expected 1 or more")
         store = self._store(Path(params["store"])) if params.get("store") else None
         answers: list[tuple[int, str, int, float, str]] = []
         searches: dict[int, Tensor] = {}
         with torch.inference_mode():
             for query, row in enumerate(model_input.to_dict("records")):
                 try:
-                    tokens, image = self._tokens(row["sentence"]), ""
+                    tokens, image = self._tokens(row.get("sentence")), ""
                     if _holds(row.get("regions")):
-                        features = np.stack([np.asarray(region, dtype=np.float32) for region in row["regions"]])
+                        features = _features(row["regions"])
                         regions = self._encode(features[None], np.ones((1, len(features)), bool))
                     elif store is None:
                         raise ValueError("store: no region store is named; expected params={'store': 'data/regions'}")
@@ -72,7 +74,7 @@ class Retrieval(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
             for first in range(0, len(searches), BLOCK):
                 assert store is not None
                 some = dict(list(searches.items())[first : first + BLOCK])
-                answers += self._search(store, some, int(params.get("top_k", 10)))
+                answers += self._search(store, some, top_k)
         answers.sort(key=lambda answer: answer[0])
         return pd.DataFrame(answers, columns=["query", "image_id", "rank", "score", "error"])
 
@@ -149,7 +151,19 @@ class Retrieval(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
 
 def _holds(value: Any) -> bool:
     """Whether a cell of a table holds something: not None, NaN or empty."""
-    return value is not None and not (isinstance(value, float) and np.isnan(value)) and len(value) > 0
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return False
+    return not hasattr(value, "__len__") or len(value) > 0
+
+
+def _features(regions: Any) -> np.ndarray:
+    """The features [k, D] in a cell of a table. ValueError or TypeError where it holds something else."""
+    features = np.stack([np.asarray(region, dtype=np.float64) for region in regions])
+    if features.ndim != 2:
+        raise ValueError(f"regions: an array of {features.ndim} dimensions; expected features [regions, width]")
+    if not (np.abs(features) <= np.finfo(np.float32).max).all():
+        raise ValueError("regions: a feature is not finite in float32")
+    return features.astype(np.float32)
 
 
 set_model(Retrieval())

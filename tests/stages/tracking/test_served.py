@@ -84,6 +84,18 @@ def test_a_bad_row_is_answered_by_its_reason_and_the_others_by_scores(load, stor
     assert "no region store is named" in without["error"][0] and "holds no word" in without["error"][1]
 
 
+def test_what_is_no_table_of_finite_features_has_no_score(load, store):
+    served = load()
+    regions = [[[float("nan")] * WIDTH], [[1e39] * WIDTH], [0.5] * WIDTH, None, [[0.5] * WIDTH]]
+    sentences = ["a red circle"] * 5
+    answer = ask(served, store, sentence=sentences, regions=regions, image_id=[None, None, None, 7, None])
+    expected = ["not finite", "not finite", "1 dimensions; expected features", "holds no image '7'"]
+    assert all(said in error for said, error in zip(expected, answer["error"], strict=False))
+    assert answer["error"][4] == "" and 0 < answer["score"][4] < 1
+    with pytest.raises(ValueError, match="top_k: is -1; expected 1 or more"):
+        ask(served, store, top_k=-1, sentence=["a circle"])
+
+
 def test_regions_of_another_detector_are_refused(load, tmp_path):
     served = load()
     with pytest.raises(ValueError, match="detector other; this model was trained on those of d"):
