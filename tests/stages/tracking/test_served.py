@@ -88,7 +88,8 @@ def test_what_is_no_table_of_finite_features_has_no_score(load, store):
     served = load()
     regions = [[[float("nan")] * WIDTH], [[1e39] * WIDTH], [0.5] * WIDTH, None, [[0.5] * WIDTH]]
     sentences = ["a red circle"] * 5
-    answer = ask(served, store, sentence=sentences, regions=regions, image_id=[None, None, None, 7, None])
+    ids = pd.Series([None, None, None, 7, None], dtype=object)
+    answer = ask(served, store, sentence=sentences, regions=regions, image_id=ids)
     expected = ["not finite", "not finite", "1 dimensions; expected features", "holds no image '7'"]
     assert all(said in error for said, error in zip(expected, answer["error"], strict=False))
     assert answer["error"][4] == "" and 0 < answer["score"][4] < 1
