@@ -18,12 +18,31 @@ def parse(text: str) -> Any:
     from ruamel.yaml import YAML
 
     try:
-        return YAML(typ="safe", pure=True).load(text)
+        values = YAML(typ="safe", pure=True).load(text)
+        _check_ends(values, set(), set())
     except Exception as error:  # a damaged file can raise almost anything from the parser
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         problem = str(getattr(error, "problem", None) or error).partition("\n")[0]
         raise ValueError(f"is not YAML: {place}{problem[:200]}") from None
+    return values
+
+
+def _check_ends(value: Any, around: set[int], checked: set[int]) -> None:
+    """ValueError where a value holds itself, as an alias can make it.
+
+    Args:
+        around: ids of the mappings and lists that it lies in.
+        checked: ids of those that were looked through.
+    """
+    if id(value) in around:
+        raise ValueError("a value holds itself (an alias to what it is in)")
+    if isinstance(value, dict | list) and id(value) not in checked:
+        around.add(id(value))
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_ends(item, around, checked)
+        around.discard(id(value))
+        checked.add(id(value))
 
 
 def _text(path: Path) -> str:

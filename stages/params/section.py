@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from stages.errors import InputError, shown
@@ -26,6 +26,16 @@ _SAYS = {
     "literal_error": "is not one of {expected}",
 }
 """What an error of pydantic's means, after the key and the value; the fields of `ctx` in braces."""
+
+
+def _check_text(text: str) -> None:
+    """PydanticCustomError where a text can neither be written nor name a file."""
+    try:
+        size = max(map(len, text.encode().split(b"/"))) if "://" not in text else 0
+    except UnicodeEncodeError:
+        raise PydanticCustomError("text", "holds half a character (a lone surrogate)") from None
+    if size > 255 or len(text.encode()) > 4095:
+        raise PydanticCustomError("text", "is longer than the name of a file may be")
 
 
 def _device(name: str) -> str:
@@ -62,6 +72,15 @@ class Section(BaseModel):
                 "unknown_key", "{key}: unknown key; allowed here: {known}", {"key": key, "known": known}
             )
         return {str(key): tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+    @field_validator("*")
+    @classmethod
+    def _writable(cls, value: Any) -> Any:
+        """Texts can be written, and can name files."""
+        for text in value if isinstance(value, tuple | dict) else (value,):
+            if isinstance(text, str):
+                _check_text(text)
+        return value
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:

@@ -84,8 +84,15 @@ def test_small_numbers_and_words_of_other_dialects(path: Path) -> None:
     assert (params.train.learning_rate, params.train.word_vectors) == (1e-05, "yes")
 
 
-@pytest.mark.parametrize("text", ["a: [1", "\t", "2001-99-99", "a: 1\n---\nb: 2", "[" * 1000, "a: !x", "*a"])
+@pytest.mark.parametrize(
+    "text", ["a: [1", "\t", "2001-99-99", "a: 1\n---\nb: 2", "[" * 1000, "a: !x", "*a", "a: &a [*a]"]
+)
 def test_what_is_no_yaml_is_an_error_of_one_short_line(text: str) -> None:
     with pytest.raises(ValueError, match="^is not YAML: ") as caught:
         document.parse(text)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_aliases_that_hold_nothing_of_themselves_are_read() -> None:
+    doubled = "a0: &a0 [x]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" for i in range(64))
+    assert document.parse(doubled)["a1"] == [["x"], ["x"]]

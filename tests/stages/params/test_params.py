@@ -60,6 +60,9 @@ def test_the_shipped_params_are_valid_and_name_every_key(repository: Path) -> No
         ("regions.max_rejected_share", 1.5, "regions.max_rejected_share: 1.5 is not between 0 and 1"),
         ("evaluate.splits", [], "evaluate.splits: is empty"),
         ("report", 3, "report: 3 is not a mapping"),
+        ("dataset.root", "x" * 5000, "x' is longer than the name of a file may be"),
+        ("train.start_from", "a/" * 2048, "/' is longer than the name of a file may be"),
+        ("train.freeze", ["a", "\ud800"], "train.freeze: ['a', '\\ud800'] holds half a character"),
     ],
 )
 def test_a_wrong_param_is_named_with_what_is_allowed(dotted: str, value: object, says: str) -> None:
