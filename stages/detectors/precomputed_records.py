@@ -130,15 +130,17 @@ def read_npz(path: Path) -> dict[str, Any]:
         values: dict[str, Any] = {name: arrays[key] for name, key in keys.items() if key is not None}
         count = int(arrays["num_bbox"]) if "num_bbox" in arrays else None
     features = values["features"]
-    if features.ndim != 2:
+    if features.ndim != 2 or 0 in features.shape[1:]:
         raise ValueError(f"features are {list(features.shape)}; expected [regions, dim]")
     if features.dtype.kind != "f":
         raise ValueError(f"features are {features.dtype}; expected floats")
+    if "boxes" in values and values["boxes"].dtype.kind not in "fiu":
+        raise ValueError(f"boxes are {str(values['boxes'].dtype)[:80]}; expected numbers")
     regions: dict[str, Any] = {name: values[name] for name in ("features", "boxes") if name in values}
     if count is not None:
         if not 0 <= count <= len(features):
             raise ValueError(f"num_bbox is {count}; features are {list(features.shape)}")
         regions = {name: array[:count] for name, array in regions.items()}
     if "width" in values and "height" in values:
-        regions["frame"] = float(values["width"]), float(values["height"])
+        regions["frame"] = float(values["width"].item()), float(values["height"].item())
     return regions

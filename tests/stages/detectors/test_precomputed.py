@@ -129,7 +129,7 @@ def test_npz_folder_with_members_that_would_need_unpickling(dataset: Path) -> No
         padded = np.concatenate([features(i, 3), np.zeros((2, DIM), np.float32)])
         info = np.array({"objects_id": [1, 2, 3]}, dtype=object)
         np.savez_compressed(
-            source / f"{name}.npz", x=padded, bbox=boxes(i, 3), num_bbox=3, image_h=80, image_w=100, info=info
+            source / f"{name}.npz", x=padded, bbox=boxes(i, 3), num_bbox=3, image_h=80, image_w=[100], info=info
         )
     store = convert(dataset, "npz", source, max_rejected_share=0.5)
     assert store.image_ids == IDS[:2]
@@ -436,6 +436,9 @@ def test_a_file_changed_after_indexing_is_noticed(dataset: Path) -> None:
         ({"x": features(1, 3), "bbox": np.zeros((3, 5))}, r"boxes are \[3, 5\]; expected \[3, 4\]"),
         ({"x": features(1, 3)[:, :-1]}, r"features are \[3, 15\]; expected \[regions, 16\]"),
         ({"x": np.float32(1)}, r"features are \[\]; expected"),
+        ({"x": features(1, 3), "bbox": np.array([["a"] * 4] * 3)}, "boxes are <U1; expected numbers"),
+        ({"x": features(1, 3), "bbox": boxes(1, 3) + 1j}, "boxes are complex64; expected numbers"),
+        ({"x": features(1, 3)[:, :0]}, r"features are \[3, 0\]; expected \[regions, dim\]"),
         ({"y": features(1, 3)}, "holds y; expected the features as one of x, features, feat"),
     ],
 )
