@@ -5,7 +5,7 @@ from collections import defaultdict
 import numpy as np
 
 from stages.sources.base import Rejected, Source
-from stages.sources.frames import QUARTER_TURNS, WrongFrame, fits, upright_boxes
+from stages.sources.frames import QUARTER_TURNS, Frame, WrongFrame, fits, upright_boxes
 
 
 def _unclear_is_stored(source: Source) -> bool | None:
@@ -25,10 +25,21 @@ def _unclear_is_stored(source: Source) -> bool | None:
     return None if seen and stored else not seen
 
 
+def _check_within(boxes: np.ndarray, frame: Frame) -> None:
+    """WrongFrame where boxes reach beyond a picture by more than rounding and carelessness do."""
+    slack = max(2.0, 0.01 * max(frame.width, frame.height))
+    if (boxes < -slack).any() or (boxes > np.array(frame[:2] * 2) + slack).any():
+        raise WrongFrame(
+            f"the boxes reach beyond the picture of {frame.width} x {frame.height} pixels, and no width and height say "
+            "what frame they are in"
+        )
+
+
 def turn_boxes_upright(source: Source) -> None:
     """Turn and scale the boxes of `source` as the stated sizes of its images and the files' headers say.
 
-    The boxes of an image whose stated frame is not the picture's are set aside, all of them. Where there is no file, or
+    The boxes of an image whose stated frame is not the picture's are set aside, all of them; so are boxes without a
+    stated frame that reach beyond the picture. Where there is no file, or
     none whose size can be read, boxes stay in the frame that is stated.
     """
     frames = {image.image_id: image for image in source.images}
@@ -42,12 +53,12 @@ def turn_boxes_upright(source: Source) -> None:
         frame, stated = image.frame, source.stated.get(image_id)
         if frame is None or not frame.width:
             continue
-        if frame.orientation == 1 and stated in (None, (frame.width, frame.height)):
-            continue
         unclear += frame.orientation != 1 and stated is not None and all(fits(stated, frame))
         boxes = np.array([source.boxes[number].box for number in numbers], dtype=np.float64)
         try:
             turned = upright_boxes(boxes, stated, frame, unclear_is_stored)
+            if stated is None:
+                _check_within(boxes, frame)
         except WrongFrame as error:
             source.rejected.append(Rejected("boxes", image.where, str(error)))
             gone |= set(numbers)

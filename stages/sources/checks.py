@@ -114,6 +114,7 @@ def check_splits(source: Source) -> None:
         return
     for split in SPLITS:
         if split not in used:
+            print_rejected(source)
             raise InputError(f"dataset: the split {split} holds no image; expected some in each of {', '.join(SPLITS)}")
 
 

@@ -16,6 +16,7 @@ from stages.sources.base import (
     join,
     take,
 )
+from stages.sources.checks import is_unicode
 from stages.sources.splits import position
 from stages.workspace import named_path
 
@@ -90,7 +91,10 @@ def _read_boxes(file: Path, ids: dict[int, str], source: Source) -> None:
     categories: dict[int, str] = {}
     for number, record in enumerate(take(content, "categories", list, str(file))):
         where = f"{file}: categories[{number}]"
-        categories[take(record, "id", int, where)] = take(record, "name", str, where)
+        name = take(record, "name", str, where)
+        if not is_unicode(name):
+            raise BadRecord(f"{where}.name", f"{shown(name)} holds half a character (a lone surrogate)")
+        categories[take(record, "id", int, where)] = name
     images = content.get("images", [])
     for record in images if isinstance(images, list) else []:
         coco_id = record.get("id") if isinstance(record, dict) else None

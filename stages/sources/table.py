@@ -80,6 +80,21 @@ def _with_overlong(rows: Iterable[list[Any]], file: Path, said: Iterable[warning
     return every + [reason for _, reason in sorted(reasons.items())]
 
 
+def _texts(column: pa.ChunkedArray) -> list[Any]:
+    """What a column holds; where texts are not UTF-8 their bytes, which `_row` finds to be no text."""
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        return [_decoded(cell) for cell in column.cast(pa.large_binary()).to_pylist()]
+
+
+def _decoded(cell: bytes | None) -> str | bytes | None:
+    try:
+        return cell.decode() if cell is not None else None
+    except UnicodeDecodeError:
+        return cell
+
+
 def _read_parquet(file: Path) -> tuple[list[str], list[_Cells]]:
     try:
         schema = pq.read_schema(file)
@@ -92,7 +107,7 @@ def _read_parquet(file: Path) -> tuple[list[str], list[_Cells]]:
         table = pq.read_table(file, columns=columns, partitioning=None)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file}: is not a Parquet file: {str(error)[:200]}") from None
-    return columns, [list(row) for row in zip(*(table.column(name).to_pylist() for name in columns), strict=True)]
+    return columns, [list(row) for row in zip(*(_texts(table.column(name)) for name in columns), strict=True)]
 
 
 def _read_rows(file: Path) -> tuple[list[str], list[_Cells]]:
@@ -150,6 +165,8 @@ def read_source(params: DatasetParams, image_out: Path) -> Source:
     root, options = named_path(params.root), params.table
     file = root / options.file
     columns, rows = _read_rows(file)
+    if not rows:
+        raise InputError(f"{file}: holds no rows; expected one for each caption, ended by a newline")
     source = Source(images=[], captions=[], folders={"dataset.table.images": root / options.images})
     images: dict[str, _Row] = {}
     captions: list[tuple[str, _Row]] = []

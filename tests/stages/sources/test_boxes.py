@@ -122,6 +122,17 @@ def test_a_turned_picture_of_no_stated_size_brings_no_boxes(tmp_path: Path) -> N
     assert "no width and height say" in pq.read_table(out / "rejected.parquet")["reason"][0].as_py()
 
 
+def test_boxes_of_no_stated_frame_that_reach_beyond_the_picture_are_refused(tmp_path: Path) -> None:
+    images = [{"id": number, "file_name": f"{number}.png"} for number in (1, 2)]
+    for number in (1, 2):
+        turned(tmp_path / f"images/{number}.png", 1, number)
+    larger = tuple(4.0 * side for side in BOX)  # of the picture before it was shrunk
+    out = prepare(tmp_path, images, {1: BOX, 2: larger})
+    assert boxes_of(out) == {"1": list(BOX)}
+    (row,) = pq.read_table(out / "rejected.parquet").to_pylist()
+    assert row["what"] == "boxes" and "the boxes reach beyond the picture of" in row["reason"]
+
+
 def test_a_picture_with_damaged_exif_is_listed_and_rejected_by_extraction(tmp_path: Path) -> None:
     turned(tmp_path / "images/1.jpg", 6, 1)
     content = bytearray((tmp_path / "images/1.jpg").read_bytes())

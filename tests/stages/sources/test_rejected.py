@@ -88,6 +88,14 @@ def test_more_than_the_share_stops_and_leaves_nothing(
     assert len(pq.read_table(prepare(max_rejected_share=0.91) / "rejected.parquet")) == 30
 
 
+def test_rows_whose_absence_leaves_a_split_empty_are_told(
+    prepare: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match="the split val holds no image"):
+        prepare(GOOD.replace(",val", ",validation"), max_rejected_share=0.5)
+    assert "row 2: split 'validation' is not one of train, val, test" in capsys.readouterr().out
+
+
 def test_a_picture_that_cannot_be_measured_is_listed_and_named(prepare: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "raw/1.jpg").write_bytes(b"no picture")
     out = prepare(GOOD)

@@ -216,6 +216,8 @@ def test_coco_test_part_leaves_val_whole(coco_files: Callable[..., Path]) -> Non
         (lambda c: c["captions_val"]["annotations"][0].update(caption=None),
          r"annotations\[0\]\.caption: None is not a"),
         (lambda c: c["captions_val"]["images"][3].pop("file_name"), r"images\[3\]\.file_name: is missing"),
+        (lambda c: c["instances_train"]["categories"][0].update(name="\ud800"),
+         r"instances_train\.json: categories\[0\]\.name: .* holds half a character"),
         (lambda c: c["instances_train"]["annotations"][0].update(category_id=5),
          r"instances_train\.json: annotations\[0\]\.category_id: 5 is not in categories"),
         (lambda c: c["instances_train"]["annotations"][0].update(bbox=[1, 2, 3]),

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stages.errors import InputError
@@ -104,3 +106,25 @@ def test_table_wrong_parquet(tmp_path: Path) -> None:
     frame.assign(split=1).to_parquet(file)
     with pytest.raises(InputError, match=r"row 1: column 'split' holds 1; expected a text"):
         read(tmp_path, file=file.name)
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_texts_of_a_parquet_that_are_not_utf8_cost_their_rows_alone(tmp_path: Path, encoded: bool) -> None:
+    captions = pa.array([b"a dog", "Stra\xdfe".encode("latin-1"), None]).view(pa.string())
+    columns = {"image": ["1.jpg", "2.jpg", "3.jpg"], "caption": captions, "split": ["train", "val", "test"]}
+    written = pa.table(columns)
+    pq.write_table(written, tmp_path / "t.parquet", use_dictionary=encoded)
+    params = DatasetParams.from_dict({"source": "table", "root": str(tmp_path), "table": {"file": "t.parquet"}})
+    source = table.read_source(params, tmp_path / "unused")
+    assert [caption.text for caption in source.captions] == ["a dog"]
+    assert [row.reason for row in source.rejected] == [
+        r"column 'caption' holds b'Stra\xdfe'; expected a text",
+        "column 'caption' holds None; expected a text",
+    ]
+
+
+@pytest.mark.parametrize("text", ["image,caption,split\n", "image,caption,split\r1.jpg,a dog,val\r"])
+def test_a_table_without_rows_is_said(tmp_path: Path, text: str) -> None:
+    (tmp_path / "captions.csv").write_bytes(text.encode())
+    with pytest.raises(InputError, match=r"captions\.csv: holds no rows; expected one for each caption"):
+        read(tmp_path)
