@@ -108,7 +108,7 @@ def check_rejected(source: Source, max_share: float) -> None:
 
 
 def check_splits(source: Source) -> None:
-    """InputError where a split is empty; where a hash has still to decide, nothing is said."""
+    """InputError where a split is empty, and what was set aside is named; where a hash has still to decide, nothing."""
     used = {image.split for image in source.images}
     if "" in used:
         return

@@ -214,6 +214,14 @@ def test_a_link_that_is_refused_is_named_and_can_be_allowed(prepare: Callable[..
         prepare(rows, linked_folders=[str(tmp_path / "disk")])
 
 
+def test_a_split_that_bad_rows_have_emptied_says_which(
+    prepare: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match="the split val holds no image"):
+        prepare(GOOD.replace("2.jpg", "gone.jpg"), max_rejected_share=1.0)
+    assert "1 rejected (image 1):" in (said := capsys.readouterr().out) and "row 2: no image file" in said
+
+
 def test_a_row_with_a_comma_too_many_is_set_aside_alone(prepare: Callable[..., Path]) -> None:
     lines = GOOD.splitlines()
     lines[2:2] = ["4.jpg,red, and blue,train"]
