@@ -132,11 +132,14 @@ class _Row(NamedTuple):
 
 
 def _row(columns: list[str], cells: list[Any], where: str) -> _Row:
-    for column, cell in zip(columns, cells, strict=True):
+    values = dict(zip(columns, cells, strict=True))
+    group = values.get("group")
+    if not isinstance(group, bool) and (isinstance(group, int) or (isinstance(group, float) and group.is_integer())):
+        values["group"] = str(int(group))  # numbers of products; with gaps, pandas writes them as floats
+    for column, cell in values.items():
         empty = column == "group" and (cell is None or cell == "")
         if not empty and (not isinstance(cell, str) or not cell.strip()):
             raise BadRecord(where, f"column {column!r} holds {shown(cell)}; expected a text")
-    values = dict(zip(columns, cells, strict=True))
     split, group = (str(values.get(name) or "").strip() for name in OPTIONAL)
     if "split" in columns and split not in SPLITS:
         raise BadRecord(where, f"split {shown(split)} is not one of {', '.join(SPLITS)}")

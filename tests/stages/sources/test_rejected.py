@@ -222,17 +222,6 @@ def test_a_split_that_bad_rows_have_emptied_says_which(
     assert "1 rejected (image 1):" in (said := capsys.readouterr().out) and "row 2: no image file" in said
 
 
-def test_a_row_with_a_comma_too_many_is_set_aside_alone(prepare: Callable[..., Path]) -> None:
-    lines = GOOD.splitlines()
-    lines[2:2] = ["4.jpg,red, and blue,train"]
-    out = prepare("\n".join([*lines, "5.jpg,,train", "6.jpg,a,b,c,d"]), max_rejected_share=0.6)
-    rows = [f"{row['where']}: {row['reason']}" for row in pq.read_table(out / "rejected.parquet").to_pylist()]
-    said = ("is not a CSV at line 3 (row 2): 4 cells", "row 5: column 'caption'", "at line 7 (row 6): 5 cells")
-    for row, expected in zip(rows, said, strict=True):
-        assert expected in row
-    assert pq.read_table(out / "captions.parquet")["text"].to_pylist() == ["one", "two", "three"]
-
-
 @pytest.mark.parametrize("config", ["", "[core]\n    autostage = true\n[cache]\n    dir = ../shared cache\n"])
 def test_links_into_the_cache_of_dvc_are_followed(prepare: Callable[..., Path], tmp_path: Path, config: str) -> None:
     (tmp_path / ".dvc").mkdir()

@@ -128,3 +128,21 @@ def test_a_table_without_rows_is_said(tmp_path: Path, text: str) -> None:
     (tmp_path / "captions.csv").write_bytes(text.encode())
     with pytest.raises(InputError, match=r"captions\.csv: holds no rows; expected one for each caption"):
         read(tmp_path)
+
+
+def test_a_row_with_a_comma_too_many_is_set_aside_alone(tmp_path: Path) -> None:
+    lines = ["1.jpg,one,train", "4.jpg,red, and blue,train", '2.jpg,"two, quoted",val', "5.jpg,,train", "6.jpg,a,b,c,d"]
+    (tmp_path / "captions.csv").write_text("\n".join(["image,caption,split", *lines]))
+    source = table.read_source(DatasetParams.from_dict({"source": "table", "root": str(tmp_path)}), tmp_path)
+    expected = ("is not a CSV at line 3 (row 2): 4 cells", "row 4: column 'caption'", "at line 6 (row 5): 5 cells")
+    for row, said in zip(source.rejected, expected, strict=True):
+        assert said in str(row)
+    assert [caption.text for caption in source.captions] == ["one", "two, quoted"]
+
+
+@pytest.mark.parametrize("numbers", [[7, 7, 7, 8, 9, 10], [7.0, 7.0, 7.0, 8.0, None, None]])
+def test_groups_may_be_numbers(tmp_path: Path, numbers: list[float | None]) -> None:
+    columns = {"image": [f"{i}.jpg" for i in range(6)], "caption": ["x"] * 6, "group": numbers}
+    pd.DataFrame(columns).to_parquet(tmp_path / "t.parquet")
+    source = read(tmp_path, file="t.parquet")
+    assert [image.group for image in source.images] == [str(int(n)) if n is not None else "" for n in numbers]
