@@ -65,17 +65,19 @@ class CampConfig:
 
     def __post_init__(self) -> None:
         for key, allowed in CHOICES.items():
-            if getattr(self, key) not in allowed:
-                raise ValueError(f"model.{key}: {getattr(self, key)!r} is not one of {', '.join(allowed)}")
+            if getattr(self, key) not in tuple(allowed):
+                raise ValueError(f"model.{key}: {repr(getattr(self, key))[:80]} is not one of {', '.join(allowed)}")
         for key in ("vocab_size", "region_dim", "word_dim", "dim", "pooling_heads"):
             value = getattr(self, key)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"model.{key}: {value!r} is not a whole number of 1 or more")
+                raise ValueError(f"model.{key}: {repr(value)[:80]} is not a whole number of 1 or more")
+        if not isinstance(self.residual, bool):
+            raise ValueError(f"model.residual: {repr(self.residual)[:80]} is not true or false")
         context = self.gate_context
         if not isinstance(context, int | float) or isinstance(context, bool) or not 0 <= context < math.inf:
-            raise ValueError(f"model.gate_context: {context!r} is not a number of 0 or more")
+            raise ValueError(f"model.gate_context: {repr(context)[:80]} is not a number of 0 or more")
         if self.hops not in (1, 2):
-            raise ValueError(f"model.hops: {self.hops!r} is not 1 or 2")
+            raise ValueError(f"model.hops: {repr(self.hops)[:80]} is not 1 or 2")
         if self.hops == 2 and self.message_passing == "none":
             raise ValueError("model.hops: 2 needs messages, but model.message_passing is none")
         if self.fusion == "message" and self.message_passing != "none" and (self.gate != "none" or self.residual):

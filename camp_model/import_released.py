@@ -118,7 +118,9 @@ def _check_options(path: Path, options: object) -> None:
     options = {**options, **vars(options)} if isinstance(options, OrderedDict) else options
     for key, expected in (("no_imgnorm", True), ("no_txtnorm", True), ("bi_gru", True), ("self_attention", False)):
         if bool(options.get(key, expected)) is not expected:
-            raise ValueError(f"{path}: opt.{key}: {options[key]!r}; only models with {expected} can be expressed")
+            raise ValueError(
+                f"{path}: opt.{key}: {repr(options[key])[:80]}; only models with {expected} can be expressed"
+            )
 
 
 def convert(states: list[Mapping[str, Tensor]], source: str = "checkpoint") -> CAMP:

@@ -11,7 +11,7 @@ from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
 from stages.contracts import input_errors, read_fingerprint
-from stages.errors import InputError
+from stages.errors import InputError, shown
 from stages.foils.table import Foils, read_foils
 from stages.foils.words import CONTENT_KINDS, load_words, word_ids
 from stages.params.evaluate import EvaluateParams
@@ -35,8 +35,8 @@ def load_models(folders: Sequence[Path], store: RegionStore, captions: Path, dev
         detector = read_fingerprint(folder).get("detector")
         if detector not in (None, store.detector):
             raise InputError(
-                f"{folder / 'fingerprint.json'}: detector: {detector!r}, but the regions of {store.path} come from "
-                f"{store.detector!r}; expected a checkpoint trained on the regions of that detector"
+                f"{folder / 'fingerprint.json'}: detector: {shown(detector)}, but the regions of {store.path} come "
+                f"from {shown(store.detector)}; expected a checkpoint trained on the regions of that detector"
             )
     return models
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from camp_model.vocabulary import TOKENIZERS, Vocabulary
 from stages.contracts import read_object
-from stages.errors import InputError
+from stages.errors import InputError, shown
 from stages.foils.words import FORM, Words, check_words, is_texts, words_of
 from stages.sources.lexicon import COLOURS, COUNTS, PLURALS, RELATIONS, SHAPES, SIZES, TEXTURE_PHRASES, TEXTURES
 from stages.workspace import named_path
@@ -155,7 +155,7 @@ def _from_file(path: Path, where: str, tokenize: Callable[[str], list[str]]) -> 
              "opposites": (words.get("relation", {}), [name for pair in opposites for name in pair])}  # fmt: skip
     for key, (entries, names) in known.items():
         if unknown := [name for name in names if name not in entries]:
-            raise InputError(f"{where}{path}: {key}: {unknown[0]!r} is no canonical word of the file")
+            raise InputError(f"{where}{path}: {key}: {shown(unknown[0])} is no canonical word of the file")
     forms = dict.fromkeys(_COUNT_NOUNS, "of")
     forms |= {word: form for word in words_of(words, ("object",)) if (form := _form_of_noun(word, surfaces))}
     return Lexicon(

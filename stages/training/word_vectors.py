@@ -23,7 +23,8 @@ def load_word_vectors(path: Path, vocabulary: Vocabulary, dim: int) -> dict[int,
     found: dict[int, Tensor] = {}
     first = 1  # line of the first vector
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
+        # Lines end at newlines alone: a carriage return may be a word.
+        with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
             for number, line in enumerate(file, start=1):
                 fields = line.rstrip().split(" ")
                 if number == 1 and len(fields) == 2 and all(field.isdigit() for field in fields):

@@ -15,9 +15,19 @@ from camp_model import CampConfig
         ({"hops": 2, "message_passing": "none"}, "model.hops: 2 needs messages"),
         ({"matcher": "clip"}, "model.matcher: 'clip' is not one of camp, scan, joint"),
         ({"text": "bert"}, "model.text: 'bert' is not one of gru"),
+        ({"text": ["gru"]}, r"model.text: \['gru'\] is not one of gru"),
+        ({"matcher": {}}, "model.matcher: {} is not one of camp, scan, joint"),
+        ({"residual": None}, "model.residual: None is not true or false"),
         ({"fusion": "message"}, "model.fusion: message needs"),
     ],
 )
 def test_a_wrong_switch_is_an_error_that_names_it(change, message):
     with pytest.raises(ValueError, match=message):
         CampConfig(vocab_size=5, **change)
+
+
+@pytest.mark.parametrize("key", ["gate", "dim", "gate_context", "hops", "matcher", "text"])
+def test_no_message_holds_a_value_whole(key):
+    with pytest.raises(ValueError, match=f"^model.{key}: 'xxx") as caught:
+        CampConfig(vocab_size=10, **{key: "x" * 100_000})
+    assert len(str(caught.value)) < 300

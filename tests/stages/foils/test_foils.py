@@ -263,6 +263,14 @@ def test_a_wrong_lexicon_is_named_with_what_was_expected(content, says, tmp_path
     assert str(caught.value).startswith(f"captions.lexicon: {path}") and says in str(caught.value)
 
 
+def test_no_message_about_a_lexicon_holds_a_word_whole(tmp_path):
+    path = tmp_path / "words.json"
+    path.write_text('{"object": {"dog": ["dog"]}, "groups": {"animals": ["' + "x" * 100_000 + '"]}}')
+    with pytest.raises(InputError, match="is no canonical word of the file") as caught:
+        choose_lexicon(str(path))
+    assert len(str(caught.value)) < 500
+
+
 def test_the_stage_takes_a_lexicon_file_and_shifts_positions_past_start(tmp_path):
     lexicon = {"object": {"dog": ["Dog", "dogs"], "cat": ["cat", "cats"]}}
     (tmp_path / "words.json").write_text(json.dumps(lexicon))

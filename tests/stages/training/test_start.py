@@ -34,6 +34,13 @@ def test_word_vectors_fill_the_embeddings_of_known_words(tmp_path, capsys, heade
     assert "vectors for 2 of 4 words" in capsys.readouterr().out
 
 
+def test_word_vectors_end_at_newlines_alone(tmp_path):
+    path = tmp_path / "glove.txt"
+    path.write_bytes(b"\xef\xbb\xbfred 1 2 3\r\n\rred 4 4 4\nx\rdog 5 5 5\ndog -1 0.5 2\n")
+    camp = start(word_vectors=str(path))
+    assert word(camp, "red") == [1, 2, 3] and word(camp, "dog") == [-1, 0.5, 2]
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
