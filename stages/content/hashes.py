@@ -44,8 +44,7 @@ def file_hashes(files: Sequence[Path], cache: Path | None) -> Iterator[str | OSE
     """
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(cache or ":memory:", timeout=60)) as store, ThreadPoolExecutor() as threads:
-        store.execute("create table if not exists hashes (path text primary key, size, mtime, inode, sha256)")
+    with closing(_open(cache)) as store, ThreadPoolExecutor() as threads:
         for start in range(0, len(files), BATCH):
             batch = files[start : start + BATCH]
             rows = [_remembered(store, file) for file in batch]
@@ -59,6 +58,24 @@ def file_hashes(files: Sequence[Path], cache: Path | None) -> Iterator[str | OSE
                         store.execute("insert or replace into hashes values (?, ?, ?, ?, ?)", (*row[:-1], sha256))
             for i, row in enumerate(rows):
                 yield row if isinstance(row, OSError) else read.get(i) or str(row[-1])
+
+
+def _open(cache: Path | None) -> sqlite3.Connection:
+    """The table of hashes; a damaged file is replaced, for all that it held can be read again."""
+    store = sqlite3.connect(cache or ":memory:", timeout=60)
+    try:
+        store.execute("create table if not exists hashes (path text primary key, size, mtime, inode, sha256)")
+    except sqlite3.OperationalError:  # held by another process, or not to be written
+        store.close()
+        raise
+    except sqlite3.DatabaseError as error:
+        store.close()
+        if cache is None:
+            raise
+        print(f"{cache}: cannot be read ({error}); all files are hashed again")
+        cache.unlink()
+        return _open(cache)
+    return store
 
 
 def _files_below(folder: Path) -> Iterator[Path]:

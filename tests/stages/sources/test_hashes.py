@@ -51,3 +51,13 @@ def test_a_file_that_cannot_be_read_is_said_and_the_others_are_hashed(tmp_path: 
     (tmp_path / "1").write_bytes(b"one")
     missing, one = file_hashes([tmp_path / "0", tmp_path / "1"], None)
     assert isinstance(missing, FileNotFoundError) and one == hashlib.sha256(b"one").hexdigest()
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    cache = tmp_path / "cache.sqlite"
+    cache.write_bytes(b"torn" * 300)
+    expected = [hashlib.sha256(b"content").hexdigest()]
+    assert list(file_hashes([tmp_path / "file"], cache)) == expected
+    assert "cache.sqlite: cannot be read" in capsys.readouterr().out
+    assert list(file_hashes([tmp_path / "file"], cache)) == expected and not capsys.readouterr().out
