@@ -46,7 +46,7 @@ def _plain(caption: str) -> str:
 def _npy(path: Path) -> np.ndarray:
     """An array that stays on disk."""
     try:
-        array: np.ndarray = np.load(path, mmap_mode="r")
+        array: np.ndarray = np.lib.format.open_memmap(path, mode="r")  # not np.load, which takes archives too
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path}: cannot be read as .npy ({str(error)[:200]})") from None
     if array.ndim != 3 or array.dtype.kind != "f" or not array.size:

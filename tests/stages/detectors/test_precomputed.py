@@ -158,6 +158,16 @@ def test_scan_rows_are_recognised_by_their_captions(dataset: Path) -> None:
         convert(dataset, "scan", dataset.parent / "scan", geometry=True)
 
 
+def test_an_archive_is_no_npy(dataset: Path) -> None:
+    source = scan_files(dataset.parent / "scan")
+    for file in source.glob("*_ims.npy"):
+        rows = np.load(file)
+        with file.open("wb") as archive:
+            np.savez(archive, rows)
+    with pytest.raises(InputError, match=r"_ims\.npy: cannot be read as \.npy"):
+        convert(dataset, "scan", source)
+
+
 def test_scan_rows_that_fit_two_images_are_named(dataset: Path) -> None:
     folder = scan_files(dataset.parent / "scan")
     (folder / "train_caps.txt").write_text("a man and a dog\n" * 3)
