@@ -11,20 +11,12 @@ as dvc.lock does. They are looked after in the main workspace; an experiment's o
 
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from camp_model.files import write_json, write_text
-from stages.content.hashes import content_hash
+from stages.content.named import Content, NamedFilesSections, content_of, named_paths
 from stages.entry import read_params, stage_main
-from stages.errors import InputError
-from stages.params.captions import CaptionsParams
-from stages.params.dataset import DatasetParams
-from stages.params.detector import DetectorParams
-from stages.params.evaluate import EvaluateParams
-from stages.params.section import StageSections
-from stages.params.train import TrainParams
-from stages.workspace import main_root, named_path
+from stages.workspace import main_root
 
 FOLDER = Path("named")
 CACHE = Path(".work") / "hashes.sqlite"
@@ -39,60 +31,6 @@ stages:
           cache: false
           persist: true
 """
-Content = dict[str, dict[str, dict[str, str]]]
-"""Stage -> params key -> path and sha256."""
-
-
-class NamedFilesSections(StageSections):
-    """What the stage reads of params.yaml."""
-
-    dataset: DatasetParams = DatasetParams()
-    detector: DetectorParams = DetectorParams()
-    captions: CaptionsParams = CaptionsParams()
-    train: TrainParams = TrainParams()
-    evaluate: EvaluateParams = EvaluateParams()
-
-
-def named_paths(params: NamedFilesSections) -> dict[str, dict[str, str]]:
-    """Stage -> params key -> the file or folder that it names; stages and keys that name none are left out."""
-    dataset, detector, captions, train = params.dataset, params.detector, params.captions, params.train
-    fetched = detector.weights in ("train", "default", "random") or "://" in detector.weights
-    candidates: dict[str, dict[str, str | None]] = {
-        "prepare_dataset": {"dataset.root": None if dataset.source == "scenes" else dataset.root},
-        "train_detector": {
-            "detector.weights": None if fetched else detector.weights,
-            "detector.architecture": detector.architecture if named_path(detector.architecture).is_file() else None,
-        },
-        "tokenize_captions": {
-            "captions.vocabulary": captions.vocabulary,
-            "captions.lexicon": None if captions.lexicon in ("scenes", "photographs") else captions.lexicon,
-        },
-        "train": {"train.word_vectors": train.word_vectors, "train.start_from": train.start_from},
-        "evaluate": {f"evaluate.ensemble[{i}]": folder for i, folder in enumerate(params.evaluate.ensemble)},
-    }
-    return {stage: {key: path for key, path in paths.items() if path} for stage, paths in candidates.items()}
-
-
-def content_of(paths: Mapping[str, Mapping[str, str]], recorded: Content, cache: Path) -> Content:
-    """The hash of each path, and for a path that is not here the one that was recorded for it.
-
-    Raises:
-        InputError: a path is not here, and none was recorded; or it cannot be read.
-    """
-    content: Content = {stage: {} for stage in paths}
-    for stage, key, name in ((stage, key, name) for stage, keys in paths.items() for key, name in keys.items()):
-        path, before = named_path(name), recorded.get(stage, {}).get(key)
-        if path.exists():
-            try:
-                content[stage][key] = {"path": name, "sha256": content_hash(path, cache)}
-            except OSError as error:
-                raise InputError(f"params.yaml: {key}: {name}: cannot be read ({error})") from None
-        elif before and before["path"] == name:
-            print(f"{key}: {name} is not here: taken to be what it was when named/content.json was written")
-            content[stage][key] = before
-        else:
-            raise InputError(f"params.yaml: {key}: {name}: is not here; expected a file or a folder")
-    return content
 
 
 def _recorded(folder: Path) -> Content:

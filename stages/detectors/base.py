@@ -15,13 +15,10 @@ from camp_model.files import write_json
 from camp_model.regions import ImageRegions
 from stages.contracts import read_object
 from stages.detectors import DETECTORS
-from stages.detectors.boxes import GEOMETRY_DIM, GEOMETRY_SCALE, append_geometry, given_boxes
 from stages.detectors.computing import changes_since, computed_by, computing_digest
 from stages.errors import InputError, shown
 from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams
-
-__all__ = ["GEOMETRY_DIM", "GEOMETRY_SCALE", "append_geometry", "given_boxes"]
 
 
 @dataclass(frozen=True)

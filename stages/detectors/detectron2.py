@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from stages.contracts import read_lines
 from stages.detectors import visual_genome
 from stages.detectors.base import Description
 from stages.detectors.detectron2_weights import matched_names, named_weights
@@ -18,7 +19,6 @@ from stages.detectors.weights import calm, fit, load_saved, save_state
 from stages.errors import InputError, shown
 from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams
-from stages.text_files import read_lines
 from stages.workspace import named_path
 
 COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"

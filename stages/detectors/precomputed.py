@@ -19,7 +19,7 @@ from camp_model.regions import ImageRegions
 from stages.contracts import read_table
 from stages.detectors.base import Description
 from stages.detectors.images import RejectedImage
-from stages.detectors.precomputed_forms import PATTERNS, Place, files_of, folder_of, places, read_place
+from stages.detectors.precomputed_forms import PATTERNS, StoredRecord, files_of, folder_of, places, read_place
 from stages.detectors.precomputed_records import BrokenRecord
 from stages.detectors.weights import sha256_of
 from stages.errors import InputError, shown
@@ -36,13 +36,13 @@ def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
     return all(np.array_equal(first[name], second.get(name, ())) for name in ("features", "boxes") if name in first)
 
 
-def _index(form: str, folder: Path, candidates: Sequence[Place]) -> dict[str, Place]:
+def _index(form: str, folder: Path, candidates: Sequence[StoredRecord]) -> dict[str, StoredRecord]:
     """One place for each image: of several the first that is whole.
 
     Raises:
         InputError: two whole records of one image differ.
     """
-    records: dict[str, list[Place]] = {}
+    records: dict[str, list[StoredRecord]] = {}
     for place in candidates:
         records.setdefault(place.image_id, []).append(place)
     index, broken = {}, 0
@@ -67,7 +67,7 @@ def _index(form: str, folder: Path, candidates: Sequence[Place]) -> dict[str, Pl
     return index
 
 
-def _region_dim(form: str, folder: Path, index: dict[str, Place]) -> int:
+def _region_dim(form: str, folder: Path, index: dict[str, StoredRecord]) -> int:
     """The width of the features, as the first whole record has it. InputError if there is none."""
     reason = ""
     for place in index.values():
@@ -97,7 +97,9 @@ def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
     index = _index(form, folder_of(source), places(form, source, dataset))
     if not index:
         raise InputError(f"params.yaml: detector.weights: {params.weights[:300]!r} holds none of the dataset's images")
-    columns: dict[str, list[Any]] = {name: [getattr(place, name) for place in index.values()] for name in Place._fields}
+    columns: dict[str, list[Any]] = {
+        name: [getattr(place, name) for place in index.values()] for name in StoredRecord._fields
+    }
     turned = _turned_frames(dataset)
     columns["orientation"] = [turned[image_id].orientation if image_id in turned else 1 for image_id in index]
     write_table(out / "index.parquet", pa.table(columns))
@@ -131,7 +133,7 @@ def _turned_frames(dataset: Path) -> dict[str, Frame]:
     }
 
 
-def _reads_stored(form: str, folder: Path, index: dict[str, Place], turned: dict[str, Frame]) -> bool | None:
+def _reads_stored(form: str, folder: Path, index: dict[str, StoredRecord], turned: dict[str, Frame]) -> bool | None:
     """Whether who extracted read pictures as they are stored, without turning them; None if nothing says so.
 
     Pictures turned by a quarter say it, by the frames that their records state. It tells what a frame means that is
@@ -181,7 +183,7 @@ class PrecomputedExtractor:
     def __init__(
         self,
         source: Path,
-        index: dict[str, tuple[Place, int]],
+        index: dict[str, tuple[StoredRecord, int]],
         description: Description,
         params: RegionsParams,
     ) -> None:
@@ -269,8 +271,8 @@ def load(
     source = named_path(description.weights_source)
     if sum(file.stat().st_size for file in files_of(source, description.architecture)) != description.config["bytes"]:
         raise InputError(f"{source}: changed since train_detector read it; run that stage again")
-    table = read_table(folder / "index.parquet", (*Place._fields, "orientation"))
+    table = read_table(folder / "index.parquet", (*StoredRecord._fields, "orientation"))
     orientations = table["orientation"].to_pylist()
     rows = zip(table.drop_columns(["orientation"]).to_pylist(), orientations, strict=True)
-    index = {row["image_id"]: (Place(**row), orientation) for row, orientation in rows}
+    index = {row["image_id"]: (StoredRecord(**row), orientation) for row, orientation in rows}
     return PrecomputedExtractor(source, index, description, params)

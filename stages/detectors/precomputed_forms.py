@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from stages.contracts import read_table
+from stages.contracts import read_lines, read_table
 from stages.detectors.precomputed_names import ImageNames
 from stages.detectors.precomputed_records import BrokenRecord, read_npz, read_tsv
 from stages.errors import InputError, shown
-from stages.text_files import read_lines
 
 PATTERNS = {"scan": "*_ims.npy", "tsv": "*.tsv", "npz": "*.npz"}
 MAPPED_ROWS = 256
@@ -28,7 +27,7 @@ LONGEST_NAME = 1000
 """Bytes before the first tab of a .tsv line; more is no name of an image but a torn record."""
 
 
-class Place(NamedTuple):
+class StoredRecord(NamedTuple):
     """Where one image's regions lie."""
 
     image_id: str
@@ -69,7 +68,7 @@ def _runs(path: Path, rows: int) -> Iterator[tuple[int, int]]:
     yield start, rows
 
 
-def _scan_places(folder: Path, dataset: Path) -> Iterator[Place]:
+def _scan_places(folder: Path, dataset: Path) -> Iterator[StoredRecord]:
     table = read_table(dataset / "captions.parquet", ("image_id", "text"))
     images_with = defaultdict(set)
     for image_id, text in zip(table["image_id"].to_pylist(), table["text"].to_pylist(), strict=True):
@@ -92,7 +91,7 @@ def _scan_places(folder: Path, dataset: Path) -> Iterator[Place]:
                     f"{file}: row {start}: its captions fit {shown(best[0][0])} and {shown(best[1][0])} alike"
                 )
             if best:
-                yield Place(best[0][0], file.name, start)
+                yield StoredRecord(best[0][0], file.name, start)
 
 
 def _tsv_lines(folder: Path, files: list[Path]) -> Iterator[tuple[str, str, int]]:
@@ -126,7 +125,7 @@ def files_of(source: Path, form: str) -> list[Path]:
     return files
 
 
-def places(form: str, source: Path, dataset: Path) -> list[Place]:
+def places(form: str, source: Path, dataset: Path) -> list[StoredRecord]:
     """Where the dataset's images lie in `source`; an image may come more than once, whole or broken.
 
     Raises:
@@ -140,15 +139,15 @@ def places(form: str, source: Path, dataset: Path) -> list[Place]:
     else:
         records = [(file.stem, file.name, 0) for file in files]
     image_of = ImageNames(dataset).match([name for name, *_ in records], source)
-    return [Place(image_of[name], file, position) for name, file, position in records if name in image_of]
+    return [StoredRecord(image_of[name], file, position) for name, file, position in records if name in image_of]
 
 
 def folder_of(source: Path) -> Path:
-    """What `Place.file` lies below."""
+    """What `StoredRecord.file` lies below."""
     return source.parent if source.is_file() else source
 
 
-def read_place(form: str, folder: Path, place: Place) -> dict[str, Any]:
+def read_place(form: str, folder: Path, place: StoredRecord) -> dict[str, Any]:
     """What the file knows of one image: `features` [k, D] and what else its form says (see `precomputed_records`).
 
     Raises:

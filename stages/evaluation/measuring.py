@@ -28,7 +28,7 @@ TOP = 10
 
 
 @dataclass(frozen=True)
-class Measured:
+class SplitMeasures:
     """What evaluation finds out about one split."""
 
     recall: dict[str, float]
@@ -99,7 +99,7 @@ def measure_split(
     split: Fold,
     lexicon: LexiconIds,
     device: torch.device,
-) -> Measured:
+) -> SplitMeasures:
     """Rank a split, look at gates and score foils."""
     folds = folds_of(split, params.protocol)
     recalls, queries, hardest = [], [], []
@@ -124,4 +124,4 @@ def measure_split(
         "camp.equal_captions": str(sum(map(_equal_captions, folds))),
     }
     table = pa.concat_tables(queries).replace_schema_metadata(metadata)
-    return Measured(mean_metrics(recalls), gates, foil_metrics(foil_scores), table, pairs, foil_scores)
+    return SplitMeasures(mean_metrics(recalls), gates, foil_metrics(foil_scores), table, pairs, foil_scores)

@@ -19,7 +19,7 @@ from stages.sources.frames import Frame, frame_of
 _THREADS = 8
 
 
-class Measured(NamedTuple):
+class PictureFacts(NamedTuple):
     """What a file's header says, upright, and its hash; 0 x 0 and an empty hash where that cannot be read."""
 
     width: int
@@ -139,20 +139,20 @@ def _dvc_caches(root: Path) -> list[Path]:
     return []
 
 
-def _measure(file: Path, sha256: str | OSError) -> Measured:
+def _measure(file: Path, sha256: str | OSError) -> PictureFacts:
     if isinstance(sha256, OSError):
-        return Measured(0, 0, 1, "", f"cannot be read ({sha256.strerror})")
+        return PictureFacts(0, 0, 1, "", f"cannot be read ({sha256.strerror})")
     try:
         with Image.open(file) as picture:
             frame = frame_of(picture)
     except Exception as error:  # a broken header can raise almost anything from the decoders
-        return Measured(0, 0, 1, sha256, f"its size cannot be read ({type(error).__name__})")
+        return PictureFacts(0, 0, 1, sha256, f"its size cannot be read ({type(error).__name__})")
     if max(frame.width, frame.height) >= 2**31:
-        return Measured(0, 0, 1, sha256, "claims a side of more than 2^31 pixels")
-    return Measured(*frame, sha256)
+        return PictureFacts(0, 0, 1, sha256, "claims a side of more than 2^31 pixels")
+    return PictureFacts(*frame, sha256)
 
 
-def measure_all(files: list[Path], hashes: Path | None = None) -> list[Measured]:
+def measure_all(files: list[Path], hashes: Path | None = None) -> list[PictureFacts]:
     """What each file's header says, and its SHA-256; no picture is decoded.
 
     Args:

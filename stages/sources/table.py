@@ -16,10 +16,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.contracts import read_text
 from stages.errors import InputError, shown
 from stages.params.dataset import SPLITS, DatasetParams
 from stages.sources.base import BadRecord, Source, SourceCaption, SourceImage, image_ids, join
-from stages.text_files import read_text
 from stages.workspace import named_path
 
 COLUMNS, OPTIONAL = ("image", "caption"), ("split", "group")

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from stages.content.hashes import content_hash
+from stages.content.named import content_of
 from stages.errors import InputError
-from stages.named_files import content_of
 
 FAKE = """
 import sys

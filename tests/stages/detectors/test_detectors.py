@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from stages.detectors import detectron2, torchvision
-from stages.detectors.base import Description, append_geometry, extract, given_boxes, load_detector
+from stages.detectors.base import Description, extract, load_detector
+from stages.detectors.boxes import append_geometry, given_boxes
 from stages.detectors.scenes import build_network
 from stages.detectors.selection import select
 from stages.detectors.two_stage import TwoStageExtractor

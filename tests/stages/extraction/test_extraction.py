@@ -13,7 +13,8 @@ from PIL import Image
 
 from camp_model.regions import RegionStore
 from stages import extract_regions as stage
-from stages.detectors.base import GEOMETRY_SCALE, Description
+from stages.detectors.base import Description
+from stages.detectors.boxes import GEOMETRY_SCALE
 from stages.detectors.images import MISSING
 from stages.detectors.selection import select
 from stages.device import Precision

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from stages.contracts import read_lines
 from stages.errors import InputError, shown
 from stages.params.dataset import DatasetParams
 from stages.prepare_dataset import prepare_dataset
-from stages.text_files import read_lines
 
 
 def picture(file: Path, number: int) -> None:

@@ -1,0 +1,66 @@
+"""How the house is built: imports run one way, and everything lies in the folder that bears its name."""
+
+import ast
+import graphlib
+from collections import defaultdict
+
+import pytest
+import yaml
+
+from tests.imports import PACKAGES, ROOT, imports, modules, project_imports
+
+LIBRARY = {"torch", "numpy", "pyarrow", "safetensors", "regex", "faiss"}
+"""What `camp_model` may need beside Python itself; faiss only where a shortlist is built."""
+SHARED = {"__init__", "contracts", "device", "entry", "errors", "workspace"}
+"""What lies beside the stages in stages/."""
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_run_one_way(module: str) -> None:
+    package = module.split(".", maxsplit=1)[0]
+    above = PACKAGES[PACKAGES.index(package) + 1 :]
+    assert not [name for name in imports(module) if name.split(".")[0] in above]
+
+
+def test_no_circle_of_imports() -> None:
+    graph = {
+        # a package's own `__init__` runs before its modules and may hand on what they define
+        name: {other for other in project_imports(name) if not name.startswith(f"{other}.")}
+        for name in modules()
+    }
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"circle: {' -> '.join(error.args[1])}")
+
+
+def test_the_library_needs_little() -> None:
+    import sys
+
+    for module in modules():
+        if module.startswith("camp_model"):
+            outside = {name.split(".")[0] for name in imports(module)} - set(sys.stdlib_module_names) - {"camp_model"}
+            assert outside <= LIBRARY, f"{module}: {outside - LIBRARY}"
+
+
+def test_a_stage_is_a_short_module_beside_a_folder_of_its_parts() -> None:
+    stages = set(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
+    loose = {path.stem for path in (ROOT / "stages").glob("*.py")}
+    assert loose == stages | SHARED
+    for stage in stages:
+        lines = len((ROOT / "stages" / f"{stage}.py").read_text(encoding="utf-8").splitlines())
+        assert lines <= 125, f"stages/{stage}.py: {lines} lines"
+
+
+@pytest.mark.parametrize("module", modules())
+def test_a_file_is_about_one_thing(module: str) -> None:
+    assert len(modules()[module].read_text(encoding="utf-8").splitlines()) <= 300
+
+
+def test_no_two_public_classes_of_one_name() -> None:
+    places = defaultdict(list)
+    for module, path in modules().items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(module)
+    assert {name: at for name, at in places.items() if len(at) > 1} == {}
