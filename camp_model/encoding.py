@@ -33,8 +33,9 @@ class Regions(Protocol):
 
 
 def device_of(model: CAMP) -> torch.device:
-    """Where a model's weights are."""
-    return next(model.parameters()).device
+    """Where a model's weights are; the CPU for one without any."""
+    weight = next(model.parameters(), None)
+    return torch.device("cpu") if weight is None else weight.device
 
 
 def encode_batches(

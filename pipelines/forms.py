@@ -7,11 +7,12 @@ import copy
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import create_model
+from pydantic import ValidationError, create_model, model_validator
 
+from stages.errors import InputError
 from stages.params import document
 from stages.params.pipeline import Params
-from stages.params.section import PARAMS, Section
+from stages.params.section import PARAMS, Section, said
 
 S = TypeVar("S", bound=Section)
 
@@ -34,7 +35,17 @@ def present_params(path: Path = PARAMS) -> Params:
     return Params.load(path) if path.is_file() else Params()
 
 
-ParamsForm = form(present_params())
+class ParamsForm(form(present_params())):  # type: ignore[misc]
+    """All of params.yaml."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _said_as_everywhere(cls, values: Any, check: Any) -> Any:
+        """A wrong value ends a flow with the message that params.yaml would have got, not with pydantic's."""
+        try:
+            return check(values)
+        except ValidationError as error:
+            raise InputError(said(error)) from None
 
 
 def write_params(params: Params, path: Path = PARAMS) -> list[str]:

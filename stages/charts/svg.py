@@ -63,7 +63,7 @@ def chart_svg(parts: list[str], spoken: str, width: float, height: float) -> Mar
 
 def standalone(chart: Markup) -> str:
     """A chart as an SVG file of its own, on white."""
-    opening = Markup('<svg xmlns="http://www.w3.org/2000/svg" ')
+    opening = Markup('<?xml version="1.0" encoding="utf-8"?>\n<svg xmlns="http://www.w3.org/2000/svg" ')
     style = Markup('><style>{}</style><rect width="100%" height="100%" fill="white"/>').format(Markup(PLAIN_CSS))
     head, _, rest = chart.removeprefix("<svg ").partition(">")
     return f"{opening}{head}{style}{rest}\n"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
 from stages.errors import InputError, shown
 from stages.params import document
@@ -92,7 +92,7 @@ class Section(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise InputError(_say(error.errors(include_url=False)[0])) from None
+            raise InputError(said(error)) from None
 
     @classmethod
     def load(cls, path: Path = PARAMS) -> Self:
@@ -124,8 +124,9 @@ class StageSections(Section, extra="allow"):
     """The sections that one stage reads. What else params.yaml holds is carried along unread, for MLflow to record."""
 
 
-def _say(error: ErrorDetails) -> str:
-    """An error of pydantic's in our form: key, what it is, what is allowed."""
+def said(wrong: ValidationError) -> str:
+    """The first error of pydantic's in our form: key, what it is, what is allowed."""
+    error = wrong.errors(include_url=False)[0]
     where = "".join(f"[{at}]" if isinstance(at, int) else f".{at}" for at in error["loc"]).removeprefix(".")
     context = error.get("ctx", {})
     if error["type"] == "value_error":  # a section's own check
