@@ -118,7 +118,12 @@ def _lay(document: Any, values: Mapping[str, Any]) -> None:
         present = document.get(key)
         if isinstance(value, Mapping) and isinstance(present, Mapping):
             _lay(present, value)
-        elif key not in document or present != value or isinstance(present, bool) != isinstance(value, bool):
+        elif (
+            key not in document
+            or present != value
+            or isinstance(present, bool) != isinstance(value, bool)
+            or getattr(present, "_exp", None)  # ruamel writes such a number again with digits lost
+        ):
             document[key] = _quoted(value)
             comments = document.ca.items.get(key)
             if comments and not comments[3]:

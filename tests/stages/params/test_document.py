@@ -96,3 +96,11 @@ def test_what_is_no_yaml_is_an_error_of_one_short_line(text: str) -> None:
 def test_aliases_that_hold_nothing_of_themselves_are_read() -> None:
     doubled = "a0: &a0 [x]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" for i in range(64))
     assert document.parse(doubled)["a1"] == [["x"], ["x"]]
+
+
+def test_a_number_with_an_exponent_is_written_again_as_it_was(path: Path) -> None:
+    params = changed(Params.load(path), "train.learning_rate", 7.764485409352114e-305)
+    for epochs in (1, 2):  # at the second writing the number stands in the file and is no change
+        params = changed(params, "train.epochs", epochs)
+        write_params(form(params).model_validate(params.to_dict()), path)
+        assert Params.load(path) == params
