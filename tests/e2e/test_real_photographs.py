@@ -56,6 +56,7 @@ def overfitting(root: Path) -> dict:
         "dataset": {"source": "coco", "root": str(root), "coco": {"parts": parts}, "max_shared_share": 1.0},
         "detector": {"architecture": "fasterrcnn_mobilenet_v3_large_320_fpn", "weights": "random"},
         "regions": {"per_image": 12, "min_per_image": 12, "boxes": "given", "batch_size": 4},
+        "captions": {"lexicon": "photographs"},
         "model": {"dim": 128, "word_dim": 64},
         "train": {
             "epochs": 40,
