@@ -1,6 +1,7 @@
 """Files and folders that are written whole or not at all, and read with errors that name file and key."""
 
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -12,6 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
+from camp_model.files import sha256_of
+
 SETTLED = 2.0
 """Seconds after its last change from which a file's hash is remembered: within them it may change unseen."""
 BATCH = 4096
@@ -103,7 +105,6 @@ def _remembered(store: sqlite3.Connection, file: Path) -> tuple[str, int, int, i
 
 def _read(file: Path) -> str | OSError:
     try:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        return sha256_of(file)
     except OSError as error:
         return error

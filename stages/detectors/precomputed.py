@@ -14,14 +14,13 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from camp_model.files import write_table
+from camp_model.files import sha256_of, write_table
 from camp_model.regions import ImageRegions
 from stages.contracts import read_table
 from stages.detectors.base import Description
 from stages.detectors.images import RejectedImage
 from stages.detectors.precomputed_forms import PATTERNS, StoredRecord, files_of, folder_of, places, read_place
 from stages.detectors.precomputed_records import BrokenRecord
-from stages.detectors.weights import sha256_of
 from stages.errors import InputError, shown
 from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams

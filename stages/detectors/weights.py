@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from camp_model.files import replacing
+from camp_model.files import replacing, sha256_of
 from stages.detectors.pickled_arrays import read_arrays
 from stages.errors import InputError
 from stages.workspace import main_root, named_path
@@ -22,12 +22,6 @@ from stages.workspace import main_root, named_path
 State = dict[str, torch.Tensor]
 CHUNK = 1 << 20
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
-
-def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cache_folder() -> Path:

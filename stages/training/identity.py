@@ -14,7 +14,7 @@ from stages.content.hashes import content_hash
 from stages.params.model import ModelParams
 from stages.params.train import TrainParams
 from stages.training.data import epoch_batches
-from stages.training.resume import run_key, sha256_of
+from stages.training.resume import run_key, sha256_of_files
 from stages.workspace import main_root, named_path
 
 FREE = ("checkpoint_steps", "micro_batch", "device", "processes", "machines", "word_vectors", "start_from")
@@ -47,7 +47,7 @@ def training_key(
         "batches": sizes,
         # Each process draws its own dropout.
         "processes": processes if train.dropout else None,
-        "code": sha256_of(imported_files("stages.train")),
+        "code": sha256_of_files(imported_files("stages.train")),
         "torch": torch.__version__,
         "device": device.type,
     }
@@ -98,4 +98,4 @@ def data_hashes(regions: Path, captions: Path) -> dict[str, str]:
     """File name -> hash, of files that stand for all the data: the manifest names a shard by a hash of its content."""
     names = ("train.parquet", "val.parquet", "vocabulary.json", "lexicon.json")
     files = [regions / "manifest.parquet", *(captions / name for name in names)]
-    return {file.name: sha256_of([file]) for file in files}
+    return {file.name: sha256_of_files([file]) for file in files}

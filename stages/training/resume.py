@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from camp_model.checkpoint import save_checkpoint
-from camp_model.files import replacing
+from camp_model.files import replacing, sha256_of
 from camp_model.model import CAMP
 from camp_model.vocabulary import Vocabulary
 
@@ -53,12 +53,11 @@ class Progress:
         return self.epochs[self.best_epoch - 1]
 
 
-def sha256_of(paths: Iterable[Path]) -> str:
+def sha256_of_files(paths: Iterable[Path]) -> str:
     """One hash over the names and contents of files."""
     digest = hashlib.sha256()
     for path in paths:
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
     return digest.hexdigest()
 
 

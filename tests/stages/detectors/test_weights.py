@@ -12,8 +12,9 @@ import pytest
 import torch
 from torchvision.models import detection
 
+from camp_model.files import sha256_of
 from stages.detectors import torchvision, weights
-from stages.detectors.weights import cache_folder, download, load_state, locate, save_state, sha256_of
+from stages.detectors.weights import cache_folder, download, load_state, locate, save_state
 from stages.errors import InputError
 from stages.params.detector import DetectorParams
 

@@ -16,7 +16,7 @@ from camp_model.model import CAMP
 from camp_model.vocabulary import Vocabulary
 from stages.params.model import ModelParams
 from stages.training.identity import PACKAGES, imported_files, training_key
-from stages.training.resume import UNUSED_DAYS, Progress, Resume, run_key, sha256_of
+from stages.training.resume import UNUSED_DAYS, Progress, Resume, run_key, sha256_of_files
 
 EVERYTHING = {
     "epochs": 3, "dropout": 0.2, "random_negative_steps": 4, "warmup_steps": 3, "schedule": "cosine",
@@ -216,9 +216,9 @@ def test_a_torn_state_starts_anew(make_data, params, run_train, capsys):
 
 def test_keys_depend_on_code_and_everything_else(tmp_path):
     (tmp_path / "a.py").write_text("x = 1")
-    before = sha256_of([tmp_path / "a.py"])
+    before = sha256_of_files([tmp_path / "a.py"])
     (tmp_path / "a.py").write_text("x = 2")
-    assert sha256_of([tmp_path / "a.py"]) != before
+    assert sha256_of_files([tmp_path / "a.py"]) != before
     assert run_key({"a": 1, "b": 2}) == run_key({"b": 2, "a": 1}) != run_key({"a": 1, "b": 3})
 
 
