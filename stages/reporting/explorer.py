@@ -1,14 +1,14 @@
 """The data of the page's interactive part: queries, their results, and what the model did with each pair."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from camp_model.regions import RegionStore
 from stages.errors import InputError
+from stages.pair_view.details import region_labels
 from stages.params.report import ReportParams
 from stages.reporting.foils import choose_foils, foil_entry
 from stages.reporting.pictures import show_pictures
@@ -122,17 +122,3 @@ def _image(image_id: str, inspector: Inspector) -> dict[str, Any]:
         "boxes": inspector.store.boxes(row).round().astype(int).tolist(),
         "labels": region_labels(inspector.store, row),
     }
-
-
-def region_labels(store: RegionStore, row: int) -> list[str]:
-    """What the detector calls each region of an image: `striped circle`, or `region 3` where it has no name for it."""
-
-    def name(names: Sequence[str], index: int) -> str:
-        return names[index] if 0 <= index < len(names) else ""
-
-    pairs: Iterable[tuple[Any, Any]] = zip(store.attributes(row), store.classes(row), strict=True)
-    labels = [
-        f"{name(store.attribute_names, int(attribute))} {name(store.categories, int(category))}".strip()
-        for attribute, category in pairs
-    ]
-    return [label or f"region {number}" for number, label in enumerate(labels, start=1)]

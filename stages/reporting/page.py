@@ -15,6 +15,7 @@ from stages.charts.gates import GATE_KINDS, GATE_SIDES, gate_epochs, gate_histog
 from stages.charts.lines import Line, in_buckets, line_chart
 from stages.errors import InputError
 from stages.evaluation.recall_table import COLUMNS, PAPER
+from stages.pair_view.assets import pair_view_script, pair_view_style
 
 HERE = Path(__file__).parent
 PROTOCOLS = {
@@ -29,13 +30,14 @@ def render(context: Mapping[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    script = "".join((HERE / name).read_text(encoding="utf-8") for name in ("wording.js", "page.js"))
+    own = "".join((HERE / name).read_text(encoding="utf-8") for name in ("wording.js", "page.js"))
+    script = pair_view_script() + own
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     return environment.get_template("page.html.jinja").render(
         **context,
         script=Markup(script),
         script_hash=f"sha256-{digest}",
-        css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        css=Markup(pair_view_style() + (HERE / "page.css").read_text(encoding="utf-8")),
     )
 
 

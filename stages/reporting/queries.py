@@ -6,16 +6,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from camp_model.captions import CaptionTable
-from camp_model.encoders import length_mask
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
-from camp_model.vocabulary import UNK, Vocabulary
+from camp_model.vocabulary import Vocabulary
 from stages.errors import InputError
+from stages.pair_view.details import explain_pairs
 from stages.params.report import ReportParams
 
 DIRECTIONS = ("t2i", "i2t")
@@ -144,11 +141,10 @@ class Inspector:
             if pair.score is None:
                 pair.score = details["logit"]
 
-    @torch.inference_mode()
     def explain(
         self, image_ids: Sequence[str], ids: Sequence[Sequence[int]], texts: Sequence[str]
     ) -> list[dict[str, Any]]:
-        """How aligned pairs of images and captions came to their scores: the logit, and what page.js draws.
+        """How aligned pairs of images and captions came to their scores: `explain_pairs`.
 
         Args:
             ids: word ids of each caption; `texts` is how it is written.
@@ -157,45 +153,4 @@ class Inspector:
             KeyError: an image has no regions here.
         """
         features, mask = self.store.features([self.store.row_of(image_id) for image_id in image_ids])
-        region_mask = torch.from_numpy(mask)
-        lengths = torch.tensor([len(caption) for caption in ids])
-        tokens = pad_sequence([torch.tensor(caption) for caption in ids], batch_first=True)
-        found = self.model.inspect_pairs(
-            self.model.encode_regions(torch.from_numpy(features).float(), region_mask),
-            region_mask,
-            self.model.encode_captions(tokens, lengths),
-            length_mask(lengths, tokens.shape[1]),
-        )
-        details = []
-        for i, (caption, text) in enumerate(zip(ids, texts, strict=True)):
-            n, r = len(caption), int(mask[i].sum())
-            details.append({
-                "logit": float(found.logits[i]),
-                **self._words(text, caption),
-                "wordGates": _per_mille(found.word_gates, i, n),
-                "regionGates": _per_mille(found.region_gates, i, r),
-                "wordAttention": _per_mille(found.word_attention, i, n, r),
-                "regionAttention": _per_mille(found.region_attention, i, r, n),
-                "wordPooling": _per_mille(found.word_pooling, i, n),
-                "regionPooling": _per_mille(found.region_pooling, i, r),
-            })  # fmt: skip
-        return details
-
-    def _words(self, text: str, ids: Sequence[int]) -> dict[str, Any]:
-        """The words as the model reads them; one that it does not know is shown as written, and marked."""
-        words = self.vocabulary.decode(ids)
-        written = iter(self.vocabulary.tokenize(text))
-        unknown = [i for i, token in enumerate(ids) if token == UNK]
-        for i, token in enumerate(ids):
-            if token >= UNK:
-                words[i] = next(written, words[i])
-        return {"words": words, "unknown": unknown}
-
-
-def _per_mille(values: Tensor | None, index: int, *shape: int) -> list[Any] | None:
-    """Shares as whole thousandths, padding cut off: a third of the text that decimals would take."""
-    if values is None:
-        return None
-    real = values[index][tuple(slice(0, size) for size in shape)]
-    rounded: list[Any] = (real.double() * 1000).round().long().tolist()
-    return rounded
+        return explain_pairs(self.model, self.vocabulary, features, mask, ids, texts)

@@ -1,19 +1,5 @@
-"use strict";
 // What the page says of a query, a result or a word, before page.js puts it anywhere. A foil is shown like a query whose
 // results are the caption and the foil.
-/** A new element: attributes by name, `on*` as listeners, children as nodes or texts. */
-function make(tag, attributes = {}, ...children) {
-  const svg = ["svg", "rect", "mask", "title"].includes(tag);
-  const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (value === null || value === undefined || value === false) continue;
-    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else node.setAttribute(name, value === true ? "" : value);
-  }
-  node.append(...children.filter((child) => child !== null));
-  return node;
-}
-
 const isFoil = (query) => query.kind !== undefined;
 /** The result that a query opens with: of a foil the foil itself, with the word held responsible. */
 const opening = (query) => ({ result: isFoil(query) ? 1 : 0, word: isFoil(query) ? query.byGate ?? query.byScore : null });
@@ -22,12 +8,6 @@ const rankKind = (rank) => (rank === 1 ? "hit" : rank <= 10 ? "near" : "miss");
 const rankChip = (query) => isFoil(query)
   ? make("span", { class: `rank ${query.won ? "hit" : "miss"}` }, query.won ? "✓ caption wins" : "foil wins")
   : make("span", { class: `rank ${rankKind(query.rank)}` }, query.rank === 1 ? "✓ rank 1" : `rank ${query.rank}`);
-
-/** The matching score, its logit in brackets: a score near 1 alone would not tell results apart. */
-function scoreText(logit) {
-  const m = 1 / (1 + Math.exp(-logit));
-  return `m ${m > 0.9995 ? "> .999" : m < 0.0005 ? "< .001" : m.toFixed(3).replace(/^0/, "")} (${logit.toFixed(1)})`;
-}
 
 /** What the list says of a query: for a foil, the words about the changed one, which stands after the caption's own. */
 function inList(query) {

@@ -1,0 +1,124 @@
+"""What the model did with pairs of an image and a sentence, as pair_view.js draws it."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from camp_model.encoders import length_mask
+from camp_model.model import CAMP
+from camp_model.regions import RegionStore
+from camp_model.vocabulary import UNK, Vocabulary
+
+
+@torch.inference_mode()
+def explain_pairs(
+    model: CAMP,
+    vocabulary: Vocabulary,
+    features: np.ndarray,
+    mask: np.ndarray,
+    ids: Sequence[Sequence[int]],
+    texts: Sequence[str],
+) -> list[dict[str, Any]]:
+    """How aligned pairs of images and captions came to their scores: the logit, and what pair_view.js draws.
+
+    Args:
+        model: in eval mode, on the CPU.
+        features: [P, R, region_dim].
+        mask: bool [P, R], True at regions.
+        ids: word ids of each caption; `texts` is how it is written.
+
+    Returns:
+        Of each pair: logit, words, unknown (positions of words that the model does not know); wordGates, regionGates,
+        wordAttention, regionAttention, wordPooling and regionPooling in thousandths, None where the model has none.
+    """
+    region_mask = torch.from_numpy(mask)
+    lengths = torch.tensor([len(caption) for caption in ids])
+    tokens = pad_sequence([torch.tensor(caption) for caption in ids], batch_first=True)
+    pairs = model.inspect_pairs(
+        model.encode_regions(torch.from_numpy(features).float(), region_mask),
+        region_mask,
+        model.encode_captions(tokens, lengths),
+        length_mask(lengths, tokens.shape[1]),
+    )
+    details = []
+    for i, (caption, text) in enumerate(zip(ids, texts, strict=True)):
+        n, r = len(caption), int(mask[i].sum())
+        details.append({
+            "logit": float(pairs.logits[i]),
+            **written_words(vocabulary, text, caption),
+            "wordGates": _per_mille(pairs.word_gates, i, n),
+            "regionGates": _per_mille(pairs.region_gates, i, r),
+            "wordAttention": _per_mille(pairs.word_attention, i, n, r),
+            "regionAttention": _per_mille(pairs.region_attention, i, r, n),
+            "wordPooling": _per_mille(pairs.word_pooling, i, n),
+            "regionPooling": _per_mille(pairs.region_pooling, i, r),
+        })  # fmt: skip
+    return details
+
+
+@torch.inference_mode()
+def word_effects(model: CAMP, features: np.ndarray, mask: np.ndarray, ids: Sequence[int]) -> list[float | None]:
+    """How much each word of one caption adds to its logit with one image: the logit less that with <unk> in its place.
+
+    A word below zero counts against the image; one that the model does not know has no effect to measure, None.
+
+    Args:
+        model: in eval mode, on the CPU.
+        features: [R, region_dim].
+        mask: bool [R], True at regions.
+        ids: the caption's word ids.
+    """
+    known = [position for position, token in enumerate(ids) if token > UNK]
+    tokens = torch.tensor([list(ids)] * (1 + len(known)))
+    for row, position in enumerate(known, start=1):
+        tokens[row, position] = UNK
+    lengths = torch.full((len(tokens),), len(ids))
+    region_mask = torch.from_numpy(mask)[None]
+    logits = model.score_matrix(
+        model.encode_regions(torch.from_numpy(features).float()[None], region_mask),
+        region_mask,
+        model.encode_captions(tokens, lengths),
+        length_mask(lengths, len(ids)),
+    )[0].tolist()
+    effects: list[float | None] = [None] * len(ids)
+    for position, without in zip(known, logits[1:], strict=True):
+        effects[position] = logits[0] - without
+    return effects
+
+
+def written_words(vocabulary: Vocabulary, text: str, ids: Sequence[int]) -> dict[str, Any]:
+    """The words as the model reads them; one that it does not know is shown as written, and marked."""
+    words = vocabulary.decode(ids)
+    written = iter(vocabulary.tokenize(text))
+    unknown = [i for i, token in enumerate(ids) if token == UNK]
+    for i, token in enumerate(ids):
+        if token >= UNK:
+            words[i] = next(written, words[i])
+    return {"words": words, "unknown": unknown}
+
+
+def _per_mille(values: Tensor | None, index: int, *shape: int) -> list[Any] | None:
+    """Shares as whole thousandths, padding cut off: a third of the text that decimals would take."""
+    if values is None:
+        return None
+    real = values[index][tuple(slice(0, size) for size in shape)]
+    rounded: list[Any] = (real.double() * 1000).round().long().tolist()
+    return rounded
+
+
+def region_labels(store: RegionStore, row: int) -> list[str]:
+    """What the detector calls each region of an image: `striped circle`, or `region 3` where it has no name for it."""
+
+    def name(names: Sequence[str], index: int) -> str:
+        return names[index] if 0 <= index < len(names) else ""
+
+    pairs: Iterable[tuple[Any, Any]] = zip(store.attributes(row), store.classes(row), strict=True)
+    labels = [
+        f"{name(store.attribute_names, int(attribute))} {name(store.categories, int(category))}".strip()
+        for attribute, category in pairs
+    ]
+    return [label or f"region {number}" for number, label in enumerate(labels, start=1)]
