@@ -12,6 +12,7 @@ All losses take the same arguments:
     gate_supervision: weight of binary cross-entropy on the pairs' mean gate logits, for the pairs already picked.
         Beyond the paper: it makes gates open on matching pairs and close on others. 0: as published.
     random_negatives, generator: pick negatives at random, drawn from `generator`, instead of the hardest.
+    candidates: pick the hardest of this many negatives drawn at random, or of all where a batch has no more; 0: of all.
     micro_batch: at most this many pairs in one forward and backward pass, whose activations are recomputed in the
         backward pass; 0: all at once. The loss and its gradient are the same.
     pairs: the pairs of the batch whose loss is wanted, with negatives from the whole batch; None: all of them. For
@@ -31,7 +32,7 @@ from torch.utils.checkpoint import checkpoint
 
 from camp_model.matchers.prepared import PAIRS, TILES, Layout, Prepared
 from camp_model.model import CAMP
-from camp_model.negatives import hardest, mine_hardest, negative_pairs
+from camp_model.negatives import drawn_negatives, hardest, mine_hardest, negative_pairs
 from camp_model.scoring.all_pairs import score_prepared
 
 __all__ = ["all_negatives_bce", "gate_bce", "hardest_negative_bce", "mine_hardest", "triplet_loss"]
@@ -50,6 +51,7 @@ def hardest_negative_bce(
     caption_index: Tensor | None = None,
     gate_supervision: float = 0.0,
     random_negatives: bool = False,
+    candidates: int = 0,
     generator: torch.Generator | None = None,
     micro_batch: int = 0,
     pairs: slice | None = None,
@@ -61,7 +63,7 @@ def hardest_negative_bce(
     """
     indices = (image_index, caption_index)
     batch = _Batch(model, regions, region_mask, words, word_mask, indices, pairs, bool(gate_supervision))
-    picked = batch.pick(random_negatives, generator, micro_batch)
+    picked = batch.pick(1 if random_negatives else candidates, generator, micro_batch)
     loss = picked.cross_entropy(LOGIT)
     return loss + gate_supervision * picked.cross_entropy(GATE_LOGIT) if gate_supervision else loss
 
@@ -78,6 +80,7 @@ def triplet_loss(
     margin: float = 0.2,
     gate_supervision: float = 0.0,
     random_negatives: bool = False,
+    candidates: int = 0,
     generator: torch.Generator | None = None,
     micro_batch: int = 0,
     pairs: slice | None = None,
@@ -88,7 +91,7 @@ def triplet_loss(
     """
     indices = (image_index, caption_index)
     batch = _Batch(model, regions, region_mask, words, word_mask, indices, pairs, bool(gate_supervision))
-    picked = batch.pick(random_negatives, generator, micro_batch)
+    picked = batch.pick(1 if random_negatives else candidates, generator, micro_batch)
     loss = picked.hinge(margin)
     return loss + gate_supervision * picked.cross_entropy(GATE_LOGIT) if gate_supervision else loss
 
@@ -161,9 +164,9 @@ def gate_bce(
         of_words = torch.stack([logsigmoid(logits), logsigmoid(-logits)]) * real
         return of_words.sum(-1) / real.sum(-1).clamp(min=1)
 
-    drawn = batch.negatives(*batch.draw(generator))
-    positive, caption, image = batch.on_pairs(likelihoods, *drawn, micro_batch).chunk(3, dim=1)
-    has_caption, has_image = (rows >= 0 for rows in drawn)
+    of_image, of_caption = (hardest(*pair) for pair in zip(batch.draw(generator), batch.is_negative, strict=True))
+    positive, caption, image = batch.on_pairs(likelihoods, of_image, of_caption, micro_batch).chunk(3, dim=1)
+    has_caption, has_image = of_image >= 0, of_caption >= 0
     negative = has_caption * caption[1] + has_image * image[1]
     return -(2 * positive[0] + negative).mean()
 
@@ -218,38 +221,34 @@ class _Batch:
         self.is_negative = negative[self.rows], negative.T[self.rows]
         """bool [b, B] each: captions that are negatives of the wanted images, images that are of their captions."""
 
-    def pick(self, random_negatives: bool, generator: torch.Generator | None, micro_batch: int) -> _Picked:
+    def pick(self, candidates: int, generator: torch.Generator | None, micro_batch: int) -> _Picked:
         rows, size = self.rows, self.size
+        is_negative = self.is_negative
         with torch.no_grad():
-            if random_negatives:
-                by_image, by_caption = self.draw(generator)
+            draws = self.draw(generator) if 0 < candidates < size else None
+            if draws is not None and candidates == 1:
+                by_image, by_caption = draws
             elif len(rows) == size:
                 by_image = score_prepared(self.model, self.images, self.captions)
                 by_caption = by_image.T
             else:
                 by_image = score_prepared(self.model, self.images.take(rows), self.captions)
                 by_caption = score_prepared(self.model, self.images, self.captions.take(rows)).T
-            caption, image = self.negatives(by_image, by_caption)
+            if draws is not None:
+                chosen = (drawn_negatives(*pair, candidates) for pair in zip(draws, is_negative, strict=True))
+                is_negative = (next(chosen), next(chosen))
+            caption, image = hardest(by_image, is_negative[0]), hardest(by_caption, is_negative[1])
         run = partial(self._match, layout=PAIRS)
         positive, negative_caption, negative_image = self.on_pairs(run, caption, image, micro_batch).chunk(3, dim=1)
         return _Picked(positive, negative_caption, negative_image, caption >= 0, image >= 0)
 
     def draw(self, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Random numbers in place of scores, [b, B] each, for `negatives`."""
+        """Random numbers, [b, B] each: of the wanted images with captions, and of their captions with images."""
         size = self.size
         # Drawn for the whole batch, so that several processes with equal generators pick as one would.
         device = generator.device if generator is not None else self.rows.device
         draws = torch.rand(2, size, size, generator=generator, device=device).to(self.rows.device)[:, self.rows]
         return draws[0], draws[1]
-
-    def negatives(self, by_image: Tensor, by_caption: Tensor) -> tuple[Tensor, Tensor]:
-        """For each wanted pair the negative caption and the negative image that score highest, -1 where there is none.
-
-        Args:
-            by_image: [b, B], the pairs' images with all captions.
-            by_caption: [b, B], the pairs' captions with all images.
-        """
-        return hardest(by_image, self.is_negative[0]), hardest(by_caption, self.is_negative[1])
 
     def on_pairs(self, run: Callable[..., Tensor], caption: Tensor, image: Tensor, micro_batch: int) -> Tensor:
         """`run(image_rows, caption_rows)` -> [k, P] on the positives, the negative captions and the negative images."""

@@ -41,3 +41,18 @@ def hardest(scores: Tensor, negative: Tensor) -> Tensor:
     """Position of the highest score per row among the negatives, -1 where there is none: [b, B], bool [b, B] -> [b]."""
     best = scores.masked_fill(~negative, -torch.inf).argmax(dim=1)
     return torch.where(negative.any(dim=1), best, -1)
+
+
+def drawn_negatives(draws: Tensor, negative: Tensor, count: int) -> Tensor:
+    """The `count` negatives of each row with the highest draws, all of a row that has no more.
+
+    Args:
+        draws: [b, B], random numbers of 0 or more.
+        negative: bool [b, B].
+
+    Returns:
+        bool [b, B].
+    """
+    draws = draws.masked_fill(~negative, -1.0)
+    least = draws.topk(min(count, draws.shape[1]), dim=1).values[:, -1:]
+    return (draws >= least) & negative

@@ -102,6 +102,7 @@ def train(
                 "dataset": task_hash(paths.captions / "val.parquet", paths.images),
                 "val_rsum": rsum,
                 "precision": params.train.precision,
+                "joint_weight": params.train.joint_weight,
                 "mlflow_run_id": run.run_id,
             }
             write_plots(paths.plots, progress)

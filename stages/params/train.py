@@ -24,6 +24,14 @@ class TrainParams(Section):
     """For `words`: gate logits are divided by it in that term. Above 1, gates get sharper and less exact."""
     random_negative_steps: int = Field(default=0, ge=0)
     """Optimizer steps on random negatives before the hardest ones."""
+    curriculum_steps: int = Field(default=0, ge=0)
+    """Steps T after them over which the hardest of k negatives drawn at random is taken, k growing from 1 as
+    batch_size^(t/T); 0: the hardest of all at once. For hardest_bce and triplet."""
+    joint_weight: float = Field(default=0.0, ge=0)
+    """Weight of a contrastive term on the encoders' mean vectors, by which pictures can be searched with an index; it
+    also starts the training. 0: as published."""
+    joint_temperature: float = Field(default=0.05, gt=0)
+    """What that term divides cosines by."""
     epochs: int = Field(default=30, ge=1)
     """Passes over the training captions at most."""
     batch_size: int = Field(default=128, ge=2)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from camp_model.distributed import gather_batch
 from camp_model.encoders import length_mask
+from camp_model.joint import joint_contrastive
 from camp_model.losses import all_negatives_bce, gate_bce, hardest_negative_bce, triplet_loss
 from camp_model.model import CAMP
 from camp_model.vocabulary import Vocabulary
@@ -185,6 +186,7 @@ class Trainer:
         params = self.params
         negatives: dict[str, Any] = {
             "random_negatives": step < params.random_negative_steps,
+            "candidates": self._candidates(step),
             # The same on every process, so that all draw the same negatives.
             "generator": torch.Generator().manual_seed(hash((params.seed, step))),
         }
@@ -214,7 +216,21 @@ class Trainer:
                     **options,
                 )
                 loss = loss + params.gate_supervision * gates
+            if params.joint_weight:
+                joint = joint_contrastive(
+                    *everyone.tensors, caption_index=everyone.caption_index, temperature=params.joint_temperature,
+                    pairs=everyone.pairs,
+                )  # fmt: skip
+                loss = loss + params.joint_weight * joint
             return loss
+
+    def _candidates(self, step: int) -> int:
+        """Of how many negatives drawn at random the hardest is taken; 0: of all."""
+        done = step - self.params.random_negative_steps
+        if done >= self.params.curriculum_steps:
+            return 0
+        share = max(done, 0) / self.params.curriculum_steps
+        return round(float(self.params.batch_size**share))
 
     def _read_losses(self) -> None:
         """Read what the last steps measured, check it and record it."""

@@ -12,7 +12,7 @@ from camp_model.losses import (
     triplet_loss,
 )
 from camp_model.matchers.prepared import PAIRS
-from camp_model.negatives import negative_pairs
+from camp_model.negatives import drawn_negatives, negative_pairs
 
 SIZES = {"vocab_size": 12, "region_dim": 5, "word_dim": 3, "dim": 6, "pooling_heads": 2}
 CONFIG = CampConfig(**SIZES)
@@ -324,3 +324,36 @@ def test_mixed_precision_keeps_a_float32_loss(make_batch, loss, switches):
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, exact, rtol=0.1, atol=0.1)
     assert all(gradient.isfinite().all() for gradient in gradients(batch, value).values())
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 9])
+def test_candidates_are_the_highest_draws_among_the_negatives(count):
+    draws = torch.tensor([[0.9, 0.1, 0.8, 0.2, 0.7], [0.0, 0.5, 0.25, 0.75, 0.6], [0.3, 0.2, 0.1, 0.4, 0.5]])
+    negative = torch.tensor([[False, True, True, True, True], [True, False, True, False, True], [False] * 5])
+    chosen = drawn_negatives(draws, negative, count)
+    for row in range(3):
+        order = sorted((j for j in range(5) if negative[row, j]), key=lambda j: -draws[row, j])
+        assert chosen[row].nonzero().flatten().tolist() == sorted(order[:count])
+
+
+@pytest.mark.parametrize("pairs", [None, slice(1, 4)])
+@pytest.mark.parametrize("loss", [hardest_negative_bce, triplet_loss])
+def test_curriculum_from_random_to_the_hardest(make_batch, loss, pairs):
+    """One candidate is a random negative, as many as there are pairs the hardest; between them the loss rises."""
+    batch = batch_of(make_batch)
+
+    def value(**options):
+        drawn = (
+            loss(batch.model, *batch.encode(), INDEX, pairs=pairs, **options, generator=seeded(seed))
+            for seed in range(20)
+        )
+        return torch.stack(list(drawn)).detach()
+
+    def seeded(seed):
+        return torch.Generator().manual_seed(seed)
+
+    torch.testing.assert_close(value(candidates=1), value(random_negatives=True), rtol=0, atol=0)
+    hardest_of_all = value()
+    torch.testing.assert_close(value(candidates=5), hardest_of_all, rtol=0, atol=0)
+    means = [value(candidates=count).mean() for count in (1, 2, 3)]
+    assert means[0] < means[1] < means[2] <= hardest_of_all.mean()

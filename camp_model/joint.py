@@ -1,0 +1,49 @@
+"""One vector for a picture and one for a caption, beside the matcher: what a shortlist is searched with.
+
+CAMP meets every picture for every caption. The means of the encoders' outputs need no meeting, so an index can hold
+them; the contrastive term makes them comparable (InfoNCE, van den Oord et al. 2018, in both directions as in CLIP).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from camp_model.negatives import negative_pairs
+
+
+def pooled_vectors(states: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the real regions or words, of unit length: [B, L, d], bool [B, L] -> [B, d], in float32 or wider."""
+    wide = states.to(torch.promote_types(states.dtype, torch.float32))
+    return normalize((wide * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1), dim=-1)
+
+
+def joint_contrastive(
+    regions: Tensor,
+    region_mask: Tensor,
+    words: Tensor,
+    word_mask: Tensor,
+    image_index: Tensor,
+    *,
+    caption_index: Tensor | None = None,
+    temperature: float = 0.05,
+    pairs: slice | None = None,
+) -> Tensor:
+    """Cross-entropy of finding each image's caption and each caption's image among those of the batch.
+
+    Beyond the paper. Each pair's own partner is right; others of the same image or text are left out.
+
+    Args:
+        regions, region_mask, words, word_mask, image_index, caption_index, pairs: as in `camp_model.losses`.
+        temperature: what cosines are divided by.
+
+    Returns:
+        The mean over the wanted pairs and both directions.
+    """
+    with torch.autocast(regions.device.type, enabled=False):
+        images, captions = pooled_vectors(regions, region_mask), pooled_vectors(words, word_mask)
+        cosines = images @ captions.T / temperature
+    own = torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)
+    allowed = negative_pairs(image_index, caption_index).to(cosines.device) | own
+    cosines = cosines.masked_fill(~allowed, -torch.inf)
+    rows = torch.arange(len(cosines), device=cosines.device)[pairs or slice(None)]
+    return (cross_entropy(cosines[rows], rows) + cross_entropy(cosines.T[rows], rows)) / 2
