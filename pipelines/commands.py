@@ -15,7 +15,7 @@ LOG_EVERY = 10.0
 GRACE = 30.0
 """Seconds that a command which was told to end, and what one leaves behind, may take to finish."""
 
-PACKAGES = ("camp_model", "stages", "pipelines")
+PACKAGES = ("camp_model", "stages", "search", "pipelines")
 MEMORY = ("out of memory", "OutOfMemoryError", "MemoryError", "Cannot allocate memory", "std::bad_alloc")
 PASSING = {
     "network": (

@@ -8,7 +8,7 @@ from stages.detectors import DETECTORS
 from stages.sources import SOURCES
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("camp_model", "stages", "pipelines")
+PACKAGES = ("camp_model", "stages", "search", "pipelines")
 REGISTRIES = {
     "camp_model": ("camp_model.config", "camp_model.model"),  # what its `__getattr__` hands out
     "stages.detectors": tuple(DETECTORS.values()),

@@ -34,7 +34,9 @@ def imported_files(stage: str) -> set[Path]:
 
 def code_dependencies(stage: str) -> list[str]:
     """The deps of a stage that are code of the project, as written."""
-    return [dep for dep in STAGES[stage]["deps"] if dep.split("/")[0] in ("camp_model", "stages", "pipelines")]
+    return [
+        dep for dep in STAGES[stage]["deps"] if dep.split("/")[0] in ("camp_model", "stages", "search", "pipelines")
+    ]
 
 
 def files_of(dependency: str) -> set[Path]:

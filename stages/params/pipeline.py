@@ -8,6 +8,7 @@ from stages.params.captions import CaptionsParams, check_lexicon
 from stages.params.dataset import DatasetParams
 from stages.params.detector import DetectorParams
 from stages.params.evaluate import EvaluateParams
+from stages.params.index import IndexParams
 from stages.params.model import ModelParams
 from stages.params.regions import RegionsParams, check_boxes
 from stages.params.report import ReportParams
@@ -24,6 +25,7 @@ class Params(Section):
     captions: CaptionsParams = CaptionsParams()
     model: ModelParams = ModelParams()
     train: TrainParams = TrainParams()
+    index: IndexParams = IndexParams()
     evaluate: EvaluateParams = EvaluateParams()
     report: ReportParams = ReportParams()
 

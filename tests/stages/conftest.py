@@ -20,6 +20,7 @@ from websockets.sync.client import connect
 from camp_model.captions import write_captions
 from camp_model.checkpoint import save_checkpoint
 from camp_model.config import CampConfig
+from camp_model.files import sha256_of
 from camp_model.model import CAMP
 from camp_model.regions import ImageRegions, StoreInfo, write_manifest, write_rejected, write_shard
 from camp_model.vocabulary import Vocabulary, tokenize
@@ -97,7 +98,7 @@ def _tables(root: Path, images: list[str], sizes: list[tuple[int, int]], caption
         pa.table({
             "image_id": images, "path": [f"{name}.png" for name in images], "split": ["test"] * len(images),
             "width": pa.array([w for w, _ in sizes], pa.int32()), "height": pa.array([h for _, h in sizes], pa.int32()),
-            "sha256": [""] * len(images),
+            "sha256": [sha256_of(dataset / f"images/{name}.png") for name in images],
         }),
         dataset / "images.parquet",
     )  # fmt: skip

@@ -98,7 +98,7 @@ READ_ELSEWHERE = {
 }
 
 
-@pytest.mark.parametrize("package", ["camp_model", "stages", "pipelines"])
+@pytest.mark.parametrize("package", ["camp_model", "stages", "search", "pipelines"])
 def test_no_other_module_opens_parquet(package: str) -> None:
     loose = {
         f"{path.relative_to(ROOT)}:{node.lineno}"

@@ -1,0 +1,1 @@
+"""Search: a sentence finds pictures, of a workspace or of any folder."""

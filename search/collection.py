@@ -1,0 +1,234 @@
+"""A collection that is searched: the one interface of the command line and of the page.
+
+All of it may be called from several threads at once; the answers are those that one caller alone would get.
+"""
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from camp_model.checkpoint import load_checkpoint
+from camp_model.model import CAMP
+from camp_model.regions import ImageRegions
+from search.explaining import PairView, explain_pair
+from search.pictures import PictureFile, Pictures, PictureSource, Status
+from search.ranking import Ranked, Ranker
+from search.sentences import SentenceReader
+from search.workspace import Workspace, WorkspaceSource
+from stages.contracts import input_errors, read_fingerprint
+from stages.detectors.images import RejectedImage, read_image
+from stages.errors import InputError, shown
+from stages.indexing.vectors import pooled_vectors
+
+REMEMBERED = 32
+"""Sentences whose ranking is remembered, so that more rows of an answer cost nothing."""
+
+
+class UnknownPicture(InputError):
+    """A picture id that is not, or no longer, one of the collection."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A picture of an answer."""
+
+    picture_id: str
+    score: float
+    """CAMP's logit for a sentence; the cosine for a picture."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a sentence found."""
+
+    hits: list[Hit]
+    """Best first, from `offset` on."""
+    words: list[str]
+    """As the model reads the sentence."""
+    unknown: list[str]
+    """Those that it does not know."""
+    dropped: int
+    """Words at the end that it does not read."""
+    scored: int
+    """Pictures that CAMP has ranked: all, or those of the shortlist."""
+    total: int
+    """Pictures that could be searched at that moment."""
+
+
+class PictureCollection:
+    """Pictures, and the model that ranks them; made by `open_workspace` and `open_folder`.
+
+    Args:
+        source: brings the pictures.
+        model: in evaluation mode, on the CPU.
+        reader: cuts sentences.
+        shortlist: pictures that CAMP ranks; None: all.
+        captions: the table of training captions, where there is one.
+        max_pixels: width times height of a picture above which it is not decoded.
+    """
+
+    def __init__(
+        self,
+        source: PictureSource,
+        model: CAMP,
+        reader: SentenceReader,
+        shortlist: int | None,
+        captions: Path | None,
+        max_pixels: int,
+    ) -> None:
+        self.source, self.model, self.reader = source, model, reader
+        self.max_pixels = max_pixels
+        self._captions = captions
+        self._ranker = Ranker(model, shortlist)
+        self._lock = threading.Lock()
+        """One query computes at a time: two would only take the cores from each other."""
+        self._remembered: OrderedDict[tuple[int, ...], tuple[Pictures, Ranked]] = OrderedDict()
+
+    def start(self) -> None:
+        """Begin to index in the background, where that is to be done."""
+        self.source.start()
+
+    def close(self) -> None:
+        """Stop; the collection is of no use afterwards."""
+        self.source.close()
+
+    def rescan(self) -> None:
+        """Look for pictures that came, went or changed; returns at once where that takes long."""
+        self.source.rescan()
+
+    def status(self) -> Status:
+        """How far the collection is."""
+        return self.source.status()
+
+    def search(self, sentence: str, top: int, offset: int = 0) -> Answer:
+        """The pictures that a sentence describes.
+
+        Args:
+            top: hits at most.
+            offset: hits left out before the first.
+
+        Raises:
+            InputError: the sentence holds no word.
+        """
+        read = self.reader.read(sentence)
+        pictures, ranked = self._rank(read.ids)
+        chosen = slice(max(0, offset), max(0, offset) + max(0, top))
+        hits = [
+            Hit(pictures.ids[position], float(score))
+            for position, score in zip(ranked.positions[chosen], ranked.scores[chosen], strict=True)
+        ]
+        return Answer(hits, list(read.words), read.unknown, read.dropped, len(ranked.positions), len(pictures))
+
+    def _rank(self, ids: tuple[int, ...]) -> tuple[Pictures, Ranked]:
+        with self._lock:
+            pictures = self.source.pictures()
+            remembered = self._remembered.get(ids)
+            if remembered is None or remembered[0] is not pictures:
+                remembered = pictures, self._ranker.rank(pictures, ids)
+                self._remembered[ids] = remembered
+            self._remembered.move_to_end(ids)
+            while len(self._remembered) > REMEMBERED:
+                self._remembered.popitem(last=False)
+            return remembered
+
+    def pair(self, picture_id: str, sentence: str) -> PairView:
+        """How a picture and a sentence came to their score.
+
+        Raises:
+            UnknownPicture: no such picture.
+            InputError: the sentence holds no word.
+        """
+        read = self.reader.read(sentence)
+        pictures = self.source.pictures()
+        self._file(pictures, picture_id)
+        with self._lock:
+            return explain_pair(self.model, self.reader.vocabulary, pictures, picture_id, sentence, read)
+
+    def similar(self, image: Image.Image | npt.NDArray[np.uint8], top: int) -> list[Hit]:
+        """The pictures that are most like a picture, upright RGB.
+
+        Raises:
+            InputError: nothing here can look at pictures.
+        """
+        pictures = self.source.pictures()
+        vector = self._vector(self._look(image))
+        numbers, cosines = pictures.engine.search(vector, min(top, len(pictures)))
+        known = pictures.position_of_vector
+        return [
+            Hit(pictures.ids[known[number]], float(cosine))
+            for number, cosine in zip(numbers[0].tolist(), cosines[0], strict=True)
+            if number in known
+        ]
+
+    def captions_like(self, image: Image.Image | npt.NDArray[np.uint8], top: int) -> list[tuple[str, float]]:
+        """The training captions that fit a picture best, with CAMP's logit; none where there are no captions here."""
+        return []
+
+    def _look(self, image: Image.Image | npt.NDArray[np.uint8]) -> ImageRegions:
+        pixels = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
+        with self._lock:
+            return self.source.look(pixels)
+
+    @torch.inference_mode()
+    def _vector(self, regions: ImageRegions) -> npt.NDArray[np.float32]:
+        mask = torch.ones(1, len(regions.features), dtype=torch.bool)
+        features = torch.from_numpy(np.asarray(regions.features, np.float32))[None]
+        return np.asarray(pooled_vectors(self.model.encode_regions(features, mask), mask).numpy())
+
+    def picture(self, picture_id: str) -> Path:
+        """The file of a picture of the collection.
+
+        Raises:
+            UnknownPicture: no such picture.
+        """
+        return self._file(self.source.pictures(), picture_id).path
+
+    def pixels(self, picture_id: str) -> npt.NDArray[np.uint8]:
+        """A picture as the detector saw it: uint8 RGB [H, W, 3], upright; only the very bytes that were indexed.
+
+        Raises:
+            UnknownPicture: no such picture.
+            RejectedImage: the file is gone or has changed.
+        """
+        file = self._file(self.source.pictures(), picture_id)
+        return read_image(file.path, file.sha256, self.max_pixels)
+
+    @staticmethod
+    def _file(pictures: Pictures, picture_id: str) -> PictureFile:
+        try:
+            return pictures.files[picture_id]
+        except KeyError:
+            raise UnknownPicture(f"picture: {shown(picture_id)} is not in the collection") from None
+
+
+def open_workspace(root: Path) -> PictureCollection:
+    """The pictures and the model of a workspace in which the pipeline has run.
+
+    Raises:
+        InputError: something is missing or damaged, or of another detector.
+    """
+    workspace = Workspace(root)
+    with input_errors():
+        model, vocabulary, _ = load_checkpoint(workspace.model)
+    fingerprint = read_fingerprint(workspace.model)
+    source = WorkspaceSource(workspace, model, str(workspace.model))
+    shortlist = workspace.params.index.shortlist if fingerprint.get("joint_weight") else None
+    return PictureCollection(
+        source, model, SentenceReader(vocabulary, workspace.params.captions), shortlist, workspace.captions,
+        workspace.params.regions.max_pixels,
+    )  # fmt: skip
+
+
+def open_folder(images: Path, *, model: Path, cache: Path) -> PictureCollection:
+    """Any folder of pictures, indexed in the background once it is started."""
+    raise NotImplementedError
+
+
+__all__ = ["Answer", "Hit", "PairView", "PictureCollection", "RejectedImage", "Status", "UnknownPicture", "open_folder",
+           "open_workspace"]  # fmt: skip

@@ -1,0 +1,113 @@
+"""Pictures ranked for a sentence: a shortlist by vectors where the model was trained for that, then CAMP."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from camp_model.encoding import encode_images
+from camp_model.matchers.prepared import Prepared
+from camp_model.model import CAMP
+from camp_model.scoring.all_pairs import score_prepared
+from search.pictures import Pictures
+from search.sentences import encode_sentences
+from stages.errors import InputError
+from stages.indexing.vectors import pooled_vectors
+
+BLOCK = 256
+"""Pictures prepared together."""
+HELD_BYTES = 3 * 2**29
+"""Prepared pictures that are held from one query to the next; the others are read and prepared again."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Pictures of a query, best first."""
+
+    positions: npt.NDArray[np.int64]
+    """[m], in `Pictures`; all of them, or those of the shortlist."""
+    scores: npt.NDArray[np.float32]
+    """[m], logits of CAMP."""
+
+
+class Ranker:
+    """Ranks pictures for sentences, one query at a time.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        shortlist: pictures that CAMP ranks; None: all of them.
+        held_bytes: memory for prepared pictures.
+    """
+
+    def __init__(self, model: CAMP, shortlist: int | None, held_bytes: int = HELD_BYTES) -> None:
+        self.model, self.shortlist, self.held_bytes = model, shortlist, held_bytes
+        self._held: dict[bytes, Prepared] = {}
+        self._held_now = 0
+
+    @torch.inference_mode()
+    def rank(self, pictures: Pictures, ids: Sequence[int]) -> Ranked:
+        """Rank for a sentence of some word ids; equal scores are ordered by picture id.
+
+        Raises:
+            InputError: a score is not a finite number.
+        """
+        words, word_mask = encode_sentences(self.model, [ids])
+        if self.shortlist is None or self.shortlist >= len(pictures):
+            positions = np.arange(len(pictures))
+            scores = self._score_all(pictures, words, word_mask)
+        else:
+            vector = pooled_vectors(words, word_mask).numpy()
+            numbers, _ = pictures.engine.search(vector, self.shortlist)
+            known = pictures.position_of_vector
+            positions = np.sort([known[number] for number in numbers[0].tolist() if number in known]).astype(np.int64)
+            scores = self._score(pictures, positions, words, word_mask)
+        if not np.isfinite(scores).all():
+            raise InputError("model.safetensors: gives scores that are not finite; expected weights that do")
+        order = np.lexsort((pictures.alphabetical[positions], -scores))
+        return Ranked(positions[order], scores[order])
+
+    def _score(
+        self, pictures: Pictures, positions: npt.NDArray[np.int64], words: Tensor, word_mask: Tensor
+    ) -> npt.NDArray[np.float32]:
+        if not len(positions):
+            return np.zeros(0, np.float32)
+        regions, region_mask = encode_images(self.model, pictures.store, pictures.rows[positions])
+        scores = self.model.score_matrix(regions, region_mask, words, word_mask)[:, 0]
+        return np.asarray(scores.float().numpy())
+
+    def _score_all(self, pictures: Pictures, words: Tensor, word_mask: Tensor) -> npt.NDArray[np.float32]:
+        captions = self.model.prepare_words(words, word_mask)
+        scores = [score_prepared(self.model, block, captions)[:, 0].float() for block in self._blocks(pictures)]
+        return np.asarray(torch.cat(scores).numpy()) if scores else np.zeros(0, np.float32)
+
+    def _blocks(self, pictures: Pictures) -> Iterator[Prepared]:
+        """All pictures, prepared; as many as fit are held, and those of pictures that went are let go."""
+        starts = range(0, len(pictures), BLOCK)
+        keys = [_key(pictures.ids[start : start + BLOCK]) for start in starts]
+        for key in self._held.keys() - set(keys):
+            self._held_now -= _bytes(self._held.pop(key))
+        for start, key in zip(starts, keys, strict=True):
+            block = self._held.get(key)
+            if block is None:
+                rows = pictures.rows[start : start + BLOCK]
+                block = self.model.prepare_regions(*encode_images(self.model, pictures.store, rows))
+                if self._held_now + _bytes(block) <= self.held_bytes:
+                    self._held[key] = block
+                    self._held_now += _bytes(block)
+            yield block
+
+
+def _key(ids: Sequence[str]) -> bytes:
+    return hashlib.blake2b("\0".join(ids).encode(), digest_size=16).digest()
+
+
+def _bytes(prepared: Prepared) -> int:
+    total = 0
+    for value in vars(prepared).values():
+        for tensor in value if isinstance(value, tuple) else (value,):
+            total += 0 if tensor is None else tensor.nbytes
+    return total

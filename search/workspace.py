@@ -1,0 +1,127 @@
+"""The pictures of a workspace: what the stages have left in data/regions, data/dataset and data/index."""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from camp_model.model import CAMP
+from camp_model.regions import ImageRegions, RegionStore
+from search.features import Looker
+from search.pictures import REJECTED_SHOWN, PictureFile, Pictures, Status
+from stages.contracts import input_errors, read_table
+from stages.errors import InputError, shown
+from stages.indexing.engines import vector_ids
+from stages.indexing.faiss_engine import FaissEngine
+from stages.indexing.vectors import picture_vectors
+from stages.params.captions import CaptionsParams
+from stages.params.dataset import DatasetParams
+from stages.params.detector import DetectorParams
+from stages.params.index import IndexParams
+from stages.params.regions import RegionsParams
+from stages.params.section import StageSections
+
+
+class WorkspaceSections(StageSections):
+    """What search reads of params.yaml."""
+
+    dataset: DatasetParams = DatasetParams()
+    detector: DetectorParams = DetectorParams()
+    regions: RegionsParams = RegionsParams()
+    captions: CaptionsParams = CaptionsParams()
+    index: IndexParams = IndexParams()
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folders of a repository in which the pipeline has run."""
+
+    root: Path
+
+    @cached_property
+    def params(self) -> WorkspaceSections:
+        """The workspace's params; the defaults where it has none."""
+        path = self.root / "params.yaml"
+        return WorkspaceSections.load(path) if path.exists() else WorkspaceSections()
+
+    @property
+    def model(self) -> Path:
+        return self.root / "models/camp"
+
+    @property
+    def captions(self) -> Path:
+        """The captions that were trained on."""
+        return self.root / "data/captions/train.parquet"
+
+    def looker(self) -> Looker:
+        """What looks at pictures as the workspace's regions were looked at."""
+        return Looker(self.root / "data/detector", self.params.detector, self.params.regions)
+
+
+class WorkspaceSource:
+    """A store that is finished; nothing is indexed but vectors that nobody has written."""
+
+    def __init__(self, workspace: Workspace, model: CAMP, name: str) -> None:
+        self.workspace, self.model, self.name = workspace, model, name
+        self._looker = workspace.looker()
+        self._pictures = self._read()
+        with input_errors():
+            rejected = read_table(workspace.root / "data/regions/rejected.parquet", ("path", "reason"))
+        self._rejected = list(zip(rejected["path"].to_pylist(), rejected["reason"].to_pylist(), strict=True))
+
+    def _read(self) -> Pictures:
+        with input_errors():
+            store = RegionStore(self.workspace.root / "data/regions")
+        files = _files(self.workspace)
+        if missing := [name for name in store.image_ids if name not in files]:
+            raise InputError(
+                f"data/dataset/images.parquet: image_id: {shown(missing[0])} is missing ({len(missing)} such); "
+                "expected every image of data/regions"
+            )
+        engine = FaissEngine(self.model.config.dim, len(store))
+        rows = np.arange(len(store), dtype=np.int64)
+        with input_errors():
+            engine.add(vector_ids(store.image_ids), picture_vectors(self.model, store, rows))
+        return Pictures(store, store.image_ids, rows, {name: files[name] for name in store.image_ids}, engine)
+
+    def start(self) -> None:
+        """As `PictureSource.start`."""
+
+    def close(self) -> None:
+        """As `PictureSource.close`."""
+
+    def rescan(self) -> None:
+        """Read the workspace again, as after another run of the pipeline."""
+        self._pictures = self._read()
+
+    def pictures(self) -> Pictures:
+        """As `PictureSource.pictures`."""
+        return self._pictures
+
+    def status(self) -> Status:
+        """As `PictureSource.status`."""
+        count = len(self._pictures)
+        return Status(count, count, self._rejected[:REJECTED_SHOWN], len(self._rejected), model=self.name)
+
+    def look(self, image: npt.NDArray[np.uint8]) -> ImageRegions:
+        """As `PictureSource.look`."""
+        return self._looker.look(image)
+
+
+def _files(workspace: Workspace) -> dict[str, PictureFile]:
+    """The file of each image of the dataset; one that would lie outside the root of the images is an error."""
+    dataset = workspace.root / "data/dataset"
+    path = dataset / "images.parquet"
+    table = read_table(path, {"image_id": pa.string(), "path": pa.string(), "sha256": pa.string()})
+    root = workspace.root / workspace.params.dataset.image_root(dataset)
+    columns = [table[name].to_pylist() for name in ("image_id", "path", "sha256")]
+    files = {}
+    for name, relative, sha256 in zip(*columns, strict=True):
+        if not Path(os.path.normpath(root / relative)).is_relative_to(os.path.normpath(root)):
+            raise InputError(f"{path}: path: {shown(relative)} leads out of the folder of the images")
+        files[name] = PictureFile(root / relative, sha256)
+    return files

@@ -1,0 +1,65 @@
+"""What every engine offers that searches vectors: four calls. An engine is one that exists; none is written here.
+
+Shapes: n vectors of width d, q queries, k results of each. Vectors are of unit length, so that inner products are
+cosines.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from stages.errors import InputError
+
+Ids = npt.NDArray[np.int64]
+Vectors = npt.NDArray[np.float32]
+
+
+class Engine(Protocol):
+    """Searches vectors by their inner product with a query."""
+
+    def add(self, ids: Ids, vectors: Vectors) -> None:
+        """Take vectors [n, d] in; one whose id is there takes the place of the one that was."""
+        ...
+
+    def remove(self, ids: Ids) -> None:
+        """Take out the vectors of some ids; ids that are not there are passed over."""
+        ...
+
+    def search(self, queries: Vectors, count: int) -> tuple[Ids, Vectors]:
+        """The best vectors of each query [q, d]: ids and cosines [q, k], best first, equal ones by id.
+
+        -1 and -inf where there are fewer than `count`.
+        """
+        ...
+
+    def count(self) -> int:
+        """Number of vectors."""
+        ...
+
+
+def vector_ids(names: Sequence[str]) -> Ids:
+    """The number by which engines know a picture: 63 bits of a hash of its id, the same on every machine.
+
+    Raises:
+        InputError: two of the names have one number (of a million names, once in 20 million times).
+    """
+    ids = np.array(
+        [int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) >> 1 for name in names], dtype=np.int64
+    )
+    if len(np.unique(ids)) < len(set(names)):
+        raise InputError(f"{len(names)} picture ids: two of them have one hash of 63 bits; expected to rename either")
+    return ids
+
+
+def in_order(ids: Any, scores: Any, count: int) -> tuple[Ids, Vectors]:
+    """Results of one query as [count], best first, equal ones by id, filled up with -1 and -inf."""
+    ids, scores = np.asarray(ids, np.int64), np.asarray(scores, np.float32)
+    real = ids >= 0
+    ids, scores = ids[real], scores[real]
+    order = np.lexsort((ids, -scores))[:count]
+    out_ids, out_scores = np.full(count, -1, np.int64), np.full(count, -np.inf, np.float32)
+    out_ids[: len(order)], out_scores[: len(order)] = ids[order], scores[order]
+    return out_ids, out_scores

@@ -1,0 +1,81 @@
+"""The engine that is embedded: faiss, exact up to EXACT vectors and by inverted lists beyond."""
+
+from pathlib import Path
+from typing import Any, Self
+
+import faiss
+import numpy as np
+
+from camp_model.files import replacing
+from stages.errors import InputError
+from stages.indexing.engines import Ids, Vectors, in_order
+
+EXACT = 200_000
+"""Vectors up to which all are compared with a query."""
+PROBED = 32
+"""Lists of an inverted index that a query looks into."""
+
+
+class FaissEngine:
+    """An index in this process's memory.
+
+    Args:
+        dim: d, the width of a vector.
+        size: vectors to be expected; beyond EXACT the index learns from the first that are added how to divide space.
+    """
+
+    def __init__(self, dim: int, size: int = 0) -> None:
+        if size <= EXACT:
+            index: Any = faiss.IndexIDMap2(faiss.IndexFlatIP(dim))
+        else:
+            lists = 2 ** round(np.log2(4 * size**0.5))
+            index = faiss.index_factory(dim, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
+            index.nprobe = PROBED
+        self._index = index
+
+    def add(self, ids: Ids, vectors: Vectors) -> None:
+        """As `Engine.add`."""
+        if not len(ids):
+            return
+        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        if not self._index.is_trained:
+            self._index.train(vectors)
+        elif self.count():
+            self.remove(ids)
+        self._index.add_with_ids(vectors, np.ascontiguousarray(ids, dtype=np.int64))
+
+    def remove(self, ids: Ids) -> None:
+        """As `Engine.remove`."""
+        self._index.remove_ids(np.ascontiguousarray(ids, dtype=np.int64))
+
+    def search(self, queries: Vectors, count: int) -> tuple[Ids, Vectors]:
+        """As `Engine.search`."""
+        scores, ids = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), count)
+        rows = [in_order(*row, count) for row in zip(ids, scores, strict=True)]
+        return np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows])
+
+    def count(self) -> int:
+        """As `Engine.count`."""
+        return int(self._index.ntotal)
+
+    def save(self, path: Path) -> None:
+        """Write the index; the same vectors give the same bytes."""
+        with replacing(path) as temporary:
+            faiss.write_index(self._index, str(temporary))
+
+    @classmethod
+    def load(cls, path: Path, dim: int) -> Self:
+        """Read an index.
+
+        Raises:
+            InputError: the file is missing, no index, or of another width.
+        """
+        try:
+            index = faiss.read_index(str(path))
+        except RuntimeError:
+            raise InputError(f"{path}: cannot be read as an index of faiss; the stage index writes it") from None
+        if index.d != dim:
+            raise InputError(f"{path}: its vectors are {index.d} wide; the model's are {dim}")
+        engine = cls(dim)
+        engine._index = index
+        return engine

@@ -1,0 +1,72 @@
+"""Search in a workspace: what CAMP's own code says of the same pictures and sentences."""
+
+import numpy as np
+import pytest
+import torch
+
+from camp_model.checkpoint import load_checkpoint
+from camp_model.encoding import encode_images
+from camp_model.regions import RegionStore
+from search.collection import PictureCollection, UnknownPicture
+from search.sentences import encode_sentences
+from stages.errors import InputError
+from tests.stages.conftest import SmallRun
+
+SENTENCE = "A red circle above two blue things"
+
+
+def test_the_answer_is_what_the_model_scores(run: SmallRun, workspace: PictureCollection) -> None:
+    store = RegionStore(run.regions)
+    model, vocabulary, _ = load_checkpoint(run.model)
+    words = encode_sentences(model, [vocabulary.encode(vocabulary.tokenize(SENTENCE))])
+    with torch.inference_mode():
+        scores = model.score_matrix(*encode_images(model, store, range(len(store))), *words)[:, 0].numpy()
+    answer = workspace.search(SENTENCE, top=100)
+    assert [hit.picture_id for hit in answer.hits] == [store.image_ids[at] for at in np.argsort(-scores)]
+    assert [hit.score for hit in answer.hits] == pytest.approx(np.sort(scores)[::-1], abs=1e-5)
+    assert (answer.scored, answer.total) == (len(store), len(store))
+
+
+def test_more_rows_go_on_where_the_first_ended(workspace: PictureCollection) -> None:
+    whole = workspace.search(SENTENCE, top=12).hits
+    assert workspace.search(SENTENCE, top=5).hits + workspace.search(SENTENCE, top=7, offset=5).hits == whole
+    assert workspace.search(SENTENCE, top=5, offset=1000).hits == []
+
+
+def test_words_that_the_model_does_not_know_are_said(workspace: PictureCollection) -> None:
+    answer = workspace.search("A red zyzzyva, zyzzyva circle", top=1)
+    assert answer.words == ["a", "red", "zyzzyva", "zyzzyva", "circle"]
+    assert answer.unknown == ["zyzzyva"]
+
+
+@pytest.mark.parametrize("sentence", ["", "  ", "!?", "\N{GRINNING FACE}"])
+def test_a_sentence_without_a_word_is_an_error(workspace: PictureCollection, sentence: str) -> None:
+    with pytest.raises(InputError, match="holds no word"):
+        workspace.search(sentence, top=1)
+
+
+def test_a_long_sentence_is_cut_and_said(workspace: PictureCollection) -> None:
+    assert workspace.search("red " * 100, top=1).dropped == 40
+
+
+def test_a_pair_is_explained(run: SmallRun, workspace: PictureCollection) -> None:
+    hit = workspace.search(SENTENCE, top=1).hits[0]
+    view = workspace.pair(hit.picture_id, SENTENCE)
+    store = RegionStore(run.regions)
+    row = store.row_of(hit.picture_id)
+    assert view.score == pytest.approx(hit.score, abs=1e-5)
+    assert (view.width, view.height) == store.size(row)
+    assert np.array(view.boxes) == pytest.approx(store.boxes(row))
+    assert len(view.effects) == len(view.details["words"]) == 7
+    assert np.array(view.details["wordAttention"]).shape == (7, len(view.boxes))
+
+
+def test_only_pictures_of_the_collection_are_served(run: SmallRun, workspace: PictureCollection) -> None:
+    name = run.images[3]
+    assert workspace.picture(name) == run.root / f"data/dataset/images/{name}.png"
+    assert workspace.pixels(name).ndim == 3
+    for wrong in ("nothing", "../../etc/passwd", f"{name}.png", ""):
+        with pytest.raises(UnknownPicture):
+            workspace.picture(wrong)
+        with pytest.raises(UnknownPicture):
+            workspace.pair(wrong, SENTENCE)
