@@ -3,10 +3,12 @@
 All of it may be called from several threads at once; the answers are those that one caller alone would get.
 """
 
+import random
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +23,7 @@ from search.pictures import PictureFile, Pictures, PictureSource, Status
 from search.ranking import Ranked, Ranker
 from search.sentences import SentenceReader
 from search.workspace import Workspace, WorkspaceSource
-from stages.contracts import input_errors, read_fingerprint
+from stages.contracts import input_errors, read_fingerprint, read_table
 from stages.detectors.images import RejectedImage, read_image
 from stages.errors import InputError, shown
 from stages.indexing.vectors import pooled_vectors
@@ -157,7 +159,10 @@ class PictureCollection:
             InputError: nothing here can look at pictures.
         """
         pictures = self.source.pictures()
-        vector = self._vector(self._look(image))
+        return self._nearest(pictures, self._vector_of(self._look(image).features), top)
+
+    @staticmethod
+    def _nearest(pictures: Pictures, vector: npt.NDArray[np.float32], top: int) -> list[Hit]:
         numbers, cosines = pictures.engine.search(vector, min(top, len(pictures)))
         known = pictures.position_of_vector
         return [
@@ -165,6 +170,18 @@ class PictureCollection:
             for number, cosine in zip(numbers[0].tolist(), cosines[0], strict=True)
             if number in known
         ]
+
+    def similar_to(self, picture_id: str, top: int) -> list[Hit]:
+        """The pictures that are most like one of the collection, itself left out.
+
+        Raises:
+            UnknownPicture: no such picture.
+        """
+        pictures = self.source.pictures()
+        self._file(pictures, picture_id)
+        features, mask = pictures.store.features([int(pictures.rows[pictures.position[picture_id]])])
+        hits = self._nearest(pictures, self._vector_of(features[0][mask[0]]), top + 1)
+        return [hit for hit in hits if hit.picture_id != picture_id][:top]
 
     def captions_like(self, image: Image.Image | npt.NDArray[np.uint8], top: int) -> list[tuple[str, float]]:
         """The training captions that fit a picture best, with CAMP's logit; none where there are no captions here."""
@@ -176,10 +193,32 @@ class PictureCollection:
             return self.source.look(pixels)
 
     @torch.inference_mode()
-    def _vector(self, regions: ImageRegions) -> npt.NDArray[np.float32]:
-        mask = torch.ones(1, len(regions.features), dtype=torch.bool)
-        features = torch.from_numpy(np.asarray(regions.features, np.float32))[None]
-        return np.asarray(pooled_vectors(self.model.encode_regions(features, mask), mask).numpy())
+    def _vector_of(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Features [R, region_dim] of one picture -> [1, d]."""
+        mask = torch.ones(1, len(features), dtype=torch.bool)
+        regions = torch.from_numpy(np.asarray(features, np.float32))[None]
+        return np.asarray(pooled_vectors(self.model.encode_regions(regions, mask), mask).numpy())
+
+    def first(self, top: int, offset: int = 0) -> list[str]:
+        """Ids of the first pictures, in the order of the collection."""
+        return list(self.source.pictures().ids[max(0, offset) : max(0, offset) + max(0, top)])
+
+    def examples(self, count: int) -> list[str]:
+        """Training captions of few words, to begin with; none where there are no captions here."""
+        if self._captions is None or not self._captions.is_file():
+            return []
+        with input_errors():
+            texts = read_table(self._captions, ("text",))["text"].to_pylist()
+        short = sorted({text for text in texts if 3 < len(text.split()) <= 9 and len(text) <= 60})
+        return random.Random(0).sample(short, min(count, len(short)))
+
+    def sha256(self, picture_id: str) -> str:
+        """Of the bytes of a picture that were indexed; empty where nobody knows.
+
+        Raises:
+            UnknownPicture: no such picture.
+        """
+        return self._file(self.source.pictures(), picture_id).sha256
 
     def picture(self, picture_id: str) -> Path:
         """The file of a picture of the collection.

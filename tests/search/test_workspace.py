@@ -1,5 +1,7 @@
 """Search in a workspace: what CAMP's own code says of the same pictures and sentences."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from camp_model.regions import RegionStore
 from search.collection import PictureCollection, UnknownPicture
 from search.sentences import encode_sentences
 from stages.errors import InputError
+from stages.indexing.vectors import picture_vectors
 from tests.stages.conftest import SmallRun
 
 SENTENCE = "A red circle above two blue things"
@@ -70,3 +73,26 @@ def test_only_pictures_of_the_collection_are_served(run: SmallRun, workspace: Pi
             workspace.picture(wrong)
         with pytest.raises(UnknownPicture):
             workspace.pair(wrong, SENTENCE)
+
+
+def test_similar_pictures_of_a_picture_of_the_collection_are_the_nearest_vectors(
+    run: SmallRun, workspace: PictureCollection
+) -> None:
+    store = RegionStore(run.regions)
+    vectors = picture_vectors(workspace.model, store, np.arange(len(store)))
+    cosines = vectors @ vectors[4]
+    order = [store.image_ids[at] for at in np.argsort(-cosines) if at != 4]
+    hits = workspace.similar_to(store.image_ids[4], top=6)
+    assert [hit.picture_id for hit in hits] == order[:6]
+    assert [hit.score for hit in hits] == pytest.approx(np.sort(cosines)[::-1][1:7], abs=1e-5)
+    with pytest.raises(UnknownPicture):
+        workspace.similar_to("nothing", top=1)
+
+
+def test_the_first_pictures_and_sentences_to_begin_with(run: SmallRun, workspace: PictureCollection) -> None:
+    assert workspace.first(3) + workspace.first(100, offset=3) == run.images
+    assert workspace.examples(3) == []  # this run has no training captions
+    shutil.copy(run.token_tables / "test.parquet", run.token_tables / "train.parquet")
+    examples = workspace.examples(3)
+    assert len(set(examples)) == 3 and set(examples) <= {text for _, _, text in run.captions}
+    assert examples == workspace.examples(3)
