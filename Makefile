@@ -26,7 +26,7 @@ $(BIN)/.installed: requirements.lock pyproject.toml
 	touch $@
 
 lock: setup
-	uv pip compile pyproject.toml --extra pipeline --extra retrieval --extra dev --python-version 3.11 \
+	uv pip compile pyproject.toml --extra pipeline --extra retrieval --extra milvus --extra dev --python-version 3.11 \
 	    --no-annotate --no-header --quiet --output-file requirements.lock
 
 repro: setup

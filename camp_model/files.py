@@ -5,14 +5,18 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+UNUSED_SECONDS = 7 * 24 * 3600.0
+"""After this long, what nobody else links to or reads is taken for what a run with other images or params left."""
 
 
 def sha256_of(path: Path) -> str:
@@ -57,6 +61,21 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_unused(folder: Path, wanted: Collection[str]) -> None:
+    """Remove what is of no use any more: files that have no other name, were not used for a week, and are not wanted.
+
+    A shard of other images or params goes when `dvc gc` has removed it, and a week after a run that never ended.
+    """
+    oldest = time.time() - UNUSED_SECONDS
+    for path in folder.iterdir():
+        try:
+            facts = path.stat()
+            if path.name not in wanted and facts.st_nlink == 1 and max(facts.st_mtime, facts.st_atime) < oldest:
+                path.unlink()
+        except FileNotFoundError:  # another run was quicker
+            continue
 
 
 def write_text(path: Path, text: str) -> None:

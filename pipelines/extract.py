@@ -23,7 +23,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task, exponential_backoff
 from prefect_dask.task_runners import DaskTaskRunner
 
-from camp_model.files import replacing
+from camp_model.files import remove_unused, replacing
 from pipelines.commands import begin, exit_when_asked
 from pipelines.dag import read_dag
 from pipelines.devices import device_environments
@@ -67,7 +67,6 @@ def fill_shards(workspace: str, plan: bytes, folder: str, storage: str | None) -
     """
     os.chdir(workspace)  # a Dask worker runs one task at a time, and paths in params.yaml start here
     from stages.extraction.filling import extract_missing
-    from stages.extraction.shard_folder import prune_shards
 
     whole: Plan = pickle.loads(plan)
     if storage is None:
@@ -76,7 +75,7 @@ def fill_shards(workspace: str, plan: bytes, folder: str, storage: str | None) -
     extract_missing(whole.of(wanted), Path(folder), loading=_loaded)
     for shard in wanted:
         _upload(Path(folder) / shard.file_name, storage)
-    prune_shards(Path(folder), ())  # nobody else does on this machine
+    remove_unused(Path(folder), ())  # nobody else does on this machine
     return [shard.key for shard in wanted]
 
 

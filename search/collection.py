@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from camp_model.checkpoint import load_checkpoint
+from camp_model.joint import pooled_vectors
 from camp_model.model import CAMP
 from camp_model.regions import ImageRegions
 from search.explaining import PairView, explain_pair
@@ -26,7 +27,6 @@ from search.workspace import Workspace, WorkspaceSource
 from stages.contracts import input_errors, read_fingerprint, read_table
 from stages.detectors.images import RejectedImage, read_image
 from stages.errors import InputError, shown
-from stages.indexing.vectors import pooled_vectors
 
 REMEMBERED = 32
 """Sentences whose ranking is remembered, so that more rows of an answer cost nothing."""

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from camp_model.encoding import encode_images
+from camp_model.joint import pooled_vectors
 from camp_model.matchers.prepared import Prepared
 from camp_model.model import CAMP
 from camp_model.scoring.all_pairs import score_prepared
 from search.pictures import Pictures
 from search.sentences import encode_sentences
 from stages.errors import InputError
-from stages.indexing.vectors import pooled_vectors
 
 BLOCK = 256
 """Pictures prepared together."""

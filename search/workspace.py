@@ -1,6 +1,7 @@
 """The pictures of a workspace: what the stages have left in data/regions, data/dataset and data/index."""
 
 import os
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,15 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from camp_model.files import sha256_of
 from camp_model.model import CAMP
 from camp_model.regions import ImageRegions, RegionStore
 from search.features import Looker
 from search.pictures import REJECTED_SHOWN, PictureFile, Pictures, Status
-from stages.contracts import input_errors, read_table
+from stages.contracts import check_trained_on, input_errors, read_table
 from stages.errors import InputError, shown
-from stages.indexing.engines import vector_ids
-from stages.indexing.faiss_engine import FaissEngine
-from stages.indexing.vectors import picture_vectors
+from stages.indexing.engines import Engine
+from stages.indexing.opening import IndexFacts, embedded, open_index
+from stages.indexing.vectors import picture_vectors, weights_key
 from stages.params.captions import CaptionsParams
 from stages.params.dataset import DatasetParams
 from stages.params.detector import DetectorParams
@@ -76,17 +78,28 @@ class WorkspaceSource:
     def _read(self) -> Pictures:
         with input_errors():
             store = RegionStore(self.workspace.root / "data/regions")
+        check_trained_on(self.workspace.model, self.model.config, store)
         files = _files(self.workspace)
         if missing := [name for name in store.image_ids if name not in files]:
             raise InputError(
                 f"data/dataset/images.parquet: image_id: {shown(missing[0])} is missing ({len(missing)} such); "
                 "expected every image of data/regions"
             )
-        engine = FaissEngine(self.model.config.dim, len(store))
         rows = np.arange(len(store), dtype=np.int64)
+        own = {name: files[name] for name in store.image_ids}
+        return Pictures(store, store.image_ids, rows, own, self._engine(store))
+
+    def _engine(self, store: RegionStore) -> Engine:
+        """That of data/index; where that is missing, or of other regions or weights, vectors made now."""
+        folder = self.workspace.root / "data/index"
+        if (folder / "index.json").is_file():
+            facts = IndexFacts.load(folder)
+            regions = sha256_of(store.path / "manifest.parquet")
+            if (facts.weights, facts.regions) == (weights_key(self.workspace.model), regions):
+                return open_index(folder, facts)
+            print(f"{folder}: is of other regions or another model; vectors are made anew", file=sys.stderr)
         with input_errors():
-            engine.add(vector_ids(store.image_ids), picture_vectors(self.model, store, rows))
-        return Pictures(store, store.image_ids, rows, {name: files[name] for name in store.image_ids}, engine)
+            return embedded(picture_vectors(self.model, store, range(len(store))), store.image_ids)
 
     def start(self) -> None:
         """As `PictureSource.start`."""

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from camp_model import files
-from stages.errors import InputError
+from stages.errors import InputError, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from camp_model.config import CampConfig
+    from camp_model.regions import RegionStore
 
 
 @contextmanager
@@ -80,3 +83,18 @@ def read_fingerprint(checkpoint: Path) -> dict[str, Any]:
     """What a checkpoint says of its origin: the detector, the dataset, the tracked run; empty where it says nothing."""
     path = checkpoint / "fingerprint.json"
     return read_object(path, "what the stage train writes beside its weights") if path.is_file() else {}
+
+
+def check_trained_on(checkpoint: Path, config: "CampConfig", store: "RegionStore") -> None:
+    """InputError where a model reads features of another width than a store's, or was trained on another detector's."""
+    if config.region_dim != store.region_dim:
+        raise InputError(
+            f"{checkpoint / 'config.json'}: region_dim: {config.region_dim}, but the features of {store.path} have "
+            f"{store.region_dim}"
+        )
+    detector = read_fingerprint(checkpoint).get("detector")
+    if detector not in (None, store.detector):
+        raise InputError(
+            f"{checkpoint / 'fingerprint.json'}: detector: {shown(detector)}, but the regions of {store.path} come "
+            f"from {shown(store.detector)}; expected a checkpoint trained on the regions of that detector"
+        )

@@ -9,11 +9,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from camp_model.files import remove_unused
 from stages.entry import read_params, stage_main
 from stages.errors import InputError
 from stages.extraction.filling import devices, extract_missing, extract_on_devices
 from stages.extraction.plan import ExtractSections, Shard, plan_shards
-from stages.extraction.shard_folder import adopt, missing_shards, prune_shards, shard_folder
+from stages.extraction.shard_folder import adopt, missing_shards, shard_folder
 from stages.extraction.store import finish_store
 
 DATASET, DETECTOR, OUT = Path("data/dataset"), Path("data/detector"), Path("data/regions")
@@ -31,7 +32,7 @@ def extract_regions(params: ExtractSections, dataset: Path, detector: Path, out:
     names = devices(params.regions.device)
     extracted = extract_on_devices(plan.of(missing_shards(plan.shards, folder)), folder, names)
     counts = finish_store(plan, folder, out)
-    prune_shards(folder, {shard.file_name for shard in plan.shards})
+    remove_unused(folder, {shard.file_name for shard in plan.shards})
     shards = f"{len(plan.shards)} shards ({len(extracted)} extracted now)"
     print(f"{counts.images} images in {shards}, {counts.rejected} rejected")
     if counts.rejected:

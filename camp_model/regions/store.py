@@ -69,6 +69,13 @@ class RegionStore:
         except KeyError:
             raise ValueError(f"{self.path}: holds no image {image_id!r}") from None
 
+    def rows_of_shards(self) -> dict[str, npt.NDArray[np.int64]]:
+        """File name of each shard -> rows of its images, in the order of the first of them."""
+        order = np.argsort(self._shard_of, kind="stable")
+        counts = np.bincount(self._shard_of, minlength=len(self._shard_names))
+        groups = np.split(order, np.cumsum(counts)[:-1])
+        return dict(zip(self._shard_names, groups, strict=True)) if len(self) else {}
+
     def _shard(self, index: int) -> dict[str, Array]:
         """The columns of a shard as arrays that lie in the mapped file; see `map_shard`."""
         columns = self._columns.get(index)

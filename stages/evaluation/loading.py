@@ -10,8 +10,7 @@ from camp_model.checkpoint import load_checkpoint
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
-from stages.contracts import input_errors, read_fingerprint
-from stages.errors import InputError, shown
+from stages.contracts import check_trained_on, input_errors
 from stages.foils.table import Foils, read_foils
 from stages.foils.words import CONTENT_KINDS, load_words, word_ids
 from stages.params.evaluate import EvaluateParams
@@ -27,17 +26,7 @@ def load_models(folders: Sequence[Path], store: RegionStore, captions: Path, dev
         vocabulary = Vocabulary.load(captions / "vocabulary.json")
         models = [load_checkpoint(folder, device, vocabulary)[0] for folder in folders]
     for folder, model in zip(folders, models, strict=True):
-        if model.config.region_dim != store.region_dim:
-            raise InputError(
-                f"{folder / 'config.json'}: region_dim: {model.config.region_dim}, but the features of "
-                f"{store.path} have {store.region_dim}"
-            )
-        detector = read_fingerprint(folder).get("detector")
-        if detector not in (None, store.detector):
-            raise InputError(
-                f"{folder / 'fingerprint.json'}: detector: {shown(detector)}, but the regions of {store.path} come "
-                f"from {shown(store.detector)}; expected a checkpoint trained on the regions of that detector"
-            )
+        check_trained_on(folder, model.config, store)
     return models
 
 

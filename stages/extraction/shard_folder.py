@@ -7,8 +7,7 @@ of a cluster find there what others have extracted, and the bytes are on the dis
 
 import os
 import shutil
-import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from camp_model.files import replacing
@@ -18,8 +17,6 @@ from stages.extraction.plan import Shard
 from stages.workspace import main_root
 
 SHARDS = Path(".work/shards")
-UNUSED_SECONDS = 7 * 24 * 3600.0
-"""After this long, what nobody else links to or reads is taken for what a run with other images or params left."""
 
 
 def shard_folder() -> Path:
@@ -90,18 +87,3 @@ def _committed(store: Path) -> dict[str, Path]:
             return {"/".join(name): Path(output.cache.oid_to_path(item.value)) for name, _, item in files}
     except DvcException:
         return {}
-
-
-def prune_shards(folder: Path, wanted: Collection[str]) -> None:
-    """Remove what is of no use any more: files that have no other name, were not used for a week, and are not wanted.
-
-    A shard of other images or params goes when `dvc gc` has removed it, and a week after a run that never ended.
-    """
-    oldest = time.time() - UNUSED_SECONDS
-    for path in folder.iterdir():
-        try:
-            facts = path.stat()
-            if path.name not in wanted and facts.st_nlink == 1 and max(facts.st_mtime, facts.st_atime) < oldest:
-                path.unlink()
-        except FileNotFoundError:  # another run was quicker
-            continue

@@ -1,12 +1,17 @@
-"""One vector for each picture: what shortlists and pictures that are alike are found by."""
+"""One vector for each picture, remembered by shard: what shortlists and pictures that are alike are found by."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from camp_model.encoding import Regions, encode_batches
+from camp_model.files import replacing, sha256_of
+from camp_model.joint import pooled_vectors
 from camp_model.model import CAMP
+from camp_model.regions import RegionStore
 from stages.indexing.engines import Ids, Vectors
 
 
@@ -21,7 +26,47 @@ def picture_vectors(model: CAMP, regions: Regions, rows: Sequence[int] | Ids) ->
     return np.concatenate([np.zeros((0, model.config.dim), np.float32), *batches])
 
 
-def pooled_vectors(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The mean over real regions or words, of unit length: [B, L, d], bool [B, L] -> float32 [B, d]."""
-    mean = (states.float() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
-    return torch.nn.functional.normalize(mean, dim=-1)
+def weights_key(checkpoint: Path) -> str:
+    """Identity of a model: sha256 of its weights, in whose metadata its vocabulary is."""
+    return sha256_of(checkpoint / "model.safetensors")
+
+
+def vector_file(weights: str, shard: str) -> str:
+    """Name of the file of the vectors that a model makes of a shard; shards are named by their content."""
+    return hashlib.sha256(f"{weights} {shard}".encode()).hexdigest()[:40] + ".npy"
+
+
+def store_vectors(
+    model: CAMP, weights: str, store: RegionStore, folder: Path, progress: Callable[[int], object] | None = None
+) -> Vectors:
+    """The vectors [n, d] of all pictures of a store, in its order; those of a shard that is known are not made again.
+
+    Args:
+        weights: the model's `weights_key`.
+        folder: of the files of vectors, one for each shard.
+        progress: called with the number of pictures done since the last call.
+
+    Raises:
+        ValueError: the store's features are damaged.
+    """
+    vectors = np.zeros((len(store), model.config.dim), np.float32)
+    for shard, rows in store.rows_of_shards().items():
+        path = folder / vector_file(weights, shard)
+        known = _read(path, (len(rows), model.config.dim))
+        if known is None:
+            known = picture_vectors(model, store, rows)
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                np.save(file, known, allow_pickle=False)
+        vectors[rows] = known
+        if progress is not None:
+            progress(len(rows))
+    return vectors
+
+
+def _read(path: Path, shape: tuple[int, int]) -> Vectors | None:
+    """A file of vectors; None where there is none, or one that is torn or of another shape."""
+    try:
+        vectors = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return vectors if vectors.shape == shape and vectors.dtype == np.float32 else None

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from camp_model.files import UNUSED_SECONDS, remove_unused
 from stages import extract_regions as stage
 from stages.detectors.base import Description
-from stages.extraction.shard_folder import UNUSED_SECONDS, link, prune_shards
+from stages.extraction.shard_folder import link
 
 PIPELINE = """
 stages:
@@ -150,7 +151,7 @@ def test_only_what_is_unused_unlinked_and_old_is_pruned(tmp_path: Path) -> None:
         if name != "young.arrow":
             age(tmp_path / "shards" / name)
     link(tmp_path / "shards/linked.arrow", tmp_path / "store/linked.arrow")
-    prune_shards(tmp_path / "shards", {"wanted.arrow"})
+    remove_unused(tmp_path / "shards", {"wanted.arrow"})
     assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == [
         "linked.arrow",
         "wanted.arrow",

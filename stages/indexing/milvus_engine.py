@@ -1,0 +1,88 @@
+"""The engine for collections that outgrow a machine: a Milvus server, or Milvus Lite in a file, by the same client."""
+
+from typing import Any
+
+import numpy as np
+
+from stages.errors import InputError, shown
+from stages.indexing.engines import Ids, Vectors, in_order
+
+MOST = 16_384
+"""Results of a query that a server gives at most."""
+TIMEOUT = 60.0
+"""Seconds after which a server that does not answer is given up."""
+
+
+class MilvusEngine:
+    """A collection of a server. The index is AUTOINDEX, which is exact in Milvus Lite.
+
+    Args:
+        address: `http://host:19530`, or a file that ends in .db.
+        collection: its name; made where it is missing.
+        dim: d, the width of a vector.
+
+    Raises:
+        InputError: pymilvus is not installed, the server does not answer, or the collection is of another width.
+    """
+
+    def __init__(self, address: str, collection: str, dim: int) -> None:
+        try:
+            from pymilvus import DataType, MilvusClient
+        except ImportError:
+            raise InputError(
+                f"index.engine: {shown(address)} needs pymilvus, which is not installed (pip install -e '.[milvus]')"
+            ) from None
+        self.address, self.collection = address, collection
+        self._client: Any = self._call(lambda: MilvusClient(address, timeout=TIMEOUT))
+        if not self._call(self._client.has_collection, collection):
+            schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
+            schema.add_field("id", DataType.INT64, is_primary=True)
+            schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
+            index = self._client.prepare_index_params()
+            index.add_index("vector", index_type="AUTOINDEX", metric_type="IP")
+            self._call(
+                self._client.create_collection, collection, schema=schema, index_params=index,
+                consistency_level="Strong",
+            )  # fmt: skip
+        fields = self._call(self._client.describe_collection, collection)["fields"]
+        width = next((field["params"].get("dim") for field in fields if field["name"] == "vector"), None)
+        if width != dim:
+            raise InputError(f"index.engine: collection {collection}: its vectors are {width} wide; expected {dim}")
+
+    def _call(self, ask: Any, *arguments: Any, **named: Any) -> Any:
+        from pymilvus.exceptions import MilvusException
+
+        try:
+            return ask(*arguments, **named)
+        except (MilvusException, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"index.engine: {shown(self.address)} does not do as asked ({reason})") from None
+
+    def add(self, ids: Ids, vectors: Vectors) -> None:
+        """As `Engine.add`."""
+        if len(ids):
+            rows = [{"id": int(number), "vector": vector} for number, vector in zip(ids, vectors, strict=True)]
+            self._call(self._client.upsert, self.collection, rows)
+
+    def remove(self, ids: Ids) -> None:
+        """As `Engine.remove`."""
+        if len(ids):
+            self._call(self._client.delete, self.collection, ids=[int(number) for number in ids])
+
+    def search(self, queries: Vectors, count: int) -> tuple[Ids, Vectors]:
+        """As `Engine.search`; no more than MOST of each."""
+        answers = self._call(
+            self._client.search, self.collection, data=list(np.asarray(queries, np.float32)), anns_field="vector",
+            limit=min(count, MOST), output_fields=["id"], search_params={"metric_type": "IP"},
+        )  # fmt: skip
+        rows = [in_order([hit["id"] for hit in hits], [hit["distance"] for hit in hits], count) for hits in answers]
+        return np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows])
+
+    def count(self) -> int:
+        """As `Engine.count`."""
+        rows = self._call(self._client.query, self.collection, filter="", output_fields=["count(*)"])
+        return int(rows[0]["count(*)"])
+
+    def close(self) -> None:
+        """Let the server go."""
+        self._client.close()
