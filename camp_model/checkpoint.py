@@ -1,6 +1,6 @@
 """A trained model on disk: safetensors and JSON, never pickle.
 
-model.safetensors   the weights
+model.safetensors   the weights, sealed; its metadata say which config and vocabulary they belong to
 config.json         {"format": "camp.model", "version": 1, "model": CampConfig, "vocabulary_sha256": ..., "extra": {}}
 vocabulary.json     the words, in the form of SCAN
 """
@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from camp_model.config import CampConfig
 from camp_model.files import read_object, replacing, write_json
 from camp_model.model import CAMP
+from camp_model.seal import BLANK, check_seal, digest_of_values, seal
 from camp_model.vocabulary import Vocabulary
 
 FORMAT, VERSION = "camp.model", "1"
@@ -52,8 +53,11 @@ def save_checkpoint(folder: Path, model: CAMP, vocabulary: Vocabulary, extra: di
     metadata = {
         "camp.format": FORMAT,
         "camp.version": VERSION,
+        "config_sha256": digest_of_values(model.config.to_dict()),
         "vocabulary_sha256": vocabulary.sha256,
+        "tokenizer": vocabulary.tokenizer,
         "extra": json.dumps(extra or {}),
+        **BLANK,
     }
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     # All are written before the first takes its place. A crash while they do, the last first, leaves a mixture of two
@@ -65,6 +69,7 @@ def save_checkpoint(folder: Path, model: CAMP, vocabulary: Vocabulary, extra: di
     ):
         write_json(config, model.config.to_dict())
         save_file(weights, tensors, metadata)
+        seal(tensors)
         vocabulary.save(words)
 
 
@@ -85,12 +90,17 @@ def load_checkpoint(
         ValueError: a file is missing or damaged, the weights do not fit the config, or the vocabulary is another; the
             message names the file and the key.
     """
-    config = _read_config(folder / "config.json")
-    words_path, weights_path = folder / "vocabulary.json", folder / "model.safetensors"
+    config_path, words_path, weights_path = (
+        folder / name for name in ("config.json", "vocabulary.json", "model.safetensors")
+    )
+    stated = read_object(config_path, "a model's config")
+    config = _config(stated, config_path)
     own = Vocabulary.load(words_path)
     weights, metadata = _read_weights(weights_path, str(device))
     if len(own) != config.vocab_size or own.sha256 != metadata.get("vocabulary_sha256"):
         raise ValueError(f"{words_path}: word2idx: is another vocabulary than the one of {weights_path}")
+    if metadata.get("tokenizer") not in (None, own.tokenizer):
+        raise ValueError(f"{words_path}: tokenizer: is {own.tokenizer}, another than that of {weights_path}")
     if vocabulary is not None and vocabulary != own:
         raise ValueError(
             f"{words_path}: word2idx: {len(own)} words ({own.tokenizer}), is another vocabulary than the captions' "
@@ -99,7 +109,13 @@ def load_checkpoint(
     with torch.device(device):
         model = CAMP(config)
     load_weights(model, {current_name(name): value for name, value in weights.items()}, str(weights_path))
-    return model.eval(), own, json.loads(metadata["extra"])
+    # After what can be said more exactly. Older checkpoints say nothing of their config, and have no seal.
+    if metadata.get("config_sha256") not in (None, digest_of_values(stated)):
+        raise ValueError(
+            f"{config_path}: is another config than the one that {weights_path} was trained with (its config_sha256)"
+        )
+    check_seal(weights_path)
+    return model.eval(), own, json.loads(metadata.get("extra", "{}"))
 
 
 def load_weights(model: CAMP, weights: dict[str, torch.Tensor], source: str) -> None:
@@ -134,8 +150,7 @@ def _read_weights(path: Path, device: str) -> tuple[dict[str, torch.Tensor], dic
     return weights, metadata
 
 
-def _read_config(path: Path) -> CampConfig:
-    content = read_object(path, "a model's config")
+def _config(content: dict[str, Any], path: Path) -> CampConfig:
     try:
         return CampConfig(**_current_config(content))
     except (TypeError, ValueError) as error:

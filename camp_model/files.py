@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from camp_model.seal import check_seal, seal, sealed, unsealed
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -89,6 +91,11 @@ def write_json(path: Path, values: Any, indent: int = 2) -> None:
     write_text(path, json.dumps(values, indent=indent, ensure_ascii=False) + "\n")
 
 
+def write_sealed(path: Path, values: Mapping[str, Any], indent: int = 2) -> None:
+    """Write a JSON object with a seal: `read_json` sees it if a value is another one than that written here."""
+    write_json(path, sealed(values), indent)
+
+
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
     """Write some columns of rows; a row's missing values stay empty."""
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -98,11 +105,12 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, ob
 
 
 def write_table(path: Path, table: "pa.Table") -> None:
-    """Write a table as Parquet."""
+    """Write a table as Parquet, sealed."""
     import pyarrow.parquet as pq  # here: whoever writes only texts need not wait for it
 
     with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
+        seal(temporary)
 
 
 def utf8_text(content: bytes) -> str:
@@ -123,14 +131,16 @@ def read_json(path: Path, expected: str) -> Any:
     """The content of a JSON file.
 
     Raises:
-        ValueError: the file cannot be read or is no JSON; the message names it and what was `expected`.
+        ValueError: the file cannot be read, is no JSON, or an object of other values than its seal says; the message
+            names it and what was `expected`.
     """
     try:
-        return json.loads(utf8_text(path.read_bytes()))
+        content = json.loads(utf8_text(path.read_bytes()))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); expected {expected}") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: is not JSON: {error}; expected {expected}") from None
+    return unsealed(path, content) if isinstance(content, dict) else content
 
 
 def read_object(path: Path, expected: str) -> dict[str, Any]:
@@ -157,13 +167,14 @@ def read_table(
         form: what the file's metadata must say of its format, in version 1; None: anything.
 
     Raises:
-        ValueError: the file cannot be read, is of another format, lacks a column, or holds another type or a null in
-            it; the message names file and column.
+        ValueError: the file cannot be read, is damaged or of another format, lacks a column, or holds another type or a
+            null in it; the message names file and column.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
+        check_seal(path)
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
             _check_form(path, schema.metadata or {}, form)

@@ -10,7 +10,7 @@ from typing import Any
 
 import regex
 
-from camp_model.files import read_json, write_json
+from camp_model.files import read_json, write_sealed
 from camp_model.treebank import treebank_words
 
 PAD, START, END, UNK = 0, 1, 2, 3
@@ -75,8 +75,9 @@ class Vocabulary:
     def load(cls, path: Path, tokenizer: str | None = None) -> "Vocabulary":
         """Read a vocabulary JSON in the form of SCAN: {"word2idx": {...}, "idx2word": {"0": ...}, "idx": n}.
 
-        Ours record their tokenizer. Of a file that does not, `tokenizer` says it; without that, a file with words that
-        `unicode` never makes (".", "'s", "t-shirt"), as SCAN's have, is taken for `treebank`, others for `unicode`.
+        Ours record their tokenizer, and are sealed. Of a file that does not, `tokenizer` says it; without that, a file
+        with words that `unicode` never makes (".", "'s", "t-shirt"), as SCAN's have, is taken for `treebank`, others
+        for `unicode`.
 
         Raises:
             ValueError: the file cannot be read or is in another form; the message names the file and the key.
@@ -96,7 +97,7 @@ class Vocabulary:
             "idx": len(self.words),
             "tokenizer": self.tokenizer,
         }
-        write_json(path, content, indent=0)
+        write_sealed(path, content, indent=0)
 
     def __len__(self) -> int:
         return len(self.words)

@@ -154,7 +154,7 @@ def _publish(done: dict[str, str], base: str) -> None:
     """The artifacts of a run: a page with recall, changes and the MLflow run, and the recalls as a table."""
     rows = recall_rows(Path("metrics/retrieval.json"))
     diff = metrics_diff(base)
-    link = mlflow_link(Path("models/camp/fingerprint.json")) if "ran" in done.values() else None
+    link = mlflow_link(Path("models/camp")) if "ran" in done.values() else None
     create_markdown_artifact(
         summary_markdown(done, rows, link) + diff_markdown(diff, base),
         key="reproduce",

@@ -1,6 +1,5 @@
 """What a flow publishes: tables of numbers, and the way to MLflow."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,18 +53,20 @@ def diff_markdown(rows: Sequence[Mapping[str, Any]], base: str) -> str:
     return f"\n# Against {base}\n\n" + (table(shown) or f"No number differs from {base}.\n")
 
 
-def mlflow_link(fingerprint: Path) -> str | None:
-    """A link to the run that trained the model, on the server or, for a local store, on `make ui`; None: unknown."""
+def mlflow_link(checkpoint: Path) -> str | None:
+    """A link to the run that trained a model, on the server or, for a local store, on `make ui`; None: unknown."""
+    from stages.errors import InputError
+    from stages.tracking import trained_by
     from stages.tracking.delivery import bound_waiting
     from stages.tracking.restore import find_run
     from stages.tracking.store import store_uri
     from stages.workspace import main_root
 
     try:
-        key = json.loads(fingerprint.read_text(encoding="utf-8"))["mlflow_run_id"]
-    except (OSError, ValueError, KeyError):
+        key = trained_by(checkpoint)
+    except (OSError, InputError):
         return None
-    if not key:
+    if key is None:
         return None
     from mlflow import MlflowClient
 
@@ -75,5 +76,5 @@ def mlflow_link(fingerprint: Path) -> str | None:
     try:
         run = find_run(MlflowClient(store_uri(main_root())), key)
     except Exception:  # the server is away: the page is published without the link
-        return f"`{key}` (tag camp.run; the server does not answer now)"
+        return f"`{key}` (tag camp.run or camp.model; the server does not answer now)"
     return f"[{run.info.run_name}]({base}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id})"

@@ -1,6 +1,6 @@
 """What stages read: files that an earlier stage or a person wrote. What is wrong with one is an InputError."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,8 +79,25 @@ def read_lines(path: Path) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
+def hashes_of(paths: Iterable[Path]) -> dict[str, str]:
+    """File name -> sha256: what a stage writes down of the numbers that it leaves outside its own folder."""
+    return {path.name: files.sha256_of(path) for path in paths}
+
+
+def check_results(record: Path, paths: Iterable[Path]) -> None:
+    """Compare files with `results` in the JSON file `record` of the stage that wrote both; older ones have none.
+
+    Raises:
+        InputError: a file is another than the one that was written, or `record` cannot be read.
+    """
+    results = read_object(record, "what a stage writes of its results").get("results", {}) if record.is_file() else {}
+    for path in paths:
+        if path.is_file() and results.get(path.name) not in (None, files.sha256_of(path)):
+            raise InputError(f"{path}: is damaged or of another run than {record}, which holds another sha256 of it")
+
+
 def read_fingerprint(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint says of its origin: the detector, the dataset, the tracked run; empty where it says nothing."""
+    """What a checkpoint says of its origin: detector, dataset, hashes of results; empty where it says nothing."""
     path = checkpoint / "fingerprint.json"
     return read_object(path, "what the stage train writes beside its weights") if path.is_file() else {}
 

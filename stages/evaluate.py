@@ -3,10 +3,10 @@ caption with one word changed scores lower."""
 
 from pathlib import Path
 
-from camp_model.files import write_json, write_table, write_text
+from camp_model.files import write_json, write_sealed, write_table, write_text
 from camp_model.regions import RegionStore
 from stages.charts.gates import histogram_page
-from stages.contracts import input_errors, read_fingerprint
+from stages.contracts import hashes_of, input_errors, read_fingerprint
 from stages.device import Precision, choose_device
 from stages.entry import read_params, stage_main
 from stages.evaluation.folds import read_split
@@ -15,7 +15,7 @@ from stages.evaluation.measuring import measure_split
 from stages.evaluation.recall_table import recall_text
 from stages.params.evaluate import EvaluateParams
 from stages.params.section import StageSections
-from stages.tracking import track
+from stages.tracking import track, trained_by
 from stages.workspace import named_path
 
 
@@ -31,7 +31,8 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
     Args:
         regions, captions, model: folders of the region store, the caption tables and the checkpoint.
         out: folder for `{split}.parquet`, a row per query, `gates_{split}.parquet`, a row per inspected pair, with
-            its histograms, `gates_{split}.html`, and `foils_{split}.parquet`, a row per foil.
+            its histograms, `gates_{split}.html`, `foils_{split}.parquet`, a row per foil, and results.json, the hashes
+            of the metrics.
         metrics: folder for retrieval.json, gates.json and foils.json.
 
     Raises:
@@ -46,7 +47,7 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
     splits = {name: read_split(name, captions, store) for name in params.splits}
     models = load_models([model, *map(named_path, params.ensemble)], store, captions, device)
     lexicon = read_lexicon(params, captions)
-    with track("evaluate", {"evaluate": params}, parent=read_fingerprint(model).get("mlflow_run_id")) as run:
+    with track("evaluate", {"evaluate": params}, parent=trained_by(model)) as run:
         with precision.autocast(), input_errors():  # a torn shard
             measured = {
                 name: measure_split(params, models, store, split, lexicon, device) for name, split in splits.items()
@@ -67,6 +68,7 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
         for file, values in files.items():
             write_json(metrics / f"{file}.json", values)
             run.log_artifact(metrics / f"{file}.json", "metrics")
+        write_sealed(out / "results.json", {"results": hashes_of(metrics / f"{file}.json" for file in files)})
     print(recall_text(retrieval))
 
 

@@ -6,7 +6,7 @@
 import argparse
 from pathlib import Path
 
-from stages.contracts import read_fingerprint, read_object
+from stages.contracts import check_results, read_object
 from stages.entry import read_params, stage_main
 from stages.errors import InputError
 from stages.evaluation.recall_table import recall_text
@@ -14,6 +14,7 @@ from stages.reporting.inputs import Inputs, ReportSections
 
 PAGE_LIMIT = 15_000_000
 """Bytes of the page at most."""
+RESULTS = Path("data/evaluation/results.json")
 METRICS = "the metrics of the stage evaluate"
 PAGE = Path("report/index.html")
 
@@ -27,11 +28,10 @@ def write_report(params: ReportSections, inputs: Inputs, out: Path) -> None:
     from camp_model.files import write_text
     from stages.reporting.contents import contents
     from stages.reporting.page import render
-    from stages.tracking import track
+    from stages.tracking import track, trained_by
 
-    parent = read_fingerprint(inputs.model).get("mlflow_run_id")
-    with track("report", {"report": params.report}, parent=parent) as run:
-        page = render(contents(params, inputs, PAGE_LIMIT, parent))
+    with track("report", {"report": params.report}, parent=trained_by(inputs.model)) as run:
+        page = render(contents(params, inputs, PAGE_LIMIT))
         if (size := len(page.encode())) > PAGE_LIMIT:
             raise InputError(f"report.queries, report.top_k: the page has {size:,} bytes; expected fewer queries")
         write_text(out, page)
@@ -43,9 +43,11 @@ def print_summary(metrics: Path, page: Path) -> None:
     """Print the recall table, the gates, the foils, and where to look further. Imports nothing slow.
 
     Raises:
-        InputError: metrics/retrieval.json is missing or broken.
+        InputError: metrics/retrieval.json is missing, or a file of metrics is damaged.
     """
-    print(recall_text(read_object(metrics / "retrieval.json", METRICS), paper=True))
+    retrieval = read_object(metrics / "retrieval.json", METRICS)
+    check_results(metrics.parent / RESULTS, [metrics / f"{name}.json" for name in ("retrieval", "gates", "foils")])
+    print(recall_text(retrieval, paper=True))
     if (metrics / "gates.json").is_file():
         for split, gates in read_object(metrics / "gates.json", METRICS).items():
             if gates.get("gate_auc") is not None:

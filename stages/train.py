@@ -10,6 +10,7 @@ import torch
 from pydantic import model_validator
 
 from camp_model.files import write_json
+from stages.contracts import hashes_of
 from stages.device import Precision
 from stages.entry import hold_outputs, read_params, stage_main
 from stages.errors import InputError
@@ -97,19 +98,19 @@ def train(
             if processes.rank:
                 return
             rsum = progress.best["rsum"]
-            fingerprint = {
-                "detector": store.detector,
-                "dataset": task_hash(paths.captions / "val.parquet", paths.images),
-                "val_rsum": rsum,
-                "precision": params.train.precision,
-                "joint_weight": params.train.joint_weight,
-                "mlflow_run_id": run.run_id,
-            }
             write_plots(paths.plots, progress)
-            write_json(paths.metrics, summary(progress, trainer.epoch_steps) | trainer.pace.metrics())
+            write_json(paths.metrics, summary(progress, trainer.epoch_steps))
+            numbers = (paths.metrics, *(paths.plots / f"{name}.csv" for name in PLOTS))
+            # Nothing of this one run, such as its id or its pace: equal trainings make equal files.
+            fingerprint = {
+                "detector": store.detector, "dataset": task_hash(paths.captions / "val.parquet", paths.images),
+                "val_rsum": rsum, "precision": params.train.precision, "joint_weight": params.train.joint_weight,
+                "results": hashes_of(numbers),
+            }  # fmt: skip
             publish(resume.best(progress.best_epoch), paths.model, fingerprint)
+            run.log_metrics({f"train/{name}": value for name, value in trainer.pace.metrics().items()}, progress.step)
             run.log_model(paths.model, rsum)
-            for path in (paths.metrics, *(paths.plots / f"{name}.csv" for name in PLOTS)):
+            for path in numbers:
                 run.log_artifact(path)
         resume.clear()
 

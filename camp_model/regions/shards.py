@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from camp_model.files import replacing
 from camp_model.regions.contents import Array, ImageRegions, StoreInfo, metadata, read_info
+from camp_model.seal import check_seal, seal
 
 DTYPES = {"float16": pa.float16(), "float32": pa.float32()}
 COLUMNS = {
@@ -65,7 +66,7 @@ def write_shard(
     images: Sequence[tuple[str, ImageRegions]],
     rejected: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Write one shard under a temporary name and rename it; the same input gives the same bytes.
+    """Write one sealed shard under a temporary name and rename it; the same input gives the same bytes.
 
     Raises:
         ValueError: an image has more than `max_regions` regions or features of another width, or a number is not
@@ -89,12 +90,10 @@ def write_shard(
         )
     columns |= {name: pa.array([getattr(item, name) for _, item in images], pa.int32()) for name in ("width", "height")}
     batch = pa.record_batch(columns, metadata=metadata("regions", info, key=key, rejected=list(rejected)))
-    with (
-        replacing(path) as temporary,
-        pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, batch.schema) as writer,
-    ):
-        writer.write_batch(batch)
+    with replacing(path) as temporary:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        seal(temporary)
 
 
 def _lists(name: str, offsets: pa.Array, rows: Sequence[Array], kind: pa.DataType, info: StoreInfo) -> pa.Array:
@@ -111,9 +110,10 @@ def open_shard(path: Path) -> tuple[pa.RecordBatch, StoreInfo, str]:
     """Map a shard: its batch, info and version.
 
     Raises:
-        ValueError: the file is missing, torn, or no shard.
+        ValueError: the file is missing, torn, damaged, or no shard.
     """
     try:
+        check_seal(path)
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         batch = reader.get_batch(0)
     except (OSError, pa.ArrowException) as error:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from camp_model.files import write_json
+from camp_model.files import write_sealed
 from camp_model.regions import ImageRegions
 from stages.contracts import read_object
 from stages.detectors import DETECTORS
@@ -45,7 +45,7 @@ class Description:
         values = asdict(self)
         values["weights"] = {"source": values.pop("weights_source"), "sha256": values.pop("weights_sha256")}
         values |= {"fingerprint": self.fingerprint, "computed_by": computed_by(self.backend)}
-        write_json(folder / "detector.json", values)
+        write_sealed(folder / "detector.json", values)
 
     @classmethod
     def load(cls, folder: Path) -> "Description":

@@ -188,4 +188,4 @@ def train_detector_of_scenes(
     seconds = time.monotonic() - started
     score = measure(TorchvisionExtractor(network, description, MEASURED, "cpu", NMS_IOU), held_out, settings.batch_size)
     print(f"mAP@0.5 on val: {score:.3f} after {settings.steps} steps in {seconds:.0f} s")
-    return {"val_map50": score, "train_loss": loss, "seconds": round(seconds, 1)}
+    return {"val_map50": score, "train_loss": loss}

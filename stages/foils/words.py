@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from camp_model.files import write_json
+from camp_model.files import write_sealed
 from camp_model.vocabulary import UNK, Vocabulary
 from stages.contracts import read_object
 from stages.errors import InputError, shown
@@ -53,7 +53,7 @@ def words_of(words: Words, kinds: Iterable[str] = KINDS) -> list[str]:
 
 def save_words(words: Words, path: Path) -> None:
     """Write lexicon.json whole or not at all."""
-    write_json(path, words, indent=1)
+    write_sealed(path, words, indent=1)
 
 
 def load_words(path: Path) -> Words:

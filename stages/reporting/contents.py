@@ -9,10 +9,11 @@ import pyarrow as pa
 
 from camp_model.captions import CaptionTable
 from camp_model.checkpoint import load_checkpoint
+from camp_model.files import sha256_of
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
-from stages.contracts import input_errors, read_object, read_table
+from stages.contracts import check_results, input_errors, read_object, read_table
 from stages.errors import InputError
 from stages.evaluation.recall_table import HEADINGS
 from stages.evaluation.tables import FOIL_SCHEMA, PAIR_SCHEMA, QUERY_SCHEMA
@@ -22,9 +23,11 @@ from stages.reporting.explorer import explorer_data
 from stages.reporting.foils import foil_rows, gallery
 from stages.reporting.inputs import Inputs, ReportSections
 from stages.reporting.queries import Inspector
-from stages.tracking.machine import checked_out
 
 EVALUATED = "what the stage evaluate writes"
+EVALUATED_FILES = ("retrieval", "gates", "foils")
+CURVES = ("train_loss", "val_recall", "val_gates")
+"""Files of metrics and of plots, in the order of `_load` and `contents`."""
 MARGIN = 300_000
 """Bytes kept for everything on the page but the interactive part's data."""
 
@@ -57,7 +60,7 @@ def _load(inputs: Inputs) -> Loaded:
     split = "test" if "test" in retrieval else next(iter(retrieval))
     with input_errors():
         vocabulary = Vocabulary.load(inputs.captions / "vocabulary.json")
-        return Loaded(
+        loaded = Loaded(
             retrieval=retrieval,
             gates=read_object(inputs.metrics / "gates.json", EVALUATED),
             training=read_object(inputs.metrics / "train.json", "the metrics of the stage train"),
@@ -75,18 +78,21 @@ def _load(inputs: Inputs) -> Loaded:
             vocabulary=vocabulary,
             model=load_checkpoint(inputs.model, "cpu", vocabulary)[0],
         )
+    check_results(inputs.evaluation / "results.json", [inputs.metrics / f"{name}.json" for name in EVALUATED_FILES])
+    curves = [inputs.plots / f"{name}.csv" for name in CURVES]
+    check_results(inputs.model / "fingerprint.json", [inputs.metrics / "train.json", *curves])
+    return loaded
 
 
 def _read_evaluated(path: Path, schema: pa.Schema) -> pa.Table:
     return read_table(path, schema.names, EVALUATED, form=schema.metadata[b"camp.format"].decode())
 
 
-def contents(params: ReportSections, inputs: Inputs, limit: int, train_run: str | None) -> dict[str, Any]:
+def contents(params: ReportSections, inputs: Inputs, limit: int) -> dict[str, Any]:
     """All that page.html.jinja reads.
 
     Args:
         limit: bytes that the page may have.
-        train_run: the MLflow run that trained the model, if known.
 
     Raises:
         InputError: an input is missing, broken or of another run than the others; or the page would pass `limit`.
@@ -107,9 +113,7 @@ def contents(params: ReportSections, inputs: Inputs, limit: int, train_run: str 
     alts = {key: image["alt"] for key, image in data["images"].items()}
     notes = {name: page.protocol_note(table.schema.metadata) for name, table in loaded.evaluations.items()}
     gates = loaded.gates.get(split, {})
-    loss, recall, by_epoch = (
-        page.read_curve(inputs.plots / f"{name}.csv") for name in ("train_loss", "val_recall", "val_gates")
-    )
+    loss, recall, by_epoch = (page.read_curve(inputs.plots / f"{name}.csv") for name in CURVES)
     dataset = "drawn scenes" if params.dataset.source == "scenes" else Path(params.dataset.root).name
     return {
         "title": f"CAMP on {dataset}: text-image retrieval",
@@ -131,18 +135,18 @@ def contents(params: ReportSections, inputs: Inputs, limit: int, train_run: str 
         "foils_by_gate": any(entry["byGate"] is not None for entry in data["foils"]),
         **page.gate_context(gates, loaded.gate_pairs, by_epoch),
         "charts": page.charts(loss, recall, loaded.training.get("best_epoch")),
-        "facts": _facts(params, loaded, train_run),
+        "facts": _facts(params, loaded, inputs.model),
         "data": data,
     }
 
 
-def _facts(params: ReportSections, loaded: Loaded, train_run: str | None) -> list[dict[str, Any]]:
+def _facts(params: ReportSections, loaded: Loaded, model_folder: Path) -> list[dict[str, Any]]:
     """What the run was made of: titled lists of (label, value)."""
     images, captions = Counter(loaded.images["split"].to_pylist()), Counter(loaded.caption_splits)
     config = loaded.model.config
     store = loaded.store
     rejected = len(loaded.images) - len(store)
-    weights = sum(value.numel() for value in loaded.model.parameters())
+    size = sum(value.numel() for value in loaded.model.parameters())
     data: list[tuple[str, str]] = [("source", params.dataset.source)]
     data += [(split, f"{images[split]:,} images, {captions[split]:,} captions") for split in SPLITS]
     data += [
@@ -162,10 +166,13 @@ def _facts(params: ReportSections, loaded: Loaded, train_run: str | None) -> lis
         # Recalls and gates by epoch stand in the curves.
         if isinstance(value, int | float | str) and not key.startswith(("val_i2t", "val_t2i", "val_gate"))
     ]
-    origin = [("MLflow run", train_run or "not known"), ("commit", checked_out()), ("report seed", params.report.seed)]
+    # By it `python -m stages.tracking restore` finds the run and its commit. Neither stands here: equal results are
+    # equal pages.
+    weights = sha256_of(model_folder / "model.safetensors")[:12]
+    origin = [("model (its sha256)", weights), ("report seed", params.report.seed)]
     return [
         {"title": "Data", "rows": data},
-        {"title": "Model", "rows": [*model, ("parameters", f"{weights:,}")]},
+        {"title": "Model", "rows": [*model, ("parameters", f"{size:,}")]},
         {"title": "Training", "rows": trained},
         {"title": "Origin", "rows": origin},
     ]

@@ -8,7 +8,6 @@ run. Where runs go and what they hold: docs/tracking.md.
 
 import contextlib
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -24,6 +23,8 @@ from typing import Any
 
 from filelock import Timeout
 
+from camp_model.files import sha256_of, write_text
+from stages.contracts import read_fingerprint
 from stages.params.section import Section
 from stages.tracking.machine import output, sample_machine
 from stages.tracking.restore import model_hash
@@ -37,6 +38,8 @@ WAIT_AGAIN = 3.0
 HEADLINE = "best/val_rsum"
 """Validation rsum of the kept model. MLflow's compare page draws the params that differ against the metric that a run
 had first, so a train run begins with this one, at 0."""
+TRAINED = Path(".tracking") / "trained"
+"""Below the repository root: files named by the sha256 of a model.safetensors, with the key of the run that made it."""
 PARENT = "CAMP_PARENT_RUN"
 """Environment variable: key of the run that a train run is nested under (a sweep)."""
 
@@ -70,13 +73,17 @@ class Run:
         """Record a checkpoint folder as an MLflow model and register it; `champion` follows the best val rsum.
 
         Its code is kept with it as it is now: the delivery may happen after the code has changed. The hash of the val
-        split and the detector's fingerprint in its fingerprint.json become tags of the run.
+        split and the detector's fingerprint in its fingerprint.json, and the hash of its weights, become tags.
         """
+        if self._spool is None:
+            return
         self.log_metrics({HEADLINE: val_rsum})
-        fingerprint = Path(folder) / "fingerprint.json"
-        if fingerprint.is_file():
-            facts = json.loads(fingerprint.read_text(encoding="utf-8"))
-            self.set_tags({name: facts.get(name) for name in ("dataset", "detector")})
+        facts, sha256 = read_fingerprint(Path(folder)), sha256_of(Path(folder) / "model.safetensors")
+        self.set_tags({name: facts.get(name) for name in ("dataset", "detector")} | {"camp.model": sha256})
+        try:
+            write_text(main_root() / TRAINED / sha256, str(self.run_id))
+        except OSError as error:
+            warnings.warn(f"evaluations of this model will not be nested under this run: {error}", stacklevel=2)
         code = (Path(__file__).with_name("served_model.py"), Path(__file__).parents[2] / "camp_model")
         start_end, max_words = (self._params.get(f"captions.{name}") for name in ("start_end", "max_words"))
         self._write(
@@ -101,6 +108,19 @@ class Run:
             except OSError as error:
                 warnings.warn(f"the run is not recorded further: {error}", stacklevel=3)
                 self._spool = None
+
+
+def trained_by(checkpoint: Path) -> str | None:
+    """What `track` takes for a parent: the run that trained a checkpoint, by its key or, where this repository has not
+    seen it, by the weights: `model-<sha256>`; None where there are none."""
+    if recorded := read_fingerprint(checkpoint).get("mlflow_run_id"):  # in older ones
+        return str(recorded)
+    weights = checkpoint / "model.safetensors"
+    if not weights.is_file():
+        return None
+    sha256 = sha256_of(weights)
+    known = main_root() / TRAINED / sha256
+    return known.read_text(encoding="utf-8") if known.is_file() else f"model-{sha256}"
 
 
 def flatten(params: object, prefix: str = "") -> dict[str, str]:
@@ -131,7 +151,7 @@ def track(
         kind: train, evaluate, report, sweep: the tag `camp.kind`.
         params: sections or a mapping of them; logged flattened, as `model.gate`.
         run_id: key of a run to go on with, after a resume.
-        parent: key of the run that this one is nested under (the train run of an evaluation).
+        parent: the run that this one is nested under (the train run of an evaluation): its key, or see `trained_by`.
         name: the name in MLflow's table; else the DVC experiment's, else the kind and the time.
         tags: further tags.
 

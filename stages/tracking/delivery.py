@@ -82,9 +82,11 @@ class Delivery:
         return True
 
     def _find(self, key: str) -> str | None:
-        """MLflow's id of the run with this key."""
+        """MLflow's id of the run with this key; of `model-<sha256>`, the last that trained this model."""
         if key not in self._runs:
-            for run in search(self.client, f"tags.`camp.run` = '{key}'"):
+            model = key.removeprefix("model-")
+            named = f"tags.`camp.run` = '{key}'" if model == key else f"tags.`camp.model` = '{model}'"
+            for run in sorted(search(self.client, named), key=lambda run: run.info.start_time):
                 self._runs[key] = run.info.run_id
         return self._runs.get(key)
 

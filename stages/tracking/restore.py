@@ -30,16 +30,18 @@ def model_hash(lock: str | bytes) -> str | None:
 
 
 def find_run(client: "MlflowClient", name: str) -> "Run":
-    """The run with this key or MLflow id, or the beginning of one.
+    """The run with this key or MLflow id, or the one that trained the model of this sha256, or the beginning of one.
 
     Raises:
         InputError: there is none, or more than one.
     """
     runs: dict[str, Run] = {}
-    for key in ("attributes.run_id", "tags.`camp.run`") if re.fullmatch(r"[0-9A-Za-z-]+", name) else ():
+    name = name.removeprefix("model-")
+    keys = ("attributes.run_id", "tags.`camp.run`", "tags.`camp.model`")
+    for key in keys if re.fullmatch(r"[0-9A-Za-z-]+", name) else ():
         runs |= {run.info.run_id: run for run in search(client, f"{key} LIKE '{name}%' and tags.`camp.run` != ''")}
     if len(runs) != 1:
-        expected = "expected an MLflow run id or a camp.run tag"
+        expected = "expected an MLflow run id, a camp.run tag or the sha256 of a model.safetensors"
         raise InputError(f"run {name[:80]}: {len(runs) or 'no'} runs have this id; {expected}")
     return next(iter(runs.values()))
 

@@ -4,7 +4,6 @@ Columns of the input: `sentence`, and either `regions` (features [k, region_dim]
 store named by the param `store`): the score of that pair. With neither, the top `top_k` images of the store.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from camp_model.checkpoint import load_checkpoint
 from camp_model.encoders import length_mask
+from camp_model.files import read_object
 from camp_model.regions import RegionStore
 
 BLOCK = 256
@@ -36,7 +36,7 @@ class Retrieval(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
         self.model, self.vocabulary, _ = load_checkpoint(checkpoint)
         self.settings: dict[str, Any] = context.model_config or {}
         origin = checkpoint / "fingerprint.json"
-        self.detector = json.loads(origin.read_text(encoding="utf-8")).get("detector") if origin.is_file() else None
+        self.detector = read_object(origin, "a checkpoint's origin").get("detector") if origin.is_file() else None
         self.held: tuple[object, RegionStore, dict[int, Encoded]] | None = None
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from camp_model import gates as pair_gates
-from camp_model.files import replacing_folder, write_csv, write_json
+from camp_model.files import replacing_folder, write_csv, write_sealed
 from stages.training.resume import Progress
 
 PLOTS = ("train_loss", "val_recall", "val_gates")
@@ -55,4 +55,4 @@ def publish(best: Path, out: Path, fingerprint: Mapping[str, Any]) -> None:
     """Put the best checkpoint in place, whole."""
     with replacing_folder(out) as building:
         shutil.copytree(best, building, dirs_exist_ok=True)
-        write_json(building / "fingerprint.json", fingerprint)
+        write_sealed(building / "fingerprint.json", fingerprint)

@@ -25,6 +25,7 @@ from torch import Tensor
 from camp_model.checkpoint import save_checkpoint
 from camp_model.files import replacing, sha256_of
 from camp_model.model import CAMP
+from camp_model.seal import BLANK, check_seal, seal
 from camp_model.vocabulary import Vocabulary
 
 UNUSED_DAYS = 14
@@ -84,7 +85,8 @@ class Resume:
         tensors["losses"] = torch.tensor(facts.pop("losses"), dtype=torch.float64)
         metadata = {"key": self.key, "progress": json.dumps(facts), "scaler": json.dumps(scaler.state_dict())}
         with replacing(self.state) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+            save_file(tensors, temporary, metadata=metadata | BLANK)
+            seal(temporary)
         for old in self.folder.glob("best-*"):
             if old != self.best(progress.best_epoch):
                 shutil.rmtree(old, ignore_errors=True)
@@ -94,10 +96,11 @@ class Resume:
         if not self.state.is_file():
             return None
         try:
+            check_seal(self.state)
             with safe_open(self.state, framework="pt") as file:
                 metadata = file.metadata()
                 tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             print(f"{self.state}: cannot be read ({error}); training starts anew")
             return None
         progress = Progress(losses=tensors.pop("losses").tolist(), **json.loads(metadata["progress"]))

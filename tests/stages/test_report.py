@@ -13,7 +13,9 @@ import pytest
 
 from camp_model.captions import CaptionTable, write_captions
 from camp_model.checkpoint import load_checkpoint
+from camp_model.files import write_sealed
 from camp_model.regions import RegionStore
+from stages.contracts import hashes_of, read_fingerprint
 from stages.errors import InputError
 from stages.evaluate import evaluate
 from stages.params.evaluate import EvaluateParams
@@ -218,6 +220,24 @@ def test_a_broken_input_is_named_and_no_page_is_written(small, path, match):
     with pytest.raises(InputError, match=match):
         draw(queries=60)
     assert not Path("report/index.html").exists()
+
+
+@pytest.mark.parametrize(
+    "path", [*(f"metrics/{name}.json" for name in ("retrieval", "gates", "foils", "train")), "plots/val_recall.csv"]
+)
+def test_a_changed_digit_in_a_number_is_named_and_never_shown(small, path):
+    record = Path("models/camp/fingerprint.json")
+    trained = hashes_of([Path("metrics/train.json"), Path("plots/val_recall.csv")])
+    write_sealed(record, read_fingerprint(record.parent) | {"results": trained})
+    draw()
+    content = Path(path).read_text()
+    at = next(i for i, letter in enumerate(content) if letter.isdigit() and content[i - 1] in ": ,")
+    Path(path).write_text(content[:at] + str((int(content[at]) + 1) % 10) + content[at + 1 :])
+    with pytest.raises(InputError, match=rf"{path}: is damaged or of another run than .*(results|fingerprint)\.json"):
+        draw()
+    if "train" not in path and "plots" not in path:
+        with pytest.raises(InputError, match=f"{path}: is damaged"):
+            print_summary(Path("metrics"), Path("report/index.html"))
 
 
 def test_without_its_file_a_picture_is_grey_and_all_else_is_there(small, capsys):

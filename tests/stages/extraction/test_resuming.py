@@ -50,6 +50,19 @@ def test_a_killed_run_resumes_to_the_same_bytes(workplace, reference: dict[str, 
     assert kept and all(again[name][0] == before[name][0] for name in kept), "a whole shard was extracted twice"
 
 
+def test_a_shard_with_a_changed_byte_is_extracted_again(workplace, reference: dict[str, bytes]) -> None:
+    workplace.run()
+    shard = workplace.plan().shards[1]
+    for folder in (workplace.folder, workplace.out):
+        content = bytearray(reference[shard.file_name])
+        content[len(content) // 2] ^= 1  # among the features
+        (folder / shard.file_name).unlink()
+        (folder / shard.file_name).write_bytes(content)
+    assert [missing.key for missing in missing_shards(workplace.plan().shards, workplace.folder)] == [shard.key]
+    workplace.run()
+    assert workplace.files() == reference
+
+
 def test_two_processes_race_to_the_same_end(workplace, reference: dict[str, bytes]) -> None:
     children = [workplace.start() for _ in range(2)]
     for child in children:

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from camp_model.files import sha256_of
 from stages import tracking
 from stages.errors import InputError
-from stages.tracking import flatten, track
+from stages.tracking import flatten, track, trained_by
 from stages.tracking import machine as tracking_machine
 from stages.tracking.commands import main as commands
+from stages.tracking.restore import find_run
 from stages.tracking.spool import Spool, pending, read_events, undelivered, writer_alive
 from stages.workspace import main_root
 
@@ -117,6 +119,21 @@ def test_a_killed_run_is_closed_as_killed_and_a_resumed_one_goes_on(workspace):
     assert len(runs(workspace)) == 1
     assert run.info.status == "FINISHED"
     assert [point.step for point in client(workspace).get_metric_history(run.info.run_id, "train/loss")] == [0, 1]
+
+
+def test_a_model_leads_to_its_run_where_only_the_server_knows_it(workspace):
+    (workspace / "camp").mkdir()
+    (workspace / "camp" / "model.safetensors").write_bytes(b"weights")
+    with track("train", {}, tags={"camp.model": sha256_of(workspace / "camp" / "model.safetensors")}) as run:
+        pass
+    parent = trained_by(workspace / "camp")
+    assert parent is not None and parent.startswith("model-")
+    with track("evaluate", {}, parent=parent) as child:
+        child.log_metrics({"test/rsum": 450.5})
+    found = runs(workspace)
+    assert found[child.run_id].data.tags["mlflow.parentRunId"] == found[run.run_id].info.run_id
+    assert found[run.run_id].data.metrics["test/rsum"] == 450.5
+    assert find_run(client(workspace), parent[:20]).info.run_id == found[run.run_id].info.run_id
 
 
 def wait_for(condition, seconds):

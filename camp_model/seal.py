@@ -1,0 +1,162 @@
+"""A seal is a checksum of a whole file inside the file, where its format leaves room: whoever reads it sees damage.
+
+Parquet and Arrow files have room before their footer, safetensors in the metadata, JSON objects under a key of their
+own. It tells accidents (a flipped byte, a torn write, blocks of zeros), not forgery. A file without a seal is an older
+one, or another program's, and is read as it is.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+KEY = "camp.seal"
+MARK = b"camp.seal/1:"
+LENGTH = 64
+"""Bytes of a seal: a multiple of 8, so that what follows it stays aligned."""
+BLANK = {KEY: MARK.decode().ljust(LENGTH, "0")}
+"""Metadata with which a safetensors file is written before it is sealed."""
+MAGICS = (b"PAR1", b"ARROW1")
+"""How files end that keep the length of a footer before this word."""
+CHUNK, BLOCK = 1 << 20, 1 << 16
+"""Bytes read at a time, and bytes that are added up into one number, which any single changed byte changes."""
+SETTLED = 2.0
+"""Seconds after its last change from which a file that was whole is taken to be so: before, it may change unseen."""
+
+_whole: set[tuple[int, int, int, int]] = set()
+
+
+def seal(path: Path) -> None:
+    """Seal a Parquet, Arrow or safetensors file that has just been written; equal content then is equal bytes.
+
+    Raises:
+        ValueError: the file is of no such format, or a safetensors file was written without `BLANK`.
+    """
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        at = _footer(file, size)
+        if at is None:
+            at = _order_metadata(file, path)
+        else:  # make room
+            file.seek(at)
+            footer = file.read()
+            file.seek(at)
+            file.write(BLANK[KEY].encode() + footer)
+        file.flush()
+        digest = _digest(file, at)
+        file.seek(at)
+        file.write(digest)
+
+
+def check_seal(path: Path) -> None:
+    """Read a file once and compare it with its seal, if it has one; a file that was whole is not read again.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: its bytes are not those that were written.
+    """
+    with path.open("rb") as file:
+        about = os.fstat(file.fileno())
+        state = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
+        if state in _whole:
+            return
+        at = _position(file, about.st_size)
+        if at is None:
+            return
+        file.seek(at)
+        if file.read(LENGTH) != _digest(file, at):
+            raise ValueError(f"{path}: is damaged: its bytes are not those that were written (its checksum differs)")
+    if about.st_mtime < time.time() - SETTLED:
+        _whole.add(state)
+
+
+def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a JSON object with their seal."""
+    return {**values, KEY: digest_of_values(values)}
+
+
+def unsealed(path: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a JSON object without its seal.
+
+    Raises:
+        ValueError: there is one, and the values are others than those that were written.
+    """
+    names = [name for name in values if len(name) == len(KEY) and sum(map(str.__ne__, name, KEY)) <= 1]
+    if not names:
+        return values
+    rest = {name: value for name, value in values.items() if name not in names}
+    if names != [KEY] or values[KEY] != digest_of_values(rest):
+        raise ValueError(f"{path}: is damaged: its values are not those that were written ({KEY} differs)")
+    return rest
+
+
+def digest_of_values(values: Any) -> str:
+    """Hex sha256 of JSON-able values, whatever the order of their keys and however they are laid out."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _footer(file: IO[bytes], size: int) -> int | None:
+    """Where the footer of a Parquet or Arrow file begins; None: it is neither."""
+    file.seek(max(size - 16, 0))
+    end = file.read()
+    magic = next((magic for magic in MAGICS if end.endswith(magic)), None)
+    if magic is None or size < 16:
+        return None
+    before = len(magic) + 4
+    at = size - before - int.from_bytes(end[-before : -len(magic)], "little")
+    return at if 0 < at < size else None
+
+
+def _position(file: IO[bytes], size: int) -> int | None:
+    """Where a file has its seal; None: it has none."""
+    footer = _footer(file, size)
+    if footer is not None:
+        at = footer - LENGTH
+        if at < 0:
+            return None
+        file.seek(at)
+        return at if file.read(len(MARK)) == MARK else None
+    file.seek(0)
+    header = file.read(min(int.from_bytes(file.read(8), "little"), size))
+    at = header.find(f'"{KEY}":"'.encode() + MARK)
+    return None if at < 0 else 8 + at + len(f'"{KEY}":"')
+
+
+def _order_metadata(file: IO[bytes], path: Path) -> int:
+    """Put the metadata of a safetensors file, whose order is random, into that of their names; the seal's place."""
+    file.seek(0)
+    size = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(size))
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+    if KEY not in header["__metadata__"] or len(text) != size:
+        raise ValueError(f"{path}: {KEY}: no room for it; expected Parquet, Arrow, or safetensors with {KEY}")
+    file.seek(8)
+    file.write(text)
+    return 8 + text.index(f'"{KEY}":"'.encode()) + len(f'"{KEY}":"')
+
+
+def _digest(file: IO[bytes], at: int) -> bytes:
+    """The seal that a file should have at `at`: of all bytes before and after it."""
+    import numpy as np  # here: whoever reads only texts need not wait for it
+
+    digest = hashlib.sha256()
+    size = file.seek(0, os.SEEK_END)
+    buffer = bytearray(CHUNK)
+    blocks = np.frombuffer(buffer, dtype="<u8").reshape(-1, BLOCK // 8)
+    for start, stop in ((0, at), (at + LENGTH, size)):
+        digest.update(f"{stop - start} ".encode())
+        file.seek(start)
+        remaining = stop - start
+        while remaining > 0:
+            count = file.readinto(memoryview(buffer)[: min(CHUNK, remaining)])  # type: ignore[attr-defined]
+            if not count:
+                break  # it has become shorter
+            filled = -(-count // BLOCK)
+            buffer[count : filled * BLOCK] = bytes(filled * BLOCK - count)
+            digest.update(blocks[:filled].sum(axis=1, dtype=np.uint64).tobytes())
+            remaining -= count
+    return MARK + digest.hexdigest()[: LENGTH - len(MARK)].encode()
