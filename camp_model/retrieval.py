@@ -21,6 +21,7 @@ from camp_model.encoders import length_mask
 from camp_model.encoding import Regions, device_of, encode_batches, encode_images
 from camp_model.files import replacing
 from camp_model.model import CAMP
+from camp_model.seal import check_seal, seal
 
 
 @dataclass(frozen=True)
@@ -103,19 +104,21 @@ def save_index(index: Any, path: Path) -> None:
 
     with replacing(path) as temporary:
         faiss.write_index(index, str(temporary))
+        seal(temporary, append=True)
 
 
 def load_index(path: Path) -> Any:
     """Read a faiss index.
 
     Raises:
-        ValueError: the file is missing or no index.
+        ValueError: the file is missing, damaged, or no index.
     """
     import faiss
 
     try:
+        check_seal(path)
         return faiss.read_index(str(path))
-    except RuntimeError:
+    except (OSError, RuntimeError):
         raise ValueError(f"{path}: cannot be read; expected a faiss index") from None
 
 

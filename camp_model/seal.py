@@ -1,8 +1,8 @@
 """A seal is a checksum of a whole file inside the file, where its format leaves room: whoever reads it sees damage.
 
 Parquet and Arrow files have room before their footer, safetensors in the metadata, JSON objects under a key of their
-own. It tells accidents (a flipped byte, a torn write, blocks of zeros), not forgery. A file without a seal is an older
-one, or another program's, and is read as it is.
+own, faiss and .npy behind what their readers read. It tells accidents (a flipped byte, a torn write, blocks of zeros),
+not forgery. A file without a seal is an older one, or another program's, and is read as it is.
 """
 
 import hashlib
@@ -29,15 +29,19 @@ SETTLED = 2.0
 _whole: set[tuple[int, int, int, int]] = set()
 
 
-def seal(path: Path) -> None:
-    """Seal a Parquet, Arrow or safetensors file that has just been written; equal content then is equal bytes.
+def seal(path: Path, append: bool = False) -> None:
+    """Seal a file that has just been written; equal content then is equal bytes.
+
+    Args:
+        path: a Parquet, Arrow or safetensors file.
+        append: it is another one, whose readers pass over what stands at its end.
 
     Raises:
         ValueError: the file is of no such format, or a safetensors file was written without `BLANK`.
     """
     with path.open("r+b") as file:
         size = file.seek(0, os.SEEK_END)
-        at = _footer(file, size)
+        at = size if append else _footer(file, size)
         if at is None:
             at = _order_metadata(file, path)
         else:  # make room
@@ -119,6 +123,9 @@ def _position(file: IO[bytes], size: int) -> int | None:
             return None
         file.seek(at)
         return at if file.read(len(MARK)) == MARK else None
+    file.seek(max(size - LENGTH, 0))
+    if file.read(len(MARK)) == MARK:
+        return size - LENGTH
     file.seek(0)
     header = file.read(min(int.from_bytes(file.read(8), "little"), size))
     at = header.find(f'"{KEY}":"'.encode() + MARK)

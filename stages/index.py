@@ -5,7 +5,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from camp_model.checkpoint import load_checkpoint
-from camp_model.files import remove_unused, replacing_folder, sha256_of, write_json
+from camp_model.files import remove_unused, replacing_folder, sha256_of, write_sealed
 from camp_model.regions import RegionStore
 from stages.contracts import check_trained_on, input_errors
 from stages.entry import read_params, stage_main
@@ -53,7 +53,7 @@ def index(params: IndexParams, *, regions: Path, model: Path, out: Path, work: P
             shards = {store.image_ids[row]: name for name, rows in store.rows_of_shards().items() for row in rows}
             in_store_order = {name: shards[name] for name in store.image_ids}
             bring_up_to_date(server, vectors, in_store_order, work / f"{facts.collection}.parquet")
-        write_json(building / "index.json", facts.to_dict())
+        write_sealed(building / "index.json", facts.to_dict())
     remove_unused(work, {vector_file(weights, shard) for shard in store.rows_of_shards()})
     print(f"{len(store)} pictures, vectors of {facts.dim}, engine {params.engine}")
 

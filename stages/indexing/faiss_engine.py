@@ -7,6 +7,8 @@ import faiss
 import numpy as np
 
 from camp_model.files import replacing
+from camp_model.seal import check_seal, seal
+from stages.contracts import input_errors
 from stages.errors import InputError
 from stages.indexing.engines import Ids, Vectors, in_order
 
@@ -62,17 +64,20 @@ class FaissEngine:
         """Write the index; the same vectors give the same bytes."""
         with replacing(path) as temporary:
             faiss.write_index(self._index, str(temporary))
+            seal(temporary, append=True)
 
     @classmethod
     def load(cls, path: Path, dim: int) -> Self:
         """Read an index.
 
         Raises:
-            InputError: the file is missing, no index, or of another width.
+            InputError: the file is missing, damaged, no index, or of another width.
         """
         try:
+            with input_errors():
+                check_seal(path)
             index = faiss.read_index(str(path))
-        except RuntimeError:
+        except (OSError, RuntimeError):
             raise InputError(f"{path}: cannot be read as an index of faiss; the stage index writes it") from None
         if index.d != dim:
             raise InputError(f"{path}: its vectors are {index.d} wide; the model's are {dim}")

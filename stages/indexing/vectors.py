@@ -12,6 +12,7 @@ from camp_model.files import replacing, sha256_of
 from camp_model.joint import pooled_vectors
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
+from camp_model.seal import check_seal, seal
 from stages.indexing.engines import Ids, Vectors
 
 
@@ -55,8 +56,10 @@ def store_vectors(
         known = _read(path, (len(rows), model.config.dim))
         if known is None:
             known = picture_vectors(model, store, rows)
-            with replacing(path) as temporary, temporary.open("wb") as file:
-                np.save(file, known, allow_pickle=False)
+            with replacing(path) as temporary:
+                with temporary.open("wb") as file:
+                    np.save(file, known, allow_pickle=False)
+                seal(temporary, append=True)
         vectors[rows] = known
         if progress is not None:
             progress(len(rows))
@@ -64,8 +67,9 @@ def store_vectors(
 
 
 def _read(path: Path, shape: tuple[int, int]) -> Vectors | None:
-    """A file of vectors; None where there is none, or one that is torn or of another shape."""
+    """A file of vectors; None where there is none, or one that is torn, damaged or of another shape."""
     try:
+        check_seal(path)
         vectors = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None

@@ -130,3 +130,21 @@ def test_an_index_without_its_vectors_is_an_error(small: SmallRun) -> None:
     (out / "index.faiss").unlink()
     with pytest.raises(InputError, match=r"index\.faiss: cannot be read"):
         open_index(out, IndexFacts.load(out))
+
+
+def test_a_changed_byte_in_the_index_is_an_error_and_in_remembered_vectors_makes_them_anew(small: SmallRun) -> None:
+    out = build(small)
+    first = files(out)
+    for folder, damaged in ((out, out / "index.faiss"), (out, out / "index.json")):
+        content = bytearray(damaged.read_bytes())
+        place = content.index(b'"count": ') + 9 if damaged.suffix == ".json" else len(content) // 2
+        content[place] ^= 1
+        damaged.write_bytes(content)
+        with pytest.raises(InputError, match=f"{damaged.name}: is damaged"):
+            open_index(folder, IndexFacts.load(folder))
+        build(small)
+    remembered = sorted(small.root.rglob("*.npy"))
+    content = bytearray(remembered[0].read_bytes())
+    content[len(content) // 2] ^= 1
+    remembered[0].write_bytes(content)
+    assert files(build(small)) == first
