@@ -229,7 +229,7 @@ class Trainer:
         done = step - self.params.random_negative_steps
         if done >= self.params.curriculum_steps:
             return 0
-        share = max(done, 0) / self.params.curriculum_steps
+        share = max(done, 0) / max(self.params.curriculum_steps, 1)
         return round(float(self.params.batch_size**share))
 
     def _read_losses(self) -> None:
