@@ -4,7 +4,8 @@
 //
 // A view is {pair, image, word, region, toggle, marks}: `pair` of explain_pairs (stages/pair_view/details.py); `image`
 // {uri, alt, w, h, boxes, labels}, boxes XYXY in its pixels; the picked word's and region's index, or null;
-// toggle("word" | "region", index); marks(index), what is special about a word, as names of classes.
+// toggle("word" | "region", index); marks(index), what is special about a word, as names of classes. With `undimmed`
+// lines alone tell how much regions count, until a word or a region is picked.
 /** A new element: attributes by name, `on*` as listeners, children as nodes or texts. */
 function make(tag, attributes = {}, ...children) {
   const svg = ["svg", "rect", "mask", "title"].includes(tag);
@@ -50,6 +51,7 @@ const ranked = (boxes) => boxes.values.map((value, index) => [value, index]).sor
 function drawStage(view) {
   const { image, region } = view;
   const shown = boxView(view);
+  const dims = !view.undimmed || view.word !== null || region !== null;
   const top = Math.max(...shown.values, 1);
   const svg = make("svg", { viewBox: `0 0 ${image.w} ${image.h}`, preserveAspectRatio: "none", "aria-hidden": "true" });
   // A tint instead would change the very colours that captions name.
@@ -75,12 +77,13 @@ function drawStage(view) {
       "data-region": index, onclick: () => view.toggle("region", index) },
     make("title", {}, `${image.labels[index]}: ${shown.write(value / 1000)}`)));
   }
-  svg.append(mask, make("rect", { class: "shade", mask: "url(#dim)", ...all }), ...boxes);
+  if (dims) svg.append(mask, make("rect", { class: "shade", mask: "url(#dim)", ...all }));
+  svg.append(...boxes);
   return make("figure", {},
     make("div", { class: `picture ${shown.kind}`, style: `max-width:${Math.round((440 * image.w) / image.h)}px` },
       pictureOf(image, { width: image.w, height: image.h }), svg),
-    make("figcaption", { class: `key ${shown.kind}` }, make("i", {}),
-      `${shown.title}: ${shown.full ? "dimmed 0, clear 1" : "the clearer, the more"}`));
+    make("figcaption", { class: `key ${shown.kind}` }, dims ? make("i", {}) : null,
+      `${shown.title}: ${!dims ? "the stronger its line, the more" : shown.full ? "dimmed 0, clear 1" : "the clearer, the more"}`));
 }
 
 function drawWords(view) {
@@ -111,7 +114,7 @@ function sentenceOf({ pair, image, word, region }) {
     const gate = shareOf(pair.wordGates, word);
     const weight = pair.wordPooling ? `It has ${percent(pair.wordPooling[word] / 1000)} of the words' weight in the match.` : "";
     if (!pair.wordAttention) return `“${text}”: this model sends no messages to words. ${weight}`;
-    return `“${text}” takes its message from the regions listed` +
+    return `“${text}” takes its message from the regions that stay clear` +
       (gate === null ? ". " : `, through a gate of ${gate.toFixed(2)}. `) + weight;
   }
   if (region !== null) {

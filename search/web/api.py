@@ -1,0 +1,210 @@
+"""The HTTP API: JSON for programs, described by OpenAPI at /api/openapi.json."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from pydantic import BaseModel, Field
+
+from search.web.counts import CONTENT_TYPE
+from search.web.queries import MAX_SENTENCE, Like, Queries, matching_score
+from search.web.uploads import read_upload
+
+Sentence = Annotated[str, Query(max_length=MAX_SENTENCE, description="What the picture shows, in words.")]
+PictureId = Annotated[str, Query(max_length=1000, description="Id of an indexed picture.")]
+Top = Annotated[int, Query(ge=1, le=1000, description="Pictures in the answer, at most.")]
+Captions = Annotated[int, Query(ge=0, le=100, description="Training captions in the answer, at most.")]
+Offset = Annotated[int, Query(ge=0, le=10_000_000, description="Best pictures that are left out.")]
+UPLOAD: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("image/*", "application/*")},
+    }
+}
+
+
+class Picture(BaseModel):
+    """A picture of an answer to a sentence."""
+
+    id: str
+    name: str = Field(description="File name, without its folder.")
+    score: float = Field(description="Matching score m, between 0 and 1.")
+    logit: float = Field(description="Logit of m, which tells scores near 0 and 1 apart.")
+
+
+class SearchAnswer(BaseModel):
+    """The pictures that a sentence describes, best first."""
+
+    sentence: str
+    words: list[str] = Field(description="The sentence as the model reads it.")
+    unknown: list[str] = Field(description="Words of it that the model does not know.")
+    dropped: int = Field(description="Words at its end that the model does not read.")
+    offset: int
+    scored: int = Field(description="Pictures that CAMP has ranked: all, or those of the shortlist.")
+    total: int = Field(description="Pictures that could be searched.")
+    pictures: list[Picture]
+
+
+class PairAnswer(BaseModel):
+    """How one picture and one sentence came to their score: N words, R regions; null where the model has no such."""
+
+    id: str
+    name: str
+    score: float
+    logit: float
+    words: list[str]
+    unknown: list[int] = Field(description="Positions of words that the model does not know.")
+    effects: list[float | None] = Field(
+        description="[N], what each word adds to the logit; below 0 it counts against the picture."
+    )
+    word_gates: list[float] | None = Field(description="[N], between 0 and 1.")
+    region_gates: list[float] | None = Field(description="[R], between 0 and 1.")
+    word_attention: list[list[float]] | None = Field(description="[N][R], where each word looks; sums to 1.")
+    region_attention: list[list[float]] | None = Field(description="[R][N], what each region reads; sums to 1.")
+    width: int = Field(description="Of the picture, upright, in pixels.")
+    height: int
+    boxes: list[list[float]] = Field(description="[R][4], XYXY, in pixels.")
+    labels: list[str] = Field(description="[R], what the detector calls each region.")
+
+
+class SimilarPicture(BaseModel):
+    """A picture that is like another."""
+
+    id: str
+    name: str
+    cosine: float
+
+
+class FittingCaption(BaseModel):
+    """A training caption that fits a picture."""
+
+    text: str
+    score: float
+    logit: float
+
+
+class SimilarAnswer(BaseModel):
+    """The pictures most like a picture, and the training captions that fit it best."""
+
+    pictures: list[SimilarPicture]
+    captions: list[FittingCaption]
+
+
+class Health(BaseModel):
+    """How far the collection is."""
+
+    status: str = Field(description="ok, or problem: indexing has stopped.")
+    problem: str | None
+    indexing: bool = Field(description="Whether more may become ready.")
+    total: int
+    ready: int = Field(description="Pictures that can be searched.")
+    rejected: int = Field(description="Pictures that cannot be used; /api/rejected has the reasons.")
+    model: str
+
+
+class RejectedPicture(BaseModel):
+    """A file that is no picture that could be used."""
+
+    name: str
+    reason: str
+
+
+class Refusal(BaseModel):
+    """Why a request was refused."""
+
+    error: str
+
+
+def health(queries: Queries) -> Health:
+    """How far the collection of `queries` is."""
+    status = queries.collection.status()
+    return Health(
+        status="problem" if status.problem else "ok", problem=status.problem, indexing=status.scanning,
+        total=status.total, ready=status.ready, rejected=status.rejected_count, model=status.model,
+    )  # fmt: skip
+
+
+def api_routes(queries: Queries) -> APIRouter:
+    """The routes below /api, and /metrics."""
+    refusals: dict[int | str, dict[str, Any]] = {code: {"model": Refusal} for code in (400, 404, 422)}
+    router = APIRouter(responses=refusals)
+
+    @router.get("/api/search")
+    def search(q: Sentence, top: Top = 20, offset: Offset = 0) -> SearchAnswer:
+        """The pictures that a sentence describes."""
+        answer = queries.search(q, top, offset)
+        return SearchAnswer(
+            sentence=q, words=answer.words, unknown=answer.unknown, dropped=answer.dropped, offset=offset,
+            scored=answer.scored, total=answer.total,
+            pictures=[
+                Picture(id=hit.picture_id, name=name, score=matching_score(hit.score), logit=hit.score)
+                for hit, name in queries.named(answer.hits)
+            ],
+        )  # fmt: skip
+
+    @router.get("/api/pair")
+    def pair(id: PictureId, q: Sentence) -> PairAnswer:
+        """Gates and attention of one picture and one sentence."""
+        view = queries.pair(id, q)
+        details = view.details
+        return PairAnswer(
+            id=id, name=queries.name(id), score=matching_score(view.score), logit=view.score, words=details["words"],
+            unknown=details["unknown"], effects=view.effects,
+            word_gates=_shares(details["wordGates"]), region_gates=_shares(details["regionGates"]),
+            word_attention=_rows(details["wordAttention"]), region_attention=_rows(details["regionAttention"]),
+            width=view.width, height=view.height, boxes=view.boxes, labels=view.labels,
+        )  # fmt: skip
+
+    @router.get("/api/similar")
+    def similar(id: PictureId, top: Top = 20, captions: Captions = 10) -> SimilarAnswer:
+        """The pictures most like one of the collection, and the training captions that fit it."""
+        return _similar(queries, queries.like(id, top, captions))
+
+    @router.post("/api/similar", openapi_extra=UPLOAD)
+    async def similar_to_upload(request: Request, top: Top = 20, captions: Captions = 10) -> SimilarAnswer:
+        """The pictures most like the one in the body, and the training captions that fit it. Nothing of it is kept."""
+        data = await read_upload(request)
+        return _similar(queries, await run_in_threadpool(queries.like_upload, data, top, captions))
+
+    _status_routes(router, queries)
+    return router
+
+
+def _status_routes(router: APIRouter, queries: Queries) -> None:
+    @router.get("/api/health")
+    def say_health() -> Health:
+        """How far the collection is."""
+        return health(queries)
+
+    @router.get("/api/rejected")
+    def rejected() -> list[RejectedPicture]:
+        """The files that cannot be used, with reasons, the first thousand."""
+        return [RejectedPicture(name=name, reason=reason) for name, reason in queries.collection.status().rejected]
+
+    @router.post("/api/rescan", status_code=202)
+    def rescan() -> Health:
+        """Look for pictures that came, went or changed."""
+        queries.collection.rescan()
+        return health(queries)
+
+    @router.get("/metrics", response_class=Response)
+    def metrics() -> Response:
+        """Counts of queries and the time that they took, as Prometheus reads them."""
+        return Response(queries.counts.text(), headers={"Content-Type": CONTENT_TYPE})
+
+
+def _similar(queries: Queries, like: Like) -> SimilarAnswer:
+    return SimilarAnswer(
+        pictures=[
+            SimilarPicture(id=hit.picture_id, name=name, cosine=hit.score) for hit, name in queries.named(like.hits)
+        ],
+        captions=[FittingCaption(text=t, score=matching_score(s), logit=s) for t, s in like.captions],
+    )
+
+
+def _shares(thousandths: list[int] | None) -> list[float] | None:
+    return None if thousandths is None else [value / 1000 for value in thousandths]
+
+
+def _rows(thousandths: list[list[int]] | None) -> list[list[float]] | None:
+    return None if thousandths is None else [[value / 1000 for value in row] for row in thousandths]

@@ -1,0 +1,97 @@
+"""The server's application: pages, API and pictures of one collection."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from search.collection import PictureCollection, UnknownPicture
+from search.web.api import api_routes
+from search.web.guard import guard
+from search.web.pages import Pages, page_routes
+from search.web.queries import Queries
+from search.web.scaled import LongestSide, ScaledPictures
+from search.web.static import StaticFiles, static_routes
+from search.web.uploads import UploadRefused
+from stages.detectors.images import RejectedImage
+from stages.errors import InputError
+
+
+def create_application(collection: PictureCollection, allowed_hosts: Sequence[str] = ()) -> FastAPI:
+    """The application that serves a collection.
+
+    Args:
+        allowed_hosts: names under which others may ask, beside those of this machine.
+
+    Raises:
+        InputError: a name of `allowed_hosts` that is none.
+    """
+    # No page of documentation: FastAPI's loads its scripts from elsewhere.
+    application = FastAPI(
+        title="CAMP search", description="Pictures found by sentences.", openapi_url="/api/openapi.json",
+        docs_url=None, redoc_url=None,
+    )  # fmt: skip
+    queries = Queries(collection)
+    static = StaticFiles()
+    pages = Pages(queries, static)
+    for router in (api_routes(queries), page_routes(pages), static_routes(static), _image_routes(collection)):
+        application.include_router(router)
+    _refusals(application, pages)
+    guard(application, allowed_hosts)
+    return application
+
+
+def _image_routes(collection: PictureCollection) -> APIRouter:
+    router = APIRouter(include_in_schema=False)
+    pictures = ScaledPictures(collection)
+    sides = {side.name.lower(): side for side in LongestSide}
+
+    @router.get("/image")
+    def image(
+        request: Request,
+        id: Annotated[str, Query(max_length=1000)],
+        side: Annotated[str, Query(pattern=f"^({'|'.join(sides)})$")] = "small",
+    ) -> Response:
+        scaled = pictures.get(id, sides[side])
+        headers = {"ETag": scaled.etag, "Cache-Control": "private, no-cache"}
+        if request.headers.get("if-none-match") == scaled.etag:
+            return Response(status_code=304, headers=headers)
+        return Response(scaled.jpeg, media_type="image/jpeg", headers=headers)
+
+    return router
+
+
+def _refusals(application: FastAPI, pages: Pages) -> None:
+    """Have what was refused said: as a page to those who look at one, as JSON to programs."""
+
+    def refuse(request: Request, status: int, message: str) -> Response:
+        if request.url.path in ("/", "/picture"):
+            return pages.problem(status, message)
+        return JSONResponse({"error": message}, status)
+
+    @application.exception_handler(InputError)
+    def wrong_input(request: Request, error: InputError) -> Response:
+        return refuse(request, 404 if isinstance(error, UnknownPicture) else 400, str(error))
+
+    @application.exception_handler(RejectedImage)
+    def rejected(request: Request, error: RejectedImage) -> Response:
+        return refuse(request, 422 if request.method == "POST" else 404, f"the picture {error}")
+
+    @application.exception_handler(UploadRefused)
+    def upload(request: Request, error: UploadRefused) -> Response:
+        # What is still on its way is not read.
+        response = refuse(request, error.status, str(error))
+        response.headers["Connection"] = "close"
+        return response
+
+    @application.exception_handler(RequestValidationError)
+    def wrong_query(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        return refuse(request, 422, f"{first['loc'][-1]}: {first['msg']}"[:300])
+
+    @application.exception_handler(HTTPException)
+    def not_served(request: Request, error: HTTPException) -> Response:
+        return refuse(request, error.status_code, str(error.detail)[:300])

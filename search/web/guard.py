@@ -1,0 +1,82 @@
+"""Who may ask: this machine's own names, and no page of another site."""
+
+from collections.abc import Sequence
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from stages.errors import InputError, shown
+
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+"""Names under which a browser on this machine finds the page."""
+HEADERS = {
+    # Whatever a caption or a file name holds: only this server's own scripts run, and nothing else is loaded.
+    "Content-Security-Policy": "default-src 'none'; img-src 'self' blob:; script-src 'self'; style-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+def guard(app: Starlette, allowed_hosts: Sequence[str]) -> None:
+    """Have every request of `app` checked, and every answer carry HEADERS.
+
+    Args:
+        allowed_hosts: names beside those of this machine, as they stand in an address, without a port.
+
+    Raises:
+        InputError: a name that is none.
+    """
+    for name in allowed_hosts:
+        if not name or "/" in name or "*" in name[1:] or (name.startswith("*") and not name.startswith("*.")):
+            raise InputError(f"--allow-host: {shown(name)} is no host name; expected one such as pictures.example.org")
+    # The last that is added is the first that a request meets.
+    app.add_middleware(OwnPagesOnly)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, *allowed_hosts], www_redirect=False)
+    app.add_middleware(AnswerHeaders)
+
+
+class OwnPagesOnly:
+    """Refuses what the page of another site asks for, but for a link that somebody follows.
+
+    Browsers say so in `Sec-Fetch-Site`, older ones in `Origin`; programs send neither and may ask.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not _own(scope["method"], Headers(scope=scope)):
+            await PlainTextResponse("refused: asked by a page of another site", 403)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+def _own(method: str, headers: Headers) -> bool:
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        link = method in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate"
+        return site in ("same-origin", "none") or link
+    origin = headers.get("origin")
+    return origin is None or origin.partition("://")[2] == headers.get("host")
+
+
+class AnswerHeaders:
+    """Puts HEADERS on every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)

@@ -1,0 +1,203 @@
+"""The pages that people read: the search, and one picture. Everything but a dropped picture works without scripts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import HTMLResponse, RedirectResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from search.collection import Hit, PairView, UnknownPicture
+from search.web.api import health
+from search.web.queries import MAX_SENTENCE, Like, Queries, matching_score
+from search.web.static import StaticFiles
+from search.web.uploads import MAX_BYTES, read_upload
+from stages.detectors.images import RejectedImage
+from stages.errors import InputError
+
+FIRST = 24
+"""Pictures of an answer before anybody scrolls."""
+MOST = 2000
+"""Pictures that one page lists at most; scrolling goes on."""
+LIKE = 12
+FITTING = 8
+REJECTED_LISTED = 200
+Text = Annotated[str, Query(max_length=MAX_SENTENCE)]
+Id = Annotated[str, Query(max_length=1000)]
+
+
+class Pages:
+    """Renders the pages of a collection."""
+
+    def __init__(self, queries: Queries, static: StaticFiles) -> None:
+        self.queries = queries
+        self._environment = Environment(
+            loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined,
+            trim_blocks=True, lstrip_blocks=True,
+        )  # fmt: skip
+        self._environment.globals |= {"static": static.address, "address": address, "max_upload": MAX_BYTES}
+        self._environment.filters |= {"count": "{:,}".format, "score": score_text}
+
+    def render(self, template: str, status: int = 200, **context: Any) -> HTMLResponse:
+        """A page; no-cache, for the next time its collection may be another."""
+        text = self._environment.get_template(template).render(context)
+        return HTMLResponse(text, status, headers={"Cache-Control": "no-cache"})
+
+    def home(self, q: str, like: str, count: int) -> HTMLResponse:
+        """The search: an answer to the sentence `q`, what is like the picture `like`, or the first pictures."""
+        page: dict[str, Any] = {"q": q, "answer": None, "like": None, "tiles": [], "problem": None, "count": count}
+        status = 200
+        try:
+            if q.strip():
+                page["answer"] = answer = self.queries.search(q, count)
+                page["tiles"] = self._tiles(answer.hits, q, 0)
+            elif like:
+                page["like"] = {"id": like, "name": self.queries.name(like)}
+                page |= self._like(self.queries.like(like, count, FITTING))
+            else:
+                page["tiles"] = self._tiles(self.queries.first(count), "", 0)
+        except (InputError, RejectedImage) as error:
+            page["problem"], status = str(error), 404 if isinstance(error, UnknownPicture) else 400
+        return self.render("home.html.jinja", status, **page, **self._state())
+
+    def rows(self, q: str, offset: int, count: int) -> HTMLResponse:
+        """More pictures of an answer, or of the collection where there is no sentence, as items of the list."""
+        hits = self.queries.search(q, count, offset).hits if q.strip() else self.queries.first(count, offset)
+        return self.render("rows.html.jinja", tiles=self._tiles(hits, q, offset))
+
+    def like(self, like: Like, heading: str) -> HTMLResponse:
+        """What is like a picture, to be put into a page."""
+        return self.render("like.html.jinja", heading=heading, **self._like(like))
+
+    def picture(self, picture_id: str, q: str, at: int) -> HTMLResponse:
+        """One picture, and with a sentence how they came to their score."""
+        page: dict[str, Any] = {"id": picture_id, "q": q, "pair": None, "problem": None}
+        try:
+            page["name"] = self.queries.name(picture_id)
+        except UnknownPicture as error:
+            return self.problem(404, str(error))
+        status = 200
+        try:
+            if q.strip():
+                page["pair"] = self._pair(self.queries.pair(picture_id, q), page["name"])
+        except InputError as error:
+            page["problem"], status = str(error), 400
+        neighbours, total = self._neighbours(picture_id, q, at) if page["pair"] else ({}, 0)
+        place = at if total else 0
+        return self.render("picture.html.jinja", status, **page, at=place, total=total, neighbours=neighbours)
+
+    def problem(self, status: int, message: str) -> HTMLResponse:
+        """A page that says what is wrong."""
+        return self.render("problem.html.jinja", status, message=message)
+
+    def _state(self) -> dict[str, Any]:
+        state = self.queries.collection.status()
+        return {
+            "health": health(self.queries), "rejected": state.rejected[:REJECTED_LISTED],
+            "examples": self.queries.examples,
+        }  # fmt: skip
+
+    def _tiles(self, hits: Sequence[Hit], q: str, offset: int) -> list[dict[str, Any]]:
+        return [
+            {"id": hit.picture_id, "name": name, "at": at if q else 0, "q": q, "logit": hit.score if q else None,
+             "cosine": None}
+            for at, (hit, name) in enumerate(self.queries.named(hits), start=offset + 1)
+        ]  # fmt: skip
+
+    def _like(self, like: Like) -> dict[str, Any]:
+        return {
+            "tiles": [
+                {"id": hit.picture_id, "name": name, "at": 0, "q": "", "logit": None, "cosine": hit.score}
+                for hit, name in self.queries.named(like.hits)
+            ],
+            "captions": like.captions,
+        }
+
+    @staticmethod
+    def _pair(view: PairView, name: str) -> dict[str, Any]:
+        width = view.width or max((box[2] for box in view.boxes), default=1)
+        height = view.height or max((box[3] for box in view.boxes), default=1)
+        most = max((abs(effect) for effect in view.effects if effect is not None), default=0) or 1
+        details = view.details
+        gates = details["wordGates"] or [None] * len(details["words"])
+        return {
+            "logit": view.score,
+            "width": width,
+            "height": height,
+            "words": [
+                {"text": word, "unknown": at in details["unknown"], "effect": effect, "gate": gate,
+                 "bar": None if effect is None else 100 * effect / most}
+                for at, (word, effect, gate) in enumerate(zip(details["words"], view.effects, gates, strict=True))
+            ],
+            "data": {
+                "pair": {key: value for key, value in details.items() if key != "logit"},
+                "effects": view.effects,
+                "image": {"uri": address("/image", id=view.picture_id, side="large"), "alt": name, "w": width,
+                          "h": height, "boxes": view.boxes, "labels": view.labels},
+            },
+        }  # fmt: skip
+
+    def _neighbours(self, picture_id: str, q: str, at: int) -> tuple[dict[str, Any], int]:
+        """The pictures before and after this one in the answer to `q`, where it is the `at`-th, and how many there are.
+
+        ({}, 0) where it is not, for the collection has changed.
+        """
+        offset = max(0, at - 2)
+        answer = self.queries.collection.search(q, 3, offset)
+        ranked = {offset + number: hit.picture_id for number, hit in enumerate(answer.hits, start=1)}
+        if at < 1 or ranked.get(at) != picture_id:
+            return {}, 0
+        places = (("before", at - 1), ("after", at + 1))
+        return {name: {"id": ranked[n], "at": n} for name, n in places if n in ranked}, answer.scored
+
+
+def page_routes(pages: Pages) -> APIRouter:
+    """The routes of the pages."""
+    router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+    queries = pages.queries
+
+    @router.get("/")
+    def home(q: Text = "", like: Id = "", count: Annotated[int, Query(ge=1, le=MOST)] = FIRST) -> HTMLResponse:
+        return pages.home(q, like, count)
+
+    @router.get("/rows")
+    def rows(q: Text = "", offset: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
+             count: Annotated[int, Query(ge=1, le=200)] = FIRST) -> HTMLResponse:  # fmt: skip
+        return pages.rows(q, offset, count)
+
+    @router.get("/picture")
+    def picture(id: Id, q: Text = "", at: Annotated[int, Query(ge=0, le=10_000_000)] = 0) -> HTMLResponse:
+        return pages.picture(id, q, at)
+
+    @router.get("/like")
+    def like(id: Id) -> HTMLResponse:
+        return pages.like(queries.like(id, LIKE, FITTING), "Pictures like it")
+
+    @router.post("/like")
+    async def like_upload(request: Request) -> HTMLResponse:
+        data = await read_upload(request)
+        found = await run_in_threadpool(queries.like_upload, data, FIRST, FITTING)
+        return pages.like(found, "Pictures like yours")
+
+    @router.post("/rescan")
+    def rescan() -> RedirectResponse:
+        queries.collection.rescan()
+        return RedirectResponse("/", 303)
+
+    return router
+
+
+def address(path: str, **query: object) -> str:
+    """An address of this server; what is empty or 0 is left out."""
+    given = {name: value for name, value in query.items() if value not in ("", 0, None)}
+    return f"{path}?{urlencode(given)}" if given else path
+
+
+def score_text(logit: float) -> str:
+    """The matching score, its logit in brackets: a score near 1 alone would not tell results apart."""
+    m = matching_score(logit)
+    short = "> .999" if m > 0.9995 else "< .001" if m < 0.0005 else f"{m:.3f}".removeprefix("0")
+    return f"m {short} ({logit:.1f})".replace("-", "\N{MINUS SIGN}")

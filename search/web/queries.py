@@ -1,0 +1,103 @@
+"""What the page and the API ask a collection, counted, with the names that people read."""
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from search.collection import Answer, Hit, PairView, PictureCollection, UnknownPicture
+from search.web.counts import Counts
+from search.web.uploads import decode_upload
+from stages.detectors.images import RejectedImage
+from stages.errors import InputError
+
+EXAMPLES = 6
+MAX_SENTENCE = 1000
+"""Characters of a sentence."""
+
+
+@dataclass(frozen=True)
+class Like:
+    """What fits a picture."""
+
+    hits: list[Hit]
+    captions: list[tuple[str, float]]
+    """(training caption, logit), the best first."""
+
+
+class Queries:
+    """Asks a collection for the page and the API."""
+
+    def __init__(self, collection: PictureCollection) -> None:
+        self.collection = collection
+        self.counts = Counts(collection.status)
+
+    def search(self, sentence: str, top: int, offset: int = 0) -> Answer:
+        """As `PictureCollection.search`. InputError also for a sentence that is too long."""
+        return self.counts.timed("search", self.collection.search, _checked(sentence), top, offset)
+
+    def pair(self, picture_id: str, sentence: str) -> PairView:
+        """As `PictureCollection.pair`. InputError also for a sentence that is too long."""
+        return self.counts.timed("pair", self.collection.pair, picture_id, _checked(sentence))
+
+    def like_upload(self, data: bytes, top: int, captions: int) -> Like:
+        """What fits a picture that somebody sent.
+
+        Raises:
+            RejectedImage: what the extractor would reject, too.
+            InputError: nothing here can look at pictures.
+        """
+        return self.counts.timed("similar", self._like_upload, data, top, captions)
+
+    def _like_upload(self, data: bytes, top: int, captions: int) -> Like:
+        pixels = decode_upload(data, self.collection.max_pixels)
+        return Like(self.collection.similar(pixels, top), self.collection.captions_like(pixels, captions))
+
+    def like(self, picture_id: str, top: int, captions: int) -> Like:
+        """What fits a picture of the collection, itself left out.
+
+        Raises:
+            UnknownPicture: no such picture.
+        """
+        return self.counts.timed("similar", self._like, picture_id, top, captions)
+
+    def _like(self, picture_id: str, top: int, captions: int) -> Like:
+        hits = self.collection.similar_to(picture_id, top)
+        try:
+            fitting = self.collection.captions_like(self.collection.pixels(picture_id), captions)
+        except (InputError, RejectedImage):  # nothing here can look at pictures, or the file is gone
+            fitting = []
+        return Like(hits, fitting)
+
+    def first(self, top: int, offset: int = 0) -> list[Hit]:
+        """The first pictures of the collection, which nothing has scored."""
+        return [Hit(picture_id, 0.0) for picture_id in self.collection.first(top, offset)]
+
+    @cached_property
+    def examples(self) -> list[str]:
+        """Sentences to begin with."""
+        return self.collection.examples(EXAMPLES)
+
+    def name(self, picture_id: str) -> str:
+        """The file name of a picture, without its folder; UnknownPicture where there is none."""
+        return self.collection.picture(picture_id).name
+
+    def named(self, hits: Sequence[Hit]) -> list[tuple[Hit, str]]:
+        """Hits with the names of their files; one that has left the collection meanwhile is left out."""
+        pairs = []
+        for hit in hits:
+            with contextlib.suppress(UnknownPicture):
+                pairs.append((hit, self.name(hit.picture_id)))
+        return pairs
+
+
+def _checked(sentence: str) -> str:
+    if len(sentence) > MAX_SENTENCE:
+        raise InputError(f"sentence: has {len(sentence):,} characters; expected at most {MAX_SENTENCE:,}")
+    return sentence
+
+
+def matching_score(logit: float) -> float:
+    """The paper's matching score m, between 0 and 1."""
+    return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))

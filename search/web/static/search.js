@@ -1,0 +1,174 @@
+"use strict";
+// The search page beyond what works without scripts: rows on scrolling, a dropped picture, progress, keys.
+(() => {
+  const byId = (id) => document.getElementById(id);
+  const failed = (message) => Object.assign(byId("failed"), { textContent: message, hidden: !message });
+
+  /** What the server says, as text of a page's part; an Error with its reason where it refuses. */
+  async function ask(path, options = {}) {
+    const answer = await fetch(path, options);
+    const text = await answer.text();
+    if (answer.ok) return text;
+    let reason = `the server answered ${answer.status}`;
+    try { reason = JSON.parse(text).error ?? reason; } catch { /* no JSON: the status must do */ }
+    throw new Error(reason);
+  }
+
+  // ---- one more row on scrolling -------------------------------------------------------------------------------
+  const columns = (list) => getComputedStyle(list).gridTemplateColumns.split(" ").length;
+  let filling = false;
+
+  /** Puts whole rows at the end of the list until the window and a little more are full. */
+  async function fill() {
+    const list = byId("tiles"), more = byId("more");
+    if (filling || !list || !more || list.dataset.more !== "yes") return;
+    filling = true;
+    try {
+      while (more.getBoundingClientRect().top < innerHeight + 400) {
+        const across = columns(list), have = list.children.length;
+        const count = across - (have % across);
+        const rows = await ask(`/rows?${new URLSearchParams({ q: list.dataset.q, offset: have, count })}`);
+        list.insertAdjacentHTML("beforeend", rows); // the server's own, in which every text is escaped
+        if (list.children.length < have + count) {
+          list.dataset.more = "no";
+          more.remove();
+          return;
+        }
+      }
+    } catch (error) {
+      list.dataset.more = "no"; // the link stays
+      failed(`No more pictures came: ${error.message}`);
+    } finally {
+      filling = false;
+    }
+  }
+
+  // ---- a picture that somebody drops, chooses or pastes ----------------------------------------------------------
+  const shown = new Map(); // number of a history entry -> what it showed, for nothing of a dropped picture is kept elsewhere
+  let last = 0;
+
+  function show(entry) {
+    byId("answer").replaceChildren(...entry.nodes);
+    document.title = "Like a picture of yours · CAMP search";
+    byId("q").value = "";
+    scrollTo(0, 0);
+  }
+
+  async function searchBy(file) {
+    failed("");
+    const limit = Number(document.documentElement.dataset.maxUpload || 32e6);
+    if (file.size > limit) return failed(`The picture has ${(file.size / 1e6).toFixed(0)} MB; at most ${limit / 1e6} MB can be sent.`);
+    document.body.classList.add("busy");
+    try {
+      const body = await ask("/like", { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
+      const parsed = new DOMParser().parseFromString(body, "text/html");
+      const own = document.createElement("img");
+      Object.assign(own, { src: URL.createObjectURL(file), alt: "the picture that you sent" });
+      const beside = document.createElement("div");
+      const heading = [...parsed.querySelectorAll("h2")].at(-1);
+      const nodes = [...parsed.body.children], at = nodes.indexOf(heading);
+      beside.append(...nodes.slice(0, at));
+      const sought = document.createElement("div");
+      sought.className = "sought";
+      sought.append(own, beside);
+      const entry = { nodes: [sought, ...nodes.slice(at)] };
+      last += 1;
+      shown.set(last, entry);
+      history.pushState({ dropped: last }, "", "/#dropped");
+      show(entry);
+      byId("main").focus({ preventScroll: true });
+    } catch (error) {
+      failed(`The picture could not be searched by: ${error.message}`);
+    } finally {
+      document.body.classList.remove("busy");
+    }
+  }
+
+  addEventListener("popstate", (event) => {
+    const entry = shown.get(event.state?.dropped);
+    if (entry) show(entry);
+    else location.reload();
+  });
+
+  const carriesFile = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+  addEventListener("dragover", (event) => {
+    if (!carriesFile(event)) return;
+    event.preventDefault();
+    byId("veil").hidden = false;
+  });
+  addEventListener("dragleave", (event) => {
+    if (event.relatedTarget === null) byId("veil").hidden = true;
+  });
+  addEventListener("drop", (event) => {
+    if (!carriesFile(event)) return;
+    event.preventDefault();
+    byId("veil").hidden = true;
+    if (event.dataTransfer.files.length) searchBy(event.dataTransfer.files[0]);
+  });
+  addEventListener("paste", (event) => {
+    const file = [...(event.clipboardData?.files ?? [])].find((item) => item.type.startsWith("image/"));
+    if (file) searchBy(file);
+  });
+  byId("choose").hidden = false;
+  byId("choose").addEventListener("click", () => byId("file").click());
+  byId("file").addEventListener("change", (event) => {
+    if (event.target.files.length) searchBy(event.target.files[0]);
+    event.target.value = "";
+  });
+
+  // ---- progress of indexing --------------------------------------------------------------------------------------
+  const number = (value) => value.toLocaleString("en");
+
+  async function watch() {
+    const box = byId("progress");
+    const begun = Number(box.dataset.ready);
+    for (;;) {
+      await new Promise((wake) => setTimeout(wake, document.hidden ? 5000 : 1000));
+      let health;
+      try { health = JSON.parse(await ask("/api/health")); } catch { continue; } // a server that is away may come back
+      const bar = box.querySelector("progress");
+      Object.assign(bar, { max: health.total || 1, value: health.ready });
+      box.querySelector("p").textContent = health.problem ? `Indexing has stopped: ${health.problem}`
+        : health.indexing ? `${number(health.ready)} of ${number(health.total)} pictures can be searched; the others are being looked at.`
+          : `All ${number(health.ready)} pictures can be searched.`;
+      byId("again").hidden = health.ready <= begun;
+      if (!health.indexing) return;
+    }
+  }
+
+  // ---- keys ------------------------------------------------------------------------------------------------------
+  addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const box = byId("q"), list = byId("answer").querySelector(".tiles");
+    if (event.key === "/" && document.activeElement !== box) {
+      event.preventDefault();
+      box.focus();
+      box.select();
+    } else if (event.key === "ArrowDown" && document.activeElement === box && list?.children.length) {
+      event.preventDefault();
+      list.querySelector("a").focus();
+    } else if (event.key.startsWith("Arrow")) {
+      walk(event, list);
+    }
+  });
+
+  /** Arrow keys walk over the pictures as they lie; above the first row is the search box. */
+  function walk(event, list) {
+    const links = list ? [...list.querySelectorAll("a")] : [];
+    const at = links.indexOf(document.activeElement);
+    if (at < 0) return;
+    const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns(list), ArrowUp: -columns(list) }[event.key];
+    const next = at + step;
+    event.preventDefault();
+    if (next < 0 && event.key === "ArrowUp") byId("q").focus();
+    else links[Math.min(Math.max(next, 0), links.length - 1)].focus();
+  }
+
+  if (byId("more")) {
+    addEventListener("scroll", fill, { passive: true });
+    addEventListener("resize", fill);
+    fill();
+  }
+  if (byId("progress").dataset.indexing === "yes") watch();
+  document.documentElement.dataset.ready = "true";
+})();
