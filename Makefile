@@ -26,8 +26,8 @@ $(BIN)/.installed: requirements.lock pyproject.toml
 	touch $@
 
 lock: setup
-	uv pip compile pyproject.toml --extra pipeline --extra retrieval --extra milvus --extra dev --python-version 3.11 \
-	    --no-annotate --no-header --quiet --output-file requirements.lock
+	uv pip compile pyproject.toml --extra pipeline --extra retrieval --extra milvus --extra transformer --extra glove \
+	    --extra eccv --extra dev --python-version 3.11 --no-annotate --no-header --quiet --output-file requirements.lock
 
 repro: setup
 	dvc repro

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from camp_model.config import CampConfig
 from camp_model.files import read_object, replacing, write_json
 from camp_model.model import CAMP
+from camp_model.registry import TEXT_ENCODERS
 from camp_model.seal import BLANK, check_seal, digest_of_values, seal
 from camp_model.vocabulary import Vocabulary
 
@@ -59,6 +60,8 @@ def save_checkpoint(folder: Path, model: CAMP, vocabulary: Vocabulary, extra: di
         "extra": json.dumps(extra or {}),
         **BLANK,
     }
+    if facts := model.caption_encoder.facts():
+        metadata["text"] = json.dumps(facts)
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     # All are written before the first takes its place. A crash while they do, the last first, leaves a mixture of two
     # models; hash and shapes make that an error on loading.
@@ -107,7 +110,14 @@ def load_checkpoint(
             f"({len(vocabulary)} words, {vocabulary.tokenizer})"
         )
     with torch.device(device):
-        model = CAMP(config)
+        try:
+            facts = json.loads(metadata.get("text", "{}"))
+            if not isinstance(facts, dict):
+                raise ValueError("text: is no JSON object")
+            encoder = TEXT_ENCODERS[config.text].load().restored(config, facts)
+        except ValueError as error:
+            raise ValueError(f"{weights_path}: {error}") from None
+        model = CAMP(config, caption_encoder=encoder)
     load_weights(model, {current_name(name): value for name, value in weights.items()}, str(weights_path))
     # After what can be said more exactly. Older checkpoints say nothing of their config, and have no seal.
     if metadata.get("config_sha256") not in (None, digest_of_values(stated)):

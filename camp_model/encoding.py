@@ -13,7 +13,7 @@ from camp_model.encoders import length_mask
 from camp_model.model import CAMP
 
 BATCH = 128
-"""Images encoded at a time."""
+"""Images, or captions to remember, encoded at a time."""
 HELD_BYTES = 4 * 2**30
 """Encoded images held on the CPU at most."""
 HELD_SHARE = 0.25
@@ -74,6 +74,20 @@ def encode_captions(
     tokens, lengths = captions.batch(rows)
     tokens = tokens.to(device_of(model))
     return model.encode_captions(tokens, lengths), length_mask(lengths.to(tokens.device), tokens.shape[1])
+
+
+def remember_captions(model: CAMP, *tables: CaptionTable) -> None:
+    """Encode every distinct caption of some tables once, where the text encoder keeps what it encodes.
+
+    Always in the same order and in the same batches, so that a training that goes on has the same states to the bit.
+    """
+    for captions in tables:
+        _, rows = np.unique(captions.text_index, return_index=True)
+        rows = rows[np.argsort(captions.lengths[rows], kind="stable")]
+        for start in range(0, len(rows), BATCH):
+            tokens, lengths = captions.batch(rows[start : start + BATCH])
+            if not model.caption_encoder.remember(tokens.to(device_of(model)), lengths):
+                return
 
 
 class EncodedImages:

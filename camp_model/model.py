@@ -39,14 +39,17 @@ class CAMP(nn.Module):
     Args:
         config: the switches.
         dropout: share of region features and of word embeddings dropped while training.
+        caption_encoder: in place of a new one, as `TextEncoder.restored` makes it.
     """
 
-    def __init__(self, config: CampConfig, dropout: float = 0.0) -> None:
+    def __init__(self, config: CampConfig, dropout: float = 0.0, caption_encoder: TextEncoder | None = None) -> None:
         super().__init__()
         self.config = config
         self.dropout = nn.Dropout(dropout)
         self.region_encoder = RegionEncoder(config.region_dim, config.dim)
-        self.caption_encoder: TextEncoder = TEXT_ENCODERS[config.text].load()(config)
+        self.caption_encoder: TextEncoder = (
+            TEXT_ENCODERS[config.text].load()(config) if caption_encoder is None else caption_encoder
+        )
         self.matcher: Matcher = MATCHERS[config.matcher].load()(config)
 
     def encode_regions(self, features: Tensor, region_mask: Tensor) -> Tensor:

@@ -31,5 +31,6 @@ MATCHERS: dict[str, Entry] = {
 
 TEXT_ENCODERS: dict[str, Entry] = {
     "gru": Entry("camp_model.encoders.gru", "GruEncoder"),
+    "transformer": Entry("camp_model.encoders.transformer", "TransformerEncoder"),
 }
 """Subclasses of `camp_model.encoders.base.TextEncoder`."""

@@ -1,11 +1,13 @@
 """What every text encoder offers."""
 
 from abc import ABC, abstractmethod
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from camp_model.config import CampConfig
+from camp_model.vocabulary import Vocabulary
 
 
 def length_mask(lengths: Tensor, size: int) -> Tensor:
@@ -39,6 +41,30 @@ class TextEncoder(nn.Module, ABC):
     def word_embeddings(self) -> Tensor | None:
         """The table [vocab_size, word_dim] that `train.word_vectors` fills; None where an encoder has none."""
         return None
+
+    def read_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Learn how the words of a new model are spelt, where the encoder asks for more than their ids."""
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint must hold beside config and weights to make the encoder anew, as JSON has it."""
+        return {}
+
+    @classmethod
+    def restored(cls, config: CampConfig, facts: dict[str, Any]) -> Self:
+        """The encoder of a checkpoint, before its weights are put in.
+
+        Raises:
+            ValueError: what `facts` ask for is not here.
+        """
+        return cls(config)
+
+    def remember(self, tokens: Tensor, lengths: Tensor) -> bool:
+        """Encode captions now that will be asked for again and again, if the encoder is one that keeps them.
+
+        Returns:
+            Whether it is, and has room for more.
+        """
+        return False
 
     def forward(self, tokens: Tensor, lengths: Tensor, dropout: nn.Module) -> Tensor:
         """Encode captions; padding becomes zero.

@@ -20,6 +20,8 @@ BATCH = 4096
 def content_hash(path: Path, cache: Path) -> str:
     """Hex sha256 of a file, or of the names and contents of all files below a folder, links followed.
 
+    What Python compiles beside its modules is no content.
+
     Args:
         cache: as for `file_hashes`.
 
@@ -88,6 +90,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         entered.add((about.st_dev, about.st_ino))
+        folders[:] = [name for name in folders if name != "__pycache__"]
         yield from (Path(parent, name) for name in files if Path(parent, name).is_file())
 
 

@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from camp_model.packages import PREFIX
 from stages.content.hashes import content_hash
+from stages.content.paths import content_path
 from stages.errors import InputError
 from stages.params.captions import CaptionsParams
 from stages.params.dataset import DatasetParams
 from stages.params.detector import DetectorParams
 from stages.params.evaluate import EvaluateParams
+from stages.params.model import ModelParams
 from stages.params.section import StageSections
 from stages.params.train import TrainParams
 from stages.workspace import named_path
@@ -23,6 +26,7 @@ class NamedFilesSections(StageSections):
     dataset: DatasetParams = DatasetParams()
     detector: DetectorParams = DetectorParams()
     captions: CaptionsParams = CaptionsParams()
+    model: ModelParams = ModelParams()
     train: TrainParams = TrainParams()
     evaluate: EvaluateParams = EvaluateParams()
 
@@ -30,6 +34,9 @@ class NamedFilesSections(StageSections):
 def named_paths(params: NamedFilesSections) -> dict[str, dict[str, str]]:
     """Stage -> params key -> the file or folder that it names; stages and keys that name none are left out."""
     dataset, detector, captions, train = params.dataset, params.detector, params.captions, params.train
+    transformer = params.model.transformer if params.model.text == "transformer" else None
+    if transformer and not (transformer.startswith(PREFIX) or named_path(transformer).is_dir()):
+        transformer = None  # of a hub
     fetched = detector.weights in ("train", "default", "random") or "://" in detector.weights
     candidates: dict[str, dict[str, str | None]] = {
         "prepare_dataset": {"dataset.root": None if dataset.source == "scenes" else dataset.root},
@@ -41,7 +48,11 @@ def named_paths(params: NamedFilesSections) -> dict[str, dict[str, str]]:
             "captions.vocabulary": captions.vocabulary,
             "captions.lexicon": None if captions.lexicon in ("scenes", "photographs") else captions.lexicon,
         },
-        "train": {"train.word_vectors": train.word_vectors, "train.start_from": train.start_from},
+        "train": {
+            "model.transformer": transformer,
+            "train.word_vectors": train.word_vectors,
+            "train.start_from": train.start_from,
+        },
         "evaluate": {f"evaluate.ensemble[{i}]": folder for i, folder in enumerate(params.evaluate.ensemble)},
     }
     return {stage: {key: path for key, path in paths.items() if path} for stage, paths in candidates.items()}
@@ -55,7 +66,7 @@ def content_of(paths: Mapping[str, Mapping[str, str]], recorded: Content, cache:
     """
     content: Content = {stage: {} for stage in paths}
     for stage, key, name in ((stage, key, name) for stage, keys in paths.items() for key, name in keys.items()):
-        path, before = named_path(name), recorded.get(stage, {}).get(key)
+        path, before = content_path(name), recorded.get(stage, {}).get(key)
         if path.exists():
             try:
                 content[stage][key] = {"path": name, "sha256": content_hash(path, cache)}
@@ -65,5 +76,6 @@ def content_of(paths: Mapping[str, Mapping[str, str]], recorded: Content, cache:
             print(f"{key}: {name} is not here: taken to be what it was when named/content.json was written")
             content[stage][key] = before
         else:
-            raise InputError(f"params.yaml: {key}: {name}: is not here; expected a file or a folder")
+            what = "an installed package" if name.startswith(PREFIX) else "a file or a folder"
+            raise InputError(f"params.yaml: {key}: {name}: is not here; expected {what}")
     return content

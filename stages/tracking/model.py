@@ -1,9 +1,11 @@
 """The trained model in MLflow: logged as code and safetensors, registered, and the best one called `champion`."""
 
 import json
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from camp_model.packages import PREFIX
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -47,8 +49,9 @@ def _register(
     import pandas as pd
     from mlflow.models import infer_signature
 
-    region_dim = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["region_dim"]
-    example: Any = pd.DataFrame({"sentence": ["a red circle"], "regions": [[[0.0] * region_dim] * 2]})
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    regions = [[0.0] * config["region_dim"]] * 2
+    example: Any = pd.DataFrame({"sentence": ["a red circle"], "regions": [regions]})
     # A column that may be left out is one with a gap.
     columns = pd.concat([example, pd.DataFrame({"sentence": ["a red circle"], "image_id": ["1"]})]).astype(object)
     answer = pd.DataFrame({"query": [0], "image_id": ["1"], "rank": [1], "score": [0.5], "error": [""]})
@@ -63,11 +66,20 @@ def _register(
             signature=infer_signature(columns, answer, {"store": "", "top_k": 10}),
             input_example=example,
             model_config={name: event.get(name) for name in ("start_end", "max_words")},
-            pip_requirements=[f"{package}=={version(package)}" for package in NEEDS],
+            pip_requirements=[f"{package}=={version(package)}" for package in needs(config)],
         )
     tags = {"val_rsum": str(event["val_rsum"]), "dataset": client.get_run(run_id).data.tags.get("dataset", "")}
     registered = mlflow.register_model(info.model_uri, NAME, tags=tags)
     return client.get_model_version(NAME, registered.version)
+
+
+def needs(config: dict[str, Any]) -> list[str]:
+    """The distributions that a served model of a config imports, or reads weights from."""
+    if config.get("text") != "transformer":
+        return list(NEEDS)
+    source = config["transformer"]
+    package = source.removeprefix(PREFIX) if source.startswith(PREFIX) and config["transformer_frozen"] else ""
+    return [*NEEDS, "transformers", *packages_distributions().get(package, [])]
 
 
 def promote(client: "MlflowClient", run_id: str) -> str:

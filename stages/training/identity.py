@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 import camp_model
 import stages
 from stages.content.hashes import content_hash
+from stages.content.paths import content_path
 from stages.params.model import ModelParams
 from stages.params.train import TrainParams
 from stages.training.data import epoch_batches
 from stages.training.resume import run_key, sha256_of_files
-from stages.workspace import main_root, named_path
+from stages.workspace import main_root
 
 FREE = ("checkpoint_steps", "micro_batch", "device", "processes", "machines", "word_vectors", "start_from")
 """Params that leave the result alone (but for the order in which numbers are added up), or that stand for something
@@ -37,7 +39,9 @@ def training_key(
         device: the kind counts, not its number: dropout draws other numbers on another kind.
     """
     settings = {name: value for name, value in train.to_dict().items() if name not in FREE}
-    started = [named_path(name) for name in (train.word_vectors, train.start_from) if name is not None]
+    started = [content_path(name) for name in (train.word_vectors, train.start_from) if name is not None]
+    if is_pretrained := model.text == "transformer":
+        started += [path for path in [content_path(model.transformer)] if path.exists()]
     sizes = [len(batch) for batch in epoch_batches(pairs, train.batch_size, train.seed, 0, processes)]
     values: dict[str, Any] = {
         "model": model.to_dict(),
@@ -49,6 +53,7 @@ def training_key(
         "processes": processes if train.dropout else None,
         "code": sha256_of_files(imported_files("stages.train")),
         "torch": torch.__version__,
+        "transformers": version("transformers") if is_pretrained else None,
         "device": device.type,
     }
     return run_key(values)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from camp_model.distributed import gather_batch
 from camp_model.encoders import length_mask
+from camp_model.encoding import remember_captions
 from camp_model.joint import joint_contrastive
 from camp_model.losses import all_negatives_bce, gate_bce, hardest_negative_bce, triplet_loss
 from camp_model.model import CAMP
@@ -98,6 +99,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, lr=1.0, weight_decay=params.weight_decay)
         self.epoch_steps = steps_per_epoch(len(train), params.batch_size, processes.count)
         self.progress = resume.load(model, self.optimizer, precision.scaler) or Progress()
+        remember_captions(model, train.captions, val.captions)
         self.pace = Pace(0.0, 0, 0, 0.0)
         self.pending: list[tuple[int, float, Tensor, Tensor]] = []
         self.flushed = self.pace

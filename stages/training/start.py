@@ -7,6 +7,7 @@ import torch
 from camp_model.checkpoint import current_name, load_checkpoint
 from camp_model.model import CAMP
 from camp_model.vocabulary import SPECIALS, Vocabulary
+from stages.contracts import input_errors
 from stages.errors import InputError
 from stages.params.model import ModelParams
 from stages.params.train import TrainParams
@@ -21,7 +22,10 @@ def new_model(model: ModelParams, train: TrainParams, vocabulary: Vocabulary, re
         InputError: the word vectors, the checkpoint or the names in `train.freeze` do not fit.
     """
     torch.manual_seed(train.seed)
-    camp = CAMP(model.config(vocab_size=len(vocabulary), region_dim=region_dim), dropout=train.dropout)
+    switches = model.replace(transformer=str(named_path(model.transformer)))  # a folder may be in the main workspace
+    with input_errors():
+        camp = CAMP(switches.config(vocab_size=len(vocabulary), region_dim=region_dim), dropout=train.dropout)
+        camp.caption_encoder.read_vocabulary(vocabulary)
     if train.word_vectors is not None:
         _set_word_vectors(camp, named_path(train.word_vectors), vocabulary)
     if train.start_from is not None:

@@ -10,6 +10,7 @@ from camp_model import CAMP, CampConfig
 from camp_model.config import CHOICES
 from camp_model.encoders import length_mask
 
+SWITCHES = CHOICES | {"text": ("gru",)}  # what scores pairs does not know where words come from
 OTHERS = ("hops", "residual", "gate_context")
 
 
@@ -34,8 +35,8 @@ def every_config(**sizes: int) -> list[CampConfig]:
     """All combinations of switches that a config accepts."""
     sizes = {"vocab_size": 12, "region_dim": 5, "word_dim": 3, "dim": 6, "pooling_heads": 2} | sizes
     configs = []
-    for values in itertools.product(*CHOICES.values(), (1, 2), (True, False), (0.0, 1.5)):
-        switches = dict(zip((*CHOICES, *OTHERS), values, strict=True))
+    for values in itertools.product(*SWITCHES.values(), (1, 2), (True, False), (0.0, 1.5)):
+        switches = dict(zip((*SWITCHES, *OTHERS), values, strict=True))
         if switches["gate_context"] and (switches["gate"] == "none" or switches["pooling"] != "attention"):
             continue
         try:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from stages.content.hashes import content_hash
-from stages.content.named import content_of
+from stages.content.named import NamedFilesSections, content_of, named_paths
 from stages.errors import InputError
 
 FAKE = """
@@ -179,3 +179,26 @@ def test_an_unchanged_file_is_not_read_again(tmp_path):
     assert content_hash(file, cache) == before
     os.utime(file, ns=(10**18, 10**18 + 1))
     assert content_hash(file, cache) != before
+
+
+def test_the_content_of_a_package_is_seen_without_what_python_compiles_in_it(tmp_path, monkeypatch):
+    package = tmp_path / "site" / "some_vectors"
+    (package / "__pycache__").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('its code is not run')")
+    (package / "data.txt").write_text("red 1")
+    monkeypatch.syspath_prepend(package.parent)
+    values = {"model": {"text": "transformer", "transformer": "package:some_vectors"}}
+    named = named_paths(NamedFilesSections.from_dict(values))
+    assert named["train"] == {"model.transformer": "package:some_vectors"}
+    assert named_paths(NamedFilesSections.from_dict({}))["train"] == {}
+    hub = {"model": {"text": "transformer", "transformer": "some-one/some-model"}}
+    assert named_paths(NamedFilesSections.from_dict(hub))["train"] == {}
+    first = content_of(named, {}, tmp_path / "cache")
+    (package / "__pycache__" / "x.pyc").write_text("compiled")
+    assert content_of(named, {}, tmp_path / "cache") == first
+    (package / "data.txt").write_text("red 2")
+    assert content_of(named, {}, tmp_path / "cache") != first
+    monkeypatch.undo()
+    assert content_of(named, first, tmp_path / "cache") == first
+    with pytest.raises(InputError, match=r"model\.transformer: package:some_vectors: is not here; expected an inst"):
+        content_of(named, {}, tmp_path / "cache")

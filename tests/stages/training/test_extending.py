@@ -24,7 +24,7 @@ def documented(repository, tmp_path, monkeypatch):
     page = (repository / "docs" / "extending.md").read_text()
     modules = dict(re.findall(r"^`camp_model/(\S+)\.py`:\n\n```python\n(.*?)```", page, re.DOTALL | re.MULTILINE))
     lines = re.findall(r"The line in `(\w+)`.*?\n\n```python\n(.*?),\n```", page, re.DOTALL)
-    assert sorted(modules) == ["encoders/transformer", "matchers/late"]
+    assert sorted(modules) == ["encoders/self_attention", "matchers/late"]
     for name, code in modules.items():
         (tmp_path / "plugged").mkdir(exist_ok=True)
         (tmp_path / "plugged" / f"{name.split('/')[1]}.py").write_text(code)
@@ -55,7 +55,7 @@ def batch_of(model):
     return model.encode_regions(features, region_mask), region_mask, model.encode_captions(tokens, lengths), word_mask
 
 
-SWITCHES = [{"matcher": "late"}, {"text": "transformer"}, {"matcher": "late", "text": "transformer"}]
+SWITCHES = [{"matcher": "late"}, {"text": "self_attention"}, {"matcher": "late", "text": "self_attention"}]
 
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
@@ -96,9 +96,9 @@ def test_the_documented_code_scores_trains_and_is_saved(documented, tmp_path, sw
 
 def test_the_stage_trains_what_is_registered(documented, make_data, params, run_train):
     paths = make_data()
-    run_train(params({"matcher": "late", "text": "transformer"}, epochs=3, gate_supervision=0.0), paths)
+    run_train(params({"matcher": "late", "text": "self_attention"}, epochs=3, gate_supervision=0.0), paths)
     config = load_checkpoint(paths.model)[0].config
-    assert (config.matcher, config.text) == ("late", "transformer")
+    assert (config.matcher, config.text) == ("late", "self_attention")
     metrics = json.loads(paths.metrics.read_text())
     assert metrics["val_rsum"] > 0 and "val_gate_auc" not in metrics
 

@@ -1,0 +1,170 @@
+"""Pretrained transformers of Hugging Face (`model.transformer`): their weights, and the pieces that words fall into.
+
+The package transformers is imported here, when it is needed. Weights are read from safetensors alone, and no code that
+comes with them is run.
+"""
+
+import hashlib
+import importlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from camp_model.files import sha256_of
+from camp_model.packages import PREFIX, package_folder
+from camp_model.vocabulary import SPECIALS
+
+LONGEST_WORD = 16
+"""Pieces of a word at most; what follows in a longer one is left out."""
+OF_THIS_MACHINE = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")
+"""What a config says besides the network's shape."""
+
+T = TypeVar("T")
+
+
+def weights_place(source: str) -> str:
+    """Where transformers finds what `source` names: the folder in a package, or the folder or hub name itself.
+
+    Raises:
+        ValueError: the package is not installed, or holds no transformer.
+    """
+    if not source.startswith(PREFIX):
+        return source
+    root = package_folder(source)
+    folders = sorted({path.parent for path in root.rglob("config.json") if any(path.parent.glob("*.safetensors"))})
+    if len(folders) != 1:
+        raise ValueError(f"{source}: {len(folders)} folders with config.json and safetensors; expected one")
+    return str(folders[0])
+
+
+def sha256_of_weights(place: str) -> str:
+    """Hex sha256 of the files that decide what the network of a folder computes."""
+    digest = hashlib.sha256()
+    for path in (Path(place, "config.json"), *sorted(Path(place).glob("*.safetensors"))):
+        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def load_network(source: str) -> nn.Module:
+    """The pretrained network that `source` (as `CampConfig.transformer`) names, in float32 on the CPU.
+
+    Raises:
+        ValueError: it cannot be loaded, or is no encoder of text; the message names `source`.
+    """
+    place = weights_place(source)
+
+    def load(library: Any) -> Any:
+        config = library.AutoConfig.from_pretrained(place, trust_remote_code=False).get_text_config()
+        return library.AutoModel.from_pretrained(
+            place, config=config, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        )
+
+    with torch.device("cpu"):
+        return _encoder(source, _loaded(source, "a transformer with safetensors", load))
+
+
+def network_of(architecture: dict[str, Any]) -> nn.Module:
+    """A network of an architecture, as `architecture_of` gives it, with random weights.
+
+    Raises:
+        ValueError: no such architecture.
+    """
+
+    def make(library: Any) -> Any:
+        return library.AutoModel.from_config(library.AutoConfig.for_model(**architecture))
+
+    return _encoder("architecture", _loaded("architecture", "what transformers knows", make))
+
+
+def architecture_of(network: Any) -> dict[str, Any]:
+    """The shape of a network as plain values."""
+    values: dict[str, Any] = json.loads(network.config.to_json_string())
+    return {name: value for name, value in values.items() if name not in OF_THIS_MACHINE}
+
+
+def longest_input(network: Any) -> int:
+    """Pieces that a network can read at once."""
+    config = network.config
+    positions = getattr(config, "max_position_embeddings", None) or 512
+    # RoBERTa and its kin count positions from behind the padding's.
+    behind = (config.pad_token_id or 0) + 1 if "roberta" in config.model_type or "camembert" in config.model_type else 0
+    return int(positions) - behind
+
+
+def word_pieces(source: str, words: Sequence[str]) -> list[list[int]]:
+    """The pieces of each word, as the tokenizer of `source` cuts it within a sentence.
+
+    A word of which nothing is left, and <unk>, has the tokenizer's unknown piece. <start> and <end> have what the
+    tokenizer puts before and after a sentence, <pad> has none.
+
+    Raises:
+        ValueError: there is no tokenizer; the message names `source`.
+    """
+    place = weights_place(source)
+    known = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+    if Path(place).is_dir() and not any(next(Path(place).glob(name), None) for name in known):
+        raise ValueError(f"model.transformer: {source:.200}: holds no tokenizer; expected one of {', '.join(known)}")
+    return _loaded(source, "a tokenizer", lambda library: _cut(library, place, words))
+
+
+def _cut(library: Any, place: str, words: Sequence[str]) -> list[list[int]]:
+    tokenizer = library.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    unknown = [i for i in (tokenizer.unk_token_id, tokenizer.mask_token_id, tokenizer.pad_token_id, 0) if i is not None]
+
+    def cut(texts: list[str], whole: bool = False) -> list[list[int]]:
+        pieces: list[list[int]] = tokenizer(texts, add_special_tokens=whole, truncation=False)["input_ids"]
+        return pieces
+
+    ((before,), (sentence,)) = cut(["a"]), cut(["a"], whole=True)
+    if not before or before[0] == tokenizer.unk_token_id:  # the library makes an empty tokenizer of a config
+        raise ValueError("does not know the word a")
+    begin = next(i for i in range(len(sentence)) if sentence[i : i + len(before)] == before)
+    table: list[list[int]] = [[], sentence[:begin], sentence[begin + len(before) :], unknown[:1]]
+    ordinary = list(words[len(SPECIALS) :])
+    if ordinary:
+        # Behind another word: many tokenizers spell the first word of a text otherwise than all that follow.
+        inside, alone = cut([f"a {word}" for word in ordinary]), cut(ordinary)
+        for following, own in zip(inside, alone, strict=True):
+            pieces = following[len(before) :] if following[: len(before)] == before else own
+            table.append(pieces[:LONGEST_WORD] or unknown[:1])
+    return table
+
+
+def _encoder(source: str, network: Any) -> nn.Module:
+    if getattr(network.config, "is_encoder_decoder", False) or not hasattr(network.config, "hidden_size"):
+        raise ValueError(
+            f"model.transformer: {source:.200}: is a {network.config.model_type}; expected an encoder of text"
+        )
+    if hasattr(network, "pooler"):
+        network.pooler = None  # of words' states nothing is pooled
+    module: nn.Module = network.float().eval()
+    return module
+
+
+def _loaded(source: str, expected: str, load: Callable[[Any], T]) -> T:
+    """What `load` makes with the library transformers, which says nothing meanwhile."""
+    try:
+        library = importlib.import_module("transformers")
+        messages = importlib.import_module("transformers.utils.logging")
+    except ImportError:
+        raise ValueError(
+            "model.text: transformer needs the package transformers; expected it after pip install -e '.[transformer]'"
+        ) from None
+    level, bars = messages.get_verbosity(), messages.is_progress_bar_enabled()
+    messages.set_verbosity_error()
+    messages.disable_progress_bar()
+    try:
+        return load(library)
+    except Exception as error:  # whatever a folder of another's making brings about in the library
+        why = " ".join(str(error).split())
+        raise ValueError(
+            f"model.transformer: {source:.200}: cannot be loaded ({why:.300}); expected {expected}"
+        ) from None
+    finally:
+        messages.set_verbosity(level)
+        if bars:
+            messages.enable_progress_bar()

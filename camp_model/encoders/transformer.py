@@ -1,0 +1,200 @@
+"""A pretrained transformer as the text encoder.
+
+Words stay the unit: a word's state is the mean of its pieces' last hidden states, and a linear layer takes it to d.
+"""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from camp_model.config import CampConfig
+from camp_model.encoders.base import TextEncoder, length_mask
+from camp_model.encoders.pretrained import (
+    LONGEST_WORD,
+    architecture_of,
+    load_network,
+    longest_input,
+    network_of,
+    sha256_of_weights,
+    weights_place,
+    word_pieces,
+)
+from camp_model.encoders.word_states import WordStates
+from camp_model.packages import PREFIX
+from camp_model.vocabulary import END, START, Vocabulary
+
+
+class TransformerEncoder(TextEncoder):
+    """A network of Hugging Face (`config.transformer`) over the pieces of words, frozen or trained.
+
+    A frozen network of an installed package belongs to the package and is no part of the module's weights: a checkpoint
+    names it and its hash. Every other one is the submodule `transformer`, and its weights are the checkpoint's. While
+    frozen, a network is never in training mode, computes in float32, and reads each distinct caption once.
+
+    Args:
+        config: the switches.
+        network: to be used in place of the one that `config.transformer` names.
+
+    Raises:
+        ValueError: the network cannot be loaded.
+    """
+
+    def __init__(self, config: CampConfig, network: nn.Module | None = None) -> None:
+        super().__init__(config)
+        network = load_network(config.transformer) if network is None else network
+        self._packaged: tuple[nn.Module, ...] = ()  # in a tuple a module is no submodule
+        if config.transformer_frozen and config.transformer.startswith(PREFIX):
+            self._packaged = (network,)
+        else:
+            self.transformer = network
+        network.requires_grad_(not config.transformer_frozen)
+        self.linear = nn.Linear(network.config.hidden_size, config.dim)  # type: ignore[union-attr, arg-type]
+        nn.init.xavier_uniform_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        network.to(self.linear.weight.device)
+        self._pieces: list[list[int]] = []
+        self.register_buffer("piece_table", torch.zeros(0, 0, dtype=torch.int64), persistent=False)
+        self.register_buffer("piece_counts", torch.zeros(0, dtype=torch.int64), persistent=False)
+        self._states = WordStates()
+
+    @property
+    def network(self) -> nn.Module:
+        """The transformer."""
+        return self._packaged[0] if self._packaged else self.transformer
+
+    @property
+    def frozen(self) -> bool:
+        """Whether none of the network's weights is trained."""
+        return not any(weight.requires_grad for weight in self.network.parameters())
+
+    def read_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """As `TextEncoder.read_vocabulary`: the pieces of every word."""
+        self._set_pieces(word_pieces(self.config.transformer, vocabulary.words))
+
+    def _set_pieces(self, pieces: list[list[int]]) -> None:
+        known = int(self.network.config.vocab_size)  # type: ignore[union-attr, arg-type]
+        if len(pieces) != self.config.vocab_size or not all(len(word) <= LONGEST_WORD for word in pieces[4:]):
+            raise ValueError(f"pieces: not of {self.config.vocab_size} words with {LONGEST_WORD} or fewer each")
+        if not all(type(piece) is int and 0 <= piece < known for word in pieces for piece in word):
+            raise ValueError(f"pieces: not all between 0 and {known - 1}, as the network's are")
+        device = self.linear.weight.device
+        self._pieces = pieces
+        self.piece_counts = torch.tensor([len(word) for word in pieces], device=device)
+        rows = [torch.tensor(word, dtype=torch.int64, device=device) for word in pieces]
+        self.piece_table = pad_sequence(rows, batch_first=True)  # [vocab_size, P]
+
+    def facts(self) -> dict[str, Any]:
+        """As `TextEncoder.facts`."""
+        if self._packaged:
+            about: dict[str, Any] = {"sha256": sha256_of_weights(weights_place(self.config.transformer))}
+        else:
+            about = {"architecture": architecture_of(self.network)}
+        return about | {"pieces": self._pieces}
+
+    @classmethod
+    def restored(cls, config: CampConfig, facts: dict[str, Any]) -> Self:
+        """As `TextEncoder.restored`."""
+        if "architecture" in facts:
+            encoder = cls(config, network_of(facts["architecture"]))
+        else:
+            own = sha256_of_weights(weights_place(config.transformer))
+            if own != facts.get("sha256"):
+                raise ValueError(
+                    f"model.transformer: {config.transformer}: has sha256 {own}, but the model was trained on "
+                    f"{facts.get('sha256')!r:.80}; expected the package in the version that it was trained with"
+                )
+            encoder = cls(config)
+        encoder._set_pieces(facts.get("pieces", []))
+        return encoder
+
+    def encode(self, tokens: Tensor, lengths: Tensor, dropout: nn.Module) -> Tensor:
+        """As `TextEncoder.encode`; dropout is applied to the words' states."""
+        states = self._frozen_states(tokens, lengths) if self.frozen else self.word_states(tokens, lengths)
+        encoded: Tensor = self.linear(dropout(states.to(self.linear.weight.dtype)))
+        return encoded
+
+    def remember(self, tokens: Tensor, lengths: Tensor) -> bool:
+        """As `TextEncoder.remember`."""
+        if self.frozen and not self._states.is_full:
+            self._frozen_states(tokens, lengths)
+        return self.frozen and not self._states.is_full
+
+    def _frozen_states(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        # States that are kept may be of use to a training step, which tensors of inference mode are not.
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
+            return self._states.of(tokens, lengths, self.word_states)
+
+    def word_states(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """The mean last hidden state of each word's pieces.
+
+        Words whose pieces no longer fit into the network's input have zeros.
+
+        Args:
+            tokens: int64 [C, N] word ids.
+            lengths: int64 [C].
+
+        Returns:
+            [C, N, hidden width], zero at padding.
+
+        Raises:
+            ValueError: `read_vocabulary` has not been called.
+        """
+        if not len(self.piece_table):
+            raise ValueError("text encoder: knows no words yet; call read_vocabulary first")
+        words, counts = self._framed(tokens, lengths.to(tokens.device))  # [C, N + 2]
+        places = counts.cumsum(1) - counts
+        pieces = torch.arange(int(counts.max()), device=tokens.device)  # [P]
+        real = pieces < counts[..., None]  # [C, N + 2, P]
+        at = (places[..., None] + pieces)[real]
+        rows = torch.arange(len(tokens), device=tokens.device)[:, None, None].expand(real.shape)[real]
+        totals = counts.sum(1)
+        ids = tokens.new_zeros(len(tokens), int(totals.max()))
+        ids[rows, at] = self.piece_table[words][..., : len(pieces)][real]
+        mask = length_mask(totals, ids.shape[1])
+        hidden = self.network(input_ids=ids, attention_mask=mask.long()).last_hidden_state  # [C, L, width]
+        inner = slice(1, -1)
+        gathered = hidden.new_zeros(*real.shape, hidden.shape[-1])
+        gathered[real] = hidden[rows, at]
+        means: Tensor = gathered.sum(2) / counts.clamp(min=1)[..., None]
+        return means[:, inner]
+
+    def _framed(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Captions between <start> and <end>, once each, and how many pieces of each word the network is to read.
+
+        Returns:
+            Word ids and counts, int64 [C, N + 2] each; what lies within the two is `tokens`.
+        """
+        real = length_mask(lengths, tokens.shape[1])
+        words = nn.functional.pad(torch.where(real, tokens, 0), (1, 1))
+        words[:, 0] = START
+        counts = self.piece_counts[words]
+        counts[:, 1:-1] *= real
+        counts[:, 0] *= tokens[:, 0] != START
+        # The end stands behind all words, and what lies between it and them has no pieces.
+        words[:, -1] = END
+        last = tokens.gather(1, (lengths - 1)[:, None])[:, 0]
+        ending = self.piece_counts[END]
+        counts[:, -1] = ending * (last != END)
+        fits = counts[:, :-1].cumsum(1) <= longest_input(self.network) - ending
+        counts[:, :-1] *= fits
+        return words, counts
+
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`, but for a frozen network, which drops nothing."""
+        super().train(mode)
+        if self.frozen:
+            self.network.eval()
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for network in self._packaged:
+            network._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
+        self._states.clear()
+        super()._load_from_state_dict(*arguments, **keywords)

