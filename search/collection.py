@@ -20,6 +20,8 @@ from camp_model.joint import pooled_vectors
 from camp_model.model import CAMP
 from camp_model.regions import ImageRegions
 from search.explaining import PairView, explain_pair
+from search.features import Extraction
+from search.folder import FolderSource
 from search.pictures import PictureFile, Pictures, PictureSource, Status
 from search.ranking import Ranked, Ranker
 from search.sentences import SentenceReader
@@ -27,6 +29,8 @@ from search.workspace import Workspace, WorkspaceSource
 from stages.contracts import input_errors, read_fingerprint, read_table
 from stages.detectors.images import RejectedImage, read_image
 from stages.errors import InputError, shown
+from stages.indexing.vectors import weights_key
+from stages.params.index import IndexParams
 
 REMEMBERED = 32
 """Sentences whose ranking is remembered, so that more rows of an answer cost nothing."""
@@ -264,9 +268,29 @@ def open_workspace(root: Path) -> PictureCollection:
     )  # fmt: skip
 
 
-def open_folder(images: Path, *, model: Path, cache: Path) -> PictureCollection:
-    """Any folder of pictures, indexed in the background once it is started."""
-    raise NotImplementedError
+def open_folder(
+    images: Path, *, model: Path, cache: Path, shortlist: int = IndexParams().shortlist
+) -> PictureCollection:
+    """Any folder of pictures, indexed in the background once it is started.
+
+    Args:
+        images: the folder.
+        model: the folder of a checkpoint that says which features it reads (`search.features`).
+        cache: folder in which what is known of pictures is remembered.
+        shortlist: pictures that CAMP ranks, where the model was trained with a joint term.
+
+    Raises:
+        InputError: a folder is missing, the model is damaged, or its detector cannot be had.
+    """
+    with input_errors():
+        camp, vocabulary, _ = load_checkpoint(model)
+    extraction = Extraction.of_model(model)
+    source = FolderSource(images, camp, weights_key(model), model, cache)
+    joint = read_fingerprint(model).get("joint_weight")
+    return PictureCollection(
+        source, camp, SentenceReader(vocabulary, extraction.captions), shortlist if joint else None, None,
+        extraction.regions.max_pixels,
+    )  # fmt: skip
 
 
 __all__ = ["Answer", "Hit", "PairView", "PictureCollection", "RejectedImage", "Status", "UnknownPicture", "open_folder",

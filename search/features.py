@@ -1,18 +1,119 @@
-"""What looks at pictures: a detector of the pipeline, made ready when the first picture comes."""
+"""What looks at pictures: a detector of the pipeline, made ready when the first picture comes.
 
+A model's folder says itself which features it reads, so that it can be used far from where it was trained:
+
+extraction.json      the sections `detector`, `regions` and `captions` of the params that it was trained with
+detector/            detector.json, as train_detector wrote it; its weights too where no package or address brings them
+"""
+
+import hashlib
+import importlib
+import json
+import shutil
+import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
+from camp_model.files import replacing_folder, write_json
 from camp_model.regions import ImageRegions
+from search.locking import held
+from stages.contracts import read_fingerprint, read_object
+from stages.detectors import DETECTORS
 from stages.detectors.base import Description, RegionExtractor, extract, load_detector
 from stages.detectors.boxes import append_geometry
 from stages.errors import InputError
+from stages.params.captions import CaptionsParams
 from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams
+from stages.params.section import Section
+
+FILE = "extraction.json"
+WEIGHTS = "weights.safetensors"
+
+
+class Extraction(Section):
+    """extraction.json: how the pictures were looked at, and the captions read, that a model was trained on."""
+
+    detector: DetectorParams
+    regions: RegionsParams
+    captions: CaptionsParams = CaptionsParams()
+
+    @classmethod
+    def of_model(cls, model: Path) -> "Extraction":
+        """What a model's folder says.
+
+        Raises:
+            InputError: it says nothing, or something wrong; the message names the key.
+        """
+        path = model / FILE
+        values = read_object(path, "what `python -m search.shipping` writes beside a model")
+        try:
+            extraction = cls.from_dict(values)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        if extraction.regions.boxes == "given":
+            raise InputError(f"{path}: regions.boxes: given: a folder of pictures brings no boxes; expected detected")
+        if extraction.detector.backend == "precomputed":
+            raise InputError(f"{path}: detector.backend: precomputed looks at no pictures; expected another model")
+        return extraction
+
+    def write(self, model: Path) -> None:
+        """Write it into a model's folder."""
+        write_json(model / FILE, self.to_dict())
+
+
+def ready_detector(extraction: Extraction, model: Path, cache: Path) -> Path:
+    """The folder of the detector that a model's pictures are looked at with; its weights are fetched into `cache` once.
+
+    Raises:
+        InputError: the weights cannot be had, or it is another detector than the model was trained on.
+    """
+    own = model / "detector"
+    if (own / WEIGHTS).is_file():
+        folder = own
+    else:
+        named = json.dumps(extraction.detector.to_dict(), sort_keys=True)
+        folder = cache / "detectors" / hashlib.sha256(named.encode()).hexdigest()[:32]
+        with held(folder.with_name(f"{folder.name}.lock")):
+            if not (folder / "detector.json").is_file():
+                backend = importlib.import_module(DETECTORS[extraction.detector.backend])
+                with replacing_folder(folder) as building:
+                    backend.resolve(extraction.detector, building, building).save(building)
+    _check_same(Description.load(folder), model, own)
+    return folder
+
+
+def _check_same(description: Description, model: Path, own: Path) -> None:
+    """InputError where a model was trained on another detector; a word where only what computes it has changed."""
+    trained_on = read_fingerprint(model).get("detector")
+    if trained_on in (None, description.fingerprint):
+        return
+    if (own / "detector.json").is_file():
+        recorded = Description.load(own)
+        if replace(recorded, weights_source="") == replace(description, weights_source=""):
+            print(
+                f"{model}: trained on the features of this detector as other versions of code or libraries computed "
+                "them; they may differ a little",
+                file=sys.stderr,
+            )
+            return
+    raise InputError(
+        f"{model / 'fingerprint.json'}: detector: {str(trained_on)[:12]}, but {FILE} names one that is "
+        f"{description.fingerprint[:12]} here; expected the detector that the model was trained on"
+    )
+
+
+def copy_detector(detector: Path, params: DetectorParams, model: Path) -> None:
+    """Put into a model's folder what identifies its detector; the weights too where nothing else brings them."""
+    with replacing_folder(model / "detector") as building:
+        shutil.copyfile(detector / "detector.json", building / "detector.json")
+        if params.weights == "train":
+            shutil.copyfile(detector / WEIGHTS, building / WEIGHTS)
 
 
 class Looker:

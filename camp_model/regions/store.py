@@ -40,18 +40,47 @@ class RegionStore:
         self.path = Path(path)
         manifest = self.path / "manifest.parquet"
         table = read_table(manifest, (), "a store of regions")
-        self.info, _ = read_info(manifest, table.schema.metadata, "regions_manifest")
-        self.region_dim, self.max_regions = self.info.region_dim, self.info.max_regions
-        self.detector = self.info.detector
-        self.categories, self.attribute_names = self.info.categories, self.info.attributes
-        self.image_ids: list[str] = table["image_id"].to_pylist()
-        self.num_regions: npt.NDArray[np.int32] = table["num_regions"].to_numpy()
-        shards = table["shard"].combine_chunks().dictionary_encode()
+        info, _ = read_info(manifest, table.schema.metadata, "regions_manifest")
+        self._take(info, table["image_id"].to_pylist(), *(table[name] for name in ("shard", "row", "num_regions")))
+        self._columns: dict[str, dict[str, Array]] = {}
+
+    @classmethod
+    def of(
+        cls, path: Path, info: StoreInfo, rows: Sequence[tuple[str, str, int, int]], like: "RegionStore | None" = None
+    ) -> "RegionStore":
+        """Some images of the shards in a folder that needs no manifest; for this process alone.
+
+        Args:
+            rows: (image_id, shard's file name, row in it, num_regions), as for `write_manifest`.
+            like: another store of the folder, whose mapped shards are taken over.
+        """
+        store = cls.__new__(cls)
+        store.path = Path(path)
+        ids = [row[0] for row in rows]
+        columns = ([row[i] for row in rows] for i in (1, 2, 3))
+        kinds = (pa.string(), pa.int32(), pa.int32())
+        store._take(
+            info,
+            ids,
+            *(pa.chunked_array([pa.array(column, kind)]) for column, kind in zip(columns, kinds, strict=True)),
+        )
+        store._columns = {} if like is None else like._columns
+        return store
+
+    def _take(
+        self, info: StoreInfo, ids: list[str], shard: pa.ChunkedArray, row: pa.ChunkedArray, count: pa.ChunkedArray
+    ) -> None:
+        self.info = info
+        self.region_dim, self.max_regions = info.region_dim, info.max_regions
+        self.detector = info.detector
+        self.categories, self.attribute_names = info.categories, info.attributes
+        self.image_ids: list[str] = ids
+        self.num_regions: npt.NDArray[np.int32] = count.to_numpy()
+        shards = shard.combine_chunks().dictionary_encode()
         self._shard_names: list[str] = shards.dictionary.to_pylist()
         self._shard_of: Array = shards.indices.to_numpy()
-        self._row_in_shard: Array = table["row"].to_numpy()
+        self._row_in_shard: Array = row.to_numpy()
         self._row_of: dict[str, int] | None = None
-        self._columns: dict[int, dict[str, Array]] = {}
 
     def __reduce__(self) -> tuple[type["RegionStore"], tuple[Path]]:
         # A worker process opens the store itself instead of receiving its arrays.
@@ -78,13 +107,13 @@ class RegionStore:
 
     def _shard(self, index: int) -> dict[str, Array]:
         """The columns of a shard as arrays that lie in the mapped file; see `map_shard`."""
-        columns = self._columns.get(index)
+        columns = self._columns.get(self._shard_names[index])
         if columns is None:
             path = self.path / self._shard_names[index]
             columns, info = map_shard(path)
             if info != self.info:
                 raise ValueError(f"{path}: is of another store than {self.path / 'manifest.parquet'}")
-            self._columns[index] = columns
+            self._columns[self._shard_names[index]] = columns
         return columns
 
     def features(self, rows: Sequence[int] | Array) -> tuple[Array, npt.NDArray[np.bool_]]:

@@ -100,7 +100,8 @@ def _remembered(store: sqlite3.Connection, file: Path) -> tuple[str, int, int, i
         about = file.stat()
     except OSError as error:
         return error
-    state = os.fsdecode(file.resolve()), about.st_size, about.st_mtime_ns, about.st_ino
+    name = os.fsencode(file.resolve()).decode("utf-8", "backslashreplace")  # SQLite keeps UTF-8 alone
+    state = name, about.st_size, about.st_mtime_ns, about.st_ino
     question = "select sha256 from hashes where path = ? and size = ? and mtime = ? and inode = ?"
     answer = store.execute(question, state).fetchone()
     return (*state, answer[0] if answer else None)

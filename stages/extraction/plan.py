@@ -154,18 +154,24 @@ def plan_shards(params: ExtractSections, dataset: Path, detector: Path) -> Plan:
         given, none = _given_boxes(dataset), np.zeros((0, 4), np.float32)
         columns.append([given.get(image_id, none) for image_id in columns[0]])
     images = list(itertools.starmap(PlannedImage, zip(*columns, strict=True)))
-    effective = {key: value for key, value in params.regions.to_dict().items() if key not in _WITHOUT_EFFECT}
-    options = params.detector.options(description.backend)
-    head = json.dumps([description.fingerprint, effective, options, GEOMETRY_SCALE], sort_keys=True).encode()
+    head = extraction_head(params, description)
     shards = tuple(
-        Shard(_key(head, images[start:stop]), tuple(images[start:stop]))
+        Shard(shard_key(head, images[start:stop]), tuple(images[start:stop]))
         for start, stop in boundaries(columns[0], params.regions.shard_size)
     )
     info = store_info(params.regions, description)
     return Plan(params, params.dataset.image_root(dataset), detector, info, len(images), shards)
 
 
-def _key(head: bytes, images: Sequence[PlannedImage]) -> str:
+def extraction_head(params: ExtractSections, description: Description) -> bytes:
+    """What every shard's key begins with: all that decides what is known of a picture, but the picture."""
+    effective = {key: value for key, value in params.regions.to_dict().items() if key not in _WITHOUT_EFFECT}
+    options = params.detector.options(description.backend)
+    return json.dumps([description.fingerprint, effective, options, GEOMETRY_SCALE], sort_keys=True).encode()
+
+
+def shard_key(head: bytes, images: Sequence[PlannedImage]) -> str:
+    """The content key of a shard of some images; `head` is of `extraction_head`."""
     digest = hashlib.sha256(head)
     digest.update(json.dumps([(image.image_id, image.sha256) for image in images]).encode())
     for image in images:

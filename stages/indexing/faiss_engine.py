@@ -1,5 +1,6 @@
 """The engine that is embedded: faiss, exact up to EXACT vectors and by inverted lists beyond."""
 
+import threading
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +20,7 @@ PROBED = 32
 
 
 class FaissEngine:
-    """An index in this process's memory.
+    """An index in this process's memory, for any number of threads.
 
     Args:
         dim: d, the width of a vector.
@@ -34,25 +35,32 @@ class FaissEngine:
             index = faiss.index_factory(dim, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
             index.nprobe = PROBED
         self._index = index
+        self._lock = threading.RLock()
 
     def add(self, ids: Ids, vectors: Vectors) -> None:
         """As `Engine.add`."""
         if not len(ids):
             return
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-        if not self._index.is_trained:
-            self._index.train(vectors)
-        elif self.count():
-            self.remove(ids)
-        self._index.add_with_ids(vectors, np.ascontiguousarray(ids, dtype=np.int64))
+        with self._lock:
+            if not self._index.is_trained:
+                self._index.train(vectors)
+            elif self.count():
+                self.remove(ids)
+            self._index.add_with_ids(vectors, np.ascontiguousarray(ids, dtype=np.int64))
 
     def remove(self, ids: Ids) -> None:
         """As `Engine.remove`."""
-        self._index.remove_ids(np.ascontiguousarray(ids, dtype=np.int64))
+        with self._lock:
+            self._index.remove_ids(np.ascontiguousarray(ids, dtype=np.int64))
 
     def search(self, queries: Vectors, count: int) -> tuple[Ids, Vectors]:
         """As `Engine.search`."""
-        scores, ids = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), count)
+        with self._lock:
+            depth = min(count, self.count())
+            if not depth:
+                return np.full((len(queries), count), -1, np.int64), np.full((len(queries), count), -np.inf, np.float32)
+            scores, ids = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), depth)
         rows = [in_order(*row, count) for row in zip(ids, scores, strict=True)]
         return np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows])
 

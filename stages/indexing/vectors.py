@@ -52,18 +52,23 @@ def store_vectors(
     """
     vectors = np.zeros((len(store), model.config.dim), np.float32)
     for shard, rows in store.rows_of_shards().items():
-        path = folder / vector_file(weights, shard)
-        known = _read(path, (len(rows), model.config.dim))
-        if known is None:
-            known = picture_vectors(model, store, rows)
-            with replacing(path) as temporary:
-                with temporary.open("wb") as file:
-                    np.save(file, known, allow_pickle=False)
-                seal(temporary, append=True)
-        vectors[rows] = known
+        vectors[rows] = shard_vectors(model, weights, store, shard, rows, folder)
         if progress is not None:
             progress(len(rows))
     return vectors
+
+
+def shard_vectors(model: CAMP, weights: str, store: RegionStore, shard: str, rows: Ids, folder: Path) -> Vectors:
+    """The vectors [n, d] of all pictures of one shard, at `rows` of the store; arguments as of `store_vectors`."""
+    path = folder / vector_file(weights, shard)
+    known = _read(path, (len(rows), model.config.dim))
+    if known is None:
+        known = picture_vectors(model, store, rows)
+        with replacing(path) as temporary:
+            with temporary.open("wb") as file:
+                np.save(file, known, allow_pickle=False)
+            seal(temporary, append=True)
+    return known
 
 
 def _read(path: Path, shape: tuple[int, int]) -> Vectors | None:

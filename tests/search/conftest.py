@@ -31,10 +31,11 @@ from stages.params.dataset import DatasetParams
 from stages.params.regions import RegionsParams
 from stages.prepare_dataset import prepare_dataset
 from stages.tokenize_captions import tokenize_captions
+from tests.search.folders import folder, opened
 from tests.stages.conftest import SmallRun, make_checkpoint, make_run, page
 from tests.stages.extraction.conftest import draw
 
-__all__ = ["make_checkpoint", "make_run", "page"]
+__all__ = ["folder", "make_checkpoint", "make_run", "opened", "page"]
 
 
 @pytest.fixture

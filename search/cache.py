@@ -1,0 +1,137 @@
+"""What is known of pictures, on disk: regions by content and extractor, for all folders of a person.
+
+The shards are the state, and there is no other: each is a file that is whole or not there, named by the content of its
+pictures, and never changed. So a process that is killed has lost the shard that it was at, and two processes cannot
+spoil anything; the lock only keeps them from extracting the same pictures twice.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from camp_model.model import CAMP
+from camp_model.regions import RegionStore, StoreInfo, read_header
+from search.features import Extraction, Looker
+from stages.detectors.base import Description
+from stages.detectors.images import PASSING_REASONS
+from stages.extraction.plan import ExtractSections, Plan, PlannedImage, Shard, extraction_head, shard_key, store_info
+from stages.extraction.reading import read_ahead, reader
+from stages.extraction.shard_run import ShardRun
+from stages.indexing.engines import Vectors
+from stages.indexing.vectors import shard_vectors
+
+Row = tuple[str, str, int, int]
+"""(sha256 of a picture, shard's file name, row in it, number of regions)"""
+READ_AHEAD = 3
+"""Batches of pictures decoded ahead of the network."""
+STALE = 3600.0
+"""Seconds after which a temporary file is what a killed process left."""
+
+
+class FeatureCache:
+    """The regions that one extractor has seen.
+
+    Args:
+        folder: of all caches.
+        looker: the extractor.
+        extraction: what it was set up with.
+    """
+
+    def __init__(self, folder: Path, looker: Looker, extraction: Extraction) -> None:
+        description = Description.load(looker.folder)
+        self.params = ExtractSections(
+            detector=extraction.detector, regions=extraction.regions.replace(max_rejected_share=1.0, device="cpu")
+        )
+        self._head = extraction_head(self.params, description)
+        self.folder = folder / "regions" / shard_key(self._head, ())
+        self.vectors = folder / "vectors"
+        self.lock = self.folder / "lock"
+        self.info: StoreInfo = store_info(self.params.regions, description)
+        self.looker = looker
+        self.rows: dict[str, Row] = {}
+        """By sha256, what has regions."""
+        self.rejected: dict[str, str] = {}
+        """sha256 -> why there will be no regions."""
+        self._known: set[str] = set()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._clean()
+
+    def _clean(self) -> None:
+        for path in [*self.folder.glob(".*.tmp"), *self.folder.glob("*.partial")]:
+            if time.time() - path.stat().st_mtime > STALE:
+                path.unlink(missing_ok=True)
+
+    def refresh(self) -> list[str]:
+        """Read who is in shards that are new here; a damaged one goes, for its pictures can be looked at again.
+
+        Returns:
+            The file names of the new shards.
+        """
+        new = []
+        for path in sorted(self.folder.glob("*.arrow")):
+            if path.name in self._known:
+                continue
+            try:
+                header = read_header(path)
+                whole = header.key == path.stem and header.info == self.info
+            except ValueError:
+                whole = False
+            if not whole:
+                path.unlink(missing_ok=True)
+                continue
+            self._known.add(path.name)
+            new.append(path.name)
+            for row, (name, count) in enumerate(zip(header.image_ids, header.num_regions, strict=True)):
+                self.rows.setdefault(name, (name, path.name, row, count))
+            self.rejected |= {name: why for name, why in header.rejected if why not in PASSING_REASONS}
+        return new
+
+    def extract(self, root: Path, pictures: Sequence[tuple[str, str]], done: Callable[[], bool]) -> dict[str, str]:
+        """Look at some pictures and write their shard.
+
+        Args:
+            root: what paths start from.
+            pictures: (sha256, path below `root`).
+            done: called after each picture; whether to go on. If not, nothing is written.
+
+        Returns:
+            sha256 -> why a picture has no regions now, for reasons that may pass.
+        """
+        images = tuple(PlannedImage(sha256, path, sha256, 0, 0) for sha256, path in pictures)
+        shard = Shard(shard_key(self._head, images), images)
+        plan = Plan(self.params, root, self.looker.folder, self.info, len(images), (shard,))
+        extractor = self.looker.extractor()
+        passing: dict[str, str] = {}
+
+        def reject(image: PlannedImage, reason: str) -> None:
+            if reason in PASSING_REASONS:
+                passing[image.image_id] = reason
+
+        run = ShardRun(shard, plan, extractor, self.folder, reject)
+        read = reader(extractor, root, self.params.regions.max_pixels)
+        ahead = READ_AHEAD * self.params.regions.batch_size
+        for _, image, item in read_ahead(((shard, image) for image in images), read, ahead):
+            run.add(image, item)
+            if not done():
+                return passing
+        run.finish()
+        run.write()
+        return passing
+
+    def store(self, rows: Sequence[Row], like: RegionStore | None = None) -> RegionStore:
+        """Some pictures as a store."""
+        return RegionStore.of(self.folder, self.info, rows, like)
+
+    def vectors_of(self, model: CAMP, weights: str, shard: str) -> tuple[list[str], Vectors]:
+        """The pictures of a shard and their vectors, remembered on disk.
+
+        Raises:
+            ValueError: the shard is damaged.
+        """
+        header = read_header(self.folder / shard)
+        places = enumerate(zip(header.image_ids, header.num_regions, strict=True))
+        store = self.store([(name, shard, row, count) for row, (name, count) in places])
+        rows = np.arange(len(store), dtype=np.int64)
+        return header.image_ids, shard_vectors(model, weights, store, shard, rows, self.vectors)

@@ -1,0 +1,166 @@
+"""Any folder of pictures, indexed in a thread while what is ready can be searched."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from camp_model.model import CAMP
+from camp_model.regions import ImageRegions
+from search.cache import FeatureCache
+from search.features import Extraction, Looker, ready_detector
+from search.listing import Listing, list_pictures
+from search.locking import GivenUp, held
+from search.pictures import REJECTED_SHOWN, PictureFile, Pictures, Status
+from stages.errors import InputError
+from stages.indexing.engines import vector_ids
+from stages.indexing.faiss_engine import FaissEngine
+
+FIRST, MOST = 32, 128
+"""Pictures in a shard: few at first, so that there is soon something to search."""
+WATCHED = 60.0
+"""Seconds between two looks at the folder."""
+
+
+class FolderSource:
+    """The pictures below a folder.
+
+    Args:
+        root: the folder.
+        model: in evaluation mode, on the CPU; `weights` is its `weights_key`.
+        folder: of the model.
+        cache: where regions, vectors and hashes of files are remembered, for all folders.
+
+    Raises:
+        InputError: the folder cannot be read, or the model's detector cannot be had.
+    """
+
+    def __init__(self, root: Path, model: CAMP, weights: str, folder: Path, cache: Path) -> None:
+        if not root.is_dir():
+            raise InputError(f"{root}: is no folder; expected a folder of pictures")
+        self.root, self.model, self.weights, self.name = root.resolve(), model, weights, str(folder)
+        extraction = Extraction.of_model(folder)
+        self._looker = Looker(ready_detector(extraction, folder, cache), extraction.detector, extraction.regions)
+        self._cache = FeatureCache(cache, self._looker, extraction)
+        self._hashes = cache / "hashes.sqlite"
+        self._engine = FaissEngine(model.config.dim)
+        self._indexed: set[str] = set()
+        """Pictures whose vector the engine holds."""
+        self._listing = Listing()
+        self._passing: dict[str, str] = {}
+        self._pictures = self._snapshot()
+        self._scanning = True
+        self._problem: str | None = None
+        self._stop, self._wake, self._scanned = threading.Event(), threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="index", daemon=True)
+
+    def start(self) -> None:
+        """As `PictureSource.start`."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """As `PictureSource.close`; what is being looked at is given up."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def rescan(self) -> None:
+        """As `PictureSource.rescan`; returns at once."""
+        self._scanning = True
+        self._wake.set()
+
+    def pictures(self) -> Pictures:
+        """As `PictureSource.pictures`."""
+        return self._pictures
+
+    def status(self) -> Status:
+        """As `PictureSource.status`."""
+        listing, ready = self._listing, len(self._pictures)
+        rejected = [
+            *listing.unreadable,
+            *((path, why) for sha256, path in listing.paths.items() if (why := self._why_not(sha256))),
+        ]
+        total = len(listing.paths) + len(listing.unreadable) - len(rejected)
+        return Status(
+            max(total, ready), ready, sorted(rejected)[:REJECTED_SHOWN], len(rejected), self._scanning, self.name,
+            self._problem,
+        )  # fmt: skip
+
+    def look(self, image: npt.NDArray[np.uint8]) -> ImageRegions:
+        """As `PictureSource.look`."""
+        return self._looker.look(image)
+
+    def _why_not(self, sha256: str) -> str | None:
+        return self._cache.rejected.get(sha256) or self._passing.get(sha256)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._wake.clear()
+            try:
+                self._scan()
+                self._problem = None
+            except GivenUp:
+                break
+            except Exception as error:  # what is ready can be searched on, and the next look may go better
+                self._problem = str(error)[:500] or type(error).__name__
+            self._scanning = self._wake.is_set()
+            self._wake.wait(WATCHED)
+
+    def _scan(self) -> None:
+        """List the folder, and look at what is not known yet."""
+        listing = list_pictures(self.root, self._hashes, lambda: not self._stop.is_set())
+        if self._stop.is_set():
+            raise GivenUp
+        self._listing, self._passing = listing, {}
+        self._publish()
+        while missing := self._missing():
+            self._scanning = True
+            with held(self._cache.lock, self._wait):
+                self._publish()  # what another process has seen meanwhile
+                if chunk := self._missing()[: min(MOST, max(FIRST, len(self._pictures) // 4))]:
+                    paths = [(sha256, listing.paths[sha256]) for sha256 in chunk]
+                    self._passing |= self._cache.extract(self.root, paths, lambda: not self._stop.is_set())
+            if self._stop.is_set():
+                raise GivenUp
+            self._publish()
+            if self._missing() == missing:
+                raise InputError(f"{self._cache.folder}: does not hold what was written; is the disk full?")
+
+    def _wait(self) -> bool:
+        """While another process extracts: what it has finished can be searched here, too."""
+        if list(self._cache.folder.glob("*.arrow")):
+            self._publish()
+        return not self._stop.is_set()
+
+    def _missing(self) -> list[str]:
+        known = self._cache.rows
+        return [sha256 for sha256 in self._listing.paths if sha256 not in known and not self._why_not(sha256)]
+
+    def _publish(self) -> None:
+        """Make what is known of the folder's pictures what can be searched."""
+        self._cache.refresh()
+        wanted = {sha256 for sha256 in self._listing.paths if sha256 in self._cache.rows}
+        places = {sha256: self.root / self._listing.paths[sha256] for sha256 in wanted}
+        if places == {sha256: file.path for sha256, file in self._pictures.files.items()}:
+            return
+        new = wanted - self._indexed
+        for shard in sorted({self._cache.rows[sha256][1] for sha256 in new}):
+            names, vectors = self._cache.vectors_of(self.model, self.weights, shard)
+            chosen = [i for i, name in enumerate(names) if name in new]
+            self._engine.add(vector_ids([names[i] for i in chosen]), vectors[chosen])
+        gone = self._indexed - wanted
+        self._indexed = wanted
+        self._pictures = self._snapshot()
+        self._engine.remove(vector_ids(sorted(gone)))
+
+    def _snapshot(self) -> Pictures:
+        """The pictures of the last listing that are known, in the order of the folder."""
+        ids: Sequence[str] = [sha256 for sha256 in self._listing.paths if sha256 in self._indexed]
+        before = getattr(self, "_pictures", None)
+        like = None if before is None else before.store
+        store = self._cache.store([self._cache.rows[sha256] for sha256 in ids], like)
+        files = {sha256: PictureFile(self.root / self._listing.paths[sha256], sha256) for sha256 in ids}
+        return Pictures(store, ids, np.arange(len(ids), dtype=np.int64), files, self._engine)

@@ -1,0 +1,92 @@
+"""The pictures of a folder, known by their content."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stages.content.hashes import file_hashes
+from stages.errors import InputError
+
+SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".jp2", ".j2k", ".jpx",
+})  # fmt: skip
+"""Endings of the formats that the extractor decodes; other files are no pictures."""
+LARGEST = 2**28
+"""Bytes of a file above which it is not read."""
+BATCH = 256
+"""Files hashed between two calls of `progress`."""
+
+
+@dataclass
+class Listing:
+    """What lies in a folder."""
+
+    paths: dict[str, str] = field(default_factory=dict)
+    """sha256 of the bytes -> path below the folder; the first in order of those that have the same bytes."""
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    """(path below the folder, reason)"""
+    copies: int = 0
+    """Files whose bytes are those of another file."""
+
+
+def list_pictures(root: Path, hashes: Path, progress: Callable[[], bool] = lambda: True) -> Listing:
+    """All pictures below a folder, in the order of their names; links to folders and hidden ones are left out.
+
+    Args:
+        hashes: the SQLite file in which hashes of files are remembered.
+        progress: called now and then; whether to go on. What is listed so far is returned otherwise.
+
+    Raises:
+        InputError: the folder cannot be read.
+    """
+    listing = Listing()
+    paths = []
+    for path in _walk(root):
+        size = _size(path)
+        if isinstance(size, str):
+            listing.unreadable.append((_below(path, root), size))
+        else:
+            paths.append(path)
+    for start in range(0, len(paths), BATCH):
+        if not progress():
+            break
+        chunk = paths[start : start + BATCH]
+        for path, sha256 in zip(chunk, file_hashes(chunk, hashes), strict=True):
+            if isinstance(sha256, OSError):
+                listing.unreadable.append((_below(path, root), f"cannot be read ({sha256.strerror})"))
+            elif sha256 in listing.paths:
+                listing.copies += 1
+            else:
+                listing.paths[sha256] = _below(path, root)
+    return listing
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        if Path(error.filename or root) == root:
+            raise InputError(f"{root}: cannot be read ({error.strerror}); expected a folder of pictures")
+
+    if not root.is_dir():
+        raise InputError(f"{root}: is no folder; expected a folder of pictures")
+    for parent, folders, files in os.walk(root, onerror=fail):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                yield Path(parent, name)
+
+
+def _size(path: Path) -> int | str:
+    """Bytes of a file, or why it is not to be read."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if not path.is_file():
+        return "is no file"
+    return f"is larger than {LARGEST >> 20} MiB" if size > LARGEST else size
+
+
+def _below(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()

@@ -1,0 +1,254 @@
+"""A folder of pictures: what comes, goes, moves and breaks; other models; several processes; kills."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from search.collection import PictureCollection, UnknownPicture
+from stages.errors import InputError
+from tests.search.folders import Folder, make_model, wait_for
+
+SENTENCE = "two dogs in the snow"
+
+
+def shards(folder: Folder) -> dict[Path, int]:
+    """Inode of each shard: one that was written again has another."""
+    return {path: path.stat().st_ino for path in (folder.root / "cache").rglob("*.arrow")}
+
+
+def rescan(collection: PictureCollection) -> None:
+    collection.rescan()
+    wait_for(collection)
+
+
+def test_a_folder_can_be_searched(folder: Folder, opened: PictureCollection) -> None:
+    status = opened.status()
+    assert (status.total, status.ready, status.rejected, status.problem) == (7, 7, [], None)
+    answer = opened.search(SENTENCE, top=5)
+    assert (len(answer.hits), answer.total, answer.unknown) == (5, 7, [])
+    assert opened.picture(answer.hits[0].picture_id).parent == folder.images
+    view = opened.pair(answer.hits[0].picture_id, SENTENCE)
+    assert view.score == pytest.approx(answer.hits[0].score, abs=1e-5)
+    assert (view.width, view.height) == opened.pixels(answer.hits[0].picture_id).shape[1::-1]
+
+
+def test_a_picture_finds_itself(folder: Folder, opened: PictureCollection) -> None:
+    name = opened.source.pictures().ids[3]
+    hit = opened.similar(opened.pixels(name), top=1)[0]
+    assert (hit.picture_id, hit.score) == (name, pytest.approx(1.0, abs=1e-3))
+
+
+def test_new_pictures_come_and_removed_ones_go(folder: Folder, opened: PictureCollection) -> None:
+    before, gone = shards(folder), opened.source.pictures().ids[0]
+    folder.draw("inner/new.png", 50)
+    (folder.images / "0.png").unlink()
+    rescan(opened)
+    assert folder.names(opened) == ["1.png", "2.png", "3.png", "4.png", "5.png", "6.png", "inner/new.png"]
+    after = shards(folder)
+    assert {path: after[path] for path in before} == before and len(after) == len(before) + 1
+    with pytest.raises(UnknownPicture):
+        opened.picture(gone)
+    assert gone not in {hit.picture_id for hit in opened.search(SENTENCE, top=100).hits}
+    assert opened.source.pictures().engine.count() == 7
+
+
+def test_a_moved_picture_is_known_by_its_content(folder: Folder, opened: PictureCollection) -> None:
+    before, hits = shards(folder), opened.search(SENTENCE, top=100).hits
+    (folder.images / "elsewhere").mkdir()
+    (folder.images / "0.png").rename(folder.images / "elsewhere/renamed.png")
+    rescan(opened)
+    assert "elsewhere/renamed.png" in folder.names(opened)
+    assert shards(folder) == before
+    assert opened.search(SENTENCE, top=100).hits == hits
+
+
+def test_a_changed_picture_is_another_one(folder: Folder, opened: PictureCollection) -> None:
+    old = opened.source.pictures().ids[0]
+    folder.draw("0.png", 60)
+    rescan(opened)
+    assert folder.names(opened)[0] == "0.png" and old not in opened.source.pictures().ids
+    assert opened.status().ready == 7
+
+
+def test_two_files_of_one_content_are_one_picture(folder: Folder, opened: PictureCollection) -> None:
+    shutil.copyfile(folder.images / "0.png", folder.images / "copy.png")
+    rescan(opened)
+    assert opened.status().ready == 7 and "copy.png" not in folder.names(opened)
+    (folder.images / "0.png").unlink()
+    rescan(opened)
+    assert opened.status().ready == 7 and "copy.png" in folder.names(opened)
+
+
+def test_broken_pictures_are_listed_with_the_reason_and_others_are_searched(folder: Folder) -> None:
+    (folder.images / "empty.jpg").touch()
+    (folder.images / "text.png").write_text("no picture")
+    whole = (folder.images / "0.png").read_bytes()
+    (folder.images / "torn.png").write_bytes(whole[: len(whole) // 2])
+    (folder.images / "link.png").symlink_to(folder.images / "nowhere.png")
+    (folder.images / "notes.txt").write_text("no picture, and none by its name")
+    (folder.images / ".hidden.png").write_bytes(whole)
+    os.mkfifo(folder.images / "pipe.png")
+    collection = folder.open()
+    collection.start()
+    status = wait_for(collection)
+    collection.close()
+    assert (status.ready, status.total, status.rejected_count, status.problem) == (7, 7, 5, None)
+    reasons = dict(status.rejected)
+    assert reasons["empty.jpg"] == "the file is empty"
+    assert reasons["text.png"] == "is no image of a known format"
+    assert reasons["torn.png"].startswith("cannot be decoded")
+    assert reasons["link.png"].startswith("cannot be read") and reasons["pipe.png"] == "is no file"
+
+
+def test_broken_pictures_are_not_looked_at_again(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder.images / "text.png").write_text("no picture")
+    collection = folder.open()
+    collection.start()
+    first = wait_for(collection)
+    collection.close()
+    again = folder.open()
+    monkeypatch.setattr(again.source, "_looker", None)  # nothing is there to look with
+    monkeypatch.setattr(again.source._cache, "looker", None)
+    again.start()
+    assert wait_for(again) == first
+    again.close()
+
+
+def test_names_of_files_may_be_anything(folder: Folder) -> None:
+    shutil.rmtree(folder.images)
+    names = [b"\xff\xfe not UTF-8.png", b"line\nbreak.png", b"<img src=x onerror=alert(1)>.png", "ένα 图.png".encode()]
+    folder.images.mkdir()
+    for i, name in enumerate(names):
+        picture = folder.draw("drawn.png", i)
+        picture.rename(os.fsdecode(os.fsencode(folder.images) + b"/" + name))
+    collection = folder.open()
+    collection.start()
+    status = wait_for(collection)
+    collection.close()
+    assert (status.ready, status.problem) == (4, None)
+    assert sorted(os.fsencode(name) for name in folder.names(collection)) == sorted(names)
+
+
+def test_a_folder_that_is_none_is_an_error_that_names_it(folder: Folder) -> None:
+    shutil.rmtree(folder.images)
+    with pytest.raises(InputError, match="images: is no folder"):
+        folder.open()
+
+
+def test_an_empty_folder_is_searched_without_hits(folder: Folder) -> None:
+    shutil.rmtree(folder.images)
+    folder.images.mkdir()
+    collection = folder.open()
+    collection.start()
+    assert wait_for(collection).ready == 0
+    assert collection.search(SENTENCE, top=5).hits == []
+    assert collection.similar(np.zeros((50, 50, 3), np.uint8), top=5) == []
+    collection.close()
+
+
+def test_a_folder_that_goes_is_said_and_comes_back(folder: Folder, opened: PictureCollection) -> None:
+    folder.images.rename(folder.root / "away")
+    rescan(opened)
+    assert "images: is no folder" in str(opened.status().problem)
+    assert len(opened.search(SENTENCE, top=100).hits) == 7
+    (folder.root / "away").rename(folder.images)
+    rescan(opened)
+    assert (opened.status().problem, opened.status().ready) == (None, 7)
+
+
+def test_another_model_reads_the_same_features(folder: Folder, opened: PictureCollection) -> None:
+    before = shards(folder)
+    other = folder.open(make_model(folder.root / "models/other", seed=5))
+    other.start()
+    wait_for(other)
+    assert shards(folder) == before
+    ours, theirs = (c.source.pictures().engine.search(np.eye(12, dtype=np.float32)[:1], 7)[1] for c in (opened, other))
+    assert not np.allclose(ours, theirs)
+    assert [hit.score for hit in other.search(SENTENCE, 7).hits] != [
+        hit.score for hit in opened.search(SENTENCE, 7).hits
+    ]
+    other.close()
+
+
+def test_a_model_of_another_detector_is_an_error(folder: Folder) -> None:
+    (folder.model / "fingerprint.json").write_text('{"detector": "%s"}' % ("b" * 64))
+    (folder.model / "detector/detector.json").unlink()
+    with pytest.raises(InputError, match=r"detector\.json"):
+        folder.open()
+
+
+@pytest.mark.parametrize("damage", ['{"detector": {"backend": "eyes"}, "regions": {}}', "{}", "[]", "no json"])
+def test_a_damaged_description_of_features_is_an_error(folder: Folder, damage: str) -> None:
+    (folder.model / "extraction.json").write_text(damage)
+    with pytest.raises(InputError, match=r"extraction\.json"):
+        folder.open()
+
+
+def test_a_torn_shard_is_looked_at_again(folder: Folder, opened: PictureCollection) -> None:
+    hits = opened.search(SENTENCE, top=100).hits
+    (shard,) = shards(folder)
+    shard.write_bytes(shard.read_bytes()[:-100])
+    again = folder.open()
+    again.start()
+    assert wait_for(again).ready == 7
+    assert again.search(SENTENCE, top=100).hits == hits
+    again.close()
+
+
+INDEX = """
+import sys, time
+from pathlib import Path
+import search.folder
+from search.collection import open_folder
+search.folder.FIRST = 2  # many shards
+collection = open_folder(Path(sys.argv[1]), model=Path(sys.argv[2]), cache=Path(sys.argv[3]))
+collection.start()
+print("started", flush=True)
+while collection.status().scanning:
+    time.sleep(0.05)
+status = collection.status()
+print(status.ready, status.rejected_count, status.problem, flush=True)
+collection.close()
+"""
+
+
+def start(folder: Folder) -> subprocess.Popen[str]:
+    arguments = [str(folder.images), str(folder.model), str(folder.root / "cache")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", INDEX, *arguments], stdout=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def test_killed_at_any_moment_it_goes_on(folder: Folder, opened: PictureCollection) -> None:
+    expected = opened.search(SENTENCE, top=100).hits
+    opened.close()
+    shutil.rmtree(folder.root / "cache")
+    for count in (1, 3):  # shards that are there when it is killed
+        with start(folder) as process:
+            deadline = time.monotonic() + 60
+            while len(shards(folder)) < count:
+                assert time.monotonic() < deadline and process.poll() is None
+                time.sleep(0.001)
+            process.send_signal(signal.SIGKILL)
+    before = shards(folder)
+    collection = folder.open()
+    collection.start()
+    assert wait_for(collection).ready == 7
+    assert {path: shards(folder)[path] for path in before} == before
+    assert collection.search(SENTENCE, top=100).hits == pytest.approx(expected)
+    collection.close()
+
+
+def test_two_processes_share_the_work_on_one_folder(folder: Folder) -> None:
+    processes = [start(folder), start(folder)]
+    assert [process.communicate(timeout=120)[0].splitlines()[-1] for process in processes] == ["7 0 None"] * 2
+    contents = [path.name for path in shards(folder)]
+    assert len(contents) == 4  # 2, 2, 2 and 1: none was looked at twice
