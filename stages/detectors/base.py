@@ -18,7 +18,7 @@ from stages.detectors import DETECTORS
 from stages.detectors.computing import changes_since, computed_by, computing_digest
 from stages.errors import InputError, shown
 from stages.params.detector import DetectorParams
-from stages.params.regions import RegionsParams
+from stages.params.regions import RegionsParams, check_backend
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,10 @@ def load_detector(
         raise InputError(
             f"{folder / 'detector.json'}: backend {shown(description.backend)} is not one of {', '.join(DETECTORS)}"
         )
+    try:
+        check_backend(regions, description.backend)
+    except ValueError as error:
+        raise InputError(f"params.yaml: {error}") from None
     module = importlib.import_module(DETECTORS[description.backend])
     detector: RegionExtractor | PrecomputedRegions = module.load(folder, description, regions, device, options)
     return detector

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from camp_model.files import replacing, sha256_of
+from camp_model.packages import PREFIX, package_folder
 from stages.detectors.pickled_arrays import read_arrays
 from stages.errors import InputError
 from stages.workspace import main_root, named_path
@@ -102,7 +103,10 @@ def _receive(answer: Any, path: Path, name: str) -> None:
 
 
 def locate(source: str, cache: Path | None = None) -> Path:
-    """The file that `detector.weights` names: a path, or a URL that is downloaded into `cache`."""
+    """The file that `detector.weights` names: a path, a URL that is downloaded into `cache`, or the only file of
+    weights in an installed package."""
+    if source.startswith(PREFIX):
+        return _packaged(source)
     if "://" in source:
         return download(source, cache or cache_folder())
     try:
@@ -112,8 +116,25 @@ def locate(source: str, cache: Path | None = None) -> Path:
     except OSError:  # no name of a file: too long
         pass
     raise InputError(
-        f"params.yaml: detector.weights: {source[:300]!r} is no file; expected default, random, a file or a URL"
+        f"params.yaml: detector.weights: {source[:300]!r} is no file; expected default, random, a file, a URL or "
+        f"{PREFIX}NAME"
     )
+
+
+def _packaged(source: str) -> Path:
+    """The file of weights that an installed package ships, the only one in it."""
+    try:
+        folder = package_folder(source)
+    except ValueError as error:
+        raise InputError(f"params.yaml: detector.weights: {error}") from None
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".pth", ".pt", ".bin"))
+    if len(files) != 1:
+        names = ", ".join(path.relative_to(folder).as_posix()[:80] for path in files[:3])
+        raise InputError(
+            f"params.yaml: detector.weights: {source[:300]}: the package holds {len(files)} files of weights"
+            f"{f' ({names})' if names else ''}; expected one. Give the path of a file instead"
+        )
+    return files[0]
 
 
 def _reason(error: Exception) -> str:

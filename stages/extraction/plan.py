@@ -38,7 +38,7 @@ class ExtractSections(StageSections):
 
     @model_validator(mode="after")
     def _fit(self) -> Self:
-        check_boxes(self.regions, self.dataset)
+        check_boxes(self.regions, self.dataset, self.detector)
         return self
 
 
@@ -165,7 +165,8 @@ def plan_shards(params: ExtractSections, dataset: Path, detector: Path) -> Plan:
 
 def extraction_head(params: ExtractSections, description: Description) -> bytes:
     """What every shard's key begins with: all that decides what is known of a picture, but the picture."""
-    effective = {key: value for key, value in params.regions.to_dict().items() if key not in _WITHOUT_EFFECT}
+    unread = (*_WITHOUT_EFFECT, *(() if params.regions.boxes == "grid" else ("grids",)))
+    effective = {key: value for key, value in params.regions.to_dict().items() if key not in unread}
     options = params.detector.options(description.backend)
     return json.dumps([description.fingerprint, effective, options, GEOMETRY_SCALE], sort_keys=True).encode()
 

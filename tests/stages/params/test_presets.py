@@ -77,9 +77,10 @@ def test_presets_may_follow_each_other_in_one_file_and_scenes_is_what_was_shippe
 
 def test_a_preset_says_only_its_own_and_the_paper_nothing_beyond_it() -> None:
     sections = {name: set(document.read(path)) for name, path in zip(SHIPPED, files(tuple(SHIPPED)), strict=True)}
-    for name in ("flickr30k", "coco", "own_images"):
+    for name in ("flickr8k", "flickr30k", "coco", "own_images"):
         assert sections[name] == {"dataset", "captions"}
     assert sections["faster_rcnn"] == sections["bottom_up"] == {"detector"}
+    assert sections["grid"] == {"detector", "regions"}
     for name in ("paper", "gates", "three_step_1_attention", "three_step_2_fusion", "three_step_3_finetune"):
         assert sections[name] == {"model", "train"}
     paper = compose(files(("flickr30k", "bottom_up", "paper")))[0]
@@ -128,6 +129,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, ids in splits.items():
         for i in ids:
             draw(root / "flickr30k-images" / f"{i}.jpg", i)
+            draw(root / "images" / f"{i}.jpg", i)
             draw(root / f"{i}.jpg", i)
             records.append({"filename": f"{i}.jpg", "split": split, "sentences": [{"raw": sentence(i)}]})
             rows.append((f"{i}.jpg", sentence(i), split))
@@ -142,7 +144,8 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "instances": {"annotations": boxes, "categories": [{"id": 1, "name": "dog"}]},
         }.items():
             (root / "annotations" / f"{kind}_{split}.json").write_text(json.dumps({"images": images, **values}))
-    (root / "dataset_flickr30k.json").write_text(json.dumps({"images": records}))
+    for name in ("flickr30k", "flickr8k"):
+        (root / f"dataset_{name}.json").write_text(json.dumps({"images": records}))
     with (root / "captions.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("image", "caption", "split"), *rows])
     generator = np.random.default_rng(0)
@@ -161,11 +164,13 @@ def small(params: Params) -> Params:
     detector = params.detector.replace(train=params.detector.train.replace(steps=2, batch_size=2))
     if detector.architecture.startswith("fasterrcnn"):
         detector = detector.replace(architecture="fasterrcnn_mobilenet_v3_large_320_fpn", weights="random")
+    if detector.backend == "timm":
+        detector = detector.replace(timm={"image_size": 64})
     scenes = params.dataset.scenes.replace(train=4, val=2, test=2, image_size=96)
     return params.replace(
         dataset=params.dataset.replace(scenes=scenes),
         detector=detector,
-        regions=params.regions.replace(per_image=4, min_per_image=4, batch_size=4, device="cpu"),
+        regions=params.regions.replace(per_image=4, min_per_image=4, grids=[2], batch_size=4, device="cpu"),
         model=params.model.replace(dim=16, word_dim=8),
         train=params.train.replace(epochs=1, batch_size=4, random_negative_steps=1, warmup_steps=0, device="cpu"),
         evaluate=params.evaluate.replace(device="cpu", foils=10, gate_pairs=10),
@@ -208,7 +213,7 @@ def test_every_documented_set_runs_through_the_stages(
         run(stage)
     if "three_step" in names[-1]:
         Path("models/camp").rename(f"models/step_{names[-1].split('_')[2]}")
-    assert RegionStore(Path("data/regions")).region_dim == {"scenes": 261, "precomputed": 16}.get(
+    assert RegionStore(Path("data/regions")).region_dim == {"scenes": 261, "precomputed": 16, "timm": 1280}.get(
         params.dataset.source if params.dataset.source == "scenes" else params.detector.backend, 1024
     )
     metrics = json.loads(Path("metrics/retrieval.json").read_text())

@@ -1,0 +1,234 @@
+"""timm's networks as describers of regions: any that gives a map of features, or tokens of patches.
+
+They find no boxes. A region is a cell of a grid (`regions.boxes: grid`), described by the mean of the map over it, or a
+box that the dataset brings (`given`), described through RoIAlign. Where the network classifies the mean of its map, the
+class and probability of a region are what its classifier says of exactly that feature.
+
+Shapes: B images of a batch, C channels of the map (region_dim), h and w its places, n regions of the batch.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
+from timm.layers import SelectAdaptivePool2d
+from torchvision.ops import roi_align
+
+from camp_model.regions import ImageRegions
+from stages.detectors.base import Description, NetworkInput
+from stages.detectors.grid import cell_boxes, cell_shares
+from stages.detectors.timm_weights import build, check_architecture, load_network, packaged
+from stages.detectors.weights import fit, load_saved, save_state
+from stages.errors import InputError, shown
+from stages.params.detector import DetectorParams
+from stages.params.regions import RegionsParams
+
+ALIGNED = 7
+"""Places on a side that RoIAlign looks at in a box, before their mean."""
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def as_map(output: Any, network: Any, size: tuple[int, int]) -> torch.Tensor:
+    """What `forward_features` gave for inputs of a size (height, width) as a map [B, C, h, w].
+
+    Raises:
+        ValueError: it is no map, and its tokens are no grid of patches.
+    """
+    channels = network.num_features
+    if isinstance(output, torch.Tensor) and output.ndim == 4:
+        if getattr(network, "output_fmt", "NCHW") == "NHWC" and output.shape[3] == channels:
+            return output.permute(0, 3, 1, 2)
+        if output.shape[1] == channels:
+            return output
+    if isinstance(output, torch.Tensor) and output.ndim == 3 and output.shape[2] == channels:
+        patches = output[:, getattr(network, "num_prefix_tokens", None) or 0 :]
+        count = patches.shape[1]
+        _check_patches(network, size)
+        rows = max(round(math.sqrt(count * size[0] / size[1])), 1)
+        if count > 1 and count % rows == 0 and (count // rows) * size[0] == rows * size[1]:
+            return patches.transpose(1, 2).reshape(len(output), channels, rows, count // rows)
+    form = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    raise ValueError(f"gives {form} for an input of {list(size)}, which is no map of {channels} features or patches")
+
+
+def _check_patches(network: Any, size: tuple[int, int]) -> None:
+    """ValueError where patches do not cover the input: what lies beside them would count for no cell."""
+    patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+    if isinstance(patch, tuple) and len(patch) == 2 and (size[0] % patch[0] or size[1] % patch[1]):
+        raise ValueError(f"has patches of {list(patch)} pixels, which do not cover an input of {list(size)}")
+
+
+def _class_names(network: Any) -> list[str]:
+    """Names of the classes, where the network classifies the mean of its map into those of ImageNet; else none."""
+    pools = [module.pool_type for module in network.modules() if isinstance(module, SelectAdaptivePool2d)]
+    subset = infer_imagenet_subset({"num_classes": network.num_classes})
+    if subset is None or pools not in (["avg"], ["fast"], ["fastavg"]):
+        return []
+    return [name.split(",")[0] for name in ImageNetInfo(subset).label_descriptions()]
+
+
+class TimmExtractor:
+    """A RegionExtractor over a network of timm."""
+
+    def __init__(self, network: Any, description: Description, params: RegionsParams, device: str) -> None:
+        self.description = description
+        self.fingerprint = description.fingerprint
+        self.region_dim = description.region_dim
+        self.categories = description.categories
+        self.attributes = description.attributes
+        self.params = params
+        self.device = torch.device(device)
+        # Channels last: a third quicker through convolutions, on a CPU too.
+        self.network = network.to(self.device, memory_format=torch.channels_last).eval()
+        self.size: tuple[int, int] = tuple(description.config["input_size"])
+        self.resampling = RESAMPLING[description.config["interpolation"]]
+        self.mean, self.std = (
+            torch.tensor(description.config[name], dtype=torch.float32, device=self.device)[:, None, None]
+            for name in ("mean", "std")
+        )
+        self._shares: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def prepare(self, image: np.ndarray) -> NetworkInput:
+        height, width = self.size
+        resized = Image.fromarray(image).resize((width, height), self.resampling)
+        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+        return NetworkInput(pixels, width=image.shape[1], height=image.shape[0], group=self.size)
+
+    @torch.inference_mode()
+    def maps(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 RGB [B, 3, H, W] on the device -> the network's maps, float32 [B, C, h, w]."""
+        images = ((pixels.float() / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        return as_map(self.network.forward_features(images), self.network, self.size)
+
+    @torch.inference_mode()
+    def forward(
+        self, batch: Sequence[NetworkInput], image_boxes: Sequence[np.ndarray] | None = None
+    ) -> list[ImageRegions]:
+        maps = self.maps(torch.stack([item.pixels for item in batch]).to(self.device))
+        if image_boxes is None:
+            boxes = [cell_boxes(self.params.grids, item.width, item.height) for item in batch]
+            features = self._cells(maps).flatten(0, 1)
+        else:
+            boxes = [
+                np.clip(
+                    np.array(own, np.float32).reshape(-1, 4), 0, np.array([item.width, item.height] * 2, np.float32)
+                )
+                for item, own in zip(batch, image_boxes, strict=True)
+            ]
+            features = self._aligned(maps, batch, boxes)
+        return self._described(batch, boxes, features)
+
+    def _cells(self, maps: torch.Tensor) -> torch.Tensor:
+        """The mean of maps [B, C, h, w] over each cell of the grids: [B, cells, C]."""
+        place = tuple(maps.shape[2:])
+        if place not in self._shares:
+            self._shares[place] = cell_shares(self.params.grids, *place).to(self.device)
+        return self._shares[place] @ maps.flatten(2).transpose(1, 2)
+
+    def _aligned(self, maps: torch.Tensor, batch: Sequence[NetworkInput], boxes: Sequence[np.ndarray]) -> torch.Tensor:
+        """The mean of each box as RoIAlign samples it: [n, C]."""
+        height, width = maps.shape[2:]
+        placed = [
+            torch.tensor(own * np.array([width / item.width, height / item.height] * 2, np.float32)).to(self.device)
+            for item, own in zip(batch, boxes, strict=True)
+        ]
+        aligned: torch.Tensor = roi_align(maps.contiguous(), placed, ALIGNED, aligned=True)
+        return aligned.mean(dim=(2, 3))
+
+    def _logits(self, features: torch.Tensor) -> torch.Tensor:
+        """The classifier's logits of features [n, C]: [n, classes], no columns where it does not read such features."""
+        if not self.categories:
+            return features.new_zeros(len(features), 0)
+        channel = -1 if getattr(self.network, "output_fmt", "NCHW") == "NHWC" else 1
+        shape = [len(features), 1, 1, 1]
+        shape[channel] = self.region_dim
+        logits: torch.Tensor = self.network.forward_head(features.reshape(shape))
+        return logits
+
+    def _described(
+        self, batch: Sequence[NetworkInput], boxes: Sequence[np.ndarray], features: torch.Tensor
+    ) -> list[ImageRegions]:
+        """The regions of each image, of features [n, C]; without a classifier the class is -1 and the score 1."""
+        logits = self._logits(features)
+        if self.categories:
+            scores, classes = logits.softmax(dim=1).max(dim=1)
+        else:
+            scores, classes = features.new_ones(len(features)), torch.full((len(features),), -1)
+        columns = [features.float().cpu().numpy(), scores.float().cpu().numpy(), classes.cpu().numpy().astype(np.int32)]
+        ends = np.cumsum([len(own) for own in boxes])[:-1]
+        parts = zip(*(np.split(column, ends) for column in columns), strict=True)
+        return [
+            ImageRegions(
+                features=own_features,
+                boxes=own_boxes,
+                scores=own_scores,
+                classes=own_classes,
+                attributes=np.full(len(own_boxes), -1, np.int32),
+                attribute_scores=np.zeros(len(own_boxes), np.float32),
+                width=item.width,
+                height=item.height,
+            )
+            for item, own_boxes, (own_features, own_scores, own_classes) in zip(batch, boxes, parts, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def box_logits(self, features: np.ndarray) -> np.ndarray:
+        return self._logits(torch.as_tensor(features, dtype=torch.float32, device=self.device)).float().cpu().numpy()
+
+
+def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
+    """Bring the weights of one of timm's networks into `out`.
+
+    Raises:
+        InputError: timm has no such model, its weights cannot be had or do not fit, or it gives no map.
+    """
+    check_architecture(params.architecture)
+    known = packaged(params)
+    asked = params.timm.image_size
+    own_size = known.input.get("input_size", [None])[0] if known else None
+    network, source = load_network(params, asked or own_size)
+    settings = resolve_data_config(model=network)
+    config: dict[str, Any] = {
+        "input_size": [asked, asked] if asked else list(settings["input_size"][1:]),
+        "mean": list(settings["mean"]),
+        "std": list(settings["std"]),
+        "interpolation": settings["interpolation"] if settings["interpolation"] in RESAMPLING else "bicubic",
+    }
+    if known:
+        config |= {key: value for key, value in known.input.items() if key != "input_size" or not asked}
+    key = "architecture" if asked is None else "timm.image_size"
+    try:
+        with torch.inference_mode():
+            picture = torch.zeros(1, 3, *config["input_size"])
+            places = as_map(network.forward_features(picture), network, tuple(config["input_size"])).shape[2:]
+    except Exception as error:  # each of a thousand networks has its own
+        raise InputError(f"params.yaml: detector.{key}: {shown(params.architecture)} {str(error)[:300]}") from None
+    print(f"{params.architecture}: maps of {places[0]} x {places[1]} places, {network.num_features} features each")
+    return Description(
+        backend="timm",
+        architecture=params.architecture,
+        weights_source=source,
+        weights_sha256=save_state(network.state_dict(), out),
+        region_dim=network.num_features,
+        categories=_class_names(network),
+        config=config | {"num_classes": network.num_classes, "image_size": asked or own_size},
+    )
+
+
+def load(
+    folder: Path, description: Description, params: RegionsParams, device: str, options: DetectorParams
+) -> TimmExtractor:
+    """The network that `description` describes, with the weights in `folder`."""
+    network = build(description.architecture, description.config["num_classes"], description.config["image_size"])
+    fit(network, load_saved(folder, description.weights_sha256), str(folder / "weights.safetensors"))
+    return TimmExtractor(network, description, params, device)

