@@ -14,7 +14,7 @@ export DVC_NO_ANALYTICS ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 export DO_NOT_TRACK ?= 1
 
-.PHONY: setup lock repro study test lint bench ui prefect
+.PHONY: setup lock repro search study test lint bench ui prefect
 
 setup: $(BIN)/.installed
 
@@ -32,6 +32,10 @@ lock: setup
 repro: setup
 	dvc repro
 	python -m stages.report --summary
+
+# A page on which a sentence finds pictures: those of IMAGES, a folder, or the ones of this workspace.
+search: setup
+	python -m search $(if $(IMAGES),--images "$(IMAGES)") $(if $(MODEL),--model "$(MODEL)")
 
 # Every row of docs/study.md, two trainings at a time; interrupted, it goes on where it was. STUDY: params set for all.
 STUDY ?= --set train.epochs=2 --set evaluate.foils=1200

@@ -16,11 +16,14 @@ COMMANDS = {
     "sweep": ("pipelines.experiments", "train every combination of a grid side by side"),
     "ablation": ("pipelines.ablation", "the study: ablations and baselines with several seeds"),
     "deploy": ("pipelines.deploy", "deploy the flows on a Prefect server"),
+    "search": ("search", "find pictures by a sentence: printed, or on a page"),
     "tracking": ("stages.tracking", "MLflow: show it, deliver what waits, restore a run, promote a model"),
     "report": ("stages.report", "draw the report; --summary prints its numbers"),
     "import": ("camp_model.import_released", "turn checkpoints of the authors' code into this project's"),
 }
 REPOSITORY = "CAMP_REPOSITORY"
+STARTED_IN = "CAMP_STARTED_IN"
+"""Environment variable: where a person's own paths start."""
 
 
 def main() -> None:
@@ -46,6 +49,7 @@ def main() -> None:
     repository = next((folder for folder in candidates if (folder / "dvc.yaml").is_file()), None)
     if repository is None:
         parser.error(f"{candidates[0]}: is no repository of the pipeline (no dvc.yaml); name one with --repository")
+    os.environ[STARTED_IN] = str(here)
     os.chdir(repository)
     os.execv(sys.executable, [sys.executable, "-m", COMMANDS[arguments.command][0], *arguments.arguments])
 

@@ -6,7 +6,6 @@ All of it may be called from several threads at once; the answers are those that
 import random
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from camp_model.checkpoint import load_checkpoint
 from camp_model.joint import pooled_vectors
 from camp_model.model import CAMP
 from camp_model.regions import ImageRegions
+from search.answers import Answer, Hit, UnknownPicture
+from search.captions import CaptionRanker
 from search.explaining import PairView, explain_pair
 from search.features import Extraction
 from search.folder import FolderSource
@@ -28,43 +29,12 @@ from search.sentences import SentenceReader
 from search.workspace import Workspace, WorkspaceSource
 from stages.contracts import input_errors, read_fingerprint, read_table
 from stages.detectors.images import RejectedImage, read_image
-from stages.errors import InputError, shown
+from stages.errors import shown
 from stages.indexing.vectors import weights_key
 from stages.params.index import IndexParams
 
 REMEMBERED = 32
 """Sentences whose ranking is remembered, so that more rows of an answer cost nothing."""
-
-
-class UnknownPicture(InputError):
-    """A picture id that is not, or no longer, one of the collection."""
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A picture of an answer."""
-
-    picture_id: str
-    score: float
-    """CAMP's logit for a sentence; the cosine for a picture."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a sentence found."""
-
-    hits: list[Hit]
-    """Best first, from `offset` on."""
-    words: list[str]
-    """As the model reads the sentence."""
-    unknown: list[str]
-    """Those that it does not know."""
-    dropped: int
-    """Words at the end that it does not read."""
-    scored: int
-    """Pictures that CAMP has ranked: all, or those of the shortlist."""
-    total: int
-    """Pictures that could be searched at that moment."""
 
 
 class PictureCollection:
@@ -91,6 +61,7 @@ class PictureCollection:
         self.source, self.model, self.reader = source, model, reader
         self.max_pixels = max_pixels
         self._captions = captions
+        self._caption_ranker = CaptionRanker(model, captions) if captions and captions.is_file() else None
         self._ranker = Ranker(model, shortlist)
         self._lock = threading.Lock()
         """One query computes at a time: two would only take the cores from each other."""
@@ -189,7 +160,12 @@ class PictureCollection:
 
     def captions_like(self, image: Image.Image | npt.NDArray[np.uint8], top: int) -> list[tuple[str, float]]:
         """The training captions that fit a picture best, with CAMP's logit; none where there are no captions here."""
-        return []
+        if self._caption_ranker is None:
+            return []
+        self._caption_ranker.prepare()  # the first time takes long, and others need not wait
+        features = self._look(image).features
+        with self._lock:
+            return self._caption_ranker.rank(*self._encoded(features), top)
 
     def _look(self, image: Image.Image | npt.NDArray[np.uint8]) -> ImageRegions:
         pixels = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
@@ -199,9 +175,14 @@ class PictureCollection:
     @torch.inference_mode()
     def _vector_of(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Features [R, region_dim] of one picture -> [1, d]."""
+        return np.asarray(pooled_vectors(*self._encoded(features)).numpy())
+
+    @torch.inference_mode()
+    def _encoded(self, features: npt.NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features [R, region_dim] of one picture -> regions [1, R, d] and mask [1, R]."""
         mask = torch.ones(1, len(features), dtype=torch.bool)
         regions = torch.from_numpy(np.asarray(features, np.float32))[None]
-        return np.asarray(pooled_vectors(self.model.encode_regions(regions, mask), mask).numpy())
+        return self.model.encode_regions(regions, mask), mask
 
     def first(self, top: int, offset: int = 0) -> list[str]:
         """Ids of the first pictures, in the order of the collection."""

@@ -1,0 +1,149 @@
+"""A sentence finds pictures, of a folder or of this workspace: printed, or on a page.
+
+camp search "two dogs in the snow" --images ~/photographs --top 5
+camp search --images ~/photographs          # the page
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stages.errors import InputError
+
+STARTED_IN = "CAMP_STARTED_IN"
+"""Environment variable: the folder that `camp` was started in, where the paths of its arguments start."""
+SHIPPED = Path("pretrained/flickr8k")
+TOLD = 0.2
+"""Seconds between two states of the progress bar."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.sentence is None and options.json:
+        parser.error("--json prints the pictures of a sentence; none is given")
+    try:
+        _run(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="camp search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sentence", nargs="?", help="without one the page is served")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="a folder of pictures (default: this workspace's)")
+    parser.add_argument("--model", type=Path, metavar="DIR", help=f"for --images (default: {SHIPPED})")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="what is known of pictures (default: your cache)")
+    parser.add_argument("--top", type=_count, default=10, metavar="N", help="pictures printed (default: 10)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--host", default="127.0.0.1", help="address of the page (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=0, help="port of the page (default: any that is free)")
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="a name under which others may ask the page"
+    )
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 100_000:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from 1 to 100000")
+    return int(text)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from search.collection import PictureCollection, open_folder, open_workspace
+    from stages.detectors.weights import cache_folder
+
+    collection: PictureCollection
+    if options.images is None:
+        if options.model is not None:
+            raise InputError("--model: is for --images; the workspace has a model of its own")
+        collection = open_workspace(Path())
+    else:
+        model = SHIPPED if options.model is None else _given(options.model)
+        cache = cache_folder() / "search" if options.cache is None else _given(options.cache)
+        collection = open_folder(_given(options.images), model=model, cache=cache)
+    if options.sentence is None:
+        from search.app import serve
+
+        serve(collection, options.host, options.port, options.allow_host)
+        return
+    collection.reader.read(options.sentence)  # what is wrong with it is said before indexing takes its time
+    collection.start()
+    try:
+        _wait(collection)
+        _print(collection, options)
+    finally:
+        collection.close()
+
+
+def _given(path: Path) -> Path:
+    """A path of the command line."""
+    return Path(os.environ.get(STARTED_IN, ""), path.expanduser())
+
+
+def _wait(collection: Any) -> None:
+    """Show how far indexing is until it is done; interrupted (Ctrl-C), what is ready is searched."""
+    from tqdm import tqdm
+
+    if not collection.status().scanning:
+        return
+    bar = tqdm(total=0, unit="picture", desc="index", dynamic_ncols=True, file=sys.stderr, leave=False)
+    try:
+        with bar:
+            while (status := collection.status()).scanning:
+                bar.total = status.total
+                bar.update(status.ready - bar.n)
+                time.sleep(TOLD)
+    except KeyboardInterrupt:
+        print("interrupted: what is ready is searched; the next call goes on", file=sys.stderr)
+
+
+def _print(collection: Any, options: argparse.Namespace) -> None:
+    answer = collection.search(options.sentence, options.top)
+    status = collection.status()
+    if status.rejected_count:
+        name, reason = status.rejected[0]
+        print(
+            f"{status.rejected_count} pictures cannot be used, such as {_plain(name)}: {_plain(reason)}",
+            file=sys.stderr,
+        )
+    if status.problem:
+        print(f"indexing has stopped: {_plain(status.problem)}", file=sys.stderr)
+    paths = [collection.picture(hit.picture_id) for hit in answer.hits]
+    if options.json:
+        hits = [
+            {"rank": rank, "picture_id": hit.picture_id, "path": str(path), "score": hit.score}
+            for rank, (hit, path) in enumerate(zip(answer.hits, paths, strict=True), start=1)
+        ]
+        content = {
+            "sentence": options.sentence, "words": answer.words, "unknown": answer.unknown, "hits": hits,
+            "ranked": answer.scored, "pictures": answer.total, "rejected": status.rejected_count, "model": status.model,
+        }  # fmt: skip
+        print(json.dumps(content, indent=2))
+    else:
+        if answer.unknown:
+            print(f"unknown to the model: {_plain(', '.join(answer.unknown))}", file=sys.stderr)
+        for hit, path in zip(answer.hits, paths, strict=True):
+            print(f"{hit.score:8.3f}  {_plain(str(path))}")
+    if status.problem and not answer.total:
+        raise InputError(_plain(status.problem))
+
+
+def _plain(text: str) -> str:
+    """A text that is safe on a terminal, whatever the name of a file holds."""
+    encoding = sys.stdout.encoding or "utf-8"
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return shown.encode(encoding, "replace").decode(encoding)
+
+
+if __name__ == "__main__":
+    main()

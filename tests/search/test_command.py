@@ -1,0 +1,126 @@
+"""The command line, as a person starts it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import search.__main__ as command
+from search.shipping import ship
+from search.workspace import Workspace
+from stages.errors import InputError
+from tests.search.folders import Folder, make_model, wait_for
+from tests.stages.conftest import SmallRun
+
+SENTENCE = "two dogs in the snow"
+
+
+def camp_search(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`camp search` started in a folder below this repository's command."""
+    root = Path(command.__file__).parent.parent
+    program = [sys.executable, "-m", "pipelines.camp", "--repository", str(root), "search", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_folder_is_searched_from_where_one_stands(folder: Folder) -> None:
+    folder.draw("zyzzyva.png", 9)
+    (folder.images / "torn.png").write_bytes(b"no picture")
+    done = camp_search(
+        folder.root, f"{SENTENCE} zyzzyva", "--images", "images", "--model", "models/tiny", "--cache", "cache",
+        "--top", "3", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert (answer["pictures"], answer["rejected"], answer["unknown"]) == (8, 1, ["zyzzyva"])
+    assert [hit["rank"] for hit in answer["hits"]] == [1, 2, 3]
+    assert "1 pictures cannot be used, such as torn.png: is no image of a known format" in done.stderr
+    collection = folder.open()
+    collection.start()
+    wait_for(collection)
+    hits = collection.search(f"{SENTENCE} zyzzyva", 3).hits
+    assert [hit["path"] for hit in answer["hits"]] == [str(collection.picture(hit.picture_id)) for hit in hits]
+    assert [hit["score"] for hit in answer["hits"]] == pytest.approx([hit.score for hit in hits])
+    collection.close()
+
+
+def test_the_workspace_is_searched_without_a_folder(
+    run: SmallRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(run.root)
+    command.main(["a red circle", "--top", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and all("data/dataset/images/image-" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--images", "nowhere", "a dog"], "nowhere: is no folder"),
+        (["--images", "images", "--model", "nowhere", "a dog"], "nowhere/config.json"),
+        (["--model", "models/tiny", "a dog"], "--model: is for --images"),
+        (["--images", "images", "!?"], "holds no word"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    monkeypatch.chdir(folder.root)
+    monkeypatch.setattr(command, "SHIPPED", folder.model)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder.root / "cache"))
+    with pytest.raises(SystemExit) as ended:
+        command.main(arguments)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert says in said and len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [["a dog", "--top", "0"], ["a dog", "--top", "many"], ["--json"]])
+def test_options_that_make_no_sense_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(arguments)
+    assert ended.value.code == 2 and "error: " in capsys.readouterr().err
+
+
+def test_names_reach_the_terminal_without_control_characters(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in folder.images.iterdir():
+        path.unlink()
+    folder.draw("drawn.png", 1).rename(folder.images / "\x1b]0;gotcha\x07\n.png")
+    monkeypatch.chdir(folder.root)
+    command.main([SENTENCE, "--images", "images", "--model", "models/tiny", "--cache", "cache"])
+    out = capsys.readouterr().out
+    assert "gotcha" in out and "\x1b" not in out and len(out.splitlines()) == 1
+
+
+def test_a_shipped_model_says_which_features_it_reads(folder: Folder, tmp_path: Path) -> None:
+    """What is trained in a workspace can be shipped, and then used on any folder."""
+    root = tmp_path / "workspace"
+    make_model(root / "models/camp")
+    (root / "models/camp/extraction.json").unlink()
+    (root / "data").mkdir()
+    (root / "models/detector").rename(root / "data/detector")
+    params = "regions: {per_image: 4, min_per_image: 4, batch_size: 3, geometry: true}\n"
+    (root / "params.yaml").write_text(params)
+    ship(Workspace(root), root / "shipped")
+    ours = folder.open(root / "shipped")
+    theirs = folder.open()
+    for collection in (ours, theirs):
+        collection.start()
+        wait_for(collection)
+        collection.close()
+    assert ours.search(SENTENCE, 7).hits == theirs.search(SENTENCE, 7).hits
+
+
+def test_a_model_of_features_from_elsewhere_cannot_be_shipped(folder: Folder, tmp_path: Path) -> None:
+    root = tmp_path / "workspace"
+    make_model(root / "models/camp")
+    (root / "data").mkdir()
+    (root / "models/detector").rename(root / "data/detector")
+    (root / "params.yaml").write_text("detector: {backend: precomputed, architecture: npz, weights: features}\n")
+    with pytest.raises(InputError, match=r"detector\.backend: precomputed looks at no pictures"):
+        ship(Workspace(root), root / "shipped")

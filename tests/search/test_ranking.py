@@ -1,0 +1,139 @@
+"""Two speeds and many callers: shortlists against all pictures, threads against one."""
+
+import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from camp_model.checkpoint import load_checkpoint
+from camp_model.encoding import encode_images
+from camp_model.joint import pooled_vectors
+from camp_model.regions import RegionStore
+from camp_model.retrieval import JointEmbedding, Retriever, build_index
+from search.collection import PictureCollection, open_workspace
+from search.ranking import Ranker
+from search.sentences import encode_sentences
+from tests.stages.conftest import SmallRun
+
+SENTENCES = ["a red circle", "two blue things above a square", "one yellow circle", "a picture with green squares"]
+
+
+def joint_run(run: SmallRun, shortlist: int) -> PictureCollection:
+    """The small run, as if its model had been trained with the joint term."""
+    facts = json.loads((run.model / "fingerprint.json").read_text())
+    (run.model / "fingerprint.json").write_text(json.dumps(facts | {"joint_weight": 1.0}))
+    (run.root / "params.yaml").write_text(f"index: {{shortlist: {shortlist}}}\n")
+    return open_workspace(run.root)
+
+
+def test_a_shortlist_of_all_is_the_exhaustive_search(run: SmallRun, workspace: PictureCollection) -> None:
+    for size in (20, 500):
+        joint = joint_run(run, size)
+        for sentence in SENTENCES:
+            ours, theirs = joint.search(sentence, 100).hits, workspace.search(sentence, 100).hits
+            assert [hit.picture_id for hit in ours] == [hit.picture_id for hit in theirs]
+            assert [hit.score for hit in ours] == pytest.approx([hit.score for hit in theirs], abs=1e-5)
+
+
+def test_a_shortlist_holds_the_pictures_whose_vectors_are_nearest(run: SmallRun) -> None:
+    joint = joint_run(run, 6)
+    store, (model, vocabulary, _) = RegionStore(run.regions), load_checkpoint(run.model)
+    for sentence in SENTENCES:
+        with torch.inference_mode():
+            regions, mask = encode_images(model, store, range(len(store)))
+            words, word_mask = encode_sentences(model, [vocabulary.encode(vocabulary.tokenize(sentence))])
+            cosines = (pooled_vectors(regions, mask) @ pooled_vectors(words, word_mask).T)[:, 0]
+            nearest = cosines.topk(6).indices.sort().values
+            scores = model.score_matrix(regions[nearest], mask[nearest], words, word_mask)[:, 0]
+        expected = [store.image_ids[nearest[at]] for at in scores.argsort(descending=True)]
+        answer = joint.search(sentence, 100)
+        assert [hit.picture_id for hit in answer.hits] == expected
+        assert (answer.scored, answer.total) == (6, 20)
+
+
+def test_a_model_trained_without_the_joint_term_ranks_all_pictures(run: SmallRun, workspace: PictureCollection) -> None:
+    (run.root / "params.yaml").write_text("index: {shortlist: 3}\n")
+    assert workspace.search(SENTENCES[0], 100).scored == open_workspace(run.root).search(SENTENCES[0], 100).scored == 20
+
+
+def test_two_models_and_one_give_the_same_with_a_shortlist_of_all(
+    run: SmallRun, workspace: PictureCollection, make_run: Callable[..., SmallRun]
+) -> None:
+    """`camp_model.retrieval` needs a joint embedding beside CAMP; with a shortlist of all only CAMP's order counts."""
+    model, vocabulary, _ = load_checkpoint(run.model)
+    joint, _, _ = load_checkpoint(make_run(run.root / "joint", matcher="joint").model)
+    store, embedding = RegionStore(run.regions), JointEmbedding(joint)
+    retriever = Retriever(model, embedding, build_index(embedding, store), store)
+    for sentence in SENTENCES:
+        ids = vocabulary.encode(vocabulary.tokenize(sentence))
+        result = retriever.search(torch.tensor([ids]), torch.tensor([len(ids)]), shortlist=20, top_k=20)
+        hits = workspace.search(sentence, 100).hits
+        assert [hit.picture_id for hit in hits] == [store.image_ids[row] for row in result.rows[0].tolist()]
+        assert [hit.score for hit in hits] == pytest.approx(result.logits[0].tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("shortlist", [None, 6])
+def test_32_callers_at_once_get_what_one_gets(run: SmallRun, shortlist: int | None) -> None:
+    collection = open_workspace(run.root) if shortlist is None else joint_run(run, shortlist)
+    alone = {
+        sentence: (collection.search(sentence, 10), collection.pair("image-03", sentence)) for sentence in SENTENCES
+    }
+    collection._remembered.clear()
+    barrier = threading.Barrier(32)
+
+    def ask(number: int) -> list[bool]:
+        barrier.wait()
+        same = []
+        for turn in range(10):
+            sentence = SENTENCES[(number + turn) % len(SENTENCES)]
+            answer = collection.search(sentence, 10), collection.pair("image-03", sentence)
+            same.append(answer == alone[sentence])
+        return same
+
+    with ThreadPoolExecutor(32) as pool:
+        assert all(all(same) for same in pool.map(ask, range(32)))
+
+
+@pytest.mark.parametrize("held", [0, 7_000, 10**9])
+def test_what_is_held_between_queries_changes_no_score_and_keeps_its_bound(
+    run: SmallRun, workspace: PictureCollection, held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.ranking.BLOCK", 3)
+    pictures, reader = workspace.source.pictures(), workspace.reader
+    ranker = Ranker(workspace.model, None, held)
+    for sentence in SENTENCES * 2:
+        ranked = ranker.rank(pictures, reader.read(sentence).ids)
+        hits = workspace.search(sentence, 100).hits
+        assert [pictures.ids[at] for at in ranked.positions] == [hit.picture_id for hit in hits]
+        assert ranker._held_now <= held
+    assert (ranker._held_now > 0) == (held > 0)
+    assert (len(ranker._held) == 7) == (held == 10**9)
+
+
+def test_equal_scores_are_ordered_by_picture(workspace: PictureCollection, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranker = Ranker(workspace.model, None)
+    monkeypatch.setattr(ranker, "_score_all", lambda pictures, *_: np.zeros(len(pictures), np.float32))
+    pictures = workspace.source.pictures()
+    ranked = ranker.rank(pictures, workspace.reader.read("a red circle").ids)
+    assert [pictures.ids[at] for at in ranked.positions] == sorted(pictures.ids)
+
+
+def test_the_training_captions_that_fit_a_picture(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run.token_tables / "train.parquet").write_bytes((run.token_tables / "test.parquet").read_bytes())
+    collection = open_workspace(run.root)
+    pictures = collection.source.pictures()
+    regions = collection.source.pictures().store
+    features, mask = regions.features([4])
+    monkeypatch.setattr(
+        collection.source, "look", lambda image: type("Seen", (), {"features": features[0][mask[0]].astype(np.float32)})
+    )
+    best = collection.captions_like(np.zeros((10, 10, 3), np.uint8), top=5)
+    assert len(best) == 5 and [score for _, score in best] == sorted((score for _, score in best), reverse=True)
+    for text, score in best:
+        assert collection.pair(pictures.ids[4], text).score == pytest.approx(score, abs=1e-4)
+    everything = collection.captions_like(np.zeros((10, 10, 3), np.uint8), top=1000)
+    assert len({text for text, _ in everything}) == len(everything) > 40
