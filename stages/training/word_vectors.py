@@ -1,26 +1,81 @@
-"""Word vectors from a text file, as GloVe and word2vec publish them."""
+"""Word vectors from a text file, as GloVe and word2vec publish them, or from an installed package."""
 
 from pathlib import Path
 
 import numpy as np
+import pyarrow.types as kinds
 import torch
 from torch import Tensor
 
+from camp_model.packages import PREFIX, package_folder
 from camp_model.vocabulary import Vocabulary
+from stages.contracts import input_errors, read_table
 from stages.errors import InputError
+from stages.workspace import named_path
 
 
-def load_word_vectors(path: Path, vocabulary: Vocabulary, dim: int) -> dict[int, Tensor]:
-    """The vectors of the words that both the file and the vocabulary hold, by word id.
+def load_word_vectors(source: str, vocabulary: Vocabulary, dim: int) -> dict[int, Tensor]:
+    """The vectors of the words that both `source` and the vocabulary hold, by word id.
+
+    Args:
+        source: a text file, or package:NAME.
+        dim: numbers in a vector.
+
+    Raises:
+        InputError: what is there cannot be read, has another dimension than `dim`, or holds no word of the vocabulary.
+    """
+    packaged = source.startswith(PREFIX)
+    vectors = (_of_package if packaged else _of_text)(source, vocabulary, dim)
+    if not vectors:
+        raise InputError(f"train.word_vectors: {source}: holds no word of the vocabulary")
+    return vectors
+
+
+def _of_package(source: str, vocabulary: Vocabulary, dim: int) -> dict[int, Tensor]:
+    """The vectors of a package that holds one array .npy, a row per word, and one Parquet file with the words."""
+    with input_errors("train.word_vectors: "):
+        root = package_folder(source)
+    arrays, tables = sorted(root.rglob("*.npy")), sorted(root.rglob("*.parquet"))
+    if (len(arrays), len(tables)) != (1, 1):
+        raise InputError(
+            f"train.word_vectors: {source}: {len(arrays)} .npy and {len(tables)} Parquet files; expected one array of "
+            "vectors and one table of words"
+        )
+    (path,), (words_path,) = arrays, tables
+    try:
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"train.word_vectors: {path}: cannot be read ({error!s:.200}); expected an array") from None
+    table = read_table(words_path, (), "the words", where="train.word_vectors: ")
+    words = next((column for column in table.columns if kinds.is_string(column.type)), None)
+    if words is None or vectors.ndim != 2 or vectors.dtype.kind != "f" or len(words) != len(vectors):
+        raise InputError(
+            f"train.word_vectors: {path}: is {vectors.dtype} {list(vectors.shape)}; expected numbers, a row for each "
+            f"of the {len(table)} words of {words_path.name}"
+        )
+    if vectors.shape[1] != dim:
+        raise InputError(
+            f"train.word_vectors: {source}: {vectors.shape[1]} numbers in a vector; expected model.word_dim, {dim}"
+        )
+    ids = {word: i for i, word in enumerate(vocabulary.words)}
+    chosen: dict[int, Tensor] = {}
+    for row, word in enumerate(words.to_pylist()):
+        if (i := ids.get(word)) is not None and i not in chosen:
+            chosen[i] = torch.from_numpy(np.array(vectors[row], dtype=np.float32))
+            if not chosen[i].isfinite().all():
+                raise InputError(f"train.word_vectors: {path}: row {row}: holds a number that is not finite")
+    return chosen
+
+
+def _of_text(source: str, vocabulary: Vocabulary, dim: int) -> dict[int, Tensor]:
+    """The vectors of a text file.
 
     A line is a word and its numbers, separated by blanks; word2vec's header line (count and dimension) may come
     first. The first of two lines with the same word counts.
-
-    Raises:
-        InputError: the file cannot be read, has another dimension than `dim`, or a line that is no vector.
     """
+    path = named_path(source)
     ids = {word: i for i, word in enumerate(vocabulary.words)}
-    found: dict[int, Tensor] = {}
+    vectors: dict[int, Tensor] = {}
     first = 1  # line of the first vector
     try:
         # Lines end at newlines alone: a carriage return may be a word.
@@ -34,13 +89,11 @@ def load_word_vectors(path: Path, vocabulary: Vocabulary, dim: int) -> dict[int,
                 if number == first:
                     _check_dimension(path, number, len(fields) - 1, dim)
                 word = " ".join(fields[:-dim])  # some files hold words with blanks in them
-                if (i := ids.get(word)) is not None and i not in found:
-                    found[i] = _vector(path, number, fields[-dim:])
+                if (i := ids.get(word)) is not None and i not in vectors:
+                    vectors[i] = _vector(path, number, fields[-dim:])
     except OSError as error:
         raise InputError(f"train.word_vectors: {path}: cannot be read ({error.strerror})") from None
-    if not found:
-        raise InputError(f"train.word_vectors: {path}: holds no word of the vocabulary")
-    return found
+    return vectors
 
 
 def _check_dimension(path: Path, line: int, found: int, expected: int) -> None:

