@@ -29,9 +29,14 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well and is gone otherwise."""
+    """A temporary path beside `path` that takes its place when the block ends well and is gone otherwise.
+
+    What killed processes of this machine have left of the same file is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    host = hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8]
+    _remove_left(path, f".{path.name}.{host}-")
+    temporary = path.with_name(f".{path.name}.{host}-{os.getpid()}-{uuid.uuid4().hex[:12]}.tmp")
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -39,6 +44,25 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_left(path: Path, beginning: str) -> None:
+    """Remove the temporaries beside `path` whose names begin so and go on with a process that is no more."""
+    for left in path.parent.iterdir():
+        if left.name.startswith(beginning) and left.suffix == ".tmp":
+            process = left.name.removeprefix(beginning).partition("-")[0]
+            if process.isdigit() and not _alive(int(process)):
+                left.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another person's
+        pass
+    return True
 
 
 @contextmanager

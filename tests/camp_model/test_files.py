@@ -1,6 +1,8 @@
 """Files that are written whole or not at all, and the one module that writes them."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,6 +23,20 @@ def test_a_file_takes_its_place_whole(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert path.read_text(encoding="utf-8") == "a dog\n"
     assert [file.name for file in path.parent.iterdir()] == ["words.txt"]
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "words[1].txt"
+    write = "import sys, os, pathlib; from camp_model.files import replacing\n"
+    write += "with replacing(pathlib.Path(sys.argv[1])) as file: file.write_text('half'); {}"
+    begun = [sys.executable, "-c", write.format("print(flush=True); sys.stdin.read()"), str(path)]
+    subprocess.run([sys.executable, "-c", write.format("os.kill(os.getpid(), 9)"), str(path)], check=False, cwd=ROOT)
+    assert len(list(tmp_path.iterdir())) == 1
+    with subprocess.Popen(begun, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"\n"
+        write_text(path, "whole")
+        assert len(list(tmp_path.iterdir())) == 2  # what the other process writes
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(path.name, "half")]
 
 
 def test_a_folder_takes_its_place_whole(tmp_path: Path) -> None:

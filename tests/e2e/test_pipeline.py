@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+
+from tests.chaos.workspace import Workspace
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 STUDY = ("python", "-m", "pipelines.ablation", "--only", "full", "no-gates", "--set", "train.epochs=1", "--jobs", "2")
@@ -136,6 +139,26 @@ def test_a_wrong_param_stops_the_pipeline_and_keeps_the_last_results(
         run(pipeline, "git", "checkout", "-q", "-f", "HEAD")
         run(pipeline, "dvc", "checkout", "-q")
     assert (pipeline / "models/camp/model.safetensors").read_bytes() == model
+
+
+@pytest.mark.timeout(300)
+def test_killed_in_training_and_in_evaluation_it_ends_with_the_same_bytes(pipeline: Path, tmp_path: Path) -> None:
+    """A sample of tests/chaos, in a copy that has done what comes before."""
+    folder = tmp_path / "killed"
+    shutil.copytree(pipeline, folder, symlinks=True)
+    lock = yaml.safe_load((folder / "dvc.lock").read_text())
+    outputs = {out["path"]: out["md5"] for stage in ("train", "evaluate") for out in lock["stages"].pop(stage)["outs"]}
+    (folder / "dvc.lock").write_text(yaml.safe_dump(lock))
+    for path in (folder / name for name in (*outputs, ".dvc/cache/runs")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    workspace = Workspace(folder)
+    assert workspace.interrupt(signal.SIGKILL, "train", 6.0, "evaluate"), workspace.printed
+    assert workspace.interrupt(signal.SIGINT, "evaluate", 3.0, "evaluate"), workspace.printed
+    workspace.repro("evaluate")
+    assert "Stage 'train' didn't change, skipping" in workspace.printed
+    done = workspace.hashes()
+    assert {path for path, md5 in outputs.items() if done[path] != md5} == set()
+    assert workspace.orphans() == []
 
 
 @pytest.mark.timeout(900)
