@@ -5,7 +5,8 @@ after another, and offsets say where an image begins.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +107,17 @@ def _lists(name: str, offsets: pa.Array, rows: Sequence[Array], kind: pa.DataTyp
     return pa.ListArray.from_arrays(offsets, pa.FixedSizeListArray.from_arrays(flat, shape[0]) if shape else flat)
 
 
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Whatever a damaged file that has no seal raises is a ValueError that names it."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(str(path)):
+            raise
+        raise ValueError(f"{path}: is damaged ({str(error)[:200]}); expected a shard of regions") from None
+
+
 def open_shard(path: Path) -> tuple[pa.RecordBatch, StoreInfo, str]:
     """Map a shard: its batch, info and version.
 
@@ -116,6 +128,7 @@ def open_shard(path: Path) -> tuple[pa.RecordBatch, StoreInfo, str]:
         check_seal(path)
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         batch = reader.get_batch(0)
+        batch.validate()  # its buffers are as long as it says
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path}: is no whole Arrow file ({str(error)[:200]}); expected a shard of regions") from None
     return batch, *read_info(path, batch.schema.metadata, "regions")
@@ -130,18 +143,19 @@ def map_shard(path: Path) -> tuple[dict[str, Array], StoreInfo]:
     Raises:
         ValueError: the file is missing, torn, or no shard.
     """
-    batch, info, version = open_shard(path)
-    columns = {}
-    for name in COLUMNS:
-        values = batch.column(name).values
-        while isinstance(values, pa.FixedSizeListArray):
-            values = values.values
-        columns[name] = values.to_numpy().reshape(-1, *_shape(name, info))
-    if version == "1":
-        columns["starts"] = np.arange(batch.num_rows) * info.max_regions
-    else:
-        columns["starts"] = batch.column("features").offsets.to_numpy()[:-1]
-    return columns | {name: batch.column(name).to_numpy() for name in ("width", "height")}, info
+    with _naming(path):
+        batch, info, version = open_shard(path)
+        columns = {}
+        for name in COLUMNS:
+            values = batch.column(name).values
+            while isinstance(values, pa.FixedSizeListArray):
+                values = values.values
+            columns[name] = values.to_numpy().reshape(-1, *_shape(name, info))
+        if version == "1":
+            columns["starts"] = np.arange(batch.num_rows) * info.max_regions
+        else:
+            columns["starts"] = batch.column("features").offsets.to_numpy()[:-1]
+        return columns | {name: batch.column(name).to_numpy() for name in ("width", "height")}, info
 
 
 def read_header(path: Path) -> ShardHeader:
@@ -150,15 +164,16 @@ def read_header(path: Path) -> ShardHeader:
     Raises:
         ValueError: the file is missing, torn, or no shard.
     """
-    batch, info, _ = open_shard(path)
-    values = batch.schema.metadata
-    return ShardHeader(
-        key=json.loads(values[b"camp.key"]),
-        image_ids=batch.column("image_id").to_pylist(),
-        num_regions=batch.column("num_regions").to_pylist(),
-        rejected=[(image_id, reason) for image_id, reason in json.loads(values[b"camp.rejected"])],
-        info=info,
-    )
+    with _naming(path):
+        batch, info, _ = open_shard(path)
+        values = batch.schema.metadata
+        return ShardHeader(
+            key=json.loads(values[b"camp.key"]),
+            image_ids=batch.column("image_id").to_pylist(),
+            num_regions=batch.column("num_regions").to_pylist(),
+            rejected=[(image_id, reason) for image_id, reason in json.loads(values[b"camp.rejected"])],
+            info=info,
+        )
 
 
 def read_shard(path: Path) -> dict[str, ImageRegions]:

@@ -67,7 +67,9 @@ class Section(BaseModel):
             return values
         unknown = [key for key in values if key not in cls.model_fields]
         if unknown and cls.model_config["extra"] == "forbid":
-            key, known = str(unknown[0])[:80], ", ".join(cls.model_fields)
+            # Half a character in a key cannot be written, not even in the message.
+            key = str(unknown[0])[:80].encode("utf-8", "backslashreplace").decode()
+            known = ", ".join(cls.model_fields)
             raise PydanticCustomError(
                 "unknown_key", "{key}: unknown key; allowed here: {known}", {"key": key, "known": known}
             )

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -52,6 +52,8 @@ class Workspace:
         process = subprocess.Popen(
             [sys.executable, "-m", "dvc", "repro", *targets], cwd=self.folder, env=self.environment(more), text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            # A shell's background jobs, of which this may be one, ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         )  # fmt: skip
         self.printed, self.begun, begin = "", {}, time.monotonic()
 
@@ -75,13 +77,15 @@ class Workspace:
         self.reader.join(20)
         return time.monotonic() - begin
 
-    def interrupt(self, number: signal.Signals, stage: str | None, seconds: float, *targets: str) -> bool:
-        """Run `dvc repro` and signal its whole group, `seconds` after `stage` begins (None: after the start).
+    def interrupt(
+        self, number: signal.Signals, stages: Collection[str], seconds: float, targets: Sequence[str] = ()
+    ) -> bool:
+        """Run `dvc repro` and signal its whole group, `seconds` after one of `stages` begins (none: after the start).
 
         Whether it was still running then.
         """
         process = self.start(*targets)
-        while stage is not None and stage not in self.begun and process.poll() is None:
+        while stages and self.begun.keys().isdisjoint(stages) and process.poll() is None:
             time.sleep(0.01)
         try:
             process.wait(seconds)

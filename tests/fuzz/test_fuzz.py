@@ -1,0 +1,170 @@
+"""Damaged and made-up inputs: a clear error or a right result, whatever stands in a file.
+
+CAMP_FUZZ_CASES: how many cases in all; `make chaos` asks for 100,000.
+"""
+
+import json
+import math
+import os
+import random
+import resource
+import warnings
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stages.errors import InputError
+from stages.params import document
+from stages.params.pipeline import Params
+from tests.fuzz.samples import Target, targets
+
+CASES = int(os.environ.get("CAMP_FUZZ_CASES", "5000"))
+LONGEST = 2000
+"""Letters of an error's message: it never holds an input whole."""
+HANGS = timedelta(seconds=20)
+MEMORY = 1 << 30
+VALUES: list[Any] = [
+    None, True, False, 0, 1, -1, 2**31, 2**63, 2**80, 0.5, -0.0, 1e308, math.inf, math.nan, "", "a", "../../etc",
+    "/", "\0", "\ud800", "\u2028", "nan", "1e999", "a" * 300, "\u00e9" * 200, [], {}, [[]], [None], {"": None},
+    {"a": {"a": []}},
+]  # fmt: skip
+BYTES = [b"", b"\0", b"\xff", b"\xc3\x28", b"\n", b"\r\n", b'"', b"{", b"]", b",", b": ", b"\t", b"*a", b"&a ", b"!!a",
+         b"1e999", b"-", b"\xef\xbb\xbf", b"\0" * 64, b"\xff" * 8, b"99999999999", b"\\ud800", b"NaN"]  # fmt: skip
+
+
+def damaged_bytes(content: bytes, choice: random.Random) -> bytes:
+    """A few slices of the content cut, repeated, moved, flipped, or written over."""
+    data = bytearray(content)
+    for _ in range(choice.randint(1, 4)):
+        start = choice.randrange(len(data) + 1)
+        stop = min(len(data), start + choice.choice((0, 1, 1, 2, 4, 8, 40, len(data))))
+        how = choice.randrange(6)
+        if how == 0 and start < len(data):
+            data[start] ^= 1 << choice.randrange(8)
+        elif how == 1:
+            del data[start:stop]
+        elif how == 2:
+            data[start:start] = data[start:stop][:2000]
+        elif how == 3:
+            data[start:stop] = choice.choice(BYTES)
+        elif how == 4:
+            data[start:stop] = choice.randbytes(choice.choice((1, 2, 4, 8, 100)))
+        else:
+            del data[start:]
+    return bytes(data[:100_000])
+
+
+def damaged_values(value: Any, choice: random.Random) -> Any:
+    """The same values with one of them, somewhere, taken out, put in, or made another."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inner: list[tuple[Any, Any]] = list(items)
+    if not inner or choice.random() < 0.15:
+        return choice.choice(VALUES)
+    key, item = choice.choice(inner)
+    how = choice.random()
+    rest = dict(value) if isinstance(value, dict) else list(value)
+    if how < 0.1:
+        del rest[key]
+    elif how < 0.2 and isinstance(rest, dict):
+        rest[choice.choice(["", "a", "a" * 300, "\ud800"])] = item
+    else:
+        rest[key] = damaged_values(item, choice)
+    return rest
+
+
+def damaged(target: Target, seed: int) -> bytes:
+    choice = random.Random(seed)
+    if target.name.endswith(".json") and choice.random() < 0.6:
+        values = json.loads(target.sample)
+        values.pop("camp.seal", None)
+        for _ in range(choice.randint(1, 3)):
+            values = damaged_values(values, choice)
+        return json.dumps(values).encode()
+    return damaged_bytes(target.sample, choice)
+
+
+def check(target: Target, path: Path, content: bytes) -> None:
+    """Read what stands there: a result, or an error that names the file and is short."""
+    path.write_bytes(content)
+    try:
+        target.read(path)
+    except target.errors as error:
+        message = str(error)
+        assert 0 < len(message) < LONGEST, message[:500]
+        # The libraries' own errors are of these classes, too.
+        assert path.name in message or message.startswith(("dataset", "params.yaml: dataset")), message[:500]
+
+
+@pytest.fixture(scope="module")
+def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
+    return {target.name: target for target in targets(tmp_path_factory.mktemp("samples"))}
+
+
+NAMES = [
+    "captions.txt", "lines.txt", "vocabulary.json", "fingerprint.json", "params.yaml", "preset.yaml", "dataset.json",
+    "instances.json", "captions.csv", "captions.parquet", "features.tsv", "features.npz", "test_ims.npy",
+    "weights.safetensors", "weights.pth", "vectors.txt", "lexicon.json", "train.parquet", "old.parquet", "any.parquet",
+    "shard.arrow", "old.arrow",
+]  # fmt: skip
+"""Of `targets`, and the values of params: an equal share of the cases for each."""
+SHARE = -(-CASES // (len(NAMES) + 1))
+
+
+def fuzzing(weight: float = 1.0) -> settings:
+    return settings(
+        max_examples=max(1, int(SHARE * weight)), deadline=HANGS, derandomize=CASES <= 5000, database=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+
+
+SEEDS = st.integers(0, 2**64 - 1)
+
+
+def test_every_reader_is_fuzzed(readers: dict[str, Target]) -> None:
+    assert list(readers) == NAMES
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_damaged_file_is_a_clear_error_or_a_right_result(
+    name: str, readers: dict[str, Target], tmp_path: Path
+) -> None:
+    target, path = readers[name], tmp_path / name
+    path.write_bytes(target.sample)
+    target.read(path)  # as it is, it is right
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    @fuzzing(target.weight)
+    @given(SEEDS)
+    def fuzz(seed: int) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            check(target, path, damaged(target, seed))
+
+    fuzz()
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MEMORY
+
+
+@pytest.mark.timeout(1800)
+def test_values_of_params_are_right_or_a_clear_error(repository: Path) -> None:
+    values = document.read(repository / "params.yaml")
+
+    @fuzzing(2.0)
+    @given(SEEDS)
+    def fuzz(seed: int) -> None:
+        choice = random.Random(seed)
+        changed = values
+        for _ in range(choice.randint(1, 3)):
+            changed = damaged_values(changed, choice)
+        try:
+            params = Params.from_dict(changed)
+        except InputError as error:
+            assert 0 < len(str(error)) < LONGEST
+        else:
+            assert Params.from_dict(params.to_dict()) == params
+
+    fuzz()
