@@ -11,6 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from camp_model.registry import TEXT_ENCODERS
 from stages.detectors import DETECTORS
 from stages.params import document
 from stages.sources import SOURCES
@@ -20,8 +21,9 @@ from tests.e2e.conftest import merge
 ROOT = Path(__file__).parents[3]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 KEYS = [key for key, _ in document.leaves(document.read(ROOT / "params.yaml"))]
-CHOSEN = {"dataset": ("scenes", "table"), "detector": ("torchvision",)}
-"""The sources and backends that are run here; what others alone read is passed over."""
+CHOICES = {"dataset": SOURCES, "detector": DETECTORS, "model": TEXT_ENCODERS}
+CHOSEN = {"dataset": ("scenes", "table"), "detector": ("torchvision",), "model": ("gru",)}
+"""The sources, backends and encoders that are run here; what others alone read is passed over."""
 ELSEWHERE = {("dataset.root", "train_detector")}
 """Read where a detector is trained on the boxes of a dataset of files, which takes a source that brings boxes."""
 FILES = {
@@ -72,9 +74,9 @@ def run_by_dvc(key: str) -> set[str]:
 
 
 def of_another_source(key: str) -> bool:
-    """Whether a key is one that only sources or backends other than those run here read."""
+    """Whether a key is one that only sources, backends or encoders other than those run here read."""
     section, name = key.split(".")[:2]
-    return name in {"dataset": SOURCES, "detector": DETECTORS}.get(section, ()) and name not in CHOSEN[section]
+    return name in CHOICES.get(section, ()) and name not in CHOSEN[section]
 
 
 @pytest.mark.parametrize("key", KEYS)
