@@ -1,9 +1,12 @@
 """Files and folders that are written whole or not at all, and read with errors that name file and key."""
 
+import contextlib
 import csv
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -21,6 +24,12 @@ UNUSED_SECONDS = 7 * 24 * 3600.0
 """After this long, what nobody else links to or reads is taken for what a run with other images or params left."""
 
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""Numbers of the errors of a disk that takes no more, or no file of this size."""
+FULL = 1 << 16
+"""Bytes free below which a failed write without a number was one for want of room."""
+
+
 def sha256_of(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with path.open("rb") as file:
@@ -32,18 +41,40 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well and is gone otherwise.
 
     What killed processes of this machine have left of the same file is removed.
+
+    Raises:
+        OSError: of NO_ROOM, with `path` as its file name, where the disk takes no more.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     host = hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8]
     _remove_left(path, f".{path.name}.{host}-")
     temporary = path.with_name(f".{path.name}.{host}-{os.getpid()}-{uuid.uuid4().hex[:12]}.tmp")
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with _naming(path):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that cannot be written holds none
+            temporary.unlink()
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A disk that takes no more is an OSError that names `path`, whatever the library that wrote makes of it."""
+    try:
+        yield
+    except Exception as error:
+        stated = re.search(r"\(os error (\d+)\)", str(error))
+        number = getattr(error, "errno", None) or (int(stated[1]) if stated else None)
+        if number is None and isinstance(error, OSError | RuntimeError):
+            disk = os.statvfs(path.parent)
+            full = errno.ENOSPC if disk.f_bavail * disk.f_frsize < FULL else None
+            number = errno.EROFS if disk.f_flag & os.ST_RDONLY else full
+        if number not in NO_ROOM:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def _remove_left(path: Path, beginning: str) -> None:
@@ -75,16 +106,17 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-        temporary.rename(path)
+        with _naming(path):
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as opened:
+                        os.fsync(opened.fileno())
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+            temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -11,6 +11,7 @@ import ctypes
 import fcntl
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TypeVar
 
+from camp_model.files import NO_ROOM
 from stages.errors import InputError
 from stages.params.section import PARAMS, StageSections
 
@@ -131,8 +133,20 @@ def _check_outputs() -> None:
             )
 
 
+def _no_room(error: OSError) -> str:
+    """What a disk that takes no more says: the path, how much is free there, and what to do."""
+    path = Path(os.fsdecode(error.filename) if error.filename else Path.cwd())
+    place = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+    free = f"{shutil.disk_usage(place).free / 1e6:,.1f} MB are free"
+    return (
+        f"{path}: {os.strerror(error.errno or 0)} ({free} on the disk of {place}); expected a disk with room for it "
+        "that can be written. What is finished stays: make room and run it again"
+    )
+
+
 def stage_main(run: Callable[[], None], arguments: bool = False) -> None:
-    """Run a stage's entry point, alone on its outputs; an InputError becomes one line on stderr and exit code 2.
+    """Run a stage's entry point, alone on its outputs; an InputError, or a disk that takes no more, becomes one line on
+    stderr and exit code 2.
 
     Exit code 75 (try again later): another process holds the outputs. `arguments`: `run` reads the command line itself;
     otherwise nothing may stand there, so that a misplaced option does not start the stage without it.
@@ -152,6 +166,11 @@ def stage_main(run: Callable[[], None], arguments: bool = False) -> None:
     except (InputError, Held) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, InputError) else 75) from None
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"error: {_no_room(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":  # python -m stages.entry COMMAND: becomes a command that ends with its parent

@@ -1,12 +1,13 @@
 """The content of files and folders as a hash, remembered for files that have not changed since."""
 
+import errno
 import hashlib
 import os
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from camp_model.files import sha256_of
@@ -55,7 +56,7 @@ def file_hashes(files: Sequence[Path], cache: Path | None) -> Iterator[str | OSE
             missing = [i for i, row in enumerate(rows) if not isinstance(row, OSError) and row[-1] is None]
             read = dict(zip(missing, threads.map(_read, [batch[i] for i in missing]), strict=True))
             settled = (time.time() - SETTLED) * 1e9
-            with store:
+            with _naming(cache), store:
                 for i, sha256 in read.items():
                     row = rows[i]
                     if not isinstance(row, OSError) and not isinstance(sha256, OSError) and row[2] < settled:
@@ -64,14 +65,27 @@ def file_hashes(files: Sequence[Path], cache: Path | None) -> Iterator[str | OSE
                 yield row if isinstance(row, OSError) else read.get(i) or str(row[-1])
 
 
+@contextmanager
+def _naming(cache: Path | None) -> Iterator[None]:
+    """What SQLite says of a disk that takes no more, or of a file that is held, is an OSError that names the file."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        said = str(error)
+        number = errno.ENOSPC if "full" in said else errno.EROFS if "readonly" in said or "open" in said else errno.EIO
+        raise OSError(number, said, str(cache)) from None
+
+
 def _open(cache: Path | None) -> sqlite3.Connection:
     """The table of hashes; a damaged file is replaced, for all that it held can be read again."""
-    store = sqlite3.connect(cache or ":memory:", timeout=60)
+    with _naming(cache):
+        store = sqlite3.connect(cache or ":memory:", timeout=60)
     try:
         store.execute("create table if not exists hashes (path text primary key, size, mtime, inode, sha256)")
-    except sqlite3.OperationalError:  # held by another process, or not to be written
+    except sqlite3.OperationalError as error:  # held by another process, or not to be written
         store.close()
-        raise
+        with _naming(cache):
+            raise error
     except sqlite3.DatabaseError as error:
         store.close()
         if cache is None:
