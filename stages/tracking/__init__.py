@@ -29,6 +29,7 @@ from stages.params.section import Section
 from stages.tracking.machine import output, sample_machine
 from stages.tracking.restore import model_hash
 from stages.tracking.spool import SPOOL, Spool, experiment_name, left_behind
+from stages.tracking.store import without_password
 from stages.workspace import main_root
 
 WAIT = 18.0
@@ -202,7 +203,7 @@ def _begin(run: Run, kind: str, name: str | None, tags: Mapping[str, object], re
         kind=kind,
         name=name or (experiment if kind == "train" else None) or f"{kind} {datetime.now():%m-%d %H:%M:%S}",
         parent=run._parent or os.environ.get(PARENT),
-        uri=os.environ.get("MLFLOW_TRACKING_URI", ""),
+        uri=without_password(os.environ.get("MLFLOW_TRACKING_URI", "")),
         experiment=experiment_name(),
     )
     run._write("params", values=run._params)
@@ -262,6 +263,6 @@ def _wait(process: subprocess.Popen[bytes], root: Path, key: str) -> None:
         reason = f"has not taken all of this run within {seconds:.0f} s"
     with contextlib.suppress(OSError):
         reason = f"did not take this run: {(root / SPOOL / key / 'problem').read_text(encoding='utf-8').rstrip('.')}"
-    server = os.environ.get("MLFLOW_TRACKING_URI") or "mlflow.db"
+    server = without_password(os.environ.get("MLFLOW_TRACKING_URI") or "mlflow.db")
     after = "Nothing is lost: the next run delivers it, or `python -m stages.tracking sync`."
     print(f"warning: MLflow at {server} {reason}. {after}", file=sys.stderr)

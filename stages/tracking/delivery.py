@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from stages.errors import InputError
 from stages.tracking.model import log_model
 from stages.tracking.spool import SPOOL, Event, pending, set_delivered, started, undelivered, writer_alive
-from stages.tracking.store import connect, experiment_id, local_uri, search, store_uri
+from stages.tracking.store import connect, experiment_id, local_uri, search, store_uri, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -207,13 +207,14 @@ def sync(root: Path, moved: bool = True) -> tuple[int, list[str]]:
         except Exception as error:
             if not isinstance(error, InputError):
                 away[goal] = error
-            problems.append(f"{folder.name}: {goal} did not take it: {describe(error)}")
+            problems.append(f"{folder.name}: {without_password(goal)} did not take it: {describe(error)}")
     return delivered, problems
 
 
 def describe(error: Exception) -> str:
-    """An error in one line of bounded length."""
-    return shorten(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}", 1000)
+    """An error in one line of bounded length, without the password of an address in it."""
+    text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    return shorten(without_password(text), 1000)
 
 
 def deliver_beside(root: Path, key: str) -> int:

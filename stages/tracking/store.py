@@ -1,6 +1,7 @@
 """The MLflow store that runs go to: its address, a client of it, the experiment, and the runs in it."""
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +38,11 @@ def local_uri(root: Path) -> str:
 def store_uri(root: Path) -> str:
     """MLFLOW_TRACKING_URI, else the local store."""
     return os.environ.get("MLFLOW_TRACKING_URI", "").strip() or local_uri(root)
+
+
+def without_password(address: str) -> str:
+    """The address of a store as it may be shown and written down: a name and a password in it stay away."""
+    return re.sub(r"(?<=://)[^/@\s]*@", "", address)
 
 
 def connect(root: Path, uri: str) -> "MlflowClient":

@@ -4,10 +4,11 @@ import itertools
 import random
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from tests.chaos.workspace import Workspace
+from tests.chaos.workspace import HERE, Workspace
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
@@ -36,6 +37,47 @@ def assert_same(workspace: Workspace, whole: Workspace) -> None:
         assert (workspace.folder / path.relative_to(whole.folder)).read_bytes() == path.read_bytes(), path
     workspace.assert_nothing_runs()
     assert workspace.orphans() == []
+
+
+WRITES = {
+    "a Parquet file": ("prepare_dataset", "images.parquet", "fsync"),
+    "a file on its way into DVC's cache": ("prepare_dataset", ".dvc/cache/files", "rename"),
+    "a link into DVC's cache": ("prepare_dataset", ".dvc/cache/files", "link"),
+    "the detector's weights": ("train_detector", "weights.safetensors", "replace"),
+    "a shard": ("extract_regions", ".arrow", "fsync"),
+    "the link of a shard": ("extract_regions", ".arrow", "link"),
+    "a training's state": ("train", "state.safetensors", "fsync"),
+    "the best weights": ("train", "model.safetensors", "fsync"),
+    "the published model": ("train", "models/camp", "rename"),
+    "the index": ("index", "index.faiss", "fsync"),
+    "the metrics": ("evaluate", "retrieval.json", "replace"),
+    "the page": ("report", "index.html", "fsync"),
+}
+"""What is being written -> the stage, part of its path, and the call at which the process group is killed."""
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1800)
+def test_killed_in_the_middle_of_its_writes_the_dag_ends_with_the_same_bytes(
+    whole: Workspace, make_workspace: Callable, tmp_path: Path
+) -> None:
+    workspace = make_workspace("written")
+    hit = []
+    for name, (stage, path, call) in WRITES.items():
+        done = tmp_path / name.replace(" ", "-")
+        more = {"CAMP_KILL_AT": path, "CAMP_KILL_CALL": call, "CAMP_KILL_DONE": str(done)}
+        process = workspace.start(stage, **more, PYTHONPATH=f"{HERE}:{workspace.folder}")
+        code = process.wait(600)
+        workspace.reader.join(20)
+        workspace.assert_nothing_runs()
+        print(f"{name}: {done.read_text() if done.exists() else 'not written so'}, {code}", flush=True)
+        if done.exists():
+            assert code != 0
+            hit.append(name)
+        else:
+            assert code == 0, workspace.printed[-3000:]
+    assert len(hit) >= 10, f"others are not written in this way any more: {set(WRITES) - set(hit)}"
+    assert_same(workspace, whole)
 
 
 @pytest.mark.chaos

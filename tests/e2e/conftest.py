@@ -23,6 +23,11 @@ SMALL = {
 }
 
 
+SECRET = "s3cr3t-0f-n0-0ne"
+SECRETS = {name: SECRET for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "CAMP_ANYTHING", "MLFLOW_TRACKING_PASSWORD")}
+"""In the environment of the small copy's run."""
+
+
 def merge(base: dict, overlay: dict) -> dict:
     for key, value in overlay.items():
         base[key] = merge(base[key], value) if isinstance(value, dict) else value
@@ -80,7 +85,7 @@ def run() -> Run:
 def pipeline(copy_repository: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The small copy after one `dvc repro`, its outputs committed. Tests leave it as they found it."""
     folder = copy_repository(tmp_path_factory.mktemp("pipeline"), SMALL)
-    run_in(folder, "dvc", "repro")
+    run_in(folder, "dvc", "repro", **SECRETS)
     run_in(folder, "git", "add", "-A")
     run_in(folder, "git", "commit", "-q", "-m", "reproduced")
     yield folder

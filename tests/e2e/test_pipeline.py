@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from tests.chaos.workspace import Workspace
+from tests.e2e.conftest import SECRET
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 STUDY = ("python", "-m", "pipelines.ablation", "--only", "full", "no-gates", "--set", "train.epochs=1", "--jobs", "2")
@@ -76,6 +77,15 @@ def test_mlflow_holds_the_run_with_the_metrics_of_the_files(pipeline: Path) -> N
     assert metrics["test/foils_all_true_first"] == pytest.approx(foils["all"]["true_first"])
     assert {"val/gate_content_hardest_mean", "test/gate_content_hardest_mean", "val/region_gate_auc"} <= set(metrics)
     assert 0 <= metrics["train/data_wait_share"] <= 1
+
+
+def test_no_secret_of_the_environment_is_written_anywhere(pipeline: Path) -> None:
+    """Not by DVC, not into MLflow's store, not into a log: the run had some in its environment."""
+    files = [path for path in pipeline.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert {"mlflow.db", "dvc.lock", "delivery.log", "params.yaml"} <= {path.name for path in files}
+    holding = [path for path in files if SECRET.encode() in path.read_bytes()]
+    # The test's own code, which is copied along.
+    assert [path.name for path in holding if path.relative_to(pipeline).parts[0] not in ("tests", ".git")] == []
 
 
 def test_the_example_of_the_readme_needs_the_model_alone(pipeline: Path, run: Run) -> None:

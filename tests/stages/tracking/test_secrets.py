@@ -1,0 +1,44 @@
+"""A password in the address of the server stays in the environment."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from stages import tracking
+from stages.tracking import track
+from stages.tracking.delivery import describe, sync
+from stages.tracking.store import without_password
+
+PASSWORD = "pa55-w0rd"
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME", "CAMP_TRACKING", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / ".dvc").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://person:{PASSWORD}@127.0.0.1:9")
+    monkeypatch.setenv("SOME_TOKEN", PASSWORD)
+    monkeypatch.setattr(tracking, "WAIT", 12.0)
+    return tmp_path
+
+
+def test_a_password_in_the_address_is_neither_shown_nor_written(workspace: Path, capfd: pytest.CaptureFixture) -> None:
+    with track("train", {"model": {"gate": "none"}}) as run:
+        run.log_metrics({"train/loss": 1.0})
+    _, problems = sync(workspace)
+    shown = capfd.readouterr()
+    assert "127.0.0.1:9" in shown.err and len(problems) == 1 and "127.0.0.1:9" in problems[0]
+    assert PASSWORD not in shown.err + shown.out + problems[0]
+    files = [path for path in workspace.rglob("*") if path.is_file()]
+    assert {"events.jsonl", "delivery.log"} <= {path.name for path in files}
+    assert [path for path in files if PASSWORD.encode() in path.read_bytes()] == []
+    assert PASSWORD in os.environ["MLFLOW_TRACKING_URI"]
+
+
+def test_what_is_shown_of_an_address() -> None:
+    assert without_password("https://a:b@host:1/x@y") == "https://host:1/x@y"
+    assert without_password("sqlite:////tmp/a@b/mlflow.db") == "sqlite:////tmp/a@b/mlflow.db"
+    assert describe(OSError("Max retries: http://a:b@host/api")) == "OSError: Max retries: http://host/api"
