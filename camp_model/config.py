@@ -68,6 +68,9 @@ class CampConfig:
     """Heads of the `mlp` pooling; unused by the others."""
     matching: str = "mlp"
     """mlp: a learnt score of the pooled pair; cosine: similarity in the joint space."""
+    joint_score: bool = False
+    """Add the cosine of the mean region and the mean word, scaled and shifted, to the logit of `camp`, whose messages
+    then have to learn only what two vectors cannot say. Beyond the paper; false: as published."""
 
     def __post_init__(self) -> None:
         for key, allowed in CHOICES.items():
@@ -77,7 +80,7 @@ class CampConfig:
             value = getattr(self, key)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"model.{key}: {repr(value)[:80]} is not a whole number of 1 or more")
-        for key in ("residual", "transformer_frozen"):
+        for key in ("residual", "joint_score", "transformer_frozen"):
             if not isinstance(getattr(self, key), bool):
                 raise ValueError(f"model.{key}: {repr(getattr(self, key))[:80]} is not true or false")
         if not isinstance(self.transformer, str) or not self.transformer:

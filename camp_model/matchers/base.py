@@ -68,6 +68,8 @@ class KernelPlan:
     """The layers around the ReLU that score a pooled image and caption, one after the other in a vector [2 d]."""
     score: Callable[[Tensor, Tensor], Tensor]
     """Pooled images and captions [..., d], which broadcast, -> logits [...]; used without `layers`."""
+    joint: Callable[[Tensor, Tensor], Tensor] | None = None
+    """The sides' `vector` [I, d] and [C, d] -> what is added to the logits, [I, C]."""
 
 
 class PairScorer(Protocol):

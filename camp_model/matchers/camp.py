@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from camp_model.config import CampConfig
+from camp_model.joint import pooled_vectors
 from camp_model.matchers.base import KernelPlan, KernelSide, Matched, Matcher, Received
 from camp_model.matchers.matching import CosineMatching, MlpMatching
 from camp_model.matchers.message_passing import MessagePassing, Receiver
@@ -26,15 +27,18 @@ class CampMatcher(Matcher):
         self.region_pooling = Pooling(config)
         self.word_pooling = Pooling(config)
         self.matching = CosineMatching() if config.matching == "cosine" else MlpMatching(config.dim)
+        self.joint = CosineMatching() if config.joint_score else None
 
     @property
     def has_vectors(self) -> bool:
         """As `Matcher.has_vectors`."""
-        return self.messages is None and self.config.matching == "cosine"
+        return self.messages is None and self.config.matching == "cosine" and self.joint is None
 
     def prepare_regions(self, regions: Tensor, mask: Tensor) -> Prepared:
         """As `Matcher.prepare_regions`."""
         prepared = self.messages.prepare_regions(regions, mask) if self.messages else Prepared(regions, mask)
+        if self.joint:
+            prepared = replace(prepared, vector=pooled_vectors(regions, mask))
         if self.messages and self.messages.to_regions:
             return prepared
         pooled, pooling = self._pool(self.region_pooling, regions, mask)
@@ -43,6 +47,8 @@ class CampMatcher(Matcher):
     def prepare_words(self, words: Tensor, mask: Tensor) -> Prepared:
         """As `Matcher.prepare_words`."""
         prepared = self.messages.prepare_words(words, mask) if self.messages else Prepared(words, mask)
+        if self.joint:
+            prepared = replace(prepared, vector=pooled_vectors(words, mask))
         if self.messages and self.messages.to_words:
             return prepared
         pooled, pooling = self._pool(self.word_pooling, words, mask)
@@ -58,6 +64,11 @@ class CampMatcher(Matcher):
             logits, similarity = self.matching.all_pairs(images.pooled, captions.pooled)
         else:
             logits, similarity = self.matching(image, caption)
+        if self.joint is not None:
+            assert images.vector is not None and captions.vector is not None
+            meet = self.joint if layout is PAIRS else self.joint.all_pairs
+            logits = logits + meet(images.vector, captions.vector)[0]
+            similarity = logits.sigmoid()
         return Matched(logits, similarity, regions, words, image_weights, caption_weights)
 
     def gate_logits(self, images: Prepared, captions: Prepared, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -81,7 +92,12 @@ class CampMatcher(Matcher):
             words=self._kernel_side(self.messages.to_words, self.word_pooling),
             layers=(mlp.hidden, mlp.output) if mlp is not None and both else None,
             score=lambda image, caption: self.matching(image, caption)[0],
+            joint=None if self.joint is None else self._joint_logits,
         )
+
+    def _joint_logits(self, images: Tensor, captions: Tensor) -> Tensor:
+        assert self.joint is not None
+        return self.joint.all_pairs(images, captions)[0]
 
     def _kernel_side(self, receiver: Receiver | None, pooling: Pooling) -> KernelSide | None:
         if receiver is None:

@@ -64,6 +64,8 @@ class Prepared:
     """[B, d], if this side receives no messages."""
     pooling: Tensor | None = None
     """[B, L], the weights of `pooled`."""
+    vector: Tensor | None = None
+    """[B, d], the mean of the encoder's output, of unit length, where it has a share in the score."""
 
     @property
     def real(self) -> Tensor:
@@ -93,7 +95,7 @@ class Prepared:
         """The first `size` regions or words of each; without a mask unless `ragged`."""
 
         def cut(value: Tensor, name: str) -> Tensor:
-            if name == "pooled":
+            if name in ("pooled", "vector"):
                 return value
             return value[:, :size, :size] if name in ("hop", "gram") else value[:, :size]
 

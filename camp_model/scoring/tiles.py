@@ -128,6 +128,9 @@ class KernelTiles:
                 scores[rows, columns] = self.tiles.score(self._with(some_captions, keys), some_images, some_captions)
             if progress is not None:
                 progress(scores[:, columns].numel())
+        if self.plan.joint is not None:
+            assert images.vector is not None and captions.vector is not None
+            scores += self.plan.joint(images.vector, captions.vector)
         return scores
 
     def _shape(self, images: Prepared, captions: Prepared) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from camp_model.config import CHOICES
 from camp_model.encoders import length_mask
 
 SWITCHES = CHOICES | {"text": ("gru",)}  # what scores pairs does not know where words come from
-OTHERS = ("hops", "residual", "gate_context")
+OTHERS = ("hops", "residual", "gate_context", "joint_score")
 
 
 def _load(name: str) -> ModuleType:
@@ -36,7 +36,8 @@ def every_config(**sizes: int) -> list[CampConfig]:
     sizes = {"vocab_size": 12, "region_dim": 5, "word_dim": 3, "dim": 6, "pooling_heads": 2} | sizes
     configs = []
     for values in itertools.product(*SWITCHES.values(), (1, 2), (True, False), (0.0, 1.5)):
-        switches = dict(zip((*SWITCHES, *OTHERS), values, strict=True))
+        # Both go beyond the paper, and together they meet every other switch.
+        switches = dict(zip((*SWITCHES, *OTHERS), (*values, values[-1] > 0), strict=True))
         if switches["gate_context"] and (switches["gate"] == "none" or switches["pooling"] != "attention"):
             continue
         try:
@@ -50,7 +51,7 @@ def _unread(config: CampConfig) -> dict[str, object]:
     """One value for each switch that makes no difference: without messages only pooling and matching are left."""
     if config.matcher == "camp" and config.message_passing != "none":
         return {}
-    unread = {"message_passing": "none", "gate": "none", "fusion": "sum", "residual": True}
+    unread: dict[str, object] = {"message_passing": "none", "gate": "none", "fusion": "sum", "residual": True}
     if config.matcher != "camp":
         unread["matching"] = "mlp"
     if config.matcher == "scan":

@@ -142,6 +142,9 @@ def score(state, c, regions, words):
         logits = word_logits if word_logits is not None else region_logits
         gate_logit = None if logits is None else np.mean(logits)
     logit = match(state, c, pool(state, c, "region_pooling", v), pool(state, c, "word_pooling", t))
+    if c.joint_score:
+        cosine = unit(np.mean(regions, axis=0)) @ unit(np.mean(words, axis=0))
+        logit = logit + np.exp(state["joint.log_scale"]) * cosine + state["joint.shift"]
     return logit, gate_logit
 
 

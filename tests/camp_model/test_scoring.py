@@ -65,13 +65,14 @@ FACTORISED = [
 def test_the_kernel_is_exact_for_every_switch_it_takes():
     batch = encoded()
     for switches in FACTORISED:
-        model = make(**switches)
+        model = make(**switches, joint_score=switches["fusion"] == "sum")
         assert KernelTiles.build(model) is not None
         assert_exact(model, batch, msg=str(switches))
 
 
 @pytest.mark.parametrize(
-    "switches", [{}, {"hops": 2}, {"gate": "elementwise"}, {"message_passing": "none"}, {"pooling": "mlp"}]
+    "switches",
+    [{}, {"hops": 2}, {"gate": "elementwise"}, {"message_passing": "none"}, {"pooling": "mlp"}, {"joint_score": True}],
 )
 def test_the_pytorch_path_is_exact(switches, monkeypatch):
     monkeypatch.setattr(native, "lanes", lambda: 0)
