@@ -13,6 +13,7 @@ import numpy as np
 
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore, StoreInfo, read_header
+from camp_model.seal import check_seal
 from search.features import Extraction, Looker
 from stages.detectors.base import Description
 from stages.detectors.images import PASSING_REASONS
@@ -20,7 +21,7 @@ from stages.extraction.plan import ExtractSections, Plan, PlannedImage, Shard, e
 from stages.extraction.reading import read_ahead, reader
 from stages.extraction.shard_run import ShardRun
 from stages.indexing.engines import Vectors
-from stages.indexing.vectors import shard_vectors
+from stages.indexing.vectors import shard_vectors, vector_file
 
 Row = tuple[str, str, int, int]
 """(sha256 of a picture, shard's file name, row in it, number of regions)"""
@@ -74,7 +75,7 @@ class FeatureCache:
             if path.name in self._known:
                 continue
             try:
-                header = read_header(path)
+                header = read_header(path, check=False)
                 whole = header.key == path.stem and header.info == self.info
             except ValueError:
                 whole = False
@@ -87,6 +88,31 @@ class FeatureCache:
                 self.rows.setdefault(name, (name, path.name, row, count))
             self.rejected |= {name: why for name, why in header.rejected if why not in PASSING_REASONS}
         return new
+
+    def check(self, weights: str, going: Callable[[], bool]) -> int:
+        """Read all shards and compare them with their seals; damaged ones go, and what was made of them.
+
+        Args:
+            weights: of the model whose vectors may be of damaged regions.
+            going: asked before each; whether to go on.
+
+        Returns:
+            Number of the damaged ones.
+        """
+        damaged = []
+        for name in sorted(self._known):
+            if not going():
+                break
+            try:
+                check_seal(self.folder / name)
+            except (ValueError, OSError):
+                damaged.append(name)
+        for name in damaged:
+            (self.folder / name).unlink(missing_ok=True)
+            (self.vectors / vector_file(weights, name)).unlink(missing_ok=True)
+            self._known.discard(name)
+        self.rows = {sha256: row for sha256, row in self.rows.items() if row[1] not in damaged}
+        return len(damaged)
 
     def extract(self, root: Path, pictures: Sequence[tuple[str, str]], done: Callable[[], bool]) -> dict[str, str]:
         """Look at some pictures and write their shard.
@@ -130,7 +156,7 @@ class FeatureCache:
         Raises:
             ValueError: the shard is damaged.
         """
-        header = read_header(self.folder / shard)
+        header = read_header(self.folder / shard, check=False)
         places = enumerate(zip(header.image_ids, header.num_regions, strict=True))
         store = self.store([(name, shard, row, count) for row, (name, count) in places])
         rows = np.arange(len(store), dtype=np.int64)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from camp_model.model import CAMP
-from camp_model.regions import ImageRegions
+from camp_model.regions import ImageRegions, RegionStore
 from search.cache import FeatureCache
 from search.features import Extraction, Looker, ready_detector
 from search.listing import Listing, list_pictures
@@ -50,10 +50,12 @@ class FolderSource:
         """Pictures whose vector the engine holds."""
         self._listing = Listing()
         self._passing: dict[str, str] = {}
+        self._mapped: RegionStore | None = None
+        """Whose mapped shards the next store takes over."""
         self._pictures = self._snapshot()
-        self._scanning = True
+        self._busy = True
         self._problem: str | None = None
-        self._stop, self._wake, self._scanned = threading.Event(), threading.Event(), threading.Event()
+        self._stop, self._wake = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="index", daemon=True)
 
     def start(self) -> None:
@@ -69,7 +71,6 @@ class FolderSource:
 
     def rescan(self) -> None:
         """As `PictureSource.rescan`; returns at once."""
-        self._scanning = True
         self._wake.set()
 
     def pictures(self) -> Pictures:
@@ -83,9 +84,10 @@ class FolderSource:
             *listing.unreadable,
             *((path, why) for sha256, path in listing.paths.items() if (why := self._why_not(sha256))),
         ]
+        scanning = (self._busy or self._wake.is_set()) and not self._stop.is_set()
         total = len(listing.paths) + len(listing.unreadable) - len(rejected)
         return Status(
-            max(total, ready), ready, sorted(rejected)[:REJECTED_SHOWN], len(rejected), self._scanning, self.name,
+            max(total, ready), ready, sorted(rejected)[:REJECTED_SHOWN], len(rejected), scanning, self.name,
             self._problem,
         )  # fmt: skip
 
@@ -98,15 +100,21 @@ class FolderSource:
 
     def _run(self) -> None:
         while not self._stop.is_set():
+            self._busy = True
             self._wake.clear()
             try:
                 self._scan()
                 self._problem = None
+                self._busy = False
+                # After the search is there, for all is read; shards that were whole are not read again.
+                if self._cache.check(self.weights, lambda: not self._stop.is_set()):
+                    self._mapped = None
+                    self._wake.set()
             except GivenUp:
                 break
             except Exception as error:  # what is ready can be searched on, and the next look may go better
                 self._problem = str(error)[:500] or type(error).__name__
-            self._scanning = self._wake.is_set()
+            self._busy = False
             self._wake.wait(WATCHED)
 
     def _scan(self) -> None:
@@ -117,7 +125,6 @@ class FolderSource:
         self._listing, self._passing = listing, {}
         self._publish()
         while missing := self._missing():
-            self._scanning = True
             with held(self._cache.lock, self._wait):
                 self._publish()  # what another process has seen meanwhile
                 if chunk := self._missing()[: min(MOST, max(FIRST, len(self._pictures) // 4))]:
@@ -159,8 +166,7 @@ class FolderSource:
     def _snapshot(self) -> Pictures:
         """The pictures of the last listing that are known, in the order of the folder."""
         ids: Sequence[str] = [sha256 for sha256 in self._listing.paths if sha256 in self._indexed]
-        before = getattr(self, "_pictures", None)
-        like = None if before is None else before.store
-        store = self._cache.store([self._cache.rows[sha256] for sha256 in ids], like)
+        store = self._cache.store([self._cache.rows[sha256] for sha256 in ids], self._mapped)
+        self._mapped = store
         files = {sha256: PictureFile(self.root / self._listing.paths[sha256], sha256) for sha256 in ids}
         return Pictures(store, ids, np.arange(len(ids), dtype=np.int64), files, self._engine)

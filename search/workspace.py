@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow as pa
 from camp_model.files import sha256_of
 from camp_model.model import CAMP
 from camp_model.regions import ImageRegions, RegionStore
+from camp_model.seal import check_seal
 from search.features import Looker
 from search.pictures import REJECTED_SHOWN, PictureFile, Pictures, Status
 from stages.contracts import check_trained_on, input_errors, read_table
@@ -73,11 +75,14 @@ class WorkspaceSource:
         self._pictures = self._read()
         with input_errors():
             rejected = read_table(workspace.root / "data/regions/rejected.parquet", ("path", "reason"))
+        self._stop = threading.Event()
+        self._problem: str | None = None
+        self._checking = threading.Thread(target=self._check, name="check", daemon=True)
         self._rejected = list(zip(rejected["path"].to_pylist(), rejected["reason"].to_pylist(), strict=True))
 
     def _read(self) -> Pictures:
         with input_errors():
-            store = RegionStore(self.workspace.root / "data/regions")
+            store = RegionStore(self.workspace.root / "data/regions", check=False)
         check_trained_on(self.workspace.model, self.model.config, store)
         files = _files(self.workspace)
         if missing := [name for name in store.image_ids if name not in files]:
@@ -102,10 +107,24 @@ class WorkspaceSource:
             return embedded(picture_vectors(self.model, store, range(len(store))), store.image_ids)
 
     def start(self) -> None:
-        """As `PictureSource.start`."""
+        """As `PictureSource.start`: reads the shards through once, in the background, to see whether they are whole."""
+        self._checking.start()
 
     def close(self) -> None:
         """As `PictureSource.close`."""
+        self._stop.set()
+        if self._checking.is_alive():
+            self._checking.join()
+
+    def _check(self) -> None:
+        for path in self._pictures.store.shard_paths:
+            if self._stop.is_set():
+                return
+            try:
+                check_seal(path)
+            except (ValueError, OSError) as error:
+                self._problem = str(error)[:500]
+                return
 
     def rescan(self) -> None:
         """Read the workspace again, as after another run of the pipeline."""
@@ -118,7 +137,9 @@ class WorkspaceSource:
     def status(self) -> Status:
         """As `PictureSource.status`."""
         count = len(self._pictures)
-        return Status(count, count, self._rejected[:REJECTED_SHOWN], len(self._rejected), model=self.name)
+        return Status(
+            count, count, self._rejected[:REJECTED_SHOWN], len(self._rejected), False, self.name, self._problem
+        )
 
     def look(self, image: npt.NDArray[np.uint8]) -> ImageRegions:
         """As `PictureSource.look`."""

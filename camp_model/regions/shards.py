@@ -118,14 +118,15 @@ def _naming(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: is damaged ({str(error)[:200]}); expected a shard of regions") from None
 
 
-def open_shard(path: Path) -> tuple[pa.RecordBatch, StoreInfo, str]:
-    """Map a shard: its batch, info and version.
+def open_shard(path: Path, check: bool = True) -> tuple[pa.RecordBatch, StoreInfo, str]:
+    """Map a shard: its batch, info and version; `check`: its seal, which reads all of it the first time.
 
     Raises:
         ValueError: the file is missing, torn, damaged, or no shard.
     """
     try:
-        check_seal(path)
+        if check:
+            check_seal(path)
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         batch = reader.get_batch(0)
         batch.validate()  # its buffers are as long as it says
@@ -134,17 +135,17 @@ def open_shard(path: Path) -> tuple[pa.RecordBatch, StoreInfo, str]:
     return batch, *read_info(path, batch.schema.metadata, "regions")
 
 
-def map_shard(path: Path) -> tuple[dict[str, Array], StoreInfo]:
+def map_shard(path: Path, check: bool = True) -> tuple[dict[str, Array], StoreInfo]:
     """The columns of a shard as arrays that lie in the mapped file.
 
     Columns of the regions are [S, ...], S the regions of all images (version 1: with its padding); an image's begin at
-    `starts` [n]. `width` and `height` are [n].
+    `starts` [n]. `width` and `height` are [n]. `check` as in `open_shard`.
 
     Raises:
         ValueError: the file is missing, torn, or no shard.
     """
     with _naming(path):
-        batch, info, version = open_shard(path)
+        batch, info, version = open_shard(path, check)
         columns = {}
         for name in COLUMNS:
             values = batch.column(name).values
@@ -158,14 +159,14 @@ def map_shard(path: Path) -> tuple[dict[str, Array], StoreInfo]:
         return columns | {name: batch.column(name).to_numpy() for name in ("width", "height")}, info
 
 
-def read_header(path: Path) -> ShardHeader:
-    """Who is in a shard, without its features.
+def read_header(path: Path, check: bool = True) -> ShardHeader:
+    """Who is in a shard, without its features; `check` as in `open_shard`.
 
     Raises:
         ValueError: the file is missing, torn, or no shard.
     """
     with _naming(path):
-        batch, info, _ = open_shard(path)
+        batch, info, _ = open_shard(path, check)
         values = batch.schema.metadata
         return ShardHeader(
             key=json.loads(values[b"camp.key"]),

@@ -31,13 +31,17 @@ def write_rejected(folder: Path, info: StoreInfo, rows: Sequence[tuple[str, str,
 class RegionStore:
     """Reads a store, memory-mapped: opening reads the manifest alone, workers share the pages of the shards.
 
+    Args:
+        path: the folder.
+        check: the seal of a shard on its first use, for which all of it is read.
+
     Raises:
         ValueError: the manifest is missing or no manifest; and, on first use of a shard, if that is missing, torn or
             of another store.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path, check: bool = True) -> None:
+        self.path, self.check = Path(path), check
         manifest = self.path / "manifest.parquet"
         table = read_table(manifest, (), "a store of regions")
         info, _ = read_info(manifest, table.schema.metadata, "regions_manifest")
@@ -48,14 +52,14 @@ class RegionStore:
     def of(
         cls, path: Path, info: StoreInfo, rows: Sequence[tuple[str, str, int, int]], like: "RegionStore | None" = None
     ) -> "RegionStore":
-        """Some images of the shards in a folder that needs no manifest; for this process alone.
+        """Some images of the shards in a folder that needs no manifest, their seals unchecked; for this process alone.
 
         Args:
             rows: (image_id, shard's file name, row in it, num_regions), as for `write_manifest`.
             like: another store of the folder, whose mapped shards are taken over.
         """
         store = cls.__new__(cls)
-        store.path = Path(path)
+        store.path, store.check = Path(path), False
         ids = [row[0] for row in rows]
         columns = ([row[i] for row in rows] for i in (1, 2, 3))
         kinds = (pa.string(), pa.int32(), pa.int32())
@@ -66,6 +70,11 @@ class RegionStore:
         )
         store._columns = {} if like is None else like._columns
         return store
+
+    @property
+    def shard_paths(self) -> list[Path]:
+        """The files of the shards."""
+        return [self.path / name for name in self._shard_names]
 
     def _take(
         self, info: StoreInfo, ids: list[str], shard: pa.ChunkedArray, row: pa.ChunkedArray, count: pa.ChunkedArray
@@ -82,9 +91,9 @@ class RegionStore:
         self._row_in_shard: Array = row.to_numpy()
         self._row_of: dict[str, int] | None = None
 
-    def __reduce__(self) -> tuple[type["RegionStore"], tuple[Path]]:
+    def __reduce__(self) -> tuple[type["RegionStore"], tuple[Path, bool]]:
         # A worker process opens the store itself instead of receiving its arrays.
-        return RegionStore, (self.path,)
+        return RegionStore, (self.path, self.check)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -110,7 +119,7 @@ class RegionStore:
         columns = self._columns.get(self._shard_names[index])
         if columns is None:
             path = self.path / self._shard_names[index]
-            columns, info = map_shard(path)
+            columns, info = map_shard(path, self.check)
             if info != self.info:
                 raise ValueError(f"{path}: is of another store than {self.path / 'manifest.parquet'}")
             self._columns[self._shard_names[index]] = columns

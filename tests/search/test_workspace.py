@@ -96,3 +96,14 @@ def test_the_first_pictures_and_sentences_to_begin_with(run: SmallRun, workspace
     examples = workspace.examples(3)
     assert len(set(examples)) == 3 and set(examples) <= {text for _, _, text in run.captions}
     assert examples == workspace.examples(3)
+
+
+def test_a_changed_byte_of_the_regions_is_said(run: SmallRun, workspace: PictureCollection) -> None:
+    shard = run.regions / "b.arrow"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    workspace.start()
+    workspace.source._checking.join()
+    assert "b.arrow: is damaged" in str(workspace.status().problem)
+    workspace.close()
