@@ -25,6 +25,10 @@ MOST = 2000
 LIKE = 12
 FITTING = 8
 REJECTED_LISTED = 200
+AGAINST = 0.005
+"""What a word takes from the logit, at least, where it is said to count against a picture: what is not written as 0."""
+WIDEST = 0.5
+"""What a word adds, at least, where its bar is as wide as can be."""
 Text = Annotated[str, Query(max_length=MAX_SENTENCE)]
 Id = Annotated[str, Query(max_length=1000)]
 
@@ -120,7 +124,8 @@ class Pages:
     def _pair(view: PairView, name: str) -> dict[str, Any]:
         width = view.width or max((box[2] for box in view.boxes), default=1)
         height = view.height or max((box[3] for box in view.boxes), default=1)
-        most = max((abs(effect) for effect in view.effects if effect is not None), default=0) or 1
+        most = max(WIDEST, *(abs(effect) for effect in view.effects if effect is not None))
+        against = [at for at, effect in enumerate(view.effects) if effect is not None and effect <= -AGAINST]
         details = view.details
         gates = details["wordGates"] or [None] * len(details["words"])
         return {
@@ -129,12 +134,12 @@ class Pages:
             "height": height,
             "words": [
                 {"text": word, "unknown": at in details["unknown"], "effect": effect, "gate": gate,
-                 "bar": None if effect is None else 100 * effect / most}
+                 "against": at in against, "bar": None if effect is None else 100 * effect / most}
                 for at, (word, effect, gate) in enumerate(zip(details["words"], view.effects, gates, strict=True))
             ],
             "data": {
                 "pair": {key: value for key, value in details.items() if key != "logit"},
-                "effects": view.effects,
+                "against": against,
                 "image": {"uri": address("/image", id=view.picture_id, side="large"), "alt": name, "w": width,
                           "h": height, "boxes": view.boxes, "labels": view.labels},
             },

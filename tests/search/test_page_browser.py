@@ -81,9 +81,13 @@ def test_an_opened_picture_shows_gates_attention_and_what_counts_against_it(
     view = collection.pair(chosen, SENTENCE)
     gates = tab.run("[...document.querySelectorAll('#words .word .num')].map(n => +n.textContent)")
     assert gates == pytest.approx([gate / 1000 for gate in view.details["wordGates"]], abs=0.006)
+    rows = tab.run("[...document.querySelectorAll('.effects .num')].map(n => n.textContent)")
+    assert rows == [
+        "unknown" if effect is None else f"{effect:+.2f}".replace("-", "\N{MINUS SIGN}") for effect in view.effects
+    ]
     unknown = view.details["unknown"]
     assert 4 in unknown and len(unknown) < 8
-    against = [at for at, effect in enumerate(view.effects) if effect is not None and effect < 0]
+    against = [at for at, effect in enumerate(view.effects) if effect is not None and effect <= -0.005]
     assert tab.run("[...document.querySelectorAll('.word.against')].map(w => +w.dataset.word)") == against
     assert tab.run("[...document.querySelectorAll('.effects tr.against')].map(w => +w.dataset.word)") == against
     assert tab.run("[...document.querySelectorAll('.word.unknown')].map(w => +w.dataset.word)") == unknown

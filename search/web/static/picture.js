@@ -6,7 +6,7 @@
   function draw(data) {
     const picked = { word: null, region: null };
     const pointed = { word: null };
-    const marks = (index) => (data.effects[index] !== null && data.effects[index] < 0 ? ["against"] : []);
+    const marks = (index) => (data.against.includes(index) ? ["against"] : []);
     const named = data.image.labels.some((label, index) => label !== `region ${index + 1}`);
     const viewOf = (state) => ({ pair: data.pair, image: data.image, ...state, toggle, marks, undimmed: true });
     /** What a pointer or the focus is on goes before what was picked. */
