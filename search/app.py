@@ -1,5 +1,6 @@
 """Serve the page of a collection until the process is told to end."""
 
+import contextlib
 import ipaddress
 import signal
 import socket
@@ -64,19 +65,21 @@ def _end(number: int, frame: object) -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    try:
-        if not 0 <= port < 2**16:  # which getaddrinfo would shorten
-            raise OverflowError("a port is a number of 0 to 65535")
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(AT_ONCE)
-    except (OSError, OverflowError) as error:
-        raise InputError(
-            f"--host {shown(host)} --port {port}: cannot be listened on ({error}); expected an address of this machine "
-            "and a port that is free, or --port 0 for any"
-        ) from None
+    with contextlib.ExitStack() as failed:
+        try:
+            if not 0 <= port < 2**16:  # which getaddrinfo would shorten
+                raise OverflowError("a port is a number of 0 to 65535")
+            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            listening = failed.enter_context(socket.socket(family))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(AT_ONCE)
+        except (OSError, OverflowError) as error:
+            raise InputError(
+                f"--host {shown(host)} --port {port}: cannot be listened on ({error}); expected an address of this "
+                "machine and a port that is free, or --port 0 for any"
+            ) from None
+        failed.pop_all()
     return listening
 
 

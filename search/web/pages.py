@@ -124,7 +124,7 @@ class Pages:
     def _pair(view: PairView, name: str) -> dict[str, Any]:
         width = view.width or max((box[2] for box in view.boxes), default=1)
         height = view.height or max((box[3] for box in view.boxes), default=1)
-        most = max(WIDEST, *(abs(effect) for effect in view.effects if effect is not None))
+        most = max([WIDEST, *(abs(effect) for effect in view.effects if effect is not None)])
         against = [at for at, effect in enumerate(view.effects) if effect is not None and effect <= -AGAINST]
         details = view.details
         gates = details["wordGates"] or [None] * len(details["words"])

@@ -133,7 +133,7 @@ class Server:
 
     def __init__(self, root: Path, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVE, str(root), *arguments],
+            [sys.executable, "-m", "search", *arguments],
             cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True,
         )  # fmt: skip
@@ -147,15 +147,6 @@ class Server:
         self.process.send_signal(number)
         _, errors = self.process.communicate(timeout=30)
         return self.process.returncode, errors
-
-
-SERVE = """
-import sys
-from pathlib import Path
-from search.app import serve
-from search.collection import open_workspace
-serve(open_workspace(Path(sys.argv[1])))
-"""
 
 
 @pytest.fixture(scope="module")

@@ -72,6 +72,14 @@ def test_a_pair_is_explained_in_shares(client: httpx.Client, photographs: Photog
         assert (pair["width"], pair["height"]) == picture.size
 
 
+def test_a_sentence_of_unknown_words_alone_is_answered(client: httpx.Client, photographs: Photographs) -> None:
+    pair = client.get("/api/pair", params={"id": photographs.ids[3], "q": "zyzzyva zyzzyva"}).json()
+    assert (pair["unknown"], pair["effects"]) == ([0, 1], [None, None])
+    for path, params in (("/picture", {"id": photographs.ids[3]}), ("/", {})):
+        answer = client.get(path, params=params | {"q": "zyzzyva zyzzyva"})
+        assert answer.status_code == 200 and "does not know" in answer.text
+
+
 def test_an_indexed_picture_is_most_like_itself_when_it_is_sent(client: httpx.Client, photographs: Photographs) -> None:
     chosen = photographs.ids[7]
     name = client.get("/api/pair", params={"id": chosen, "q": "a"}).json()["name"]

@@ -44,14 +44,19 @@
   }
 
   // ---- a picture that somebody drops, chooses or pastes ----------------------------------------------------------
-  const shown = new Map(); // number of a history entry -> what it showed, for nothing of a dropped picture is kept elsewhere
-  let last = 0;
+  const shown = new Map(); // number of a history entry -> what it shows, for nothing of a dropped picture is kept elsewhere
+  if (history.state?.dropped) history.replaceState(null, "", "/"); // loaded anew: what it showed is gone
+  shown.set(0, { nodes: null, title: document.title, sentence: byId("q").value, top: 0 });
+  let current = 0;
 
-  function show(entry) {
+  function show(number) {
+    const before = shown.get(current), entry = shown.get(number);
+    Object.assign(before, { nodes: [...byId("answer").childNodes], top: scrollY });
     byId("answer").replaceChildren(...entry.nodes);
-    document.title = "Like a picture of yours · CAMP search";
-    byId("q").value = "";
-    scrollTo(0, 0);
+    document.title = entry.title;
+    byId("q").value = entry.sentence;
+    current = number;
+    scrollTo(0, entry.top);
   }
 
   async function searchBy(file) {
@@ -71,11 +76,10 @@
       const sought = document.createElement("div");
       sought.className = "sought";
       sought.append(own, beside);
-      const entry = { nodes: [sought, ...nodes.slice(at)] };
-      last += 1;
-      shown.set(last, entry);
-      history.pushState({ dropped: last }, "", "/#dropped");
-      show(entry);
+      const number = shown.size;
+      shown.set(number, { nodes: [sought, ...nodes.slice(at)], title: "Like a picture of yours · CAMP search", sentence: "", top: 0 });
+      history.pushState({ dropped: number }, "", "/#dropped");
+      show(number);
       byId("main").focus({ preventScroll: true });
     } catch (error) {
       failed(`The picture could not be searched by: ${error.message}`);
@@ -85,8 +89,9 @@
   }
 
   addEventListener("popstate", (event) => {
-    const entry = shown.get(event.state?.dropped);
-    if (entry) show(entry);
+    const number = event.state?.dropped ?? 0;
+    if (number === current) return;
+    if (shown.get(number)?.nodes) show(number);
     else location.reload();
   });
 
