@@ -4,7 +4,8 @@ They find no boxes. A region is a cell of a grid (`regions.boxes: grid`), descri
 box that the dataset brings (`given`), described through RoIAlign. Where the network classifies the mean of its map, the
 class and probability of a region are what its classifier says of exactly that feature.
 
-Shapes: B images of a batch, C channels of the map (region_dim), h and w its places, n regions of the batch.
+Shapes: B images of a batch, C channels of a map, h and w its places, n regions of the batch. region_dim is the sum of
+the channels of the last map and of the earlier ones that are asked for.
 """
 
 import math
@@ -61,6 +62,24 @@ def as_map(output: Any, network: Any, size: tuple[int, int]) -> torch.Tensor:
     raise ValueError(f"gives {form} for an input of {list(size)}, which is no map of {channels} features or patches")
 
 
+def all_maps(network: Any, images: torch.Tensor, earlier: Sequence[int], size: tuple[int, int]) -> list[torch.Tensor]:
+    """The network's last map and some earlier ones of normalised images [B, 3, H, W].
+
+    Raises:
+        ValueError: as `as_map`, or it has no such earlier map.
+    """
+    if not earlier:
+        return [as_map(network.forward_features(images), network, size)]
+    if not hasattr(network, "forward_intermediates"):
+        raise ValueError("gives no earlier maps")
+    count = len(network.feature_info)
+    if max(earlier) >= count:
+        raise ValueError(f"has {count} maps, counted from 0, but detector.timm.earlier_maps asks for {max(earlier)}")
+    last, maps = network.forward_intermediates(images, indices=sorted(set(earlier)), output_fmt="NCHW")
+    by_index = dict(zip(sorted(set(earlier)), maps, strict=True))
+    return [as_map(last, network, size), *(by_index[index] for index in earlier)]
+
+
 def _check_patches(network: Any, size: tuple[int, int]) -> None:
     """ValueError where patches do not cover the input: what lies beside them would count for no cell."""
     patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
@@ -91,6 +110,7 @@ class TimmExtractor:
         # Channels last: a third quicker through convolutions, on a CPU too.
         self.network = network.to(self.device, memory_format=torch.channels_last).eval()
         self.size: tuple[int, int] = tuple(description.config["input_size"])
+        self.earlier: list[int] = list(description.config["earlier_maps"])
         self.resampling = RESAMPLING[description.config["interpolation"]]
         self.mean, self.std = (
             torch.tensor(description.config[name], dtype=torch.float32, device=self.device)[:, None, None]
@@ -105,10 +125,10 @@ class TimmExtractor:
         return NetworkInput(pixels, width=image.shape[1], height=image.shape[0], group=self.size)
 
     @torch.inference_mode()
-    def maps(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 RGB [B, 3, H, W] on the device -> the network's maps, float32 [B, C, h, w]."""
+    def maps(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """uint8 RGB [B, 3, H, W] on the device -> the last map and the earlier ones, float32 [B, C, h, w] each."""
         images = ((pixels.float() / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        return as_map(self.network.forward_features(images), self.network, self.size)
+        return all_maps(self.network, images, self.earlier, self.size)
 
     @torch.inference_mode()
     def forward(
@@ -117,7 +137,7 @@ class TimmExtractor:
         maps = self.maps(torch.stack([item.pixels for item in batch]).to(self.device))
         if image_boxes is None:
             boxes = [cell_boxes(self.params.grids, item.width, item.height) for item in batch]
-            features = self._cells(maps).flatten(0, 1)
+            features = torch.cat([self._cells(one) for one in maps], dim=-1).flatten(0, 1)
         else:
             boxes = [
                 np.clip(
@@ -125,7 +145,7 @@ class TimmExtractor:
                 )
                 for item, own in zip(batch, image_boxes, strict=True)
             ]
-            features = self._aligned(maps, batch, boxes)
+            features = torch.cat([self._aligned(one, batch, boxes) for one in maps], dim=-1)
         return self._described(batch, boxes, features)
 
     def _cells(self, maps: torch.Tensor) -> torch.Tensor:
@@ -146,12 +166,13 @@ class TimmExtractor:
         return aligned.mean(dim=(2, 3))
 
     def _logits(self, features: torch.Tensor) -> torch.Tensor:
-        """The classifier's logits of features [n, C]: [n, classes], no columns where it does not read such features."""
+        """The classifier's logits of features [n, region_dim]: [n, classes]; no columns where it does not read such."""
         if not self.categories:
             return features.new_zeros(len(features), 0)
+        features = features[:, : self.network.num_features]
         channel = -1 if getattr(self.network, "output_fmt", "NCHW") == "NHWC" else 1
         shape = [len(features), 1, 1, 1]
-        shape[channel] = self.region_dim
+        shape[channel] = self.network.num_features
         logits: torch.Tensor = self.network.forward_head(features.reshape(shape))
         return logits
 
@@ -206,22 +227,30 @@ def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
     }
     if known:
         config |= {key: value for key, value in known.input.items() if key != "input_size" or not asked}
-    key = "architecture" if asked is None else "timm.image_size"
+    key = "timm.image_size" if asked else "architecture"
+    if params.timm.earlier_maps:
+        key = "timm.earlier_maps"
     try:
         with torch.inference_mode():
             picture = torch.zeros(1, 3, *config["input_size"])
-            places = as_map(network.forward_features(picture), network, tuple(config["input_size"])).shape[2:]
+            maps = all_maps(network, picture, params.timm.earlier_maps, tuple(config["input_size"]))
     except Exception as error:  # each of a thousand networks has its own
         raise InputError(f"params.yaml: detector.{key}: {shown(params.architecture)} {str(error)[:300]}") from None
-    print(f"{params.architecture}: maps of {places[0]} x {places[1]} places, {network.num_features} features each")
+    sizes = ", ".join(f"{one.shape[2]} x {one.shape[3]} places of {one.shape[1]} features" for one in maps)
+    print(f"{params.architecture}: {sizes}")
     return Description(
         backend="timm",
         architecture=params.architecture,
         weights_source=source,
         weights_sha256=save_state(network.state_dict(), out),
-        region_dim=network.num_features,
+        region_dim=sum(one.shape[1] for one in maps),
         categories=_class_names(network),
-        config=config | {"num_classes": network.num_classes, "image_size": asked or own_size},
+        config=config
+        | {
+            "num_classes": network.num_classes,
+            "image_size": asked or own_size,
+            "earlier_maps": list(params.timm.earlier_maps),
+        },
     )
 
 

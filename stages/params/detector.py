@@ -1,6 +1,6 @@
 """The section `detector`: what finds the regions, and where its weights come from."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -43,6 +43,9 @@ class TimmParams(Section):
     image_size: int | None = Field(default=None, ge=1)
     """Height and width in pixels of the network's input, to which every picture is stretched; null: what the weights
     were made for."""
+    earlier_maps: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Earlier maps of the network, counted from 0 (timm's `forward_intermediates`), whose features stand behind those
+    of its last one in each region: they still tell colours and textures, which classes do not need."""
 
 
 # What a grid of features comes from where nothing else is said: weights that pip brings (docs/regions.md).

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import timm as library
 import torch
 from PIL import Image
+from torch.nn.functional import adaptive_avg_pool2d
 from torchvision.ops import roi_align
 
 from stages.detectors import timm, timm_weights
@@ -35,11 +37,14 @@ FAMILIES = {
 """Model -> side of its input: a class token, two, none, tokens, maps of either layout."""
 
 
-def detector(folder: Path, architecture: str, weights: str = "random", image_size: int | None = None) -> Description:
+def detector(
+    folder: Path, architecture: str, weights: str = "random", image_size: int | None = None, earlier: tuple = ()
+) -> Description:
     """What train_detector does."""
     folder.mkdir(parents=True, exist_ok=True)
     params = DetectorParams.from_dict({
-        "backend": "timm", "architecture": architecture, "weights": weights, "timm": {"image_size": image_size},
+        "backend": "timm", "architecture": architecture, "weights": weights,
+        "timm": {"image_size": image_size, "earlier_maps": list(earlier)},
     })  # fmt: skip
     description = timm.resolve(params, folder, folder)
     description.save(folder)
@@ -96,6 +101,50 @@ def test_cells_are_means_of_timms_own_map(architecture: str, tmp_path: Path) -> 
     assert wanted.std() > 0
     scale = float(wanted.abs().max())
     np.testing.assert_allclose(regions.features, torch.stack(cells).numpy(), atol=2e-4 * scale)
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"])
+def test_earlier_maps_stand_behind_the_last_one(architecture: str, tmp_path: Path) -> None:
+    """In the order in which they are asked for, each averaged over the same cells; boxes and classes stay."""
+    image, size = picture(200, 120), FAMILIES[architecture]
+    detector(tmp_path / "last", architecture, image_size=size)
+    detector(tmp_path / "more", architecture, image_size=size, earlier=(2, 1))
+    shutil.copy(tmp_path / "last" / "weights.safetensors", tmp_path / "more")
+    alone = loaded(tmp_path / "last")
+    description = Description.load(tmp_path / "more")
+    description = replace(description, weights_sha256=alone.description.weights_sha256)
+    description.save(tmp_path / "more")
+    extractor = loaded(tmp_path / "more")
+    (last,), (regions,) = extract(alone, [image]), extract(extractor, [image])
+    pixels = extractor.prepare(image).pixels[None]
+    images = (pixels / 255 - extractor.mean) / extractor.std
+    with torch.inference_mode():
+        maps = extractor.network.forward_intermediates(
+            images, indices=[1, 2], intermediates_only=True, output_fmt="NCHW"
+        )
+    wanted = [last.features]
+    for one in (maps[1], maps[0]):
+        cells = [adaptive_avg_pool2d(one, side).flatten(2)[0].T for side in GRID.grids]
+        wanted.append(torch.cat(cells).numpy())
+    wanted_features = np.concatenate(wanted, axis=1)
+    assert regions.features.shape == wanted_features.shape == (10, description.region_dim)
+    np.testing.assert_allclose(regions.features, wanted_features, atol=2e-4 * float(np.abs(wanted_features).max()))
+    np.testing.assert_array_equal(regions.boxes, last.boxes)
+    np.testing.assert_array_equal(regions.classes, last.classes)
+    np.testing.assert_allclose(extractor.box_logits(regions.features), alone.box_logits(last.features), atol=1e-4)
+    boxes = np.array([[20.0, 10.0, 90.0, 100.0]], np.float32)
+    aligned = extract(extractor, [image], [boxes])[0]
+    assert aligned.features.shape == (1, description.region_dim)
+    np.testing.assert_allclose(
+        aligned.features[0, : last.features.shape[1]], extract(alone, [image], [boxes])[0].features[0], atol=1e-4
+    )
+
+
+def test_an_earlier_map_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"detector\.timm\.earlier_maps: 'resnet18' has 5 maps, counted from 0.*asks for 7"
+    ):
+        detector(tmp_path, "resnet18", image_size=64, earlier=(7,))
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"])
@@ -348,8 +397,7 @@ def test_what_a_backend_cannot_give_is_an_error_that_names_the_key(shipped: Path
         load_detector(shipped, RegionsParams())
     copy = tmp_path / "detector"
     shutil.copytree(shipped, copy)
-    text = (copy / "detector.json").read_text().replace('"backend": "timm"', '"backend": "torchvision"')
-    (copy / "detector.json").write_text(text)
+    replace(Description.load(copy), backend="torchvision").save(copy)
     with pytest.raises(InputError, match=r"regions\.boxes: grid needs .* not torchvision; expected detected or given"):
         load_detector(copy, GRID)
 
