@@ -21,7 +21,7 @@ BLANK = {KEY: MARK.decode().ljust(LENGTH, "0")}
 """Metadata with which a safetensors file is written before it is sealed."""
 MAGICS = (b"PAR1", b"ARROW1")
 """How files end that keep the length of a footer before this word."""
-CHUNK, BLOCK = 1 << 20, 1 << 16
+CHUNK, BLOCK = 1 << 19, 1 << 16
 """Bytes read at a time, and bytes that are added up into one number, which any single changed byte changes."""
 SETTLED = 2.0
 """Seconds after its last change from which a file that was whole is taken to be so: before, it may change unseen."""
