@@ -82,7 +82,7 @@ def _remove_left(path: Path, beginning: str) -> None:
     for left in path.parent.iterdir():
         if left.name.startswith(beginning) and left.suffix == ".tmp":
             process = left.name.removeprefix(beginning).partition("-")[0]
-            if process.isdigit() and not _alive(int(process)):
+            if process.isdecimal() and not _alive(int(process)):
                 left.unlink(missing_ok=True)
 
 
@@ -238,7 +238,7 @@ def read_table(
                 if name not in schema.names:
                     raise ValueError(f"{path}: {name}: no such column; expected {', '.join(columns)}")
             table = file.read(columns=list(columns) or None)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # the last: of the names of columns
         raise ValueError(f"{path}: cannot be read as Parquet ({error!s:.200}); expected {expected}") from None
     table = table.select(list(columns)) if columns else table
     for name, kind in columns.items() if isinstance(columns, Mapping) else ():

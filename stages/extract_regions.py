@@ -42,7 +42,7 @@ def extract_regions(params: ExtractSections, dataset: Path, detector: Path, out:
 def share_of(text: str, shards: Sequence[Shard]) -> list[Shard]:
     """The shards of share `2/4`: every fourth from the second on."""
     number, _, shares = text.partition("/")
-    if not (number.isdigit() and shares.isdigit() and 1 <= int(number) <= int(shares)):
+    if not (number.isdecimal() and shares.isdecimal() and len(text) < 20 and 1 <= int(number) <= int(shares)):
         raise InputError(f"--shards: {text[:40]!r} is not a part such as 2/4")
     return list(shards[int(number) - 1 :: int(shares)])
 

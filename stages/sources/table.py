@@ -105,7 +105,7 @@ def _read_parquet(file: Path) -> tuple[list[str], list[_Cells]]:
             if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
                 raise InputError(f"{file}: column {column!r} holds {str(kind)[:80]}; expected texts")
         table = pq.read_table(file, columns=columns, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: of the names of columns
         raise InputError(f"{file}: is not a Parquet file: {str(error)[:200]}") from None
     return columns, [list(row) for row in zip(*(_texts(table.column(name)) for name in columns), strict=True)]
 

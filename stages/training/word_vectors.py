@@ -82,7 +82,7 @@ def _of_text(source: str, vocabulary: Vocabulary, dim: int) -> dict[int, Tensor]
         with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
             for number, line in enumerate(file, start=1):
                 fields = line.rstrip().split(" ")
-                if number == 1 and len(fields) == 2 and all(field.isdigit() for field in fields):
+                if number == 1 and len(fields) == 2 and all(field.isdecimal() and len(field) < 20 for field in fields):
                     _check_dimension(path, number, int(fields[1]), dim)
                     first = 2
                     continue

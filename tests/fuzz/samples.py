@@ -148,7 +148,7 @@ def targets(folder: Path) -> list[Target]:
         Target("weights.safetensors", save(weights), load_state),
         Target("weights.pth", _written(folder, "w.pth", lambda path: torch.save(weights, path)), load_state),
         Target("vectors.txt", b"a 1 2 3\nred 0.5 0 1e-3\ndog 1 1 1\n",
-               lambda path: load_word_vectors(path, VOCABULARY, 3)),
+               lambda path: load_word_vectors(str(path), VOCABULARY, 3)),
         Target("lexicon.json", b'{"object": {"dog": ["dog", "dogs"]}, "colour": {"red": ["red"], "blue": ["blue"]}}',
                lambda path: choose_lexicon(str(path))),
         Target("train.parquet", captions, CaptionTable.load, library),
