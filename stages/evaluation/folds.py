@@ -12,6 +12,9 @@ from camp_model.scoring.collection import Collection
 from stages.contracts import input_errors
 from stages.errors import InputError
 
+COCO_FOLDS = {"coco_1k": (1000, 5), "coco_5k": (5000, 1), "coco": (5000, 1)}
+"""Images of a fold, and folds, by protocol; of `coco`, the larger half."""
+
 
 @dataclass(frozen=True)
 class Fold:
@@ -56,7 +59,7 @@ def folds_of(split: Fold, protocol: str) -> list[Fold]:
     Raises:
         InputError: the split has too few images for the protocol.
     """
-    size, count = {"full": (len(split.images), 1), "coco_1k": (1000, 5), "coco_5k": (5000, 1)}[protocol]
+    size, count = (len(split.images), 1) if protocol == "full" else COCO_FOLDS[protocol]
     try:
         folds = coco_folds(split.caption_image, len(split.images), size, count)
     except ValueError as error:

@@ -1,8 +1,8 @@
 """The section `evaluate`: what is measured."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.params.section import Device, Section, Split
 
@@ -12,8 +12,11 @@ class EvaluateParams(Section):
 
     splits: tuple[Split, ...] = Field(default=("test",), min_length=1)
     """Splits to evaluate: train, val, test."""
-    protocol: Literal["full", "coco_1k", "coco_5k"] = "full"
-    """full, coco_1k (mean of five folds of 1,000 images) or coco_5k (the first 5,000 images)."""
+    protocol: Literal["full", "coco_1k", "coco_5k", "coco"] = "full"
+    """full, coco_1k (mean of five folds of 1,000 images), coco_5k (the first 5,000 images) or coco (both: coco_5k under
+    the split's name, coco_1k beside it)."""
+    eccv: bool = False
+    """ECCV Caption and CxC beside the recalls of COCO's test split, whose captions must bear COCO's own ids."""
     ensemble: tuple[str, ...] = ()
     """Checkpoint folders whose scores are averaged with the trained model's."""
     gate_pairs: int = Field(default=2000, ge=1)
@@ -24,3 +27,12 @@ class EvaluateParams(Section):
     """trained (that in which the model was trained and validated), fp32, tf32, bf16 or fp16."""
     device: Device = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.eccv and (self.protocol == "coco_1k" or "test" not in self.splits):
+            raise ValueError(
+                f"evaluate.eccv: ranks all of the test split at once, but evaluate.protocol is {self.protocol} and "
+                f"evaluate.splits are {', '.join(self.splits)}; expected full, coco_5k or coco, and test"
+            )
+        return self

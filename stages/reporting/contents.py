@@ -65,7 +65,10 @@ def _load(inputs: Inputs) -> Loaded:
             gates=read_object(inputs.metrics / "gates.json", EVALUATED),
             training=read_object(inputs.metrics / "train.json", "the metrics of the stage train"),
             evaluations={
-                name: _read_evaluated(inputs.evaluation / f"{name}.parquet", QUERY_SCHEMA) for name in retrieval
+                # A split's further protocols are rows of its own recalls, without tables.
+                name: _read_evaluated(inputs.evaluation / f"{name}.parquet", QUERY_SCHEMA)
+                for name in retrieval
+                if not name.endswith("_coco_1k")
             },
             gate_pairs=_read_evaluated(inputs.evaluation / f"gates_{split}.parquet", PAIR_SCHEMA).to_pydict(),
             foils=read_object(inputs.metrics / "foils.json", EVALUATED),

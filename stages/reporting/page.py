@@ -22,6 +22,7 @@ PROTOCOLS = {
     "full": "",
     "coco_1k": "mean of five folds of 1,000 images",
     "coco_5k": "the first 5,000 images",
+    "coco": "the first 5,000 images",
 }
 
 
@@ -48,7 +49,8 @@ def number(value: float | None, digits: int = 1) -> str:
 
 def recall_rows(retrieval: Mapping[str, Mapping[str, float]], notes: Mapping[str, str]) -> list[dict[str, Any]]:
     """Rows of the recall table: the measured splits, then the paper's."""
-    measured = [(split, notes.get(split, ""), values, False) for split, values in retrieval.items()]
+    further = {name: PROTOCOLS["coco_1k"] for name in retrieval if name.endswith("_coco_1k")}
+    measured = [(split, notes.get(split, further.get(split, "")), values, False) for split, values in retrieval.items()]
     published = [(name, "paper", values, True) for name, values in PAPER.items()]
     return [
         {"name": name, "note": note, "cells": [number(values.get(column)) for column in COLUMNS], "paper": paper}

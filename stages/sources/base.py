@@ -61,6 +61,8 @@ class SourceCaption(NamedTuple):
     image_id: str
     text: str
     where: str
+    number: int | None = None
+    """The source's own id of it."""
 
 
 class SourceBox(NamedTuple):

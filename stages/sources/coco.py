@@ -124,7 +124,8 @@ def _read_captions(part: _Part, ids: dict[int, str], source: Source) -> None:
                 continue
             if coco_id not in ids:
                 raise BadRecord(f"{where}.image_id", f"{coco_id} is not in images")
-            source.captions.append(SourceCaption(ids[coco_id], take(record, "caption", str, where), where))
+            text = take(record, "caption", str, where)
+            source.captions.append(SourceCaption(ids[coco_id], text, where, record.get("id")))
 
 
 def read_source(params: DatasetParams, image_out: Path) -> Source:

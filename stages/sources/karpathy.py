@@ -73,5 +73,5 @@ def read_source(params: DatasetParams, image_out: Path) -> Source:
         for number, sentence in enumerate(record.sentences):
             where = f"{record.where}.sentences[{number}]"
             with source.setting_aside("caption"):
-                source.captions.append(SourceCaption(image_id, _text(sentence, where), where))
+                source.captions.append(SourceCaption(image_id, _text(sentence, where), where, sentence.get("sentid")))
     return source

@@ -53,13 +53,20 @@ def _image_row(image: SourceImage, stated: tuple[float, float] | None) -> tuple[
     return image.image_id, image.path, image.split, width, height, image.sha256, orientation
 
 
+def _caption_ids(source: Source) -> list[int]:
+    """The source's own ids of its captions where each has one of its own, as COCO's have; else the number of each."""
+    own = [caption.number for caption in source.captions]
+    whole = [number for number in own if type(number) is int and 0 <= number < 2**63]
+    return whole if len(set(whole)) == len(own) else list(range(len(own)))
+
+
 def tables(source: Source) -> dict[str, pa.Table]:
     """The tables to write, by name; `rejected` only where something was."""
     splits = {image.image_id: image.split for image in source.images}
     images = [_image_row(image, source.stated.get(image.image_id)) for image in source.images]
     captions: list[tuple[Any, ...]] = [
         (number, caption.image_id, splits[caption.image_id], " ".join(caption.text.split()))
-        for number, caption in enumerate(source.captions)
+        for number, caption in zip(_caption_ids(source), source.captions, strict=True)
     ]
     boxes: list[tuple[Any, ...]] = [
         (box.image_id, *box.box, box.category, list(box.attributes)) for box in source.boxes

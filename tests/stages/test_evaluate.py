@@ -19,8 +19,9 @@ from camp_model.scoring.ranking import rank_blocks
 from camp_model.vocabulary import UNK, Vocabulary
 from stages.errors import InputError
 from stages.evaluate import evaluate
-from stages.evaluation.folds import folds_of, read_split
+from stages.evaluation.folds import COCO_FOLDS, folds_of, read_split
 from stages.evaluation.measuring import rank_fold
+from stages.evaluation.recall_table import recall_text
 from stages.params.evaluate import EvaluateParams
 
 PARAMS = EvaluateParams(device="cpu", gate_pairs=40)
@@ -191,9 +192,30 @@ def test_coco_folds_are_thousands_of_images_in_order(small):
     assert whole.images[-1] == "i4999" and len(whole.rows) == 10_000
     (all_of_it,) = folds_of(big, "full")
     assert len(all_of_it.images) == images
-    for protocol in ("coco_1k", "coco_5k"):
+    for protocol in ("coco_1k", "coco_5k", "coco"):
         with pytest.raises(InputError, match=rf"evaluate.protocol: {protocol}.*5000.*there are 20"):
             folds_of(split, protocol)
+
+
+def test_one_run_measures_both_protocols_of_coco(small, monkeypatch, capsys):
+    for protocol, folds in {"coco_1k": (4, 5), "coco_5k": (20, 1), "coco": (20, 1)}.items():
+        monkeypatch.setitem(COCO_FOLDS, protocol, folds)
+    both, gates, rows = run(small, PARAMS.replace(protocol="coco"))
+    shown = capsys.readouterr().out
+    assert list(both) == ["test", "test_coco_1k"] and list(gates) == ["test"]
+    for name, protocol in (("test", "coco_5k"), ("test_coco_1k", "coco_1k")):
+        alone, _, its_rows = run(small, PARAMS.replace(protocol=protocol))
+        assert both[name] == alone["test"]
+        assert (rows == its_rows) == (name == "test")
+    assert both["test"] != both["test_coco_1k"]
+    assert f"test_coco_1k{both['test_coco_1k']['i2t_r1']:8.1f}" in shown
+
+
+def test_what_else_was_measured_stands_below_the_table():
+    values = {"rsum": 1.0, "eccv_i2t_map_at_r": 23.94, "eccv_t2i_r1": 70.06, "cxc_i2t_r1": 50.0}
+    assert recall_text({"val": {"rsum": 2.0}, "test": values}).splitlines()[-2:] == [
+        "test, ECCV Caption: i2t_map_at_r 23.9, t2i_r1 70.1", "test, CxC: i2t_r1 50.0",
+    ]  # fmt: skip
 
 
 def test_area_under_curve_counts_pairs_and_ties_half():

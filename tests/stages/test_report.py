@@ -94,6 +94,16 @@ def test_page_holds_everything_and_points_nowhere(small):
     assert len(raw) < 15_000_000
 
 
+def test_a_further_protocol_is_a_row_of_its_own(small):
+    retrieval = json.loads(Path("metrics/retrieval.json").read_text())
+    retrieval["test_coco_1k"] = retrieval["test"] | {"rsum": 432.1}
+    Path("metrics/retrieval.json").write_text(json.dumps(retrieval))
+    names = [f"metrics/{name}.json" for name in ("retrieval", "gates", "foils")]
+    write_sealed(Path("data/evaluation/results.json"), {"results": hashes_of(map(Path, names))})
+    page = draw()
+    assert "432.1" in page.text and "mean of five folds of 1,000 images" in page.text
+
+
 def test_numbers_on_the_page_are_those_of_the_metrics(small):
     page = draw()
     retrieval = json.loads(Path("metrics/retrieval.json").read_text())["test"]

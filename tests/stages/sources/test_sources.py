@@ -12,6 +12,7 @@ from stages.params.dataset import DatasetParams
 from stages.sources import coco, karpathy
 from stages.sources.base import Source, check_folder, image_ids, join
 from stages.sources.checks import check_rejected
+from stages.sources.tables import tables
 
 
 def read(module: Any, root: Path, **options: Any) -> Source:
@@ -106,6 +107,20 @@ def test_karpathy_restval(split_json: Callable[..., Path], restval: str, expecte
 def test_karpathy_wrong_records(split_json: Callable[..., Path], edit: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read(karpathy, split_json(edit))
+
+
+def test_captions_have_the_ids_of_their_source_where_it_gives_each_one(split_json: Callable[..., Path]) -> None:
+    def ids(*numbers: Any) -> list[int]:
+        def edit(records: list[dict[str, Any]]) -> None:
+            sentences = [sentence for record in records for sentence in record["sentences"]]
+            for record, number in zip(sentences, numbers, strict=True):
+                record["sentid"] = number
+
+        return tables(read(karpathy, split_json(edit)))["captions"]["caption_id"].to_pylist()
+
+    assert ids(770337, 5, 12, 2**62, 0) == [770337, 5, 12, 2**62, 0]
+    for wrong in (5, None, "6", -1, 2**63, 1.0, True):
+        assert ids(770337, 5, 12, 7, wrong) == [0, 1, 2, 3, 4]
 
 
 def test_karpathy_wrong_files(split_json: Callable[..., Path]) -> None:
