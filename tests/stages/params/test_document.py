@@ -39,7 +39,7 @@ def fields(kind: type) -> list[str]:
     return [f"{section}.{key}" for section, values in params for key, value in values if type(value) is kind]
 
 
-FLOATS = [name for name in fields(float) if name not in ("train.gate_temperature",)]
+FLOATS = [name for name in fields(float) if name not in ("train.gate_temperature", "train.joint_temperature")]
 FREE_TEXTS = ("dataset.root", "captions.lexicon", "detector.architecture", "train.start_from", "train.word_vectors")
 
 
