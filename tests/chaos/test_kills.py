@@ -42,7 +42,6 @@ def assert_same(workspace: Workspace, whole: Workspace) -> None:
 WRITES = {
     "a Parquet file": ("prepare_dataset", "images.parquet", "fsync"),
     "a file on its way into DVC's cache": ("prepare_dataset", ".dvc/cache/files", "rename"),
-    "a link out of DVC's cache": ("prepare_dataset", "data/dataset", "link"),
     "the detector's weights": ("train_detector", "weights.safetensors", "replace"),
     "a shard": ("extract_regions", ".arrow", "fsync"),
     "the link of a shard": ("extract_regions", ".arrow", "link"),

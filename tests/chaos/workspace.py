@@ -120,9 +120,11 @@ class Workspace:
         return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
 
     def orphans(self) -> list[str]:
-        """Temporary files of ours, and states of unfinished trainings."""
+        """Temporary files of ours, and states of unfinished trainings; what DVC leaves in its own folder is its own."""
         beside = (path for path in self.folder.rglob("*") if path.name.endswith((".tmp", ".partial")))
         states = self.folder.glob(".work/train/*")
         return sorted(
-            str(path.relative_to(self.folder)) for path in (*beside, *states) if ".git/" not in path.as_posix()
+            str(path.relative_to(self.folder))
+            for path in (*beside, *states)
+            if path.relative_to(self.folder).parts[0] not in (".git", ".dvc")
         )
