@@ -179,13 +179,19 @@ def page_routes(pages: Pages) -> APIRouter:
 
     @router.get("/like")
     def like(id: Id) -> HTMLResponse:
-        return pages.like(queries.like(id, LIKE, FITTING), "Pictures like it")
+        return pages.like(queries.like(id, LIKE, 0), "Pictures like it")
 
     @router.post("/like")
     async def like_upload(request: Request) -> HTMLResponse:
         data = await read_upload(request)
-        found = await run_in_threadpool(queries.like_upload, data, FIRST, FITTING)
-        return pages.like(found, "Pictures like yours")
+        return pages.like(await run_in_threadpool(queries.like_upload, data, FIRST, 0), "Pictures like yours")
+
+    @router.post("/captions")
+    async def captions_of_upload(request: Request) -> HTMLResponse:
+        # Asked for by itself: every training caption is compared, and the pictures need not wait for that.
+        data = await read_upload(request)
+        fitting = await run_in_threadpool(queries.like_upload, data, 0, FITTING)
+        return pages.render("captions.html.jinja", captions=fitting.captions)
 
     @router.post("/rescan")
     def rescan() -> RedirectResponse:

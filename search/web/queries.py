@@ -52,7 +52,8 @@ class Queries:
 
     def _like_upload(self, data: bytes, top: int, captions: int) -> Like:
         pixels = decode_upload(data, self.collection.max_pixels)
-        return Like(self.collection.similar(pixels, top), self.collection.captions_like(pixels, captions))
+        hits = self.collection.similar(pixels, top) if top else []
+        return Like(hits, self.collection.captions_like(pixels, captions) if captions else [])
 
     def like(self, picture_id: str, top: int, captions: int) -> Like:
         """What fits a picture of the collection, itself left out.
@@ -64,6 +65,8 @@ class Queries:
 
     def _like(self, picture_id: str, top: int, captions: int) -> Like:
         hits = self.collection.similar_to(picture_id, top)
+        if not captions:
+            return Like(hits, [])
         try:
             fitting = self.collection.captions_like(self.collection.pixels(picture_id), captions)
         except (InputError, RejectedImage):  # nothing here can look at pictures, or the file is gone

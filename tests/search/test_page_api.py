@@ -217,7 +217,7 @@ def test_another_host_name_is_refused(server: Server, host: str) -> None:
      {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}],
 )  # fmt: skip
 def test_pages_of_other_sites_may_not_post(client: httpx.Client, headers: dict[str, str]) -> None:
-    for path in ("/api/similar", "/like", "/rescan", "/api/rescan"):
+    for path in ("/api/similar", "/like", "/captions", "/rescan", "/api/rescan"):
         assert client.post(path, content=picture_bytes(), headers=headers).status_code == 403
 
 

@@ -65,22 +65,20 @@
     if (file.size > limit) return failed(`The picture has ${(file.size / 1e6).toFixed(0)} MB; at most ${limit / 1e6} MB can be sent.`);
     document.body.classList.add("busy");
     try {
-      const body = await ask("/like", { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
-      const parsed = new DOMParser().parseFromString(body, "text/html");
+      const sent = { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } };
+      const parsed = new DOMParser().parseFromString(await ask("/like", sent), "text/html");
       const own = document.createElement("img");
       Object.assign(own, { src: URL.createObjectURL(file), alt: "the picture that you sent" });
       const beside = document.createElement("div");
-      const heading = [...parsed.querySelectorAll("h2")].at(-1);
-      const nodes = [...parsed.body.children], at = nodes.indexOf(heading);
-      beside.append(...nodes.slice(0, at));
       const sought = document.createElement("div");
       sought.className = "sought";
       sought.append(own, beside);
       const number = shown.size;
-      shown.set(number, { nodes: [sought, ...nodes.slice(at)], title: "Like a picture of yours · CAMP search", sentence: "", top: 0 });
+      shown.set(number, { nodes: [sought, ...parsed.body.children], title: "Like a picture of yours · CAMP search", sentence: "", top: 0 });
       history.pushState({ dropped: number }, "", "/#dropped");
       show(number);
       byId("main").focus({ preventScroll: true });
+      beside.innerHTML = await ask("/captions", sent); // the server's own, in which every text is escaped
     } catch (error) {
       failed(`The picture could not be searched by: ${error.message}`);
     } finally {
