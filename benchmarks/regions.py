@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import importlib
 import json
 import pickle
 import subprocess
@@ -22,7 +23,7 @@ from PIL import Image, ImageFilter
 
 from benchmarks.scoring import peak_bytes
 from camp_model.regions import ImageRegions, RegionStore, StoreInfo, write_manifest, write_rejected, write_shard
-from stages.detectors import DETECTORS, torchvision
+from stages.detectors import DETECTORS
 from stages.detectors.base import Description, NetworkInput, RegionExtractor, load_detector
 from stages.detectors.images import read_image
 from stages.extract_regions import extract_regions
@@ -36,10 +37,16 @@ from stages.params.regions import RegionsParams
 R, D, BATCH = 36, 2048, 128
 STORE_IMAGES, SHARD = 1024, 256
 EXTRACTION = {
-    "cpu": ("fasterrcnn_mobilenet_v3_large_fpn", 8, 4),  # quick, so that reading weighs more and rounds are short
-    "cuda": ("fasterrcnn_resnet50_fpn", 512, 8),
+    "cpu": (
+        (DetectorParams(architecture="fasterrcnn_mobilenet_v3_large_fpn", weights="random"), 8, 4),  # short rounds
+        (DetectorParams(backend="timm"), 32, 8),
+    ),
+    "cuda": (
+        (DetectorParams(architecture="fasterrcnn_resnet50_fpn", weights="random"), 512, 8),
+        (DetectorParams(backend="timm"), 2048, 64),
+    ),
 }
-"""Network, photographs, and how many of them in a batch."""
+"""Networks, each with how many photographs it sees, and how many of them in a batch."""
 ROUNDS = 5
 PLANNED = 1_000_000
 """Images of the made-up table whose extraction is planned; there are no pictures."""
@@ -149,20 +156,23 @@ def _photographs(folder: Path, count: int) -> None:
         noise.resize((width, height)).filter(ImageFilter.SHARPEN).save(folder / f"{i:03d}.jpg", quality=90)
 
 
-def _extractor(folder: Path, device: str) -> tuple[ExtractSections, list[Path], list[str]]:
+def _extractor(
+    folder: Path, params: DetectorParams, count: int, batch_size: int
+) -> tuple[ExtractSections, list[Path], list[str]]:
     """Params, photographs and their hashes; in `folder` what the stage needs to run on them."""
     pictures, detector = folder / "pictures", folder / "detector"
-    architecture, count, batch_size = EXTRACTION["cuda" if device.startswith("cuda") else "cpu"]
     _photographs(pictures, count)
     files = sorted(pictures.iterdir())
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     _listed(folder / "dataset", [path.name for path in files], hashes, (640, 480))
     detector.mkdir()
-    torchvision.resolve(DetectorParams(architecture=architecture, weights="random"), detector, folder / "dataset").save(
-        detector
+    backend = importlib.import_module(DETECTORS[params.backend])
+    backend.resolve(params, detector, folder / "dataset").save(detector)
+    regions = RegionsParams(
+        batch_size=batch_size, max_rejected_share=0, boxes="grid" if params.backend == "timm" else "detected"
     )
-    regions = RegionsParams(batch_size=batch_size, max_rejected_share=0)
-    return ExtractSections(dataset=DatasetParams(source="table", root=str(pictures)), regions=regions), files, hashes
+    dataset = DatasetParams(source="table", root=str(pictures))
+    return ExtractSections(dataset=dataset, detector=params, regions=regions), files, hashes
 
 
 def _batches(params: ExtractSections, folder: Path, prepared: dict[str, NetworkInput]) -> list[list[NetworkInput]]:
@@ -177,9 +187,16 @@ def _batches(params: ExtractSections, folder: Path, prepared: dict[str, NetworkI
 
 
 def extraction(folder: Path) -> None:
-    """The whole stage against the bare network on the same images, and against one image at a time."""
+    """The whole stage with each network."""
     device = devices("auto")[0]
-    params, files, hashes = _extractor(folder, device)
+    for detector, count, batch_size in EXTRACTION["cuda" if device.startswith("cuda") else "cpu"]:
+        (own := folder / detector.backend).mkdir()
+        _stage_against_network(own, device, detector, count, batch_size)
+
+
+def _stage_against_network(folder: Path, device: str, detector: DetectorParams, count: int, batch_size: int) -> None:
+    """The whole stage against the bare network on the same images, and against one image at a time."""
+    params, files, hashes = _extractor(folder, detector, count, batch_size)
     network: RegionExtractor = load_detector(folder / "detector", params.regions, device)  # type: ignore[assignment]
 
     def pixels(index: int) -> np.ndarray:

@@ -24,7 +24,8 @@ LIBRARIES = {
 FOLLOWED = ("stages.detectors.", "stages.sources.frames")
 # They bring weights, tables and reasons; what they read is in the description by its own hash.
 WITHOUT_EFFECT = {
-    f"stages.detectors.{name}" for name in ("base", "detectron2_weights", "images", "pickled_arrays", "weights")
+    f"stages.detectors.{name}"
+    for name in ("base", "detectron2_weights", "images", "pickled_arrays", "timm_weights", "weights")
 }
 # What extraction does around every detector, and to every picture.
 AROUND, DECODER = "stages.detectors.boxes", "stages.detectors.images"
