@@ -27,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.sentence is None and options.json:
         parser.error("--json prints the pictures of a sentence; none is given")
+    # Before torch comes: threads that spin while they wait take the cores from whatever else runs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         _run(options)
     except InputError as error:

@@ -13,7 +13,7 @@ from camp_model.encoding import encode_images
 from camp_model.joint import pooled_vectors
 from camp_model.matchers.prepared import Prepared
 from camp_model.model import CAMP
-from camp_model.scoring.all_pairs import score_prepared
+from camp_model.scoring.all_pairs import Scorer
 from search.pictures import Pictures
 from search.sentences import encode_sentences
 from stages.errors import InputError
@@ -45,6 +45,7 @@ class Ranker:
 
     def __init__(self, model: CAMP, shortlist: int | None, held_bytes: int = HELD_BYTES) -> None:
         self.model, self.shortlist, self.held_bytes = model, shortlist, held_bytes
+        self._scorer = Scorer(model)
         self._held: dict[bytes, Prepared] = {}
         self._held_now = 0
 
@@ -81,7 +82,7 @@ class Ranker:
 
     def _score_all(self, pictures: Pictures, words: Tensor, word_mask: Tensor) -> npt.NDArray[np.float32]:
         captions = self.model.prepare_words(words, word_mask)
-        scores = [score_prepared(self.model, block, captions)[:, 0].float() for block in self._blocks(pictures)]
+        scores = [self._scorer.score(block, captions)[:, 0].float() for block in self._blocks(pictures)]
         return np.asarray(torch.cat(scores).numpy()) if scores else np.zeros(0, np.float32)
 
     def _blocks(self, pictures: Pictures) -> Iterator[Prepared]:

@@ -1,0 +1,229 @@
+"""Search under load: engines by the number of vectors, queries, memory and start-up of large collections, 32 clients.
+
+`python -m benchmarks.search` runs all; the parts alone: `python -m benchmarks.search engines small large clients`.
+Pictures, vectors and regions are made up, the model is untrained: what is measured does not depend on either. Disk:
+1 GB for `small`, 9 GB for `large`. Set OMP_WAIT_POLICY=PASSIVE, as `make bench` does, where other processes run.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from benchmarks.scoring import peak_bytes
+from camp_model.checkpoint import save_checkpoint
+from camp_model.config import CampConfig
+from camp_model.files import write_table
+from camp_model.model import CAMP
+from camp_model.regions import ImageRegions, StoreInfo, write_manifest, write_rejected, write_shard
+from camp_model.vocabulary import Vocabulary
+from search.collection import PictureCollection, open_workspace
+from stages.index import index
+from stages.indexing.engines import Vectors
+from stages.indexing.faiss_engine import FaissEngine
+from stages.params.index import IndexParams
+
+R, D, DIM, SHARD = 36, 1280, 256, 256
+"""Regions of a picture, width of their features, of the model, pictures in a shard: as the grid features have them."""
+VECTORS = (10_000, 100_000, 1_000_000)
+QUERIES = 60
+CLIENTS, SECONDS = 32, 60
+WORDS = [f"word{i}" for i in range(2000)]
+
+
+def sentences(count: int, seed: int = 0) -> list[str]:
+    """Sentences of ten words, no two the same."""
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, 10)) for _ in range(count)]
+
+
+def percentiles(seconds: list[float]) -> str:
+    half, most = np.percentile(np.array(seconds) * 1000, [50, 95])
+    return f"{half:8.1f} ms (half) {most:8.1f} ms (95 %)"
+
+
+def timed(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def _clustered(count: int, seed: int) -> Vectors:
+    """Unit vectors around a thousand centres, as those of pictures lie around subjects."""
+    centres = np.random.default_rng(0).normal(size=(1000, DIM)).astype(np.float32)
+    rng = np.random.default_rng(seed)
+    vectors = centres[rng.integers(0, len(centres), count)] + rng.normal(size=(count, DIM)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def engines() -> None:
+    """faiss by the number of vectors: the figures of docs/scaling.md."""
+    print(f"faiss, vectors of {DIM}, the {IndexParams().shortlist} nearest of one query at a time")
+    queries = _clustered(QUERIES, 1)
+    for count in VECTORS:
+        vectors, ids = _clustered(count, 2), np.arange(count, dtype=np.int64)
+        exact = FaissEngine(DIM)
+        exact.add(ids, vectors)
+        nearest = exact.search(queries, IndexParams().shortlist)[0]
+        for size in dict.fromkeys((0, count)):  # exact, and what that many are searched with
+            engine = FaissEngine(DIM, size)
+            if size and type(engine._index) is type(exact._index):
+                continue
+            started = time.perf_counter()
+            engine.add(ids, vectors)
+            built = time.perf_counter() - started
+            seconds, hits = [], 0
+            for row, query in enumerate(queries):
+                started = time.perf_counter()
+                numbers, _ = engine.search(query[None], nearest.shape[1])
+                seconds.append(time.perf_counter() - started)
+                hits += len(np.intersect1d(numbers, nearest[row]))
+            kind = "inverted" if size else "exact"
+            share = hits / nearest.size
+            print(
+                f"{count:9,} {kind:9} built in {built:6.1f} s  {percentiles(seconds)}  finds {share:6.1%}", flush=True
+            )
+            del engine
+
+
+def make_workspace(root: Path, count: int, joint: bool) -> None:
+    """A workspace of made-up pictures: every shard a file of its own, with the same numbers in it."""
+    rng = np.random.default_rng(0)
+    info = StoreInfo(D, R, "a" * 64)
+    zeros = np.zeros(R, np.float32)
+    boxes = np.tile(np.array([[0, 0, 9, 9]], np.float32), (R, 1))
+    regions = root / "data/regions"
+    regions.mkdir(parents=True)
+    pictures = [
+        ImageRegions(
+            rng.normal(size=(R, D)).astype(np.float32), boxes, zeros, zeros.astype(np.int32), zeros.astype(np.int32),
+            zeros, 9, 9,
+        )
+        for _ in range(SHARD)
+    ]  # fmt: skip
+    write_shard(regions / "0.arrow", info, "0", [(str(i), picture) for i, picture in enumerate(pictures)])
+    shards = -(-count // SHARD)
+    for number in range(1, shards):
+        shutil.copyfile(regions / "0.arrow", regions / f"{number}.arrow")
+    names = [f"picture-{i:07d}" for i in range(count)]
+    write_manifest(regions, info, [(name, f"{i // SHARD}.arrow", i % SHARD, R) for i, name in enumerate(names)])
+    write_rejected(regions, info, [])
+    columns = {"image_id": names, "path": [f"{name}.jpg" for name in names], "sha256": ["0" * 64] * count}
+    write_table(root / "data/dataset/images.parquet", pa.table(columns))
+    vocabulary = Vocabulary.build([WORDS])
+    torch.manual_seed(0)
+    save_checkpoint(root / "models/camp", CAMP(CampConfig(len(vocabulary), D, dim=DIM)), vocabulary)
+    (root / "models/camp/fingerprint.json").write_text(json.dumps({"joint_weight": float(joint)}))
+    index(
+        IndexParams(), regions=regions, model=root / "models/camp", out=root / "data/index", work=root / ".work/vectors"
+    )
+
+
+def ask(root: Path, queries: int) -> None:
+    """In a process of its own: start-up, queries and memory of a workspace."""
+    begun = float(os.environ["STARTED"])
+    collection = open_workspace(root)
+    collection.start()
+    first = sentences(1, seed=9)[0]
+    collection.search(first, 20)
+    print(f"  start-up with the finished index, to the first answer {time.time() - begun:.1f} s", flush=True)
+    for sentence in sentences(5, seed=8):
+        collection.search(sentence, 20)
+    seconds = [timed(partial(collection.search, sentence, 20)) for sentence in sentences(queries)]
+    answer = collection.search(first, 1)
+    print(f"  query, CAMP ranks {answer.scored:,} of {answer.total:,}: {percentiles(seconds)}")
+    print(f"  peak memory {peak_bytes() / 2**30:.2f} GiB, pages of mapped files included", flush=True)
+    collection.close()
+
+
+@contextmanager
+def workspace(count: int, joint: bool) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="camp-search-") as folder:
+        root = Path(folder)
+        make_workspace(root, count, joint)
+        yield root
+
+
+def collection_of(count: int, speeds: tuple[bool, ...], queries: int) -> None:
+    with workspace(count, speeds[0]) as root:
+        for joint in speeds:
+            print(f"{count:,} pictures, {'shortlist' if joint else 'all ranked'}", flush=True)
+            (root / "models/camp/fingerprint.json").write_text(json.dumps({"joint_weight": float(joint)}))
+            command = [sys.executable, "-m", "benchmarks.search", "ask", str(root), str(queries)]
+            subprocess.run(command, check=True, env=os.environ | {"STARTED": str(time.time())})
+
+
+def small() -> None:
+    """10,000 pictures at both speeds."""
+    collection_of(10_000, (True, False), QUERIES)
+
+
+def large() -> None:
+    """100,000 pictures, regions read from the mapped store."""
+    collection_of(100_000, (True,), QUERIES)
+
+
+def clients() -> None:
+    """Many at once for a minute: no answer differs from that of one alone."""
+    with workspace(2_000, joint=True) as root:
+        collection = open_workspace(root)
+        asked = sentences(200, seed=3)
+        alone = {sentence: collection.search(sentence, 20) for sentence in asked}
+        collection._remembered.clear()
+        seconds, wrong = _storm(collection, asked, alone)
+        collection.close()
+    print(f"{CLIENTS} clients for {SECONDS} s, 2,000 pictures: {len(seconds):,} answers, {wrong} differ from one alone")
+    print(f"  {percentiles(seconds)}, {len(seconds) / SECONDS:.0f} a second", flush=True)
+
+
+def _storm(collection: PictureCollection, asked: list[str], alone: dict[str, object]) -> tuple[list[float], int]:
+    barrier = threading.Barrier(CLIENTS)
+
+    def client(number: int) -> tuple[list[float], int]:
+        rng, seconds, wrong = np.random.default_rng(number), [], 0
+        barrier.wait()
+        ends = time.monotonic() + SECONDS
+        while time.monotonic() < ends:
+            sentence = asked[rng.integers(len(asked))]
+            started = time.perf_counter()
+            answer = collection.search(sentence, 20)
+            seconds.append(time.perf_counter() - started)
+            wrong += answer != alone[sentence]
+        return seconds, wrong
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        results = list(pool.map(client, range(CLIENTS)))
+    return [second for seconds, _ in results for second in seconds], sum(wrong for _, wrong in results)
+
+
+PARTS: dict[str, Callable[[], None]] = {"engines": engines, "small": small, "large": large, "clients": clients}
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["ask"]:
+        ask(Path(arguments[1]), int(arguments[2]))
+        return
+    if unknown := [name for name in arguments if name not in PARTS]:
+        sys.exit(f"error: no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    for name in arguments or PARTS:
+        load = os.getloadavg()[0]
+        print(f"-- {name} ({torch.get_num_threads()} threads, {load:.1f} other processes running before)", flush=True)
+        PARTS[name]()
+
+
+if __name__ == "__main__":
+    main()
