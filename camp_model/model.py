@@ -39,13 +39,22 @@ class CAMP(nn.Module):
     Args:
         config: the switches.
         dropout: share of region features and of word embeddings dropped while training.
+        region_dropout: share of the features dropped in all regions of an image at once. What is dropped in one region
+            alone, the others of the image still tell.
         caption_encoder: in place of a new one, as `TextEncoder.restored` makes it.
     """
 
-    def __init__(self, config: CampConfig, dropout: float = 0.0, caption_encoder: TextEncoder | None = None) -> None:
+    def __init__(
+        self,
+        config: CampConfig,
+        dropout: float = 0.0,
+        region_dropout: float = 0.0,
+        *,
+        caption_encoder: TextEncoder | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
-        self.dropout = nn.Dropout(dropout)
+        self.dropout, self.region_dropout = nn.Dropout(dropout), nn.Dropout(region_dropout)
         self.region_encoder = RegionEncoder(config.region_dim, config.dim)
         self.caption_encoder: TextEncoder = (
             TEXT_ENCODERS[config.text].load()(config) if caption_encoder is None else caption_encoder
@@ -54,7 +63,10 @@ class CAMP(nn.Module):
 
     def encode_regions(self, features: Tensor, region_mask: Tensor) -> Tensor:
         """Regions in the joint space: [I, R, region_dim], bool [I, R] -> [I, R, d]; zero at padding."""
-        encoded: Tensor = self.region_encoder(self.dropout(features), region_mask)
+        features = self.dropout(features)
+        if self.training and self.region_dropout.p:
+            features = features * self.region_dropout(features.new_ones(len(features), 1, features.shape[2]))
+        encoded: Tensor = self.region_encoder(features, region_mask)
         return encoded
 
     def encode_captions(self, tokens: Tensor, lengths: Tensor) -> Tensor:

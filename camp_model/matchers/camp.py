@@ -28,6 +28,8 @@ class CampMatcher(Matcher):
         self.word_pooling = Pooling(config)
         self.matching = CosineMatching() if config.matching == "cosine" else MlpMatching(config.dim)
         self.joint = CosineMatching() if config.joint_score else None
+        if self.joint and isinstance(self.matching, MlpMatching):
+            nn.init.zeros_(self.matching.output.weight)  # begins as a joint embedding
 
     @property
     def has_vectors(self) -> bool:

@@ -55,6 +55,8 @@ class TrainParams(Section):
     """Largest norm of the gradient; 0: no clipping."""
     dropout: Share = 0.0
     """Dropout of region features and word embeddings."""
+    region_dropout: Share = 0.0
+    """Share of the features dropped in all regions of an image at once."""
     patience: int = Field(default=10, ge=0)
     """Epochs without a better validation rsum after which training stops; 0: never."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"

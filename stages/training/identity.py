@@ -50,7 +50,7 @@ def training_key(
         "start": [content_hash(path, main_root() / ".work" / "hashes.sqlite") for path in started],
         "batches": sizes,
         # Each process draws its own dropout.
-        "processes": processes if train.dropout else None,
+        "processes": processes if train.dropout or train.region_dropout else None,
         "code": sha256_of_files(imported_files("stages.train")),
         "torch": torch.__version__,
         "transformers": version("transformers") if is_pretrained else None,

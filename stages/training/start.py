@@ -24,7 +24,11 @@ def new_model(model: ModelParams, train: TrainParams, vocabulary: Vocabulary, re
     torch.manual_seed(train.seed)
     switches = model.replace(transformer=str(named_path(model.transformer)))  # a folder may be in the main workspace
     with input_errors():
-        camp = CAMP(switches.config(vocab_size=len(vocabulary), region_dim=region_dim), dropout=train.dropout)
+        camp = CAMP(
+            switches.config(vocab_size=len(vocabulary), region_dim=region_dim),
+            dropout=train.dropout,
+            region_dropout=train.region_dropout,
+        )
         camp.caption_encoder.read_vocabulary(vocabulary)
     if train.word_vectors is not None:
         _set_word_vectors(camp, train.word_vectors, vocabulary)

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from camp_model import CAMP, CampConfig
+from camp_model.joint import pooled_vectors
 from camp_model.matchers.prepared import PAIRS, TILES
 from camp_model.scoring.all_pairs import pair_bytes
 
@@ -145,6 +146,27 @@ def test_dropout_only_while_training(make_batch):
     assert torch.equal(
         model.encode_regions(features, batch.region_mask), model.encode_regions(features, batch.region_mask)
     )
+
+
+def test_region_dropout_takes_a_feature_from_all_regions_of_an_image():
+    """On encoders that add nothing: what reaches a region is whole, twice as large, or gone, the same in its image."""
+    model = CAMP(CampConfig(vocab_size=12, region_dim=64, word_dim=3, dim=64), region_dropout=0.5)
+    torch.nn.init.eye_(model.region_encoder.linear.weight)
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    encoded = model.encode_regions(torch.ones(2, 3, 64), mask)
+    assert set(encoded[0].unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(encoded[0, 0], encoded[0, 2]) and torch.equal(encoded[1, 0], encoded[1, 1])
+    assert not torch.equal(encoded[0, 0], encoded[1, 0]) and not encoded[1, 2].any()
+    assert torch.equal(model.eval().encode_regions(torch.ones(2, 3, 64), mask)[0], torch.ones(3, 64))
+
+
+def test_with_a_joint_score_training_begins_at_the_joint_embedding(make_batch):
+    config = CampConfig(vocab_size=12, region_dim=5, word_dim=3, dim=6, joint_score=True)
+    regions, region_mask, words, word_mask = make_batch(config, counts=[4, 2], lengths=[3, 5]).encode()
+    model = CAMP(config).double()
+    cosines = (pooled_vectors(regions, region_mask) * pooled_vectors(words, word_mask)).sum(1)
+    logits = model.score_pairs(regions, region_mask, words, word_mask)
+    torch.testing.assert_close(logits, 10 * cosines)
 
 
 @pytest.mark.parametrize(

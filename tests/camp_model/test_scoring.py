@@ -32,7 +32,8 @@ def make(seed=0, **switches):
     torch.manual_seed(seed)
     model = CAMP(CampConfig(**(SIZES | switches))).eval()
     for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
+        # With a joint score the last layer begins at 0.
+        if name.endswith("bias") or (name.endswith("matching.output.weight") and not parameter.any()):
             torch.nn.init.normal_(parameter, std=0.3)
     return model
 
