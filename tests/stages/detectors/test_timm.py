@@ -1,7 +1,13 @@
 """Grid features of timm's networks: against timm's own forward, plain loops and torchvision's RoIAlign."""
 
+import hashlib
+import http.server
 import math
+import os
 import shutil
+import subprocess
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +16,14 @@ import pytest
 import timm as library
 import torch
 from PIL import Image
+from safetensors.torch import save
 from torch.nn.functional import adaptive_avg_pool2d
 from torchvision.ops import roi_align
 
 from stages.detectors import timm, timm_weights
 from stages.detectors.base import Description, extract, load_detector
 from stages.detectors.grid import cell_boxes, cell_shares
+from stages.detectors.weights import load_state
 from stages.errors import InputError
 from stages.params.detector import TIMM_ARCHITECTURE, TIMM_WEIGHTS, DetectorParams
 from stages.params.regions import RegionsParams
@@ -390,6 +398,53 @@ def test_the_hub_is_asked_for_tensors_and_its_absence_is_told(tmp_path: Path, mo
         detector(tmp_path, "resnet18", "default")
     with pytest.raises(InputError, match="default: timm has no weights for 'vit_tiny_patch14_224'|is none of"):
         detector(tmp_path, "vit_tiny_patch14_224", "default")
+
+
+RESOLVE = """
+import sys
+from pathlib import Path
+from stages.detectors import timm
+from stages.params.detector import DetectorParams
+out = Path(sys.argv[1])
+timm.resolve(DetectorParams(backend="timm", architecture="test_resnet", weights="default"), out, out).save(out)
+"""
+
+
+def test_default_weights_are_those_that_the_hub_serves(tmp_path: Path, repository: Path) -> None:
+    """A hub on this machine; in a process of its own, for the address of the hub is read when it is imported."""
+    own = library.create_model("test_resnet").state_dict()
+    content = save({name: tensor.contiguous() for name, tensor in own.items()})
+    asked: list[str] = []
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            there = self.path == "/timm/test_resnet.r160_in1k/resolve/main/model.safetensors"
+            asked.append(self.path)
+            self.send_response(200 if there else 404)
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("X-Repo-Commit", "a" * 40)
+            self.send_header("Content-Length", str(len(content) if there else 0))
+            self.end_headers()
+            if there and self.command == "GET":
+                self.wfile.write(content)
+
+        do_GET = do_HEAD
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        mine = {name: value for name, value in os.environ.items() if not name.lower().endswith("proxy")}
+        mine |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hub")}
+        mine |= {"HF_HUB_CACHE": str(tmp_path / "hub" / "cache"), "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(repository)}
+        subprocess.run([sys.executable, "-c", RESOLVE, str(tmp_path)], env=mine, cwd=tmp_path, check=True)
+        server.shutdown()
+    assert Description.load(tmp_path).weights_source == "timm test_resnet.r160_in1k" and asked
+    state = load_state(tmp_path / "weights.safetensors")
+    assert state.keys() == own.keys()
+    for name, tensor in own.items():
+        torch.testing.assert_close(state[name], tensor)
 
 
 def test_what_a_backend_cannot_give_is_an_error_that_names_the_key(shipped: Path, tmp_path: Path) -> None:
