@@ -1,0 +1,55 @@
+"""The page of a folder that is being indexed: there at once, says how far it is, searches what is ready."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from search.shipping import ship
+from search.workspace import Workspace
+from tests.search.conftest import Photographs, Server
+
+
+@pytest.mark.timeout(300)
+def test_the_page_is_there_at_once_and_pictures_become_ready(
+    page: Any, photographs: Photographs, tmp_path: Path
+) -> None:
+    ship(Workspace(photographs.root), tmp_path / "model")
+    shutil.copytree(photographs.pictures, tmp_path / "images", ignore=shutil.ignore_patterns("*.csv"))
+    later = sorted((tmp_path / "images").glob("[0-9]*.jpg"))[3].rename(tmp_path / "later.jpg")
+    server = Server(
+        tmp_path, "--images", str(tmp_path / "images"), "--model", str(tmp_path / "model"),
+        "--cache", str(tmp_path / "cache"),
+    )  # fmt: skip
+    try:
+        with httpx.Client(base_url=server.address, timeout=60, trust_env=False) as client:
+            first = client.get("/api/health").json()
+            assert first["indexing"] and first["ready"] < 38
+            assert 'data-indexing="yes"' in client.get("/").text
+            assert client.get("/", params={"q": "a dog"}).status_code == 200
+            page.open(server.address)
+            page.wait("document.querySelector('#progress p').textContent.includes('can be searched')")
+            until = time.monotonic() + 120
+            while (health := client.get("/api/health").json())["indexing"]:
+                assert time.monotonic() < until, health
+                time.sleep(0.5)
+            assert (health["ready"], health["rejected"], health["problem"]) == (38, 1, None)
+            page.wait("document.querySelector('#progress p').textContent === 'All 38 pictures can be searched.'")
+            page.open(f"{server.address}?q=a+dog")
+            page.wait("document.querySelectorAll('#tiles img').length >= 24")
+            assert "1 file could not be used" in page.text("footer summary")
+            later.rename(tmp_path / "images/later.jpg")
+            client.post("/api/rescan")
+            while client.get("/api/health").json()["ready"] != 39:
+                assert time.monotonic() < until + 60
+                time.sleep(0.5)
+            found = client.get("/api/search", params={"q": "a dog", "top": 100}).json()["pictures"]
+            assert "later.jpg" in [picture["name"] for picture in found]
+            assert client.get("/image", params={"id": found[0]["id"]}).headers["content-type"] == "image/jpeg"
+            assert page.errors == []
+    finally:
+        code, errors = server.end()
+    assert code == 0 and "Traceback" not in errors
