@@ -83,7 +83,16 @@ def workspace(repository, tmp_path):
     return folder
 
 
-ALL = ["prepare_dataset", "train_detector", "extract_regions", "tokenize_captions", "train", "evaluate", "report"]
+ALL = [
+    "prepare_dataset",
+    "train_detector",
+    "extract_regions",
+    "tokenize_captions",
+    "train",
+    "index",
+    "evaluate",
+    "report",
+]
 
 
 @pytest.mark.timeout(600)
