@@ -81,7 +81,15 @@ def test_a_preset_says_only_its_own_and_the_paper_nothing_beyond_it() -> None:
         assert sections[name] == {"dataset", "captions"}
     assert sections["faster_rcnn"] == sections["bottom_up"] == {"detector"}
     assert sections["grid"] == {"detector", "regions"}
-    for name in ("paper", "gates", "three_step_1_attention", "three_step_2_fusion", "three_step_3_finetune"):
+    for name in (
+        "paper",
+        "gates",
+        "three_step_1_attention",
+        "three_step_2_fusion",
+        "three_step_3_finetune",
+        "best_1_joint",
+        "best_2_camp",
+    ):
         assert sections[name] == {"model", "train"}
     paper = compose(files(("flickr30k", "bottom_up", "paper")))[0]
     assert (paper.model.gate_context, paper.train.gate_supervision, paper.model.dim) == (0, 0, 1024)
@@ -165,7 +173,7 @@ def small(params: Params) -> Params:
     if detector.architecture.startswith("fasterrcnn"):
         detector = detector.replace(architecture="fasterrcnn_mobilenet_v3_large_320_fpn", weights="random")
     if detector.backend == "timm":
-        detector = detector.replace(timm={"image_size": 64})
+        detector = detector.replace(timm=detector.timm.replace(image_size=64))
     scenes = params.dataset.scenes.replace(train=4, val=2, test=2, image_size=96)
     return params.replace(
         dataset=params.dataset.replace(scenes=scenes),
@@ -211,9 +219,9 @@ def test_every_documented_set_runs_through_the_stages(
     document.rewrite(Path("params.yaml"), params.to_dict())
     for stage in (*(() if ready else FEATURES), *MODEL):
         run(stage)
-    if "three_step" in names[-1]:
-        Path("models/camp").rename(f"models/step_{names[-1].split('_')[2]}")
-    assert RegionStore(Path("data/regions")).region_dim == {"scenes": 261, "precomputed": 16, "timm": 1280}.get(
+    if first_of := re.match(r"(three_step|best)_(\d)", names[-1]):
+        Path("models/camp").rename(f"models/{first_of[1].removeprefix('three_')}_{first_of[2]}")
+    assert RegionStore(Path("data/regions")).region_dim == {"scenes": 261, "precomputed": 16, "timm": 1752}.get(
         params.dataset.source if params.dataset.source == "scenes" else params.detector.backend, 1024
     )
     metrics = json.loads(Path("metrics/retrieval.json").read_text())
