@@ -67,6 +67,9 @@ def _take_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary) -> None:
             f"{camp.config.region_dim}"
         )
     weights, own = source.state_dict(), camp.state_dict()
+    if source.config.matcher == "joint":  # its scale and shift of a cosine are those that a joint score begins with
+        prefix, joint = "matcher.matching.", "matcher.joint."
+        weights |= {name.replace(prefix, joint): value for name, value in weights.items() if name.startswith(prefix)}
     taken = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     if not taken:
         raise InputError(f"train.start_from: {folder}: none of its weights has the name and shape of one here")

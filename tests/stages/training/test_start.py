@@ -143,6 +143,20 @@ def test_an_experiment_starts_from_what_lies_in_the_main_workspace(tmp_path, mon
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in camp.state_dict().items())
 
 
+def test_a_joint_score_begins_where_a_joint_embedding_ended(tmp_path):
+    """Every pair has the score that the joint embedding gives it, scale and shift of the cosine too."""
+    source = start(ModelParams(dim=8, word_dim=3, matcher="joint", pooling="mean"), seed=5, gate_supervision=0.0)
+    with torch.no_grad():
+        source.matcher.matching.log_scale.fill_(2.5)
+        source.matcher.matching.shift.fill_(-7.0)
+    save_checkpoint(tmp_path / "first", source, VOCABULARY)
+    camp = start(ModelParams(dim=8, word_dim=3, joint_score=True), start_from=str(tmp_path / "first"))
+    features, mask = torch.randn(3, 4, 5), torch.ones(3, 4, dtype=torch.bool)
+    pairs = features, mask, torch.tensor([[4, 5], [6, 7], [5, 6]]), torch.tensor([2, 1, 2])
+    with torch.no_grad():
+        torch.testing.assert_close(camp.eval()(*pairs), source.eval()(*pairs))
+
+
 def test_a_checkpoint_of_other_switches_gives_what_fits(tmp_path, capsys):
     source = start(ModelParams(dim=8, word_dim=3, pooling="mean", matching="cosine"), seed=5)
     save_checkpoint(tmp_path / "first", source, VOCABULARY)
