@@ -72,13 +72,10 @@ class WorkspaceSource:
     def __init__(self, workspace: Workspace, model: CAMP, name: str) -> None:
         self.workspace, self.model, self.name = workspace, model, name
         self._looker = workspace.looker()
-        self._pictures = self._read()
-        with input_errors():
-            rejected = read_table(workspace.root / "data/regions/rejected.parquet", ("path", "reason"))
+        self.rescan()
         self._stop = threading.Event()
         self._problem: str | None = None
         self._checking = threading.Thread(target=self._check, name="check", daemon=True)
-        self._rejected = list(zip(rejected["path"].to_pylist(), rejected["reason"].to_pylist(), strict=True))
 
     def _read(self) -> Pictures:
         with input_errors():
@@ -127,8 +124,11 @@ class WorkspaceSource:
                 return
 
     def rescan(self) -> None:
-        """Read the workspace again, as after another run of the pipeline."""
-        self._pictures = self._read()
+        """Read the workspace, at first and as after another run of the pipeline."""
+        pictures = self._read()
+        rejected = read_table(self.workspace.root / "data/regions/rejected.parquet", ("path", "reason"))
+        self._rejected = list(zip(rejected["path"].to_pylist(), rejected["reason"].to_pylist(), strict=True))
+        self._pictures = pictures
 
     def pictures(self) -> Pictures:
         """As `PictureSource.pictures`."""

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from camp_model.checkpoint import load_checkpoint
-from camp_model.encoding import encode_images
-from camp_model.regions import RegionStore
+from camp_model.encoding import encode_images, encode_sentences
+from camp_model.regions import RegionStore, write_rejected
 from search.collection import PictureCollection, UnknownPicture
-from search.sentences import encode_sentences
 from stages.errors import InputError
 from stages.indexing.vectors import picture_vectors
 from tests.stages.conftest import SmallRun
@@ -96,6 +95,16 @@ def test_the_first_pictures_and_sentences_to_begin_with(run: SmallRun, workspace
     examples = workspace.examples(3)
     assert len(set(examples)) == 3 and set(examples) <= {text for _, _, text in run.captions}
     assert examples == workspace.examples(3)
+
+
+def test_what_another_run_has_set_aside_is_seen_when_it_is_read_again(
+    run: SmallRun, workspace: PictureCollection
+) -> None:
+    before = workspace.status().rejected_count
+    write_rejected(run.regions, RegionStore(run.regions).info, [("new", "new.png", "is truncated")] * (before + 1))
+    workspace.rescan()
+    assert workspace.status().rejected == [("new.png", "is truncated")] * (before + 1)
+    assert workspace.status().rejected_count == before + 1
 
 
 def test_a_changed_byte_of_the_regions_is_said(run: SmallRun, workspace: PictureCollection) -> None:
