@@ -1,10 +1,10 @@
 """Locks on a file, which go with the process that holds them."""
 
-import fcntl
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 POLL = 0.2
 """Seconds between two tries."""
@@ -25,13 +25,12 @@ def held(path: Path, waiting: Callable[[], bool] = lambda: True) -> Iterator[Non
         GivenUp: `waiting` said no.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not waiting():
-                    raise GivenUp from None
-                time.sleep(POLL)
+    lock = FileLock(path)
+    try:
+        lock.acquire(poll_interval=POLL, cancel_check=lambda: not waiting())
+    except Timeout:
+        raise GivenUp from None
+    try:
         yield
+    finally:
+        lock.release()
