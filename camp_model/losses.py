@@ -11,8 +11,9 @@ All losses take the same arguments:
         negatives either, nor those of the images that have them in this batch; None: no two are equal.
     gate_supervision: weight of binary cross-entropy on the pairs' mean gate logits, for the pairs already picked.
         Beyond the paper: it makes gates open on matching pairs and close on others. 0: as published.
-    random_negatives, generator: pick negatives at random, drawn from `generator`, instead of the hardest.
-    candidates: pick the hardest of this many negatives drawn at random, or of all where a batch has no more; 0: of all.
+    candidates, generator: pick the hardest of this many negatives drawn at random from `generator`, or of all where a
+        batch has no more; 0: of all.
+    random_negatives: as `candidates` 1.
     micro_batch: at most this many pairs in one forward and backward pass, whose activations are recomputed in the
         backward pass; 0: all at once. The loss and its gradient are the same.
     pairs: the pairs of the batch whose loss is wanted, with negatives from the whole batch; None: all of them. For
@@ -235,8 +236,10 @@ class _Batch:
                 by_image = score_prepared(self.model, self.images.take(rows), self.captions)
                 by_caption = score_prepared(self.model, self.images, self.captions.take(rows)).T
             if draws is not None:
-                chosen = (drawn_negatives(*pair, candidates) for pair in zip(draws, is_negative, strict=True))
-                is_negative = (next(chosen), next(chosen))
+                captions, images = is_negative
+                is_negative = (
+                    drawn_negatives(draws[0], captions, candidates), drawn_negatives(draws[1], images, candidates)
+                )  # fmt: skip
             caption, image = hardest(by_image, is_negative[0]), hardest(by_caption, is_negative[1])
         run = partial(self._match, layout=PAIRS)
         positive, negative_caption, negative_image = self.on_pairs(run, caption, image, micro_batch).chunk(3, dim=1)

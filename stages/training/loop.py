@@ -188,7 +188,6 @@ class Trainer:
     def _loss(self, batch: Batch, step: int) -> Tensor:
         params = self.params
         negatives: dict[str, Any] = {
-            "random_negatives": step < params.random_negative_steps,
             "candidates": self._candidates(step),
             # The same on every process, so that all draw the same negatives.
             "generator": torch.Generator().manual_seed(hash((params.seed, step))),
@@ -229,11 +228,12 @@ class Trainer:
 
     def _candidates(self, step: int) -> int:
         """Of how many negatives drawn at random the hardest is taken; 0: of all."""
-        done = step - self.params.random_negative_steps
-        if done >= self.params.curriculum_steps:
+        begun = step - self.params.random_negative_steps
+        if begun < 0:
+            return 1
+        if begun >= self.params.curriculum_steps:
             return 0
-        share = max(done, 0) / max(self.params.curriculum_steps, 1)
-        return round(float(self.params.batch_size**share))
+        return round(float(self.params.batch_size ** (begun / self.params.curriculum_steps)))
 
     def _read_losses(self) -> None:
         """Read what the last steps measured, check it and record it."""
