@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from camp_model.captions import CaptionTable
 from camp_model.encoders import length_mask
@@ -73,6 +74,13 @@ def encode_captions(
     """Words [C, N, d] and mask [C, N] of some captions of a table, on the model's device."""
     tokens, lengths = captions.batch(rows)
     tokens = tokens.to(device_of(model))
+    return model.encode_captions(tokens, lengths), length_mask(lengths.to(tokens.device), tokens.shape[1])
+
+
+def encode_sentences(model: CAMP, sentences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Words [C, N, d] and mask [C, N] of some sentences, each its word ids, on the model's device."""
+    lengths = torch.tensor([len(ids) for ids in sentences])
+    tokens = pad_sequence([torch.tensor(ids) for ids in sentences], batch_first=True).to(device_of(model))
     return model.encode_captions(tokens, lengths), length_mask(lengths.to(tokens.device), tokens.shape[1])
 
 

@@ -9,13 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from camp_model.encoding import encode_images
+from camp_model.encoding import encode_images, encode_sentences
 from camp_model.joint import pooled_vectors
 from camp_model.matchers.prepared import Prepared
 from camp_model.model import CAMP
 from camp_model.scoring.all_pairs import Scorer
 from search.pictures import Pictures
-from search.sentences import encode_sentences
 from stages.errors import InputError
 
 BLOCK = 256

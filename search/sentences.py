@@ -1,17 +1,11 @@
 """A sentence as the model reads it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-
-from camp_model.encoders import length_mask
-from camp_model.model import CAMP
-from camp_model.vocabulary import END, START, UNK, Vocabulary
+from camp_model.vocabulary import UNK, Vocabulary
 from stages.errors import InputError, shown
 from stages.params.captions import CaptionsParams
+from stages.tokens.vocabulary import encode
 
 
 @dataclass(frozen=True)
@@ -45,15 +39,6 @@ class SentenceReader:
         if not words:
             raise InputError(f"sentence: {shown(sentence)} holds no word; expected words such as `a dog in the snow`")
         read = words[: self.params.max_words]
-        ids = self.vocabulary.encode(read)
-        known = tuple(number != UNK for number in ids)
-        if self.params.start_end:
-            ids = [START, *ids, END]
+        known = tuple(number != UNK for number in self.vocabulary.encode(read))
+        ids = encode(self.vocabulary, words, self.params)
         return Sentence(tuple(read), known, tuple(ids), len(words) - len(read))
-
-
-def encode_sentences(model: CAMP, sentences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Word ids of C sentences -> words [C, N, d] and mask [C, N]."""
-    lengths = torch.tensor([len(ids) for ids in sentences])
-    tokens = pad_sequence([torch.tensor(ids) for ids in sentences], batch_first=True)
-    return model.encode_captions(tokens, lengths), length_mask(lengths, tokens.shape[1])

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from camp_model.encoders import length_mask
+from camp_model.encoding import encode_sentences
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import UNK, Vocabulary
@@ -36,14 +35,8 @@ def explain_pairs(
         wordAttention, regionAttention, wordPooling and regionPooling in thousandths, None where the model has none.
     """
     region_mask = torch.from_numpy(mask)
-    lengths = torch.tensor([len(caption) for caption in ids])
-    tokens = pad_sequence([torch.tensor(caption) for caption in ids], batch_first=True)
-    pairs = model.inspect_pairs(
-        model.encode_regions(torch.from_numpy(features).float(), region_mask),
-        region_mask,
-        model.encode_captions(tokens, lengths),
-        length_mask(lengths, tokens.shape[1]),
-    )
+    regions = model.encode_regions(torch.from_numpy(features).float(), region_mask)
+    pairs = model.inspect_pairs(regions, region_mask, *encode_sentences(model, ids))
     details = []
     for i, (caption, text) in enumerate(zip(ids, texts, strict=True)):
         n, r = len(caption), int(mask[i].sum())
@@ -73,17 +66,10 @@ def word_effects(model: CAMP, features: np.ndarray, mask: np.ndarray, ids: Seque
         ids: the caption's word ids.
     """
     known = [position for position, token in enumerate(ids) if token > UNK]
-    tokens = torch.tensor([list(ids)] * (1 + len(known)))
-    for row, position in enumerate(known, start=1):
-        tokens[row, position] = UNK
-    lengths = torch.full((len(tokens),), len(ids))
+    without_one = [[*ids[:position], UNK, *ids[position + 1 :]] for position in known]
     region_mask = torch.from_numpy(mask)[None]
-    logits = model.score_matrix(
-        model.encode_regions(torch.from_numpy(features).float()[None], region_mask),
-        region_mask,
-        model.encode_captions(tokens, lengths),
-        length_mask(lengths, len(ids)),
-    )[0].tolist()
+    regions = model.encode_regions(torch.from_numpy(features).float()[None], region_mask)
+    logits = model.score_matrix(regions, region_mask, *encode_sentences(model, [ids, *without_one]))[0].tolist()
     effects: list[float | None] = [None] * len(ids)
     for position, without in zip(known, logits[1:], strict=True):
         effects[position] = logits[0] - without

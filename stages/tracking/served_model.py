@@ -13,10 +13,9 @@ import pandas as pd
 import torch
 from mlflow.models import set_model
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from camp_model.checkpoint import load_checkpoint
-from camp_model.encoders import length_mask
+from camp_model.encoding import encode_sentences
 from camp_model.files import read_object
 from camp_model.regions import RegionStore
 
@@ -52,11 +51,11 @@ class Retrieval(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
             raise ValueError(f"top_k: is {top_k}; expected 1 or more")
         store = self._store(Path(params["store"])) if params.get("store") else None
         answers: list[tuple[int, str, int, float, str]] = []
-        searches: dict[int, Tensor] = {}
+        searches: dict[int, list[int]] = {}
         with torch.inference_mode():
             for query, row in enumerate(model_input.to_dict("records")):
                 try:
-                    tokens, image = self._tokens(row.get("sentence")), ""
+                    tokens, image = self._word_ids(row.get("sentence")), ""
                     if _holds(row.get("regions")):
                         features = _features(row["regions"])
                         regions = self._encode(features[None], np.ones((1, len(features)), bool))
@@ -68,7 +67,9 @@ class Retrieval(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
                     else:
                         searches[query] = tokens
                         continue
-                    answers.append((query, image, 1, self._scores(regions, self._words([tokens])).item(), ""))
+                    answers.append(
+                        (query, image, 1, self._scores(regions, encode_sentences(self.model, [tokens])).item(), "")
+                    )
                 except (ValueError, TypeError) as error:
                     answers.append((query, "", 0, float("nan"), str(error)[:300]))
             for first in range(0, len(searches), BLOCK):
@@ -116,26 +117,21 @@ class Retrieval(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
         known = torch.from_numpy(np.ascontiguousarray(mask))
         return self.model.encode_regions(torch.from_numpy(features.astype(np.float32)), known), known
 
-    def _tokens(self, sentence: Any) -> Tensor:
+    def _word_ids(self, sentence: Any) -> list[int]:
         words = self.vocabulary.tokenize(sentence) if isinstance(sentence, str) else []
         if not words:
             raise ValueError(f"sentence: {str(sentence)[:80]!r} holds no word")
         words = words[: self.settings.get("max_words")]
         words = ["<start>", *words, "<end>"] if self.settings.get("start_end") else words
-        return torch.tensor(self.vocabulary.encode(words))
-
-    def _words(self, sentences: list[Tensor]) -> Encoded:
-        lengths = torch.tensor([len(tokens) for tokens in sentences])
-        tokens = pad_sequence(sentences, batch_first=True)
-        return self.model.encode_captions(tokens, lengths), length_mask(lengths, tokens.shape[1])
+        return list(self.vocabulary.encode(words))
 
     def _scores(self, regions: Encoded, words: Encoded) -> Tensor:
         """[C, I]"""
         return torch.sigmoid(self.model.score_matrix(*regions, *words).double()).T
 
-    def _search(self, store: RegionStore, searches: dict[int, Tensor], top_k: int) -> list[Any]:
+    def _search(self, store: RegionStore, searches: dict[int, list[int]], top_k: int) -> list[Any]:
         """The best images of a store for each sentence, equal ones in the store's order."""
-        words = self._words(list(searches.values()))
+        words = encode_sentences(self.model, list(searches.values()))
         best, rows = torch.empty(len(searches), 0), torch.empty(len(searches), 0, dtype=torch.int64)
         for first in range(0, len(store), BLOCK):
             scores = self._scores(self._block(store, first), words)

@@ -10,13 +10,12 @@ import pytest
 import torch
 
 from camp_model.checkpoint import load_checkpoint
-from camp_model.encoding import encode_images
+from camp_model.encoding import encode_images, encode_sentences
 from camp_model.joint import pooled_vectors
 from camp_model.regions import RegionStore
 from camp_model.retrieval import JointEmbedding, Retriever, build_index
 from search.collection import PictureCollection, open_workspace
 from search.ranking import Ranker
-from search.sentences import encode_sentences
 from tests.stages.conftest import SmallRun
 
 SENTENCES = ["a red circle", "two blue things above a square", "one yellow circle", "a picture with green squares"]
