@@ -29,7 +29,7 @@ def log_model(client: "MlflowClient", run_id: str, checkpoint: Path, code: Path,
     from mlflow.exceptions import MlflowException
 
     known = client.search_model_versions(f"run_id = '{run_id}'")
-    registered = known[0] if known else _register(client, run_id, checkpoint, code, event)
+    registered = known[0] if known else _register(client, run_id, _log(client, run_id, checkpoint, code, event), event)
     try:
         champion = client.get_model_version_by_alias(NAME, CHAMPION).tags
     except MlflowException as error:
@@ -42,13 +42,18 @@ def log_model(client: "MlflowClient", run_id: str, checkpoint: Path, code: Path,
         client.set_registered_model_alias(NAME, CHAMPION, registered.version)
 
 
-def _register(
-    client: "MlflowClient", run_id: str, checkpoint: Path, code: Path, event: dict[str, Any]
-) -> "ModelVersion":
+def _log(client: "MlflowClient", run_id: str, checkpoint: Path, code: Path, event: dict[str, Any]) -> str:
+    """Log the model; its address. One that a delivery before has logged wholly is taken, one left half is deleted."""
     import mlflow
     import pandas as pd
+    from mlflow.entities import LoggedModelStatus
     from mlflow.models import infer_signature
 
+    experiment = client.get_run(run_id).info.experiment_id
+    for logged in client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'"):
+        if logged.status == LoggedModelStatus.READY:
+            return str(logged.model_uri)
+        client.delete_logged_model(logged.model_id)
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     regions = [[0.0] * config["region_dim"]] * 2
     example: Any = pd.DataFrame({"sentence": ["a red circle"], "regions": [regions]})
@@ -68,8 +73,15 @@ def _register(
             model_config={name: event.get(name) for name in ("start_end", "max_words")},
             pip_requirements=[f"{package}=={version(package)}" for package in needs(config)],
         )
+    return str(info.model_uri)
+
+
+def _register(client: "MlflowClient", run_id: str, address: str, event: dict[str, Any]) -> "ModelVersion":
+    import mlflow
+
+    mlflow.set_registry_uri(client.tracking_uri)
     tags = {"val_rsum": str(event["val_rsum"]), "dataset": client.get_run(run_id).data.tags.get("dataset", "")}
-    registered = mlflow.register_model(info.model_uri, NAME, tags=tags)
+    registered = mlflow.register_model(address, NAME, tags=tags)
     return client.get_model_version(NAME, registered.version)
 
 

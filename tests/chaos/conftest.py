@@ -1,5 +1,6 @@
 """The repository in small, run once without interruption: what every interrupted run is compared with."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,3 +28,15 @@ def whole(make_workspace: Callable[..., Workspace]) -> Workspace:
     workspace = make_workspace("whole")
     workspace.seconds = workspace.repro()
     return workspace
+
+
+@pytest.fixture(scope="session")
+def copy_of_whole(whole: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Workspace]:
+    """A function (name) that copies the workspace in which everything has run, DVC's cache included."""
+
+    def copy(name: str) -> Workspace:
+        folder = tmp_path_factory.mktemp(name) / "copy"
+        shutil.copytree(whole.folder, folder, symlinks=True)
+        return Workspace(folder)
+
+    return copy

@@ -55,7 +55,7 @@ class Workspace:
             # A shell's background jobs, of which this may be one, ignore Ctrl-C.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         )  # fmt: skip
-        self.printed, self.begun, begin = "", {}, time.monotonic()
+        self.process, self.printed, self.begun, begin = process, "", {}, time.monotonic()
 
         def read() -> None:
             assert process.stdout is not None
