@@ -62,5 +62,7 @@ bench: setup
 ui: setup
 	python -m stages.tracking ui
 
+# In files, a server that is started again still knows which runs hold their place; in memory it would end them.
+prefect: export PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE ?= prefect.server.concurrency.lease_storage.filesystem
 prefect: setup
 	prefect server start --host 127.0.0.1

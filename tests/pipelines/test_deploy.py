@@ -146,9 +146,16 @@ def test_a_killed_run_crashes_and_its_retry_completes(deployed, wait_for, end):
 
 def ends_well(run, state, environment, wait_for):
     """The run is Completed, or it is Crashed and one command takes it there."""
-    if wait_for(lambda: state() in ("COMPLETED", "CRASHED") and state(), 300) == "CRASHED":
-        retry(run, environment)
-        wait_for(lambda: state() == "COMPLETED", 180)
+    try:
+        if wait_for(lambda: state() in ("COMPLETED", "CRASHED") and state(), 300) == "CRASHED":
+            retry(run, environment)
+            wait_for(lambda: state() == "COMPLETED", 180)
+    except AssertionError as error:  # what happened is known to nobody later
+        states = request("GET", f"/flow_run_states/?flow_run_id={run}")
+        for entry in states:
+            error.add_note(f"{entry['timestamp']} {entry['name']}: {entry['message']}")
+        error.add_note(Path("worker.log").read_text()[-6000:])
+        raise
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a stage whose dvc was killed")
