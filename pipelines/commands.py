@@ -21,7 +21,8 @@ PASSING = {
     "network": (
         "Connection refused", "Connection reset", "ConnectionError", "Connection timed out", "Read timed out",
         "Temporary failure in name resolution", "Network is unreachable", "RemoteDisconnected", "SSLError",
-        "503 Service", "502 Bad Gateway", "504 Gateway", "RequestTimeout", "SlowDown",
+        "503 Service", "502 Bad Gateway", "504 Gateway", "RequestTimeout", "SlowDown", "Cannot connect to host",
+        "Server disconnected", "failed to push data to the cloud",
     ),
     "busy": ("Unable to acquire lock", "database is locked"),
     "worker": ("NCCL", "worker exited unexpectedly", "DataLoader worker", "No space left on device"),

@@ -123,9 +123,14 @@ def reproduce(
         _pull(dag.remote)
         dag = read_dag(targets=tuple(stages))
     done = _run_stages(dag.stages)
+    pushed = None
     if transfers and dag.remote and any(done[stage.name] == "ran" for stage in dag.stages if not stage.watches):
-        transfer.with_options(name="push")("push", dag.remote)
+        pushed = transfer.with_options(name="push")("push", dag.remote, return_state=True)
     _publish(done, base)
+    if pushed is not None and not pushed.is_completed():
+        command = f"dvc push --run-cache --remote {dag.remote}"
+        message = f"all stages are done, and their results are here, but not all are on the remote: `{command}`"
+        raise CommandFailed(command, 1, "network", f"{message} goes on with it. {pushed.message}")
     return done
 
 

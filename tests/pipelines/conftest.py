@@ -56,6 +56,8 @@ def server_environment(tmp_path_factory):
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # As in `make prefect`: a server that is started again still knows which runs may go on.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_WORKER_QUERY_SECONDS": "2",  # a worker asks for runs every 10 s otherwise
         "DO_NOT_TRACK": "1",
         "DVC_NO_ANALYTICS": "true",  # else every dvc starts another process that wants to report
@@ -68,7 +70,7 @@ def server_environment(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def server(server_environment):
-    """(start, stop) of a Prefect server that keeps its address and its database."""
+    """(start, stop, signal) of a Prefect server that keeps its address and its database."""
     url = server_environment["PREFECT_API_URL"]
     port = url.split(":")[2].removesuffix("/api")
     running = []
@@ -82,7 +84,10 @@ def server(server_environment):
     def stop(seconds=60):
         end(running.pop(), seconds)
 
-    yield start, stop
+    def send(number):
+        running[-1].send_signal(number)
+
+    yield start, stop, send
     while running:
         stop()
 
@@ -103,7 +108,7 @@ def prefect_server(server_environment, server):
 @pytest.fixture
 def restart_server(prefect_server, server):
     """Kills the server outright and starts it again."""
-    start, stop = server
+    start, stop, _ = server
 
     def restart():
         stop(seconds=0)
