@@ -3,6 +3,9 @@
 A dvc that is killed outright leaves its stage running, and the next `dvc repro` would start the same stage beside it.
 So a stage that DVC runs takes a lock that goes with its process, says who holds it if it must wait, and on Linux asks
 the system to be ended (SIGTERM, which training answers by saving its state) when its dvc is gone.
+
+A stage that has said nothing for a while says where it is. Ctrl-C ends it at once, in the middle of a library's call,
+too: whatever a killed stage leaves is known to the next run.
 """
 
 import argparse
@@ -14,10 +17,11 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 from camp_model.files import NO_ROOM
 from stages.errors import InputError
@@ -28,6 +32,8 @@ S = TypeVar("S", bound=StageSections)
 FOLDER = Path(".work") / "locks"
 PATIENCE = 600.0
 """Seconds that a stage waits for another process on the same outputs."""
+QUIET = 8.0
+"""Seconds without a word after which a stage says where it is."""
 PR_SET_PDEATHSIG = 1
 OUTPUTS = ("data", "models", "metrics", "plots", "report")
 """Folders that the stages' outputs lie in."""
@@ -144,6 +150,66 @@ def _no_room(error: OSError) -> str:
     )
 
 
+class _Listening:
+    """A stream that knows when something was last written to any such stream."""
+
+    last = 0.0
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        _Listening.last = time.monotonic()
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def saying_where(quiet: float) -> Iterator[None]:
+    """Have a line on stderr, in the body, after each `quiet` seconds in which nothing was written: where this thread is
+    and since when the body runs."""
+    ended, thread, begun, streams = threading.Event(), threading.get_ident(), time.monotonic(), (sys.stdout, sys.stderr)
+    sys.stdout, sys.stderr = map(_Listening, streams)
+    _Listening.last = begun
+
+    def watch() -> None:
+        while not ended.wait(max(0.1, _Listening.last + quiet - time.monotonic())):
+            if time.monotonic() - _Listening.last >= quiet:
+                since = f"{time.monotonic() - begun:.0f} s so far"
+                print(f"{_where(thread)}: going on, {since}", file=sys.stderr, flush=True)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        sys.stdout, sys.stderr = streams
+
+
+@contextlib.contextmanager
+def _working() -> Iterator[None]:
+    """A stage at work: it says where it is, and Ctrl-C ends it at once."""
+    interrupted = signal.getsignal(signal.SIGINT)
+    if interrupted is signal.default_int_handler:  # else somebody has it ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        # Of several processes of one training, the first speaks.
+        with saying_where(QUIET) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
+            yield
+    finally:
+        signal.signal(signal.SIGINT, interrupted)
+
+
+def _where(thread: int) -> str:
+    """The innermost function of this project that a thread is in."""
+    frame = sys._current_frames().get(thread)
+    while frame and not frame.f_globals.get("__name__", "").startswith(("stages.", "camp_model.")):
+        frame = frame.f_back
+    return f"{frame.f_globals['__name__']}.{frame.f_code.co_name}" if frame else "the stage"
+
+
 def stage_main(run: Callable[[], None], arguments: bool = False) -> None:
     """Run a stage's entry point, alone on its outputs; an InputError, or a disk that takes no more, becomes one line on
     stderr and exit code 2.
@@ -158,8 +224,10 @@ def stage_main(run: Callable[[], None], arguments: bool = False) -> None:
             epilog="Everything is set in params.yaml; a stage takes no options.",
         )
         parser.parse_args()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    is_stage = not arguments or "DVC_STAGE" in os.environ
     try:
-        with hold_own_outputs():
+        with _working() if is_stage else contextlib.nullcontext(), hold_own_outputs():
             if "DVC_STAGE" in os.environ:
                 _check_outputs()
             run()

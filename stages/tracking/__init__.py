@@ -191,7 +191,7 @@ def track(
         run._spool = None
         if spool:
             spool.close()
-        if process:
+        if process and status != "KILLED":  # who cancels does not wait; the delivery goes on by itself
             _wait(process, root, key)
 
 

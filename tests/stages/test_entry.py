@@ -1,5 +1,7 @@
 """Two processes never write one stage's outputs; a stage ends with its dvc."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -156,3 +158,45 @@ def test_a_link_in_the_place_of_outputs_is_said_before_any_work(tmp_path, monkey
     Path("data").mkdir()
     stage_main(lambda: worked.append(1))
     assert worked
+
+
+QUIET = """
+import ctypes, sys, time
+from stages import entry
+entry.QUIET = 0.5
+def inner_loop():
+    time.sleep(1.2)
+    for _ in range(8):
+        print("a word", flush=True)
+        time.sleep(0.2)
+    print("a library", flush=True)
+    library = ctypes.PyDLL(None) if "held" in sys.argv[0] else ctypes.CDLL(None)  # the first lets no other thread run
+    library.sleep(60)
+__name__ = "stages.made_up"
+entry.stage_main(inner_loop)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", ["stage", "held"])
+def test_a_silent_stage_says_where_it_is_and_ends_at_once_in_a_librarys_call(tmp_path, number, name):
+    (tmp_path / f"{name}.py").write_text(QUIET)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, f"{name}.py"], cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # as from a terminal
+    ) as stage:  # fmt: skip
+        assert stage.stdout is not None
+        lines = []
+        while lines[-1:] != ["a library"]:
+            lines.append(stage.stdout.readline().strip())
+        time.sleep(0.5)
+        begun = time.monotonic()
+        stage.send_signal(number)
+        stage.wait(20)
+        assert time.monotonic() - begun < 5
+    first = lines.index("a word")
+    assert first >= 2 and lines[first:-1] == ["a word"] * 8, "a line while nothing is said, none beside others"
+    assert all(line.startswith("stages.made_up.inner_loop: going on, ") for line in lines[:first])
+    assert stage.returncode == -number
