@@ -104,9 +104,8 @@ def measure(folder: Path, images: int) -> dict[str, Measured]:
 
 
 def main() -> None:
-    print(
-        f"{'stage':18} {'MB with ' + str(IMAGES[0]):>12} {'with ' + str(IMAGES[1]):>10} {'kB an image':>12} {'silent s':>9}"
-    )
+    few, many = (f"with {images}" for images in IMAGES)
+    print(f"{'stage':18} {'MB ' + few:>12} {many:>10} {'kB an image':>12} {'silent s':>9}")
     with tempfile.TemporaryDirectory() as temporary:
         runs = [measure(Path(temporary) / str(images), images) for images in IMAGES]
     for stage, small in runs[0].items():
