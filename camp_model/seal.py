@@ -5,6 +5,7 @@ own, faiss and .npy behind what their readers read. It tells accidents (a flippe
 not forgery. A file without a seal is an older one, or another program's, and is read as it is.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -26,7 +27,37 @@ CHUNK, BLOCK = 1 << 19, 1 << 16
 SETTLED = 2.0
 """Seconds after its last change from which a file that was whole is taken to be so: before, it may change unseen."""
 
-_whole: set[tuple[int, int, int, int]] = set()
+_whole: set[tuple[int, ...]] = set()
+_memory: Path | None = None
+REMEMBERED = 1 << 22
+"""Bytes above which what is remembered of files is forgotten."""
+
+
+def remember_in(path: Path | None) -> None:
+    """Have files that are found whole remembered in a file: no later process that does so, too, reads them for that.
+
+    A file is known by device, inode, size and the times of its last changes: whoever writes to it, and whoever copies,
+    moves or links it, makes it unknown. None: nothing is remembered beyond this process any more.
+    """
+    global _memory  # noqa: PLW0603
+    _memory = path
+    try:
+        if path and path.stat().st_size > REMEMBERED:
+            path.unlink()
+        for line in path.read_text(encoding="ascii", errors="replace").splitlines() if path else ():
+            if len(state := line.split()) == 5 and all(map(str.isdecimal, state)):
+                _whole.add(tuple(map(int, state)))
+    except OSError:
+        return  # nothing is remembered yet
+
+
+def _remember(state: tuple[int, ...]) -> None:
+    _whole.add(state)
+    if _memory:
+        with contextlib.suppress(OSError):  # a disk that takes no more costs another reading, no more
+            _memory.parent.mkdir(parents=True, exist_ok=True)
+            with _memory.open("a", encoding="ascii") as file:
+                file.write(" ".join(map(str, (*state, "\n"))))
 
 
 def seal(path: Path, append: bool = False) -> None:
@@ -64,7 +95,8 @@ def check_seal(path: Path) -> None:
     """
     with path.open("rb") as file:
         about = os.fstat(file.fileno())
-        state = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
+        times = (about.st_mtime_ns, about.st_ctime_ns)
+        state = (about.st_dev, about.st_ino, about.st_size, *times)
         if state in _whole:
             return
         at = _position(file, about.st_size)
@@ -73,8 +105,8 @@ def check_seal(path: Path) -> None:
         file.seek(at)
         if file.read(LENGTH) != _digest(file, at):
             raise ValueError(f"{path}: is damaged: its bytes are not those that were written (its checksum differs)")
-    if about.st_mtime < time.time() - SETTLED:
-        _whole.add(state)
+    if max(times) < (time.time() - SETTLED) * 1e9:
+        _remember(state)
 
 
 def sealed(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,12 +24,15 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from camp_model.files import NO_ROOM
+from camp_model.seal import remember_in
 from stages.errors import InputError
 from stages.params.section import PARAMS, StageSections
 
 S = TypeVar("S", bound=StageSections)
 
 FOLDER = Path(".work") / "locks"
+WHOLE = Path(".work") / "whole"
+"""Which files' seals were right: each is compared once, not by every stage."""
 PATIENCE = 600.0
 """Seconds that a stage waits for another process on the same outputs."""
 QUIET = 8.0
@@ -194,11 +197,13 @@ def _working() -> Iterator[None]:
     interrupted = signal.getsignal(signal.SIGINT)
     if interrupted is signal.default_int_handler:  # else somebody has it ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    remember_in(WHOLE)
     try:
         # Of several processes of one training, the first speaks.
         with saying_where(QUIET) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
             yield
     finally:
+        remember_in(None)
         signal.signal(signal.SIGINT, interrupted)
 
 

@@ -1,8 +1,12 @@
 """A file with one byte changed, without its end or without anything is never read as if it were whole."""
 
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +31,7 @@ from camp_model.regions import (
     write_rejected,
     write_shard,
 )
-from camp_model.seal import BLANK, check_seal, seal
+from camp_model.seal import BLANK, SETTLED, check_seal, seal
 from camp_model.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.build([["a", "red", "circle"], ["blue", "circle"]])
@@ -209,3 +213,50 @@ def test_only_a_file_with_room_is_sealed(tmp_path: Path) -> None:
     check_seal(path)
     with safe_open(path, "pt") as file:
         assert file.metadata()["b"] == 'quotes " and \n lines, é \x7f'
+
+
+CHECK = """
+import sys
+from pathlib import Path
+from camp_model.seal import check_seal, remember_in
+remember_in(Path("memory"))
+check_seal(Path("big.arrow"))
+print(dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())["rchar"])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much a process has read")
+def test_a_file_is_compared_once_and_again_whenever_it_may_have_changed(tmp_path: Path) -> None:
+    size = 40 << 20
+    table = pa.table({"x": np.arange(size // 8)})
+    with pa.ipc.new_file(tmp_path / "big.arrow", table.schema) as writer:
+        writer.write_table(table)
+    seal(tmp_path / "big.arrow")
+    time.sleep(SETTLED + 0.1)
+
+    def read() -> int:
+        """Bytes that a process reads for it; -1 where it says that the file is damaged."""
+        command, environment = (
+            [sys.executable, "-c", CHECK],
+            os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        )
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 or "is damaged" in done.stderr, done.stderr
+        return int(done.stdout) if done.returncode == 0 else -1
+
+    assert read() > size
+    assert read() < size / 4
+    (tmp_path / "memory").write_bytes(b"\xff 1 2\n" + (tmp_path / "memory").read_bytes() + b"1 2 3")
+    assert read() < size / 4
+    before = (tmp_path / "big.arrow").stat()
+    with (tmp_path / "big.arrow").open("r+b") as file:
+        file.seek(size // 2)
+        byte = file.read(1)
+        file.seek(size // 2)
+        file.write(bytes([byte[0] ^ 1]))
+    os.utime(tmp_path / "big.arrow", ns=(before.st_atime_ns, before.st_mtime_ns))  # as if nobody had written
+    time.sleep(SETTLED + 0.1)
+    assert read() == read() == -1, "what was wrong is not remembered as right"
+    (tmp_path / "memory").unlink()
+    (tmp_path / "memory").mkdir()
+    assert read() == -1
