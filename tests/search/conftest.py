@@ -1,6 +1,7 @@
 """What the tests of search share: the small run of the stages' tests, opened as a workspace."""
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -10,11 +11,15 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from camp_model.checkpoint import save_checkpoint
 from camp_model.config import CampConfig
@@ -32,10 +37,10 @@ from stages.params.regions import RegionsParams
 from stages.prepare_dataset import prepare_dataset
 from stages.tokenize_captions import tokenize_captions
 from tests.search.folders import folder, opened
-from tests.stages.conftest import SmallRun, make_checkpoint, make_run, page
+from tests.stages.conftest import SmallRun, chromium_tab, make_checkpoint, make_run, page
 from tests.stages.extraction.conftest import draw
 
-__all__ = ["folder", "make_checkpoint", "make_run", "opened", "page"]
+__all__ = ["chromium_tab", "folder", "make_checkpoint", "make_run", "opened", "page"]
 
 
 @pytest.fixture
@@ -149,9 +154,35 @@ class Server:
         return self.process.returncode, errors
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(photographs: Photographs) -> Iterator[Server]:
     """The photographs' page."""
     server = Server(photographs.root)
     yield server
     server.end()
+
+
+@pytest.fixture(scope="session")
+def collection(photographs: Photographs) -> PictureCollection:
+    """The same pictures and model in this process."""
+    return open_workspace(photographs.root)
+
+
+@pytest.fixture
+def tab(page: Any) -> Iterator[Any]:
+    """The tab; scripts run again afterwards."""
+    yield page
+    page.call("Emulation.setScriptExecutionDisabled", value=False)
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.address, timeout=60, trust_env=False) as client:
+        yield client
+
+
+def picture_bytes(width: int = 60, height: int = 40, kind: str = "PNG") -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, kind)
+    return out.getvalue()

@@ -1,4 +1,4 @@
-"""Stage evaluate: its ranks against plain loops, protocols, ensembles, gates, and the errors."""
+"""Stage evaluate: its ranks against plain loops, protocols, ensembles, and the errors."""
 
 import json
 from dataclasses import replace
@@ -12,29 +12,15 @@ import torch
 from camp_model.captions import CaptionTable, write_captions
 from camp_model.checkpoint import load_checkpoint
 from camp_model.encoders import length_mask
-from camp_model.gates import area_under_curve, hardest_others
 from camp_model.metrics import retrieval_metrics
 from camp_model.regions import RegionStore
 from camp_model.scoring.ranking import rank_blocks
 from camp_model.vocabulary import UNK, Vocabulary
 from stages.errors import InputError
-from stages.evaluate import evaluate
 from stages.evaluation.folds import COCO_FOLDS, folds_of, read_split
 from stages.evaluation.measuring import rank_fold
 from stages.evaluation.recall_table import recall_text
-from stages.params.evaluate import EvaluateParams
-
-PARAMS = EvaluateParams(device="cpu", gate_pairs=40)
-
-
-def run(small, params=PARAMS):
-    """Evaluate a small run; returns retrieval.json, gates.json and the rows of test.parquet."""
-    folders = {"out": small.root / "data/evaluation", "metrics": small.root / "metrics"}
-    evaluate(params, regions=small.regions, captions=small.token_tables, model=small.model, **folders)
-    retrieval, gates = (
-        json.loads((folders["metrics"] / f"{name}.json").read_text()) for name in ("retrieval", "gates")
-    )
-    return retrieval, gates, pq.read_table(folders["out"] / "test.parquet").to_pylist()
+from tests.stages.evaluation.running import PARAMS, run
 
 
 def pair_logits(folder: Path, small) -> np.ndarray:
@@ -216,76 +202,6 @@ def test_what_else_was_measured_stands_below_the_table():
     assert recall_text({"val": {"rsum": 2.0}, "test": values}).splitlines()[-2:] == [
         "test, ECCV Caption: i2t_map_at_r 23.9, t2i_r1 70.1", "test, CxC: i2t_r1 50.0",
     ]  # fmt: skip
-
-
-def test_area_under_curve_counts_pairs_and_ties_half():
-    positive, negative = np.array([3.0, 2.0, 1.0]), np.array([2.0, 0.0])
-    wins = sum((p > n) + 0.5 * (p == n) for p in positive for n in negative)
-    assert area_under_curve(positive, negative) == pytest.approx(wins / 6)
-
-
-def test_the_hardest_other_image_is_never_the_captions_own():
-    scores = torch.tensor([[9.0, 1.0, 2.0], [8.0, 5.0, 3.0], [1.0, 4.0, 7.0]])
-    assert hardest_others(scores, np.array([0, 1, 2])).tolist() == [1, 2, 1]
-    assert scores[0, 0] == 9.0, "what was given stays"
-
-
-def test_the_histograms_are_a_page_of_their_own(small):
-    run(small)
-    page = (small.root / "data/evaluation/gates_test.html").read_text()
-    for what in ("words", "content words", "regions"):
-        assert f"Histogram of the mean gate over a pair&#39;s {what}" in page
-    assert page.count("<svg") == 3 and "http" not in page.replace("http://www.w3.org", "")
-
-
-def test_gate_means_are_those_of_the_pairs_listed(small):
-    _, gates, rows = run(small)
-    table = pq.read_table(small.root / "data/evaluation/gates_test.parquet").to_pylist()
-    owner = {caption_id: image_id for caption_id, image_id, _ in small.captions}
-    first = {row["query_id"]: row["top_ids"] for row in rows if row["direction"] == "t2i"}
-    model, _, _ = load_checkpoint(small.model)
-    store, split = RegionStore(small.regions), None
-    split = read_split("test", small.token_tables, store)
-    for kind, column, name in (("positive", "words", "gate"), ("hardest", "regions", "region_gate")):
-        values = [row[column] for row in table if row["kind"] == kind]
-        assert len(values) == 40
-        assert gates["test"][f"{name}_{kind}_mean"] == pytest.approx(np.mean(values), abs=1e-6)
-    for row in table:
-        top = first[str(row["caption_id"])]
-        own = owner[row["caption_id"]]
-        assert (row["image_id"] == own) == (row["kind"] == "positive")
-        if row["kind"] == "hardest":
-            assert row["image_id"] == next(image for image in top if image != own)
-    row = table[0]
-    at = split.captions.caption_ids.tolist().index(row["caption_id"])
-    tokens, lengths = split.captions.batch([at, int(np.argmax(split.captions.lengths))])
-    features, mask = store.features([store.row_of(row["image_id"])] * 2)
-    mask = torch.from_numpy(mask)
-    with torch.inference_mode():
-        details = model.inspect_pairs(
-            model.encode_regions(torch.from_numpy(features).float(), mask), mask,
-            model.encode_captions(tokens, lengths), length_mask(lengths, tokens.shape[1]),
-        )  # fmt: skip
-    real = details.word_gates[0, : lengths[0]]
-    assert row["words"] == pytest.approx(real.mean().item(), abs=1e-5)  # the padding beside it changes nothing
-
-
-@pytest.mark.parametrize(
-    ("switches", "reason", "words", "regions"),
-    [
-        ({"gate": "none"}, "model.gate is none", False, False),
-        ({"message_passing": "none"}, "model.message_passing is none", False, False),
-        ({"message_passing": "text_to_image"}, None, False, True),
-        ({"message_passing": "image_to_text", "gate": "elementwise"}, None, True, False),
-    ],
-)
-def test_gates_that_a_model_lacks_are_null(make_run, tmp_path, monkeypatch, switches, reason, words, regions):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CAMP_TRACKING", "off")
-    _, gates, _ = run(make_run(tmp_path, 6, **switches))
-    assert gates["test"].get("reason") == reason
-    for name, has in (("gate_auc", words), ("gate_positive_mean", words), ("region_gate_auc", regions)):
-        assert (gates["test"][name] is not None) == has
 
 
 def test_evaluation_computes_in_the_numbers_that_validation_did(small):

@@ -1,7 +1,6 @@
 """Bad rows among good ones: all of them are named, the good ones are written, and too many are an error."""
 
 import json
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,37 +8,13 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from stages.contracts import read_lines
 from stages.errors import InputError, shown
 from stages.params.dataset import DatasetParams
 from stages.prepare_dataset import prepare_dataset
+from tests.stages.sources.conftest import GOOD, picture
 
-
-def picture(file: Path, number: int) -> None:
-    """A picture unlike any of another number."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (20, 10), (number % 256, number // 256, 77)).save(file, "PNG")
-
-
-@pytest.fixture
-def prepare(tmp_path: Path) -> Callable[..., Path]:
-    """Runs the stage over the table `rows` (header and rows of a CSV) in tmp_path/raw; returns its output folder."""
-
-    def run(rows: str | None = None, pictures: bool = True, **more: Any) -> Path:
-        if rows is not None:
-            (tmp_path / "raw/captions.csv").write_text(rows, encoding="utf-8")
-        values = {"source": "table", "root": str(tmp_path / "raw")} | more
-        prepare_dataset(DatasetParams.from_dict(values), tmp_path / "dataset", pictures)
-        return tmp_path / "dataset"
-
-    for number in range(1, 7):
-        picture(tmp_path / f"raw/{number}.jpg", number)
-    return run
-
-
-GOOD = "image,caption,split\n1.jpg,one,train\n2.jpg,two,val\n3.jpg,three,test\n"
 BAD = (
     "4.jpg,,train\n"  # no caption: the picture of the row has another one
     "4.jpg,four,train\n"
@@ -124,129 +99,12 @@ def test_a_karpathy_record_or_sentence_is_set_aside_alone(tmp_path: Path) -> Non
     assert len(pq.read_table(tmp_path / "out/images.parquet")) == 3
 
 
-# --- splits
-
-
-def without_split(count: int, columns: str = "") -> str:
-    header = f"image,caption{',group' if columns else ''}\n"
-    return header + "".join(f"{n}.jpg,text {n}{columns.format(n // 4) if columns else ''}\n" for n in range(count))
-
-
-def splits(out: Path) -> dict[str, str]:
-    table = pq.read_table(out / "images.parquet")
-    return dict(zip(table["image_id"].to_pylist(), table["split"].to_pylist(), strict=True))
-
-
-def test_a_table_without_splits_is_split_by_the_pictures(prepare: Callable[..., Path], tmp_path: Path) -> None:
-    for number in range(300):
-        picture(tmp_path / f"raw/{number}.jpg", number)
-    first = splits(prepare(without_split(300), table={"val_share": 0.2, "test_share": 0.3}))
-    shares = [list(first.values()).count(split) / 300 for split in ("train", "val", "test")]
-    assert shares == pytest.approx([0.5, 0.2, 0.3], abs=0.08)
-    # Whatever else is there, and whatever it is called, a picture stays where it is; and copies are together.
-    (tmp_path / "raw/0.jpg").rename(tmp_path / "raw/other.jpg")
-    (tmp_path / "raw/1 copy.jpg").write_bytes((tmp_path / "raw/1.jpg").read_bytes())
-    rows = without_split(150).replace("0.jpg,text 0\n", "other.jpg,text 0\n1 copy.jpg,text\n", 1)
-    again = splits(prepare(rows, table={"val_share": 0.2, "test_share": 0.3}))
-    assert again.pop("other") == first["0"] and again.pop("1 copy") == first["1"]
-    assert again.items() <= first.items() and len(again) == 149
-
-
-def test_a_group_is_never_cut(prepare: Callable[..., Path], tmp_path: Path) -> None:
-    for number in range(120):
-        picture(tmp_path / f"raw/{number}.jpg", number)
-    together = splits(prepare(without_split(120, ",product {}")))
-    assert set(together.values()) == {"train", "val", "test"}
-    for first in range(0, 120, 4):
-        assert len({together[str(first + view)] for view in range(4)}) == 1
-    with pytest.raises(InputError, match=r"in the group 'b' here and in 'a' at .*row 1"):
-        prepare("image,caption,group\n1.jpg,x,a\n1.jpg,y,b\n2.jpg,z,\n")
-
-
-def test_shares_that_leave_no_training_images_are_an_error() -> None:
-    with pytest.raises(InputError, match=r"dataset\.table"):
-        DatasetParams.from_dict({"table": {"val_share": 0.5, "test_share": 0.5}})
-
-
-def test_one_picture_in_two_splits_is_counted_and_named(
-    prepare: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "raw/2.jpg").write_bytes((tmp_path / "raw/1.jpg").read_bytes())
-    (tmp_path / "raw/4.jpg").write_bytes((tmp_path / "raw/3.jpg").read_bytes())
-    rows = GOOD + "4.jpg,four,test\n"  # a copy within a split does no harm
-    with pytest.raises(InputError, match=r"2 of 4 images are the same picture in two splits: '1' \(train\), '2' \(val"):
-        prepare(rows)
-    assert len(splits(prepare(rows, max_shared_share=0.5))) == 4
-    assert "2 of 4 images are the same picture in two splits" in capsys.readouterr().out
-
-
-# --- names and links
-
-
-def test_a_folder_of_pictures_may_be_a_link_that_the_params_name(prepare: Callable[..., Path], tmp_path: Path) -> None:
-    for number in (1, 2, 3):
-        picture(tmp_path / f"disk/{number}.jpg", number)
-    (tmp_path / "raw/photos").symlink_to(tmp_path / "disk")
-    out = prepare(GOOD, table={"images": "photos"})
-    assert pq.read_table(out / "images.parquet")["path"].to_pylist()[0] == "photos/1.jpg"
-    (tmp_path / "disk/2.jpg").unlink()
-    (tmp_path / "disk/2.jpg").symlink_to(tmp_path / "raw/2.jpg")  # out of the folder again
-    with pytest.raises(InputError, match=r"row 2: path 'photos/2\.jpg' leaves .*disk|photos/2\.jpg is a link to .*raw"):
-        prepare(table={"images": "photos"})
-
-
-def test_a_link_that_is_refused_is_named_and_can_be_allowed(prepare: Callable[..., Path], tmp_path: Path) -> None:
-    picture(tmp_path / "disk/2.jpg", 2)
-    (tmp_path / "raw/sub").symlink_to(tmp_path / "disk")
-    rows = GOOD.replace("2.jpg", "sub/2.jpg")
-    with pytest.raises(
-        InputError, match=r"leaves the image root .*raw: .*raw/sub is a link to .*disk; dataset\.linked_folders names"
-    ):
-        prepare(rows)
-    assert len(splits(prepare(rows, linked_folders=[str(tmp_path / "disk")]))) == 3
-    (tmp_path / "disk/2.jpg").unlink()
-    (tmp_path / "disk/2.jpg").symlink_to("gone.jpg")
-    with pytest.raises(InputError, match=r"no image file .*sub/2\.jpg: .*2\.jpg is a link to gone\.jpg, where nothing"):
-        prepare(rows, linked_folders=[str(tmp_path / "disk")])
-    (tmp_path / "disk/2.jpg").unlink()
-    (tmp_path / "disk/2.jpg").symlink_to("2.jpg")  # to itself
-    with pytest.raises(InputError, match=r"row 2: .*2\.jpg is a link to 2\.jpg"):
-        prepare(rows, linked_folders=[str(tmp_path / "disk")])
-
-
 def test_a_split_that_bad_rows_have_emptied_says_which(
     prepare: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(InputError, match="the split val holds no image"):
         prepare(GOOD.replace("2.jpg", "gone.jpg"), max_rejected_share=1.0)
     assert "1 rejected (image 1):" in (said := capsys.readouterr().out) and "row 2: no image file" in said
-
-
-@pytest.mark.parametrize("config", ["", "[core]\n    autostage = true\n[cache]\n    dir = ../shared cache\n"])
-def test_links_into_the_cache_of_dvc_are_followed(prepare: Callable[..., Path], tmp_path: Path, config: str) -> None:
-    (tmp_path / ".dvc").mkdir()
-    (tmp_path / ".dvc/config").write_text(config)
-    cached = tmp_path / ("shared cache" if config else ".dvc/cache") / "files/md5/ab/cdef"
-    cached.parent.mkdir(parents=True)
-    (tmp_path / "raw/2.jpg").rename(cached)
-    (tmp_path / "raw/2.jpg").symlink_to(cached)
-    assert len(splits(prepare(GOOD))) == 3
-    (tmp_path / "raw/2.jpg").unlink()
-    (tmp_path / "raw/2.jpg").symlink_to(tmp_path / ".dvc/config")
-    with pytest.raises(InputError, match="leaves the image root"):
-        prepare(GOOD)
-
-
-@pytest.mark.parametrize(("on_disk", "in_table"), [("NFD", "NFC"), ("NFC", "NFD"), ("NFD", "NFD")])
-def test_names_are_the_same_however_their_accents_are_composed(
-    prepare: Callable[..., Path], tmp_path: Path, on_disk: Any, in_table: Any
-) -> None:
-    name = "Größe/Café.jpg"
-    picture(tmp_path / "raw" / unicodedata.normalize(on_disk, name), 9)
-    out = prepare(GOOD + unicodedata.normalize(in_table, f"{name},x,train\n"))
-    row = pq.read_table(out / "images.parquet").to_pylist()[3]
-    assert (tmp_path / "raw" / row["path"]).is_file()
-    assert row["image_id"] == "Café" and row["width"] == 20
 
 
 def test_no_pictures_are_needed_where_regions_are_precomputed(
@@ -264,9 +122,6 @@ def test_no_pictures_are_needed_where_regions_are_precomputed(
     prepare(GOOD, pictures=False, table={"images": "nowhere"})
     with pytest.raises(InputError, match="leaves the image root"):
         prepare(GOOD.replace("2.jpg", "../2.jpg"), pictures=False)
-
-
-# --- texts
 
 
 def test_only_a_newline_ends_a_row(prepare: Callable[..., Path], tmp_path: Path) -> None:

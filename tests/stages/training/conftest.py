@@ -96,6 +96,7 @@ class Job:
         self.set(params)
 
     def set(self, params: TrainSections) -> None:
+        self.params = params
         values = {"model": params.model.to_dict(), "train": params.train.to_dict()}
         (self.folder / "params.yaml").write_text(yaml.safe_dump(values))
 
@@ -112,6 +113,19 @@ class Job:
         printed = process.communicate(timeout=300)[0]
         assert process.returncode == code, printed
         return printed
+
+    def train_here(self) -> None:
+        """What `finish` does, in this process, which has already imported what the stage imports."""
+        default = Paths()
+        below = {
+            name: self.folder / getattr(default, name) for name in ("regions", "captions", "model", "metrics", "plots")
+        }
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            train(self.params, Paths(**below, work=self.folder / ".work/train"), device=torch.device("cpu"))
+        finally:
+            torch.set_num_threads(threads)
 
     def wait_for_step(self, step: int, process: subprocess.Popen[str]) -> None:
         """Wait until a state of at least `step` steps is saved."""

@@ -22,7 +22,7 @@ def test_two_processes_train_as_one_does_and_survive_being_killed(make_job, para
         make_job(name, params(processes=processes, **settings), images=16)
         for name, processes in (("one", 1), ("two", 2), ("killed", 2))
     )
-    one.finish()
+    one.train_here()
     assert two.finish().count("epoch 1:") == 1, "one process alone reports"
     losses = [[float(row.split(",")[1]) for row in job.result()[0].splitlines()[1:]] for job in (one, two)]
     assert len(losses[0]) == 24 and losses[1] == pytest.approx(losses[0], rel=1e-5, abs=1e-5)
@@ -99,7 +99,7 @@ def test_two_machines_train_as_one_does_over_a_folder_that_they_share(make_job, 
     settings = {"epochs": 6, "batch_size": 8, "checkpoint_steps": 1}
     one = make_job("one", params(**settings), images=16)
     two = make_job("two", params(machines=2, **settings), images=16)
-    one.finish()
+    one.train_here()
     started = machines(two, two)
     two.wait_for_step(6, started[0])
     for process in started:  # torchrun ends what it has started

@@ -181,7 +181,7 @@ def test_a_killed_experiment_goes_on_in_another_workspace(make_job, params):
     settings = params(**(EVERYTHING | {"epochs": 12}))
     main = make_job("main", settings, images=15)
     whole = make_job("whole", settings, images=15)
-    whole.finish()
+    whole.train_here()
 
     def experiment(name):
         folder = main.folder / ".dvc/tmp/exps" / name
@@ -237,7 +237,7 @@ def test_states_of_two_trainings_lie_side_by_side(tmp_path):
 def test_a_killed_process_resumes_bit_for_bit(make_job, params):
     settings = params(**(EVERYTHING | {"epochs": 40}))
     whole, killed = make_job("whole", settings, images=15), make_job("killed", settings, images=15)
-    whole.finish()
+    whole.train_here()
     process = killed.start()
     killed.wait_for_step(20, process)
     process.kill()

@@ -1,0 +1,58 @@
+"""A table without splits is split by its pictures; none is in two splits unseen."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stages.errors import InputError
+from stages.params.dataset import DatasetParams
+from tests.stages.sources.conftest import GOOD, picture, splits
+
+
+def without_split(count: int, columns: str = "") -> str:
+    header = f"image,caption{',group' if columns else ''}\n"
+    return header + "".join(f"{n}.jpg,text {n}{columns.format(n // 4) if columns else ''}\n" for n in range(count))
+
+
+def test_a_table_without_splits_is_split_by_the_pictures(prepare: Callable[..., Path], tmp_path: Path) -> None:
+    for number in range(300):
+        picture(tmp_path / f"raw/{number}.jpg", number)
+    first = splits(prepare(without_split(300), table={"val_share": 0.2, "test_share": 0.3}))
+    shares = [list(first.values()).count(split) / 300 for split in ("train", "val", "test")]
+    assert shares == pytest.approx([0.5, 0.2, 0.3], abs=0.08)
+    # Whatever else is there, and whatever it is called, a picture stays where it is; and copies are together.
+    (tmp_path / "raw/0.jpg").rename(tmp_path / "raw/other.jpg")
+    (tmp_path / "raw/1 copy.jpg").write_bytes((tmp_path / "raw/1.jpg").read_bytes())
+    rows = without_split(150).replace("0.jpg,text 0\n", "other.jpg,text 0\n1 copy.jpg,text\n", 1)
+    again = splits(prepare(rows, table={"val_share": 0.2, "test_share": 0.3}))
+    assert again.pop("other") == first["0"] and again.pop("1 copy") == first["1"]
+    assert again.items() <= first.items() and len(again) == 149
+
+
+def test_a_group_is_never_cut(prepare: Callable[..., Path], tmp_path: Path) -> None:
+    for number in range(120):
+        picture(tmp_path / f"raw/{number}.jpg", number)
+    together = splits(prepare(without_split(120, ",product {}")))
+    assert set(together.values()) == {"train", "val", "test"}
+    for first in range(0, 120, 4):
+        assert len({together[str(first + view)] for view in range(4)}) == 1
+    with pytest.raises(InputError, match=r"in the group 'b' here and in 'a' at .*row 1"):
+        prepare("image,caption,group\n1.jpg,x,a\n1.jpg,y,b\n2.jpg,z,\n")
+
+
+def test_shares_that_leave_no_training_images_are_an_error() -> None:
+    with pytest.raises(InputError, match=r"dataset\.table"):
+        DatasetParams.from_dict({"table": {"val_share": 0.5, "test_share": 0.5}})
+
+
+def test_one_picture_in_two_splits_is_counted_and_named(
+    prepare: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "raw/2.jpg").write_bytes((tmp_path / "raw/1.jpg").read_bytes())
+    (tmp_path / "raw/4.jpg").write_bytes((tmp_path / "raw/3.jpg").read_bytes())
+    rows = GOOD + "4.jpg,four,test\n"  # a copy within a split does no harm
+    with pytest.raises(InputError, match=r"2 of 4 images are the same picture in two splits: '1' \(train\), '2' \(val"):
+        prepare(rows)
+    assert len(splits(prepare(rows, max_shared_share=0.5))) == 4
+    assert "2 of 4 images are the same picture in two splits" in capsys.readouterr().out
