@@ -5,14 +5,16 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from camp_model.files import read_table, write_table
 from camp_model.vocabulary import UNK
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SCHEMA = pa.schema(
     [
@@ -143,13 +145,15 @@ class CaptionTable:
         """The largest word id in the table: below the vocabulary's size in a table that belongs to it."""
         return int(self._ids.max(initial=0))
 
-    def batch(self, rows: Iterable[int]) -> tuple[Tensor, Tensor]:
+    def batch(self, rows: Iterable[int]) -> "tuple[Tensor, Tensor]":
         """Word ids and lengths of some captions.
 
         Returns:
             tokens: int64 [C, N], N the longest of them, padded with 0.
             lengths: int64 [C].
         """
+        import torch  # here alone: who writes captions waits for no torch
+
         chosen = np.asarray(list(rows), dtype=np.int64)
         lengths = self.lengths[chosen]
         positions = np.arange(lengths.max(initial=0))

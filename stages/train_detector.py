@@ -7,7 +7,6 @@ from typing import Any
 from camp_model.files import replacing_folder, write_json
 from stages.detectors import DETECTORS
 from stages.detectors.base import Description, tell_changes
-from stages.detectors.scenes_training import train_detector_of_scenes
 from stages.entry import read_params, stage_main
 from stages.params.dataset import DatasetParams
 from stages.params.detector import DetectorParams
@@ -30,6 +29,8 @@ def train_detector(params: TrainDetectorSections, dataset: Path, out: Path, metr
     values: dict[str, Any] = {"pretrained": params.detector.weights != "random"}
     with replacing_folder(out) as building:
         if params.detector.weights == "train":
+            from stages.detectors.scenes_training import train_detector_of_scenes
+
             image_root = params.dataset.image_root(dataset)
             values = train_detector_of_scenes(params.detector.train, image_root, dataset, building)
         else:
