@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from camp_model.files import read_table, write_table
-from camp_model.vocabulary import UNK
+from camp_model.further_words import FURTHER_WORDS
+from camp_model.vocabulary import START, UNK, Vocabulary
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -133,6 +134,22 @@ class CaptionTable:
         vague = unknown | (self.lengths == self.lengths.max(initial=0))
         rest = (_letters(text) if is_vague else "" for text, is_vague in zip(self.texts, vague.tolist(), strict=True))
         return _numbers(zip(self.text_index.tolist(), rest, strict=True))
+
+    def spelt_out(self, vocabulary: Vocabulary) -> "CaptionTable":
+        """The same captions for models that read spelling: words outside the vocabulary have ids of their own.
+
+        Those ids hold in this process alone (`camp_model.further_words`).
+        """
+        ids = self._ids.copy()
+        unknown = np.flatnonzero(ids == UNK)
+        for row in np.unique(np.searchsorted(self._starts, unknown, side="right") - 1).tolist():
+            start, stop = self._starts[row], self._starts[row] + self.lengths[row]
+            first = start + (ids[start] == START)
+            # <unk> stands for a caption without a word, too.
+            for at, word in zip(range(first, stop), vocabulary.tokenize(self.texts[row]), strict=False):
+                if ids[at] == UNK and word not in vocabulary:
+                    (ids[at],) = FURTHER_WORDS.ids([word])
+        return replace(self, _ids=ids)
 
     @property
     def equal(self) -> int | None:

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from camp_model.captions import CaptionTable
 from camp_model.encoders import length_mask
 from camp_model.model import CAMP
+from camp_model.vocabulary import Vocabulary
 
 BATCH = 128
 """Images, or captions to remember, encoded at a time."""
@@ -75,6 +76,21 @@ def encode_captions(
     tokens, lengths = captions.batch(rows)
     tokens = tokens.to(device_of(model))
     return model.encode_captions(tokens, lengths), length_mask(lengths.to(tokens.device), tokens.shape[1])
+
+
+def word_ids(model: CAMP, vocabulary: Vocabulary, words: Sequence[str]) -> list[int]:
+    """The id of each word of a sentence as a model reads it: of its vocabulary, or of its spelling where the text
+    encoder reads that; <unk> for a word that it cannot read."""
+    ids = vocabulary.encode(words)
+    outside = list(dict.fromkeys(word for word in words if word not in vocabulary))
+    further = dict(zip(outside, model.caption_encoder.further_ids(outside), strict=True))
+    return [further.get(word, number) for word, number in zip(words, ids, strict=True)]
+
+
+def as_read(models: Sequence[CAMP], vocabulary: Vocabulary, captions: CaptionTable) -> CaptionTable:
+    """A table of captions as some models read it: words outside their vocabulary by their spelling, where one does."""
+    spelling = any(model.caption_encoder.reads_spelling for model in models)
+    return captions.spelt_out(vocabulary) if spelling else captions
 
 
 def encode_sentences(model: CAMP, sentences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

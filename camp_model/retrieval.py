@@ -151,7 +151,7 @@ class Retriever:
         """Find the images that sentences describe.
 
         Args:
-            tokens: int64 [Q, N] word ids.
+            tokens: int64 [Q, N] word ids, as `camp_model.encoding.word_ids` gives them.
             lengths: int64 [Q].
             shortlist: K, images per sentence that CAMP ranks.
             top_k: results per sentence.

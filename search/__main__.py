@@ -127,13 +127,17 @@ def _print(collection: Any, options: argparse.Namespace) -> None:
             for rank, (hit, path) in enumerate(zip(answer.hits, paths, strict=True), start=1)
         ]
         content = {
-            "sentence": options.sentence, "words": answer.words, "unknown": answer.unknown, "hits": hits,
-            "ranked": answer.scored, "pictures": answer.total, "rejected": status.rejected_count, "model": status.model,
+            "sentence": options.sentence, "words": answer.words, "unknown": answer.unknown,
+            "by_spelling": answer.by_spelling, "hits": hits, "ranked": answer.scored, "pictures": answer.total,
+            "rejected": status.rejected_count, "model": status.model,
         }  # fmt: skip
         print(json.dumps(content, indent=2))
     else:
         if answer.unknown:
             print(f"unknown to the model: {_plain(', '.join(answer.unknown))}", file=sys.stderr)
+        if answer.by_spelling:
+            words = _plain(", ".join(answer.by_spelling))
+            print(f"not in the vocabulary trained on, read by their spelling: {words}", file=sys.stderr)
         for hit, path in zip(answer.hits, paths, strict=True):
             print(f"{hit.score:8.3f}  {_plain(str(path))}")
     if status.problem and not answer.total:

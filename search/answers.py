@@ -28,6 +28,8 @@ class Answer:
     """As the model reads the sentence."""
     unknown: list[str]
     """Those that it does not know."""
+    by_spelling: list[str]
+    """Those that it knows by their spelling alone: the vocabulary that was trained on lacks them."""
     dropped: int
     """Words at the end that it does not read."""
     scored: int

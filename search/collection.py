@@ -33,6 +33,8 @@ from stages.errors import shown
 from stages.indexing.vectors import weights_key
 from stages.params.index import IndexParams
 
+SENTENCE_BYTES = 2**26
+"""What the text encoder keeps of sentences."""
 REMEMBERED = 32
 """Sentences whose ranking is remembered, so that more rows of an answer cost nothing."""
 
@@ -59,6 +61,7 @@ class PictureCollection:
         max_pixels: int,
     ) -> None:
         self.source, self.model, self.reader = source, model, reader
+        model.caption_encoder.remember_at_most(SENTENCE_BYTES)
         self.max_pixels = max_pixels
         self._captions = captions
         self._caption_ranker = CaptionRanker(model, captions) if captions and captions.is_file() else None
@@ -100,7 +103,9 @@ class PictureCollection:
             Hit(pictures.ids[position], float(score))
             for position, score in zip(ranked.positions[chosen], ranked.scores[chosen], strict=True)
         ]
-        return Answer(hits, list(read.words), read.unknown, read.dropped, len(ranked.positions), len(pictures))
+        return Answer(
+            hits, list(read.words), read.unknown, read.by_spelling, read.dropped, len(ranked.positions), len(pictures)
+        )
 
     def _rank(self, ids: tuple[int, ...]) -> tuple[Pictures, Ranked]:
         with self._lock:
@@ -244,7 +249,7 @@ def open_workspace(root: Path) -> PictureCollection:
     source = WorkspaceSource(workspace, model, str(workspace.model))
     shortlist = workspace.params.index.shortlist if fingerprint.get("joint_weight") else None
     return PictureCollection(
-        source, model, SentenceReader(vocabulary, workspace.params.captions), shortlist, workspace.captions,
+        source, model, SentenceReader(model, vocabulary, workspace.params.captions), shortlist, workspace.captions,
         workspace.params.regions.max_pixels,
     )  # fmt: skip
 
@@ -269,7 +274,7 @@ def open_folder(
     source = FolderSource(images, camp, weights_key(model), model, cache)
     joint = read_fingerprint(model).get("joint_weight")
     return PictureCollection(
-        source, camp, SentenceReader(vocabulary, extraction.captions), shortlist if joint else None, None,
+        source, camp, SentenceReader(camp, vocabulary, extraction.captions), shortlist if joint else None, None,
         extraction.regions.max_pixels,
     )  # fmt: skip
 

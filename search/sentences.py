@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-from camp_model.vocabulary import UNK, Vocabulary
+from camp_model.encoding import word_ids
+from camp_model.model import CAMP
+from camp_model.vocabulary import END, START, UNK, Vocabulary
 from stages.errors import InputError, shown
 from stages.params.captions import CaptionsParams
-from stages.tokens.vocabulary import encode
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,8 @@ class Sentence:
     """Without <start> and <end>."""
     known: tuple[bool, ...]
     """Whether the model knows each."""
+    spelt: tuple[bool, ...]
+    """Whether the model knows each by its spelling alone: it is none of the vocabulary that was trained on."""
     ids: tuple[int, ...]
     """As the model reads them, <start> and <end> included where it was trained with them."""
     dropped: int = 0
@@ -26,12 +29,17 @@ class Sentence:
         """The words that the model does not know, each once."""
         return list(dict.fromkeys(w for w, known in zip(self.words, self.known, strict=True) if not known))
 
+    @property
+    def by_spelling(self) -> list[str]:
+        """The words that the model knows by their spelling alone, each once."""
+        return list(dict.fromkeys(w for w, alone in zip(self.words, self.spelt, strict=True) if alone))
+
 
 class SentenceReader:
     """Cuts sentences into words as the model's captions were cut."""
 
-    def __init__(self, vocabulary: Vocabulary, params: CaptionsParams) -> None:
-        self.vocabulary, self.params = vocabulary, params
+    def __init__(self, model: CAMP, vocabulary: Vocabulary, params: CaptionsParams) -> None:
+        self.model, self.vocabulary, self.params = model, vocabulary, params
 
     def read(self, sentence: str) -> Sentence:
         """Raises InputError where there is no word."""
@@ -39,6 +47,8 @@ class SentenceReader:
         if not words:
             raise InputError(f"sentence: {shown(sentence)} holds no word; expected words such as `a dog in the snow`")
         read = words[: self.params.max_words]
-        known = tuple(number != UNK for number in self.vocabulary.encode(read))
-        ids = encode(self.vocabulary, words, self.params)
-        return Sentence(tuple(read), known, tuple(ids), len(words) - len(read))
+        ids = word_ids(self.model, self.vocabulary, read)
+        known = tuple(number != UNK for number in ids)
+        spelt = tuple(number not in range(len(self.vocabulary)) for number in ids)
+        framed = [START, *ids, END] if self.params.start_end else ids
+        return Sentence(tuple(read), known, spelt, tuple(framed), len(words) - len(read))

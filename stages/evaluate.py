@@ -10,7 +10,7 @@ from stages.contracts import hashes_of, input_errors, read_fingerprint
 from stages.device import Precision, choose_device
 from stages.entry import read_params, stage_main
 from stages.evaluation.folds import read_split
-from stages.evaluation.loading import load_models, read_lexicon
+from stages.evaluation.loading import load_models, read_as, read_lexicon
 from stages.evaluation.measuring import measure_split
 from stages.evaluation.recall_table import recall_text
 from stages.params.evaluate import EvaluateParams
@@ -46,7 +46,7 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
     precision = Precision(trained if params.precision == "trained" else params.precision, device, "evaluate.precision")
     splits = {name: read_split(name, captions, store) for name in params.splits}
     models = load_models([model, *map(named_path, params.ensemble)], store, captions, device)
-    lexicon = read_lexicon(params, captions)
+    splits, lexicon = read_as(models, captions, splits, read_lexicon(params, captions))
     with track("evaluate", {"evaluate": params}, parent=trained_by(model)) as run:
         with precision.autocast(), input_errors():  # a torn shard
             measured = {

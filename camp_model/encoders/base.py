@@ -1,13 +1,15 @@
 """What every text encoder offers."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from camp_model.config import CampConfig
-from camp_model.vocabulary import Vocabulary
+from camp_model.further_words import FIRST
+from camp_model.vocabulary import UNK, Vocabulary
 
 
 def length_mask(lengths: Tensor, size: int) -> Tensor:
@@ -45,6 +47,18 @@ class TextEncoder(nn.Module, ABC):
     def read_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Learn how the words of a new model are spelt, where the encoder asks for more than their ids."""
 
+    @property
+    def reads_spelling(self) -> bool:
+        """Whether words outside the vocabulary can be read; if not, they are <unk> here."""
+        return False
+
+    def further_ids(self, words: Sequence[str]) -> list[int]:
+        """Ids of words that are not in the vocabulary; that of <unk> for one that cannot be read."""
+        return [UNK] * len(words)
+
+    def remember_at_most(self, size: int) -> None:
+        """Keep no more than `size` bytes of what is encoded; a process that serves meets ever new sentences."""
+
     def facts(self) -> dict[str, Any]:
         """What a checkpoint must hold beside config and weights to make the encoder anew, as JSON has it."""
         return {}
@@ -70,7 +84,7 @@ class TextEncoder(nn.Module, ABC):
         """Encode captions; padding becomes zero.
 
         Args:
-            tokens: int64 [C, N] word ids.
+            tokens: int64 [C, N] word ids, of the vocabulary or of `camp_model.further_words`.
             lengths: int64 [C] real words of each caption.
             dropout: applied to the word embeddings.
 
@@ -87,4 +101,6 @@ class TextEncoder(nn.Module, ABC):
             row = int(wrong[0])
             raise ValueError(f"caption {row} of the batch: length {int(lengths[row])} is not between 1 and {size}")
         real = length_mask(lengths, size).to(tokens.device)
+        if not self.reads_spelling:
+            tokens = tokens.masked_fill(tokens >= FIRST, UNK)
         return self.encode(tokens, lengths, dropout).masked_fill(~real[..., None], 0.0)

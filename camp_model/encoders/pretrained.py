@@ -7,6 +7,7 @@ comes with them is run.
 import hashlib
 import importlib
 import json
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,12 +17,14 @@ from torch import nn
 
 from camp_model.files import sha256_of
 from camp_model.packages import PREFIX, package_folder
-from camp_model.vocabulary import SPECIALS
+from camp_model.vocabulary import SPECIALS, UNK
 
 LONGEST_WORD = 16
 """Pieces of a word at most; what follows in a longer one is left out."""
 OF_THIS_MACHINE = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")
 """What a config says besides the network's shape."""
+_CUTTING = threading.Lock()
+"""Tokenizers are not for several threads at once."""
 
 T = TypeVar("T")
 
@@ -96,42 +99,63 @@ def longest_input(network: Any) -> int:
 
 
 def word_pieces(source: str, words: Sequence[str]) -> list[list[int]]:
-    """The pieces of each word, as the tokenizer of `source` cuts it within a sentence.
-
-    A word of which nothing is left, and <unk>, has the tokenizer's unknown piece. <start> and <end> have what the
-    tokenizer puts before and after a sentence, <pad> has none.
+    """The pieces of each word of a vocabulary, as `PieceCutter` cuts them; <pad> has none.
 
     Raises:
         ValueError: there is no tokenizer; the message names `source`.
     """
-    place = weights_place(source)
-    known = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
-    if Path(place).is_dir() and not any(next(Path(place).glob(name), None) for name in known):
-        raise ValueError(f"model.transformer: {source:.200}: holds no tokenizer; expected one of {', '.join(known)}")
-    return _loaded(source, "a tokenizer", lambda library: _cut(library, place, words))
+    cutter = PieceCutter(source)
+    return [*cutter.specials, *cutter.cut(words[len(SPECIALS) :])]
 
 
-def _cut(library: Any, place: str, words: Sequence[str]) -> list[list[int]]:
-    tokenizer = library.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    unknown = [i for i in (tokenizer.unk_token_id, tokenizer.mask_token_id, tokenizer.pad_token_id, 0) if i is not None]
+class PieceCutter:
+    """The tokenizer of `source` (as `CampConfig.transformer`), which cuts words into pieces as it does in a sentence.
 
-    def cut(texts: list[str], whole: bool = False) -> list[list[int]]:
-        pieces: list[list[int]] = tokenizer(texts, add_special_tokens=whole, truncation=False)["input_ids"]
+    Raises:
+        ValueError: there is no tokenizer; the message names `source`.
+    """
+
+    specials: list[list[int]]
+    """Pieces of <pad>, <start>, <end> and <unk>: none, what is put before and after a sentence, the unknown piece."""
+
+    def __init__(self, source: str) -> None:
+        place = weights_place(source)
+        known = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+        if Path(place).is_dir() and not any(next(Path(place).glob(name), None) for name in known):
+            raise ValueError(
+                f"model.transformer: {source:.200}: holds no tokenizer; expected one of {', '.join(known)}"
+            )
+        self.source = source
+        _loaded(source, "a tokenizer", lambda library: self._load(library, place))
+
+    def _load(self, library: Any, place: str) -> None:
+        self._tokenizer = tokenizer = library.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        ids = (tokenizer.unk_token_id, tokenizer.mask_token_id, tokenizer.pad_token_id, 0)
+        (before,), (sentence,) = self._pieces(["a"]), self._pieces(["a"], whole=True)
+        if not before or before[0] == tokenizer.unk_token_id:  # the library makes an empty tokenizer of a config
+            raise ValueError("does not know the word a")
+        begin = next(i for i in range(len(sentence)) if sentence[i : i + len(before)] == before)
+        unknown = [number for number in ids if number is not None][:1]
+        self._before = before
+        self.specials = [[], sentence[:begin], sentence[begin + len(before) :], unknown]
+
+    def _pieces(self, texts: list[str], whole: bool = False) -> list[list[int]]:
+        with _CUTTING:
+            pieces: list[list[int]] = self._tokenizer(texts, add_special_tokens=whole, truncation=False)["input_ids"]
         return pieces
 
-    ((before,), (sentence,)) = cut(["a"]), cut(["a"], whole=True)
-    if not before or before[0] == tokenizer.unk_token_id:  # the library makes an empty tokenizer of a config
-        raise ValueError("does not know the word a")
-    begin = next(i for i in range(len(sentence)) if sentence[i : i + len(before)] == before)
-    table: list[list[int]] = [[], sentence[:begin], sentence[begin + len(before) :], unknown[:1]]
-    ordinary = list(words[len(SPECIALS) :])
-    if ordinary:
+    def cut(self, words: Sequence[str]) -> list[list[int]]:
+        """The pieces of each word; the unknown piece for a word of which nothing is left."""
+        if not words:
+            return []
         # Behind another word: many tokenizers spell the first word of a text otherwise than all that follow.
-        inside, alone = cut([f"a {word}" for word in ordinary]), cut(ordinary)
-        for following, own in zip(inside, alone, strict=True):
-            pieces = following[len(before) :] if following[: len(before)] == before else own
-            table.append(pieces[:LONGEST_WORD] or unknown[:1])
-    return table
+        inside, alone = self._pieces([f"a {word}" for word in words]), self._pieces(list(words))
+        size = len(self._before)
+        chosen = [
+            following[size:] if following[:size] == self._before else own
+            for following, own in zip(inside, alone, strict=True)
+        ]
+        return [pieces[:LONGEST_WORD] or self.specials[UNK] for pieces in chosen]
 
 
 def _encoder(source: str, network: Any) -> nn.Module:

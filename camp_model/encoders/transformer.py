@@ -3,7 +3,8 @@
 Words stay the unit: a word's state is the mean of its pieces' last hidden states, and a linear layer takes it to d.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -14,6 +15,7 @@ from camp_model.config import CampConfig
 from camp_model.encoders.base import TextEncoder, length_mask
 from camp_model.encoders.pretrained import (
     LONGEST_WORD,
+    PieceCutter,
     architecture_of,
     load_network,
     longest_input,
@@ -23,8 +25,9 @@ from camp_model.encoders.pretrained import (
     word_pieces,
 )
 from camp_model.encoders.word_states import WordStates
+from camp_model.further_words import FIRST, FURTHER_WORDS, HELD
 from camp_model.packages import PREFIX
-from camp_model.vocabulary import END, START, Vocabulary
+from camp_model.vocabulary import END, SPECIALS, START, UNK, Vocabulary
 
 
 class TransformerEncoder(TextEncoder):
@@ -59,6 +62,11 @@ class TransformerEncoder(TextEncoder):
         self.register_buffer("piece_table", torch.zeros(0, 0, dtype=torch.int64), persistent=False)
         self.register_buffer("piece_counts", torch.zeros(0, dtype=torch.int64), persistent=False)
         self._states = WordStates()
+        # A name of the hub is not asked for its tokenizer while a sentence waits.
+        self._has_tokenizer = config.transformer.startswith(PREFIX) or Path(config.transformer).is_dir()
+        self._cutter: PieceCutter | None = None
+        self._further: dict[int, list[int]] = {}
+        """Pieces of words outside the vocabulary, by their ids."""
 
     @property
     def network(self) -> nn.Module:
@@ -85,6 +93,40 @@ class TransformerEncoder(TextEncoder):
         self.piece_counts = torch.tensor([len(word) for word in pieces], device=device)
         rows = [torch.tensor(word, dtype=torch.int64, device=device) for word in pieces]
         self.piece_table = pad_sequence(rows, batch_first=True)  # [vocab_size, P]
+
+    @property
+    def reads_spelling(self) -> bool:
+        """As `TextEncoder.reads_spelling`."""
+        return self._has_tokenizer
+
+    def further_ids(self, words: Sequence[str]) -> list[int]:
+        """As `TextEncoder.further_ids`: a word cannot be read if all its pieces are the unknown one."""
+        ids = FURTHER_WORDS.ids(words) if self._has_tokenizer else [UNK] * len(words)
+        unknown = set(self._pieces[UNK])
+        return [
+            UNK if set(pieces) <= unknown else number
+            for number, pieces in zip(ids, self._further_pieces(ids), strict=True)
+        ]
+
+    def _further_pieces(self, ids: Sequence[int]) -> list[list[int]]:
+        """The pieces of words by their ids; the unknown piece where no tokenizer can be asked."""
+        held = self._further if len(self._further) < HELD else {}
+        new = [number for number in dict.fromkeys(ids) if number >= FIRST and number not in held]
+        held |= zip(new, self._cut(FURTHER_WORDS.words(new)), strict=True)
+        self._further = held
+        return [held.get(number, self._pieces[UNK]) for number in ids]
+
+    def _cut(self, words: Sequence[str]) -> list[list[int]]:
+        if words and self._has_tokenizer and self._cutter is None:
+            try:
+                self._cutter = PieceCutter(self.config.transformer)
+            except ValueError:  # gone since the training
+                self._has_tokenizer = False
+        cutter = self._cutter
+        if not words or cutter is None or cutter.specials != self._pieces[: len(SPECIALS)]:
+            return [self._pieces[UNK]] * len(words)
+        largest = int(self.network.config.vocab_size) - 1  # type: ignore[union-attr, arg-type]
+        return [pieces if max(pieces) <= largest else self._pieces[UNK] for pieces in cutter.cut(words)]
 
     def facts(self) -> dict[str, Any]:
         """As `TextEncoder.facts`."""
@@ -116,6 +158,10 @@ class TransformerEncoder(TextEncoder):
         encoded: Tensor = self.linear(dropout(states.to(self.linear.weight.dtype)))
         return encoded
 
+    def remember_at_most(self, size: int) -> None:
+        """As `TextEncoder.remember_at_most`."""
+        self._states.room = size
+
     def remember(self, tokens: Tensor, lengths: Tensor) -> bool:
         """As `TextEncoder.remember`."""
         if self.frozen and not self._states.is_full:
@@ -144,7 +190,8 @@ class TransformerEncoder(TextEncoder):
         """
         if not len(self.piece_table):
             raise ValueError("text encoder: knows no words yet; call read_vocabulary first")
-        words, counts = self._framed(tokens, lengths.to(tokens.device))  # [C, N + 2]
+        words, table, sizes = self._table(tokens.where(length_mask(lengths.to(tokens.device), tokens.shape[1]), 0))
+        words, counts = self._framed(words, lengths.to(tokens.device), sizes)  # [C, N + 2]
         places = counts.cumsum(1) - counts
         pieces = torch.arange(int(counts.max()), device=tokens.device)  # [P]
         real = pieces < counts[..., None]  # [C, N + 2, P]
@@ -152,7 +199,7 @@ class TransformerEncoder(TextEncoder):
         rows = torch.arange(len(tokens), device=tokens.device)[:, None, None].expand(real.shape)[real]
         totals = counts.sum(1)
         ids = tokens.new_zeros(len(tokens), int(totals.max()))
-        ids[rows, at] = self.piece_table[words][..., : len(pieces)][real]
+        ids[rows, at] = table[words][..., : len(pieces)][real]
         mask = length_mask(totals, ids.shape[1])
         hidden = self.network(input_ids=ids, attention_mask=mask.long()).last_hidden_state  # [C, L, width]
         inner = slice(1, -1)
@@ -161,16 +208,36 @@ class TransformerEncoder(TextEncoder):
         means: Tensor = gathered.sum(2) / counts.clamp(min=1)[..., None]
         return means[:, inner]
 
-    def _framed(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def _table(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of a table of pieces for word ids [C, N]; the table, int64 [W, P]; and how many each row has, [W].
+
+        That of the vocabulary, with a row more for each word outside it that occurs.
+        """
+        further = tokens >= FIRST
+        if not further.any():
+            return tokens, self.piece_table, self.piece_counts
+        ids, places = torch.unique(tokens[further], return_inverse=True)
+        pieces = [torch.tensor(word, device=tokens.device) for word in self._further_pieces(ids.tolist())]
+        more = pad_sequence(pieces, batch_first=True)
+        width = max(more.shape[1], self.piece_table.shape[1])
+        table = torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in (self.piece_table, more)])
+        sizes = torch.cat([self.piece_counts, self.piece_counts.new_tensor([len(word) for word in pieces])])
+        return tokens.masked_scatter(further, len(self.piece_table) + places), table, sizes
+
+    def _framed(self, tokens: Tensor, lengths: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """Captions between <start> and <end>, once each, and how many pieces of each word the network is to read.
+
+        Args:
+            tokens: int64 [C, N], 0 at padding.
+            sizes: pieces of each word.
 
         Returns:
             Word ids and counts, int64 [C, N + 2] each; what lies within the two is `tokens`.
         """
         real = length_mask(lengths, tokens.shape[1])
-        words = nn.functional.pad(torch.where(real, tokens, 0), (1, 1))
+        words = nn.functional.pad(tokens, (1, 1))
         words[:, 0] = START
-        counts = self.piece_counts[words]
+        counts = sizes[words]
         counts[:, 1:-1] *= real
         counts[:, 0] *= tokens[:, 0] != START
         # The end stands behind all words, and what lies between it and them has no pieces.

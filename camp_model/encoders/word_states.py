@@ -25,6 +25,8 @@ class WordStates:
         self._states: dict[bytes, Tensor] = {}
         self._bytes = 0
         self.is_full = False
+        self.room = KEPT_BYTES
+        """Bytes of states at most."""
 
     def __len__(self) -> int:
         return len(self._states)
@@ -74,7 +76,7 @@ class WordStates:
 
     def _keep(self, states: dict[bytes, Tensor]) -> None:
         size = sum(state.numel() * state.element_size() for state in states.values())
-        self.is_full = self.is_full or self._bytes + size > KEPT_BYTES
+        self.is_full = self.is_full or self._bytes + size > self.room
         if not self.is_full:
             self._states |= states
             self._bytes += size

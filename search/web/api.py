@@ -38,6 +38,10 @@ class SearchAnswer(BaseModel):
     sentence: str
     words: list[str] = Field(description="The sentence as the model reads it.")
     unknown: list[str] = Field(description="Words of it that the model does not know.")
+    by_spelling: list[str] = Field(
+        description="Words of it that are not in the vocabulary that the model was trained on, and that its text "
+        "encoder reads by their spelling."
+    )
     dropped: int = Field(description="Words at its end that the model does not read.")
     offset: int
     scored: int = Field(description="Pictures that CAMP has ranked: all, or those of the shortlist.")
@@ -54,6 +58,7 @@ class PairAnswer(BaseModel):
     logit: float
     words: list[str]
     unknown: list[int] = Field(description="Positions of words that the model does not know.")
+    by_spelling: list[int] = Field(description="Positions of words outside its vocabulary that it reads by spelling.")
     effects: list[float | None] = Field(
         description="[N], what each word adds to the logit; below 0 it counts against the picture."
     )
@@ -134,7 +139,8 @@ def api_routes(queries: Queries) -> APIRouter:
         """The pictures that a sentence describes."""
         answer = queries.search(q, top, offset)
         return SearchAnswer(
-            sentence=q, words=answer.words, unknown=answer.unknown, dropped=answer.dropped, offset=offset,
+            sentence=q, words=answer.words, unknown=answer.unknown,
+            by_spelling=answer.by_spelling, dropped=answer.dropped, offset=offset,
             scored=answer.scored, total=answer.total,
             pictures=[
                 Picture(id=hit.picture_id, name=name, score=matching_score(hit.score), logit=hit.score)
@@ -149,7 +155,7 @@ def api_routes(queries: Queries) -> APIRouter:
         details = view.details
         return PairAnswer(
             id=id, name=queries.name(id), score=matching_score(view.score), logit=view.score, words=details["words"],
-            unknown=details["unknown"], effects=view.effects,
+            unknown=details["unknown"], by_spelling=details["spelt"], effects=view.effects,
             word_gates=_shares(details["wordGates"]), region_gates=_shares(details["regionGates"]),
             word_attention=_rows(details["wordAttention"]), region_attention=_rows(details["regionAttention"]),
             width=view.width, height=view.height, boxes=view.boxes, labels=view.labels,

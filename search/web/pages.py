@@ -132,6 +132,7 @@ class Pages:
             "logit": view.score,
             "width": width,
             "height": height,
+            "spelt": list(dict.fromkeys(details["words"][at] for at in details["spelt"])),
             "words": [
                 {"text": word, "unknown": at in details["unknown"], "effect": effect, "gate": gate,
                  "against": at in against, "bar": None if effect is None else 100 * effect / most}

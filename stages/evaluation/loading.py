@@ -1,19 +1,25 @@
 """What evaluation reads beside the splits: checkpoints, and what tokenize_captions wrote beside the captions."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from camp_model.checkpoint import load_checkpoint
+from camp_model.encoding import as_read
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
 from stages.contracts import check_trained_on, input_errors
+from stages.evaluation.folds import Fold
 from stages.foils.table import Foils, read_foils
 from stages.foils.words import CONTENT_KINDS, load_words, word_ids
 from stages.params.evaluate import EvaluateParams
+
+K = TypeVar("K", bound=str)
+T = TypeVar("T", Fold, Foils)
 
 
 def load_models(folders: Sequence[Path], store: RegionStore, captions: Path, device: torch.device) -> list[CAMP]:
@@ -52,3 +58,19 @@ def read_lexicon(params: EvaluateParams, captions: Path) -> LexiconIds:
     names = [name for name in params.splits if params.foils and name != "train"]
     foils: dict[str, Foils] = {name: read_foils(captions / f"foils_{name}.parquet") for name in names}
     return LexiconIds(word_ids(words, vocabulary), word_ids(words, vocabulary, CONTENT_KINDS), foils)
+
+
+def read_as(
+    models: Sequence[CAMP], captions: Path, splits: Mapping[K, Fold], lexicon: LexiconIds
+) -> tuple[dict[K, Fold], LexiconIds]:
+    """Splits and foils with their words as models of the vocabulary in `captions` read them (`as_read`)."""
+    with input_errors():
+        vocabulary = Vocabulary.load(captions / "vocabulary.json")
+
+    def read(owner: T) -> T:
+        return replace(owner, captions=as_read(models, vocabulary, owner.captions))
+
+    return (
+        {name: read(split) for name, split in splits.items()},
+        replace(lexicon, foils={name: read(foils) for name, foils in lexicon.foils.items()}),
+    )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from camp_model.encoding import encode_sentences
+from camp_model.further_words import FIRST
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import UNK, Vocabulary
@@ -31,7 +32,8 @@ def explain_pairs(
         ids: word ids of each caption; `texts` is how it is written.
 
     Returns:
-        Of each pair: logit, words, unknown (positions of words that the model does not know); wordGates, regionGates,
+        Of each pair: logit, words, unknown (positions of words that the model does not know), spelt (of those outside
+        its vocabulary that it reads by their spelling); wordGates, regionGates,
         wordAttention, regionAttention, wordPooling and regionPooling in thousandths, None where the model has none.
     """
     region_mask = torch.from_numpy(mask)
@@ -78,13 +80,13 @@ def word_effects(model: CAMP, features: np.ndarray, mask: np.ndarray, ids: Seque
 
 def written_words(vocabulary: Vocabulary, text: str, ids: Sequence[int]) -> dict[str, Any]:
     """The words as the model reads them; one that it does not know is shown as written, and marked."""
-    words = vocabulary.decode(ids)
+    words = vocabulary.decode(token if token < len(vocabulary) else UNK for token in ids)
     written = iter(vocabulary.tokenize(text))
     unknown = [i for i, token in enumerate(ids) if token == UNK]
     for i, token in enumerate(ids):
         if token >= UNK:
             words[i] = next(written, words[i])
-    return {"words": words, "unknown": unknown}
+    return {"words": words, "unknown": unknown, "spelt": [i for i, token in enumerate(ids) if token >= FIRST]}
 
 
 def _per_mille(values: Tensor | None, index: int, *shape: int) -> list[Any] | None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from camp_model.captions import CaptionTable
 from camp_model.checkpoint import load_checkpoint
+from camp_model.encoding import as_read
 from camp_model.files import sha256_of
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
@@ -60,6 +61,7 @@ def _load(inputs: Inputs) -> Loaded:
     split = "test" if "test" in retrieval else next(iter(retrieval))
     with input_errors():
         vocabulary = Vocabulary.load(inputs.captions / "vocabulary.json")
+        model = load_checkpoint(inputs.model, "cpu", vocabulary)[0]
         loaded = Loaded(
             retrieval=retrieval,
             gates=read_object(inputs.metrics / "gates.json", EVALUATED),
@@ -77,9 +79,9 @@ def _load(inputs: Inputs) -> Loaded:
             images=read_table(inputs.dataset / "images.parquet", ("image_id", "path", "split")),
             caption_splits=read_table(inputs.dataset / "captions.parquet", ("split",))["split"].to_pylist(),
             store=RegionStore(inputs.regions),
-            captions=CaptionTable.load(inputs.captions / f"{split}.parquet"),
+            captions=as_read([model], vocabulary, CaptionTable.load(inputs.captions / f"{split}.parquet")),
             vocabulary=vocabulary,
-            model=load_checkpoint(inputs.model, "cpu", vocabulary)[0],
+            model=model,
         )
     check_results(inputs.evaluation / "results.json", [inputs.metrics / f"{name}.json" for name in EVALUATED_FILES])
     curves = [inputs.plots / f"{name}.csv" for name in CURVES]

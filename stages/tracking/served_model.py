@@ -15,14 +15,17 @@ from mlflow.models import set_model
 from torch import Tensor
 
 from camp_model.checkpoint import load_checkpoint
-from camp_model.encoding import encode_sentences
+from camp_model.encoding import encode_sentences, word_ids
 from camp_model.files import read_object
 from camp_model.regions import RegionStore
+from camp_model.vocabulary import END, START
 
 BLOCK = 256
 """Images encoded, and sentences scored, at a time."""
 HELD_BYTES = 2 * 2**30
 """Encoded images of a store that are held from one request to the next; those beyond are encoded again."""
+REMEMBERED_BYTES = 2**26
+"""What the text encoder keeps of sentences."""
 Encoded = tuple[Tensor, Tensor]
 """Vectors [n, L, d] and their mask [n, L]."""
 
@@ -33,6 +36,7 @@ class Retrieval(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
     def load_context(self, context: Any) -> None:
         checkpoint = Path(context.artifacts["checkpoint"])
         self.model, self.vocabulary, _ = load_checkpoint(checkpoint)
+        self.model.caption_encoder.remember_at_most(REMEMBERED_BYTES)
         self.settings: dict[str, Any] = context.model_config or {}
         origin = checkpoint / "fingerprint.json"
         self.detector = read_object(origin, "a checkpoint's origin").get("detector") if origin.is_file() else None
@@ -121,9 +125,8 @@ class Retrieval(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
         words = self.vocabulary.tokenize(sentence) if isinstance(sentence, str) else []
         if not words:
             raise ValueError(f"sentence: {str(sentence)[:80]!r} holds no word")
-        words = words[: self.settings.get("max_words")]
-        words = ["<start>", *words, "<end>"] if self.settings.get("start_end") else words
-        return list(self.vocabulary.encode(words))
+        ids = word_ids(self.model, self.vocabulary, words[: self.settings.get("max_words")])
+        return [START, *ids, END] if self.settings.get("start_end") else ids
 
     def _scores(self, regions: Encoded, words: Encoded) -> Tensor:
         """[C, I]"""

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from camp_model.distributed import gather_batch
 from camp_model.encoders import length_mask
-from camp_model.encoding import remember_captions
+from camp_model.encoding import as_read, remember_captions
 from camp_model.joint import joint_contrastive
 from camp_model.losses import all_negatives_bce, gate_bce, hardest_negative_bce, triplet_loss
 from camp_model.model import CAMP
@@ -99,6 +99,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, lr=1.0, weight_decay=params.weight_decay)
         self.epoch_steps = steps_per_epoch(len(train), params.batch_size, processes.count)
         self.progress = resume.load(model, self.optimizer, precision.scaler) or Progress()
+        # What is trained on keeps its <unk>, for that is to have a meaning; validation reads as evaluation does.
+        val.captions = as_read([model], vocabulary, val.captions)
         with tqdm(desc="encode captions once", unit="caption", delay=2, disable=processes.rank > 0) as bar:
             remember_captions(model, (train.captions, val.captions), bar.update)
         self.pace = Pace(0.0, 0, 0, 0.0)

@@ -5,10 +5,16 @@ import statistics
 from pathlib import Path
 
 import pytest
+import torch
+from starlette.testclient import TestClient
 
 from camp_model.checkpoint import load_checkpoint
-from search.collection import open_folder
+from camp_model.encoders.pretrained import weights_place
+from camp_model.encoding import encode_sentences
+from search.collection import PictureCollection, open_folder
 from search.features import Extraction
+from search.sentences import SentenceReader
+from search.web.application import create_application
 from stages.contracts import read_fingerprint
 from tests.search.folders import wait_for
 
@@ -29,6 +35,46 @@ def test_the_shipped_model_is_whole_small_and_says_what_it_reads(shipped: Path) 
     assert (shipped / "README.md").is_file()
 
 
+def test_words_that_no_training_caption_had_reach_the_text_encoder(shipped: Path) -> None:
+    """The states of `a zebra` by hand: the mean of MiniLM's pieces of each word, through the model's linear layer."""
+    transformers = pytest.importorskip("transformers")
+    model, vocabulary, _ = load_checkpoint(shipped)
+    reader = SentenceReader(model, vocabulary, Extraction.of_model(shipped).captions)
+    sentence = reader.read("a Zebra, two xylophonists and \U00013080")
+    assert sentence.words == ("a", "zebra", "two", "xylophonists", "and", "\U00013080")
+    assert not {"zebra", "xylophonists"} & set(vocabulary.words)
+    assert sentence.unknown == ["\U00013080"] and sentence.by_spelling == ["zebra", "xylophonists"]
+    folder = weights_place(model.config.transformer)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    read = tokenizer(" ".join(sentence.words), return_tensors="pt")
+    with torch.no_grad():
+        hidden = transformers.AutoModel.from_pretrained(folder).eval()(**read).last_hidden_state[0]
+        owners = read.word_ids()
+        assert owners.count(3) > 1, "several pieces"
+        states = torch.stack(
+            [hidden[[at for at, own in enumerate(owners) if own == word]].mean(0) for word in range(6)]
+        )
+        words, _ = encode_sentences(model, [sentence.ids])
+        assert (words[0] - model.caption_encoder.linear(states)).abs().max() < 2e-3
+        assert (words[0, 1] - encode_sentences(model, [vocabulary.encode(["a", "zebra"])])[0][0, 1]).abs().max() > 0.1
+
+
+def _zebra(collection: PictureCollection) -> None:
+    """What is said of a word that the vocabulary lacks: to a person, to a program, and of one picture."""
+    answer = collection.search("a zebra", top=3)
+    assert (answer.unknown, answer.by_spelling) == ([], ["zebra"])
+    view = collection.pair(answer.hits[0].picture_id, "a zebra")
+    assert (view.details["unknown"], view.details["spelt"]) == ([], [1]) and view.effects[1] is not None
+    client = TestClient(create_application(collection), base_url="http://127.0.0.1")
+    page = client.get("/", params={"q": "a zebra"}).text
+    assert "The vocabulary that was trained on lacks \u201czebra\u201d; the text encoder reads it by spelling." in page
+    assert "does not know" not in page
+    assert client.get("/api/search", params={"q": "a zebra"}).json()["by_spelling"] == ["zebra"]
+    address = {"id": answer.hits[0].picture_id, "q": "a zebra"}
+    assert client.get("/api/pair", params=address).json()["by_spelling"] == [1]
+    assert "lacks \u201czebra\u201d" in client.get("/picture", params=address).text
+
+
 @pytest.mark.timeout(600)
 def test_captions_of_photographs_find_them(shipped: Path, coco_mini: Path, tmp_path: Path) -> None:
     """79 photographs: by chance half of the captions would find theirs among the first 40."""
@@ -47,6 +93,7 @@ def test_captions_of_photographs_find_them(shipped: Path, coco_mini: Path, tmp_p
         assert statistics.median(ranks) <= 8
         sentence = next(iter(first.values()))
         view = collection.pair(collection.search(sentence, top=1).hits[0].picture_id, sentence)
+        _zebra(collection)
         assert len(view.boxes) == 36 and len(view.effects) == len(view.details["words"])
     finally:
         collection.close()

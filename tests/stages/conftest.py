@@ -158,7 +158,9 @@ def _regions(folder: Path, images: list[str], sizes: list[tuple[int, int]], plac
 def _checkpoint(folder: Path, vocabulary: Vocabulary, seed: int = 0, **switches: object) -> None:
     torch.manual_seed(seed)
     config = CampConfig(vocab_size=len(vocabulary), **({"region_dim": WIDTH, "word_dim": 8, "dim": 12} | switches))
-    save_checkpoint(folder, CAMP(config), vocabulary)
+    model = CAMP(config)
+    model.caption_encoder.read_vocabulary(vocabulary)
+    save_checkpoint(folder, model, vocabulary)
     content = {"detector": "a" * 64, "dataset": "b" * 64, "val_rsum": 123.4, "mlflow_run_id": None}
     (folder / "fingerprint.json").write_text(json.dumps(content))
 
