@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-VARYING = ("system/", "train/seconds", "train/pairs_per_second", "train/epoch_seconds")
-"""How metrics begin that are other numbers in each run."""
+VARYING = "per_second"
+"""In the name of metrics that are other numbers in each run."""
 
 
 def content(root: Path, experiment: str = "camp") -> dict[str, Any]:
@@ -35,7 +35,7 @@ def content(root: Path, experiment: str = "camp") -> dict[str, Any]:
         points: Counter[tuple[Any, ...]] = Counter()
         for run, key, step, value in select("select run_uuid, key, step, value from metrics"):
             if run in runs and not key.startswith("system/"):
-                points[kind[run], key, step, "" if key.startswith(VARYING) else value] += 1
+                points[kind[run], key, step, "" if VARYING in key else value] += 1
         return {
             "runs": sorted((kind[run], status) for run, status in select("select run_uuid, status from runs")
                            if run in runs),
@@ -47,7 +47,8 @@ def content(root: Path, experiment: str = "camp") -> dict[str, Any]:
                 " where d.experiment_id = ?", number)),
             "points": points,
             "files": sorted((kind[run], *file) for run, address in runs.items() for file in _files(address)),
-            "models": (sorted(logged), sorted(kind[run] for run in versions), aliases),
+            "models": [*map(str, sorted(logged)), *sorted(kind[run] for run in versions)],
+            "champion": aliases,
         }  # fmt: skip
 
 
