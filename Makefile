@@ -47,9 +47,10 @@ study: setup
 test: setup
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# Kills, full disks and 100,000 damaged inputs; docs/reliability.md. Under an hour on two cores.
+# Kills, outages, full disks and 100,000 damaged inputs; docs/reliability.md. Under an hour on two cores.
 chaos: setup
-	OMP_NUM_THREADS=1 CAMP_FUZZ_CASES=100000 python -m pytest -m '' tests/chaos tests/fuzz tests/camp_model/test_seal.py
+	OMP_NUM_THREADS=1 CAMP_FUZZ_CASES=100000 python -m pytest -m '' -n 2 --dist loadfile --no-loadscope-reorder \
+	    tests/fuzz tests/chaos tests/pipelines/test_outages.py tests/camp_model/test_seal.py
 
 lint: setup
 	ruff check .

@@ -1,6 +1,7 @@
 """What an MLflow store holds, read out of its own files."""
 
 import hashlib
+import re
 import sqlite3
 from collections import Counter
 from contextlib import closing
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-VARYING = "per_second"
+VARYING = re.compile("per_second|data_wait_share")
 """In the name of metrics that are other numbers in each run."""
 
 
@@ -35,7 +36,7 @@ def content(root: Path, experiment: str = "camp") -> dict[str, Any]:
         points: Counter[tuple[Any, ...]] = Counter()
         for run, key, step, value in select("select run_uuid, key, step, value from metrics"):
             if run in runs and not key.startswith("system/"):
-                points[kind[run], key, step, "" if VARYING in key else value] += 1
+                points[kind[run], key, step, "" if VARYING.search(key) else value] += 1
         return {
             "runs": sorted((kind[run], status) for run, status in select("select run_uuid, status from runs")
                            if run in runs),

@@ -1,4 +1,4 @@
-"""Ten times the images: no stage's peak memory grows beyond its constant, and none is silent for over ten seconds."""
+"""Ten times the images: no peak of memory grows beyond its constant, no stage is silent for over ten seconds."""
 
 from pathlib import Path
 
