@@ -115,10 +115,8 @@ def main() -> None:
     for stage, small in runs[0].items():
         large = runs[1][stage]
         growth = max(0, large.peak - small.peak) / (IMAGES[1] - IMAGES[0]) / 1e3
-        print(
-            f"{stage:18} {small.peak / 1e6:12.0f} {large.peak / 1e6:10.0f} {growth:12.1f} {large.first:13.1f} {large.silent:9.1f}",
-            flush=True,
-        )
+        numbers = f"{growth:12.1f} {large.first:13.1f} {large.silent:9.1f}"
+        print(f"{stage:18} {small.peak / 1e6:12.0f} {large.peak / 1e6:10.0f} {numbers}", flush=True)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,8 @@ class Delivery:
                         raise InputError(f"it refuses a part of the run, which stays in {refused}: {reason}")
                     shutil.rmtree(folder)
         except (Timeout, FileNotFoundError):
+            if not (folder / "events.jsonl").exists():  # another process has delivered it, and a lock made it again
+                shutil.rmtree(folder, ignore_errors=True)
             return not folder.exists()
         return True
 

@@ -15,7 +15,7 @@ from stages import tracking
 from stages.errors import InputError
 from stages.tracking import track
 from stages.tracking.commands import main as commands
-from stages.tracking.delivery import sync
+from stages.tracking.delivery import Delivery, sync
 from stages.tracking.spool import pending
 from stages.tracking.store import connect, experiment_id, local_uri, search
 
@@ -96,6 +96,14 @@ def test_a_run_that_is_deleted_while_it_goes_on_is_begun_anew(root):
     late = run_of(root, run.run_id)
     assert late.info.status == "FINISHED"
     assert [point.value for point in client.get_metric_history(late.info.run_id, "train/loss")] == [2.0, 1.0]
+
+
+def test_a_run_that_another_process_has_just_delivered_is_delivered(root):
+    with track("train", {}) as run:
+        pass
+    delivery, folder = Delivery(root, local_uri(root)), root / ".tracking" / "spool" / run.run_id
+    assert sync(root) == (1, [])
+    assert delivery.deliver(folder) and not folder.exists()  # its lock makes the folder again
 
 
 @pytest.mark.parametrize("name", ["", " "])
