@@ -10,7 +10,7 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 
-from pipelines.commands import exit_when_asked
+from pipelines.commands import exit_when_asked, saying_how_to_go_on
 from pipelines.experiments import side_by_side
 from pipelines.study import SPLIT, read_outcome
 from pipelines.study_document import StudyInput, write_document
@@ -152,7 +152,8 @@ def main() -> None:
     parser.add_argument("--document", default="docs/study.md", help="what is written (default: %(default)s)")
     arguments = parser.parse_args()
     variants = {name: STUDY[name].overrides for name in arguments.only or STUDY}
-    ablation(variants, arguments.seeds, dict(arguments.set), arguments.jobs, arguments.promote, arguments.document)
+    with saying_how_to_go_on():
+        ablation(variants, arguments.seeds, dict(arguments.set), arguments.jobs, arguments.promote, arguments.document)
 
 
 if __name__ == "__main__":

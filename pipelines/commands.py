@@ -1,8 +1,10 @@
 """Commands of a flow: their output streamed into Prefect's logs, their failures told apart."""
 
+import contextlib
 import os
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -51,6 +53,25 @@ def end_all() -> None:
 def exit_when_asked() -> None:
     """Have SIGTERM end this program as an exit does, which alone stops the server that a flow brought along."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+@contextlib.contextmanager
+def saying_how_to_go_on() -> Iterator[None]:
+    """Have a command that failed, or a Prefect server that went away, end this program with a line and the command that
+    goes on."""
+    import httpx
+
+    module = getattr(sys.modules["__main__"].__spec__, "name", None)
+    again = " ".join([*(("python", "-m", module) if module else ("camp",)), *map(shlex.quote, sys.argv[1:])])
+    rest = f"What is finished stays: `{again}` goes on"
+    try:
+        yield
+    except CommandFailed as error:
+        sys.exit(f"error: {error}\n{rest}.")
+    except httpx.TransportError as error:
+        server = os.environ.get("PREFECT_API_URL", "that this program has brought along")
+        reason = str(error) or type(error).__name__
+        sys.exit(f"error: the Prefect server {server} does not answer ({reason}). {rest} once it does.")
 
 
 class CommandFailed(Exception):

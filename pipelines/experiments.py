@@ -22,7 +22,7 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
-from pipelines.commands import begin, end_all, exit_when_asked, run_command
+from pipelines.commands import begin, end_all, exit_when_asked, run_command, saying_how_to_go_on
 from pipelines.dag import shared_stages
 from pipelines.devices import DevicePool
 from pipelines.reproduce import DVC, can_pass
@@ -246,7 +246,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--promote", action="store_true", help="call the best one's model champion in MLflow")
     arguments = parser.parse_args()
-    sweep(arguments.grid, jobs=arguments.jobs, promote=arguments.promote)
+    with saying_how_to_go_on():
+        sweep(arguments.grid, jobs=arguments.jobs, promote=arguments.promote)
 
 
 if __name__ == "__main__":

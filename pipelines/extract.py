@@ -24,7 +24,7 @@ from prefect.tasks import Task, exponential_backoff
 from prefect_dask.task_runners import DaskTaskRunner
 
 from camp_model.files import remove_unused, replacing
-from pipelines.commands import begin, exit_when_asked
+from pipelines.commands import begin, exit_when_asked, saying_how_to_go_on
 from pipelines.dag import read_dag
 from pipelines.devices import device_environments
 from pipelines.reproduce import ONE_BY_ONE, run_stage
@@ -216,7 +216,8 @@ def main() -> None:
     parser.add_argument("--resource", action="append", default=[], help="such as GPU=1")
     given = parser.parse_args()
     resources = {name: float(count) for name, _, count in (item.partition("=") for item in given.resource)}
-    extract(given.cluster, given.workers, given.storage, given.shards_per_task, resources)
+    with saying_how_to_go_on():
+        extract(given.cluster, given.workers, given.storage, given.shards_per_task, resources)
 
 
 if __name__ == "__main__":

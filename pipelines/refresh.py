@@ -10,7 +10,7 @@ from prefect import flow, get_run_logger
 from prefect.events import emit_event
 from prefect.states import Completed
 
-from pipelines.commands import exit_when_asked, run_command
+from pipelines.commands import exit_when_asked, run_command, saying_how_to_go_on
 from pipelines.dag import read_dag
 from pipelines.reproduce import DVC, reproduce
 
@@ -43,7 +43,8 @@ def main() -> None:
     if parser.parse_args().command == "announce":
         emit_event(SOURCE_CHANGED, {"prefect.resource.id": "camp.source"})
     else:
-        refresh()
+        with saying_how_to_go_on():
+            refresh()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import Task, exponential_backoff
 
-from pipelines.commands import CommandFailed, begin, end_all, exit_when_asked, run_command
+from pipelines.commands import CommandFailed, begin, end_all, exit_when_asked, run_command, saying_how_to_go_on
 from pipelines.dag import Stage, metrics_diff, read_dag
 from pipelines.forms import present_params, write_params
 from pipelines.summary import diff_markdown, mlflow_link, recall_rows, summary_markdown
@@ -174,7 +174,8 @@ def main() -> None:
     exit_when_asked()
     argparse.ArgumentParser(description="What `dvc repro` does, each stage a task of a Prefect flow.").parse_args()
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
-    reproduce()
+    with saying_how_to_go_on():
+        reproduce()
 
 
 if __name__ == "__main__":
