@@ -7,13 +7,15 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from camp_model.files import sha256_of
 
 SETTLED = 2.0
 """Seconds after its last change from which a file's hash is remembered: within them it may change unseen."""
+PATIENCE = 5.0
+"""Seconds to wait for another process that holds the file of hashes."""
 BATCH = 4096
 """Files hashed between two moments at which the hashes are written down."""
 
@@ -49,18 +51,28 @@ def file_hashes(files: Sequence[Path], cache: Path | None) -> Iterator[str | OSE
     """
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
-    with closing(_open(cache)) as store, ThreadPoolExecutor() as threads:
+    with ExitStack() as opened, ThreadPoolExecutor() as threads:
+        store = opened.enter_context(closing(_open(cache)))
         for start in range(0, len(files), BATCH):
             batch = files[start : start + BATCH]
-            rows = [_remembered(store, file) for file in batch]
+            try:
+                rows = [_remembered(store, file) for file in batch]
+            except sqlite3.OperationalError as error:
+                store = opened.enter_context(closing(_instead(cache, error)))
+                rows = [_remembered(store, file) for file in batch]
             missing = [i for i, row in enumerate(rows) if not isinstance(row, OSError) and row[-1] is None]
             read = dict(zip(missing, threads.map(_read, [batch[i] for i in missing]), strict=True))
             settled = (time.time() - SETTLED) * 1e9
-            with _naming(cache), store:
-                for i, sha256 in read.items():
-                    row = rows[i]
-                    if not isinstance(row, OSError) and not isinstance(sha256, OSError) and row[2] < settled:
-                        store.execute("insert or replace into hashes values (?, ?, ?, ?, ?)", (*row[:-1], sha256))
+            new = [
+                (*row[:-1], read[i])
+                for i, row in enumerate(rows)
+                if i in read and not isinstance(row, OSError) and isinstance(read[i], str) and row[2] < settled
+            ]
+            try:
+                with store:
+                    store.executemany("insert or replace into hashes values (?, ?, ?, ?, ?)", new)
+            except sqlite3.OperationalError as error:
+                store = opened.enter_context(closing(_instead(cache, error)))
             for i, row in enumerate(rows):
                 yield row if isinstance(row, OSError) else read.get(i) or str(row[-1])
 
@@ -79,13 +91,12 @@ def _naming(cache: Path | None) -> Iterator[None]:
 def _open(cache: Path | None) -> sqlite3.Connection:
     """The table of hashes; a damaged file is replaced, for all that it held can be read again."""
     with _naming(cache):
-        store = sqlite3.connect(cache or ":memory:", timeout=60)
+        store = sqlite3.connect(cache or ":memory:", timeout=PATIENCE)
     try:
         store.execute("create table if not exists hashes (path text primary key, size, mtime, inode, sha256)")
     except sqlite3.OperationalError as error:  # held by another process, or not to be written
         store.close()
-        with _naming(cache):
-            raise error
+        return _instead(cache, error)
     except sqlite3.DatabaseError as error:
         store.close()
         if cache is None:
@@ -94,6 +105,19 @@ def _open(cache: Path | None) -> sqlite3.Connection:
         cache.unlink()
         return _open(cache)
     return store
+
+
+def _instead(cache: Path | None, error: sqlite3.OperationalError) -> sqlite3.Connection:
+    """A table in memory where another process holds the file of hashes, which nobody need wait for.
+
+    Raises:
+        OSError: the error is another one; as `_naming`.
+    """
+    with _naming(cache):
+        if "locked" not in str(error):
+            raise error
+    print(f"{cache}: another process holds it; files are hashed without it", flush=True)
+    return _open(None)
 
 
 def _files_below(folder: Path) -> Iterator[Path]:

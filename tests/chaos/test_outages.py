@@ -100,7 +100,7 @@ class MLflowServer:
                 cwd=self.folder, env=environment | {"PYTHONPATH": str(HERE.parents[1])}, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while not self.answers():
             assert time.monotonic() < until, (self.folder / "server.log").read_text()
             time.sleep(0.3)
@@ -197,7 +197,7 @@ def retrain(workspace: Workspace, server: MLflowServer, experiment: str) -> subp
     return workspace.start("--force", "--single-item", *TRACKED, **more)
 
 
-def sync_by_command(workspace: Workspace, seconds: float = 180) -> None:
+def sync_by_command(workspace: Workspace, seconds: float = 600) -> None:
     """The one command that a warning names, until it ends well: the deliveries beside the runs may be at it still."""
     command = [sys.executable, "-m", "stages.tracking", "sync"]
     until = time.monotonic() + seconds
@@ -211,7 +211,7 @@ def sync_by_command(workspace: Workspace, seconds: float = 180) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(copy_of_whole: Callable[[str], Workspace], mlflow_server: MLflowServer) -> Workspace:
     workspace = copy_of_whole("undisturbed")
-    assert retrain(workspace, mlflow_server, "undisturbed").wait(300) == 0, workspace.printed[-3000:]
+    assert retrain(workspace, mlflow_server, "undisturbed").wait(600) == 0, workspace.printed[-3000:]
     sync_by_command(workspace)
     return workspace
 
@@ -238,7 +238,7 @@ def frozen_at_random(server: MLflowServer, workspace: Workspace, seed: int) -> N
 def away_to_the_end(server: MLflowServer, workspace: Workspace, seed: int) -> None:
     time.sleep(random.Random(seed).uniform(0, 6))
     server.kill()
-    workspace.process.wait(300)
+    workspace.process.wait(600)
     workspace.reader.join(20)
     assert "Nothing is lost" in workspace.printed and "stages.tracking sync" in workspace.printed
     server.start()
@@ -248,11 +248,11 @@ def locked_to_the_end(server: MLflowServer, workspace: Workspace, seed: int) -> 
     time.sleep(random.Random(seed).uniform(0, 6))
     with contextlib.closing(sqlite3.connect(server.folder / "mlflow.db", timeout=60)) as other:
         other.execute("begin exclusive")
-        workspace.process.wait(300)
+        workspace.process.wait(600)
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("outage", [killed_at_random, frozen_at_random, away_to_the_end, locked_to_the_end])
 def test_the_dag_ends_well_and_the_server_has_all_of_it(
     outage: Callable[[MLflowServer, Workspace, int], None], undisturbed: Workspace,
@@ -264,7 +264,7 @@ def test_the_dag_ends_well_and_the_server_has_all_of_it(
     while not workspace.begun and process.poll() is None:
         time.sleep(0.05)
     outage(mlflow_server, workspace, 0)
-    assert process.wait(300) == 0, workspace.printed[-3000:]
+    assert process.wait(600) == 0, workspace.printed[-3000:]
     sync_by_command(workspace)
     stored = content(mlflow_server.folder, name)
     expected = content(mlflow_server.folder, "undisturbed") | {"champion": []}  # one for all that a server holds

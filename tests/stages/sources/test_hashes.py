@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -61,3 +63,26 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, capsys: pytest.CaptureFixt
     assert list(file_hashes([tmp_path / "file"], cache)) == expected
     assert "cache.sqlite: cannot be read" in capsys.readouterr().out
     assert list(file_hashes([tmp_path / "file"], cache)) == expected and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("held", ["from the beginning", "once some are written"])
+def test_hashes_that_another_process_holds_are_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], held: str
+) -> None:
+    monkeypatch.setattr(hashes, "PATIENCE", 0.2)
+    monkeypatch.setattr(hashes, "BATCH", 2)
+    files = [tmp_path / str(number) for number in range(6)]
+    for file in files:
+        file.write_text(file.name)
+        os.utime(file, ns=(YEAR_2001, YEAR_2001))
+    cache = tmp_path / "hashes.sqlite"
+    list(file_hashes(files[:1], cache))
+    with closing(sqlite3.connect(cache)) as other:
+        answers = file_hashes(files, cache)
+        first = [] if held == "from the beginning" else [next(answers)]
+        other.execute("begin exclusive")
+        assert [*first, *answers] == [hashlib.sha256(file.name.encode()).hexdigest() for file in files]
+    said = capsys.readouterr().out
+    assert said.count("another process holds it") == 1 and str(cache) in said
+    with closing(sqlite3.connect(cache)) as store:
+        assert store.execute("select count(*) from hashes").fetchone()[0] == (1 if not first else 2)
