@@ -13,8 +13,10 @@ CHOICES: dict[str, Collection[str]] = {
     "message_passing": ("both", "image_to_text", "text_to_image", "none"),
     "gate": ("scalar", "elementwise", "none"),
     "fusion": ("concat", "sum", "message"),
-    "pooling": ("attention", "mlp", "mean"),
+    "pooling": ("attention", "mlp", "mean", "gpo"),
     "matching": ("mlp", "cosine"),
+    "scan_direction": ("text_to_image", "image_to_text", "both"),
+    "sgraf": ("saf", "sgr", "both"),
 }
 
 
@@ -45,8 +47,9 @@ class CampConfig:
     """For text transformer: keep the network as it is, and encode each distinct caption once, or train it too."""
     matcher: str = "camp"
     """What scores pairs, by its name in `camp_model.registry`. camp: the paper's model; scan: mean cosine of each word
-    with the regions that it attends to, SCAN's score; joint: cosine of a vector each. The two baselines are without
-    messages, and read of the switches below `pooling` (joint) or none (scan)."""
+    with the regions that it attends to, SCAN's score; joint: cosine of a vector each; sgraf: a score of vectors of
+    similarity, SGRAF's. These baselines are without messages, and read of the switches below `pooling` (joint),
+    `scan_direction` (scan), `sgraf` and `similarity_dim` (sgraf)."""
     message_passing: str = "both"
     """Which side receives messages: both, image_to_text (words only), text_to_image (regions only), none."""
     hops: int = 1
@@ -63,7 +66,8 @@ class CampConfig:
     residual: bool = True
     """Add a region's or word's own feature to its fused one."""
     pooling: str = "attention"
-    """attention: one linear score per region or word; mlp: the released two-layer multi-head one; mean."""
+    """attention: one linear score per region or word; mlp: the released two-layer multi-head one; mean; gpo: each
+    channel's sorted values weighed by their place, VSE-infinity's (a sort for every pair where there are messages)."""
     pooling_heads: int = 8
     """Heads of the `mlp` pooling; unused by the others."""
     matching: str = "mlp"
@@ -71,12 +75,20 @@ class CampConfig:
     joint_score: bool = False
     """Add the cosine of the mean region and the mean word, scaled and shifted, to the logit of `camp`, whose messages
     then have to learn only what two vectors cannot say. Beyond the paper; false: as published."""
+    scan_direction: str = "text_to_image"
+    """For matcher scan. text_to_image: words attend to regions; image_to_text: regions attend to words; both: the mean
+    of the two scores."""
+    sgraf: str = "both"
+    """For matcher sgraf, what becomes of a pair's similarities. saf: attention filters them; sgr: graph reasoning
+    relates them; both: the mean of the two scores."""
+    similarity_dim: int = 256
+    """For matcher sgraf, length of a vector of similarity."""
 
     def __post_init__(self) -> None:
         for key, allowed in CHOICES.items():
             if getattr(self, key) not in tuple(allowed):
                 raise ValueError(f"model.{key}: {repr(getattr(self, key))[:80]} is not one of {', '.join(allowed)}")
-        for key in ("vocab_size", "region_dim", "word_dim", "dim", "pooling_heads"):
+        for key in ("vocab_size", "region_dim", "word_dim", "dim", "pooling_heads", "similarity_dim"):
             value = getattr(self, key)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"model.{key}: {repr(value)[:80]} is not a whole number of 1 or more")

@@ -26,6 +26,7 @@ MATCHERS: dict[str, Entry] = {
     "camp": Entry("camp_model.matchers.camp", "CampMatcher", gates=True),
     "scan": Entry("camp_model.matchers.scan", "ScanMatcher"),
     "joint": Entry("camp_model.matchers.joint", "JointMatcher"),
+    "sgraf": Entry("camp_model.matchers.sgraf", "SgrafMatcher"),
 }
 """Subclasses of `camp_model.matchers.base.Matcher`."""
 

@@ -81,9 +81,11 @@ class CampMatcher(Matcher):
         return logits, layout.regions(images.real) if self.messages.to_words is None else layout.words(captions.real)
 
     def kernel_plan(self) -> KernelPlan | None:
-        """As `Matcher.kernel_plan`: one hop, with gates that are scalar or none, factorises."""
+        """As `Matcher.kernel_plan`: one hop, with gates that are scalar or none, factorises; it pools by weights."""
         config = self.config
         if self.messages is None or config.hops == 2 or config.fusion == "message" or config.gate == "elementwise":
+            return None
+        if config.pooling == "gpo":
             return None
         both = self.messages.to_regions is not None and self.messages.to_words is not None
         mlp = self.matching if isinstance(self.matching, MlpMatching) else None

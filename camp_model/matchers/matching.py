@@ -1,10 +1,11 @@
 """The score of a pooled image against a pooled caption (paper section 3.3, equation 11)."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, normalize
+from torch.nn.functional import linear, logsigmoid, normalize
 
 
 class MlpMatching(nn.Module):
@@ -78,3 +79,14 @@ class CosineMatching(nn.Module):
 def at_least_float32(values: Tensor) -> Tensor:
     """`values`, in float32 where they have 16 bits."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def mean_logits(logits: Sequence[Tensor]) -> Tensor:
+    """The logits of the mean of several scores m = sigmoid(logit), all of one shape.
+
+    As logits, scores too close to 0 or 1 for a float stay apart.
+    """
+    if len(logits) == 1:
+        return logits[0]
+    yes, no = (torch.stack([logsigmoid(sign * values) for values in logits]).logsumexp(0) for sign in (1, -1))
+    return yes - no

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from camp_model.config import CampConfig
+from camp_model.matchers.gpo import GeneralisedPooling
 
 
 def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
@@ -18,12 +19,13 @@ class Pooling(nn.Module):
     """A weighted sum over regions or words.
 
     `attention` weighs by softmax(w . x); `mlp` by the released code's Linear-ReLU-Linear with several heads, averaged;
-    `mean` equally.
+    `mean` equally. `gpo` weighs each channel's sorted values by their place (`GeneralisedPooling`).
     """
 
     def __init__(self, config: CampConfig) -> None:
         super().__init__()
         self.score: nn.Module | None = None
+        self.places = GeneralisedPooling() if config.pooling == "gpo" else None
         if config.pooling == "attention":
             self.score = nn.Linear(config.dim, 1, bias=False)
         elif config.pooling == "mlp":
@@ -51,5 +53,8 @@ class Pooling(nn.Module):
         Returns:
             The pooled vectors [..., d] and the weights [..., L].
         """
+        if self.places is not None:
+            pooled: tuple[Tensor, Tensor] = self.places(features, mask)
+            return pooled
         weights = self.weights(features, mask)
         return (weights[..., None, :] @ features).squeeze(-2), weights

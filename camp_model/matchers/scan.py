@@ -1,12 +1,15 @@
-"""SCAN's text-to-image attention, a baseline without messages (Lee et al., ECCV 2018, section 3.1, equations 6 to 9).
+"""SCAN's stacked cross attention, a baseline without messages (Lee et al., ECCV 2018, section 3.1).
 
-With unit vectors v_i and t_j, and s_ij their inner products:
+With unit vectors v_i and t_j, and s_ij their inner products (equation 1), l_ij = s_ij, or a tenth of it below 0 (as the
+released code):
 
-    a_ij = softmax_i(9 n_ij),  n_ij = l_ij / |l_i.|,  l_ij = s_ij, or a tenth of it below 0   (as the released code)
-    score = mean_j cos(t_j, sum_i a_ij v_i)
+    text_to_image   n_ij = l_ij / |l_i.|, a_ij = softmax_i(9 n_ij), score = mean_j cos(t_j, sum_i a_ij v_i)   (6 to 9)
+    image_to_text   n_ij = l_ij / |l_.j|, a_ij = softmax_j(4 n_ij), score = mean_i cos(v_i, sum_j a_ij t_j)   (2 to 5)
 
-The attended vector is a weighted sum of the image's own, so its inner product with the word and its length are those of
-the weights with s and with the image's Gram matrix, and no vector of length d is formed for a pair.
+both: the mean of the two scores. (The paper's ensemble is of two models, as `evaluate.ensemble` has it; here both
+scores share encoders and training.) The attended vector is a weighted sum of one side's own, so its inner product and
+its length are those of the weights with s and with the side's Gram matrix, and no vector of length d is formed for a
+pair.
 """
 
 import torch
@@ -19,12 +22,30 @@ from camp_model.matchers.matching import CosineMatching, at_least_float32
 from camp_model.matchers.pooling import masked_softmax
 from camp_model.matchers.prepared import Layout, Prepared
 
-SHARPNESS = 9.0
-"""Inverse temperature of the attention (lambda_1 of the paper, its value for this direction)."""
+WORD_SHARPNESS, REGION_SHARPNESS = 9.0, 4.0
+"""Inverse temperature of the attention of words and of regions: lambda_1 of each direction, as the released code has
+it."""
+
+
+def stacked_attention(products: Tensor, queries: Tensor, keys: Tensor | None, sharpness: float) -> Tensor:
+    """Attention whose products are first normalised over the queries, so that these compete for each key.
+
+    Args:
+        products: [..., Q, K], inner products of unit vectors.
+        queries: bool, broadcast to [..., Q]: which are real.
+        keys: bool, broadcast to [..., K]; None: all are real.
+        sharpness: inverse temperature of the softmax.
+
+    Returns:
+        [..., Q, K], each query's weights over the keys.
+    """
+    signed = leaky_relu(products, 0.1).masked_fill(~queries[..., :, None], 0.0)
+    focus = sharpness * normalize(signed, dim=-2)
+    return masked_softmax(focus, None if keys is None else keys[..., None, :])
 
 
 class ScanMatcher(Matcher):
-    """The score, scaled and shifted into a logit as a cosine is; reads no switch."""
+    """The score, scaled and shifted into a logit as a cosine is; reads `scan_direction`."""
 
     def __init__(self, config: CampConfig) -> None:
         super().__init__(config)
@@ -45,20 +66,59 @@ class ScanMatcher(Matcher):
         return self._prepare(words, mask)
 
     def match(self, images: Prepared, captions: Prepared, layout: Layout) -> Matched:
-        """As `Matcher.match`; each word's share in the score is the same."""
-        assert images.gram is not None
+        """As `Matcher.match`; each region or word that attends has the same share in the score."""
+        assert images.gram is not None and captions.gram is not None
+        direction = self.config.scan_direction
+        regions, words = layout.regions(images.real), layout.words(captions.real)
+        by_word = by_region = None
         with torch.autocast(images.features.device.type, enabled=False):
             products = torch.einsum(layout.products, images.features, captions.features)  # [..., R, N]
-            words = layout.words(captions.real)
-            signed = leaky_relu(products, 0.1).masked_fill(~words[..., None, :], 0.0)
-            focus = SHARPNESS * normalize(signed, dim=-1)
-            mask = None if images.mask is None else layout.regions(images.mask)[..., None, :]
-            attention = masked_softmax(focus.transpose(-2, -1), mask)  # [..., N, R]
-            along = (attention * products.transpose(-2, -1)).sum(-1)
-            squares = ((attention @ layout.regions(images.gram)) * attention).sum(-1)
-            cosines = along / squares.clamp(min=1e-16).sqrt()  # [..., N]
-            similarity = (cosines * words).sum(-1) / words.sum(-1).clamp(min=1)
-            logits, similarity = self.matching.scaled(similarity)
-        word_weights = (words / words.sum(-1, keepdim=True).clamp(min=1)).expand(attention.shape[:-1])
-        region_weights = (word_weights[..., None] * attention).sum(-2)
-        return Matched(logits, similarity, None, Received(None, attention), region_weights, word_weights)
+            if direction != "image_to_text":
+                turned, keys = products.transpose(-2, -1), None if images.mask is None else regions
+                by_word = _direction(turned, words, keys, layout.regions(images.gram), WORD_SHARPNESS)
+            if direction != "text_to_image":
+                keys = None if captions.mask is None else words
+                by_region = _direction(products, regions, keys, layout.words(captions.gram), REGION_SHARPNESS)
+            directions = [each for each in (by_word, by_region) if each is not None]
+            logits, similarity = self.matching.scaled(_mean([score for score, _ in directions]))
+        word_shares, region_shares = [], []
+        if by_word is not None:
+            word_shares.append(_equal_shares(words, by_word[1]))
+            region_shares.append((word_shares[-1][..., None] * by_word[1]).sum(-2))
+        if by_region is not None:
+            region_shares.append(_equal_shares(regions, by_region[1]))
+            word_shares.append((region_shares[-1][..., None] * by_region[1]).sum(-2))
+        return Matched(
+            logits,
+            similarity,
+            None if by_region is None else Received(None, by_region[1]),
+            None if by_word is None else Received(None, by_word[1]),
+            _mean(region_shares),
+            _mean(word_shares),
+        )
+
+
+def _direction(
+    products: Tensor, queries: Tensor, keys: Tensor | None, gram: Tensor, sharpness: float
+) -> tuple[Tensor, Tensor]:
+    """Mean cosine [...] of each real query with what it attends to, and the attention [..., Q, K].
+
+    Args:
+        products, queries, keys, sharpness: as `stacked_attention` takes them.
+        gram: [..., K, K], inner products of the keys.
+    """
+    attention = stacked_attention(products, queries, keys, sharpness)
+    along = (attention * products).sum(-1)
+    squares = ((attention @ gram) * attention).sum(-1)
+    cosines = along / squares.clamp(min=1e-16).sqrt()  # [..., Q]
+    return (cosines * queries).sum(-1) / queries.sum(-1).clamp(min=1), attention
+
+
+def _equal_shares(real: Tensor, attention: Tensor) -> Tensor:
+    """The same share for each of the real ones: bool, broadcast to [..., Q], for attention [..., Q, K] -> [..., Q]."""
+    shares = real.to(attention.dtype) / real.sum(-1, keepdim=True).clamp(min=1)
+    return shares.expand(attention.shape[:-1])
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    return values[0] if len(values) == 1 else torch.stack(values).mean(0)

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from camp_model.captions import CaptionTable
 from camp_model.encoding import EncodedImages, Regions, device_of, encode_captions
+from camp_model.matchers.matching import mean_logits
 from camp_model.model import CAMP
 from camp_model.scoring.all_pairs import Progress
 from camp_model.scoring.ranking import RankedQueries, WorkShare, rank_blocks
@@ -44,17 +44,6 @@ class Collection:
         """[C], equal where captions have the same text."""
         texts: npt.NDArray[np.int64] = self.captions.wording_index[self.caption_rows]
         return texts
-
-
-def mean_logits(logits: Sequence[Tensor]) -> Tensor:
-    """The logits of the mean of several models' scores m = sigmoid(logit), all of one shape.
-
-    As logits, scores too close to 0 or 1 for a float stay apart.
-    """
-    if len(logits) == 1:
-        return logits[0]
-    yes, no = (torch.stack([logsigmoid(sign * values) for values in logits]).logsumexp(0) for sign in (1, -1))
-    return yes - no
 
 
 @torch.inference_mode()

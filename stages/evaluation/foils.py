@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from camp_model.encoders import length_mask
 from camp_model.encoding import encode_images
+from camp_model.matchers.matching import mean_logits
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
-from camp_model.scoring.collection import mean_logits
 from camp_model.vocabulary import UNK
 from stages.errors import InputError
 from stages.evaluation.folds import Fold

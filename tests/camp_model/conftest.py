@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import itertools
 from pathlib import Path
@@ -10,7 +11,10 @@ from camp_model import CAMP, CampConfig
 from camp_model.config import CHOICES
 from camp_model.encoders import length_mask
 
-SWITCHES = CHOICES | {"text": ("gru",)}  # what scores pairs does not know where words come from
+OF_MATCHERS = {"scan": "scan_direction", "sgraf": "sgraf"}
+"""Matcher -> the switch that it alone reads."""
+SWITCHES = {name: values for name, values in CHOICES.items() if name not in OF_MATCHERS.values()}
+SWITCHES["text"] = ("gru",)  # what scores pairs does not know where words come from
 OTHERS = ("hops", "residual", "gate_context", "joint_score")
 
 
@@ -33,18 +37,35 @@ def distributed_step() -> ModuleType:
 
 def every_config(**sizes: int) -> list[CampConfig]:
     """All combinations of switches that a config accepts."""
-    sizes = {"vocab_size": 12, "region_dim": 5, "word_dim": 3, "dim": 6, "pooling_heads": 2} | sizes
+    sizes = {
+        "vocab_size": 12,
+        "region_dim": 5,
+        "word_dim": 3,
+        "dim": 6,
+        "pooling_heads": 2,
+        "similarity_dim": 4,
+    } | sizes
     configs = []
     for values in itertools.product(*SWITCHES.values(), (1, 2), (True, False), (0.0, 1.5)):
         # Both go beyond the paper, and together they meet every other switch.
         switches = dict(zip((*SWITCHES, *OTHERS), (*values, values[-1] > 0), strict=True))
         if switches["gate_context"] and (switches["gate"] == "none" or switches["pooling"] != "attention"):
             continue
+        # How fused vectors are pooled knows nothing of how they were fused, so one way of fusing is enough.
+        usual = switches["fusion"] == "concat" and switches["residual"] and switches["matching"] == "mlp"
+        if switches["pooling"] == "gpo" and switches["message_passing"] != "none" and not usual:
+            continue
         try:
             configs.append(CampConfig(**sizes, **switches))
         except ValueError:
             continue
-    return [config for config in configs if _unread(config).items() <= config.to_dict().items()]
+    configs = [config for config in configs if _unread(config).items() <= config.to_dict().items()]
+    return [
+        dataclasses.replace(config, **{own: value}) if own else config
+        for config in configs
+        for own in [OF_MATCHERS.get(config.matcher)]
+        for value in (CHOICES[own] if own else [None])
+    ]
 
 
 def _unread(config: CampConfig) -> dict[str, object]:
@@ -54,7 +75,7 @@ def _unread(config: CampConfig) -> dict[str, object]:
     unread: dict[str, object] = {"message_passing": "none", "gate": "none", "fusion": "sum", "residual": True}
     if config.matcher != "camp":
         unread["matching"] = "mlp"
-    if config.matcher == "scan":
+    if config.matcher in OF_MATCHERS:
         unread["pooling"] = "mean"
     return unread
 

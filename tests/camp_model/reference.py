@@ -26,12 +26,9 @@ def encode_regions(state, features):
     return [weight @ feature + bias for feature in features]
 
 
-def gru_direction(state, inputs, suffix):
-    w_in, w_state = (
-        state[f"caption_encoder.gru.weight_ih_l0{suffix}"],
-        state[f"caption_encoder.gru.weight_hh_l0{suffix}"],
-    )
-    b_in, b_state = state[f"caption_encoder.gru.bias_ih_l0{suffix}"], state[f"caption_encoder.gru.bias_hh_l0{suffix}"]
+def gru_direction(state, inputs, suffix, module="caption_encoder"):
+    w_in, w_state = (state[f"{module}.gru.weight_{kind}_l0{suffix}"] for kind in ("ih", "hh"))
+    b_in, b_state = (state[f"{module}.gru.bias_{kind}_l0{suffix}"] for kind in ("ih", "hh"))
     d = w_state.shape[1]
     hidden, states = np.zeros(d), []
     for x in inputs:
@@ -87,8 +84,30 @@ def receive(state, c, side, own, queries, keys, other):
     return fused, gates, logits
 
 
+def generalised_pool(state, name, vectors):
+    """VSE-infinity: weights of places from a GRU over their encodings, for each channel's sorted values."""
+    places = []
+    for k in range(len(vectors)):
+        encoding = []
+        for i in range(0, 32, 2):
+            encoding += [np.sin(k / 10_000 ** (i / 32)), np.cos(k / 10_000 ** (i / 32))]
+        places.append(np.array(encoding))
+    forward = gru_direction(state, places, "", f"{name}.places")
+    backward = gru_direction(state, places[::-1], "_reverse", f"{name}.places")[::-1]
+    score = state[f"{name}.places.score.weight"][0]
+    theta = softmax([score @ ((f + b) / 2) / 0.1 for f, b in zip(forward, backward, strict=True)])
+    pooled = []
+    for channel in range(len(vectors[0])):
+        largest_first = sorted((x[channel] for x in vectors), reverse=True)
+        pooled.append(sum(w * value for w, value in zip(theta, largest_first, strict=True)))
+    return np.array(pooled)
+
+
 def pool(state, c, name, vectors):
     n = len(vectors)
+    if c.pooling == "gpo":
+        pooled = generalised_pool(state, name, vectors)
+        return unit(pooled) if c.hops == 2 else pooled
     if c.pooling == "mean":
         weights = np.full(n, 1.0 / n)
     elif c.pooling == "attention":
@@ -109,22 +128,76 @@ def match(state, c, image, caption):
     return (state["matching.output.weight"] @ hidden + state["matching.output.bias"])[0]
 
 
-def scan(state, regions, words):
-    """SCAN, text to image: each word attends to the regions, and is compared with what it attended to."""
-    s = np.array([[unit(v) @ unit(t) for t in words] for v in regions])
+def scan(state, c, regions, words):
+    """SCAN: each word attends to the regions, each region to the words, and is compared with what it attended to."""
+    scores = []
+    if c.scan_direction in ("text_to_image", "both"):
+        scores.append(stacked_attention(words, regions, 9.0))
+    if c.scan_direction in ("image_to_text", "both"):
+        scores.append(stacked_attention(regions, words, 4.0))
+    return np.exp(state["matching.log_scale"]) * np.mean(scores) + state["matching.shift"]
+
+
+def stacked_attention(queries, keys, sharpness):
+    """Mean cosine of each query with the keys it attends to; the queries share a unit of each key's attention."""
+    cosines = []
+    for q, attended in zip(queries, attended_vectors(queries, keys, sharpness), strict=True):
+        cosines.append(unit(q) @ unit(attended))
+    return np.mean(cosines)
+
+
+def attended_vectors(queries, keys, sharpness):
+    s = np.array([[unit(q) @ unit(k) for q in queries] for k in keys])
     s_bar = np.array([unit(row) for row in np.where(s > 0, s, 0.1 * s)])
-    found = []
-    for j, t in enumerate(words):
-        alpha = softmax([9.0 * s_bar[i][j] for i in range(len(regions))])
-        attended = sum(a * unit(v) for a, v in zip(alpha, regions, strict=True))
-        found.append(unit(t) @ unit(attended))
-    return np.exp(state["matching.log_scale"]) * np.mean(found) + state["matching.shift"]
+    attended = []
+    for j in range(len(queries)):
+        alpha = softmax([sharpness * s_bar[i][j] for i in range(len(keys))])
+        attended.append(sum(a * unit(k) for a, k in zip(alpha, keys, strict=True)))
+    return attended
+
+
+def layer(state, name, x):
+    return state[f"{name}.weight"] @ x + state.get(f"{name}.bias", 0.0)
+
+
+def self_attended(state, name, vectors):
+    """SGRAF: one vector for a side, its own ones weighed by how they fit their mean."""
+    mean = np.mean(vectors, axis=0)
+    common = [np.tanh(layer(state, f"{name}.local", x)) * np.tanh(layer(state, f"{name}.whole", mean)) for x in vectors]
+    weights = softmax([layer(state, f"{name}.score", x)[0] for x in common])
+    return unit(sum(w * x for w, x in zip(weights, vectors, strict=True)))
+
+
+def sgraf(state, c, regions, words):
+    """SGRAF: a vector of similarity for the pair and for each word, then reasoning over them, a filter, or both."""
+    regions, words = [unit(v) for v in regions], [unit(t) for t in words]
+    whole = self_attended(state, "image_vector", regions) - self_attended(state, "caption_vector", words)
+    nodes = [unit(layer(state, "global_similarity", whole * whole))]
+    for t, attended in zip(words, attended_vectors(words, regions, 9.0), strict=True):
+        nodes.append(unit(layer(state, "local_similarity", (unit(attended) - t) ** 2)))
+    scores = []
+    if c.sgraf in ("sgr", "both"):
+        reasoned = nodes
+        for n in range(3):
+            out = [layer(state, f"steps.{n}.key", x) for x in reasoned]
+            edges = [softmax([layer(state, f"steps.{n}.query", p) @ o for o in out]) for p in reasoned]
+            mixed = [sum(e * x for e, x in zip(row, reasoned, strict=True)) for row in edges]
+            reasoned = [np.maximum(layer(state, f"steps.{n}.output", x), 0.0) for x in mixed]
+        scores.append(sigmoid(layer(state, "reasoned_score", reasoned[0])[0]))
+    if c.sgraf in ("saf", "both"):
+        opened = [sigmoid(layer(state, "filter", x)[0]) for x in nodes]
+        filtered = unit(sum(b / sum(opened) * x for b, x in zip(opened, nodes, strict=True)))
+        scores.append(sigmoid(layer(state, "filtered_score", filtered)[0]))
+    mean = np.mean(scores)
+    return np.log(mean) - np.log(1 - mean)
 
 
 def score(state, c, regions, words):
     """Logit of a pair, and the mean gate logit that gate supervision acts on (None without gates)."""
     if c.matcher == "scan":
-        return scan(state, regions, words), None
+        return scan(state, c, regions, words), None
+    if c.matcher == "sgraf":
+        return sgraf(state, c, regions, words), None
     gate_logit = None
     v, t = regions, words
     if c.matcher == "camp" and c.message_passing != "none":

@@ -11,9 +11,10 @@ from camp_model.captions import CaptionTable, write_captions
 from camp_model.encoders import length_mask
 from camp_model.encoding import EncodedImages, encode_images
 from camp_model.gates import hardest_others
+from camp_model.matchers.matching import mean_logits
 from camp_model.metrics import i2t_ranks, t2i_ranks
 from camp_model.scoring import ranking
-from camp_model.scoring.collection import Collection, mean_logits, rank_collection
+from camp_model.scoring.collection import Collection, rank_collection
 from camp_model.scoring.ranking import rank_blocks
 
 IMAGES, CAPTIONS, REGIONS = 23, 60, 4

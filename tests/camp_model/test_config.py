@@ -13,13 +13,16 @@ from camp_model import CampConfig
         ({"gate_context": -1.0}, "model.gate_context: -1.0 is not a number of 0 or more"),
         ({"gate_context": "3"}, "model.gate_context"),
         ({"hops": 2, "message_passing": "none"}, "model.hops: 2 needs messages"),
-        ({"matcher": "clip"}, "model.matcher: 'clip' is not one of camp, scan, joint"),
+        ({"matcher": "clip"}, "model.matcher: 'clip' is not one of camp, scan, joint, sgraf"),
         ({"text": "bert"}, "model.text: 'bert' is not one of gru"),
         ({"text": ["gru"]}, r"model.text: \['gru'\] is not one of gru"),
-        ({"matcher": {}}, "model.matcher: {} is not one of camp, scan, joint"),
+        ({"matcher": {}}, "model.matcher: {} is not one of camp, scan, joint, sgraf"),
         ({"residual": None}, "model.residual: None is not true or false"),
         ({"joint_score": 1}, "model.joint_score: 1 is not true or false"),
         ({"fusion": "message"}, "model.fusion: message needs"),
+        ({"sgraf": "gat"}, "model.sgraf: 'gat' is not one of saf, sgr, both"),
+        ({"similarity_dim": 0}, "model.similarity_dim: 0 is not a whole number of 1 or more"),
+        ({"scan_direction": "t2i"}, "model.scan_direction: 't2i' is not one of text_to_image, image_to_text, both"),
     ],
 )
 def test_a_wrong_switch_is_an_error_that_names_it(change, message):

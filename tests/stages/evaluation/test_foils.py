@@ -14,9 +14,9 @@ from camp_model.captions import CaptionTable, write_captions
 from camp_model.checkpoint import load_checkpoint
 from camp_model.encoders import length_mask
 from camp_model.gates import mean_gates, summarise
+from camp_model.matchers.matching import mean_logits
 from camp_model.model import PairDetails
 from camp_model.regions import RegionStore
-from camp_model.scoring.collection import mean_logits
 from camp_model.vocabulary import UNK, Vocabulary
 from stages.errors import InputError
 from stages.evaluate import evaluate

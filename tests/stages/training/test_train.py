@@ -129,6 +129,9 @@ SWITCHES = [
     {"message_passing": "none", "matching": "cosine", "pooling": "mean"},
     {"matcher": "joint"},
     {"matcher": "scan"},
+    {"matcher": "scan", "scan_direction": "both"},
+    {"matcher": "joint", "pooling": "gpo"},
+    {"matcher": "sgraf", "similarity_dim": 8},
 ]
 
 

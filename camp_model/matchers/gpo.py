@@ -1,0 +1,79 @@
+"""Generalised pooling: the aggregator of VSE-infinity (Chen et al., CVPR 2021, section 3.2).
+
+Each channel of L vectors is sorted, the largest first, and its sorted values are summed with weights theta that depend
+on their place and on L alone (equations 2 to 5):
+
+    pooled_c = sum_k theta_k max_k({x_lc}),   theta = softmax_k(w . h_k / 0.1),   h = BiGRU(p_1, ..., p_L)
+
+p_k is the sinusoidal encoding of place k and h_k the mean of the GRU's two directions. The temperature, and the sizes
+of encodings and states, are those of the released code. Mean and max pooling are special cases of it.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+PLACE_DIM, STATE_DIM = 32, 32
+"""Length of a place's encoding, and of the GRU's states."""
+TEMPERATURE = 0.1
+
+
+def place_encodings(count: int) -> Tensor:
+    """Sinusoidal encodings of the places 0 to `count` - 1: sines at even positions, cosines at odd ones.
+
+    Returns:
+        float64 [count, PLACE_DIM].
+    """
+    places = torch.arange(count, dtype=torch.float64)[:, None]
+    rates = torch.exp(torch.arange(0, PLACE_DIM, 2, dtype=torch.float64) * (-math.log(10_000.0) / PLACE_DIM))
+    return torch.stack([(places * rates).sin(), (places * rates).cos()], dim=-1).flatten(1)
+
+
+class GeneralisedPooling(nn.Module):
+    """Sorted values of every channel, weighed by their place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(PLACE_DIM, STATE_DIM, batch_first=True, bidirectional=True)
+        self.score = nn.Linear(STATE_DIM, 1, bias=False)
+
+    def place_weights(self, counts: Tensor, size: int) -> Tensor:
+        """The weight of each place: int64 [...] numbers of vectors, from 1 to `size` -> [..., size], 0 beyond them."""
+        distinct, row = counts.unique(return_inverse=True)
+        weight = self.score.weight
+        with torch.autocast(weight.device.type, enabled=False):
+            encodings = place_encodings(size).to(weight).expand(len(distinct), size, PLACE_DIM)
+            packed = pack_padded_sequence(encodings, distinct.cpu(), batch_first=True, enforce_sorted=False)
+            states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=size)
+            scores = self.score((states[..., :STATE_DIM] + states[..., STATE_DIM:]) / 2).squeeze(-1) / TEMPERATURE
+        beyond = torch.arange(size, device=counts.device) >= distinct[:, None]
+        weights: Tensor = scores.masked_fill(beyond, -torch.inf).softmax(-1)[row]
+        return weights
+
+    def forward(self, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Pool.
+
+        Args:
+            features: [..., L, d].
+            mask: bool, broadcast to [..., L]; None where all are real.
+
+        Returns:
+            The pooled vectors [..., d], and of each region or word the mean over the channels of the weight that it
+            has there [..., L], without a gradient.
+        """
+        size = features.shape[-2]
+        if mask is None:
+            real = torch.ones((*[1] * (features.ndim - 2), size), dtype=torch.bool, device=features.device)
+        else:
+            real = mask
+        counts = real.sum(-1).clamp(min=1)
+        weights = self.place_weights(counts, size).to(features.dtype)[..., None]  # [..., L, 1]
+        low = features.masked_fill(~real[..., None], torch.finfo(features.dtype).min)
+        ordered, places = low.sort(dim=-2, descending=True)
+        beyond = torch.arange(size, device=features.device) >= counts[..., None]
+        pooled = (ordered.masked_fill(beyond[..., None], 0.0) * weights).sum(-2)
+        with torch.no_grad():
+            shares = torch.zeros_like(ordered).scatter_(-2, places, weights.expand_as(ordered)).mean(-1)
+        return pooled, shares
