@@ -1,5 +1,7 @@
 """Training losses over a batch of aligned pairs (paper section 3.4; the triplet loss is its ablation).
 
+Those with hardest negatives; `camp_model.all_negatives` has those with all.
+
 A loss with hardest negatives touches only the B positives and 2B negatives. All B x B pairs are scored without
 gradients to pick them; forward and backward then run on 3B pairs. The gradient is that of the all-pairs graph.
 
@@ -36,7 +38,7 @@ from camp_model.model import CAMP
 from camp_model.negatives import drawn_negatives, hardest, mine_hardest, negative_pairs
 from camp_model.scoring.all_pairs import score_prepared
 
-__all__ = ["all_negatives_bce", "gate_bce", "hardest_negative_bce", "mine_hardest", "triplet_loss"]
+__all__ = ["EncodedBatch", "gate_bce", "hardest_negative_bce", "mine_hardest", "triplet_loss"]
 
 LOGIT, SIMILARITY, GATE_LOGIT = 0, 1, 2
 
@@ -63,7 +65,7 @@ def hardest_negative_bce(
     the module's docstring.
     """
     indices = (image_index, caption_index)
-    batch = _Batch(model, regions, region_mask, words, word_mask, indices, pairs, bool(gate_supervision))
+    batch = EncodedBatch(model, regions, region_mask, words, word_mask, indices, pairs, bool(gate_supervision))
     picked = batch.pick(1 if random_negatives else candidates, generator, micro_batch)
     loss = picked.cross_entropy(LOGIT)
     return loss + gate_supervision * picked.cross_entropy(GATE_LOGIT) if gate_supervision else loss
@@ -91,43 +93,10 @@ def triplet_loss(
     [margin - s(I, T) + s(I, T^)]+ + [margin - s(I, T) + s(I^, T)]+; arguments as in the module's docstring.
     """
     indices = (image_index, caption_index)
-    batch = _Batch(model, regions, region_mask, words, word_mask, indices, pairs, bool(gate_supervision))
+    batch = EncodedBatch(model, regions, region_mask, words, word_mask, indices, pairs, bool(gate_supervision))
     picked = batch.pick(1 if random_negatives else candidates, generator, micro_batch)
     loss = picked.hinge(margin)
     return loss + gate_supervision * picked.cross_entropy(GATE_LOGIT) if gate_supervision else loss
-
-
-def all_negatives_bce(
-    model: CAMP,
-    regions: Tensor,
-    region_mask: Tensor,
-    words: Tensor,
-    word_mask: Tensor,
-    image_index: Tensor,
-    *,
-    caption_index: Tensor | None = None,
-    gate_supervision: float = 0.0,
-    micro_batch: int = 0,
-    pairs: slice | None = None,
-) -> Tensor:
-    """Binary cross-entropy with the mean over all negatives of the batch in place of the hardest one.
-
-    -[2 log m(I, T) + mean_T' log(1 - m(I, T')) + mean_I' log(1 - m(I', T))]; arguments as in the module's docstring.
-    """
-    indices = (image_index, caption_index)
-    batch = _Batch(model, regions, region_mask, words, word_mask, indices, pairs, bool(gate_supervision))
-    by_image, by_caption = batch.all_scores(micro_batch)  # [3, b, B] each
-    negative, of_captions = batch.is_negative  # [b, B] each
-    count, count_images = (mask.sum(1).clamp(min=1) for mask in batch.is_negative)
-
-    def cross_entropy(kind: int) -> Tensor:
-        positive = by_image[kind].gather(1, batch.rows[:, None]).squeeze(1)
-        captions = (negative * logsigmoid(-by_image[kind])).sum(1) / count
-        images = (of_captions * logsigmoid(-by_caption[kind])).sum(1) / count_images
-        return -(2 * logsigmoid(positive) + captions + images).mean()
-
-    loss = cross_entropy(LOGIT)
-    return loss + gate_supervision * cross_entropy(GATE_LOGIT) if gate_supervision else loss
 
 
 def gate_bce(
@@ -155,7 +124,7 @@ def gate_bce(
         ValueError: the model has no gates.
     """
     indices = (image_index, caption_index)
-    batch = _Batch(model, regions, region_mask, words, word_mask, indices, pairs, gated=False)
+    batch = EncodedBatch(model, regions, region_mask, words, word_mask, indices, pairs, gated=False)
 
     def likelihoods(image_rows: Tensor, caption_rows: Tensor) -> Tensor:
         """Mean log-likelihood [2, P] of open and of closed gates."""
@@ -195,7 +164,7 @@ class _Picked:
         return (caption + image).mean()
 
 
-class _Batch:
+class EncodedBatch:
     """An encoded batch, and the rows of it whose loss is wanted."""
 
     def __init__(

@@ -33,6 +33,8 @@ class Variant:
 
 NO_SUPERVISION = {"train.gate_supervision": 0.0}
 """Where nothing has gates there are none to supervise."""
+RANKING = {"train.loss": "triplet", "train.margin": 0.2, **NO_SUPERVISION}
+"""The loss that other people's models are published with."""
 STUDY: dict[str, Variant] = {
     "full": Variant("full model"),
     "no-messages": Variant("without messages", {"model.message_passing": "none", **NO_SUPERVISION}),
@@ -63,6 +65,30 @@ STUDY: dict[str, Variant] = {
         "baseline: SCAN, text to image",
         {"model.matcher": "scan", "train.loss": "triplet", **NO_SUPERVISION},
     ),
+    "scan-image-to-text": Variant(
+        "baseline: SCAN, image to text",
+        {"model.matcher": "scan", "model.scan_direction": "image_to_text", **RANKING},
+    ),
+    "scan-both": Variant(
+        "baseline: SCAN, both ways", {"model.matcher": "scan", "model.scan_direction": "both", **RANKING}
+    ),
+    "vse-infinity": Variant(
+        "baseline: VSE-infinity",
+        {
+            "model.matcher": "joint",
+            "model.pooling": "gpo",
+            **RANKING,
+            "train.random_negative_steps": 0,
+            "train.curriculum_steps": 0,
+            "train.all_negatives_epochs": 1,
+            "train.drop_regions": 0.2,
+            "train.drop_words": 0.2,
+        },
+    ),
+    **{
+        f"sgraf-{kind}": Variant(f"baseline: SGRAF, {name}", {"model.matcher": "sgraf", "model.sgraf": kind, **RANKING})
+        for kind, name in (("saf", "SAF"), ("sgr", "SGR"), ("both", "SAF and SGR"))
+    },
 }
 OVERRIDES = {name: variant.overrides for name, variant in STUDY.items()}
 
@@ -106,13 +132,13 @@ def ablation(
     if document:
         outcomes = {name: [read_outcome(names[f"{name}-s{seed}"]) for seed in seeds] for name in variants}
         labels = {name: STUDY[name].label if name in STUDY else name for name in variants}
-        study = StudyInput(labels, seeds, base, _data(), checked_out(), _true_by_chance(), parent)
+        study = StudyInput(labels, seeds, base, data_line(), checked_out(), true_by_chance_here(), parent)
         write_document(Path(document), outcomes, study)
         get_run_logger().info("written: %s", document)
     return rows
 
 
-def _data() -> str:
+def data_line() -> str:
     """The source, and the number of images and captions of each split."""
     source = Params.load().dataset.source
     tables = {name: read_table(Path(f"data/dataset/{name}.parquet"), ("split",)) for name in ("images", "captions")}
@@ -123,12 +149,12 @@ def _data() -> str:
     return f"`{source}`; {', '.join(splits)}"
 
 
-def _true_by_chance() -> float | None:
+def true_by_chance_here() -> float | None:
     scenes = Path("data/dataset/scenes.parquet")
     return true_by_chance(scenes, SPLIT) if scenes.is_file() else None
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def setting(text: str) -> tuple[str, Any]:
     """KEY=VALUE, the value as YAML."""
     key, sign, value = text.partition("=")
     if not sign:
@@ -144,9 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The study: the paper's ablations and baselines, with several seeds.")
     parser.add_argument("--only", nargs="+", choices=list(STUDY), help="these variants (default: all)", metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument(
-        "--set", action="append", type=_setting, default=[], metavar="KEY=VALUE", help="for all of them"
-    )
+    parser.add_argument("--set", action="append", type=setting, default=[], metavar="KEY=VALUE", help="for all of them")
     parser.add_argument("--jobs", type=int, default=1, help="trainings that run at the same time")
     parser.add_argument("--promote", action="store_true", help="call the best one's model champion in MLflow")
     parser.add_argument("--document", default="docs/study.md", help="what is written (default: %(default)s)")

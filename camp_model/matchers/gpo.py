@@ -41,7 +41,7 @@ class GeneralisedPooling(nn.Module):
 
     def place_weights(self, counts: Tensor, size: int) -> Tensor:
         """The weight of each place: int64 [...] numbers of vectors, from 1 to `size` -> [..., size], 0 beyond them."""
-        distinct, row = counts.unique(return_inverse=True)
+        distinct, row = torch.unique(counts, return_inverse=True)
         weight = self.score.weight
         with torch.autocast(weight.device.type, enabled=False):
             encodings = place_encodings(size).to(weight).expand(len(distinct), size, PLACE_DIM)

@@ -27,6 +27,9 @@ class TrainParams(Section):
     curriculum_steps: int = Field(default=0, ge=0)
     """Steps T after them over which the hardest of k negatives drawn at random is taken, k growing from 1 as
     batch_size^(t/T); 0: the hardest of all at once. For hardest_bce and triplet."""
+    all_negatives_epochs: int = Field(default=0, ge=0)
+    """First epochs with all negatives in place of the hardest, as VSE-infinity's first: for triplet the sum of their
+    hinges, for hardest_bce their mean (bce). Another way to begin than the two above, so not with them."""
     joint_weight: float = Field(default=0.0, ge=0)
     """Weight of a contrastive term on the encoders' mean vectors, by which pictures can be searched with an index; it
     also starts the training. 0: as published."""
@@ -57,6 +60,16 @@ class TrainParams(Section):
     """Dropout of region features and word embeddings."""
     region_dropout: Share = 0.0
     """Share of the features dropped in all regions of an image at once."""
+    drop_regions: Share = 0.0
+    """Share of an image's regions left out at random in each step; one always stays."""
+    drop_words: Share = 0.0
+    """Share of a caption's encoded words left out at random in each step; one word always stays, and so do the marks
+    <start> and <end>."""
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of the moving average of the weights, which is then what is validated and kept; 0: none."""
+    validation_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of val's images, always the same ones, that an epoch is measured on with their captions, and the best epoch
+    is chosen by. The model that is kept is measured on all of them."""
     patience: int = Field(default=10, ge=0)
     """Epochs without a better validation rsum after which training stops; 0: never."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
@@ -87,6 +100,23 @@ class TrainParams(Section):
                 f"train.batch_size: {self.batch_size} does not divide among train.processes, {self.processes}, on "
                 f"train.machines, {self.machines}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _begins_one_way(self) -> Self:
+        if not self.all_negatives_epochs:
+            return self
+        if self.loss == "bce":
+            raise ValueError(
+                f"train.all_negatives_epochs: {self.all_negatives_epochs}, but train.loss bce has all negatives in "
+                "every epoch; expected 0"
+            )
+        for name in ("random_negative_steps", "curriculum_steps"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"train.all_negatives_epochs: {self.all_negatives_epochs}, but train.{name}, "
+                    f"{getattr(self, name)}, is another way to begin; expected one of them to be 0"
+                )
         return self
 
 

@@ -22,6 +22,8 @@ from stages.workspace import main_root
 FREE = ("checkpoint_steps", "micro_batch", "device", "processes", "machines", "word_vectors", "start_from")
 """Params that leave the result alone (but for the order in which numbers are added up), or that stand for something
 else: for content, for the batches that they make, for where training computes."""
+DRAWN = ("dropout", "region_dropout", "drop_regions", "drop_words")
+"""Params of what a process draws for itself."""
 UNRELATED = ("stages.tracking", "stages.entry")
 """What the stage imports and what changes no result of it."""
 PACKAGES = {"camp_model": Path(camp_model.__file__).parent, "stages": Path(stages.__file__).parent}
@@ -49,8 +51,8 @@ def training_key(
         "data": dict(data),
         "start": [content_hash(path, main_root() / ".work" / "hashes.sqlite") for path in started],
         "batches": sizes,
-        # Each process draws its own dropout.
-        "processes": processes if train.dropout or train.region_dropout else None,
+        # Each process draws its own dropout, and what it leaves out.
+        "processes": processes if any(getattr(train, name) for name in DRAWN) else None,
         "code": sha256_of_files(imported_files("stages.train")),
         "torch": torch.__version__,
         "transformers": version("transformers") if is_pretrained else None,

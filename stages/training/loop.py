@@ -1,33 +1,32 @@
 """The training loop."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from camp_model.distributed import gather_batch
-from camp_model.encoders import length_mask
+from camp_model.checkpoint import load_checkpoint
 from camp_model.encoding import as_read, remember_captions
-from camp_model.joint import joint_contrastive
-from camp_model.losses import all_negatives_bce, gate_bce, hardest_negative_bce, triplet_loss
 from camp_model.model import CAMP
 from camp_model.vocabulary import Vocabulary
+from stages.contracts import input_errors
 from stages.device import Precision
 from stages.errors import InputError
 from stages.params.train import TrainParams
 from stages.tracking import Run
+from stages.training.averaging import WeightAverage
 from stages.training.data import Batch, Split, epoch_batches, prefetch, steps_per_epoch
 from stages.training.groups import parameter_groups
+from stages.training.loss import batch_loss
+from stages.training.pace import Pace
 from stages.training.processes import Processes
 from stages.training.resume import Progress, Resume
 from stages.training.schedule import learning_rate
-from stages.training.validation import validate
+from stages.training.validation import images_for, validate
 
 RECORDED_STEPS = 5000
 """Above this many steps, the tracking server gets means over several steps."""
@@ -44,35 +43,6 @@ class Stopped(SystemExit):
 
     def __init__(self) -> None:
         super().__init__(143)
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How fast this process has trained; resumed parts of a run are not in it."""
-
-    seconds: float
-    """Spent in steps."""
-    steps: int
-    pairs: int
-    waited: float
-    """Seconds of `seconds` in which the next batch was not there yet."""
-
-    def metrics(self) -> dict[str, float]:
-        """Rates, for metrics/train.json and the tracking server."""
-        seconds = max(self.seconds, 1e-9)
-        return {
-            "steps_per_second": self.steps / seconds,
-            "pairs_per_second": self.pairs / seconds,
-            "data_wait_share": self.waited / seconds,
-        }
-
-    def after(self, seconds: float, pairs: int, waited: float) -> "Pace":
-        """The pace after one more step."""
-        return Pace(self.seconds + seconds, self.steps + 1, self.pairs + pairs, self.waited + waited)
-
-    def since(self, earlier: "Pace") -> "Pace":
-        """The pace from `earlier` on."""
-        return Pace(*(now - then for now, then in zip(astuple(self), astuple(earlier), strict=True)))
 
 
 class Trainer:
@@ -98,7 +68,8 @@ class Trainer:
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         self.optimizer = torch.optim.AdamW(groups, lr=1.0, weight_decay=params.weight_decay)
         self.epoch_steps = steps_per_epoch(len(train), params.batch_size, processes.count)
-        self.progress = resume.load(model, self.optimizer, precision.scaler) or Progress()
+        self.average = WeightAverage(model, params.ema_decay) if params.ema_decay else None
+        self.progress = resume.load(model, self.optimizer, precision.scaler, self.average) or Progress()
         # What is trained on keeps its <unk>, for that is to have a meaning; validation reads as evaluation does.
         val.captions = as_read([model], vocabulary, val.captions)
         with tqdm(desc="encode captions once", unit="caption", delay=2, disable=processes.rank > 0) as bar:
@@ -130,6 +101,8 @@ class Trainer:
             while len(progress.epochs) < self.params.epochs and not self._out_of_patience():
                 self._epoch()
                 self._end_epoch()
+        if self.params.validation_share < 1:
+            self._measure_whole()
         return progress
 
     def _out_of_patience(self) -> bool:
@@ -176,66 +149,18 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         # The dropout of a step depends on nothing but the seed, the step and the process.
         torch.manual_seed(hash((self.params.seed, step, self.processes.rank)))
-        loss = self._loss(batch.to(self.device), step)
+        loss = batch_loss(self.model, batch.to(self.device), self.params, step, self.epoch_steps, self.precision)
         torch.autograd.backward(scaler.scale(loss))
         loss = self.processes.average_gradients(self.parameters, loss)
         scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.params.gradient_clip or math.inf)
         scaler.step(self.optimizer)
         scaler.update()
+        if self.average is not None:
+            self.average.update(self.model, step)
         self.progress.step += 1
         self.pending.append((self.progress.step, rate, loss, norm))
         self.bar.update()
-
-    def _loss(self, batch: Batch, step: int) -> Tensor:
-        params = self.params
-        negatives: dict[str, Any] = {
-            "candidates": self._candidates(step),
-            # The same on every process, so that all draw the same negatives.
-            "generator": torch.Generator().manual_seed(hash((params.seed, step))),
-        }
-        losses: dict[str, Callable[..., Tensor]] = {
-            "hardest_bce": partial(hardest_negative_bce, **negatives),
-            "bce": all_negatives_bce,
-            "triplet": partial(triplet_loss, margin=params.margin, **negatives),
-        }
-        with self.precision.autocast():
-            regions = self.model.encode_regions(batch.features, batch.region_mask)
-            words = self.model.encode_captions(batch.tokens, batch.lengths)
-            word_mask = length_mask(batch.lengths, batch.tokens.shape[1]).to(self.device)
-            everyone = gather_batch(
-                regions, batch.region_mask, words, word_mask, batch.image_index, batch.caption_index
-            )
-            encoded_batch = (self.model, *everyone.tensors)
-            options: dict[str, Any] = {
-                "caption_index": everyone.caption_index, "pairs": everyone.pairs, "micro_batch": params.micro_batch
-            }  # fmt: skip
-            by_pair = params.gate_supervision if params.gate_target == "pair" else 0.0
-            loss = losses[params.loss](*encoded_batch, gate_supervision=by_pair, **options)
-            if params.gate_supervision and params.gate_target == "words":
-                gates = gate_bce(
-                    *encoded_batch,
-                    temperature=params.gate_temperature,
-                    generator=negatives["generator"],
-                    **options,
-                )
-                loss = loss + params.gate_supervision * gates
-            if params.joint_weight:
-                joint = joint_contrastive(
-                    *everyone.tensors, caption_index=everyone.caption_index, temperature=params.joint_temperature,
-                    pairs=everyone.pairs,
-                )  # fmt: skip
-                loss = loss + params.joint_weight * joint
-            return loss
-
-    def _candidates(self, step: int) -> int:
-        """Of how many negatives drawn at random the hardest is taken; 0: of all."""
-        begun = step - self.params.random_negative_steps
-        if begun < 0:
-            return 1
-        if begun >= self.params.curriculum_steps:
-            return 0
-        return round(float(self.params.batch_size ** (begun / self.params.curriculum_steps)))
 
     def _read_losses(self) -> None:
         """Read what the last steps measured, check it and record it."""
@@ -265,29 +190,51 @@ class Trainer:
         self.run.log_metrics(values | {f"train/{name}": v for name, v in pace.metrics().items()}, step=pending[-1][0])
 
     def _end_epoch(self) -> None:
-        """Measure the model, keep it if it is the best so far, and save the state."""
+        """Measure the model, or the average of its weights; keep it if it is the best so far, and save the state."""
         progress = self.progress
         self._read_losses()
-        try:
-            metrics, gates = validate(self.model, self.val, self.precision, self.processes)
-        except ValueError as error:
-            raise TrainingError(f"train: validation after step {progress.step}: {error}") from None
-        best = progress.epochs[progress.best_epoch - 1]["rsum"] if progress.best_epoch else -math.inf
-        progress.epochs.append(metrics)
-        progress.gates.append(gates)
-        epoch = len(progress.epochs)
-        if metrics["rsum"] > best:
-            progress.best_epoch = epoch
-            if self.processes.rank == 0:
-                self.resume.save_best(epoch, self.model, self.vocabulary)
+        with self.average.in_place(self.model) if self.average is not None else contextlib.nullcontext():
+            metrics, gates = self._validate(self.params.validation_share)
+            best = progress.epochs[progress.best_epoch - 1]["rsum"] if progress.best_epoch else -math.inf
+            progress.epochs.append(metrics)
+            progress.gates.append(gates)
+            epoch = len(progress.epochs)
+            if metrics["rsum"] > best:
+                progress.best_epoch = epoch
+                if self.processes.rank == 0:
+                    self.resume.save_best(epoch, self.model, self.vocabulary)
         self._save()
         self.run.log_metrics({f"val/{name}": value for name, value in metrics.items()}, step=progress.step)
         if self.processes.rank:
             return
         loss = sum(progress.losses[-self.epoch_steps :]) / self.epoch_steps
         means = "".join(f", {n.replace('_', ' ')} {v:.3f}" for n, v in metrics.items() if n in PRINTED)
-        self.bar.write(f"epoch {epoch}: loss {loss:.3f}, val rsum {metrics['rsum']:.1f}{means}")
+        images = len(images_for(self.val, self.params.validation_share))
+        some = f" on {images} of {len(self.val.images)} images" if images < len(self.val.images) else ""
+        self.bar.write(f"epoch {epoch}: loss {loss:.3f}, val rsum {metrics['rsum']:.1f}{some}{means}")
+
+    def _validate(self, share: float) -> tuple[dict[str, float], dict[str, list[int]]]:
+        try:
+            return validate(self.model, self.val, self.precision, self.processes, share)
+        except ValueError as error:
+            raise TrainingError(f"train: validation after step {self.progress.step}: {error}") from None
+
+    def _measure_whole(self) -> None:
+        """Measure the kept model on the whole val split, where each epoch was measured on some of its images."""
+        progress, share = self.progress, self.params.validation_share
+        self.processes.any(False, self.device)  # its weights are on disk by now
+        with input_errors():
+            kept, _, _ = load_checkpoint(self.resume.best(progress.best_epoch), self.device)
+        self.model.load_state_dict(kept.state_dict())  # the model here remembers what captions it has encoded
+        progress.selection_images, progress.whole = len(images_for(self.val, share)), self._validate(1.0)[0]
+        self.run.log_metrics({f"val_whole/{name}": value for name, value in progress.whole.items()}, step=progress.step)
+        if not self.processes.rank:
+            print(
+                f"kept: epoch {progress.best_epoch}, by its rsum on {progress.selection_images} images of val; "
+                f"val rsum {progress.whole['rsum']:.1f} on all {len(self.val.images)}",
+                flush=True,
+            )
 
     def _save(self) -> None:
         if self.processes.rank == 0:
-            self.resume.save(self.progress, self.model, self.optimizer, self.precision.scaler)
+            self.resume.save(self.progress, self.model, self.optimizer, self.precision.scaler, self.average)

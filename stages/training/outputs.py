@@ -18,12 +18,21 @@ PLOTTED_STEPS = 2000
 
 
 def summary(progress: Progress, epoch_steps: int) -> dict[str, Any]:
-    """The numbers of metrics/train.json, but for the pace."""
+    """The numbers of metrics/train.json, but for the pace.
+
+    Those of val are of the whole split; where epochs were measured on some of its images, what the model was chosen by
+    stands beside them.
+    """
+    chosen_by = {
+        "selection_rsum": progress.epochs[progress.best_epoch - 1]["rsum"],
+        "selection_images": progress.selection_images,
+    }
     return {
         "best_epoch": progress.best_epoch,
         "epochs": len(progress.epochs),
         "steps": progress.step,
         **{f"val_{name}": value for name, value in progress.best.items()},
+        **(chosen_by if progress.whole else {}),
         "train_loss": _mean(progress.losses[-epoch_steps:]),
     }
 

@@ -1,8 +1,9 @@
 """What a killed training needs to go on at the exact step: one file, replaced as a whole.
 
 Every random number of a step comes from the seed and the step's number, and so does the sampler's order. What has to be
-kept is therefore: weights, optimizer, loss scale, the step, and what has been measured so far. The best weights so far
-lie beside it. A file is only ever read by a training with the same key, a hash of params, data and code.
+kept is therefore: weights and their average, optimizer, loss scale, the step, and what has been measured so far. The
+best weights so far lie beside it. A file is only ever read by a training with the same key, a hash of params, data and
+code.
 
 States lie in the main workspace, for an experiment's own one is thrown away with it. One that nothing has written for
 `UNUSED_DAYS` will not be used any more, since its params, data or code have changed: the next training removes it.
@@ -27,6 +28,7 @@ from camp_model.files import replacing, sha256_of
 from camp_model.model import CAMP
 from camp_model.seal import BLANK, check_seal, seal
 from camp_model.vocabulary import Vocabulary
+from stages.training.averaging import WeightAverage
 
 UNUSED_DAYS = 14
 
@@ -47,11 +49,15 @@ class Progress:
     """Number of the epoch with the highest rsum on val, from 1; 0: none yet."""
     run_id: str | None = None
     """The tracking run that this training is recorded in."""
+    selection_images: int = 0
+    """Images of val that epochs were measured on, if not all."""
+    whole: dict[str, float] = field(default_factory=dict)
+    """What all of val then says of the best epoch."""
 
     @property
     def best(self) -> dict[str, float]:
-        """What validation measured after the best epoch."""
-        return self.epochs[self.best_epoch - 1]
+        """What the whole val split says of the best epoch."""
+        return self.whole or self.epochs[self.best_epoch - 1]
 
 
 def sha256_of_files(paths: Iterable[Path]) -> str:
@@ -75,11 +81,20 @@ class Resume:
         self.key = key
         self.state = self.folder / "state.safetensors"
 
-    def save(self, progress: Progress, model: CAMP, optimizer: torch.optim.Optimizer, scaler: torch.GradScaler) -> None:
+    def save(
+        self,
+        progress: Progress,
+        model: CAMP,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.GradScaler,
+        average: WeightAverage | None = None,
+    ) -> None:
         """Replace the state; a kill at any moment leaves the old one or the new one."""
         tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
         for i, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{name}": torch.as_tensor(value) for name, value in state.items()}
+        if average is not None:
+            tensors |= {f"average.{name}": value for name, value in average.weights.items()}
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         facts = asdict(progress)
         tensors["losses"] = torch.tensor(facts.pop("losses"), dtype=torch.float64)
@@ -91,8 +106,14 @@ class Resume:
             if old != self.best(progress.best_epoch):
                 shutil.rmtree(old, ignore_errors=True)
 
-    def load(self, model: CAMP, optimizer: torch.optim.Optimizer, scaler: torch.GradScaler) -> Progress | None:
-        """Put a saved state into model, optimizer and scaler; None where there is none for this training."""
+    def load(
+        self,
+        model: CAMP,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.GradScaler,
+        average: WeightAverage | None = None,
+    ) -> Progress | None:
+        """Put a saved state into model, optimizer, scaler and average; None where there is none for this training."""
         if not self.state.is_file():
             return None
         try:
@@ -114,6 +135,9 @@ class Resume:
                 state.setdefault(int(i), {})[kind] = value
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
         scaler.load_state_dict(json.loads(metadata["scaler"]))
+        if average is not None:
+            for name, value in average.weights.items():
+                value.copy_(tensors[f"average.{name}"])
         return progress
 
     def best(self, epoch: int) -> Path:

@@ -1,5 +1,7 @@
 """What the model can do on the val split, after each epoch."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,20 +22,35 @@ GATE_PAIRS = 1000
 highest."""
 
 
+def images_for(split: Split, share: float) -> np.ndarray:
+    """The images that a share of a split is measured on, with their captions: always the same ones, 2 at least.
+
+    Returns:
+        Rows of its store, in rising order.
+    """
+    count = min(len(split.images), max(2, math.ceil(share * len(split.images))))
+    chosen: np.ndarray = np.sort(np.random.default_rng(0).permutation(split.images)[:count])
+    return chosen
+
+
 @torch.inference_mode()
 def validate(
-    model: CAMP, split: Split, precision: Precision, processes: Processes
+    model: CAMP, split: Split, precision: Precision, processes: Processes, share: float = 1.0
 ) -> tuple[dict[str, float], dict[str, list[int]]]:
     """Recall in both directions, rsum, and mean gates of matching and of other pairs where the model has gates.
 
     The processes share the captions; all of them get the same result.
 
+    Args:
+        share: of the images, with their captions; see `images_for`.
+
     Returns:
         The numbers, and `camp_model.gates.histograms` of the gates.
     """
     model.eval()
-    caption_image = np.searchsorted(split.images, split.rows)
-    collection = Collection(split.store, split.images, split.captions, np.arange(len(split)), caption_image)
+    images = images_for(split, share)
+    rows = np.flatnonzero(np.isin(split.rows, images))
+    collection = Collection(split.store, images, split.captions, rows, np.searchsorted(images, split.rows[rows]))
     with precision.autocast(), input_errors():
         ranked = rank_collection([model], collection, top_k=0, share=processes)
         gates = _gates(model, split, collection, ranked.hardest.cpu().numpy())
@@ -44,18 +61,19 @@ def validate(
 
 def _gates(model: CAMP, split: Split, collection: Collection, hardest: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
     """Mean gates of pairs, by kind of pair and side; nothing where the model has no gates."""
-    if model.config.why_no_gates() or len(split.images) < 2:
+    images, rows = collection.image_rows, collection.caption_rows
+    if model.config.why_no_gates() or len(images) < 2:
         return {}
     generator = np.random.default_rng(0)
-    chosen = generator.choice(len(split), min(GATE_PAIRS, len(split)), replace=False)
+    chosen = generator.choice(len(rows), min(GATE_PAIRS, len(rows)), replace=False)
     own = collection.caption_image[chosen]
     answers = RightAnswers(torch.from_numpy(collection.caption_image), torch.from_numpy(collection.caption_text))
-    random = random_others(own, len(split.images), generator, answers, chosen)
+    random = random_others(own, len(images), generator, answers, chosen)
 
-    def encode(images: np.ndarray) -> tuple[Tensor, Tensor]:
-        return encode_images(model, split.store, split.images[images])
+    def encode(positions: np.ndarray) -> tuple[Tensor, Tensor]:
+        return encode_images(model, split.store, images[positions])
 
     return {
-        kind: mean_gates(model, encode, split.captions, rows=chosen, images=other, content=split.content)
+        kind: mean_gates(model, encode, split.captions, rows=rows[chosen], images=other, content=split.content)
         for kind, other in zip(KINDS, (own, random, hardest[chosen]), strict=True)
     }

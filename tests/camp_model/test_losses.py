@@ -6,12 +6,13 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from camp_model import CampConfig
+from camp_model.all_negatives import all_negatives_bce, all_negatives_triplet
 from camp_model.losses import (
-    all_negatives_bce,
     hardest_negative_bce,
     mine_hardest,
     triplet_loss,
 )
+from camp_model.matchers.prepared import TILES
 from tests.camp_model.loss_batches import CONFIG, INDEX, SIZES, batch_of, gradients
 
 
@@ -117,7 +118,7 @@ def test_all_negatives_are_averaged(make_batch, micro_batch, message_passing):
     assert loss.item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("loss", [hardest_negative_bce, triplet_loss, all_negatives_bce])
+@pytest.mark.parametrize("loss", [hardest_negative_bce, triplet_loss, all_negatives_bce, all_negatives_triplet])
 def test_shares_of_a_batch_average_to_the_whole(make_batch, loss):
     batch = batch_of(make_batch)
     encoded = batch.encode()
@@ -154,3 +155,21 @@ def test_mixed_precision_keeps_a_float32_loss(make_batch, loss, switches):
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, exact, rtol=0.1, atol=0.1)
     assert all(gradient.isfinite().all() for gradient in gradients(batch, value).values())
+
+
+@pytest.mark.parametrize("micro_batch", [0, 7])
+@pytest.mark.parametrize("matching", ["mlp", "cosine"])
+def test_hinges_over_all_negatives_are_summed(make_batch, matching, micro_batch):
+    config = CampConfig(**(CONFIG.to_dict() | {"matching": matching}))
+    batch = batch_of(make_batch, config)
+    encoded = batch.encode()
+    loss = all_negatives_triplet(batch.model, *encoded, INDEX, margin=0.3, micro_batch=micro_batch)
+    images, captions = batch.model.prepare_regions(*encoded[:2]), batch.model.prepare_words(*encoded[2:])
+    scores = batch.model.match(images, captions, TILES).similarity
+    expected = 0.0
+    for i in range(len(INDEX)):
+        for j in range(len(INDEX)):
+            if INDEX[i] != INDEX[j]:
+                expected += max(0.0, 0.3 - scores[i, i].item() + scores[i, j].item())
+                expected += max(0.0, 0.3 - scores[i, i].item() + scores[j, i].item())
+    assert loss.item() == pytest.approx(expected / len(INDEX))

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
+from camp_model.all_negatives import all_negatives_bce
 from camp_model.losses import (
-    all_negatives_bce,
     gate_bce,
     hardest_negative_bce,
     mine_hardest,

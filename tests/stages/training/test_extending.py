@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from camp_model import CAMP, CampConfig, registry
+from camp_model.all_negatives import all_negatives_bce
 from camp_model.checkpoint import load_checkpoint, save_checkpoint
 from camp_model.encoders import length_mask
-from camp_model.losses import all_negatives_bce, hardest_negative_bce, triplet_loss
+from camp_model.losses import hardest_negative_bce, triplet_loss
 from camp_model.metrics import retrieval_metrics, t2i_ranks
 from camp_model.scoring.ranking import rank_queries
 from camp_model.vocabulary import Vocabulary

@@ -1,0 +1,37 @@
+"""Regions and words left out at random while training, as VSE-infinity's size augmentation (Chen et al., CVPR 2021)."""
+
+import torch
+from torch import Tensor
+
+from camp_model.vocabulary import END, START
+
+
+def drop(values: Tensor, mask: Tensor, share: float, stays: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Leave out a share of each item's real vectors at random, but never all of those that may go.
+
+    What remains comes first, in its order, and what is left out is padding, as if it had never been.
+
+    Args:
+        values: [B, L, d].
+        mask: bool [B, L], True at real vectors.
+        share: of the vectors that may go, the mean share that goes; 0: none.
+        stays: bool [B, L], True at vectors that never go; None: all may.
+
+    Returns:
+        Values [B, L, d] and mask [B, L].
+    """
+    if not share:
+        return values, mask
+    may_go = mask if stays is None else mask & ~stays
+    draws = torch.rand(mask.shape, device=mask.device).masked_fill(~may_go, -1.0)
+    remains = may_go & (draws >= share)
+    none_remains = may_go.any(1) & ~remains.any(1)
+    last = torch.zeros_like(mask).scatter_(1, draws.argmax(1, keepdim=True), True)
+    remains = remains | (none_remains[:, None] & last) | (mask & ~may_go)
+    order = remains.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+    return values.gather(1, order[..., None].expand_as(values)), remains.gather(1, order)
+
+
+def is_mark(tokens: Tensor) -> Tensor:
+    """Where a caption's start and end marks are: int64 [B, N] -> bool [B, N]."""
+    return (tokens == START) | (tokens == END)

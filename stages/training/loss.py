@@ -1,0 +1,79 @@
+"""The loss of a batch, as the params want it."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from camp_model.all_negatives import all_negatives_bce, all_negatives_triplet
+from camp_model.distributed import gather_batch
+from camp_model.encoders import length_mask
+from camp_model.joint import joint_contrastive
+from camp_model.losses import gate_bce, hardest_negative_bce, triplet_loss
+from camp_model.model import CAMP
+from stages.device import Precision
+from stages.params.train import TrainParams
+from stages.training.data import Batch
+from stages.training.dropping import drop, is_mark
+
+
+def batch_loss(
+    model: CAMP, batch: Batch, params: TrainParams, step: int, epoch_steps: int, precision: Precision
+) -> Tensor:
+    """The loss of a batch on the model's device, at optimizer step `step` (0 is the first).
+
+    What is drawn on the way, dropout and what is left out, follows PyTorch's global generator.
+    """
+    # The same on every process, so that all draw the same negatives.
+    generator = torch.Generator().manual_seed(hash((params.seed, step)))
+    with precision.autocast():
+        regions = model.encode_regions(batch.features, batch.region_mask)
+        words = model.encode_captions(batch.tokens, batch.lengths)
+        word_mask = length_mask(batch.lengths, batch.tokens.shape[1]).to(words.device)
+        regions, region_mask = drop(regions, batch.region_mask, params.drop_regions)
+        words, word_mask = drop(words, word_mask, params.drop_words, is_mark(batch.tokens))
+        everyone = gather_batch(regions, region_mask, words, word_mask, batch.image_index, batch.caption_index)
+        encoded_batch = (model, *everyone.tensors)
+        options: dict[str, Any] = {
+            "caption_index": everyone.caption_index, "pairs": everyone.pairs, "micro_batch": params.micro_batch
+        }  # fmt: skip
+        by_pair = params.gate_supervision if params.gate_target == "pair" else 0.0
+        matching = _matching_loss(params, step, epoch_steps, generator)
+        loss = matching(*encoded_batch, gate_supervision=by_pair, **options)
+        if params.gate_supervision and params.gate_target == "words":
+            gates = gate_bce(*encoded_batch, temperature=params.gate_temperature, generator=generator, **options)
+            loss = loss + params.gate_supervision * gates
+        if params.joint_weight:
+            joint = joint_contrastive(
+                *everyone.tensors, caption_index=everyone.caption_index, temperature=params.joint_temperature,
+                pairs=everyone.pairs,
+            )  # fmt: skip
+            loss = loss + params.joint_weight * joint
+        return loss
+
+
+def _matching_loss(
+    params: TrainParams, step: int, epoch_steps: int, generator: torch.Generator
+) -> Callable[..., Tensor]:
+    """What `train.loss` says, over all negatives in the epochs that begin so."""
+    every = params.loss == "bce" or step < params.all_negatives_epochs * epoch_steps
+    if every and params.loss == "triplet":
+        return partial(all_negatives_triplet, margin=params.margin)
+    if every:
+        return all_negatives_bce
+    negatives: dict[str, Any] = {"candidates": candidates(params, step), "generator": generator}
+    if params.loss == "triplet":
+        return partial(triplet_loss, margin=params.margin, **negatives)
+    return partial(hardest_negative_bce, **negatives)
+
+
+def candidates(params: TrainParams, step: int) -> int:
+    """Of how many negatives drawn at random the hardest is taken; 0: of all."""
+    begun = step - params.random_negative_steps
+    if begun < 0:
+        return 1
+    if begun >= params.curriculum_steps:
+        return 0
+    return round(float(params.batch_size ** (begun / params.curriculum_steps)))
