@@ -38,18 +38,21 @@ def test_a_cancelled_stage_ends_within_five_seconds(
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts and never answers
         cancelled.tracking = "on"
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        process = cancelled.start("--force", "--single-item", stage, MLFLOW_TRACKING_URI=address)
-        while not cancelled.begun and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(moment)
-        if process.poll() is not None:
-            pytest.fail(f"{stage} had ended after {moment:.1f} s: {cancelled.printed[-2000:]}")
+        for attempt in range(6):  # this time it may be faster
+            process = cancelled.start("--force", "--single-item", stage, MLFLOW_TRACKING_URI=address)
+            while not cancelled.begun and process.poll() is None:
+                time.sleep(0.01)
+            time.sleep(moment / 2**attempt)
+            if process.poll() is None:
+                break
+            assert process.returncode == 0, cancelled.printed[-2000:]
+        assert process.poll() is None, f"it has always ended before: {cancelled.printed[-2000:]}"
         os.killpg(process.pid, number)
         begun = time.monotonic()
         while process.poll() is None or _runs(cancelled, stage):
             assert time.monotonic() - begun < ENDS, cancelled.printed[-2000:]
             time.sleep(0.05)
-        print(f"{number.name} {moment:.1f} s in: ended after {time.monotonic() - begun:.1f} s")
+        print(f"{number.name} {moment / 2**attempt:.1f} s in: ended after {time.monotonic() - begun:.1f} s")
 
 
 def _runs(workspace: Workspace, stage: str) -> bool:
