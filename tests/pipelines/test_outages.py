@@ -141,6 +141,17 @@ def test_only_a_run_that_is_silent_while_it_runs_is_crashed_for_it(prefect_serve
                 client.request("DELETE", "/automations/{id}", path_params={"id": automation["id"]})
 
 
+@pytest.mark.timeout(300)
+def test_a_flow_whose_stage_fails_ends_with_the_command_that_goes_on(prefect_server, repository, server_environment):
+    Path("trap-prepare").write_text("error: params.yaml: wrong, code 2")
+    command = [sys.executable, "-m", "pipelines.reproduce"]
+    done = subprocess.run(command, env=server_environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    said = done.stderr[done.stderr.rindex("\nerror: -m dvc repro") :]
+    assert "params.yaml: wrong" in said
+    assert "What is finished stays: `python -m pipelines.reproduce` goes on." in said and "Traceback" not in said
+
+
 @contextlib.contextmanager
 def remote(folder, port, seconds=0.0):
     folder.mkdir(exist_ok=True)

@@ -201,6 +201,20 @@ def delivered():
     return True
 
 
+def test_a_cancelled_run_waits_for_no_server(workspace, monkeypatch):
+    with silent_server() as uri:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        with pytest.raises(KeyboardInterrupt), track("train", {"a": 1}) as run:
+            run.log_metrics({"train/loss": 1.0}, step=3)
+            begun = time.monotonic()
+            raise KeyboardInterrupt
+        assert time.monotonic() - begun < 5
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace / 'mlflow.db'}")
+    wait_for(delivered, 60)
+    late = runs(workspace)[run.run_id]
+    assert late.info.status == "KILLED" and late.data.metrics["train/loss"] == 1.0
+
+
 def test_the_next_run_delivers_what_an_earlier_one_left(workspace):
     left = Spool(workspace, "a" * 32)
     left.write("start", kind="train", name="left", parent=None, uri="", experiment="camp", resumed=False)
