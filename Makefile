@@ -42,10 +42,10 @@ STUDY ?= --set train.epochs=2 --set evaluate.foils=1200
 study: setup
 	python -m pipelines.ablation --jobs 2 $(STUDY)
 
-# One thread each: two test processes would otherwise fight over the cores. In the order of the files, so that the slow
-# ones do not come last.
+# Four test processes on two cores: most of their time they wait, for servers, disks and processes that they have
+# started. One thread each, so that they do not fight over the cores; in the order of tests/conftest.py.
 test: setup
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 # Kills, outages, full disks and 100,000 damaged inputs; docs/reliability.md. Under an hour on two cores.
 chaos: setup

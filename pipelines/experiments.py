@@ -31,8 +31,7 @@ from stages.errors import InputError
 from stages.tracking import PARENT, track
 from stages.tracking.delivery import sync
 from stages.tracking.model import promote as promote_model
-from stages.tracking.restore import find_run
-from stages.tracking.store import connect, store_uri
+from stages.tracking.store import connect, search, store_uri
 from stages.workspace import main_root
 
 RANKED_BY = "val_rsum"
@@ -200,12 +199,10 @@ def _promote(experiment: str) -> None:
     """
     sync(main_root())
     client = connect(main_root(), store_uri(main_root()))
-    experiments = [item.experiment_id for item in client.search_experiments()]
-    wanted = f"tags.`dvc.experiment` = '{experiment}' and tags.`camp.kind` = 'train'"
-    runs = client.search_runs(experiments, filter_string=wanted, max_results=1)
+    runs = search(client, f"tags.`dvc.experiment` = '{experiment}' and tags.`camp.kind` = 'train'")
     if not runs:
         raise InputError(f"{experiment}: its run is not in MLflow yet; `python -m stages.tracking sync` delivers it")
-    version = promote_model(client, find_run(client, runs[0].info.run_id).info.run_id)
+    version = promote_model(client, runs[0].info.run_id)
     get_run_logger().info("champion is now version %s, of %s", version, experiment)
 
 

@@ -9,6 +9,14 @@ import psutil
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+LONGEST = ("e2e/test_pipeline.py", "pipelines/test_deploy.py", "stages/training/test_processes.py",
+           "e2e/test_real_photographs.py", "search/test_folder.py", "stages/training/test_resume.py")  # fmt: skip
+"""Files of minutes: begun first, so that none of them is waited for alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    first = {REPOSITORY / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: first.get(item.path, len(first)))
 
 
 @pytest.fixture(scope="session")

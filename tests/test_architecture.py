@@ -2,6 +2,8 @@
 
 import ast
 import graphlib
+import subprocess
+import sys
 from collections import defaultdict
 
 import pytest
@@ -64,3 +66,12 @@ def test_no_two_public_classes_of_one_name() -> None:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places[node.name].append(module)
     assert {name: at for name, at in places.items() if len(at) > 1} == {}
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [("stages.tokenize_captions", "torch"), ("stages.train_detector", "torchvision"), ("stages.tracking", "mlflow")],
+)
+def test_a_command_does_not_wait_for_a_library_that_it_may_never_use(module: str, heavy: str) -> None:
+    code = f"import sys, {module}; raise SystemExit({heavy!r} in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -1,7 +1,6 @@
 """Pictures of a collection at the sizes of the page, the last ones held."""
 
 import hashlib
-import io
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from PIL import Image
 
 from search.collection import PictureCollection
 from search.web.uploads import DECODING
+from stages.reporting.pictures import jpeg
 
 HELD_BYTES = 64 * 2**20
 
@@ -55,11 +55,8 @@ class ScaledPictures:
                 self._held.move_to_end(key)
                 return scaled
         with DECODING:
-            picture = Image.fromarray(self._collection.pixels(picture_id))
-            picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-        out = io.BytesIO()
-        picture.save(out, "JPEG", quality=85, optimize=True)
-        scaled = Scaled(out.getvalue(), f'"{hashlib.sha256(out.getvalue()).hexdigest()[:32]}"')
+            content = jpeg(Image.fromarray(self._collection.pixels(picture_id)), side)
+        scaled = Scaled(content, f'"{hashlib.sha256(content).hexdigest()[:32]}"')
         with self._lock:
             if key not in self._held:
                 self._held[key] = scaled

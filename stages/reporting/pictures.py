@@ -45,14 +45,20 @@ def _picture(path: Path, size: tuple[int, int], max_pixels: int) -> tuple[Image.
         raise InputError(f"{path}: cannot be read as a picture ({error}); expected the one that has regions") from None
 
 
+def jpeg(picture: Image.Image, side: int) -> bytes:
+    """A picture as a JPEG of at most `side` pixels on its longest side."""
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=84, optimize=True)
+    return out.getvalue()
+
+
 def _shown(path: Path, side: int, size: tuple[int, int], max_pixels: int) -> ShownPicture:
     """The picture upright, as a JPEG of at most `side` pixels on its longest side."""
     picture, missing = _picture(path, size, max_pixels)
     original = size if missing else picture.size
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    out = io.BytesIO()
-    picture.save(out, "JPEG", quality=84, optimize=True)
-    return ShownPicture("data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii"), original, missing)
+    uri = "data:image/jpeg;base64," + base64.b64encode(jpeg(picture, side)).decode("ascii")
+    return ShownPicture(uri, original, missing)
 
 
 def show_pictures(

@@ -207,6 +207,8 @@ def sync(root: Path, moved: bool = True) -> tuple[int, list[str]]:
             else:
                 problems.append(f"{folder.name}: is still being written or delivered by another process")
         except Exception as error:
+            if not folder.exists():  # another process has just delivered it
+                continue
             if not isinstance(error, InputError):
                 away[goal] = error
             problems.append(f"{folder.name}: {without_password(goal)} did not take it: {describe(error)}")

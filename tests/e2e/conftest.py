@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -45,6 +46,15 @@ def run_in(folder: Path, *command: str, check: bool = True, **more: str) -> subp
     if check and done.returncode:
         pytest.fail(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
     return done
+
+
+def deliver_all(folder: Path) -> None:
+    """Wait until MLflow has every run: on a busy machine a stage's end does not wait for all of its own."""
+    until = time.monotonic() + 300
+    while [path for name in ("events.jsonl", "artifacts") for path in folder.glob(f".tracking/spool/*/{name}")]:
+        said = run_in(folder, sys.executable, "-m", "stages.tracking", "sync", check=False)
+        assert time.monotonic() < until, said.stderr
+        time.sleep(3)  # for the process that is at it
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from tests.chaos.workspace import Workspace
-from tests.e2e.conftest import SECRET
+from tests.e2e.conftest import SECRET, deliver_all
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 STUDY = ("python", "-m", "pipelines.ablation", "--only", "full", "no-gates", "--set", "train.epochs=1", "--jobs", "2")
@@ -67,6 +67,7 @@ def test_a_second_repro_runs_no_stage(pipeline: Path, run: Run) -> None:
 
 
 def test_mlflow_holds_the_run_with_the_metrics_of_the_files(pipeline: Path) -> None:
+    deliver_all(pipeline)
     with sqlite3.connect(pipeline / "mlflow.db") as store:
         metrics = dict(store.execute("select key, value from latest_metrics").fetchall())
         statuses = {row[0] for row in store.execute("select status from runs")}
@@ -81,6 +82,7 @@ def test_mlflow_holds_the_run_with_the_metrics_of_the_files(pipeline: Path) -> N
 
 def test_no_secret_of_the_environment_is_written_anywhere(pipeline: Path) -> None:
     """Not by DVC, not into MLflow's store, not into a log: the run had some in its environment."""
+    deliver_all(pipeline)
     files = [path for path in pipeline.rglob("*") if path.is_file() and not path.is_symlink()]
     assert {"mlflow.db", "dvc.lock", "delivery.log", "params.yaml"} <= {path.name for path in files}
     holding = [path for path in files if SECRET.encode() in path.read_bytes()]
@@ -199,7 +201,7 @@ def test_a_second_clone_pulls_everything_and_queues_experiments_side_by_side(pip
                 (shared if path.stat().st_ino in own else foreign).add(path.parts[-4])
         time.sleep(0.2)
     assert len(shared) == 2 and not foreign, (shared, foreign)  # the shards are those of the clone, not copies
-    run(clone, "python", "-m", "stages.tracking", "sync")
+    deliver_all(clone)
     assert not list(workspaces.glob("**/mlflow.db"))
     with sqlite3.connect(clone / "mlflow.db") as store:
         names = "select run_uuid, value from tags where key = 'dvc.experiment'"

@@ -10,6 +10,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 import pipelines
@@ -119,8 +120,6 @@ def restart_server(prefect_server, server):
 
 def end(process, seconds=60):
     """Ask a process to end; after these seconds, kill it, and whatever of its children is left."""
-    import psutil
-
     family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     if seconds:
         process.terminate()
@@ -131,6 +130,14 @@ def end(process, seconds=60):
     for child in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
+
+
+def command_of(process):
+    """The command line of a process; none once it has ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def answers(url):

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 import pipelines
 from pipelines.deploy import deploy_automations
+from tests.pipelines.conftest import command_of
 
 ROOT = Path(pipelines.__file__).parents[1]
 SLOW = """
@@ -93,13 +94,6 @@ def start(**params):
     body = {"parameters": {"params": {"train": params}}}
     run = request("POST", f"/deployments/{flow['id']}/create_flow_run", json=body)["id"]
     return run, lambda: request("GET", f"/flow_runs/{run}")["state"]["type"]
-
-
-def command_of(process):
-    try:
-        return process.cmdline()
-    except psutil.Error:  # it has ended
-        return []
 
 
 def in_training(serving):
