@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import yaml
 
 from stages.errors import InputError
-from stages.tracking.machine import output
 from stages.tracking.store import search
 
 if TYPE_CHECKING:
@@ -55,13 +54,19 @@ def find_commit(client: "MlflowClient", root: Path, revision: str) -> list["Run"
     Raises:
         InputError: no such commit.
     """
-    commit = output("git", "-C", str(root), "rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}")
+    commit = _git(root, "rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}")
     if commit is None:
         raise InputError(f"{revision}: is no commit of {root}")
     name = commit.decode().strip()
-    model = model_hash(output("git", "-C", str(root), "show", f"{name}:dvc.lock") or b"")
+    model = model_hash(_git(root, "show", f"{name}:dvc.lock") or b"")
     trained = search(client, f"tags.`dvc.model` = '{model}' and tags.`camp.kind` = 'train'") if model else []
     return trained or search(client, f"tags.`git.commit` = '{name}'")
+
+
+def _git(folder: Path, *arguments: str) -> bytes | None:
+    """What git prints; None where it fails."""
+    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, check=False)
+    return done.stdout if done.returncode == 0 else None
 
 
 def restore(client: "MlflowClient", root: Path, run: "Run", into: Path) -> list[str]:
@@ -75,10 +80,10 @@ def restore(client: "MlflowClient", root: Path, run: "Run", into: Path) -> list[
         raise InputError(f"{into}: exists; expected a folder to be made")
     if commit is None:
         raise InputError(f"run {run.info.run_id}: recorded no commit, it did not run in a git repository")
-    if output("git", "-C", str(root), "cat-file", "-e", f"{commit}^{{commit}}") is None:
+    if _git(root, "cat-file", "-e", f"{commit}^{{commit}}") is None:
         raise InputError(f"run {run.info.run_id}: its commit {commit} is not in {root}; fetch it first")
     # How this repository writes line ends, so that files come back byte for byte.
-    ends = [(name, output("git", "-C", str(root), "config", name)) for name in ("core.autocrlf", "core.eol")]
+    ends = [(name, _git(root, "config", name)) for name in ("core.autocrlf", "core.eol")]
     settings = [f"--config={name}={value.decode().strip()}" for name, value in ends if value]
     try:
         # Shared objects: commits that no branch holds can be checked out too.
