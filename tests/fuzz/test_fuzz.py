@@ -63,8 +63,8 @@ NAMES = [
     "shard.arrow", "old.arrow",
 ]  # fmt: skip
 """Of `targets`."""
-SHARE = -(-CASES // (len(NAMES) + 3))
-"""An equal share of the cases for each, the values of params, and two kinds of requests (test_search_api.py)."""
+SHARE = -(-CASES // (len(NAMES) + 2))
+"""Cases of one weight: those of NAMES add up to 21, the values of params have 2, requests to the search API 1.5."""
 
 
 def fuzzing(weight: float = 1.0) -> settings:
@@ -77,8 +77,9 @@ def fuzzing(weight: float = 1.0) -> settings:
 SEEDS = st.integers(0, 2**64 - 1)
 
 
-def test_every_reader_is_fuzzed(readers: dict[str, Target]) -> None:
+def test_every_reader_is_fuzzed_and_the_cases_are_as_many_as_they_say(readers: dict[str, Target]) -> None:
     assert list(readers) == NAMES
+    assert sum(int(SHARE * weight) for weight in [*(t.weight for t in readers.values()), 2.0, 1.0, 0.5]) >= CASES
 
 
 @pytest.mark.timeout(1800)
