@@ -114,6 +114,12 @@ class RegionStore:
         groups = np.split(order, np.cumsum(counts)[:-1])
         return dict(zip(self._shard_names, groups, strict=True)) if len(self) else {}
 
+    def places(self, rows: Sequence[int] | Array) -> list[tuple[str, int]]:
+        """Shard and row in it of some images: what never means other regions, where shards are named by content."""
+        chosen = np.asarray(rows, dtype=np.int64)
+        names = [self._shard_names[index] for index in self._shard_of[chosen]]
+        return list(zip(names, self._row_in_shard[chosen].tolist(), strict=True))
+
     def _shard(self, index: int) -> dict[str, Array]:
         """The columns of a shard as arrays that lie in the mapped file; see `map_shard`."""
         columns = self._columns.get(self._shard_names[index])

@@ -1,18 +1,20 @@
 """Two speeds and many callers: shortlists against all pictures, threads against one."""
 
+import dataclasses
 import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from camp_model.checkpoint import load_checkpoint
 from camp_model.encoding import encode_images, encode_sentences
 from camp_model.joint import pooled_vectors
-from camp_model.regions import RegionStore
+from camp_model.regions import RegionStore, write_manifest
 from camp_model.retrieval import JointEmbedding, Retriever, build_index
 from search.collection import PictureCollection, open_workspace
 from search.ranking import Ranker
@@ -111,6 +113,53 @@ def test_what_is_held_between_queries_changes_no_score_and_keeps_its_bound(
         assert ranker._held_now <= held
     assert (ranker._held_now > 0) == (held > 0)
     assert (len(ranker._held) == 7) == (held == 10**9)
+
+
+@pytest.mark.parametrize("room", [0, 4_000, 10**9])
+def test_what_shortlists_hold_changes_no_score_and_keeps_its_bound(run: SmallRun, room: int) -> None:
+    joint = joint_run(run, 6)
+    pictures, store = joint.source.pictures(), joint.source.pictures().store
+    ranker = Ranker(joint.model, 6, encoded_bytes=room)
+    first = {}
+    for sentence in SENTENCES * 2:
+        ids = joint.reader.read(sentence).ids
+        ranked = ranker.rank(pictures, ids)
+        assert first.setdefault(sentence, ranked.scores.tolist()) == ranked.scores.tolist(), "equal to the bit"
+        with torch.inference_mode():
+            images = encode_images(joint.model, store, ranked.positions)
+            expected = joint.model.score_matrix(*images, *encode_sentences(joint.model, [ids]))[:, 0]
+        assert ranked.scores.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+        assert ranker._encoded.bytes <= room
+    held = ranker._encoded._held
+    assert (len(held) == 0) == (room == 0) and sum(regions.nbytes for regions, _ in held.values()) <= room
+    if room == 10**9:  # nothing is read twice
+        damaged = dataclasses.replace(pictures, store=_Unreadable(store))  # type: ignore[arg-type]
+        assert ranker.rank(damaged, ids).scores.tolist() == ranked.scores.tolist()
+
+
+class _Unreadable:
+    """A store whose features are not to be read."""
+
+    def __init__(self, store: RegionStore) -> None:
+        self.places = store.places
+
+
+def test_regions_of_another_run_are_not_mixed_up_with_those_held(run: SmallRun) -> None:
+    """An image id stays, its regions are others: both speeds read them anew."""
+    for shortlist in (6, 500):
+        joint = joint_run(run, shortlist)
+        before = joint.search(SENTENCES[0], 20).hits
+        for path in run.regions.glob("*.arrow"):
+            path.rename(path.with_name(f"x{path.name}"))
+        table = pq.read_table(run.regions / "manifest.parquet")
+        rows = [(row["image_id"], f"x{row['shard']}", row["row"], row["num_regions"]) for row in table.to_pylist()]
+        swapped = [(name, *other[1:]) for (name, *_), other in zip(rows, rows[::-1], strict=True)]
+        write_manifest(run.regions, joint.source.pictures().store.info, swapped)
+        joint.rescan()
+        after = joint.search(SENTENCES[0], 20).hits
+        fresh = joint_run(run, shortlist).search(SENTENCES[0], 20).hits
+        assert [(hit.picture_id, hit.score) for hit in after] == [(hit.picture_id, hit.score) for hit in fresh]
+        assert [(hit.picture_id, hit.score) for hit in after] != [(hit.picture_id, hit.score) for hit in before]
 
 
 def test_equal_scores_are_ordered_by_picture(workspace: PictureCollection, monkeypatch: pytest.MonkeyPatch) -> None:
