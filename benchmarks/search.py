@@ -190,9 +190,8 @@ def clients() -> None:
             alone = {sentence: client.get("/api/search", params={"q": sentence}).json() for sentence in asked}
         seconds, wrong, errors = _storm(address, asked, alone)
         peak = psutil.Process(process.pid).memory_info().rss
-    print(
-        f"{CLIENTS} clients for {SECONDS} s, {SMALL:,} pictures: {len(seconds):,} answers, {errors} errors, {wrong} differ"
-    )
+    counts = f"{len(seconds):,} answers, {errors} errors, {wrong} differ from one alone"
+    print(f"{CLIENTS} clients for {SECONDS} s, {SMALL:,} pictures: {counts}")
     print(f"  {percentiles(seconds)}, {len(seconds) / SECONDS:.0f} a second")
     print(f"  memory of the server {peak / 2**30:.2f} GiB, pages of mapped files included", flush=True)
 

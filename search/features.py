@@ -3,7 +3,8 @@
 A model's folder says itself which features it reads, so that it can be used far from where it was trained:
 
 extraction.json      the sections `detector`, `regions` and `captions` of the params that it was trained with
-detector/            detector.json, as train_detector wrote it; its weights too where no package or address brings them
+detector/            detector.json, as train_detector wrote it; its weights too where no package or address brings them;
+                     sample.npy, the features that a drawn picture has (`search.sample`)
 """
 
 import hashlib
@@ -19,9 +20,10 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from camp_model.files import replacing_folder, write_json
+from camp_model.files import replacing_folder, write_json, write_text
 from camp_model.regions import ImageRegions
 from search.locking import held
+from search.sample import TOLERANCE, difference, read_sample, sample_picture
 from stages.contracts import read_fingerprint, read_object
 from stages.detectors import DETECTORS
 from stages.detectors.base import Description, RegionExtractor, extract, load_detector
@@ -84,28 +86,46 @@ def ready_detector(extraction: Extraction, model: Path, cache: Path) -> Path:
                 backend = importlib.import_module(DETECTORS[extraction.detector.backend])
                 with replacing_folder(folder) as building:
                     backend.resolve(extraction.detector, building, building).save(building)
-    _check_same(Description.load(folder), model, own)
+    _check_same(extraction, folder, model, cache)
     return folder
 
 
-def _check_same(description: Description, model: Path, own: Path) -> None:
-    """InputError where a model was trained on another detector; a word where only what computes it has changed."""
+def _check_same(extraction: Extraction, folder: Path, model: Path, cache: Path) -> None:
+    """InputError where a model was trained on another detector; a word where what computes it now sees otherwise."""
+    description, own = Description.load(folder), model / "detector"
     trained_on = read_fingerprint(model).get("detector")
     if trained_on in (None, description.fingerprint):
         return
     if (own / "detector.json").is_file():
         recorded = Description.load(own)
         if replace(recorded, weights_source="") == replace(description, weights_source=""):
-            print(
-                f"{model}: trained on the features of this detector as other versions of code or libraries computed "
-                "them; they may differ a little",
-                file=sys.stderr,
-            )
+            _compare_features(extraction, folder, model, cache / "detectors" / f"same-{description.fingerprint}.json")
             return
     raise InputError(
         f"{model / 'fingerprint.json'}: detector: {str(trained_on)[:12]}, but {FILE} names one that is "
         f"{description.fingerprint[:12]} here; expected the detector that the model was trained on"
     )
+
+
+def _compare_features(extraction: Extraction, folder: Path, model: Path, known: Path) -> None:
+    """Say it where the features of the drawn picture are not those that they were.
+
+    Args:
+        known: a file that remembers for which samples they are, so that a picture is looked at once.
+    """
+    expected = read_sample(model / "detector")
+    changed = "trained on the features of this detector as other versions of code or libraries computed them"
+    if expected is None:
+        print(f"{model}: {changed}; they may differ a little", file=sys.stderr)
+        return
+    digest = hashlib.sha256(expected.tobytes()).hexdigest()
+    if known.is_file() and known.read_text(encoding="utf-8") == digest:
+        return
+    seen = Looker(folder, extraction.detector, extraction.regions).look(sample_picture()).features
+    if (size := difference(seen, expected)) <= TOLERANCE:
+        write_text(known, digest)
+    else:
+        print(f"{model}: {changed}; they differ by up to {size:.2g} standard deviations", file=sys.stderr)
 
 
 def copy_detector(detector: Path, params: DetectorParams, model: Path) -> None:

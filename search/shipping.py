@@ -8,12 +8,20 @@ import shutil
 import sys
 from pathlib import Path
 
-from camp_model.checkpoint import load_checkpoint
-from search.features import Extraction, copy_detector
-from search.workspace import Workspace
-from stages.contracts import input_errors
-from stages.errors import InputError
+import numpy as np
 
+from camp_model.checkpoint import load_checkpoint
+from camp_model.regions import RegionStore
+from search.features import Extraction, Looker, copy_detector
+from search.sample import TOLERANCE, difference, sample_picture, write_sample
+from search.workspace import Workspace
+from stages.contracts import input_errors, read_fingerprint
+from stages.detectors.base import Description
+from stages.detectors.images import RejectedImage, read_image
+from stages.errors import InputError, shown
+
+COMPARED = 8
+"""Pictures of the workspace that are looked at again."""
 FILES = ("model.safetensors", "config.json", "vocabulary.json", "fingerprint.json")
 
 
@@ -21,7 +29,7 @@ def ship(workspace: Workspace, out: Path) -> None:
     """Copy a workspace's model, and write what it was trained on beside it; other files in `out` stay.
 
     Raises:
-        InputError: the model is damaged, or its features cannot be computed for other pictures.
+        InputError: the model is damaged, or its features cannot be computed for other pictures, or are others today.
     """
     with input_errors():
         load_checkpoint(workspace.model)
@@ -33,6 +41,34 @@ def ship(workspace: Workspace, out: Path) -> None:
     extraction.write(out)
     copy_detector(workspace.root / "data/detector", params.detector, out)
     Extraction.of_model(out)
+    looker = workspace.looker()
+    if read_fingerprint(out).get("detector") != Description.load(looker.folder).fingerprint:
+        check_features(workspace, looker)  # its code or a library has changed since
+    write_sample(looker.look(sample_picture()).features, out / "detector")
+
+
+def check_features(workspace: Workspace, looker: Looker) -> None:
+    """Make sure that pictures have today the features that the model was trained on.
+
+    Raises:
+        InputError: a picture cannot be read, or looks otherwise.
+    """
+    with input_errors():
+        store = RegionStore(workspace.root / "data/regions")
+        files = workspace.files()
+        for row in np.unique(np.linspace(0, len(store) - 1, COMPARED).astype(np.int64)).tolist():
+            file = files[store.image_ids[row]]
+            try:
+                image = read_image(file.path, file.sha256, workspace.params.regions.max_pixels)
+            except RejectedImage as error:
+                raise InputError(f"{file.path}: {error}; expected the pictures that were trained on") from None
+            features, mask = store.features([row])
+            size = difference(looker.look(image).features, features[0][mask[0]])
+            if size > TOLERANCE:
+                raise InputError(
+                    f"{store.path}: {shown(store.image_ids[row])}: its features differ by up to {size:.2g} standard "
+                    "deviations from those that the detector sees now; expected a model of those (dvc repro)"
+                )
 
 
 def main() -> None:

@@ -61,6 +61,24 @@ class Workspace:
         """The captions that were trained on."""
         return self.root / "data/captions/train.parquet"
 
+    def files(self) -> dict[str, PictureFile]:
+        """The file of each image of the dataset.
+
+        Raises:
+            InputError: the table cannot be read, or a file would lie outside the root of the images.
+        """
+        dataset = self.root / "data/dataset"
+        path = dataset / "images.parquet"
+        table = read_table(path, {"image_id": pa.string(), "path": pa.string(), "sha256": pa.string()})
+        root = self.root / self.params.dataset.image_root(dataset)
+        columns = [table[name].to_pylist() for name in ("image_id", "path", "sha256")]
+        files = {}
+        for name, relative, sha256 in zip(*columns, strict=True):
+            if not Path(os.path.normpath(root / relative)).is_relative_to(os.path.normpath(root)):
+                raise InputError(f"{path}: path: {shown(relative)} leads out of the folder of the images")
+            files[name] = PictureFile(root / relative, sha256)
+        return files
+
     def looker(self) -> Looker:
         """What looks at pictures as the workspace's regions were looked at."""
         return Looker(self.root / "data/detector", self.params.detector, self.params.regions)
@@ -81,7 +99,7 @@ class WorkspaceSource:
         with input_errors():
             store = RegionStore(self.workspace.root / "data/regions", check=False)
         check_trained_on(self.workspace.model, self.model.config, store)
-        files = _files(self.workspace)
+        files = self.workspace.files()
         if missing := [name for name in store.image_ids if name not in files]:
             raise InputError(
                 f"data/dataset/images.parquet: image_id: {shown(missing[0])} is missing ({len(missing)} such); "
@@ -144,18 +162,3 @@ class WorkspaceSource:
     def look(self, image: npt.NDArray[np.uint8]) -> ImageRegions:
         """As `PictureSource.look`."""
         return self._looker.look(image)
-
-
-def _files(workspace: Workspace) -> dict[str, PictureFile]:
-    """The file of each image of the dataset; one that would lie outside the root of the images is an error."""
-    dataset = workspace.root / "data/dataset"
-    path = dataset / "images.parquet"
-    table = read_table(path, {"image_id": pa.string(), "path": pa.string(), "sha256": pa.string()})
-    root = workspace.root / workspace.params.dataset.image_root(dataset)
-    columns = [table[name].to_pylist() for name in ("image_id", "path", "sha256")]
-    files = {}
-    for name, relative, sha256 in zip(*columns, strict=True):
-        if not Path(os.path.normpath(root / relative)).is_relative_to(os.path.normpath(root)):
-            raise InputError(f"{path}: path: {shown(relative)} leads out of the folder of the images")
-        files[name] = PictureFile(root / relative, sha256)
-    return files

@@ -1,17 +1,25 @@
 """The command line, as a person starts it."""
 
+import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 import search.__main__ as command
+from search.sample import sample_picture
 from search.shipping import ship
 from search.workspace import Workspace
+from stages.detectors.base import Description
+from stages.detectors.weights import save_state
 from stages.errors import InputError
+from tests.search.conftest import Photographs
 from tests.search.folders import Folder, make_model, wait_for
 from tests.stages.conftest import SmallRun
 
@@ -114,6 +122,25 @@ def test_a_shipped_model_says_which_features_it_reads(folder: Folder, tmp_path: 
         wait_for(collection)
         collection.close()
     assert ours.search(SENTENCE, 7).hits == theirs.search(SENTENCE, 7).hits
+
+
+def test_what_is_shipped_was_trained_on_the_features_of_today(photographs: Photographs, tmp_path: Path) -> None:
+    root = tmp_path / "workspace"
+    shutil.copytree(photographs.root, root)
+    facts = json.loads((root / "models/camp/fingerprint.json").read_text())
+    # As if the code had changed since the training: pictures are looked at again, and found to be the same.
+    (root / "models/camp/fingerprint.json").write_text(json.dumps(facts | {"detector": "0" * 64}))
+    ship(Workspace(root), root / "shipped")
+    sample = np.load(root / "shipped/detector/sample.npy")
+    seen = Workspace(root).looker().look(sample_picture()).features
+    assert sample.shape == seen.shape and np.abs(sample - seen).max() < 0.01 * seen.std()
+    network = load_file(root / "data/detector/weights.safetensors")
+    name = next(name for name, value in network.items() if value.ndim == 4)
+    sha256 = save_state(network | {name: network[name] * 1.5}, root / "data/detector")
+    description = Description.load(root / "data/detector")
+    dataclasses.replace(description, weights_sha256=sha256).save(root / "data/detector")
+    with pytest.raises(InputError, match=r"its features differ by up to .* standard deviations from those that"):
+        ship(Workspace(root), root / "again")
 
 
 def test_a_model_of_features_from_elsewhere_cannot_be_shipped(folder: Folder, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """The model that is shipped, on photographs that it was not trained on."""
 
 import json
+import shutil
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from starlette.testclient import TestClient
@@ -57,6 +59,23 @@ def test_words_that_no_training_caption_had_reach_the_text_encoder(shipped: Path
         words, _ = encode_sentences(model, [sentence.ids])
         assert (words[0] - model.caption_encoder.linear(states)).abs().max() < 2e-3
         assert (words[0, 1] - encode_sentences(model, [vocabulary.encode(["a", "zebra"])])[0][0, 1]).abs().max() > 0.1
+
+
+def test_the_shipped_model_starts_in_silence(shipped: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its features are looked at, not the version of what computes them; another detector's are told apart."""
+    (tmp_path / "images").mkdir()
+    for _ in range(2):
+        open_folder(tmp_path / "images", model=shipped, cache=tmp_path / "cache")
+        assert capfd.readouterr().err == ""
+    other = tmp_path / "other"
+    shutil.copytree(shipped, other)
+    sample = np.load(shipped / "detector/sample.npy")
+    np.save(other / "detector/sample.npy", sample + np.float16(0.02) * sample.std(dtype=np.float64).astype(np.float16))
+    open_folder(tmp_path / "images", model=other, cache=tmp_path / "cache")
+    assert "they differ by up to 0.0" in capfd.readouterr().err
+    (other / "detector/sample.npy").unlink()
+    open_folder(tmp_path / "images", model=other, cache=tmp_path / "cache")
+    assert "they may differ a little" in capfd.readouterr().err
 
 
 def _zebra(collection: PictureCollection) -> None:
