@@ -163,6 +163,11 @@ class PictureCollection:
         hits = self._nearest(pictures, self._vector_of(features[0][mask[0]]), top + 1)
         return [hit for hit in hits if hit.picture_id != picture_id][:top]
 
+    @property
+    def has_captions(self) -> bool:
+        """Whether the captions that were trained on are here; a model that was shipped comes without them."""
+        return self._caption_ranker is not None
+
     def captions_like(self, image: Image.Image | npt.NDArray[np.uint8], top: int) -> list[tuple[str, float]]:
         """The training captions that fit a picture best, with CAMP's logit; none where there are no captions here."""
         if self._caption_ranker is None:

@@ -1,6 +1,8 @@
 """Any folder of pictures, indexed in a thread while what is ready can be searched."""
 
+import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -118,7 +120,8 @@ class FolderSource:
             self._wake.wait(WATCHED)
 
     def _scan(self) -> None:
-        """List the folder, and look at what is not known yet."""
+        """List the folder, and look at what is not known yet; say how long that took."""
+        begun, looked = time.monotonic(), 0
         listing = list_pictures(self.root, self._hashes, lambda: not self._stop.is_set())
         if self._stop.is_set():
             raise GivenUp
@@ -130,11 +133,16 @@ class FolderSource:
                 if chunk := self._missing()[: min(MOST, max(FIRST, len(self._pictures) // 4))]:
                     paths = [(sha256, listing.paths[sha256]) for sha256 in chunk]
                     self._passing |= self._cache.extract(self.root, paths, lambda: not self._stop.is_set())
+                    looked += len(chunk)
             if self._stop.is_set():
                 raise GivenUp
             self._publish()
             if self._missing() == missing:
                 raise InputError(f"{self._cache.folder}: does not hold what was written; is the disk full?")
+        if looked:
+            seconds = time.monotonic() - begun
+            rate = f"{looked:,} looked at, {looked / seconds:.1f} a second"
+            print(f"{len(self._pictures):,} pictures can be searched after {seconds:.1f} s ({rate})", file=sys.stderr)
 
     def _wait(self) -> bool:
         """While another process extracts: what it has finished can be searched here, too."""

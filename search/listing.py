@@ -43,7 +43,7 @@ def list_pictures(root: Path, hashes: Path, progress: Callable[[], bool] = lambd
     """
     listing = Listing()
     paths = []
-    for path in _walk(root):
+    for path in _walk(root, listing.unreadable):
         size = _size(path)
         if isinstance(size, str):
             listing.unreadable.append((_below(path, root), size))
@@ -63,10 +63,15 @@ def list_pictures(root: Path, hashes: Path, progress: Callable[[], bool] = lambd
     return listing
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def _walk(root: Path, unreadable: list[tuple[str, str]]) -> Iterator[Path]:
+    """The files that look like pictures; a folder that cannot be read is added to `unreadable`."""
+
     def fail(error: OSError) -> None:
-        if Path(error.filename or root) == root:
+        folder = Path(error.filename or root)
+        if folder == root:
             raise InputError(f"{root}: cannot be read ({error.strerror}); expected a folder of pictures")
+        if not isinstance(error, FileNotFoundError):  # which has just gone
+            unreadable.append((_below(folder, root), f"is a folder that cannot be read ({error.strerror})"))
 
     if not root.is_dir():
         raise InputError(f"{root}: is no folder; expected a folder of pictures")

@@ -92,7 +92,9 @@ class SimilarAnswer(BaseModel):
     """The pictures most like a picture, and the training captions that fit it best."""
 
     pictures: list[SimilarPicture]
-    captions: list[FittingCaption]
+    captions: list[FittingCaption] | None = Field(
+        description="Null where the captions that were trained on are not here: a model that was shipped comes without."
+    )
 
 
 class Health(BaseModel):
@@ -122,7 +124,7 @@ class Refusal(BaseModel):
 
 def health(queries: Queries) -> Health:
     """How far the collection of `queries` is."""
-    status = queries.collection.status()
+    status = queries.status()
     return Health(
         status="problem" if status.problem else "ok", problem=status.problem, indexing=status.scanning,
         total=status.total, ready=status.ready, rejected=status.rejected_count, model=status.model,
@@ -185,7 +187,7 @@ def _status_routes(router: APIRouter, queries: Queries) -> None:
     @router.get("/api/rejected")
     def rejected() -> list[RejectedPicture]:
         """The files that cannot be used, with reasons, the first thousand."""
-        return [RejectedPicture(name=name, reason=reason) for name, reason in queries.collection.status().rejected]
+        return [RejectedPicture(name=name, reason=reason) for name, reason in queries.status().rejected]
 
     @router.post("/api/rescan", status_code=202)
     def rescan() -> Health:
@@ -204,7 +206,9 @@ def _similar(queries: Queries, like: Like) -> SimilarAnswer:
         pictures=[
             SimilarPicture(id=hit.picture_id, name=name, cosine=hit.score) for hit, name in queries.named(like.hits)
         ],
-        captions=[FittingCaption(text=t, score=matching_score(s), logit=s) for t, s in like.captions],
+        captions=[FittingCaption(text=t, score=matching_score(s), logit=s) for t, s in like.captions]
+        if queries.collection.has_captions
+        else None,
     )
 
 

@@ -91,17 +91,25 @@ class Pages:
             page["problem"], status = str(error), 400
         neighbours, total = self._neighbours(picture_id, q, at) if page["pair"] else ({}, 0)
         place = at if total else 0
-        return self.render("picture.html.jinja", status, **page, at=place, total=total, neighbours=neighbours)
+        return self.render(
+            "picture.html.jinja",
+            status,
+            **page,
+            at=place,
+            total=total,
+            neighbours=neighbours,
+            at_hand=self.queries.collection.has_captions,
+        )
 
     def problem(self, status: int, message: str) -> HTMLResponse:
         """A page that says what is wrong."""
         return self.render("problem.html.jinja", status, message=message)
 
     def _state(self) -> dict[str, Any]:
-        state = self.queries.collection.status()
+        state = self.queries.status()
         return {
             "health": health(self.queries), "rejected": state.rejected[:REJECTED_LISTED],
-            "examples": self.queries.examples,
+            "examples": self.queries.examples, "at_hand": self.queries.collection.has_captions,
         }  # fmt: skip
 
     def _tiles(self, hits: Sequence[Hit], q: str, offset: int) -> list[dict[str, Any]]:
@@ -192,7 +200,7 @@ def page_routes(pages: Pages) -> APIRouter:
         # Asked for by itself: every training caption is compared, and the pictures need not wait for that.
         data = await read_upload(request)
         fitting = await run_in_threadpool(queries.like_upload, data, 0, FITTING)
-        return pages.render("captions.html.jinja", captions=fitting.captions)
+        return pages.render("captions.html.jinja", captions=fitting.captions, at_hand=queries.collection.has_captions)
 
     @router.post("/rescan")
     def rescan() -> RedirectResponse:

@@ -3,10 +3,11 @@
 import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from search.collection import Answer, Hit, PairView, PictureCollection, UnknownPicture
+from search.pictures import Status
 from search.web.counts import Counts
 from search.web.uploads import decode_upload
 from stages.detectors.images import RejectedImage
@@ -84,7 +85,14 @@ class Queries:
 
     def name(self, picture_id: str) -> str:
         """The file name of a picture, without its folder; UnknownPicture where there is none."""
-        return self.collection.picture(picture_id).name
+        return readable(self.collection.picture(picture_id).name)
+
+    def status(self) -> Status:
+        """As `PictureCollection.status`, its texts as they can be sent."""
+        status = self.collection.status()
+        rejected = [(readable(name), readable(reason)) for name, reason in status.rejected]
+        problem = None if status.problem is None else readable(status.problem)
+        return replace(status, rejected=rejected, problem=problem, model=readable(status.model))
 
     def named(self, hits: Sequence[Hit]) -> list[tuple[Hit, str]]:
         """Hits with the names of their files; one that has left the collection meanwhile is left out."""
@@ -93,6 +101,11 @@ class Queries:
             with contextlib.suppress(UnknownPicture):
                 pairs.append((hit, self.name(hit.picture_id)))
         return pairs
+
+
+def readable(name: str) -> str:
+    """A text that may hold bytes of a file name that are no UTF-8, which no answer can carry."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _checked(sentence: str) -> str:

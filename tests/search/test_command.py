@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -122,6 +123,16 @@ def test_a_shipped_model_says_which_features_it_reads(folder: Folder, tmp_path: 
         wait_for(collection)
         collection.close()
     assert ours.search(SENTENCE, 7).hits == theirs.search(SENTENCE, 7).hits
+
+
+def test_how_long_indexing_took_is_said_once(folder: Folder, capfd: pytest.CaptureFixture[str]) -> None:
+    said = r"7 pictures can be searched after \d+\.\d s \(7 looked at, \d+\.\d a second\)\n"
+    for expected in (said, ""):
+        collection = folder.open()
+        collection.start()
+        wait_for(collection)
+        collection.close()
+        assert re.fullmatch(expected, capfd.readouterr().err)
 
 
 def test_what_is_shipped_was_trained_on_the_features_of_today(photographs: Photographs, tmp_path: Path) -> None:

@@ -126,6 +126,8 @@ def test_openapi_describes_the_api_and_no_page_loads_anything_from_elsewhere(cli
         ("/?like=nothing", 404, "is not in the collection"),
         ("/?q=%21", 400, "holds no word"),
         ("/nothing", 404, "Not Found"),
+        ("/?q=" + "a" * 10_000, 422, "1000 characters"),
+        ("/api/pair?id=" + "a" * 10_000 + "&q=a", 422, "1000 characters"),
     ],
 )
 def test_what_cannot_be_answered_is_said(client: httpx.Client, path: str, status: int, said: str) -> None:

@@ -49,6 +49,15 @@ def test_the_page_is_there_at_once_and_pictures_become_ready(
             found = client.get("/api/search", params={"q": "a dog", "top": 100}).json()["pictures"]
             assert "later.jpg" in [picture["name"] for picture in found]
             assert client.get("/image", params={"id": found[0]["id"]}).headers["content-type"] == "image/jpeg"
+            like = client.get("/api/similar", params={"id": found[0]["id"]}).json()
+            assert len(like["pictures"]) == 20 and like["captions"] is None
+            for text in (
+                client.get("/", params={"like": found[0]["id"]}).text,
+                client.post("/captions", content=(tmp_path / "images/later.jpg").read_bytes()).text,
+            ):
+                assert "this model came without those that it was trained on" in text
+            opened = client.get("/picture", params={"id": found[0]["id"]}).text
+            assert "More like it" in opened and "training captions" not in opened
             assert page.errors == []
     finally:
         code, errors = server.end()

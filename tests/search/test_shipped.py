@@ -1,6 +1,7 @@
 """The model that is shipped, on photographs that it was not trained on."""
 
 import json
+import re
 import shutil
 import statistics
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from starlette.testclient import TestClient
 
 from camp_model.checkpoint import load_checkpoint
+from camp_model.config import CampConfig
 from camp_model.encoders.pretrained import weights_place
 from camp_model.encoding import encode_sentences
 from search.collection import PictureCollection, open_folder
@@ -18,6 +20,7 @@ from search.features import Extraction
 from search.sentences import SentenceReader
 from search.web.application import create_application
 from stages.contracts import read_fingerprint
+from stages.params.presets import compose
 from tests.search.folders import wait_for
 
 
@@ -59,6 +62,25 @@ def test_words_that_no_training_caption_had_reach_the_text_encoder(shipped: Path
         words, _ = encode_sentences(model, [sentence.ids])
         assert (words[0] - model.caption_encoder.linear(states)).abs().max() < 2e-3
         assert (words[0, 1] - encode_sentences(model, [vocabulary.encode(["a", "zebra"])])[0][0, 1]).abs().max() > 0.1
+
+
+def test_the_commands_of_its_card_are_those_that_make_it(shipped: Path, repository: Path) -> None:
+    """What they write into params.yaml is what the model was made with; none of them is run here."""
+    card = (shipped / "README.md").read_text(encoding="utf-8")
+    data, joint, camp, ship = re.findall(r"^\$ (.*)$", card, re.MULTILINE)
+    data = re.fullmatch(r'data="(.*)"', data)[1].split()
+    assert ship == "python -m search.shipping pretrained/flickr8k"
+    assert joint.endswith("presets/best_1_joint.yaml && dvc repro train && cp -r models/camp models/best_1")
+    assert camp.endswith("presets/best_2_camp.yaml && dvc repro -sf train && dvc repro")
+    config = json.loads((shipped / "config.json").read_text())
+    for command in (joint, camp):
+        presets = re.fullmatch(r"python -m stages\.params \$data (\S+) && .*", command)[1]
+        params, _ = compose([repository / preset for preset in [*data, presets]])
+        extraction = Extraction(detector=params.detector, regions=params.regions, captions=params.captions)
+        assert extraction == Extraction.of_model(shipped)
+    assert params.train.start_from == "models/best_1"
+    model = params.model.config(vocab_size=config["vocab_size"], region_dim=config["region_dim"])
+    assert model == CampConfig(**config)
 
 
 def test_the_shipped_model_starts_in_silence(shipped: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
