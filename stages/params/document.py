@@ -116,7 +116,8 @@ def _lay(document: Any, values: Mapping[str, Any]) -> None:
         del document[key]
     for key, value in values.items():
         present = document.get(key)
-        if isinstance(value, Mapping) and isinstance(present, Mapping):
+        # One that becomes empty is written anew: over several lines, its `{}` would stand below the key's comment.
+        if isinstance(value, Mapping) and value and isinstance(present, Mapping):
             _lay(present, value)
         elif (
             key not in document

@@ -106,3 +106,14 @@ def test_a_number_with_an_exponent_is_written_again_as_it_was(path: Path) -> Non
         params = changed(params, "train.epochs", epochs)
         write_params(form(params).model_validate(params.to_dict()), path)
         assert Params.load(path) == params
+
+
+@pytest.mark.parametrize("shares", [{"matcher.joint": 10.0}, {"matcher": 0.5, "caption_encoder": 2.0}])
+def test_a_mapping_is_filled_and_emptied_again_below_its_comment(path: Path, shares: dict[str, float]) -> None:
+    path.write_text("train:\n  learning_rates: {}   # share of learning_rate\n  warmup_steps: 50\n")
+    before, empty = path.read_text(), document.read(path)
+    filled = {"train": empty["train"] | {"learning_rates": shares}}
+    document.rewrite(path, filled)
+    assert document.read(path) == filled
+    document.rewrite(path, empty)
+    assert path.read_text() == before

@@ -67,7 +67,8 @@ def test_presets_start_from_the_defaults_and_not_from_what_params_yaml_holds(tmp
 def test_presets_may_follow_each_other_in_one_file_and_scenes_is_what_was_shipped(tmp_path: Path) -> None:
     target = tmp_path / "params.yaml"
     target.write_text((REPOSITORY / "params.yaml").read_text())
-    for names in (("coco", "faster_rcnn"), ("own_images", "bottom_up", "three_step_2_fusion"), ("scenes",)):
+    for names in (("coco", "faster_rcnn"), ("own_images", "bottom_up", "three_step_2_fusion"),
+                  ("own_images", "grid", "best_2_camp"), ("scenes",)):  # fmt: skip
         apply_presets(files(names), target)
         assert Params.load(target) == compose(files(names))[0]
     assert [" ".join(line.split()) for line in target.read_text().splitlines()] == [
