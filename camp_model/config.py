@@ -60,6 +60,10 @@ class CampConfig:
     """Weight of the mean gate logit of a pair's words in each of theirs, so that they open and close together; unused
     where words have no gates. Not for regions: a matching caption names only some of a picture's. Beyond the paper; 0:
     each gate for itself, as published."""
+    gate_evidence: bool = False
+    """Let counts and places decide the gates of words, too: how many regions are what "two stars" names, and where what
+    "left of" speaks of lies (`camp_model.matchers.evidence`). Learnt from foils: train.foil_weight. Beyond the paper;
+    false: as published."""
     fusion: str = "concat"
     """concat: W[gv; gt]; sum: W(g(v + t)); message: the message alone, without gate or residual (the released
     cross-attention model, the first of the authors' three training steps)."""
@@ -92,7 +96,7 @@ class CampConfig:
             value = getattr(self, key)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"model.{key}: {repr(value)[:80]} is not a whole number of 1 or more")
-        for key in ("residual", "joint_score", "transformer_frozen"):
+        for key in ("residual", "joint_score", "transformer_frozen", "gate_evidence"):
             if not isinstance(getattr(self, key), bool):
                 raise ValueError(f"model.{key}: {repr(getattr(self, key))[:80]} is not true or false")
         if not isinstance(self.transformer, str) or not self.transformer:
@@ -104,6 +108,11 @@ class CampConfig:
             raise ValueError(f"model.hops: {repr(self.hops)[:80]} is not 1 or 2")
         if self.hops == 2 and self.message_passing == "none":
             raise ValueError("model.hops: 2 needs messages, but model.message_passing is none")
+        if self.gate_evidence and (self.gate != "scalar" or self.message_passing in ("none", "text_to_image")):
+            raise ValueError(
+                "model.gate_evidence: true needs gates of words, model.gate scalar and model.message_passing both or "
+                "image_to_text"
+            )
         if self.fusion == "message" and self.message_passing != "none" and (self.gate != "none" or self.residual):
             raise ValueError("model.fusion: message needs model.gate none and model.residual false")
 

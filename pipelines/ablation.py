@@ -33,6 +33,8 @@ class Variant:
 
 NO_SUPERVISION = {"train.gate_supervision": 0.0}
 """Where nothing has gates there are none to supervise."""
+FOILS = {"captions.train_foils": True, "train.foil_weight": 2.0}
+"""Captions with one word changed, of counts and relations."""
 RANKING = {"train.loss": "triplet", "train.margin": 0.2, **NO_SUPERVISION}
 """The loss that other people's models are published with."""
 STUDY: dict[str, Variant] = {
@@ -53,6 +55,8 @@ STUDY: dict[str, Variant] = {
     "all-negatives": Variant("MLP, all-negatives BCE", {"train.loss": "bce", "train.micro_batch": 256}),
     "no-warm-up": Variant("no random-negative warm-up", {"train.random_negative_steps": 0}),
     "gates-alone": Variant("each gate for itself", {"model.gate_context": 0.0}),
+    "foils": Variant("trained with foils", FOILS),
+    "counts": Variant("counts and places decide gates", {"model.gate_evidence": True, **FOILS}),
     "no-supervision": Variant("no gate supervision", NO_SUPERVISION),
     "published-gates": Variant(
         "gates as published (no context, no supervision)",

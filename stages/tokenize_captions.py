@@ -25,9 +25,6 @@ from stages.params.dataset import SPLITS, DatasetParams
 from stages.params.section import StageSections
 from stages.tokens.vocabulary import build_vocabulary, count_equal, encode, print_summary, read_vocabulary
 
-FOILED = ("val", "test")
-"""Splits whose captions get foils."""
-
 
 class TokenizeSections(StageSections):
     """What the stage reads of params.yaml."""
@@ -42,7 +39,8 @@ class TokenizeSections(StageSections):
 
 
 def tokenize_captions(params: CaptionsParams, dataset: Path, rejected: Path, out: Path) -> None:
-    """Write {train,val,test}.parquet, vocabulary.json, lexicon.json and foils_{val,test}.parquet into `out`.
+    """Write {train,val,test}.parquet, vocabulary.json, lexicon.json and foils_{val,test}.parquet into `out`, and with
+    `captions.train_foils` foils_train.parquet.
 
     `dataset` is the folder that prepare_dataset writes: captions.parquet, and what else is known of the pictures.
 
@@ -70,7 +68,8 @@ def tokenize_captions(params: CaptionsParams, dataset: Path, rejected: Path, out
     words = {split: [tokenize(text) for text in part["text"].to_pylist()] for split, part in splits.items()}
     vocabulary = vocabulary or build_vocabulary(params, words["train"])
     lexicon = choose_lexicon(params.lexicon, tokenize)
-    foils = {split: foil_rows(params, lexicon, vocabulary, dataset, splits[split], words[split]) for split in FOILED}
+    foiled = [split for split in SPLITS if split != "train" or params.train_foils]
+    foils = {split: foil_rows(params, lexicon, vocabulary, dataset, splits[split], words[split]) for split in foiled}
     out.mkdir(parents=True, exist_ok=True)
     for split, part in splits.items():
         tokens = [encode(vocabulary, caption, params) for caption in words[split]]

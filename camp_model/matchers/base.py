@@ -23,6 +23,8 @@ class Received:
     """[..., L], before the sigmoid; mean over d where gates are elementwise; None without gates."""
     gates: Tensor | None = None
     """[..., L], mean over d where gates are elementwise."""
+    evidence: Tensor | None = None
+    """[...], what counts and places add to the pair's logit; None without `gate_evidence`."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,9 @@ class KernelPlan:
     """The layers around the ReLU that score a pooled image and caption, one after the other in a vector [2 d]."""
     score: Callable[[Tensor, Tensor], Tensor]
     """Pooled images and captions [..., d], which broadcast, -> logits [...]; used without `layers`."""
+    evidence: Callable[[Prepared, Prepared, Tensor], tuple[Tensor, Tensor] | None] = lambda *_: None
+    """Images, captions and the affinities [I, C, N, R] -> what is added to the gate logits of words, [I, C, N], and to
+    the logit, [I, C]; or nothing."""
     joint: Callable[[Tensor, Tensor], Tensor] | None = None
     """The sides' `vector` [I, d] and [C, d] -> what is added to the logits, [I, C]."""
 

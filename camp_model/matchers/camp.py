@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -10,9 +11,10 @@ from camp_model.config import CampConfig
 from camp_model.joint import pooled_vectors
 from camp_model.matchers.base import KernelPlan, KernelSide, Matched, Matcher, Received
 from camp_model.matchers.matching import CosineMatching, MlpMatching
-from camp_model.matchers.message_passing import MessagePassing, Receiver
+from camp_model.matchers.message_passing import MessagePassing
 from camp_model.matchers.pooling import Pooling
-from camp_model.matchers.prepared import PAIRS, Layout, Prepared
+from camp_model.matchers.prepared import PAIRS, TILES, Layout, Prepared
+from camp_model.matchers.receiver import Receiver
 
 
 class CampMatcher(Matcher):
@@ -30,6 +32,11 @@ class CampMatcher(Matcher):
         self.joint = CosineMatching() if config.joint_score else None
         if self.joint and isinstance(self.matching, MlpMatching):
             nn.init.zeros_(self.matching.output.weight)  # begins as a joint embedding
+
+    def start_places(self, encoder: Tensor, geometry: float) -> None:
+        """As `GateEvidence.start_places`; nothing without `gate_evidence`."""
+        if self.messages is not None and self.messages.evidence is not None:
+            self.messages.evidence.start_places(encoder, geometry)
 
     @property
     def has_vectors(self) -> bool:
@@ -66,6 +73,9 @@ class CampMatcher(Matcher):
             logits, similarity = self.matching.all_pairs(images.pooled, captions.pooled)
         else:
             logits, similarity = self.matching(image, caption)
+        if words is not None and words.evidence is not None:
+            logits = logits + words.evidence
+            similarity = logits.sigmoid()
         if self.joint is not None:
             assert images.vector is not None and captions.vector is not None
             meet = self.joint if layout is PAIRS else self.joint.all_pairs
@@ -96,8 +106,15 @@ class CampMatcher(Matcher):
             words=self._kernel_side(self.messages.to_words, self.word_pooling),
             layers=(mlp.hidden, mlp.output) if mlp is not None and both else None,
             score=lambda image, caption: self.matching(image, caption)[0],
+            evidence=partial(self._evidence, self.messages),
             joint=None if self.joint is None else self._joint_logits,
         )
+
+    @staticmethod
+    def _evidence(
+        messages: MessagePassing, images: Prepared, captions: Prepared, affinity: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        return messages.gate_evidence(images, captions, TILES, affinity)
 
     def _joint_logits(self, images: Tensor, captions: Tensor) -> Tensor:
         assert self.joint is not None

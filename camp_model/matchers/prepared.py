@@ -60,6 +60,10 @@ class Prepared:
     """[B, L, L], inner products of the features, for the length of the messages they make."""
     hidden: Tensor | None = None
     """[B, L, outputs], the features through the hidden layer of this side's pooling, before its ReLU."""
+    evidence: Tensor | None = None
+    """[B, L, ...], what gate evidence needs of each (`camp_model.matchers.evidence`)."""
+    arguments: Tensor | None = None
+    """Captions only. [B, L, 2, L], the two other words that each word speaks of."""
     pooled: Tensor | None = None
     """[B, d], if this side receives no messages."""
     pooling: Tensor | None = None
@@ -97,6 +101,8 @@ class Prepared:
         def cut(value: Tensor, name: str) -> Tensor:
             if name in ("pooled", "vector"):
                 return value
+            if name == "arguments":
+                return value[:, :size, :, :size]
             return value[:, :size, :size] if name in ("hop", "gram") else value[:, :size]
 
         trimmed = self._map(cut) if size < self.features.shape[1] else self

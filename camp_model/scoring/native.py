@@ -38,6 +38,7 @@ class Tile(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("own_count", "other_count", "pooled")),
         *((name, ctypes.c_int64) for name in ("own_items", "other_items", "pair_own", "pair_other")),
         *((name, ctypes.c_int64) for name in ("own_outer", "threads")),
+        ("evidence", ctypes.c_void_p),
         ("gate_context", ctypes.c_float),
     )
 
@@ -127,6 +128,7 @@ def receive(
     counts: tuple[Tensor, Tensor],
     pooled: Tensor,
     gate_context: float = 0.0,
+    evidence: Tensor | None = None,
 ) -> None:
     """Messages, gates, fusion and pooling of one side of all pairs; everything float32 on the CPU.
 
@@ -142,6 +144,7 @@ def receive(
         counts: real vectors of each own [O] and other [X] item, int32; they come first.
         pooled: [O, X, d] with d contiguous, filled with pooled vectors.
         gate_context: weight of the mean gate logit of a pair in each of its gates.
+        evidence: [O, X, L], added to the gate logits, or None.
 
     Raises:
         MemoryError: no memory for the kernel's buffers.
@@ -153,6 +156,7 @@ def receive(
     score = pooling if isinstance(pooling, Tensor) else None
     layer = pooling if isinstance(pooling, HiddenLayer) else None
     panels, hidden_bias, last = (layer.panels, layer.bias, layer.last) if layer else (None, None, None)
+    evidence = None if evidence is None else evidence.contiguous()
     own_step, other_step, row_stride, column_stride = affinity.stride()
     tile = Tile(
         dim=own.shape[2], own_size=own.shape[1], other_size=message.shape[1],
@@ -165,7 +169,7 @@ def receive(
         own_items=own.shape[0], other_items=message.shape[0],
         pair_own=pooled.stride(0) // own.shape[2], pair_other=pooled.stride(1) // own.shape[2],
         own_outer=layer is not None or pooled.stride(0) > pooled.stride(1), threads=torch.get_num_threads(),
-        gate_context=gate_context,
+        evidence=_address(evidence), gate_context=gate_context,
     )  # fmt: skip
     if kernel.camp_receive(ctypes.byref(tile)):
         raise MemoryError("no memory for the buffers of the CPU kernel")

@@ -2,7 +2,7 @@
  *
  * For own vector l of a pair, with a = softmax over the other side's real vectors of `affinity`:
  *
- *     z_l     = sum_m a_m product_lm
+ *     z_l     = sum_m a_m product_lm + evidence_l
  *     gate_l  = sigmoid(z_l + gate_context * mean z)               (1 without gates)
  *     fused_l = max(gate_l * (own_l + sum_m a_m message_m) + bias, 0) + residual_l
  *     pooled  = sum_l softmax_l(score . fused_l) fused_l           (equal weights without `score`)
@@ -121,6 +121,7 @@ typedef struct {
     int64_t pair_own, pair_other;       /* from one own, one other item to the next in the pairs' order */
     int64_t own_outer;                  /* 1: loop over own items outside, other items inside; with a layer always */
     int64_t threads;
+    const float *evidence;              /* [own item, other item, L], added to the gate logits; NULL: nothing */
     float gate_context;                 /* weight of a pair's mean gate logit in each of its gates */
 } Tile;
 
@@ -184,8 +185,8 @@ static void fuse_rows(const Tile *t, int rows, int count, const float *weights, 
 }
 
 /* The weights of every own vector over the other side, and its gate. */
-static void attend(const Tile *t, const float *affinity, const float *product, int rows, int count, float *weights,
-                   int64_t stride, float *gates) {
+static void attend(const Tile *t, const float *affinity, const float *product, const float *evidence, int rows,
+                   int count, float *weights, int64_t stride, float *gates) {
     float total = 0.0f;
     for (int l = 0; l < rows; l++) {
         float *row = weights + l * stride;
@@ -194,7 +195,7 @@ static void attend(const Tile *t, const float *affinity, const float *product, i
         softmax(row, count);
         if (product) {
             const float *inner = product + l * t->row_stride;
-            float logit = 0.0f;
+            float logit = evidence ? evidence[l] : 0.0f;
             for (int m = 0; m < count; m++) logit += row[m] * inner[m * t->column_stride];
             gates[l] = logit;
             total += logit;
@@ -331,7 +332,9 @@ static void fuse_pair(const Tile *t, int64_t o, int64_t other, const Scratch *s,
     int64_t size = t->own_size * t->dim, at = o * t->own_step + other * t->other_step;
     const float *own = t->own + o * size, *message = t->message + other * t->other_size * t->dim;
     const float *residual = t->residual && !t->panels ? t->residual + o * size : NULL;
-    attend(t, t->affinity + at, t->product ? t->product + at : NULL, rows, count, s->weights, s->stride, s->gates);
+    const float *evidence = t->evidence ? t->evidence + (o * t->other_items + other) * t->own_size : NULL;
+    attend(t, t->affinity + at, t->product ? t->product + at : NULL, evidence, rows, count, s->weights, s->stride,
+           s->gates);
     for (int l = 0; l < rows; l += ROWS) {
         int block = rows - l < ROWS ? rows - l : ROWS;
         vec dots[ROWS];

@@ -71,13 +71,14 @@ class _Side:
         product: Tensor | None,
         counts: tuple[Tensor, Tensor],
         out: Tensor,
+        evidence: Tensor | None = None,
     ) -> None:
-        """Fill `out` [O, X, d]; `affinity` and `product` [O, X, L, M]."""
+        """Fill `out` [O, X, d]; `affinity` and `product` [O, X, L, M], `evidence` [O, X, L]."""
         assert own.own is not None and other.message is not None
         residual = own.features if self.residual else None
         native.receive(
             affinity, product, own.own, residual, other.message, self.bias, self.pooling, own.hidden, counts, out,
-            self.gate_context,
+            self.gate_context, evidence,
         )  # fmt: skip
 
 
@@ -163,13 +164,19 @@ class KernelTiles:
         pair = images.features.new_empty(i, c, 2, dim)
         if self.regions is not None:
             self.regions.pool(images, captions, affinity, product, counts, pair[:, :, 0])
+        in_score = None
         if self.words is not None:
             turned = None if product is None else product.permute(1, 0, 3, 2)
             out = pair[:, :, 1].transpose(0, 1)
-            self.words.pool(captions, images, affinity.permute(1, 0, 3, 2), turned, (counts[1], counts[0]), out)
+            evidence, in_score = self.plan.evidence(images, captions, affinity.mT) or (None, None)
+            evidence = None if evidence is None else evidence.transpose(0, 1)
+            by_caption = affinity.permute(1, 0, 3, 2)
+            self.words.pool(captions, images, by_caption, turned, (counts[1], counts[0]), out, evidence)
         if self.hidden is not None and self.plan.layers is not None:
             output = self.plan.layers[1]
-            return linear(self.hidden(pair.view(i * c, 2 * dim)), output.weight, output.bias).view(i, c)
-        image = pair[:, :, 0] if images.pooled is None else images.pooled[:, None]
-        caption = pair[:, :, 1] if captions.pooled is None else captions.pooled[None]
-        return self.plan.score(image, caption)
+            logits = linear(self.hidden(pair.view(i * c, 2 * dim)), output.weight, output.bias).view(i, c)
+        else:
+            image = pair[:, :, 0] if images.pooled is None else images.pooled[:, None]
+            caption = pair[:, :, 1] if captions.pooled is None else captions.pooled[None]
+            logits = self.plan.score(image, caption)
+        return logits if in_score is None else logits + in_score

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from camp_model.encoders import length_mask
 from camp_model.encoding import encode_images
+from camp_model.foils import balance
 from camp_model.matchers.matching import mean_logits
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
@@ -159,8 +160,13 @@ def _gates(
 
 
 def foil_metrics(table: pa.Table) -> dict[str, dict[str, float | int | None]]:
-    """How many foils of each kind and of all; percent whose caption scores higher; percent whose changed word is held
-    responsible, by score and by gate (None where words have no gates), and by a guess among the candidates."""
+    """Numbers of each kind of foils, and of all.
+
+    foils: how many there are. true_first: percent whose caption scores higher. true_first_balanced: the same, weighed
+    by `camp_model.foils.balance`, under which who reads the two words alone is right in 50 %; None where no two words
+    stand for each other. guilty_by_score, guilty_by_gate: percent whose changed word is held responsible (None where
+    words have no gates); chance: by a guess among the candidates.
+    """
     columns = table.to_pydict()
     kinds, position = np.array(columns["kind"], dtype=object), np.array(columns["position"], dtype=int)
     truths = np.array(columns["foil_score"], dtype=float) < np.array(columns["caption_score"], dtype=float)
@@ -168,14 +174,17 @@ def foil_metrics(table: pa.Table) -> dict[str, dict[str, float | int | None]]:
     gate = np.array(columns["guilty_by_gate"], dtype=float)  # NaN where null
     by_gate = np.where(np.isnan(gate), np.nan, gate == position)
     chance = 1 / np.array(columns["candidates"], dtype=float)
+    weights = balance(columns["word"], columns["foil_word"])
     found: dict[str, dict[str, float | int | None]] = {}
     for kind in (*KINDS, "all"):
         of_kind = np.ones(len(kinds), bool) if kind == "all" else kinds == kind
         if of_kind.any():
-            gated = by_gate[of_kind]
+            gated, weight = by_gate[of_kind], float(weights[of_kind].sum())
+            balanced = 100 * float((weights * truths)[of_kind].sum()) / weight if weight else None
             found[kind] = {
                 "foils": int(of_kind.sum()),
                 "true_first": 100 * float(truths[of_kind].mean()),
+                "true_first_balanced": balanced,
                 "guilty_by_score": 100 * float(by_score[of_kind].mean()),
                 "guilty_by_gate": None if np.isnan(gated).any() else 100 * float(gated.mean()),
                 "chance": 100 * float(chance[of_kind].mean()),

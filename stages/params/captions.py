@@ -25,6 +25,8 @@ class CaptionsParams(Section):
     lexicon: str = "scenes"
     """Words that foils change and that count as content: scenes (with dataset.source scenes), photographs (COCO's
     objects, common colours and more) or a lexicon's JSON file (its form: stages/foils/lexicon.py)."""
+    train_foils: bool = False
+    """Make foils of the captions that are trained on, too, for train.foil_weight."""
 
 
 def check_lexicon(captions: CaptionsParams, dataset: DatasetParams) -> None:

@@ -13,7 +13,7 @@ from stages.params.model import ModelParams
 from stages.params.regions import RegionsParams, check_boxes
 from stages.params.report import ReportParams
 from stages.params.section import Section
-from stages.params.train import TrainParams, check_gates
+from stages.params.train import TrainParams, check_foils, check_gates
 
 
 class Params(Section):
@@ -34,4 +34,5 @@ class Params(Section):
         check_boxes(self.regions, self.dataset, self.detector)
         check_lexicon(self.captions, self.dataset)
         check_gates(self.train, self.model)
+        check_foils(self.train, self.captions)
         return self

@@ -4,8 +4,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from stages.params.captions import CaptionsParams
 from stages.params.model import ModelParams
 from stages.params.section import Device, Section, Share
+
+FoilKind = Literal["object", "colour", "size", "texture", "count", "relation"]
 
 
 class TrainParams(Section):
@@ -35,6 +38,12 @@ class TrainParams(Section):
     also starts the training. 0: as published."""
     joint_temperature: float = Field(default=0.05, gt=0)
     """What that term divides cosines by."""
+    foil_weight: float = Field(default=0.0, ge=0)
+    """Weight of a term on captions with one word changed (captions.train_foils), false of their picture, by which
+    counts and relations are learnt. Its share for gates is weighed by gate_supervision, too. 0: as published."""
+    foil_kinds: tuple[FoilKind, ...] = Field(default=("count", "relation"), min_length=1)
+    """What kinds of words are changed: those that other pictures' captions do not teach. All: object, colour, size,
+    texture, count, relation."""
     epochs: int = Field(default=30, ge=1)
     """Passes over the training captions at most."""
     batch_size: int = Field(default=128, ge=2)
@@ -118,6 +127,15 @@ class TrainParams(Section):
                     f"{getattr(self, name)}, is another way to begin; expected one of them to be 0"
                 )
         return self
+
+
+def check_foils(train: TrainParams, captions: CaptionsParams) -> None:
+    """ValueError where captions are to be trained with foils that nothing makes."""
+    if train.foil_weight and not captions.train_foils:
+        raise ValueError(
+            f"train.foil_weight: {train.foil_weight:g} needs foils of the captions that are trained on, but "
+            "captions.train_foils is false; expected true, or 0"
+        )
 
 
 def check_gates(train: TrainParams, model: ModelParams) -> None:

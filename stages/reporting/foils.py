@@ -101,7 +101,7 @@ def gallery(entries: Sequence[Mapping[str, Any]], alts: Mapping[str, str]) -> li
 
 def foil_rows(metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of the foils' table, from a split of metrics/foils.json."""
-    columns = ("true_first", "guilty_by_score", "guilty_by_gate", "chance")
+    columns = ("true_first", "true_first_balanced", "guilty_by_score", "guilty_by_gate", "chance")
     return [
         {
             "name": kind,

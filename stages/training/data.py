@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,8 +21,8 @@ from camp_model.vocabulary import Vocabulary
 from stages.contracts import input_errors
 from stages.errors import InputError
 from stages.foils.words import CONTENT_KINDS, load_words, word_ids
+from stages.training.foils import FoilBatch, Indices
 
-Indices = npt.NDArray[np.int64]
 PREFETCH = 4
 """Batches that wait ready while a step runs."""
 
@@ -44,19 +43,19 @@ class Batch:
     """int64 [B], equal where two captions are of one image"""
     caption_index: Tensor
     """int64 [B], equal where two captions have the same tokens"""
+    foils: FoilBatch | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`, its features in float32."""
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("features", "region_mask", "tokens", "image_index", "caption_index")
-        }
+        names = ("features", "region_mask", "tokens", "image_index", "caption_index")
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
         moved["features"] = moved["features"].float()
-        return replace(self, **moved)
+        return replace(self, **moved, foils=None if self.foils is None else self.foils.to(device))
 
     def pinned(self) -> "Batch":
         """The batch in pinned memory, from where a GPU fetches it while it computes."""
-        return Batch(*(getattr(self, field.name).pin_memory() for field in fields(self)))
+        tensors = {f.name: getattr(self, f.name).pin_memory() for f in fields(self) if f.name != "foils"}
+        return replace(self, **tensors)
 
 
 class Split:
@@ -91,8 +90,8 @@ class Split:
         """
         features, mask = self.regions(self.rows[captions])
         tokens, lengths = self.captions.batch(captions)
-        indices = (torch.from_numpy(index[captions]) for index in (self.rows, self.captions.text_index))
-        return Batch(features, mask, tokens, lengths, *indices)
+        image_index, caption_index = (torch.from_numpy(i[captions]) for i in (self.rows, self.captions.text_index))
+        return Batch(features, mask, tokens, lengths, image_index, caption_index)
 
     def regions(self, rows: Indices) -> tuple[Tensor, Tensor]:
         """Features [n, R, D] as stored and mask [n, R] of some rows of the store."""

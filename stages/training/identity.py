@@ -101,8 +101,13 @@ def _named_modules(path: Path) -> Iterable[str]:
             yield node.value
 
 
-def data_hashes(regions: Path, captions: Path) -> dict[str, str]:
-    """File name -> hash, of files that stand for all the data: the manifest names a shard by a hash of its content."""
-    names = ("train.parquet", "val.parquet", "vocabulary.json", "lexicon.json")
+def data_hashes(regions: Path, captions: Path, foils: bool = False) -> dict[str, str]:
+    """File name -> hash, of files that stand for all the data: the manifest names a shard by a hash of its content.
+
+    With `foils` those of the train split are among them, where there are any.
+    """
+    names = ["train.parquet", "val.parquet", "vocabulary.json", "lexicon.json"]
+    if foils and (captions / "foils_train.parquet").is_file():
+        names.append("foils_train.parquet")
     files = [regions / "manifest.parquet", *(captions / name for name in names)]
     return {file.name: sha256_of_files([file]) for file in files}

@@ -4,6 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from stages.params.train import TrainParams
 from stages.tracking import Run
 from stages.training.averaging import WeightAverage
 from stages.training.data import Batch, Split, epoch_batches, prefetch, steps_per_epoch
+from stages.training.foils import TrainingFoils
 from stages.training.groups import parameter_groups
 from stages.training.loss import batch_loss
 from stages.training.pace import Pace
@@ -74,6 +76,8 @@ class Trainer:
         val.captions = as_read([model], vocabulary, val.captions)
         with tqdm(desc="encode captions once", unit="caption", delay=2, disable=processes.rank > 0) as bar:
             remember_captions(model, (train.captions, val.captions), bar.update)
+        foils = train.captions.path.with_name("foils_train.parquet")
+        self.foils = TrainingFoils(foils, train.captions, params.foil_kinds) if params.foil_weight else None
         self.pace = Pace(0.0, 0, 0, 0.0)
         self.pending: list[tuple[int, float, Tensor, Tensor]] = []
         self.flushed = self.pace
@@ -137,7 +141,10 @@ class Trainer:
         params = self.params
         batches = epoch_batches(len(self.train), params.batch_size, params.seed, epoch, self.processes.count)
         for captions in batches[skip:]:
-            batch = self.train.batch(captions[self.processes.share(len(captions))])
+            own = captions[self.processes.share(len(captions))]
+            batch = self.train.batch(own)
+            if self.foils is not None:
+                batch = replace(batch, foils=self.foils.draw(own, (params.seed, epoch)))
             yield batch.pinned() if self.device.type == "cuda" else batch
 
     def _step(self, batch: Batch) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from camp_model.all_negatives import all_negatives_bce, all_negatives_triplet
 from camp_model.distributed import gather_batch
 from camp_model.encoders import length_mask
+from camp_model.foils import foil_bce
 from camp_model.joint import joint_contrastive
 from camp_model.losses import gate_bce, hardest_negative_bce, triplet_loss
 from camp_model.model import CAMP
@@ -32,6 +33,7 @@ def batch_loss(
         regions = model.encode_regions(batch.features, batch.region_mask)
         words = model.encode_captions(batch.tokens, batch.lengths)
         word_mask = length_mask(batch.lengths, batch.tokens.shape[1]).to(words.device)
+        foils = _foil_loss(model, batch, params, regions, words, word_mask)
         regions, region_mask = drop(regions, batch.region_mask, params.drop_regions)
         words, word_mask = drop(words, word_mask, params.drop_words, is_mark(batch.tokens))
         everyone = gather_batch(regions, region_mask, words, word_mask, batch.image_index, batch.caption_index)
@@ -51,7 +53,25 @@ def batch_loss(
                 pairs=everyone.pairs,
             )  # fmt: skip
             loss = loss + params.joint_weight * joint
-        return loss
+        return loss if foils is None else loss + params.foil_weight * foils
+
+
+def _foil_loss(model: CAMP, batch: Batch, params: TrainParams, *encoded: Tensor) -> Tensor | None:
+    """The mean over this process's pairs of what their foils cost; `encoded`: regions, words, which words are real.
+
+    Nothing is left out of these captions: a foil without the word that was changed would be true.
+    """
+    foils = batch.foils
+    if foils is None:
+        return None
+    regions, words, word_mask = (values[foils.pairs] for values in encoded)
+    foil_words = model.encode_captions(foils.tokens, foils.lengths)
+    foil_mask = length_mask(foils.lengths, foils.tokens.shape[1]).to(words.device)
+    total = foil_bce(
+        model, regions, batch.region_mask[foils.pairs], words, word_mask, foil_words, foil_mask,
+        positions=foils.positions, weights=foils.weights, gate_supervision=params.gate_supervision,
+    )  # fmt: skip
+    return total / len(batch.lengths)
 
 
 def _matching_loss(

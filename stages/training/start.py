@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from camp_model.checkpoint import current_name, load_checkpoint
+from camp_model.matchers.camp import CampMatcher
 from camp_model.model import CAMP
 from camp_model.vocabulary import SPECIALS, Vocabulary
 from stages.contracts import input_errors
@@ -15,8 +16,12 @@ from stages.training.word_vectors import load_word_vectors
 from stages.workspace import named_path
 
 
-def new_model(model: ModelParams, train: TrainParams, vocabulary: Vocabulary, region_dim: int) -> CAMP:
+def new_model(
+    model: ModelParams, train: TrainParams, vocabulary: Vocabulary, region_dim: int, geometry: float = 0.0
+) -> CAMP:
     """A model with random weights from `train.seed`, then word vectors, then those of `train.start_from`.
+
+    Features that end with their boxes, `geometry` times, let gate evidence begin with places.
 
     Raises:
         InputError: the word vectors, the checkpoint or the names in `train.freeze` do not fit.
@@ -30,6 +35,8 @@ def new_model(model: ModelParams, train: TrainParams, vocabulary: Vocabulary, re
             region_dropout=train.region_dropout,
         )
         camp.caption_encoder.read_vocabulary(vocabulary)
+    if geometry and isinstance(camp.matcher, CampMatcher):
+        camp.matcher.start_places(camp.region_encoder.linear.weight, geometry)
     if train.word_vectors is not None:
         _set_word_vectors(camp, train.word_vectors, vocabulary)
     if train.start_from is not None:

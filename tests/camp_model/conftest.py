@@ -59,6 +59,12 @@ def every_config(**sizes: int) -> list[CampConfig]:
             configs.append(CampConfig(**sizes, **switches))
         except ValueError:
             continue
+    configs += [
+        dataclasses.replace(config, gate_evidence=True)
+        for config in configs
+        if config.gate == "scalar" and config.message_passing in ("both", "image_to_text") and config.matcher == "camp"
+        and config.pooling == "attention"
+    ]  # fmt: skip
     configs = [config for config in configs if _unread(config).items() <= config.to_dict().items()]
     return [
         dataclasses.replace(config, **{own: value}) if own else config
@@ -84,7 +90,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "every_switch" in metafunc.fixturenames:
         configs = every_config()
         names = [
-            "-".join(str(value) for key, value in c.to_dict().items() if key in (*CHOICES, *OTHERS)) for c in configs
+            "-".join(str(value) for key, value in c.to_dict().items() if key in (*CHOICES, *OTHERS, "gate_evidence"))
+            for c in configs
         ]
         metafunc.parametrize("every_switch", configs, ids=names)
 

@@ -58,7 +58,34 @@ def attend(queries, keys, values):
     return messages, weights
 
 
-def receive(state, c, side, own, queries, keys, other):
+def evidence(state, regions, words, word_queries, region_keys):
+    """For each word, what the caption expects of the number and the places of what two words of it name."""
+    part = {name.removeprefix("messages.evidence."): v for name, v in state.items() if "messages.evidence." in name}
+    d = len(region_keys[0])
+    of_region = [layer(part, "region", v) for v in regions]
+    of_word = [layer(part, "word", t) for t in words]
+    centres, numbers = [], []
+    for query, values in zip(word_queries, of_word, strict=True):
+        affinity = [query @ k / np.sqrt(d) for k in region_keys]
+        centres.append(sum(a * p[:4] for a, p in zip(softmax(affinity), of_region, strict=True)))
+        is_one = [
+            sigmoid(part["by_affinity"] * a + p[4:] @ values[11:] / 8 + part["membership"])
+            for a, p in zip(affinity, of_region, strict=True)
+        ]
+        numbers.append(sum(is_one))
+    seen = []
+    for t, values in zip(words, of_word, strict=True):
+        asked, named = layer(part, "query", t), [layer(part, "argument", u) for u in words]
+        first = softmax([asked[:64] @ key[:64] / 8 for key in named])
+        second = softmax([asked[64:] @ key[64:] / 8 for key in named])
+        offset = sum((b - a) * centre for a, b, centre in zip(first, second, centres, strict=True))
+        number = first @ np.array(numbers)
+        counts = [np.exp(-2 * (number - n) ** 2) for n in range(7)]
+        seen.append(values[:11] @ np.concatenate([np.tanh(part["reach"] * offset), counts]))
+    return seen
+
+
+def receive(state, c, side, own, queries, keys, other, seen=None):
     """Fused vectors, gates and gate logits of the side that receives messages."""
     prefix = f"messages.to_{side}"
     messages, _ = attend(queries, keys, other)
@@ -73,6 +100,8 @@ def receive(state, c, side, own, queries, keys, other):
     bias = state.get(f"{prefix}.fusion.bias", 0.0)
     fused, gates, logits = [], [], []
     alone = [x @ m if c.gate == "scalar" else x * m for x, m in zip(own, messages, strict=True)]
+    if seen is not None:
+        alone = [logit + more for logit, more in zip(alone, seen, strict=True)]
     for x, m, own_logit in zip(own, messages, alone, strict=True):
         logit = own_logit + (c.gate_context * sum(alone) / len(alone) if side == "words" else 0.0)
         gate = 1.0 if c.gate == "none" else sigmoid(logit)
@@ -198,7 +227,7 @@ def score(state, c, regions, words):
         return scan(state, c, regions, words), None
     if c.matcher == "sgraf":
         return sgraf(state, c, regions, words), None
-    gate_logit = None
+    gate_logit, in_score = None, 0.0
     v, t = regions, words
     if c.matcher == "camp" and c.message_passing != "none":
         wv, wt = state["messages.region_key.weight"], state["messages.word_key.weight"]
@@ -211,10 +240,14 @@ def score(state, c, regions, words):
         if c.message_passing in ("both", "text_to_image"):
             v, _, region_logits = receive(state, c, "regions", regions, region_queries, word_keys, words)
         if c.message_passing in ("both", "image_to_text"):
-            t, _, word_logits = receive(state, c, "words", words, word_queries, region_keys, regions)
+            seen = None
+            if c.gate_evidence:
+                seen = evidence(state, regions, words, word_queries, region_keys)
+                in_score = state["messages.evidence.weight"] * sum(seen)
+            t, _, word_logits = receive(state, c, "words", words, word_queries, region_keys, regions, seen)
         logits = word_logits if word_logits is not None else region_logits
         gate_logit = None if logits is None else np.mean(logits)
-    logit = match(state, c, pool(state, c, "region_pooling", v), pool(state, c, "word_pooling", t))
+    logit = in_score + match(state, c, pool(state, c, "region_pooling", v), pool(state, c, "word_pooling", t))
     if c.joint_score:
         cosine = unit(np.mean(regions, axis=0)) @ unit(np.mean(words, axis=0))
         logit = logit + np.exp(state["joint.log_scale"]) * cosine + state["joint.shift"]

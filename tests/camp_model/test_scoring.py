@@ -28,6 +28,11 @@ FACTORISED = [
         ("attention", "mlp", "mean"), ("mlp", "cosine"),
     )
 ]  # fmt: skip
+FACTORISED += [
+    {"gate_evidence": True, **switches}
+    for switches in FACTORISED
+    if switches["gate"] == "scalar" and switches["message_passing"] != "text_to_image" and switches["residual"]
+]
 
 
 @pytest.mark.skipif(native.library() is None, reason="no C compiler for the CPU kernel")
@@ -41,7 +46,16 @@ def test_the_kernel_is_exact_for_every_switch_it_takes():
 
 @pytest.mark.parametrize(
     "switches",
-    [{}, {"hops": 2}, {"gate": "elementwise"}, {"message_passing": "none"}, {"pooling": "mlp"}, {"joint_score": True}],
+    [
+        {},
+        {"hops": 2},
+        {"gate": "elementwise"},
+        {"message_passing": "none"},
+        {"pooling": "mlp"},
+        {"joint_score": True},
+        {"gate_evidence": True},
+        {"gate_evidence": True, "hops": 2},
+    ],
 )
 def test_the_pytorch_path_is_exact(switches, monkeypatch):
     monkeypatch.setattr(native, "lanes", lambda: 0)

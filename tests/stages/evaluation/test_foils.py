@@ -128,15 +128,19 @@ def test_percentages_of_foils_by_hand():
         "guilty_by_gate": [1, 0, 0, 0],
         "candidates": [2, 4, 4, 5],
     }
-    others = {name: [""] * 4 for name in ("image_id", "caption", "foil", "word", "foil_word")} | {"caption_id": [1] * 4}
+    others = {name: [""] * 4 for name in ("image_id", "caption", "foil")} | {
+        "caption_id": [1] * 4, "word": ["red", "red", "blue", "two"], "foil_word": ["blue", "blue", "red", "three"]
+    }  # fmt: skip
     table = pa.table(columns | others).select(FOIL_SCHEMA.names).cast(FOIL_SCHEMA)
     found = foil_metrics(table)
     assert list(found) == ["colour", "count", "all"]
     assert found["colour"] == pytest.approx({
-        "foils": 3, "true_first": 100 / 3, "guilty_by_score": 200 / 3, "guilty_by_gate": 100 / 3, "chance": 100 / 3,
+        "foils": 3, "true_first": 100 / 3, "true_first_balanced": 25.0, "guilty_by_score": 200 / 3,
+        "guilty_by_gate": 100 / 3, "chance": 100 / 3,
     })  # fmt: skip
     assert found["count"] == {
-        "foils": 1, "true_first": 100.0, "guilty_by_score": 100.0, "guilty_by_gate": 0.0, "chance": 20.0,
+        "foils": 1, "true_first": 100.0, "true_first_balanced": None, "guilty_by_score": 100.0, "guilty_by_gate": 0.0,
+        "chance": 20.0,
     }  # fmt: skip
     assert found["all"]["true_first"] == 50.0 and found["all"]["chance"] == pytest.approx(30.0)
     gateless = table.set_column(

@@ -201,3 +201,16 @@ def test_no_option_starts_a_stage_by_accident(
     )  # fmt: skip
     assert (done.returncode, said in done.stdout + done.stderr) == (code, True), done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_foils_to_train_with_have_to_be_made() -> None:
+    with pytest.raises(InputError, match=r"^train.foil_weight: 1 needs foils .*captions.train_foils is false"):
+        Params.from_dict({"train": {"foil_weight": 1.0}})
+    both = Params.from_dict({"train": {"foil_weight": 1.0}, "captions": {"train_foils": True}})
+    assert both.train.foil_kinds == ("count", "relation")
+
+
+def test_evidence_needs_words_with_gates() -> None:
+    off = {"model": {"gate": "none", "gate_evidence": True}, "train": {"gate_supervision": 0}}
+    with pytest.raises(InputError, match=r"^model.gate_evidence: true needs gates of words"):
+        Params.from_dict(off)

@@ -1,0 +1,91 @@
+"""Foils of the training captions, drawn anew for every batch."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from camp_model.captions import CaptionTable
+from camp_model.foils import balance
+from stages.errors import InputError
+from stages.foils.table import read_foils
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class FoilBatch:
+    """A foil for some pairs of a batch."""
+
+    pairs: Tensor
+    """int64 [P], rows of the batch."""
+    tokens: Tensor
+    """int64 [P, M]"""
+    lengths: Tensor
+    """int64 [P], on the CPU"""
+    positions: Tensor
+    """int64 [P], of the changed word"""
+    weights: Tensor
+    """float32 [P], as `camp_model.foils.balance` makes them"""
+
+    def to(self, device: torch.device) -> "FoilBatch":
+        """The same on `device`, but for what stays on the CPU."""
+        names = [field.name for field in fields(self) if field.name != "lengths"]
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+
+
+class TrainingFoils:
+    """The foils of a split's captions.
+
+    Raises:
+        InputError: there are none, or they are of captions that the split does not have.
+    """
+
+    def __init__(self, path: Path, captions: CaptionTable, kinds: Sequence[str]) -> None:
+        if not path.is_file():
+            raise InputError(
+                f"{path}: is not there; train.foil_weight needs foils of the captions that are trained on: set "
+                "captions.train_foils: true and run tokenize_captions"
+            )
+        foils = read_foils(path)
+        self.captions = foils.captions
+        self.positions = np.array(foils.positions, dtype=np.int64)
+        self.weights = balance(foils.words, foils.foil_words)
+        count = Counter(foils.kinds)
+        share = np.array([1 / count[kind] for kind in foils.kinds])
+        row_of = {caption: row for row, caption in enumerate(captions.caption_ids.tolist())}
+        rows: defaultdict[int, list[int]] = defaultdict(list)
+        for foil, caption in enumerate(foils.captions.caption_ids.tolist()):
+            if caption not in row_of:
+                raise InputError(
+                    f"{path}: caption_id: {caption} is not in {captions.path.name} beside it; expected both from one "
+                    "run of tokenize_captions"
+                )
+            # One that cannot be balanced would teach that its word is always the right one.
+            if self.weights[foil] and foils.kinds[foil] in kinds:
+                rows[row_of[caption]].append(foil)
+        self.choices = {row: (np.array(some), share[some] / share[some].sum()) for row, some in rows.items()}
+        if not self.choices:
+            raise InputError(
+                f"{path}: holds no foil of {', '.join(kinds)} whose words are each other's, for train.foil_weight"
+            )
+
+    def draw(self, captions: Indices, seed: tuple[int, ...]) -> FoilBatch | None:
+        """A foil of each caption that has some, every kind equally often; None where none has."""
+        pairs = [pair for pair, row in enumerate(captions.tolist()) if row in self.choices]
+        if not pairs:
+            return None
+        chosen = np.array([self._one(int(captions[pair]), seed) for pair in pairs])
+        tokens, lengths = self.captions.batch(chosen)
+        positions, weights = torch.from_numpy(self.positions[chosen]), torch.from_numpy(self.weights[chosen])
+        return FoilBatch(torch.tensor(pairs), tokens, lengths, positions, weights)
+
+    def _one(self, row: int, seed: tuple[int, ...]) -> int:
+        """The same, whichever batch or process the caption is in."""
+        foils, shares = self.choices[row]
+        return int(np.random.default_rng((*seed, row)).choice(foils, p=shares))

@@ -1,0 +1,90 @@
+"""Foils of the training captions: which are drawn, and what they do to a training."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stages.errors import InputError
+from stages.foils.table import write_foils
+from stages.training.data import load_splits
+from stages.training.foils import TrainingFoils
+
+
+def add_foils(paths):
+    """Foils of the captions that begin with colour0 to colour3: colour and shape each become their neighbour."""
+    splits, vocabulary = load_splits(paths.regions, paths.captions)
+    captions = splits["train"].captions
+    rows = []
+    for row, caption_id in enumerate(captions.caption_ids.tolist()):
+        words = captions.texts[row].split()
+        if words[0] not in {f"colour{i}" for i in range(4)}:
+            continue
+        for position, kind in ((0, "colour"), (1, "object")):
+            name, number = words[position][:-1], int(words[position][-1])
+            changed = [*words[:position], f"{name}{number ^ 1}", *words[position + 1 :]]
+            tokens = vocabulary.encode(changed)
+            rows.append({
+                "caption_id": caption_id, "image_id": captions.image_ids[row], "text": " ".join(changed),
+                "tokens": tokens, "length": len(tokens), "kind": kind, "position": position,
+                "word": words[position], "foil_word": changed[position],
+            })  # fmt: skip
+    write_foils(paths.captions / "foils_train.parquet", rows)
+    return captions
+
+
+def test_a_caption_gets_the_same_foil_in_whatever_batch(make_data):
+    paths = make_data("data")
+    captions = add_foils(paths)
+    foils = TrainingFoils(paths.captions / "foils_train.parquet", captions, ["colour", "object"])
+    everyone = np.arange(len(captions))
+    whole = foils.draw(everyone, (0, 3))
+    assert whole is not None and 0 < len(whole.pairs) < len(captions)
+    for row, tokens, length, position in zip(whole.pairs, whole.tokens, whole.lengths, whole.positions, strict=True):
+        own, own_length = captions.batch([int(row)])
+        changed = (own[0, : int(length)] != tokens[: int(length)]).nonzero().flatten().tolist()
+        assert int(own_length[0]) == int(length) and changed == [int(position)]
+    some = everyone[::-1][: len(captions) // 2].copy()
+    chosen = foils.draw(some, (0, 3))
+    assert chosen is not None
+    of_row = dict(zip(whole.pairs.tolist(), whole.positions.tolist(), strict=True))
+    assert {
+        int(some[p]): int(at) for p, at in zip(chosen.pairs, chosen.positions, strict=True)
+    }.items() <= of_row.items()
+    drawn = Counter(int(at) for epoch in range(40) for at in foils.draw(everyone, (0, epoch)).positions)
+    assert drawn[0] / drawn.total() == pytest.approx(0.5, abs=0.05), "every kind equally often"
+    only = TrainingFoils(paths.captions / "foils_train.parquet", captions, ["object"]).draw(everyone, (0, 0))
+    assert set(only.positions.tolist()) == {1}
+
+
+def test_foils_change_a_training_that_goes_on_as_if_it_had_never_stopped(make_data, params, run_train):
+    whole, killed, without = (make_data(name, images=15) for name in ("whole", "killed", "without"))
+    for paths in (whole, killed, without):
+        add_foils(paths)
+    wanted = {"foil_weight": 1.0, "foil_kinds": ("colour", "object"), "checkpoint_steps": 1}
+    run_train(params(**wanted), whole)
+    for _ in range(3):
+        with pytest.raises(SystemExit):
+            run_train(params(**wanted), killed, stop=lambda: True)
+    run_train(params(**wanted), killed)
+    run_train(params(checkpoint_steps=1), without)
+    weights = [load_file(paths.model / "model.safetensors") for paths in (whole, killed, without)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert any(not torch.equal(value, weights[2][name]) for name, value in weights[0].items())
+
+
+def test_foils_that_are_not_there_or_of_other_captions_are_said(make_data, params, run_train):
+    paths = make_data("data")
+    with pytest.raises(InputError, match=r"foils_train\.parquet: is not there; .*captions\.train_foils: true"):
+        run_train(params(foil_weight=1.0), paths)
+    captions = add_foils(paths)
+    path = paths.captions / "foils_train.parquet"
+    with pytest.raises(InputError, match="holds no foil of count whose words are each other's"):
+        TrainingFoils(path, captions, ["count"])
+    of_others = replace(captions, caption_ids=captions.caption_ids + 1000)
+    with pytest.raises(InputError, match=r"caption_id: \d+ is not in train\.parquet beside it"):
+        TrainingFoils(path, of_others, ["colour"])
+    assert not paths.model.exists()
