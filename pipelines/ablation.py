@@ -53,8 +53,8 @@ STUDY: dict[str, Variant] = {
     "mlp-ranking": Variant("MLP, ranking loss", {"train.loss": "triplet"}),
     # A batch's 4,096 pairs in parts that fit a cache: the same gradient, sooner.
     "all-negatives": Variant("MLP, all-negatives BCE", {"train.loss": "bce", "train.micro_batch": 256}),
-    "no-warm-up": Variant("no random-negative warm-up", {"train.random_negative_steps": 0}),
-    "gates-alone": Variant("each gate for itself", {"model.gate_context": 0.0}),
+    "warm-up": Variant("150 steps on random negatives first", {"train.random_negative_steps": 150}),
+    "gate-context": Variant("gates in the context of their caption", {"model.gate_context": 3.0}),
     "foils": Variant("trained with foils", FOILS),
     "counts": Variant("counts and places decide gates", {"model.gate_evidence": True, **FOILS}),
     "no-supervision": Variant("no gate supervision", NO_SUPERVISION),

@@ -24,10 +24,10 @@ QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (
         "Irrelevant and mismatched features are suppressed",
-        ("no-residual", "gates-alone", "no-supervision", "published-gates"),
+        ("no-residual", "gate-context", "no-supervision", "published-gates"),
     ),
     ("A score learnt from fused features beats similarity in a joint space", ("cosine-bce", "cosine-ranking")),
-    ("Hardest-negative BCE beats the ranking loss", ("mlp-ranking", "all-negatives", "no-warm-up")),
+    ("Hardest-negative BCE beats the ranking loss", ("mlp-ranking", "all-negatives", "warm-up")),
     ("Adaptive gates beat fixed fusion", ("no-gates", "elementwise-gates")),
 )
 BEGUN = 60.0
@@ -257,7 +257,7 @@ def _draw_differences(differences: Mapping[str, Difference], study: StudyInput) 
 def _draw_gates(outcomes: Outcomes, study: StudyInput) -> str:
     """Mean over the seeds, and a band from the lowest to the highest."""
     lines = []
-    for name in ("full", "gates-alone", "published-gates"):
+    for name in ("full", "gate-context", "published-gates"):
         curves = [outcome.curve for outcome in outcomes.get(name, ()) if "gate_positive_mean" in outcome.curve]
         for column, kind in (("gate_positive_mean", "matching"), ("gate_negative_mean", "random negative")):
             by_epoch = list(zip(*(curve[column] for curve in curves), strict=False))
