@@ -15,6 +15,7 @@ COMMANDS = {
     "extract": ("pipelines.extract", "extract missing region shards on many workers"),
     "sweep": ("pipelines.experiments", "train every combination of a grid side by side"),
     "ablation": ("pipelines.ablation", "the study: ablations and baselines with several seeds"),
+    "photographs": ("pipelines.photographs", "the same on photographs, from a joint embedding on"),
     "deploy": ("pipelines.deploy", "deploy the flows on a Prefect server"),
     "search": ("search", "find pictures by a sentence: printed, or on a page"),
     "tracking": ("stages.tracking", "MLflow: show it, deliver what waits, restore a run, promote a model"),

@@ -17,10 +17,11 @@ from stages.charts.svg import chart_svg, standalone
 Outcomes = Mapping[str, Sequence[Outcome]]
 """Variant -> one outcome per seed; `full` is among them."""
 
+PEERS = ("scan-image-to-text", "scan-both", "vse-infinity", "sgraf-saf", "sgraf-sgr", "sgraf-both")
 QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "Messages between words and regions improve fine-grained alignment",
-        ("no-messages", "image-to-text", "text-to-image", "joint-embedding", "scan"),
+        ("no-messages", "image-to-text", "text-to-image", "joint-embedding", "scan", *PEERS),
     ),
     (
         "Irrelevant and mismatched features are suppressed",
@@ -52,19 +53,30 @@ class StudyInput:
     """Key of the MLflow run that all trainings are nested under."""
 
 
-def write_document(path: Path, outcomes: Outcomes, study: StudyInput) -> None:
+@dataclass(frozen=True)
+class Page:
+    """What one study's page says that another's does not."""
+
+    title: str | None = None
+    """None: the questions that its rows answer."""
+    command: str = "python -m pipelines.ablation"
+    remarks: str = ""
+    """Markdown below the table of recalls."""
+
+
+def write_document(path: Path, outcomes: Outcomes, study: StudyInput, page: Page = Page()) -> None:
     """Write the document and, beside it, its two pictures."""
     differences = compare(outcomes)
     write_text(path.with_name(f"{path.stem}-differences.svg"), _draw_differences(differences, study))
     write_text(path.with_name(f"{path.stem}-gates.svg"), _draw_gates(outcomes, study))
-    write_text(path, _text(path, outcomes, differences, study))
+    write_text(path, _text(path, outcomes, differences, study, page))
 
 
-def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference], study: StudyInput) -> str:
+def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference], study: StudyInput, page: Page) -> str:
     settings = ", ".join(f"`{key}: {value}`" for key, value in study.base.items())
     sections = [
-        f"# {_title(differences)}, answered by this pipeline\n",
-        "`python -m pipelines.ablation` wrote this page; do not edit it. One row per model, one change at a time; mean "
+        f"# {page.title or f'{_title(differences)}, answered by this pipeline'}\n",
+        f"`{page.command}` wrote this page; do not edit it. One row per model, one change at a time; mean "
         f"and standard deviation over {len(study.seeds)} training seeds ({', '.join(map(str, study.seeds))}). Every "
         f"model is selected on the validation split and measured once on the {SPLIT} split.\n",
         f"![Difference in rsum to the full model]({path.stem}-differences.svg)\n",
@@ -72,6 +84,7 @@ def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference],
         "The difference is the full model minus the row, on the same images, with its 95 % bootstrap interval over "
         "images and seeds: where it holds 0, no difference was found.\n",
         *_hardly_begun(outcomes, study),
+        *([page.remarks] if page.remarks else []),
         "## The answers\n",
         *_answers(outcomes, differences, study),
         "## Gates\n",

@@ -10,8 +10,9 @@ from stages.params.pipeline import Params
 from stages.params.section import PARAMS
 
 
-def _merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
-    nested = {key: _merge(base[key], value) for key, value in overlay.items()
+def merged(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `overlay` in place of its own, sections key by key."""
+    nested = {key: merged(base[key], value) for key, value in overlay.items()
               if isinstance(value, dict) and isinstance(base.get(key), dict)}  # fmt: skip
     return base | overlay | nested
 
@@ -34,7 +35,7 @@ def compose(presets: Sequence[Path]) -> tuple[Params, list[str]]:
                 old, new = shown(before.get(key)), shown(value)
                 notes.append(f"{key}: {new} from {preset}, not {old} from {origin[key]}")
             origin[key] = preset
-        values = _merge(values, overlay)
+        values = merged(values, overlay)
         try:
             params, wrong = Params.from_dict(values), None
         except InputError as error:  # a preset that follows may say the other half of a pair of keys

@@ -1,0 +1,230 @@
+"""The flow `photographs`: the study on photographs, CAMP on the encoders of a joint embedding, one change at a time.
+
+params.yaml says the data, the features and the full model (`make photographs` takes the presets); another preset says
+the joint embedding that it starts from. Each seed's joint embedding is trained first, and is a row itself. What has
+run is a small copy of the scenes, one epoch, the rows `joint-embedding`, `full` and `full-drop-words`; the rows on
+photographs have not been trained yet, so there is no docs/photographs.md here.
+
+python -m pipelines.photographs --jobs 2
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger
+
+from camp_model.files import replacing_folder
+from pipelines.ablation import NO_SUPERVISION, RANKING, Variant, data_line, setting, true_by_chance_here, with_seeds
+from pipelines.commands import begin, exit_when_asked, run_command
+from pipelines.experiments import side_by_side
+from pipelines.reproduce import DVC
+from pipelines.study import commit_of, read_outcome
+from pipelines.study_document import Page, StudyInput, write_document
+from stages.errors import InputError
+from stages.params.document import read, rewrite
+from stages.params.pipeline import Params
+from stages.params.presets import merged
+from stages.params.section import PARAMS
+from stages.tracking.machine import checked_out
+from stages.workspace import main_root
+
+JOINT = "joint-embedding"
+FIRST = Path("presets/best_1_joint.yaml")
+STARTS = Path("models/photographs")
+"""Where the joint embeddings that others start from are put, below the main workspace."""
+ROWS: dict[str, Variant] = {
+    "full": Variant("full model"),
+    "no-gates": Variant("without gates", {"model.gate": "none", **NO_SUPERVISION}),
+    "no-messages": Variant("without messages", {"model.message_passing": "none", **NO_SUPERVISION}),
+    "published-gates": Variant("gates as published", {"model.gate_context": 0.0, **NO_SUPERVISION}),
+    "mean-pooling": Variant("mean pooling", {"model.pooling": "mean"}),
+    "cosine-ranking": Variant("cosine, ranking loss", {"model.matching": "cosine", "train.loss": "triplet"}),
+}
+"""Changes to the full model."""
+PEERS: dict[str, Variant] = {
+    JOINT: Variant("joint embedding, which the others start from"),
+    "vse-infinity": Variant("VSE-infinity", {"model.pooling": "gpo", "train.drop_regions": 0.2, "train.drop_words": 0.2,
+                                             "train.all_negatives_epochs": 1}),
+    "scan": Variant("SCAN, text to image", {"model.matcher": "scan"}),
+    "scan-image-to-text": Variant("SCAN, image to text", {"model.matcher": "scan",
+                                                          "model.scan_direction": "image_to_text"}),
+    "sgraf": Variant("SGRAF", {"model.matcher": "sgraf"}),
+}  # fmt: skip
+"""Changes to the joint embedding; all but itself with the ranking loss, which they are published with."""
+RANKED = {**RANKING, "train.joint_weight": 0.0, "train.batch_size": 128}
+"""Of the peers: they score all pairs of a batch, and learn from the hardest."""
+ADDITIONS: dict[str, Variant] = {
+    "gpo": Variant("generalised pooling", {"model.pooling": "gpo"}),
+    "ema": Variant("averaged weights", {"train.ema_decay": 0.99}),
+    "drop-regions": Variant("a fifth of the regions left out", {"train.drop_regions": 0.2}),
+    "drop-words": Variant("a fifth of the words left out", {"train.drop_words": 0.2}),
+    "all-negatives": Variant("first epoch on all negatives", {"train.all_negatives_epochs": 1}),
+    "validation": Variant("epochs measured on a fifth of val", {"train.validation_share": 0.2}),
+}
+"""Changes to the full model and to the joint embedding, one by one and (but for the last) all together."""
+
+
+def rows_of(full: Params, first: Path) -> dict[str, Variant]:
+    """Every row that can be trained, as changes to `full`; an addition that a model cannot have is left out.
+
+    Args:
+        full: what params.yaml says.
+        first: the preset of the joint embedding.
+
+    Raises:
+        InputError: the preset cannot be read, or is wrong.
+    """
+    to_joint = {**_changes(full, _joint(full, first)), "train.start_from": None}
+    rows = dict(ROWS)
+    for name, peer in PEERS.items():
+        own = {} if name == JOINT else RANKED
+        rows[name] = Variant(peer.label, {**to_joint, **own, **peer.overrides})
+    together = {key: value for name, row in ADDITIONS.items() if name != "validation" for key, value in
+                row.overrides.items()}  # fmt: skip
+    for base, under in (("full", {}), (JOINT, to_joint)):
+        some: dict[str, Any] = {}
+        for name, addition in ADDITIONS.items():
+            if _applies(full, {**under, **addition.overrides}):
+                label = f"{'full model' if base == 'full' else 'joint embedding'}, {addition.label}"
+                rows[f"{base}-{name}"] = Variant(label, {**under, **addition.overrides})
+                some |= {key: value for key, value in addition.overrides.items() if key in together}
+        if _applies(full, {**under, **some}):
+            label = f"{'full model' if base == 'full' else 'joint embedding'}, all of these"
+            rows[f"{base}-all-of-these"] = Variant(label, {**under, **some})
+    return {name: row for name, row in rows.items() if _applies(full, row.overrides)}
+
+
+def _joint(full: Params, first: Path) -> Params:
+    """The params with the model and training of the preset `first` in place of their own."""
+    overlay = read(first)
+    plain = Params().to_dict()
+    chosen = {name: merged(plain[name], overlay.get(name, {})) for name in ("model", "train")}
+    try:
+        return Params.from_dict(full.to_dict() | chosen)
+    except InputError as error:
+        raise InputError(f"{first}: {error}") from None
+
+
+def _changes(full: Params, other: Params) -> dict[str, Any]:
+    """What makes `other` of `full`, as dotted keys of model and train."""
+    changes: dict[str, Any] = {}
+    for section in ("model", "train"):
+        own, wanted = full.to_dict()[section], other.to_dict()[section]
+        changes |= {f"{section}.{key}": value for key, value in wanted.items() if own[key] != value}
+    return changes
+
+
+def _applies(full: Params, overrides: Mapping[str, Any]) -> bool:
+    """Whether params allow it, and an epoch is left after those on all negatives."""
+    values = full.to_dict()
+    for dotted, value in overrides.items():
+        section, key = dotted.split(".")
+        values[section] = values[section] | {key: value}
+    try:
+        train = Params.from_dict(values).train
+    except InputError:
+        return False
+    # Nor is there a choice between epochs where there is one.
+    return train.all_negatives_epochs < train.epochs and (train.validation_share == 1 or train.epochs > 1)
+
+
+@flow(name="photographs")
+def photographs(
+    rows: list[str] = [],  # noqa: B006
+    seeds: list[int] = [0, 1, 2],  # noqa: B006
+    base: dict[str, Any] = {},  # noqa: B006
+    first: str = str(FIRST),
+    jobs: int = 1,
+    document: str = "docs/photographs.md",
+) -> list[dict[str, Any]]:
+    """The study on photographs: train every row with several seeds and write what they say of each other.
+
+    Args:
+        rows: names of rows; the full model and the joint embedding are always among them. Empty: all.
+        seeds: training seeds of every row.
+        base: params that are changed for all of them.
+        first: the preset of the joint embedding that the others start from.
+        jobs: experiments that run at the same time.
+        document: where the comparison is written.
+    """
+    if not seeds:
+        raise InputError("seeds: is empty; expected at least one")
+    known = rows_of(_without_start(), Path(first))
+    if unknown := sorted(set(rows) - known.keys()):
+        raise InputError(f"rows: {unknown[0]!r:.80} is not one of {', '.join(known)}")
+    chosen = {name: row for name, row in known.items() if not rows or name in (*rows, "full", JOINT)}
+    # Rows differ in what they start from, which a stage before these reads: they are brought up to date once, here.
+    begin()
+    run_command([*DVC, "repro", "extract_regions", "tokenize_captions"], get_run_logger().info)
+    begun = with_seeds({JOINT: chosen[JOINT].overrides}, seeds, base)
+    ranked, names, _ = side_by_side("photographs", begun, jobs, False, "evaluate")
+    starts = {seed: str(_laid_out(names[f"{JOINT}-s{seed}"])) for seed in seeds}
+    after: dict[str, Any] = {}
+    for name, row in chosen.items():
+        if name == JOINT:
+            continue
+        for seed in seeds:
+            # A row with encoders of its own says so: the preset of the joint embedding starts from nothing.
+            start = {} if "train.start_from" in row.overrides else {"train.start_from": starts[seed]}
+            after |= with_seeds({name: {**start, **row.overrides}}, [seed], base)
+    others, more, parent = side_by_side("photographs", after, jobs, False, "evaluate")
+    names |= more
+    outcomes = {name: [read_outcome(names[f"{name}-s{seed}"]) for seed in seeds] for name in chosen}
+    labels = {name: row.label for name, row in chosen.items()}
+    study = StudyInput(labels, seeds, base, data_line(), checked_out(), true_by_chance_here(), parent)
+    write_document(Path(document), outcomes, study, PAGE)
+    get_run_logger().info("written: %s", document)
+    return ranked + others
+
+
+PAGE = Page(
+    title="Photographs",
+    command="python -m pipelines.photographs",
+    remarks="The full model starts from the joint embedding of the same seed; so does every change to it.\n",
+)
+
+
+def _without_start() -> Params:
+    """params.yaml, which from now on names no weights to start from: each seed starts from its own joint embedding."""
+    params = Params.load()
+    if params.train.start_from is not None:
+        print(f"params.yaml: train.start_from: null, not {params.train.start_from}: each row says its own", flush=True)
+        params = params.replace(train=params.train.replace(start_from=None))
+        rewrite(PARAMS, params.to_dict())
+    return params
+
+
+def _laid_out(experiment: str) -> Path:
+    """The model of a finished experiment in a folder that others can start from; relative to the main workspace."""
+    from dvc.api import DVCFileSystem
+
+    folder = STARTS / experiment
+    target = main_root() / folder
+    if not target.is_dir():
+        files = DVCFileSystem(rev=commit_of(experiment))
+        with replacing_folder(target) as building:
+            for name in files.find("models/camp"):
+                files.get_file(name, str(building / Path(name).name))
+    return folder
+
+
+def main() -> None:
+    exit_when_asked()
+    parser = argparse.ArgumentParser(description="The study on photographs: CAMP on the encoders of a joint embedding.")
+    parser.add_argument("--only", nargs="+", default=[], help="these rows, full and joint-embedding besides",
+                        metavar="NAME")  # fmt: skip
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--set", action="append", type=setting, default=[], metavar="KEY=VALUE", help="for all of them")
+    parser.add_argument("--first", default=str(FIRST), help="preset of the joint embedding (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings that run at the same time")
+    parser.add_argument("--document", default="docs/photographs.md", help="what is written (default: %(default)s)")
+    arguments = parser.parse_args()
+    photographs(
+        arguments.only, arguments.seeds, dict(arguments.set), arguments.first, arguments.jobs, arguments.document
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The rows of the study of photographs."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.photographs import FIRST, JOINT, rows_of
+from stages.errors import InputError
+from stages.params.pipeline import Params
+from stages.params.presets import compose
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DATA = ("presets/flickr8k.yaml", "presets/grid.yaml")
+
+
+@pytest.fixture
+def full() -> Params:
+    return compose([REPOSITORY / name for name in (*DATA, "presets/best_2_camp.yaml")])[0]
+
+
+def test_every_row_is_params_that_can_be_trained(full: Params) -> None:
+    rows = rows_of(full, REPOSITORY / FIRST)
+    for row in rows.values():
+        values = full.to_dict()
+        for dotted, value in row.overrides.items():
+            section, key = dotted.split(".")
+            values[section] = values[section] | {key: value}
+        Params.from_dict(values)
+    asked = {"full", "no-gates", "no-messages", "published-gates", "mean-pooling", "cosine-ranking", JOINT, "scan"}
+    additions = {f"{base}-{name}" for base in ("full", JOINT) for name in ("gpo", "ema", "drop-regions", "drop-words")}
+    assert asked | additions <= set(rows)
+    assert len({row.label for row in rows.values()}) == len(rows)
+    assert len({str(sorted(row.overrides.items())) for row in rows.values()}) == len(rows), "each is another training"
+
+
+def test_the_joint_embedding_is_its_preset_on_the_same_data(full: Params) -> None:
+    values = full.to_dict()
+    for dotted, value in rows_of(full, REPOSITORY / FIRST)[JOINT].overrides.items():
+        section, key = dotted.split(".")
+        values[section] = values[section] | {key: value}
+    assert Params.from_dict(values) == compose([REPOSITORY / name for name in (*DATA, FIRST)])[0]
+
+
+def test_an_addition_that_a_model_cannot_have_is_left_out(full: Params) -> None:
+    """A joint embedding whose loss has all negatives anyway; a full model of one epoch."""
+    full = full.replace(train=full.train.replace(epochs=1))
+    names = set(rows_of(full, REPOSITORY / FIRST))
+    assert f"{JOINT}-all-negatives" not in names and "full-all-negatives" not in names
+    longer = full.replace(train=full.train.replace(epochs=2))
+    assert "full-all-negatives" in rows_of(longer, REPOSITORY / FIRST)
+
+
+def test_a_preset_that_is_wrong_is_named(tmp_path: Path, full: Params) -> None:
+    (tmp_path / "wrong.yaml").write_text("model: {matcher: clip}\n")
+    with pytest.raises(InputError, match=r"wrong\.yaml: model\.matcher: 'clip' is not one of"):
+        rows_of(full, tmp_path / "wrong.yaml")
