@@ -50,10 +50,10 @@ photographs: setup
 	python -m stages.params $(DATA) presets/best_2_camp.yaml
 	python -m pipelines.photographs --jobs 2 $(PHOTOGRAPHS)
 
-# Four test processes on two cores: most of their time they wait, for servers, disks and processes that they have
-# started. One thread each, so that they do not fight over the cores; in the order of tests/conftest.py.
+# One thread each: two test processes would otherwise fight over the cores. In the order of tests/conftest.py. With four,
+# servers that tests wait for answer late, and the whole takes as long.
 test: setup
-	OMP_NUM_THREADS=1 python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Kills, outages, full disks and 100,000 damaged inputs; docs/reliability.md. Under an hour on two cores.
 chaos: setup

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,19 @@ def speed(pooling: str) -> bool:
     return verdict(f"at least {BARS[pooling]:.0f} x the broadcast", f"{ratio:.1f} x", ratio >= BARS[pooling])
 
 
+def evidence() -> bool:
+    """What counts and places (`gate_evidence`) cost."""
+    torch.manual_seed(0)
+    batch = encodings(128, 128)
+    models = {
+        name: CAMP(CampConfig(vocab_size=8, region_dim=8, word_dim=8, dim=DIM, gate_evidence=name == "with")).eval()
+        for name in ("without", "with")
+    }
+    times = in_turns({name: partial(model.score_matrix, *batch) for name, model in models.items()}, 20)
+    share = times["without"] / times["with"]
+    return verdict("gate evidence keeps two thirds of the speed", f"{share:.0%}", share >= 2 / 3)
+
+
 def exactness() -> bool:
     """Against float64, with real weights spread: gates open and shut, captions of 4 to 16 words.
 
@@ -248,7 +262,7 @@ def memory() -> bool:
 def main() -> None:
     torch.set_num_threads(min(2, os.cpu_count() or 1))
     print(f"d {DIM}, {REGIONS} regions, {WORDS} words, float32, {torch.get_num_threads()} threads", flush=True)
-    met = [speed("attention"), speed("mlp"), exactness(), half_precision()]
+    met = [speed("attention"), speed("mlp"), evidence(), exactness(), half_precision()]
     if Path("/proc/self/clear_refs").exists():
         met.append(memory())
     if not all(met):

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ from stages.tracking.delivery import sync
 from stages.tracking.model import promote as promote_model
 from stages.tracking.store import connect, search, store_uri
 from stages.workspace import main_root
+
+PROMOTE_WITHIN = 120.0
+"""Seconds in which the model that is to be champion has to be in MLflow."""
 
 RANKED_BY = "val_rsum"
 """The number of metrics/train.json that decides: of the validation split, never of the test split."""
@@ -197,11 +201,19 @@ def _promote(experiment: str) -> None:
     Raises:
         InputError: the server has not taken it.
     """
-    sync(main_root())
     client = connect(main_root(), store_uri(main_root()))
-    runs = search(client, f"tags.`dvc.experiment` = '{experiment}' and tags.`camp.kind` = 'train'")
-    if not runs:
-        raise InputError(f"{experiment}: its run is not in MLflow yet; `python -m stages.tracking sync` delivers it")
+    deadline = time.monotonic() + PROMOTE_WITHIN
+    while True:
+        sync(main_root())
+        runs = search(client, f"tags.`dvc.experiment` = '{experiment}' and tags.`camp.kind` = 'train'")
+        # The process that delivers beside a run holds its spool, and may be slower than the run was.
+        if runs and client.search_model_versions(f"run_id = '{runs[0].info.run_id}'"):
+            break
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"{experiment}: its model is not in MLflow yet; `python -m stages.tracking sync` delivers it"
+            )
+        time.sleep(1)
     version = promote_model(client, runs[0].info.run_id)
     get_run_logger().info("champion is now version %s, of %s", version, experiment)
 

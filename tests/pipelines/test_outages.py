@@ -8,6 +8,7 @@ import sys
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -128,7 +129,12 @@ def test_only_a_run_that_is_silent_while_it_runs_is_crashed_for_it(prefect_serve
             silent, retried = (client.create_flow_run_from_deployment(deployment).id for _ in range(2))
             for run in (silent, retried):
                 client.set_flow_run_state(run, Running(), force=True)
-                emit_event("prefect.flow-run.heartbeat", {"prefect.resource.id": f"prefect.flow-run.{run}"})
+                resource = f"prefect.flow-run.{run}"
+                emit_event("prefect.flow-run.heartbeat", {"prefect.resource.id": resource})
+                # Events travel on their own: on a busy machine a retry could overtake the heartbeat before it.
+                wanted = {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": {"id": [resource]}}
+                heard = partial(client.request, "POST", "/events/filter", json={"filter": wanted})
+                wait_for(lambda heard=heard: heard().json()["total"] > 0, 60)
             client.set_flow_run_state(retried, Crashed(), force=True)
             client.set_flow_run_state(retried, Scheduled(), force=True)
             client.set_flow_run_state(retried, Pending(), force=True)

@@ -19,7 +19,7 @@ from camp_model.vocabulary import Vocabulary
 from stages.device import Precision, choose_device
 from stages.errors import InputError
 from stages.params.model import ModelParams
-from stages.training import loop
+from stages.training import loss as batch_loss
 from stages.training.data import Split
 from stages.training.loop import Trainer, TrainingError
 from stages.training.processes import Processes
@@ -237,7 +237,7 @@ def test_a_number_that_is_not_finite_stops_with_the_step_and_keeps_the_last_stat
     make_data, params, tmp_path, monkeypatch, what
 ):
     training = trainer(make_data(images=24), params(checkpoint_steps=1), tmp_path / "work")
-    loss, calls = loop.hardest_negative_bce, []
+    loss, calls = batch_loss.hardest_negative_bce, []
 
     def broken(model, *arguments, **options):
         calls.append(1)
@@ -248,7 +248,7 @@ def test_a_number_that_is_not_finite_stops_with_the_step_and_keeps_the_last_stat
 
     weight = next(training.model.matcher.matching.parameters())
     training.model.matching_weight = weight.sum()
-    monkeypatch.setattr(loop, "hardest_negative_bce", broken)
+    monkeypatch.setattr(batch_loss, "hardest_negative_bce", broken)
     with pytest.raises(TrainingError, match=rf"the {what} of step 3 is not finite.*the state before it is in"):
         training.fit(Recorder())
     assert isinstance(TrainingError("x"), InputError)
