@@ -70,9 +70,9 @@ class KernelPlan:
     """The layers around the ReLU that score a pooled image and caption, one after the other in a vector [2 d]."""
     score: Callable[[Tensor, Tensor], Tensor]
     """Pooled images and captions [..., d], which broadcast, -> logits [...]; used without `layers`."""
-    evidence: Callable[[Prepared, Prepared, Tensor], tuple[Tensor, Tensor] | None] = lambda *_: None
+    evidence: Callable[[Prepared, Prepared, Tensor], tuple[Tensor | None, Tensor | None]]
     """Images, captions and the affinities [I, C, N, R] -> what is added to the gate logits of words, [I, C, N], and to
-    the logit, [I, C]; or nothing."""
+    the logit, [I, C]; None: nothing."""
     joint: Callable[[Tensor, Tensor], Tensor] | None = None
     """The sides' `vector` [I, d] and [C, d] -> what is added to the logits, [I, C]."""
 
@@ -112,6 +112,15 @@ class Matcher(nn.Module, ABC):
     @abstractmethod
     def match(self, images: Prepared, captions: Prepared, layout: Layout) -> Matched:
         """Score prepared images with prepared captions: aligned (`PAIRS`) or all with all (`TILES`)."""
+
+    def start_places(self, encoder: Tensor, geometry: float) -> None:
+        """Let a new model begin with where boxes are; nothing where a matcher does not look at places.
+
+        Args:
+            encoder: [d, region_dim], the weights that regions are encoded with. Features end with the corners of the
+                box, from -1 to 1, and its area from 0 to 1.
+            geometry: what these five numbers are multiplied by.
+        """
 
     @property
     def has_vectors(self) -> bool:

@@ -34,7 +34,7 @@ class CampMatcher(Matcher):
             nn.init.zeros_(self.matching.output.weight)  # begins as a joint embedding
 
     def start_places(self, encoder: Tensor, geometry: float) -> None:
-        """As `GateEvidence.start_places`; nothing without `gate_evidence`."""
+        """As `Matcher.start_places`, for `gate_evidence`."""
         if self.messages is not None and self.messages.evidence is not None:
             self.messages.evidence.start_places(encoder, geometry)
 
@@ -106,15 +106,9 @@ class CampMatcher(Matcher):
             words=self._kernel_side(self.messages.to_words, self.word_pooling),
             layers=(mlp.hidden, mlp.output) if mlp is not None and both else None,
             score=lambda image, caption: self.matching(image, caption)[0],
-            evidence=partial(self._evidence, self.messages),
+            evidence=partial(self.messages.gate_evidence, TILES),
             joint=None if self.joint is None else self._joint_logits,
         )
-
-    @staticmethod
-    def _evidence(
-        messages: MessagePassing, images: Prepared, captions: Prepared, affinity: Tensor
-    ) -> tuple[Tensor, Tensor] | None:
-        return messages.gate_evidence(images, captions, TILES, affinity)
 
     def _joint_logits(self, images: Tensor, captions: Tensor) -> Tensor:
         assert self.joint is not None

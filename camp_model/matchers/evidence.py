@@ -42,13 +42,7 @@ class GateEvidence(nn.Module):
 
     @torch.no_grad()
     def start_places(self, encoder: Tensor, geometry: float) -> None:
-        """Let places begin as where boxes are; which words speak of left and right is then learnt several times sooner.
-
-        Args:
-            encoder: [d, region_dim], the weights that regions are encoded with. Features end with the corners of the
-                box, from -1 to 1, and its area from 0 to 1.
-            geometry: what these five numbers are multiplied by.
-        """
+        """As `Matcher.start_places`: which words speak of left and right is then learnt several times sooner."""
         x0, y0, x1, y1, area = range(-5, 0)
         wanted = encoder.new_zeros(PLACE, encoder.shape[1])
         wanted[0, [x0, x1]] = wanted[1, [y0, y1]] = 0.5 / geometry

@@ -99,19 +99,19 @@ class MessagePassing(nn.Module):
         if self.to_words is not None:
             back = affinity if self.config.hops == 1 else _affinity(images, captions, layout, 1)
             back, turned = back.transpose(-2, -1), None if products is None else products.transpose(-2, -1)
-            evidence, in_score = self.gate_evidence(images, captions, layout, back) or (None, None)
+            evidence, in_score = self.gate_evidence(layout, images, captions, back)
             received_words = _receive(self.to_words, words, regions, back, turned, evidence)
             received_words = replace(received_words, evidence=in_score)
         return received_regions, received_words
 
     def gate_evidence(
-        self, images: Prepared, captions: Prepared, layout: Layout, affinity: Tensor
-    ) -> tuple[Tensor, Tensor] | None:
+        self, layout: Layout, images: Prepared, captions: Prepared, affinity: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
         """What is added to the gate logits of words, [..., N], and to the logit, [...]; None: nothing.
 
         `affinity`: [..., N, R].
         """
-        return None if self.evidence is None else self.evidence(images, captions, layout, affinity)
+        return (None, None) if self.evidence is None else self.evidence(images, captions, layout, affinity)
 
     def gate_logits(self, images: Prepared, captions: Prepared, layout: Layout) -> Tensor | None:
         """Gate logits of words [..., N], or of regions [..., R] where words receive no messages; None without gates.
@@ -128,7 +128,7 @@ class MessagePassing(nn.Module):
         if self.to_words is not None:
             back = _affinity(images, captions, layout, self.config.hops - 1).transpose(-2, -1)
             weights = _weigh(self.to_words, words, regions, back)[1]
-            evidence, _ = self.gate_evidence(images, captions, layout, back) or (None, None)
+            evidence, _ = self.gate_evidence(layout, images, captions, back)
             return self.to_words.scalar_logits(weights, products.transpose(-2, -1), words.mask, evidence)
         assert self.to_regions is not None
         weights = _weigh(self.to_regions, regions, words, _affinity(images, captions, layout, 0))[1]

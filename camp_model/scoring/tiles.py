@@ -168,7 +168,7 @@ class KernelTiles:
         if self.words is not None:
             turned = None if product is None else product.permute(1, 0, 3, 2)
             out = pair[:, :, 1].transpose(0, 1)
-            evidence, in_score = self.plan.evidence(images, captions, affinity.mT) or (None, None)
+            evidence, in_score = self.plan.evidence(images, captions, affinity.mT)
             evidence = None if evidence is None else evidence.transpose(0, 1)
             by_caption = affinity.permute(1, 0, 3, 2)
             self.words.pool(captions, images, by_caption, turned, (counts[1], counts[0]), out, evidence)

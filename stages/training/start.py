@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 
 from camp_model.checkpoint import current_name, load_checkpoint
-from camp_model.matchers.camp import CampMatcher
 from camp_model.model import CAMP
 from camp_model.vocabulary import SPECIALS, Vocabulary
 from stages.contracts import input_errors
@@ -35,7 +34,7 @@ def new_model(
             region_dropout=train.region_dropout,
         )
         camp.caption_encoder.read_vocabulary(vocabulary)
-    if geometry and isinstance(camp.matcher, CampMatcher):
+    if geometry:
         camp.matcher.start_places(camp.region_encoder.linear.weight, geometry)
     if train.word_vectors is not None:
         _set_word_vectors(camp, train.word_vectors, vocabulary)

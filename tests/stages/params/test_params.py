@@ -6,16 +6,19 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from pipelines.ablation import OVERRIDES
 from stages.entry import read_params
 from stages.errors import InputError
+from stages.foils.words import KINDS
 from stages.params import document
 from stages.params.pipeline import Params
 from stages.params.presets import apply_presets, compose
 from stages.params.section import Section
+from stages.params.train import FoilKind
 from stages.train import TrainSections
 
 
@@ -214,3 +217,7 @@ def test_evidence_needs_words_with_gates() -> None:
     off = {"model": {"gate": "none", "gate_evidence": True}, "train": {"gate_supervision": 0}}
     with pytest.raises(InputError, match=r"^model.gate_evidence: true needs gates of words"):
         Params.from_dict(off)
+
+
+def test_every_kind_of_foil_may_be_trained_with() -> None:
+    assert get_args(FoilKind) == KINDS
