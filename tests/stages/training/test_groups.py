@@ -8,6 +8,7 @@ from camp_model.checkpoint import load_checkpoint
 from stages.errors import InputError
 from stages.training.groups import parameter_groups
 from stages.training.start import new_model
+from tests.stages.training.killing import Killed, kill_after
 
 
 def model():
@@ -40,29 +41,18 @@ def test_what_names_nothing_that_is_trained_is_an_error():
         parameter_groups(camp, {"region_encoder": 0.1})
 
 
-class Killed(Exception):
-    pass
-
-
-@pytest.mark.parametrize("killed_after", [None, 4])
+@pytest.mark.parametrize("killed_after", [None, 3])
 def test_every_step_of_the_schedule_is_shared_and_a_killed_training_keeps_it(
     make_data, params, run_train, killed_after
 ):
     """One step of AdamW moves a weight by its learning rate, whatever the gradient: the first one shows it."""
     settings = {"epochs": 2, "schedule": "cosine", "warmup_steps": 3, "checkpoint_steps": 1, "gradient_clip": 0.0}
     groups = {"region_encoder": 0.0, "caption_encoder": 0.25}
-    paths, calls = make_data("groups", images=15), []
-
-    def stop():
-        calls.append(1)
-        if len(calls) == killed_after:
-            raise Killed
-        return False
-
+    paths = make_data("groups", images=15)
     own = params(learning_rates=groups, **settings)
     if killed_after:
         with pytest.raises(Killed):
-            run_train(own, paths, stop=stop)
+            run_train(own, paths, stop=kill_after(killed_after))
     run_train(own, paths)
     trained, vocabulary, _ = load_checkpoint(paths.model)
     before = new_model(own.model, own.train, vocabulary, region_dim=trained.config.region_dim)

@@ -22,6 +22,7 @@ from stages.training.loss import batch_loss
 from stages.training.processes import Processes
 from stages.training.start import new_model
 from stages.training.validation import images_for, validate
+from tests.stages.training.killing import Killed, kill_after
 
 CPU = torch.device("cpu")
 
@@ -47,20 +48,6 @@ EVERYTHING = {
 
 @pytest.mark.parametrize("loss", ["triplet", "hardest_bce"])
 def test_killed_after_any_step_it_ends_the_same(make_data, params, run_train, loss):
-    class Killed(Exception):
-        pass
-
-    def kill_after(steps):
-        calls = []
-
-        def stop():
-            calls.append(1)
-            if len(calls) > steps:
-                raise Killed
-            return False
-
-        return stop
-
     whole, paths = make_data("whole", images=15), make_data("killed", images=15)
     settings = params(**EVERYTHING, loss=loss)
     run_train(settings, whole)

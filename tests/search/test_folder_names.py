@@ -1,0 +1,78 @@
+"""Odd names, folders within that cannot be read, links and pipes in a folder of pictures."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from search.web.application import create_application
+from tests.search.folders import Folder, wait_for
+
+
+def test_names_of_files_may_be_anything(folder: Folder) -> None:
+    shutil.rmtree(folder.images)
+    names = [b"\xff\xfe not UTF-8.png", b"line\nbreak.png", b"<img src=x onerror=alert(1)>.png", "ένα 图.png".encode()]
+    folder.images.mkdir()
+    for i, name in enumerate(names):
+        picture = folder.draw("drawn.png", i)
+        picture.rename(os.fsdecode(os.fsencode(folder.images) + b"/" + name))
+    collection = folder.open()
+    collection.start()
+    status = wait_for(collection)
+    collection.close()
+    assert (status.ready, status.problem) == (4, None)
+    assert sorted(os.fsencode(name) for name in folder.names(collection)) == sorted(names)
+
+
+def test_names_that_are_no_utf8_reach_the_page_and_the_api_as_text(folder: Folder) -> None:
+    odd = os.fsencode(folder.images) + b"/\xff\xfe"
+    (folder.images / "0.png").rename(os.fsdecode(odd + b".png"))
+    Path(os.fsdecode(odd + b"-broken.png")).write_bytes(b"no picture")
+    collection = folder.open()
+    collection.start()
+    wait_for(collection)
+    client = TestClient(create_application(collection), base_url="http://127.0.0.1")
+    hits = client.get("/api/search", params={"q": "a red circle", "top": 100}).json()["pictures"]
+    assert "\ufffd\ufffd.png" in [hit["name"] for hit in hits]
+    assert [broken["name"] for broken in client.get("/api/rejected").json()] == ["\ufffd\ufffd-broken.png"]
+    for address in ("/", "/?q=a+red+circle", "/rows?q=a", *(f"/picture?id={hit['id']}&q=a" for hit in hits)):
+        assert client.get(address).status_code == 200, address
+    collection.close()
+
+
+def test_a_folder_within_that_cannot_be_read_is_listed(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.draw("closed/7.png", 7)
+    scan = os.scandir
+
+    def closed(path: str) -> object:  # tests may run as root, whom no permission stops
+        if Path(path).name == "closed":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    collection = folder.open()
+    collection.start()
+    status = wait_for(collection)
+    collection.close()
+    assert (status.ready, status.problem) == (7, None)
+    assert status.rejected == [("closed", "is a folder that cannot be read (Permission denied)")]
+
+
+def test_links_that_lead_round_or_nowhere_and_pipes_keep_nobody_waiting(folder: Folder) -> None:
+    (folder.images / "round").symlink_to(folder.images)
+    (folder.images / "nowhere.png").symlink_to(folder.root / "missing.png")
+    (folder.images / "itself.png").symlink_to(folder.images / "itself.png")
+    os.mkfifo(folder.images / "pipe.png")
+    collection = folder.open()
+    collection.start()
+    status = wait_for(collection)
+    collection.close()
+    assert (status.ready, status.total, status.problem) == (7, 7, None)
+    assert dict(status.rejected) == {
+        "nowhere.png": "cannot be read (No such file or directory)",
+        "itself.png": "cannot be read (Too many levels of symbolic links)",
+        "pipe.png": "is no file",
+    }
