@@ -16,7 +16,7 @@ from typing import Any
 from prefect import flow, get_run_logger
 
 from camp_model.files import replacing_folder
-from pipelines.ablation import NO_SUPERVISION, RANKING, Variant, data_line, setting, true_by_chance_here, with_seeds
+from pipelines.ablation import RANKING, STUDY, Variant, data_line, setting, true_by_chance_here, with_seeds
 from pipelines.commands import begin, exit_when_asked, run_command
 from pipelines.experiments import side_by_side
 from pipelines.reproduce import DVC
@@ -35,14 +35,10 @@ FIRST = Path("presets/best_1_joint.yaml")
 STARTS = Path("models/photographs")
 """Where the joint embeddings that others start from are put, below the main workspace."""
 ROWS: dict[str, Variant] = {
-    "full": Variant("full model"),
-    "no-gates": Variant("without gates", {"model.gate": "none", **NO_SUPERVISION}),
-    "no-messages": Variant("without messages", {"model.message_passing": "none", **NO_SUPERVISION}),
-    "published-gates": Variant("gates as published", {"model.gate_context": 0.0, **NO_SUPERVISION}),
-    "mean-pooling": Variant("mean pooling", {"model.pooling": "mean"}),
-    "cosine-ranking": Variant("cosine, ranking loss", {"model.matching": "cosine", "train.loss": "triplet"}),
+    name: STUDY[name]
+    for name in ("full", "no-gates", "no-messages", "published-gates", "mean-pooling", "cosine-ranking")
 }
-"""Changes to the full model."""
+"""Changes to the full model, as on the scenes."""
 PEERS: dict[str, Variant] = {
     JOINT: Variant("joint embedding, which the others start from"),
     "vse-infinity": Variant("VSE-infinity", {"model.pooling": "gpo", "train.drop_regions": 0.2, "train.drop_words": 0.2,
