@@ -33,8 +33,6 @@ from stages.errors import shown
 from stages.indexing.vectors import weights_key
 from stages.params.index import IndexParams
 
-SENTENCE_BYTES = 2**26
-"""What the text encoder keeps of sentences."""
 REMEMBERED = 32
 """Sentences whose ranking is remembered, so that more rows of an answer cost nothing."""
 
@@ -61,7 +59,7 @@ class PictureCollection:
         max_pixels: int,
     ) -> None:
         self.source, self.model, self.reader = source, model, reader
-        model.caption_encoder.remember_at_most(SENTENCE_BYTES)
+        model.caption_encoder.remember_at_most()
         self.max_pixels = max_pixels
         self._captions = captions
         self._caption_ranker = CaptionRanker(model, captions) if captions and captions.is_file() else None

@@ -11,6 +11,9 @@ from camp_model.config import CampConfig
 from camp_model.further_words import FIRST
 from camp_model.vocabulary import UNK, Vocabulary
 
+SERVING_BYTES = 2**26
+"""What a process that serves keeps of the sentences it has encoded."""
+
 
 def length_mask(lengths: Tensor, size: int) -> Tensor:
     """True at real positions: int64 [B] -> bool [B, size]."""
@@ -56,7 +59,7 @@ class TextEncoder(nn.Module, ABC):
         """Ids of words that are not in the vocabulary; that of <unk> for one that cannot be read."""
         return [UNK] * len(words)
 
-    def remember_at_most(self, size: int) -> None:
+    def remember_at_most(self, size: int = SERVING_BYTES) -> None:
         """Keep no more than `size` bytes of what is encoded; a process that serves meets ever new sentences."""
 
     def facts(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from camp_model.config import CampConfig
-from camp_model.encoders.base import TextEncoder, length_mask
+from camp_model.encoders.base import SERVING_BYTES, TextEncoder, length_mask
 from camp_model.encoders.pretrained import (
     LONGEST_WORD,
     PieceCutter,
@@ -158,7 +158,7 @@ class TransformerEncoder(TextEncoder):
         encoded: Tensor = self.linear(dropout(states.to(self.linear.weight.dtype)))
         return encoded
 
-    def remember_at_most(self, size: int) -> None:
+    def remember_at_most(self, size: int = SERVING_BYTES) -> None:
         """As `TextEncoder.remember_at_most`."""
         self._states.room = size
 

@@ -24,8 +24,6 @@ BLOCK = 256
 """Images encoded, and sentences scored, at a time."""
 HELD_BYTES = 2 * 2**30
 """Encoded images of a store that are held from one request to the next; those beyond are encoded again."""
-REMEMBERED_BYTES = 2**26
-"""What the text encoder keeps of sentences."""
 Encoded = tuple[Tensor, Tensor]
 """Vectors [n, L, d] and their mask [n, L]."""
 
@@ -36,7 +34,7 @@ class Retrieval(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
     def load_context(self, context: Any) -> None:
         checkpoint = Path(context.artifacts["checkpoint"])
         self.model, self.vocabulary, _ = load_checkpoint(checkpoint)
-        self.model.caption_encoder.remember_at_most(REMEMBERED_BYTES)
+        self.model.caption_encoder.remember_at_most()
         self.settings: dict[str, Any] = context.model_config or {}
         origin = checkpoint / "fingerprint.json"
         self.detector = read_object(origin, "a checkpoint's origin").get("detector") if origin.is_file() else None
