@@ -37,8 +37,9 @@ repro: setup
 search: setup
 	python -m search $(if $(IMAGES),--images "$(IMAGES)") $(if $(MODEL),--model "$(MODEL)")
 
-# Every row of docs/study.md, two trainings at a time; interrupted, it goes on where it was. STUDY: params set for all.
-STUDY ?= --set train.epochs=2 --set evaluate.foils=1200
+# Every row of docs/study.md, two trainings at a time; interrupted, it goes on where it was. STUDY: its options, params
+# set for all rows and --all, which trains further ones.
+STUDY ?= --set train.epochs=3 --set train.curriculum_steps=410 --set evaluate.foils=1200
 study: setup
 	python -m pipelines.ablation --jobs 2 $(STUDY)
 

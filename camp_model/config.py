@@ -11,7 +11,7 @@ CHOICES: dict[str, Collection[str]] = {
     "matcher": MATCHERS,
     "text": TEXT_ENCODERS,
     "message_passing": ("both", "image_to_text", "text_to_image", "none"),
-    "gate": ("scalar", "elementwise", "none"),
+    "gate": ("scalar", "elementwise", "none", "unapplied"),
     "fusion": ("concat", "sum", "message"),
     "pooling": ("attention", "mlp", "mean", "gpo"),
     "matching": ("mlp", "cosine"),
@@ -55,7 +55,8 @@ class CampConfig:
     hops: int = 1
     """1, or 2: messages attend among themselves once more before the gate (the released GatedFusionNew)."""
     gate: str = "scalar"
-    """scalar: sigmoid of the inner product (released code); elementwise: the paper's formula; none: 1."""
+    """scalar: sigmoid of the inner product (released code); elementwise: the paper's formula; none: 1;
+    unapplied: 1, but what scalar would decide is learnt from its supervision and shown (what gating adds)."""
     gate_context: float = 0.0
     """Weight of the mean gate logit of a pair's words in each of theirs, so that they open and close together; unused
     where words have no gates. Not for regions: a matching caption names only some of a picture's. Beyond the paper; 0:

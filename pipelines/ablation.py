@@ -13,7 +13,8 @@ from prefect import flow, get_run_logger
 from pipelines.commands import exit_when_asked, saying_how_to_go_on
 from pipelines.experiments import side_by_side
 from pipelines.study import SPLIT, read_outcome
-from pipelines.study_document import StudyInput, write_document
+from pipelines.study_answers import StudyInput
+from pipelines.study_document import write_document
 from stages.contracts import read_table
 from stages.errors import InputError
 from stages.foils.facts import true_by_chance
@@ -40,9 +41,14 @@ RANKING = {"train.loss": "triplet", "train.margin": 0.2, **NO_SUPERVISION}
 STUDY: dict[str, Variant] = {
     "full": Variant("full model"),
     "no-messages": Variant("without messages", {"model.message_passing": "none", **NO_SUPERVISION}),
+    "no-messages-large": Variant(
+        "without messages, as many parameters",
+        {"model.message_passing": "none", "model.dim": 240, **NO_SUPERVISION},
+    ),
     "image-to-text": Variant("image-to-text messages only", {"model.message_passing": "image_to_text"}),
     "text-to-image": Variant("text-to-image messages only", {"model.message_passing": "text_to_image"}),
     "no-gates": Variant("without gates", {"model.gate": "none", **NO_SUPERVISION}),
+    "gates-unapplied": Variant("gates supervised, but not applied", {"model.gate": "unapplied"}),
     "elementwise-gates": Variant("elementwise gates", {"model.gate": "elementwise"}),
     "no-residual": Variant("without residual", {"model.residual": False}),
     "sum-fusion": Variant("sum fusion", {"model.fusion": "sum"}),
@@ -53,15 +59,14 @@ STUDY: dict[str, Variant] = {
     "mlp-ranking": Variant("MLP, ranking loss", {"train.loss": "triplet"}),
     # A batch's 4,096 pairs in parts that fit a cache: the same gradient, sooner.
     "all-negatives": Variant("MLP, all-negatives BCE", {"train.loss": "bce", "train.micro_batch": 256}),
-    "warm-up": Variant("150 steps on random negatives first", {"train.random_negative_steps": 150}),
+    "no-curriculum": Variant("hardest negatives from the first step", {"train.curriculum_steps": 0}),
+    "warm-up": Variant(
+        "150 steps on random negatives first", {"train.random_negative_steps": 150, "train.curriculum_steps": 0}
+    ),
     "gate-context": Variant("gates in the context of their caption", {"model.gate_context": 3.0}),
     "foils": Variant("trained with foils", FOILS),
     "counts": Variant("counts and places decide gates", {"model.gate_evidence": True, **FOILS}),
-    "no-supervision": Variant("no gate supervision", NO_SUPERVISION),
-    "published-gates": Variant(
-        "gates as published (no context, no supervision)",
-        {"model.gate_context": 0.0, **NO_SUPERVISION},
-    ),
+    "published-gates": Variant("gates as published (no supervision)", {"model.gate_context": 0.0, **NO_SUPERVISION}),
     "joint-embedding": Variant(
         "baseline: joint embedding (VSE++ style)", {"model.matcher": "joint", "train.loss": "triplet", **NO_SUPERVISION}
     ),
@@ -94,7 +99,12 @@ STUDY: dict[str, Variant] = {
         for kind, name in (("saf", "SAF"), ("sgr", "SGR"), ("both", "SAF and SGR"))
     },
 }
-OVERRIDES = {name: variant.overrides for name, variant in STUDY.items()}
+FURTHER = frozenset({
+    "elementwise-gates", "sum-fusion", "mlp-pooling", "cosine-ranking", "all-negatives", "warm-up", "gate-context",
+    "foils", "scan-image-to-text", "scan-both", "sgraf-sgr", "sgraf-both",
+})  # fmt: skip
+"""Rows that only `--all` trains: slow ones, and those that answer no question alone."""
+OVERRIDES = {name: variant.overrides for name, variant in STUDY.items() if name not in FURTHER}
 
 
 def with_seeds(
@@ -103,8 +113,8 @@ def with_seeds(
     """Every variant with every training seed, `base` laid under it: {"full-s0": {..., "train.seed": 0}, ...}."""
     return {
         f"{name}-s{seed}": {**base, **overrides, "train.seed": seed}
+        for seed in seeds  # so that a study that is ended early has all rows of its first seeds
         for name, overrides in variants.items()
-        for seed in seeds
     }
 
 
@@ -172,14 +182,15 @@ def setting(text: str) -> tuple[str, Any]:
 def main() -> None:
     exit_when_asked()
     parser = argparse.ArgumentParser(description="The study: the paper's ablations and baselines, with several seeds.")
-    parser.add_argument("--only", nargs="+", choices=list(STUDY), help="these variants (default: all)", metavar="NAME")
+    parser.add_argument("--only", nargs="+", choices=list(STUDY), help="these variants", metavar="NAME")
+    parser.add_argument("--all", action="store_true", help="all variants; without it, those of the default")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--set", action="append", type=setting, default=[], metavar="KEY=VALUE", help="for all of them")
     parser.add_argument("--jobs", type=int, default=1, help="trainings that run at the same time")
     parser.add_argument("--promote", action="store_true", help="call the best one's model champion in MLflow")
     parser.add_argument("--document", default="docs/study.md", help="what is written (default: %(default)s)")
     arguments = parser.parse_args()
-    variants = {name: STUDY[name].overrides for name in arguments.only or STUDY}
+    variants = {name: STUDY[name].overrides for name in arguments.only or (STUDY if arguments.all else OVERRIDES)}
     with saying_how_to_go_on():
         ablation(variants, arguments.seeds, dict(arguments.set), arguments.jobs, arguments.promote, arguments.document)
 

@@ -21,7 +21,8 @@ from pipelines.commands import begin, exit_when_asked, run_command
 from pipelines.experiments import side_by_side
 from pipelines.reproduce import DVC
 from pipelines.study import commit_of, read_outcome
-from pipelines.study_document import Page, StudyInput, write_document
+from pipelines.study_answers import StudyInput
+from pipelines.study_document import Page, write_document
 from stages.errors import InputError
 from stages.params.document import read, rewrite
 from stages.params.pipeline import Params

@@ -2,55 +2,24 @@
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from camp_model.files import write_text
-from pipelines.study import SPLIT, Difference, Outcome, compare, spread
+from pipelines.study import SPLIT, Difference, compare
+from pipelines.study_answers import Outcomes, StudyInput, answers, beliefs, cell, foil, interval, mean_gate, title
 from pipelines.summary import table
 from stages.charts.intervals import Interval, interval_chart
 from stages.charts.lines import Line, line_chart
 from stages.charts.svg import chart_svg, standalone
 
-Outcomes = Mapping[str, Sequence[Outcome]]
-"""Variant -> one outcome per seed; `full` is among them."""
-
-PEERS = ("scan-image-to-text", "scan-both", "vse-infinity", "sgraf-saf", "sgraf-sgr", "sgraf-both")
-QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (
-        "Messages between words and regions improve fine-grained alignment",
-        ("no-messages", "image-to-text", "text-to-image", "joint-embedding", "scan", *PEERS),
-    ),
-    (
-        "Irrelevant and mismatched features are suppressed",
-        ("no-residual", "gate-context", "no-supervision", "published-gates"),
-    ),
-    ("A score learnt from fused features beats similarity in a joint space", ("cosine-bce", "cosine-ranking")),
-    ("Hardest-negative BCE beats the ranking loss", ("mlp-ranking", "all-negatives", "warm-up")),
-    ("Adaptive gates beat fixed fusion", ("no-gates", "elementwise-gates")),
-)
 BEGUN = 60.0
 """An rsum below which a model has hardly begun to learn: a tenth of what there is."""
+BALANCED = ("count", "relation")
+"""Kinds of foils whose words are not equally frequent, or are what the foils of training ask for."""
 GATE_ROWS = ("words", "gate"), ("content words", "gate_content"), ("regions", "region_gate")
-
-
-@dataclass(frozen=True)
-class StudyInput:
-    """What the study ran on."""
-
-    labels: Mapping[str, str]
-    seeds: Sequence[int]
-    base: Mapping[str, Any]
-    """Params that the study sets for every row."""
-    data: str
-    """Where the images and captions come from, and how many they are."""
-    commit: str
-    true_by_chance: float | None
-    """Share of the content words of random negative pairs that are true of the picture; None where it is not known."""
-    run: str | None
-    """Key of the MLflow run that all trainings are nested under."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +44,7 @@ def write_document(path: Path, outcomes: Outcomes, study: StudyInput, page: Page
 def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference], study: StudyInput, page: Page) -> str:
     settings = ", ".join(f"`{key}: {value}`" for key, value in study.base.items())
     sections = [
-        f"# {page.title or f'{_title(differences)}, answered by this pipeline'}\n",
+        f"# {page.title or f'{title(differences)}, answered by this pipeline'}\n",
         f"`{page.command}` wrote this page; do not edit it. One row per model, one change at a time; mean "
         f"and standard deviation over {len(study.seeds)} training seeds ({', '.join(map(str, study.seeds))}). Every "
         f"model is selected on the validation split and measured once on the {SPLIT} split.\n",
@@ -85,8 +54,9 @@ def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference],
         "images and seeds: where it holds 0, no difference was found.\n",
         *_hardly_begun(outcomes, study),
         *([page.remarks] if page.remarks else []),
+        *beliefs(outcomes, differences, study),
         "## The answers\n",
-        *_answers(outcomes, differences, study),
+        *answers(outcomes, differences, study),
         "## Gates\n",
         "Mean gate of matching pairs, of random negative pairs, and of the hardest negative of each caption. Content "
         "words name an object, a colour, a size or a texture. AUC: how often a matching pair's mean word gate is above "
@@ -96,7 +66,8 @@ def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference],
         f"![Mean word gates by epoch]({path.stem}-gates.svg)\n",
         "## Subtle mismatch\n",
         "One word of a test caption is changed so that it is no longer true of the picture. How often the true caption "
-        "scores higher than its foil, in percent, by the kind of the word:\n",
+        "scores higher than its foil, in percent, by the kind of the word. *Balanced*: foils are weighed so that who "
+        "reads the two words alone is right in 50 %.\n",
         table(_foil_rows(outcomes, study)),
         "Which word is held responsible: among the foil's content words, counts and relations, the one whose removal "
         "(`<unk>`) raises the score most, or the one with the lowest gate; how often that is the changed word, in "
@@ -111,23 +82,14 @@ def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference],
     return "\n".join(sections)
 
 
-def _title(differences: Mapping[str, Difference]) -> str:
-    asked = [str(number) for number, (_, names) in enumerate(QUESTIONS, start=1) if differences.keys() & {*names}]
-    if len(asked) == len(QUESTIONS):
-        return "The paper's five questions"
-    if not asked:
-        return "The full model"
-    return f"Question{'s' * (len(asked) > 1)} {' and '.join(asked)} of the paper's five"
-
-
 def _recall_rows(outcomes: Outcomes, differences: Mapping[str, Difference], study: StudyInput) -> list[dict[str, Any]]:
     rows = []
     for name, of_variant in outcomes.items():
         recall = {key: [outcome.recall[key] for outcome in of_variant] for key in ("rsum", "i2t_r1", "t2i_r1")}
         rows.append({
             "model": study.labels[name],
-            "rsum": _cell(recall["rsum"]), "i2t R@1": _cell(recall["i2t_r1"]), "t2i R@1": _cell(recall["t2i_r1"]),
-            "full minus this, rsum": "" if name == "full" else _interval(differences[name]),
+            "rsum": cell(recall["rsum"]), "i2t R@1": cell(recall["i2t_r1"]), "t2i R@1": cell(recall["t2i_r1"]),
+            "full minus this, rsum": "" if name == "full" else interval(differences[name]),
         })  # fmt: skip
     return rows
 
@@ -146,46 +108,12 @@ def _hardly_begun(outcomes: Outcomes, study: StudyInput) -> list[str]:
     ]
 
 
-def _answers(outcomes: Outcomes, differences: Mapping[str, Difference], study: StudyInput) -> list[str]:
-    sections = []
-    for number, (claim, names) in enumerate(QUESTIONS, start=1):
-        known = [name for name in names if name in differences]
-        if not known:
-            continue
-        lines = [f"- against *{study.labels[name]}*: the full model is {_say(differences[name])}" for name in known]
-        if number in (2, 5):
-            lines += _suppression(outcomes, study, ("full", *known))
-        if number == 1:
-            lines += [f"- *{study.labels[name]}*: the true caption beats its foil in {_foil(outcomes[name])} % of cases"
-                      for name in ("full", *known)]  # fmt: skip
-        sections.append(f"### {number}. {claim}\n\n" + "\n".join(lines) + "\n")
-    return sections
-
-
-def _say(difference: Difference) -> str:
-    if difference.verdict == "no difference found":
-        return f"not told apart ({_interval(difference)} rsum)"
-    return f"{difference.verdict} by {_interval(difference)} rsum"
-
-
-def _suppression(outcomes: Outcomes, study: StudyInput, names: Sequence[str]) -> list[str]:
-    lines = []
-    for name in names:
-        means = [_mean_gate(outcomes[name], f"gate_{kind}_mean", 3) for kind in ("positive", "negative", "hardest")]
-        if all(means):
-            lines.append(
-                f"- *{study.labels[name]}*: mean word gate {means[0]} on matching pairs, {means[1]} on random "
-                f"negatives, {means[2]} on the hardest"
-            )
-    return lines
-
-
 def _gate_rows(outcomes: Outcomes, study: StudyInput) -> list[dict[str, Any]]:
     rows = []
     for name, of_variant in outcomes.items():
         for side, prefix in GATE_ROWS:
             cells = {
-                head: _mean_gate(of_variant, f"{prefix}_{key}", 3)
+                head: mean_gate(of_variant, f"{prefix}_{key}", 3)
                 for head, key in (("matching", "positive_mean"), ("random negative", "negative_mean"),
                                   ("hardest negative", "hardest_mean"), ("AUC, random", "auc"),
                                   ("AUC, hardest", "hardest_auc"))
@@ -205,47 +133,35 @@ def _floor(study: StudyInput) -> list[str]:
     ]
 
 
-def _mean_gate(outcomes: Sequence[Outcome], key: str, digits: int) -> str:
-    return _cell([outcome.gates.get(key) for outcome in outcomes], digits)
-
-
 def _kinds(outcomes: Outcomes) -> list[str]:
     return list(dict.fromkeys(kind for of_variant in outcomes.values() for o in of_variant for kind in o.foils))
 
 
 def _foil_rows(outcomes: Outcomes, study: StudyInput) -> list[dict[str, Any]]:
-    kinds = _kinds(outcomes)
+    columns = {}  # head -> kind, key
+    for kind in _kinds(outcomes):
+        columns[kind] = kind, "true_first"
+        if kind in BALANCED:
+            columns[f"{kind}, balanced"] = kind, "true_first_balanced"
     first = next(iter(outcomes.values()))[0].foils
-    rows: list[dict[str, Any]] = [{"model": "*foils*", **{kind: first.get(kind, {}).get("foils", 0) for kind in kinds}}]
+    counts = {head: first.get(kind, {}).get("foils", 0) for head, (kind, _) in columns.items()}
+    rows: list[dict[str, Any]] = [{"model": "*foils*", **counts}]
     for name, of_variant in outcomes.items():
-        cells = {kind: _foil(of_variant, kind) for kind in kinds}
+        cells = {head: foil(of_variant, *column) for head, column in columns.items()}
         rows.append({"model": study.labels[name], **cells})
     return rows
-
-
-def _foil(outcomes: Sequence[Outcome], kind: str = "all", key: str = "true_first") -> str:
-    return _cell([outcome.foils.get(kind, {}).get(key) for outcome in outcomes])
 
 
 def _guilty_rows(outcomes: Outcomes, study: StudyInput) -> list[dict[str, Any]]:
     return [
         {
             "model": study.labels[name],
-            "by score": _foil(of_variant, key="guilty_by_score"),
-            "by gate": _foil(of_variant, key="guilty_by_gate"),
-            "by chance": _foil(of_variant, key="chance"),
+            "by score": foil(of_variant, key="guilty_by_score"),
+            "by gate": foil(of_variant, key="guilty_by_gate"),
+            "by chance": foil(of_variant, key="chance"),
         }
         for name, of_variant in outcomes.items()
     ]
-
-
-def _cell(values: Sequence[float | None], digits: int = 1) -> str:
-    found = spread(values)
-    return "" if found is None else f"{found[0]:.{digits}f} ± {found[1]:.{digits}f}"
-
-
-def _interval(difference: Difference) -> str:
-    return f"{difference.mean:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]"
 
 
 def _machine() -> str:

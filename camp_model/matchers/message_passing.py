@@ -30,6 +30,9 @@ from camp_model.matchers.pooling import masked_softmax
 from camp_model.matchers.prepared import Layout, Prepared
 from camp_model.matchers.receiver import Receiver, Side, square
 
+INNER_PRODUCT = ("scalar", "unapplied")
+"""Gates whose logits are inner products."""
+
 
 class MessagePassing(nn.Module):
     """Cross-modal attention, and the receivers of the sides that `message_passing` names."""
@@ -88,7 +91,7 @@ class MessagePassing(nn.Module):
             What regions and words have received; None for a side that receives nothing.
         """
         products = None
-        if self.config.gate == "scalar":
+        if self.config.gate in INNER_PRODUCT:
             products = torch.einsum(layout.products, images.features, captions.features)
         regions = Side(images, layout.regions, layout.to_regions)
         words = Side(captions, layout.words, layout.to_words)
@@ -118,7 +121,7 @@ class MessagePassing(nn.Module):
 
         Those of scalar gates, without what `forward` would do beyond them: no vector of length d is formed for a pair.
         """
-        if self.config.gate != "scalar":
+        if self.config.gate not in INNER_PRODUCT:
             regions_and_words = self(images, captions, layout)
             received = regions_and_words[1] or regions_and_words[0]
             return None if received is None else received.gate_logits

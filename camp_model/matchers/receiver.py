@@ -137,10 +137,13 @@ class Receiver(nn.Module):
             else:
                 gate_logits = self.scalar_logits(weights, products, side.mask, evidence)
                 gates = gate_logits.sigmoid()
-                # The gate goes into the weights: a pass less over [..., L, d], and nothing of it kept for gradients.
-                # Gates and bias are wider than 16-bit vectors, which they must not widen.
-                gated = mix(weights * gates[..., None].to(weights.dtype), True)
-                fused = torch.addcmul(gated, side.own, gates[..., None].to(side.own.dtype))
+                if config.gate == "unapplied":
+                    fused = side.own + mix(weights, True)
+                else:
+                    # The gate goes into the weights: a pass less over [..., L, d], and nothing of it kept for
+                    # gradients. Gates and bias are wider than 16-bit vectors, which they must not widen.
+                    gated = mix(weights * gates[..., None].to(weights.dtype), True)
+                    fused = torch.addcmul(gated, side.own, gates[..., None].to(side.own.dtype))
             if self.fusion.bias is not None:
                 fused = fused + self.fusion.bias.to(fused.dtype)
         fused = fused.relu()

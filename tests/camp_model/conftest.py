@@ -53,6 +53,9 @@ def every_config(**sizes: int) -> list[CampConfig]:
             continue
         # How fused vectors are pooled knows nothing of how they were fused, so one way of fusing is enough.
         usual = switches["fusion"] == "concat" and switches["residual"] and switches["matching"] == "mlp"
+        # Gates that are not applied are those of scalar, and their score is that without gates.
+        if switches["gate"] == "unapplied" and not (usual and switches["pooling"] == "attention"):
+            continue
         if switches["pooling"] == "gpo" and switches["message_passing"] != "none" and not usual:
             continue
         try:

@@ -99,12 +99,12 @@ def receive(state, c, side, own, queries, keys, other, seen=None):
     weight = state[f"{prefix}.fusion.weight"]
     bias = state.get(f"{prefix}.fusion.bias", 0.0)
     fused, gates, logits = [], [], []
-    alone = [x @ m if c.gate == "scalar" else x * m for x, m in zip(own, messages, strict=True)]
+    alone = [x @ m if c.gate in ("scalar", "unapplied") else x * m for x, m in zip(own, messages, strict=True)]
     if seen is not None:
         alone = [logit + more for logit, more in zip(alone, seen, strict=True)]
     for x, m, own_logit in zip(own, messages, alone, strict=True):
         logit = own_logit + (c.gate_context * sum(alone) / len(alone) if side == "words" else 0.0)
-        gate = 1.0 if c.gate == "none" else sigmoid(logit)
+        gate = 1.0 if c.gate in ("none", "unapplied") else sigmoid(logit)
         inner = np.concatenate([gate * x, gate * m]) if c.fusion == "concat" else gate * (x + m)
         out = np.maximum(weight @ inner + bias, 0.0)
         fused.append(out + x if c.residual else out)

@@ -71,7 +71,7 @@ def test_padding_and_company_do_not_change_a_score(every_switch, make_batch):
             torch.testing.assert_close(together[i, i], alone[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("gate", ["scalar", "elementwise", "none"])
+@pytest.mark.parametrize("gate", ["scalar", "elementwise", "none", "unapplied"])
 @pytest.mark.parametrize("hops", [1, 2])
 def test_gradients_are_those_of_the_function(make_batch, gate, hops):
     config = CampConfig(

@@ -24,8 +24,8 @@ KERNEL_SWITCHES = ("message_passing", "gate", "gate_context", "fusion", "residua
 FACTORISED = [
     dict(zip(KERNEL_SWITCHES, values, strict=True))
     for values in itertools.product(
-        ("both", "image_to_text", "text_to_image"), ("scalar", "none"), (0.0, 2.0), ("concat", "sum"), (True, False),
-        ("attention", "mlp", "mean"), ("mlp", "cosine"),
+        ("both", "image_to_text", "text_to_image"), ("scalar", "none", "unapplied"), (0.0, 2.0), ("concat", "sum"),
+        (True, False), ("attention", "mlp", "mean"), ("mlp", "cosine"),
     )
 ]  # fmt: skip
 FACTORISED += [

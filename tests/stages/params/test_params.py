@@ -10,7 +10,7 @@ from typing import get_args
 
 import pytest
 
-from pipelines.ablation import OVERRIDES
+from pipelines.ablation import STUDY
 from stages.entry import read_params
 from stages.errors import InputError
 from stages.foils.words import KINDS
@@ -185,7 +185,7 @@ def test_what_documents_set_is_allowed(repository: Path) -> None:
 
 def test_every_variant_of_the_study_is_allowed(repository: Path) -> None:
     shipped = Params.load(repository / "params.yaml").to_dict()
-    for overrides in OVERRIDES.values():
+    for overrides in (variant.overrides for variant in STUDY.values()):
         values = {section: dict(keys) for section, keys in shipped.items()}
         for dotted, value in overrides.items():
             section, key = dotted.split(".")

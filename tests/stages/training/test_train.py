@@ -118,7 +118,7 @@ def test_validation_measures_all_pairs_and_the_processes_share_them(make_data, m
 
 SWITCHES = [
     *({"message_passing": value} for value in ("image_to_text", "text_to_image", "none")),
-    *({"gate": value} for value in ("elementwise", "none")),
+    *({"gate": value} for value in ("elementwise", "none", "unapplied")),
     {"hops": 2},
     {"fusion": "sum"},
     {"fusion": "message", "gate": "none", "residual": False},

@@ -1,0 +1,140 @@
+"""What a study's numbers say: the paper's five questions, and what is believed after it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.study import Difference, Outcome, spread
+
+Outcomes = Mapping[str, Sequence[Outcome]]
+"""Variant -> one outcome per seed; `full` is among them."""
+
+
+@dataclass(frozen=True)
+class StudyInput:
+    """What the study ran on."""
+
+    labels: Mapping[str, str]
+    seeds: Sequence[int]
+    base: Mapping[str, Any]
+    """Params that the study sets for every row."""
+    data: str
+    """Where the images and captions come from, and how many they are."""
+    commit: str
+    true_by_chance: float | None
+    """Share of the content words of random negative pairs that are true of the picture; None where it is not known."""
+    run: str | None
+    """Key of the MLflow run that all trainings are nested under."""
+
+
+PEERS = ("scan-image-to-text", "scan-both", "vse-infinity", "sgraf-saf", "sgraf-sgr", "sgraf-both")
+QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (
+        "Messages between words and regions improve fine-grained alignment",
+        ("no-messages", "no-messages-large", "image-to-text", "text-to-image", "joint-embedding", "scan", *PEERS),
+    ),
+    (
+        "Irrelevant and mismatched features are suppressed",
+        ("no-residual", "gate-context", "gates-unapplied", "published-gates"),
+    ),
+    ("A score learnt from fused features beats similarity in a joint space", ("cosine-bce", "cosine-ranking")),
+    ("Hardest-negative BCE beats the ranking loss", ("mlp-ranking", "all-negatives", "no-curriculum", "warm-up")),
+    ("Adaptive gates beat fixed fusion", ("no-gates", "gates-unapplied", "elementwise-gates")),
+)
+BELIEFS: tuple[tuple[str, str], ...] = (
+    ("no-messages", "Messages are worth"),
+    ("no-messages-large", "Messages, against as many parameters without them, are worth"),
+    ("no-gates", "Gates, supervised as in the full model, are worth"),
+    ("gates-unapplied", "Gates that are applied, against gates that are only supervised, are worth"),
+    ("published-gates", "Supervision of the gates is worth"),
+    ("elementwise-gates", "One gate for a vector, against one for each of its channels, is worth"),
+    ("cosine-bce", "A learnt score, against a cosine, is worth"),
+    ("mlp-ranking", "Cross-entropy of the hardest negatives, against the ranking loss, is worth"),
+    ("no-curriculum", "Beginning on easier negatives is worth"),
+)
+"""Row -> what the full model's difference to it is the worth of."""
+
+
+def title(differences: Mapping[str, Difference]) -> str:
+    asked = [str(number) for number, (_, names) in enumerate(QUESTIONS, start=1) if differences.keys() & {*names}]
+    if len(asked) == len(QUESTIONS):
+        return "The paper's five questions"
+    if not asked:
+        return "The full model"
+    return f"Question{'s' * (len(asked) > 1)} {' and '.join(asked)} of the paper's five"
+
+
+def beliefs(outcomes: Outcomes, differences: Mapping[str, Difference], study: StudyInput) -> list[str]:
+    """What each part of the model is worth, the peer that comes nearest, and what gates are without supervision."""
+    lines = [f"- {claim} {_worth(differences[row])}." for row, claim in BELIEFS if row in differences]
+    peers = [row for row in ("joint-embedding", "scan", *PEERS) if row in differences]
+    if peers:
+        nearest = min(peers, key=lambda row: differences[row].mean)
+        lines.append(
+            f"- Of other people's models on the same features, *{study.labels[nearest]}* comes nearest: the full model "
+            f"is {_say(differences[nearest])}."
+        )
+    told = mean_gate(outcomes.get("published-gates", ()), "gate_auc", 3)
+    if told:
+        means = [mean_gate(outcomes["published-gates"], f"gate_{kind}_mean", 3) for kind in ("positive", "negative")]
+        lines.append(
+            f"- Gates without supervision need not open where the caption is true: their mean is {means[0]} on "
+            f"matching pairs and {means[1]} on random ones, AUC {told}."
+        )
+    return ["## What we believe now\n", "\n".join(lines) + "\n"] if lines else []
+
+
+def _worth(difference: Difference) -> str:
+    worth = f"{interval(difference)} rsum"
+    return f"{worth}: the interval holds 0" if difference.verdict == "no difference found" else worth
+
+
+def answers(outcomes: Outcomes, differences: Mapping[str, Difference], study: StudyInput) -> list[str]:
+    sections = []
+    for number, (claim, names) in enumerate(QUESTIONS, start=1):
+        known = [name for name in names if name in differences]
+        if not known:
+            continue
+        lines = [f"- against *{study.labels[name]}*: the full model is {_say(differences[name])}" for name in known]
+        if number in (2, 5):
+            lines += _suppression(outcomes, study, ("full", *known))
+        if number == 1:
+            lines += [f"- *{study.labels[name]}*: the true caption beats its foil in {foil(outcomes[name])} % of cases"
+                      for name in ("full", *known)]  # fmt: skip
+        sections.append(f"### {number}. {claim}\n\n" + "\n".join(lines) + "\n")
+    return sections
+
+
+def _say(difference: Difference) -> str:
+    if difference.verdict == "no difference found":
+        return f"not told apart ({interval(difference)} rsum)"
+    return f"{difference.verdict} by {interval(difference)} rsum"
+
+
+def _suppression(outcomes: Outcomes, study: StudyInput, names: Sequence[str]) -> list[str]:
+    lines = []
+    for name in names:
+        means = [mean_gate(outcomes[name], f"gate_{kind}_mean", 3) for kind in ("positive", "negative", "hardest")]
+        if all(means):
+            lines.append(
+                f"- *{study.labels[name]}*: mean word gate {means[0]} on matching pairs, {means[1]} on random "
+                f"negatives, {means[2]} on the hardest"
+            )
+    return lines
+
+
+def mean_gate(outcomes: Sequence[Outcome], key: str, digits: int) -> str:
+    return cell([outcome.gates.get(key) for outcome in outcomes], digits)
+
+
+def foil(outcomes: Sequence[Outcome], kind: str = "all", key: str = "true_first") -> str:
+    return cell([outcome.foils.get(kind, {}).get(key) for outcome in outcomes])
+
+
+def cell(values: Sequence[float | None], digits: int = 1) -> str:
+    found = spread(values)
+    return "" if found is None else f"{found[0]:.{digits}f} ± {found[1]:.{digits}f}"
+
+
+def interval(difference: Difference) -> str:
+    return f"{difference.mean:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]"

@@ -1,0 +1,65 @@
+"""What the page of a study says of outcomes whose answers are known."""
+
+import numpy as np
+import pandas as pd
+
+from pipelines.ablation import FURTHER, OVERRIDES, STUDY, with_seeds
+from pipelines.study import Outcome
+from pipelines.study_answers import BELIEFS, QUESTIONS, StudyInput
+from pipelines.study_document import write_document
+from stages.evaluation.bootstrap import image_hits
+
+IMAGES = 40
+
+
+def outcome(missed: int, **gates: float) -> Outcome:
+    """A model that ranks everything first, but for the pictures and captions of the first `missed` images."""
+    ranks = np.where(np.arange(IMAGES) < missed, 11, 1)
+    rsum = 600 * (1 - missed / IMAGES)
+    return Outcome(
+        recall={"rsum": rsum, "i2t_r1": rsum / 6, "t2i_r1": rsum / 6},
+        gates=gates,
+        foils={"count": {"foils": 9, "true_first": 82.0, "true_first_balanced": 50.0}, "all": {"true_first": 82.0}},
+        hits=image_hits(ranks, ranks, np.arange(IMAGES)),
+        curve=pd.DataFrame({"epoch": [1]}),
+    )
+
+
+def test_what_is_believed_is_what_the_intervals_allow(tmp_path):
+    gates = {"gate_positive_mean": 0.1, "gate_negative_mean": 0.4, "gate_auc": 0.02}
+    outcomes = {
+        "full": [outcome(4), outcome(4)],
+        "no-gates": [outcome(20), outcome(20)],
+        "cosine-bce": [outcome(4), outcome(4)],
+        "published-gates": [outcome(2, **gates), outcome(2, **gates)],
+        "scan": [outcome(12), outcome(12)],
+        "joint-embedding": [outcome(30), outcome(30)],
+    }
+    study = StudyInput({name: STUDY[name].label for name in outcomes}, [0, 1], {}, "made up", "0", None, None)
+    write_document(tmp_path / "study.md", outcomes, study)
+    text = (tmp_path / "study.md").read_text()
+    said = text[text.index("## What we believe now") : text.index("## The answers")].splitlines()[2:-1]
+    assert [line[:60] for line in said] == [
+        "- Gates, supervised as in the full model, are worth +240.0 [",
+        "- Supervision of the gates is worth -30.0 [-75.0, +0.0] rsum",
+        "- A learnt score, against a cosine, is worth +0.0 [+0.0, +0.",
+        "- Of other people's models on the same features, *baseline: ",
+        "- Gates without supervision need not open where the caption ",
+    ]
+    assert said[2].endswith("rsum: the interval holds 0.")
+    assert "*baseline: SCAN, text to image* comes nearest: the full model is better by +120.0 [" in said[3]
+    assert "their mean is 0.100 ± 0.000 on matching pairs and 0.400 ± 0.000 on random ones, AUC 0.020" in said[4]
+    assert "| model | count | count, balanced | all |" in text
+    assert "| without gates | 82.0 ± 0.0 | 50.0 ± 0.0 | 82.0 ± 0.0 |" in text
+
+
+def test_rows_that_the_page_speaks_of_are_rows_of_the_study():
+    asked = {name for _, names in QUESTIONS for name in names} | {name for name, _ in BELIEFS}
+    assert asked <= set(STUDY) and set(STUDY) >= FURTHER
+    assert "full" in OVERRIDES and not FURTHER & set(OVERRIDES)
+
+
+def test_a_study_that_ends_early_has_every_row_of_its_first_seeds():
+    trainings = with_seeds({"full": {}, "no-gates": {"model.gate": "none"}}, [0, 1], {"train.epochs": 1})
+    assert list(trainings) == ["full-s0", "no-gates-s0", "full-s1", "no-gates-s1"]
+    assert trainings["no-gates-s1"] == {"train.epochs": 1, "model.gate": "none", "train.seed": 1}
