@@ -82,17 +82,27 @@ def run_experiment(
         command = [*DVC, "exp", "run", "--temp", "--name", name, *([target] if target else [])]
         for key, value in overrides.items():
             command += ["--set-param", f"{key}={json.dumps(value)}"]
-        if Path("dvc.lock").is_file() and not _tracked("dvc.lock"):
-            command += ["--copy-paths", "dvc.lock"]  # without it the experiment would run every stage
+        for path in _uncommitted():
+            command += ["--copy-paths", path]
         environment = {"PREFECT__FLOW_RUN_ID": str(flow_run.id or ""), "OMP_NUM_THREADS": str(threads)}
         with devices.lend() as lent:
             run_command(command, logger.info, environment | lent | ({PARENT: parent} if parent else {}))
     return experiment_metrics(name)
 
 
-def _tracked(path: str) -> bool:
-    command = ["git", "ls-files", "--error-unmatch", path]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+def _uncommitted() -> list[str]:
+    """What says here which stages are done, and comes neither through git nor through DVC's cache: without it an
+    experiment would run them again."""
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        results = [os.path.relpath(out.fs_path, repo.root_dir) for out in repo.index.outs if not out.use_cache]
+    paths = [Path(path) for path in ("dvc.lock", *results) if Path(path).is_file()]
+    tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout.splitlines()
+    there = {path for name in tracked for path in (Path(name), *Path(name).parents)}
+    # DVC copies a file into a folder that is there only, and a folder with all that is in it.
+    missing = [[folder for folder in (*reversed(path.parents), path) if folder not in there] for path in paths]
+    return sorted({str(first) for first, *_ in filter(None, missing)})
 
 
 def experiment_metrics(name: str) -> dict[str, Any]:

@@ -42,7 +42,11 @@ with hold_own_outputs():  # as every stage does
 """
 PIPELINE = """
 stages:
-  shared: {cmd: python shared.py, deps: [shared.py], outs: [shared.txt]}
+  shared:
+    cmd: python shared.py
+    deps: [shared.py]
+    outs: [shared.txt]
+    metrics: [{metrics/shared.json: {cache: false}}]
   train:
     cmd: python train.py
     deps: [shared.txt, train.py]
@@ -72,11 +76,16 @@ def test_a_sweep_runs_in_own_workspaces_under_one_parent(prefect_server, reposit
     Path("dvc.yaml").write_text(PIPELINE)
     Path("train.py").write_text(TRAIN)
     ran = repository.parent / "ran"
-    Path("shared.py").write_text(f"open({str(ran)!r}, 'a').write('once '); open('shared.txt', 'w').write('s')")
+    Path("metrics").mkdir()
+    Path("shared.py").write_text(
+        f"open({str(ran)!r}, 'a').write('once '); open('shared.txt', 'w').write('s')\n"
+        "open('metrics/shared.json', 'w').write('{}')"
+    )
     Path(".gitignore").write_text("/mlflow.db*\n/mlartifacts/\n/.tracking/\n/shared.txt\n/train.txt\n")
-    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q", "shared"], check=True)
     subprocess.run(["git", "add", "-A"], check=True)
     subprocess.run(["git", "commit", "-q", "-m", "ready"], check=True)
+    # As in a fresh clone: git knows neither dvc.lock nor the metric, and DVC caches no metrics.
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q", "shared"], check=True)
     before = Path("params.yaml").read_bytes()
     devices = repository.parent / "devices"
     monkeypatch.setenv("DEVICES_SEEN", str(devices))
