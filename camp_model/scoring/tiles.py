@@ -19,7 +19,7 @@ from camp_model.scoring import native
 from camp_model.scoring.fitting import Tiles
 
 TILE = (16, 32)
-"""Images and captions of a tile, at most."""
+"""Images and captions of a tile; where there are fewer captions, as many more images."""
 TILE_BYTES = 32 * 2**20
 """What a tile may take; with more regions or words than usual it holds fewer images and captions."""
 
@@ -135,8 +135,10 @@ class KernelTiles:
         return scores
 
     def _shape(self, images: Prepared, captions: Prepared) -> tuple[int, int]:
-        """Images and captions of a tile: TILE, halved until it takes no more than TILE_BYTES."""
-        (height, width), each = TILE, 2 * images.features.shape[1] * captions.features.shape[1]
+        """Images and captions of a tile: as many pairs as TILE has, halved until they take no more than TILE_BYTES."""
+        each = 2 * images.features.shape[1] * captions.features.shape[1]
+        width = min(TILE[1], max(1, len(captions.features)))
+        height = TILE[0] * TILE[1] // width
         while height * width > 1 and 4 * height * width * each > TILE_BYTES:
             height, width = (height, -(-width // 2)) if width > height else (-(-height // 2), width)
         return height, width

@@ -44,6 +44,20 @@ def test_the_kernel_is_exact_for_every_switch_it_takes():
         assert_exact(model, batch, msg=str(switches))
 
 
+@pytest.mark.skipif(native.library() is None, reason="no C compiler for the CPU kernel")
+@pytest.mark.parametrize("captions", [0, 1, 3, 33])
+def test_a_tile_of_few_captions_holds_more_images(captions):
+    model, (regions, region_mask, words, word_mask) = make(), encoded(images=40, captions=34)
+    batch = regions, region_mask, words[:captions], word_mask[:captions]
+    with torch.no_grad():
+        images, some = model.prepare_regions(*batch[:2]), model.prepare_words(*batch[2:])
+        kernel = KernelTiles.build(model)
+        height, width = kernel._shape(images, some)
+        assert 256 < height * width <= 512 and width <= max(1, captions)
+        assert kernel.score(images, some).shape == (40, captions)
+    assert_exact(model, batch)
+
+
 @pytest.mark.parametrize(
     "switches",
     [
