@@ -5,11 +5,13 @@ camp search --images ~/photographs          # the page
 """
 
 import argparse
+import contextlib
+import gc
 import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +63,8 @@ def _count(text: str) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from search.collection import PictureCollection, open_folder, open_workspace
-    from stages.detectors.weights import cache_folder
-
-    collection: PictureCollection
-    if options.images is None:
-        if options.model is not None:
-            raise InputError("--model: is for --images; the workspace has a model of its own")
-        collection = open_workspace(Path())
-    else:
-        model = SHIPPED if options.model is None else _given(options.model)
-        cache = cache_folder() / "search" if options.cache is None else _given(options.cache)
-        collection = open_folder(_given(options.images), model=model, cache=cache)
+    with _without_garbage():
+        collection = _open(options)
     if options.sentence is None:
         from search.app import serve
 
@@ -85,6 +77,31 @@ def _run(options: argparse.Namespace) -> None:
         _print(collection, options)
     finally:
         collection.close()
+
+
+def _open(options: argparse.Namespace) -> Any:
+    """The collection that the options name."""
+    from search.collection import open_folder, open_workspace
+    from stages.detectors.weights import cache_folder
+
+    if options.images is None:
+        if options.model is not None:
+            raise InputError("--model: is for --images; the workspace has a model of its own")
+        return open_workspace(Path())
+    model = SHIPPED if options.model is None else _given(options.model)
+    cache = cache_folder() / "search" if options.cache is None else _given(options.cache)
+    return open_folder(_given(options.images), model=model, cache=cache)
+
+
+@contextlib.contextmanager
+def _without_garbage() -> Iterator[None]:
+    """Leave alone what is made meanwhile: libraries, which stay, and looking for garbage in them takes long."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _given(path: Path) -> Path:
