@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from camp_model.model import CAMP
-from camp_model.regions import RegionStore, StoreInfo, read_header
+from camp_model.regions import MappedShard, RegionStore, StoreInfo, map_shard, read_header
 from camp_model.seal import check_seal
 from search.features import Extraction, Looker
 from stages.detectors.base import Description
@@ -55,7 +55,12 @@ class FeatureCache:
         """By sha256, what has regions."""
         self.rejected: dict[str, str] = {}
         """sha256 -> why there will be no regions."""
-        self._known: set[str] = set()
+        self._shards: dict[str, list[Row]] = {}
+        """The rows of each shard, by file name."""
+        self._mapped: dict[str, MappedShard] = {}
+        """What is known is mapped, so that it can be read when another process has removed its file."""
+        self._files: dict[str, tuple[int, int] | None] = {}
+        """Inode and time of change of the files that are mapped."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._clean()
 
@@ -64,55 +69,58 @@ class FeatureCache:
             if time.time() - path.stat().st_mtime > STALE:
                 path.unlink(missing_ok=True)
 
-    def refresh(self) -> list[str]:
-        """Read who is in shards that are new here; a damaged one goes, for its pictures can be looked at again.
-
-        Returns:
-            The file names of the new shards.
-        """
-        new = []
+    def refresh(self) -> None:
+        """Map shards that are new here, and read who is in them; a torn one goes: its pictures can be seen again."""
         for path in sorted(self.folder.glob("*.arrow")):
-            if path.name in self._known:
+            if path.name in self._shards:
                 continue
             try:
-                header = read_header(path, check=False)
-                whole = header.key == path.stem and header.info == self.info
+                file = _file(path)
+                mapped, header = map_shard(path, check=False), read_header(path, check=False)
+                whole = header.key == path.stem and header.info == mapped.info == self.info
             except ValueError:
                 whole = False
             if not whole:
                 path.unlink(missing_ok=True)
                 continue
-            self._known.add(path.name)
-            new.append(path.name)
-            for row, (name, count) in enumerate(zip(header.image_ids, header.num_regions, strict=True)):
-                self.rows.setdefault(name, (name, path.name, row, count))
+            places = enumerate(zip(header.image_ids, header.num_regions, strict=True))
+            rows = [(name, path.name, row, count) for row, (name, count) in places]
+            self._shards[path.name], self._mapped[path.name], self._files[path.name] = rows, mapped, file
+            for row in rows:
+                self.rows.setdefault(row[0], row)
             self.rejected |= {name: why for name, why in header.rejected if why not in PASSING_REASONS}
-        return new
 
-    def check(self, weights: str, going: Callable[[], bool]) -> int:
-        """Read all shards and compare them with their seals; damaged ones go, and what was made of them.
+    def damaged(self, going: Callable[[], bool]) -> list[str]:
+        """Read all shards and compare them with their seals.
 
         Args:
-            weights: of the model whose vectors may be of damaged regions.
             going: asked before each; whether to go on.
 
         Returns:
-            Number of the damaged ones.
+            Those that are damaged or gone, or that another process has made again since they were mapped.
         """
         damaged = []
-        for name in sorted(self._known):
+        for name in sorted(self._shards):
             if not going():
                 break
-            try:
-                check_seal(self.folder / name)
-            except (ValueError, OSError):
+            path = self.folder / name
+            if not _whole(path) or _file(path) != self._files[name]:
                 damaged.append(name)
-        for name in damaged:
-            (self.folder / name).unlink(missing_ok=True)
+        return damaged
+
+    def forget(self, shards: Sequence[str], weights: str) -> None:
+        """Let some shards go; from the disk, too, what is damaged, and what a model has made of it.
+
+        Args:
+            weights: of the model.
+        """
+        for name in shards:
+            if not _whole(self.folder / name):
+                (self.folder / name).unlink(missing_ok=True)
             (self.vectors / vector_file(weights, name)).unlink(missing_ok=True)
-            self._known.discard(name)
-        self.rows = {sha256: row for sha256, row in self.rows.items() if row[1] not in damaged}
-        return len(damaged)
+            for known in (self._shards, self._mapped, self._files):
+                known.pop(name)
+        self.rows = {sha256: row for sha256, row in self.rows.items() if row[1] in self._shards}
 
     def extract(self, root: Path, pictures: Sequence[tuple[str, str]], done: Callable[[], bool]) -> dict[str, str]:
         """Look at some pictures and write their shard.
@@ -146,18 +154,33 @@ class FeatureCache:
         run.write()
         return passing
 
-    def store(self, rows: Sequence[Row], like: RegionStore | None = None) -> RegionStore:
-        """Some pictures as a store."""
-        return RegionStore.of(self.folder, self.info, rows, like)
+    def identity(self, sha256: str) -> object:
+        """That of the mapped shard which the regions of a picture are in."""
+        return self._mapped[self.rows[sha256][1]].identity
+
+    def store(self, rows: Sequence[Row]) -> RegionStore:
+        """Some pictures as a store, all of whose shards are mapped."""
+        return RegionStore.of(self.folder, self.info, rows, self._mapped)
 
     def vectors_of(self, model: CAMP, weights: str, shard: str) -> tuple[list[str], Vectors]:
-        """The pictures of a shard and their vectors, remembered on disk.
-
-        Raises:
-            ValueError: the shard is damaged.
-        """
-        header = read_header(self.folder / shard, check=False)
-        places = enumerate(zip(header.image_ids, header.num_regions, strict=True))
-        store = self.store([(name, shard, row, count) for row, (name, count) in places])
+        """The pictures of a shard and their vectors, remembered on disk."""
+        store = self.store(self._shards[shard])
         rows = np.arange(len(store), dtype=np.int64)
-        return header.image_ids, shard_vectors(model, weights, store, shard, rows, self.vectors)
+        return store.image_ids, shard_vectors(model, weights, store, shard, rows, self.vectors)
+
+
+def _file(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one of its name; None where there is none."""
+    try:
+        about = path.stat()
+    except OSError:
+        return None
+    return about.st_ino, about.st_mtime_ns
+
+
+def _whole(path: Path) -> bool:
+    try:
+        check_seal(path)
+    except (ValueError, OSError):
+        return False
+    return True

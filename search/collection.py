@@ -141,13 +141,7 @@ class PictureCollection:
 
     @staticmethod
     def _nearest(pictures: Pictures, vector: npt.NDArray[np.float32], top: int) -> list[Hit]:
-        numbers, cosines = pictures.engine.search(vector, min(top, len(pictures)))
-        known = pictures.position_of_vector
-        return [
-            Hit(pictures.ids[known[number]], float(cosine))
-            for number, cosine in zip(numbers[0].tolist(), cosines[0], strict=True)
-            if number in known
-        ]
+        return [Hit(pictures.ids[at], cosine) for at, cosine in zip(*pictures.nearest(vector, top), strict=True)]
 
     def similar_to(self, picture_id: str, top: int) -> list[Hit]:
         """The pictures that are most like one of the collection, itself left out.

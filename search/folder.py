@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from camp_model.model import CAMP
-from camp_model.regions import ImageRegions, RegionStore
+from camp_model.regions import ImageRegions
 from search.cache import FeatureCache
 from search.features import Extraction, Looker, ready_detector
 from search.listing import Listing, list_pictures
@@ -48,12 +48,10 @@ class FolderSource:
         self._cache = FeatureCache(cache, self._looker, extraction)
         self._hashes = cache / "hashes.sqlite"
         self._engine = FaissEngine(model.config.dim)
-        self._indexed: set[str] = set()
-        """Pictures whose vector the engine holds."""
+        self._indexed: dict[str, object] = {}
+        """Pictures whose vector the engine holds, and the identity of the mapped shard that it was made of."""
         self._listing = Listing()
         self._passing: dict[str, str] = {}
-        self._mapped: RegionStore | None = None
-        """Whose mapped shards the next store takes over."""
         self._pictures = self._snapshot()
         self._busy = True
         self._problem: str | None = None
@@ -109,9 +107,10 @@ class FolderSource:
                 self._problem = None
                 self._busy = False
                 # After the search is there, for all is read; shards that were whole are not read again.
-                if self._cache.check(self.weights, lambda: not self._stop.is_set()):
-                    self._mapped = None
+                if damaged := self._cache.damaged(lambda: not self._stop.is_set()):
+                    # Before they go: until their pictures are looked at again, what is searched is of them.
                     self._wake.set()
+                    self._cache.forget(damaged, self.weights)
             except GivenUp:
                 break
             except Exception as error:  # what is ready can be searched on, and the next look may go better
@@ -157,16 +156,17 @@ class FolderSource:
     def _publish(self) -> None:
         """Make what is known of the folder's pictures what can be searched."""
         self._cache.refresh()
-        wanted = {sha256 for sha256 in self._listing.paths if sha256 in self._cache.rows}
+        known = (sha256 for sha256 in self._listing.paths if sha256 in self._cache.rows)
+        wanted = {sha256: self._cache.identity(sha256) for sha256 in known}
         places = {sha256: self.root / self._listing.paths[sha256] for sha256 in wanted}
-        if places == {sha256: file.path for sha256, file in self._pictures.files.items()}:
+        if wanted == self._indexed and places == {name: file.path for name, file in self._pictures.files.items()}:
             return
-        new = wanted - self._indexed
+        new = {sha256 for sha256, identity in wanted.items() if self._indexed.get(sha256) is not identity}
         for shard in sorted({self._cache.rows[sha256][1] for sha256 in new}):
             names, vectors = self._cache.vectors_of(self.model, self.weights, shard)
             chosen = [i for i, name in enumerate(names) if name in new]
             self._engine.add(vector_ids([names[i] for i in chosen]), vectors[chosen])
-        gone = self._indexed - wanted
+        gone = self._indexed.keys() - wanted.keys()
         self._indexed = wanted
         self._pictures = self._snapshot()
         self._engine.remove(vector_ids(sorted(gone)))
@@ -174,7 +174,6 @@ class FolderSource:
     def _snapshot(self) -> Pictures:
         """The pictures of the last listing that are known, in the order of the folder."""
         ids: Sequence[str] = [sha256 for sha256 in self._listing.paths if sha256 in self._indexed]
-        store = self._cache.store([self._cache.rows[sha256] for sha256 in ids], self._mapped)
-        self._mapped = store
+        store = self._cache.store([self._cache.rows[sha256] for sha256 in ids])
         files = {sha256: PictureFile(self.root / self._listing.paths[sha256], sha256) for sha256 in ids}
         return Pictures(store, ids, np.arange(len(ids), dtype=np.int64), files, self._engine)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from camp_model.regions import ImageRegions, RegionStore
-from stages.indexing.engines import Engine, vector_ids
+from stages.indexing.engines import Engine, Vectors, vector_ids
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,23 @@ class Pictures:
     def position_of_vector(self) -> dict[int, int]:
         """The engine's number of a picture -> position."""
         return {number: at for at, number in enumerate(vector_ids(self.ids).tolist())}
+
+    def nearest(self, vector: Vectors, count: int) -> tuple[list[int], list[float]]:
+        """Positions of the pictures whose vectors are nearest to a vector [1, d], and the cosines, best first.
+
+        As many as there are, at most `count`, also while the engine holds vectors of pictures that are not among these.
+        """
+        wanted = depth = min(count, len(self))
+        while True:
+            numbers, cosines = self.engine.search(vector, depth)
+            hits = [
+                (self.position_of_vector[number], cosine)
+                for number, cosine in zip(numbers[0].tolist(), cosines[0].tolist(), strict=True)
+                if number in self.position_of_vector
+            ][:wanted]
+            if len(hits) == wanted or depth >= self.engine.count():
+                return [position for position, _ in hits], [cosine for _, cosine in hits]
+            depth *= 2
 
 
 @dataclass(frozen=True)

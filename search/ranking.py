@@ -1,6 +1,5 @@
 """Pictures ranked for a sentence: a shortlist by vectors where the model was trained for that, then CAMP."""
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,9 @@ from camp_model.scoring.all_pairs import Scorer
 from search.pictures import Pictures
 from stages.errors import InputError
 
-BLOCK = 256
+Places = tuple[tuple[object, int], ...]
+"""Where pictures lie (`RegionStore.places`), by which what was made of their regions is held."""
+BLOCK = 512
 """Pictures prepared together."""
 HELD_BYTES = 3 * 2**29
 """Prepared pictures that are held from one query to the next where all are ranked; the others are read and prepared
@@ -57,7 +58,7 @@ class Ranker:
     ) -> None:
         self.model, self.shortlist, self.held_bytes = model, shortlist, held_bytes
         self._scorer = Scorer(model)
-        self._held: dict[bytes, Prepared] = {}
+        self._held: dict[Places, Prepared] = {}
         self._held_now = 0
         self._encoded = EncodedPictures(model, encoded_bytes)
 
@@ -74,9 +75,7 @@ class Ranker:
             scores = self._score_all(pictures, words, word_mask)
         else:
             vector = pooled_vectors(words, word_mask).numpy()
-            numbers, _ = pictures.engine.search(vector, self.shortlist)
-            known = pictures.position_of_vector
-            positions = np.sort([known[number] for number in numbers[0].tolist() if number in known]).astype(np.int64)
+            positions = np.sort(pictures.nearest(vector, self.shortlist)[0]).astype(np.int64)
             scores = self._score(pictures, positions, words, word_mask)
         if not np.isfinite(scores).all():
             raise InputError("model.safetensors: gives scores that are not finite; expected weights that do")
@@ -102,7 +101,7 @@ class Ranker:
     def _blocks(self, pictures: Pictures) -> Iterator[Prepared]:
         """All pictures, prepared; as many as fit are held, and those of pictures that went are let go."""
         starts = range(0, len(pictures), BLOCK)
-        keys = [_key(pictures.store.places(pictures.rows[start : start + BLOCK])) for start in starts]
+        keys = [tuple(pictures.store.places(pictures.rows[start : start + BLOCK])) for start in starts]
         for key in self._held.keys() - set(keys):
             self._held_now -= _bytes(self._held.pop(key))
         for start, key in zip(starts, keys, strict=True):
@@ -110,6 +109,7 @@ class Ranker:
             if block is None:
                 rows = pictures.rows[start : start + BLOCK]
                 block = self.model.prepare_regions(*encode_images(self.model, pictures.store, rows))
+                pictures.store.release()
                 if self._held_now + _bytes(block) <= self.held_bytes:
                     self._held[key] = block
                     self._held_now += _bytes(block)
@@ -128,26 +128,25 @@ class EncodedPictures:
     def __init__(self, model: CAMP, room: int) -> None:
         self.model, self.room = model, room
         self.bytes = 0
-        self._held: OrderedDict[tuple[str, int], tuple[Tensor, Tensor]] = OrderedDict()
+        self._held: OrderedDict[tuple[object, int], tuple[Tensor, Tensor]] = OrderedDict()
 
     def of(self, store: RegionStore, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Regions [n, R, d] and mask bool [n, R] of some rows of a store."""
-        encoded = []
+        encoded, read = [], False
         for row, place in zip(rows.tolist(), store.places(rows), strict=True):
             one = self._held.pop(place, None)
             if one is None:
                 one = encode_images(self.model, store, [row])
                 self.bytes += one[0].nbytes
+                read = True
             self._held[place] = one
             encoded.append(one)
+        if read:
+            store.release()
         while self.bytes > self.room:
             _, (oldest, _) = self._held.popitem(last=False)
             self.bytes -= oldest.nbytes
         return torch.cat([regions for regions, _ in encoded]), torch.cat([mask for _, mask in encoded])
-
-
-def _key(places: Sequence[tuple[str, int]]) -> bytes:
-    return hashlib.blake2b(repr(places).encode(), digest_size=16).digest()
 
 
 def _bytes(prepared: Prepared) -> int:

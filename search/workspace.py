@@ -98,6 +98,7 @@ class WorkspaceSource:
     def _read(self) -> Pictures:
         with input_errors():
             store = RegionStore(self.workspace.root / "data/regions", check=False)
+            store.map_all()  # another run of the pipeline may remove the files while they are searched
         check_trained_on(self.workspace.model, self.model.config, store)
         files = self.workspace.files()
         if missing := [name for name in store.image_ids if name not in files]:

@@ -8,14 +8,24 @@ k regions of one image. Boxes are (x0, y0, x1, y1) in pixels of the original ima
 """
 
 from camp_model.regions.contents import ImageRegions, StoreInfo
-from camp_model.regions.shards import ShardHeader, read_header, read_shard, storable, write_shard
+from camp_model.regions.shards import (
+    MappedShard,
+    ShardHeader,
+    map_shard,
+    read_header,
+    read_shard,
+    storable,
+    write_shard,
+)
 from camp_model.regions.store import RegionStore, write_manifest, write_rejected
 
 __all__ = [
     "ImageRegions",
+    "MappedShard",
     "RegionStore",
     "ShardHeader",
     "StoreInfo",
+    "map_shard",
     "read_header",
     "read_shard",
     "storable",

@@ -4,10 +4,12 @@ A column of the regions is a list for each image, as long as the image has regio
 after another, and offsets say where an image begins.
 """
 
+import ctypes
 import json
+import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -118,8 +120,8 @@ def _naming(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: is damaged ({str(error)[:200]}); expected a shard of regions") from None
 
 
-def open_shard(path: Path, check: bool = True) -> tuple[pa.RecordBatch, StoreInfo, str]:
-    """Map a shard: its batch, info and version; `check`: its seal, which reads all of it the first time.
+def open_shard(path: Path, check: bool = True) -> tuple[pa.RecordBatch, StoreInfo, str, pa.Buffer]:
+    """Map a shard: its batch, info and version, and the whole file; `check`: its seal, for which all of it is read.
 
     Raises:
         ValueError: the file is missing, torn, damaged, or no shard.
@@ -127,25 +129,43 @@ def open_shard(path: Path, check: bool = True) -> tuple[pa.RecordBatch, StoreInf
     try:
         if check:
             check_seal(path)
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        batch = reader.get_batch(0)
+        file = pa.memory_map(str(path)).read_buffer()
+        batch = pa.ipc.open_file(file).get_batch(0)
         batch.validate()  # its buffers are as long as it says
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path}: is no whole Arrow file ({str(error)[:200]}); expected a shard of regions") from None
-    return batch, *read_info(path, batch.schema.metadata, "regions")
+    return batch, *read_info(path, batch.schema.metadata, "regions"), file
 
 
-def map_shard(path: Path, check: bool = True) -> tuple[dict[str, Array], StoreInfo]:
-    """The columns of a shard as arrays that lie in the mapped file.
+@dataclass(frozen=True)
+class MappedShard:
+    """A shard whose file is mapped: it can be read on, whatever becomes of the file's name."""
 
-    Columns of the regions are [S, ...], S the regions of all images (version 1: with its padding); an image's begin at
-    `starts` [n]. `width` and `height` are [n]. `check` as in `open_shard`.
+    columns: dict[str, Array]
+    """Arrays that lie in the file. Columns of the regions are [S, ...], S the regions of all images (version 1: with
+    its padding); an image's begin at `starts` [n]. `width` and `height` are [n]."""
+    info: StoreInfo
+    file: pa.Buffer
+    """All of the mapped file."""
+    identity: object = field(default_factory=object)
+    """Of this mapping alone: another file of the same name has another."""
+
+    def release(self) -> None:
+        """Give the pages that were read back to the system; reading them again brings them again."""
+        advise = getattr(ctypes.CDLL(None), "madvise", None)
+        if advise is not None and hasattr(mmap, "MADV_DONTNEED"):
+            # Of a file that is mapped to be read nothing can be lost.
+            advise(ctypes.c_void_p(self.file.address), ctypes.c_size_t(self.file.size), mmap.MADV_DONTNEED)
+
+
+def map_shard(path: Path, check: bool = True) -> MappedShard:
+    """Map a shard; `check` as in `open_shard`.
 
     Raises:
         ValueError: the file is missing, torn, or no shard.
     """
     with _naming(path):
-        batch, info, version = open_shard(path, check)
+        batch, info, version, file = open_shard(path, check)
         columns = {}
         for name in COLUMNS:
             values = batch.column(name).values
@@ -156,7 +176,8 @@ def map_shard(path: Path, check: bool = True) -> tuple[dict[str, Array], StoreIn
             columns["starts"] = np.arange(batch.num_rows) * info.max_regions
         else:
             columns["starts"] = batch.column("features").offsets.to_numpy()[:-1]
-        return columns | {name: batch.column(name).to_numpy() for name in ("width", "height")}, info
+        columns |= {name: batch.column(name).to_numpy() for name in ("width", "height")}
+        return MappedShard(columns, info, file)
 
 
 def read_header(path: Path, check: bool = True) -> ShardHeader:
@@ -166,7 +187,7 @@ def read_header(path: Path, check: bool = True) -> ShardHeader:
         ValueError: the file is missing, torn, or no shard.
     """
     with _naming(path):
-        batch, info, _ = open_shard(path, check)
+        batch, info, _, _ = open_shard(path, check)
         values = batch.schema.metadata
         return ShardHeader(
             key=json.loads(values[b"camp.key"]),
@@ -183,7 +204,7 @@ def read_shard(path: Path) -> dict[str, ImageRegions]:
     Raises:
         ValueError: the file is missing, torn, or no shard.
     """
-    header, (columns, _) = read_header(path), map_shard(path)
+    header, columns = read_header(path), map_shard(path).columns
     images = {}
     for i, (image_id, count) in enumerate(zip(header.image_ids, header.num_regions, strict=True)):
         start = columns["starts"][i]

@@ -1,6 +1,6 @@
 """A whole store: its tables, and what reads it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from camp_model.files import read_table, write_table
 from camp_model.regions.contents import Array, StoreInfo, metadata, read_info
-from camp_model.regions.shards import map_shard
+from camp_model.regions.shards import MappedShard, map_shard
 
 
 def write_manifest(folder: Path, info: StoreInfo, rows: Sequence[tuple[str, str, int, int]]) -> None:
@@ -46,17 +46,17 @@ class RegionStore:
         table = read_table(manifest, (), "a store of regions")
         info, _ = read_info(manifest, table.schema.metadata, "regions_manifest")
         self._take(info, table["image_id"].to_pylist(), *(table[name] for name in ("shard", "row", "num_regions")))
-        self._columns: dict[str, dict[str, Array]] = {}
+        self._mapped: dict[str, MappedShard] = {}
 
     @classmethod
     def of(
-        cls, path: Path, info: StoreInfo, rows: Sequence[tuple[str, str, int, int]], like: "RegionStore | None" = None
+        cls, path: Path, info: StoreInfo, rows: Sequence[tuple[str, str, int, int]], mapped: Mapping[str, MappedShard]
     ) -> "RegionStore":
         """Some images of the shards in a folder that needs no manifest, their seals unchecked; for this process alone.
 
         Args:
             rows: (image_id, shard's file name, row in it, num_regions), as for `write_manifest`.
-            like: another store of the folder, whose mapped shards are taken over.
+            mapped: the shards, by file name; one that is missing is mapped on its first use.
         """
         store = cls.__new__(cls)
         store.path, store.check = Path(path), False
@@ -68,7 +68,7 @@ class RegionStore:
             ids,
             *(pa.chunked_array([pa.array(column, kind)]) for column, kind in zip(columns, kinds, strict=True)),
         )
-        store._columns = {} if like is None else like._columns
+        store._mapped = {name: mapped[name] for name in store._shard_names if name in mapped}
         return store
 
     @property
@@ -114,22 +114,37 @@ class RegionStore:
         groups = np.split(order, np.cumsum(counts)[:-1])
         return dict(zip(self._shard_names, groups, strict=True)) if len(self) else {}
 
-    def places(self, rows: Sequence[int] | Array) -> list[tuple[str, int]]:
-        """Shard and row in it of some images: what never means other regions, where shards are named by content."""
-        chosen = np.asarray(rows, dtype=np.int64)
-        names = [self._shard_names[index] for index in self._shard_of[chosen]]
-        return list(zip(names, self._row_in_shard[chosen].tolist(), strict=True))
+    def map_all(self) -> None:
+        """Map every shard now: from then on the store can be read, whatever becomes of the files' names.
 
-    def _shard(self, index: int) -> dict[str, Array]:
-        """The columns of a shard as arrays that lie in the mapped file; see `map_shard`."""
-        columns = self._columns.get(self._shard_names[index])
-        if columns is None:
-            path = self.path / self._shard_names[index]
-            columns, info = map_shard(path, self.check)
-            if info != self.info:
-                raise ValueError(f"{path}: is of another store than {self.path / 'manifest.parquet'}")
-            self._columns[self._shard_names[index]] = columns
-        return columns
+        Raises:
+            ValueError: a shard is missing, torn or of another store.
+        """
+        for index in range(len(self._shard_names)):
+            self._shard(index)
+
+    def release(self) -> None:
+        """Give the pages of the mapped shards back to the system; reading them again brings them again."""
+        for shard in list(self._mapped.values()):
+            shard.release()
+
+    def places(self, rows: Sequence[int] | Array) -> list[tuple[object, int]]:
+        """Mapped shard and row in it of some images: equal ones are the same regions, of whichever store."""
+        chosen = np.asarray(rows, dtype=np.int64)
+        shards = self._shard_of[chosen]
+        identities = {index: self._shard(index).identity for index in np.unique(shards).tolist()}
+        numbers = zip(shards.tolist(), self._row_in_shard[chosen].tolist(), strict=True)
+        return [(identities[index], row) for index, row in numbers]
+
+    def _shard(self, index: int) -> MappedShard:
+        name = self._shard_names[index]
+        shard = self._mapped.get(name)
+        if shard is None:
+            shard = map_shard(self.path / name, self.check)
+            if shard.info != self.info:
+                raise ValueError(f"{self.path / name}: is of another store than {self.path / 'manifest.parquet'}")
+            self._mapped[name] = shard
+        return shard
 
     def features(self, rows: Sequence[int] | Array) -> tuple[Array, npt.NDArray[np.bool_]]:
         """Features [n, R, D] in the stored dtype, 0 beyond an image's regions, and the mask [n, R], True at regions."""
@@ -142,7 +157,7 @@ class RegionStore:
         return out, np.arange(self.max_regions) < self.num_regions[rows][:, None]
 
     def _real(self, name: str, row: int) -> Array:
-        columns = self._shard(int(self._shard_of[row]))
+        columns = self._shard(int(self._shard_of[row])).columns
         start = columns["starts"][self._row_in_shard[row]]
         values: Array = columns[name][start : start + self.num_regions[row]]
         return values
@@ -169,5 +184,5 @@ class RegionStore:
 
     def size(self, row: int) -> tuple[int, int]:
         """Width and height of the original image, in pixels."""
-        shard, i = self._shard(int(self._shard_of[row])), self._row_in_shard[row]
-        return int(shard["width"][i]), int(shard["height"][i])
+        columns, i = self._shard(int(self._shard_of[row])).columns, self._row_in_shard[row]
+        return int(columns["width"][i]), int(columns["height"][i])

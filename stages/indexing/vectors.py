@@ -64,6 +64,7 @@ def shard_vectors(model: CAMP, weights: str, store: RegionStore, shard: str, row
     known = _read(path, (len(rows), model.config.dim))
     if known is None:
         known = picture_vectors(model, store, rows)
+        store.release()  # nobody reads the features again
         with replacing(path) as temporary:
             with temporary.open("wb") as file:
                 np.save(file, known, allow_pickle=False)

@@ -79,9 +79,40 @@ def test_one_image_has_only_its_real_regions(folder: Path) -> None:
 def test_features_lie_in_the_file_and_are_not_read_at_opening(folder: Path) -> None:
     before = pa.total_allocated_bytes()
     store = RegionStore(folder)
-    view = store._shard(0)["features"]
+    view = store._shard(0).columns["features"]
     assert not view.flags.owndata and not view.flags.writeable
     assert pa.total_allocated_bytes() - before < 10_000
+
+
+def test_a_mapped_store_is_read_on_when_its_files_have_gone(folder: Path) -> None:
+    store = RegionStore(folder)
+    before, _ = store.features(range(5))
+    mapped = RegionStore(folder)
+    mapped.map_all()
+    for shard in folder.glob("*.arrow"):
+        shard.unlink()
+    np.testing.assert_array_equal(mapped.features(range(5))[0], before)
+    assert mapped.places([0, 1]) != store.places([0, 1]), "another mapping may be of another file"
+    with pytest.raises(ValueError, match=r"arrow"):
+        RegionStore(folder).map_all()
+
+
+def test_pages_of_a_store_are_given_back_and_read_again(tmp_path: Path) -> None:
+    def mapped_bytes() -> int:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssFile"))
+
+    info, size = StoreInfo(region_dim=2048, max_regions=36, detector="abc"), 64 * 36 * 2048 * 2
+    write_shard(tmp_path / "x.arrow", info, "x", [(str(i), regions(36, i, 2048)) for i in range(64)])
+    write_manifest(tmp_path, info, [(str(i), "x.arrow", i, 36) for i in range(64)])
+    store = RegionStore(tmp_path, check=False)
+    store.map_all()
+    begun = mapped_bytes()
+    before, _ = store.features(range(64))
+    assert mapped_bytes() - begun > 0.9 * size
+    store.release()
+    assert mapped_bytes() - begun < 0.1 * size
+    np.testing.assert_array_equal(store.features(range(64))[0], before)
 
 
 def test_a_worker_opens_the_store_itself(folder: Path) -> None:
@@ -156,7 +187,7 @@ def test_padded_shards_of_before_are_still_read_beside_new_ones(folder: Path) ->
         np.testing.assert_array_equal(old.classes(row), expected[2][row])
         assert old.size(row) == new.size(row)
     assert read_header(folder / "x.arrow") == before
-    assert not old._shard(old._shard_names.index("x.arrow"))["features"].flags.owndata
+    assert not old._shard(old._shard_names.index("x.arrow")).columns["features"].flags.owndata
     np.testing.assert_array_equal(read_shard(folder / "x.arrow")["b"].scores, regions(4, 2).scores)
 
 

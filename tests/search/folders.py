@@ -77,6 +77,11 @@ class Folder:
         ]
 
 
+def shards(folder: Folder) -> dict[Path, int]:
+    """Inode of each shard: one that was written again has another."""
+    return {path: path.stat().st_ino for path in (folder.root / "cache").rglob("*.arrow")}
+
+
 def wait_for(collection: PictureCollection, seconds: float = 60) -> Status:
     """The status once indexing has come to its end."""
     deadline = time.monotonic() + seconds

@@ -6,21 +6,15 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from search.collection import PictureCollection, UnknownPicture
 from stages.errors import InputError
-from tests.search.folders import Folder, make_model, wait_for
+from tests.search.folders import Folder, make_model, shards, wait_for
 
 SENTENCE = "two dogs in the snow"
-
-
-def shards(folder: Folder) -> dict[Path, int]:
-    """Inode of each shard: one that was written again has another."""
-    return {path: path.stat().st_ino for path in (folder.root / "cache").rglob("*.arrow")}
 
 
 def rescan(collection: PictureCollection) -> None:
@@ -174,37 +168,6 @@ def test_a_damaged_description_of_features_is_an_error(folder: Folder, damage: s
     (folder.model / "extraction.json").write_text(damage)
     with pytest.raises(InputError, match=r"extraction\.json"):
         folder.open()
-
-
-def test_a_torn_shard_is_looked_at_again(folder: Folder, opened: PictureCollection) -> None:
-    hits = opened.search(SENTENCE, top=100).hits
-    (shard,) = shards(folder)
-    shard.write_bytes(shard.read_bytes()[:-100])
-    again = folder.open()
-    again.start()
-    assert wait_for(again).ready == 7
-    assert again.search(SENTENCE, top=100).hits == hits
-    again.close()
-
-
-def test_a_changed_byte_of_a_shard_is_seen_and_its_pictures_are_looked_at_again(folder: Folder) -> None:
-    with_regions = folder.open()
-    with_regions.start()
-    wait_for(with_regions)
-    hits = with_regions.search(SENTENCE, top=100).hits
-    with_regions.close()
-    (shard,) = shards(folder)
-    content = bytearray(shard.read_bytes())
-    content[len(content) // 2] ^= 1
-    shard.write_bytes(content)
-    again = folder.open()
-    again.start()
-    deadline = time.monotonic() + 60
-    while bytes(content) == (shard.read_bytes() if shard.exists() else b"") or wait_for(again).ready < 7:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    assert again.search(SENTENCE, top=100).hits == hits
-    again.close()
 
 
 INDEX = """

@@ -18,6 +18,8 @@ from camp_model.regions import RegionStore, write_manifest
 from camp_model.retrieval import JointEmbedding, Retriever, build_index
 from search.collection import PictureCollection, open_workspace
 from search.ranking import Ranker
+from stages.indexing.engines import vector_ids
+from stages.indexing.vectors import picture_vectors
 from tests.stages.conftest import SmallRun
 
 SENTENCES = ["a red circle", "two blue things above a square", "one yellow circle", "a picture with green squares"]
@@ -160,6 +162,21 @@ def test_regions_of_another_run_are_not_mixed_up_with_those_held(run: SmallRun) 
         fresh = joint_run(run, shortlist).search(SENTENCES[0], 20).hits
         assert [(hit.picture_id, hit.score) for hit in after] == [(hit.picture_id, hit.score) for hit in fresh]
         assert [(hit.picture_id, hit.score) for hit in after] != [(hit.picture_id, hit.score) for hit in before]
+
+
+@pytest.mark.parametrize("others", [0, 1, 10, 1000])
+def test_vectors_of_pictures_that_come_or_go_meanwhile_take_no_places(run: SmallRun, others: int) -> None:
+    """The engine already, or still, holds pictures that the state that is searched does not know."""
+    joint = joint_run(run, 6)
+    pictures = joint.source.pictures()
+    vector = picture_vectors(joint.model, pictures.store, [3])
+    expected, ranked = pictures.nearest(vector, 7), joint.search(SENTENCES[0], 100)
+    nearer = np.repeat(vector, others, axis=0)
+    pictures.engine.add(vector_ids([f"other {i}" for i in range(others)]), nearer)
+    assert pictures.nearest(vector, 7) == expected and len(expected[0]) == 7
+    joint._remembered.clear()
+    assert joint.search(SENTENCES[0], 100) == ranked
+    assert sorted(pictures.nearest(vector, 100)[0]) == list(range(20))
 
 
 def test_equal_scores_are_ordered_by_picture(workspace: PictureCollection, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import torch
 from camp_model.checkpoint import load_checkpoint
 from camp_model.encoding import encode_images, encode_sentences
 from camp_model.regions import RegionStore, write_rejected
-from search.collection import PictureCollection, UnknownPicture
+from search.collection import PictureCollection, UnknownPicture, open_workspace
 from stages.errors import InputError
 from stages.indexing.vectors import picture_vectors
 from tests.stages.conftest import SmallRun
@@ -27,6 +27,13 @@ def test_the_answer_is_what_the_model_scores(run: SmallRun, workspace: PictureCo
     assert [hit.picture_id for hit in answer.hits] == [store.image_ids[at] for at in np.argsort(-scores)]
     assert [hit.score for hit in answer.hits] == pytest.approx(np.sort(scores)[::-1], abs=1e-5)
     assert (answer.scored, answer.total) == (len(store), len(store))
+
+
+def test_it_is_searched_while_another_run_removes_its_regions(run: SmallRun, workspace: PictureCollection) -> None:
+    expected = open_workspace(run.root).search(SENTENCE, top=100)
+    shutil.rmtree(run.regions)
+    assert workspace.search(SENTENCE, top=100) == expected
+    assert len(workspace.similar_to(expected.hits[0].picture_id, 5)) == 5
 
 
 def test_more_rows_go_on_where_the_first_ended(workspace: PictureCollection) -> None:

@@ -1,0 +1,135 @@
+"""Shards of a folder's pictures that are torn, changed, removed or made again while they are searched."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from search.collection import Hit, PictureCollection
+from tests.search.folders import Folder, shards, wait_for
+
+SENTENCE = "two dogs in the snow"
+
+
+def flip_a_byte(shard: Path) -> bytes:
+    """The file, as it is now; another file of the same name."""
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.unlink()
+    shard.write_bytes(content)
+    return bytes(content)
+
+
+@pytest.fixture
+def hits(folder: Folder) -> list[Hit]:
+    """What the whole folder answers; it is indexed, and closed again."""
+    collection = folder.open()
+    collection.start()
+    wait_for(collection)
+    answer = collection.search(SENTENCE, top=100).hits
+    collection.close()
+    return answer
+
+
+class Held:
+    """A collection that checks its shards only once it may."""
+
+    def __init__(self, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.collection = folder.open()
+        self._may, cache = threading.Event(), self.collection.source._cache  # type: ignore[attr-defined]
+        self.scanning_when_files_go: list[bool] = []
+        damaged, forget = cache.damaged, cache.forget
+
+        def damaged_later(going: object) -> object:
+            self._may.wait(60)
+            return damaged(going)
+
+        def forget_seen(*arguments: object) -> None:
+            self.scanning_when_files_go.append(self.collection.status().scanning)
+            forget(*arguments)
+
+        monkeypatch.setattr(cache, "damaged", damaged_later)
+        monkeypatch.setattr(cache, "forget", forget_seen)
+        self.collection.start()
+        wait_for(self.collection)
+
+    def check(self, folder: Folder, damaged: bytes) -> None:
+        """Let the shards be checked, and wait until what is damaged is made again."""
+        self._may.set()
+        deadline = time.monotonic() + 60
+        while not self.scanning_when_files_go or self.collection.status().scanning:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        (shard,) = shards(folder)
+        assert shard.read_bytes() != damaged
+
+
+def test_a_search_goes_on_while_its_shards_are_removed(folder: Folder, hits: list[Hit]) -> None:
+    collection = folder.open()
+    collection.start()
+    wait_for(collection)
+    for shard in shards(folder):  # none has been read yet
+        shard.unlink()
+    assert collection.search(SENTENCE, top=100).hits == hits
+    name = hits[0].picture_id
+    assert collection.pair(name, SENTENCE).score == pytest.approx(hits[0].score, abs=1e-5)
+    assert len(collection.similar_to(name, 100)) == 6
+    collection.close()
+
+
+def test_a_torn_shard_is_looked_at_again(folder: Folder, opened: PictureCollection) -> None:
+    hits = opened.search(SENTENCE, top=100).hits
+    (shard,) = shards(folder)
+    shard.write_bytes(shard.read_bytes()[:-100])
+    again = folder.open()
+    again.start()
+    assert wait_for(again).ready == 7
+    assert again.search(SENTENCE, top=100).hits == hits
+    again.close()
+
+
+def test_a_changed_byte_of_a_shard_is_seen_and_its_pictures_are_looked_at_again(
+    folder: Folder, hits: list[Hit]
+) -> None:
+    (shard,) = shards(folder)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    again = folder.open()
+    again.start()
+    deadline = time.monotonic() + 60
+    while bytes(content) == (shard.read_bytes() if shard.exists() else b"") or wait_for(again).ready < 7:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert again.search(SENTENCE, top=100).hits == hits
+    again.close()
+
+
+def test_what_was_made_of_a_damaged_shard_is_not_used_once_it_is_made_again(
+    folder: Folder, hits: list[Hit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shard,) = shards(folder)
+    damaged = flip_a_byte(shard)
+    held = Held(folder, monkeypatch)
+    assert held.collection.search(SENTENCE, top=100).hits != hits, "not known to be damaged yet"
+    held.check(folder, damaged)
+    assert held.scanning_when_files_go == [True], "whoever waits for the status gets no answer of damaged regions"
+    assert held.collection.search(SENTENCE, top=100).hits == hits
+    assert len(held.collection.similar_to(hits[0].picture_id, 100)) == 6
+    held.collection.close()
+
+
+def test_a_shard_that_another_process_has_made_again_is_read_again(
+    folder: Folder, hits: list[Hit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shard,) = shards(folder)
+    damaged = flip_a_byte(shard)
+    first, second = Held(folder, monkeypatch), Held(folder, monkeypatch)
+    first.check(folder, damaged)
+    mended = shards(folder)
+    second.check(folder, damaged)
+    assert shards(folder) == mended, "what is whole stays"
+    for held in (first, second):
+        assert held.collection.search(SENTENCE, top=100).hits == hits
+        held.collection.close()
