@@ -8,14 +8,18 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 
 LOG_EVERY = 10.0
 """Seconds between two states of a progress bar in the log."""
 GRACE = 30.0
 """Seconds that a command which was told to end, and what one leaves behind, may take to finish."""
+LEAVE = 20.0
+"""Seconds that a flow which was told to end may take, after its commands, to tell Prefect's server."""
 
 PACKAGES = ("camp_model", "stages", "search", "pipelines")
 MEMORY = ("out of memory", "OutOfMemoryError", "MemoryError", "Cannot allocate memory", "std::bad_alloc")
@@ -51,8 +55,36 @@ def end_all() -> None:
 
 
 def exit_when_asked() -> None:
-    """Have SIGTERM end this program as an exit does, which alone stops the server that a flow brought along."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    """Have SIGTERM end this program as an exit does, which alone stops the server that a flow brought along; have it
+    and Ctrl-C end it even where no server answers.
+
+    Ctrl-C ends that server, too, and Prefect would try for minutes to send it the states and events that are left.
+    """
+
+    def ended(number: int, frame: FrameType | None) -> None:
+        threading.Thread(target=_leave, args=(128 + number,), daemon=True).start()
+        if number == signal.SIGINT:
+            signal.default_int_handler(number, frame)
+        sys.exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ended)
+
+
+def _leave(code: int) -> None:
+    """End this program with `code` once its commands have ended and Prefect had its time."""
+    while _running:
+        time.sleep(0.2)
+    time.sleep(LEAVE)
+    print(f"ended before Prefect's server took everything in. {_rest()}.", file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+def _rest() -> str:
+    """What is left to do after an end, with the command that this program was started by."""
+    module = getattr(sys.modules["__main__"].__spec__, "name", None)
+    again = " ".join([*(("python", "-m", module) if module else ("camp",)), *map(shlex.quote, sys.argv[1:])])
+    return f"What is finished stays: `{again}` goes on"
 
 
 @contextlib.contextmanager
@@ -61,17 +93,14 @@ def saying_how_to_go_on() -> Iterator[None]:
     goes on."""
     import httpx
 
-    module = getattr(sys.modules["__main__"].__spec__, "name", None)
-    again = " ".join([*(("python", "-m", module) if module else ("camp",)), *map(shlex.quote, sys.argv[1:])])
-    rest = f"What is finished stays: `{again}` goes on"
     try:
         yield
     except CommandFailed as error:
-        sys.exit(f"error: {error}\n{rest}.")
+        sys.exit(f"error: {error}\n{_rest()}.")
     except httpx.TransportError as error:
         server = os.environ.get("PREFECT_API_URL", "that this program has brought along")
         reason = str(error) or type(error).__name__
-        sys.exit(f"error: the Prefect server {server} does not answer ({reason}). {rest} once it does.")
+        sys.exit(f"error: the Prefect server {server} does not answer ({reason}). {_rest()} once it does.")
 
 
 class CommandFailed(Exception):

@@ -17,7 +17,7 @@ from prefect import flow, get_run_logger
 
 from camp_model.files import replacing_folder
 from pipelines.ablation import RANKING, STUDY, Variant, data_line, setting, true_by_chance_here, with_seeds
-from pipelines.commands import begin, exit_when_asked, run_command
+from pipelines.commands import begin, exit_when_asked, run_command, saying_how_to_go_on
 from pipelines.experiments import side_by_side
 from pipelines.reproduce import DVC
 from pipelines.study import commit_of, read_outcome
@@ -218,9 +218,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="trainings that run at the same time")
     parser.add_argument("--document", default="docs/photographs.md", help="what is written (default: %(default)s)")
     arguments = parser.parse_args()
-    photographs(
-        arguments.only, arguments.seeds, dict(arguments.set), arguments.first, arguments.jobs, arguments.document
-    )
+    settings = dict(arguments.set)
+    with saying_how_to_go_on():
+        photographs(arguments.only, arguments.seeds, settings, arguments.first, arguments.jobs, arguments.document)
 
 
 if __name__ == "__main__":

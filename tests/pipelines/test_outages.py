@@ -19,7 +19,7 @@ from prefect.events import emit_event
 from prefect.states import Crashed, Pending, Running, Scheduled
 
 from pipelines import reproduce as module
-from pipelines.commands import CommandFailed
+from pipelines.commands import GRACE, LEAVE, CommandFailed
 from pipelines.deploy import AUTOMATIONS, deploy_automations
 from pipelines.reproduce import reproduce
 from tests.pipelines.conftest import free_port
@@ -156,6 +156,25 @@ def test_only_a_run_that_is_silent_while_it_runs_is_crashed_for_it(prefect_serve
             body = {"automations": {"name": {"any_": names}}}
             for automation in client.request("POST", "/automations/filter", json=body).json():
                 client.request("DELETE", "/automations/{id}", path_params={"id": automation["id"]})
+
+
+@pytest.mark.timeout(300)
+def test_ctrl_c_ends_a_flow_and_the_server_that_it_brought_along(slow, server_environment, wait_for):
+    """The server goes at once, and takes in nothing of what is left to say."""
+    environment = {name: value for name, value in server_environment.items() if name != "PREFECT_API_URL"}
+    environment |= {"PREFECT_HOME": str(slow.parent / "own"), "PYTHONPATH": f"{slow}{os.pathsep}{ROOT}"}
+    with Path("flow.log").open("wb") as log:
+        command = [sys.executable, "-m", "pipelines.reproduce"]
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for(lambda: "prepare writes" in Path("flow.log").read_text(), 120)
+        time.sleep(2)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(GRACE + LEAVE + 10) == 128 + signal.SIGINT
+        assert "`python -m pipelines.reproduce` goes on" in Path("flow.log").read_text().splitlines()[-1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.mark.timeout(300)
