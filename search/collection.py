@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 
 from camp_model.checkpoint import load_checkpoint
 from camp_model.joint import pooled_vectors
 from camp_model.model import CAMP
-from camp_model.regions import ImageRegions
 from search.answers import Answer, Hit, UnknownPicture
 from search.captions import CaptionRanker
 from search.explaining import PairView, explain_pair
@@ -33,6 +31,10 @@ from stages.errors import shown
 from stages.indexing.vectors import weights_key
 from stages.params.index import IndexParams
 
+Features = npt.NDArray[Any]
+"""[R, region_dim], of R regions of a picture."""
+Pixels = npt.NDArray[np.uint8]
+"""RGB [H, W, 3], upright."""
 REMEMBERED = 32
 """Sentences whose ranking is remembered, so that more rows of an answer cost nothing."""
 
@@ -130,14 +132,18 @@ class PictureCollection:
         with self._lock:
             return explain_pair(self.model, self.reader.vocabulary, pictures, picture_id, sentence, read)
 
-    def similar(self, image: Image.Image | npt.NDArray[np.uint8], top: int) -> list[Hit]:
-        """The pictures that are most like a picture, upright RGB.
+    def look(self, image: Pixels) -> Features:
+        """The features of a picture, for `similar` and `captions_like`.
 
         Raises:
             InputError: nothing here can look at pictures.
         """
-        pictures = self.source.pictures()
-        return self._nearest(pictures, self._vector_of(self._look(image).features), top)
+        with self._lock:
+            return self.source.look(image).features
+
+    def similar(self, features: Features, top: int) -> list[Hit]:
+        """The pictures that are most like a picture that was looked at."""
+        return self._nearest(self.source.pictures(), self._vector_of(features), top)
 
     @staticmethod
     def _nearest(pictures: Pictures, vector: npt.NDArray[np.float32], top: int) -> list[Hit]:
@@ -160,27 +166,22 @@ class PictureCollection:
         """Whether the captions that were trained on are here; a model that was shipped comes without them."""
         return self._caption_ranker is not None
 
-    def captions_like(self, image: Image.Image | npt.NDArray[np.uint8], top: int) -> list[tuple[str, float]]:
-        """The training captions that fit a picture best, with CAMP's logit; none where there are no captions here."""
+    def captions_like(self, features: Features, top: int) -> list[tuple[str, float]]:
+        """The training captions that fit a picture that was looked at best, with CAMP's logit; none where there are no
+        captions here."""
         if self._caption_ranker is None:
             return []
         self._caption_ranker.prepare()  # the first time takes long, and others need not wait
-        features = self._look(image).features
         with self._lock:
             return self._caption_ranker.rank(*self._encoded(features), top)
 
-    def _look(self, image: Image.Image | npt.NDArray[np.uint8]) -> ImageRegions:
-        pixels = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
-        with self._lock:
-            return self.source.look(pixels)
-
     @torch.inference_mode()
-    def _vector_of(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    def _vector_of(self, features: Features) -> npt.NDArray[np.float32]:
         """Features [R, region_dim] of one picture -> [1, d]."""
         return np.asarray(pooled_vectors(*self._encoded(features)).numpy())
 
     @torch.inference_mode()
-    def _encoded(self, features: npt.NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _encoded(self, features: Features) -> tuple[torch.Tensor, torch.Tensor]:
         """Features [R, region_dim] of one picture -> regions [1, R, d] and mask [1, R]."""
         mask = torch.ones(1, len(features), dtype=torch.bool)
         regions = torch.from_numpy(np.asarray(features, np.float32))[None]
@@ -215,8 +216,8 @@ class PictureCollection:
         """
         return self._file(self.source.pictures(), picture_id).path
 
-    def pixels(self, picture_id: str) -> npt.NDArray[np.uint8]:
-        """A picture as the detector saw it: uint8 RGB [H, W, 3], upright; only the very bytes that were indexed.
+    def pixels(self, picture_id: str) -> Pixels:
+        """A picture as the detector saw it; only the very bytes that were indexed.
 
         Raises:
             UnknownPicture: no such picture.
@@ -276,5 +277,5 @@ def open_folder(
     )  # fmt: skip
 
 
-__all__ = ["Answer", "Hit", "PairView", "PictureCollection", "RejectedImage", "Status", "UnknownPicture", "open_folder",
-           "open_workspace"]  # fmt: skip
+__all__ = ["Answer", "Features", "Hit", "PairView", "PictureCollection", "Pixels", "RejectedImage", "Status",
+           "UnknownPicture", "open_folder", "open_workspace"]  # fmt: skip

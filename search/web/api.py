@@ -3,12 +3,11 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 
 from search.web.counts import CONTENT_TYPE
 from search.web.queries import MAX_SENTENCE, Like, Queries, matching_score
-from search.web.uploads import read_upload
+from search.web.uploads import Uploads
 
 Sentence = Annotated[str, Query(max_length=MAX_SENTENCE, description="What the picture shows, in words.")]
 PictureId = Annotated[str, Query(max_length=1000, description="Id of an indexed picture.")]
@@ -131,7 +130,7 @@ def health(queries: Queries) -> Health:
     )  # fmt: skip
 
 
-def api_routes(queries: Queries) -> APIRouter:
+def api_routes(queries: Queries, uploads: Uploads) -> APIRouter:
     """The routes below /api, and /metrics."""
     refusals: dict[int | str, dict[str, Any]] = {code: {"model": Refusal} for code in (400, 404, 422)}
     router = APIRouter(responses=refusals)
@@ -168,11 +167,10 @@ def api_routes(queries: Queries) -> APIRouter:
         """The pictures most like one of the collection, and the training captions that fit it."""
         return _similar(queries, queries.like(id, top, captions))
 
-    @router.post("/api/similar", openapi_extra=UPLOAD)
+    @router.post("/api/similar", openapi_extra=UPLOAD, responses={c: {"model": Refusal} for c in (408, 413, 503)})
     async def similar_to_upload(request: Request, top: Top = 20, captions: Captions = 10) -> SimilarAnswer:
         """The pictures most like the one in the body, and the training captions that fit it. Nothing of it is kept."""
-        data = await read_upload(request)
-        return _similar(queries, await run_in_threadpool(queries.like_upload, data, top, captions))
+        return _similar(queries, await uploads.like(request, top, captions))
 
     _status_routes(router, queries)
     return router

@@ -15,7 +15,7 @@ from search.web.pages import Pages, page_routes
 from search.web.queries import Queries
 from search.web.scaled import LongestSide, ScaledPictures
 from search.web.static import StaticFiles, static_routes
-from search.web.uploads import UploadRefused
+from search.web.uploads import UploadRefused, Uploads
 from stages.detectors.images import RejectedImage
 from stages.errors import InputError
 
@@ -34,10 +34,11 @@ def create_application(collection: PictureCollection, allowed_hosts: Sequence[st
         title="CAMP search", description="Pictures found by sentences.", openapi_url="/api/openapi.json",
         docs_url=None, redoc_url=None,
     )  # fmt: skip
-    queries = Queries(collection)
-    static = StaticFiles()
-    pages = Pages(queries, static)
-    for router in (api_routes(queries), page_routes(pages), static_routes(static), _image_routes(collection)):
+    queries, static = Queries(collection), StaticFiles()
+    uploads, pages = Uploads(queries), Pages(queries, static)
+    for router in (
+        api_routes(queries, uploads), page_routes(pages, uploads), static_routes(static), _image_routes(collection),
+    ):  # fmt: skip
         application.include_router(router)
     _refusals(application, pages)
     guard(application, allowed_hosts)
@@ -82,9 +83,8 @@ def _refusals(application: FastAPI, pages: Pages) -> None:
 
     @application.exception_handler(UploadRefused)
     def upload(request: Request, error: UploadRefused) -> Response:
-        # What is still on its way is not read.
         response = refuse(request, error.status, str(error))
-        response.headers["Connection"] = "close"
+        response.headers.update(error.headers)
         return response
 
     @application.exception_handler(RequestValidationError)

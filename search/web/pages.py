@@ -6,7 +6,6 @@ from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -14,7 +13,7 @@ from search.collection import Hit, PairView, UnknownPicture
 from search.web.api import health
 from search.web.queries import MAX_SENTENCE, Like, Queries, matching_score
 from search.web.static import StaticFiles
-from search.web.uploads import MAX_BYTES, read_upload
+from search.web.uploads import MAX_BYTES, Uploads
 from stages.detectors.images import RejectedImage
 from stages.errors import InputError
 
@@ -168,7 +167,7 @@ class Pages:
         return {name: {"id": ranked[n], "at": n} for name, n in places if n in ranked}, answer.scored
 
 
-def page_routes(pages: Pages) -> APIRouter:
+def page_routes(pages: Pages, uploads: Uploads) -> APIRouter:
     """The routes of the pages."""
     router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
     queries = pages.queries
@@ -192,14 +191,12 @@ def page_routes(pages: Pages) -> APIRouter:
 
     @router.post("/like")
     async def like_upload(request: Request) -> HTMLResponse:
-        data = await read_upload(request)
-        return pages.like(await run_in_threadpool(queries.like_upload, data, FIRST, 0), "Pictures like yours")
+        return pages.like(await uploads.like(request, FIRST, 0), "Pictures like yours")
 
     @router.post("/captions")
     async def captions_of_upload(request: Request) -> HTMLResponse:
         # Asked for by itself: every training caption is compared, and the pictures need not wait for that.
-        data = await read_upload(request)
-        fitting = await run_in_threadpool(queries.like_upload, data, 0, FITTING)
+        fitting = await uploads.like(request, 0, FITTING)
         return pages.render("captions.html.jinja", captions=fitting.captions, at_hand=queries.collection.has_captions)
 
     @router.post("/rescan")

@@ -1,18 +1,23 @@
 """What the page and the API ask a collection, counted, with the names that people read."""
 
+import asyncio
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from search.collection import Answer, Hit, PairView, PictureCollection, UnknownPicture
+from starlette.concurrency import run_in_threadpool
+
+from search.collection import Answer, Features, Hit, PairView, PictureCollection, Pixels, UnknownPicture
 from search.pictures import Status
 from search.web.counts import Counts
-from search.web.uploads import decode_upload
-from stages.detectors.images import RejectedImage
+from stages.detectors.images import RejectedImage, decode
 from stages.errors import InputError
 
+AT_ONCE = 2
+"""Pictures that are decoded at one time: one of the largest takes 200 MB."""
 EXAMPLES = 6
 MAX_SENTENCE = 1000
 """Characters of a sentence."""
@@ -33,28 +38,33 @@ class Queries:
     def __init__(self, collection: PictureCollection) -> None:
         self.collection = collection
         self.counts = Counts(collection.status)
+        # Always in the same threads: each thread that has decoded a picture keeps some of the memory for the next.
+        self._looking = ThreadPoolExecutor(AT_ONCE, "look")
 
     def search(self, sentence: str, top: int, offset: int = 0) -> Answer:
         """As `PictureCollection.search`. InputError also for a sentence that is too long."""
-        return self.counts.timed("search", self.collection.search, _checked(sentence), top, offset)
+        with self.counts.timed("search"):
+            return self.collection.search(_checked(sentence), top, offset)
 
     def pair(self, picture_id: str, sentence: str) -> PairView:
         """As `PictureCollection.pair`. InputError also for a sentence that is too long."""
-        return self.counts.timed("pair", self.collection.pair, picture_id, _checked(sentence))
+        with self.counts.timed("pair"):
+            return self.collection.pair(picture_id, _checked(sentence))
 
-    def like_upload(self, data: bytes, top: int, captions: int) -> Like:
-        """What fits a picture that somebody sent.
+    async def like_upload(self, data: bytes, top: int, captions: int) -> Like:
+        """What fits a picture that somebody sent; while it waits for others it takes no thread.
 
         Raises:
             RejectedImage: what the extractor would reject, too.
             InputError: nothing here can look at pictures.
         """
-        return self.counts.timed("similar", self._like_upload, data, top, captions)
+        with self.counts.timed("similar"):
+            seen = await asyncio.wrap_future(self._look(lambda: decode(data, self.collection.max_pixels)))
+            return await run_in_threadpool(self._fitting, seen, top, captions)
 
-    def _like_upload(self, data: bytes, top: int, captions: int) -> Like:
-        pixels = decode_upload(data, self.collection.max_pixels)
-        hits = self.collection.similar(pixels, top) if top else []
-        return Like(hits, self.collection.captions_like(pixels, captions) if captions else [])
+    def _fitting(self, seen: Features, top: int, captions: int) -> Like:
+        hits = self.collection.similar(seen, top) if top else []
+        return Like(hits, self.collection.captions_like(seen, captions) if captions else [])
 
     def like(self, picture_id: str, top: int, captions: int) -> Like:
         """What fits a picture of the collection, itself left out.
@@ -62,17 +72,20 @@ class Queries:
         Raises:
             UnknownPicture: no such picture.
         """
-        return self.counts.timed("similar", self._like, picture_id, top, captions)
+        with self.counts.timed("similar"):
+            hits = self.collection.similar_to(picture_id, top)
+            try:
+                fitting = self._fitting_to(picture_id, captions) if captions else []
+            except (InputError, RejectedImage):  # nothing here can look at pictures, or the file is gone
+                fitting = []
+            return Like(hits, fitting)
 
-    def _like(self, picture_id: str, top: int, captions: int) -> Like:
-        hits = self.collection.similar_to(picture_id, top)
-        if not captions:
-            return Like(hits, [])
-        try:
-            fitting = self.collection.captions_like(self.collection.pixels(picture_id), captions)
-        except (InputError, RejectedImage):  # nothing here can look at pictures, or the file is gone
-            fitting = []
-        return Like(hits, fitting)
+    def _fitting_to(self, picture_id: str, captions: int) -> list[tuple[str, float]]:
+        seen = self._look(lambda: self.collection.pixels(picture_id)).result()
+        return self.collection.captions_like(seen, captions)
+
+    def _look(self, decoded: Callable[[], Pixels]) -> Future[Features]:
+        return self._looking.submit(lambda: self.collection.look(decoded()))
 
     def first(self, top: int, offset: int = 0) -> list[Hit]:
         """The first pictures of the collection, which nothing has scored."""

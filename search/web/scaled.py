@@ -3,13 +3,14 @@
 import hashlib
 import threading
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
 
 from PIL import Image
 
 from search.collection import PictureCollection
-from search.web.uploads import DECODING
+from search.web.queries import AT_ONCE
 from stages.reporting.pictures import jpeg
 
 HELD_BYTES = 64 * 2**20
@@ -40,6 +41,7 @@ class ScaledPictures:
         self._collection, self._room = collection, held_bytes
         self._held: OrderedDict[tuple[str, str, LongestSide], Scaled] = OrderedDict()
         self._lock = threading.Lock()
+        self._decoding = ThreadPoolExecutor(AT_ONCE, "decode")
 
     def get(self, picture_id: str, side: LongestSide) -> Scaled:
         """A picture of the collection.
@@ -54,8 +56,7 @@ class ScaledPictures:
             if (scaled := self._held.get(key)) is not None:
                 self._held.move_to_end(key)
                 return scaled
-        with DECODING:
-            content = jpeg(Image.fromarray(self._collection.pixels(picture_id)), side)
+        content = self._decoding.submit(self._smaller, picture_id, side).result()
         scaled = Scaled(content, f'"{hashlib.sha256(content).hexdigest()[:32]}"')
         with self._lock:
             if key not in self._held:
@@ -64,3 +65,6 @@ class ScaledPictures:
             while self._room < 0 and self._held:
                 self._room += len(self._held.popitem(last=False)[1].jpeg)
         return scaled
+
+    def _smaller(self, picture_id: str, side: LongestSide) -> bytes:
+        return jpeg(Image.fromarray(self._collection.pixels(picture_id)), side)

@@ -1,27 +1,55 @@
-"""Pictures that somebody sends: bounded in bytes, in time and in pixels, and decoded as the extractor decodes."""
+"""Pictures that people send: bounded in number, in bytes and in time, and by `Queries` in pixels."""
 
 import asyncio
-import threading
 
-import numpy as np
-import numpy.typing as npt
 from starlette.requests import Request
 
-from stages.detectors.images import decode
+from search.web.queries import Like, Queries
 
 MAX_BYTES = 32_000_000
 SECONDS = 60
 """Time that a picture may take to arrive."""
-DECODING = threading.BoundedSemaphore(2)
-"""Pictures decoded at one time, sent ones and those of the collection: one of the largest takes 200 MB."""
+ROOM = 8 * MAX_BYTES
+"""Bytes of pictures that are on their way, wait or are looked at; further ones are told to come again."""
+LEAST = ROOM // 64
+"""Bytes that each is taken to have at least, so that no more than 64 wait."""
+AGAIN = 5
+"""Seconds after which they are."""
 
 
 class UploadRefused(Exception):
-    """A picture that is too large or too slow; the message is the reason."""
+    """A picture that is too large, too slow or one too many; the message is the reason."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+        self.headers = {"Connection": "close"}  # what is still on its way is not read
+        if status == 503:
+            self.headers["Retry-After"] = str(AGAIN)
+
+
+class Uploads:
+    """Asks what fits pictures that are sent, as many at one time as there is room for."""
+
+    def __init__(self, queries: Queries) -> None:
+        self._queries = queries
+        self._room = ROOM
+
+    async def like(self, request: Request, top: int, captions: int) -> Like:
+        """As `Queries.like_upload`, for the body of a request.
+
+        Raises:
+            UploadRefused: it is too large or too slow, or others are under way.
+        """
+        length = request.headers.get("content-length", "")
+        size = min(max(int(length[:20]) if length.isdecimal() else MAX_BYTES, LEAST), MAX_BYTES)
+        if size > self._room:
+            raise UploadRefused(503, f"many other pictures are being looked at; come again in {AGAIN} seconds")
+        self._room -= size
+        try:
+            return await self._queries.like_upload(await read_upload(request), top, captions)
+        finally:
+            self._room += size
 
 
 async def read_upload(request: Request, max_bytes: int = MAX_BYTES) -> bytes:
@@ -44,13 +72,3 @@ async def read_upload(request: Request, max_bytes: int = MAX_BYTES) -> bytes:
     except TimeoutError:
         raise UploadRefused(408, f"the picture did not arrive within {SECONDS} s") from None
     return bytes(body)
-
-
-def decode_upload(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8]:
-    """The picture, uint8 RGB [H, W, 3], upright.
-
-    Raises:
-        RejectedImage: what the extractor would reject, too.
-    """
-    with DECODING:
-        return decode(data, max_pixels)
