@@ -25,8 +25,8 @@ from stages.indexing.vectors import shard_vectors, vector_file
 
 Row = tuple[str, str, int, int]
 """(sha256 of a picture, shard's file name, row in it, number of regions)"""
-READ_AHEAD = 3
-"""Batches of pictures decoded ahead of the network."""
+READ_AHEAD = 24
+"""Pictures decoded ahead of the network."""
 STALE = 3600.0
 """Seconds after which a temporary file is what a killed process left."""
 
@@ -42,9 +42,9 @@ class FeatureCache:
 
     def __init__(self, folder: Path, looker: Looker, extraction: Extraction) -> None:
         description = Description.load(looker.folder)
-        self.params = ExtractSections(
-            detector=extraction.detector, regions=extraction.regions.replace(max_rejected_share=1.0, device="cpu")
-        )
+        # One at a time, which on a CPU is as fast: what is seen in a picture then depends, to the bit, on no other one.
+        regions = extraction.regions.replace(max_rejected_share=1.0, device="cpu", batch_size=1)
+        self.params = ExtractSections(detector=extraction.detector, regions=regions)
         self._head = extraction_head(self.params, description)
         self.folder = folder / "regions" / shard_key(self._head, ())
         self.vectors = folder / "vectors"
@@ -145,8 +145,7 @@ class FeatureCache:
 
         run = ShardRun(shard, plan, extractor, self.folder, reject)
         read = reader(extractor, root, self.params.regions.max_pixels)
-        ahead = READ_AHEAD * self.params.regions.batch_size
-        for _, image, item in read_ahead(((shard, image) for image in images), read, ahead):
+        for _, image, item in read_ahead(((shard, image) for image in images), read, READ_AHEAD):
             run.add(image, item)
             if not done():
                 return passing

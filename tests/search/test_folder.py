@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
 
 from search.collection import PictureCollection, UnknownPicture
 from stages.errors import InputError
@@ -213,6 +215,32 @@ def test_killed_at_any_moment_it_goes_on(folder: Folder, opened: PictureCollecti
     assert {path: shards(folder)[path] for path in before} == before
     assert collection.search(SENTENCE, top=100).hits == pytest.approx(expected)
     collection.close()
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """A network in which several threads share a batch: one thread computes the same of every batch."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_what_is_seen_in_a_picture_does_not_depend_on_what_it_was_looked_at_with(
+    two_threads: None, folder: Folder, opened: PictureCollection, first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures, hits = opened.source.pictures(), opened.search(SENTENCE, top=100).hits
+    shutil.rmtree(folder.root / "cache")
+    monkeypatch.setattr("search.folder.FIRST", first)
+    again = folder.open()
+    again.start()
+    wait_for(again)
+    assert len(shards(folder)) == -(-7 // first)
+    features, _ = again.source.pictures().store.features(range(7))
+    np.testing.assert_array_equal(features, pictures.store.features(range(7))[0])
+    assert again.search(SENTENCE, top=100).hits == hits
+    again.close()
 
 
 def test_two_processes_share_the_work_on_one_folder(folder: Folder) -> None:
