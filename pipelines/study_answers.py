@@ -41,6 +41,8 @@ QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Hardest-negative BCE beats the ranking loss", ("mlp-ranking", "all-negatives", "no-curriculum", "warm-up")),
     ("Adaptive gates beat fixed fusion", ("no-gates", "gates-unapplied", "elementwise-gates")),
 )
+BEGUN = 60.0
+"""An rsum below which a model has hardly begun to learn: a tenth of what there is."""
 BELIEFS: tuple[tuple[str, str], ...] = (
     ("no-messages", "Messages are worth"),
     ("no-messages-large", "Messages, against as many parameters without them, are worth"),
@@ -66,7 +68,9 @@ def title(differences: Mapping[str, Difference]) -> str:
 
 def beliefs(outcomes: Outcomes, differences: Mapping[str, Difference], study: StudyInput) -> list[str]:
     """What each part of the model is worth, the peer that comes nearest, and what gates are without supervision."""
-    lines = [f"- {claim} {_worth(differences[row])}." for row, claim in BELIEFS if row in differences]
+    lines = [
+        f"- {claim} {_worth(differences[row])}{_but(outcomes[row])}." for row, claim in BELIEFS if row in differences
+    ]
     peers = [row for row in ("joint-embedding", "scan", *PEERS) if row in differences]
     if peers:
         nearest = min(peers, key=lambda row: differences[row].mean)
@@ -82,6 +86,21 @@ def beliefs(outcomes: Outcomes, differences: Mapping[str, Difference], study: St
             f"matching pairs and {means[1]} on random ones, AUC {told}."
         )
     return ["## What we believe now\n", "\n".join(lines) + "\n"] if lines else []
+
+
+def hardly_learnt(outcomes: Sequence[Outcome]) -> int:
+    """How many of a row's seeds ended below `BEGUN`, or below half of its best one."""
+    rsums = [outcome.recall["rsum"] for outcome in outcomes]
+    return sum(rsum < max(BEGUN, max(rsums) / 2) for rsum in rsums)
+
+
+def _but(outcomes: Sequence[Outcome]) -> str:
+    slow, count = hardly_learnt(outcomes), len(outcomes)
+    if not slow:
+        return ""
+    rest = [outcome.recall["rsum"] for outcome in outcomes if outcome.recall["rsum"] >= BEGUN]
+    best = f", the best reached {max(rest):.1f}" if rest and slow < count else ""
+    return f" ({slow} of {count} seeds without it hardly learnt{best})"
 
 
 def _worth(difference: Difference) -> str:

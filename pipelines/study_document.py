@@ -9,14 +9,24 @@ from typing import Any
 
 from camp_model.files import write_text
 from pipelines.study import SPLIT, Difference, compare
-from pipelines.study_answers import Outcomes, StudyInput, answers, beliefs, cell, foil, interval, mean_gate, title
+from pipelines.study_answers import (
+    BEGUN,
+    Outcomes,
+    StudyInput,
+    answers,
+    beliefs,
+    cell,
+    foil,
+    hardly_learnt,
+    interval,
+    mean_gate,
+    title,
+)
 from pipelines.summary import table
 from stages.charts.intervals import Interval, interval_chart
 from stages.charts.lines import Line, line_chart
 from stages.charts.svg import chart_svg, standalone
 
-BEGUN = 60.0
-"""An rsum below which a model has hardly begun to learn: a tenth of what there is."""
 BALANCED = ("count", "relation")
 """Kinds of foils whose words are not equally frequent, or are what the foils of training ask for."""
 GATE_ROWS = ("words", "gate"), ("content words", "gate_content"), ("regions", "region_gate")
@@ -95,16 +105,14 @@ def _recall_rows(outcomes: Outcomes, differences: Mapping[str, Difference], stud
 
 
 def _hardly_begun(outcomes: Outcomes, study: StudyInput) -> list[str]:
-    names = [
-        f"*{study.labels[name]}* ({slow} of {len(of_variant)} seeds)"
-        for name, of_variant in outcomes.items()
-        if (slow := sum(outcome.recall["rsum"] < BEGUN for outcome in of_variant))
-    ]
+    names = [f"*{study.labels[name]}* ({slow} of {len(of_variant)} seeds)"
+             for name, of_variant in outcomes.items() if (slow := hardly_learnt(of_variant))]  # fmt: skip
     if not names:
         return []
     return [
-        f"Not begun to learn (an rsum below {BEGUN:g}) when training ended: {', '.join(names)}. There a difference "
-        "says that the full model learns within this number of epochs, not where the other would end with more.\n"
+        f"Hardly learnt when training ended (an rsum below {BEGUN:g}, or below half of the row's best seed): "
+        f"{', '.join(names)}. There a difference says that the full model learns within this number of epochs, not "
+        "where the other would end with more.\n"
     ]
 
 
