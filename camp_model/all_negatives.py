@@ -1,8 +1,11 @@
 """Training losses over all negatives of a batch; arguments, and what is returned, as in `camp_model.losses`."""
 
-from torch import Tensor
+from collections.abc import Callable
 
-from camp_model.encoded_batch import EncodedBatch
+from torch import Tensor
+from torch.nn.functional import logsigmoid, relu
+
+from camp_model.losses import GATE_LOGIT, LOGIT, SIMILARITY, EncodedBatch
 from camp_model.model import CAMP
 
 
@@ -23,11 +26,11 @@ def all_negatives_bce(
 
     -[2 log m(I, T) + mean_T' log(1 - m(I, T')) + mean_I' log(1 - m(I', T))].
     """
-    batch = EncodedBatch(
-        model, regions, region_mask, words, word_mask, image_index,
-        caption_index=caption_index, micro_batch=micro_batch, pairs=pairs,
-    )  # fmt: skip
-    return batch.all_negatives_bce(gate_supervision=gate_supervision)
+    indices = (image_index, caption_index)
+    batch = EncodedBatch(model, regions, region_mask, words, word_mask, indices, pairs, bool(gate_supervision))
+    scores = _AllPairs(batch, micro_batch)
+    loss = scores.cross_entropy(LOGIT)
+    return loss + gate_supervision * scores.cross_entropy(GATE_LOGIT) if gate_supervision else loss
 
 
 def all_negatives_triplet(
@@ -49,8 +52,37 @@ def all_negatives_triplet(
 
     sum_T' [margin - s(I, T) + s(I, T')]+ + sum_I' [margin - s(I, T) + s(I', T)]+, s as in `triplet_loss`.
     """
-    batch = EncodedBatch(
-        model, regions, region_mask, words, word_mask, image_index,
-        caption_index=caption_index, micro_batch=micro_batch, pairs=pairs,
-    )  # fmt: skip
-    return batch.all_negatives_triplet(margin=margin, gate_supervision=gate_supervision)
+    indices = (image_index, caption_index)
+    batch = EncodedBatch(model, regions, region_mask, words, word_mask, indices, pairs, bool(gate_supervision))
+    scores = _AllPairs(batch, micro_batch)
+    loss = scores.hinges(margin)
+    return loss + gate_supervision * scores.cross_entropy(GATE_LOGIT) if gate_supervision else loss
+
+
+class _AllPairs:
+    """The wanted images with all captions, and the wanted captions with all images."""
+
+    def __init__(self, batch: EncodedBatch, micro_batch: int) -> None:
+        self.by_image, self.by_caption = batch.all_scores(micro_batch)  # [3, b, B] each
+        self.negative, self.of_captions = batch.is_negative  # [b, B] each
+        self.rows = batch.rows
+
+    def cross_entropy(self, kind: int) -> Tensor:
+        count, count_images = (mask.sum(1).clamp(min=1) for mask in (self.negative, self.of_captions))
+        captions, images = self._over_negatives(lambda scores, _: logsigmoid(-scores), kind)
+        return -(2 * logsigmoid(self._positive(kind)) + captions / count + images / count_images).mean()
+
+    def hinges(self, margin: float) -> Tensor:
+        captions, images = self._over_negatives(
+            lambda scores, positive: relu(margin - positive[:, None] + scores), SIMILARITY
+        )
+        return (captions + images).mean()
+
+    def _positive(self, kind: int) -> Tensor:
+        return self.by_image[kind].gather(1, self.rows[:, None]).squeeze(1)
+
+    def _over_negatives(self, of: Callable[[Tensor, Tensor], Tensor], kind: int) -> tuple[Tensor, Tensor]:
+        """Sums [b] over the negative captions of each image and over the negative images of each caption."""
+        positive = self._positive(kind)
+        captions = (self.negative * of(self.by_image[kind], positive)).sum(1)
+        return captions, (self.of_captions * of(self.by_caption[kind], positive)).sum(1)

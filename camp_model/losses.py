@@ -1,7 +1,9 @@
 """Training losses over a batch of aligned pairs (paper section 3.4; the triplet loss is its ablation).
 
-Those with hardest negatives; `camp_model.all_negatives` has those with all. A batch that is to have several losses is
-prepared once by `camp_model.encoded_batch`, whose methods they are.
+Those with hardest negatives; `camp_model.all_negatives` has those with all.
+
+A loss with hardest negatives touches only the B positives and 2B negatives. All B x B pairs are scored without
+gradients to pick them; forward and backward then run on 3B pairs. The gradient is that of the all-pairs graph.
 
 All losses take the same arguments:
     model: a `CAMP`.
@@ -22,14 +24,23 @@ They return the mean over pairs, in float32 or wider, and raise a ValueError for
 gates. A pair without any possible negative contributes its positive term alone.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid, relu
+from torch.utils.checkpoint import checkpoint
 
-from camp_model.encoded_batch import EncodedBatch
+from camp_model.matchers.prepared import PAIRS, TILES, Layout, Prepared
 from camp_model.model import CAMP
-from camp_model.negatives import mine_hardest
+from camp_model.negatives import drawn_negatives, hardest, mine_hardest, negative_pairs
+from camp_model.scoring.all_pairs import score_prepared
 
-__all__ = ["gate_bce", "hardest_negative_bce", "mine_hardest", "triplet_loss"]
+__all__ = ["EncodedBatch", "gate_bce", "hardest_negative_bce", "mine_hardest", "triplet_loss"]
+
+LOGIT, SIMILARITY, GATE_LOGIT = 0, 1, 2
 
 
 def hardest_negative_bce(
@@ -53,12 +64,11 @@ def hardest_negative_bce(
     -[2 log m(I, T) + log(1 - m(I, T^)) + log(1 - m(I^, T))], T^ and I^ the highest-scoring negatives; arguments as in
     the module's docstring.
     """
-    batch = EncodedBatch(
-        model, regions, region_mask, words, word_mask, image_index,
-        caption_index=caption_index, micro_batch=micro_batch, pairs=pairs,
-    )  # fmt: skip
-    candidates = 1 if random_negatives else candidates
-    return batch.hardest_negative_bce(gate_supervision=gate_supervision, candidates=candidates, generator=generator)
+    indices = (image_index, caption_index)
+    batch = EncodedBatch(model, regions, region_mask, words, word_mask, indices, pairs, bool(gate_supervision))
+    picked = batch.pick(1 if random_negatives else candidates, generator, micro_batch)
+    loss = picked.cross_entropy(LOGIT)
+    return loss + gate_supervision * picked.cross_entropy(GATE_LOGIT) if gate_supervision else loss
 
 
 def triplet_loss(
@@ -82,14 +92,11 @@ def triplet_loss(
 
     [margin - s(I, T) + s(I, T^)]+ + [margin - s(I, T) + s(I^, T)]+; arguments as in the module's docstring.
     """
-    batch = EncodedBatch(
-        model, regions, region_mask, words, word_mask, image_index,
-        caption_index=caption_index, micro_batch=micro_batch, pairs=pairs,
-    )  # fmt: skip
-    candidates = 1 if random_negatives else candidates
-    return batch.triplet_loss(
-        margin=margin, gate_supervision=gate_supervision, candidates=candidates, generator=generator
-    )
+    indices = (image_index, caption_index)
+    batch = EncodedBatch(model, regions, region_mask, words, word_mask, indices, pairs, bool(gate_supervision))
+    picked = batch.pick(1 if random_negatives else candidates, generator, micro_batch)
+    loss = picked.hinge(margin)
+    return loss + gate_supervision * picked.cross_entropy(GATE_LOGIT) if gate_supervision else loss
 
 
 def gate_bce(
@@ -116,8 +123,140 @@ def gate_bce(
     Raises:
         ValueError: the model has no gates.
     """
-    batch = EncodedBatch(
-        model, regions, region_mask, words, word_mask, image_index,
-        caption_index=caption_index, micro_batch=micro_batch, pairs=pairs,
-    )  # fmt: skip
-    return batch.gate_bce(temperature=temperature, generator=generator)
+    indices = (image_index, caption_index)
+    batch = EncodedBatch(model, regions, region_mask, words, word_mask, indices, pairs, gated=False)
+
+    def likelihoods(image_rows: Tensor, caption_rows: Tensor) -> Tensor:
+        """Mean log-likelihood [2, P] of open and of closed gates."""
+        images, captions = batch.images.take(image_rows), batch.captions.take(caption_rows)
+        logits, real = model.each_gate_logit(images, captions, PAIRS)
+        logits = (logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits) / temperature
+        of_words = torch.stack([logsigmoid(logits), logsigmoid(-logits)]) * real
+        return of_words.sum(-1) / real.sum(-1).clamp(min=1)
+
+    of_image, of_caption = (hardest(*pair) for pair in zip(batch.draw(generator), batch.is_negative, strict=True))
+    positive, caption, image = batch.on_pairs(likelihoods, of_image, of_caption, micro_batch).chunk(3, dim=1)
+    has_caption, has_image = of_image >= 0, of_caption >= 0
+    negative = has_caption * caption[1] + has_image * image[1]
+    return -(2 * positive[0] + negative).mean()
+
+
+@dataclass(frozen=True)
+class _Picked:
+    """Positives and one negative of each kind, [3, b] each: logits, similarities, mean gate logits."""
+
+    positive: Tensor
+    negative_caption: Tensor
+    negative_image: Tensor
+    has_caption: Tensor
+    """bool [b], False where a pair has no possible negative."""
+    has_image: Tensor
+
+    def cross_entropy(self, kind: int) -> Tensor:
+        caption = self.has_caption * logsigmoid(-self.negative_caption[kind])
+        image = self.has_image * logsigmoid(-self.negative_image[kind])
+        return -(2 * logsigmoid(self.positive[kind]) + caption + image).mean()
+
+    def hinge(self, margin: float) -> Tensor:
+        positive = self.positive[SIMILARITY]
+        caption = self.has_caption * relu(margin - positive + self.negative_caption[SIMILARITY])
+        image = self.has_image * relu(margin - positive + self.negative_image[SIMILARITY])
+        return (caption + image).mean()
+
+
+class EncodedBatch:
+    """An encoded batch, and the rows of it whose loss is wanted."""
+
+    def __init__(
+        self,
+        model: CAMP,
+        regions: Tensor,
+        region_mask: Tensor,
+        words: Tensor,
+        word_mask: Tensor,
+        indices: tuple[Tensor, Tensor | None],
+        pairs: slice | None,
+        gated: bool,
+    ) -> None:
+        image_index, texts = indices
+        size = len(image_index)
+        if len(regions) != size or len(words) != size:
+            raise ValueError(f"aligned pairs: {len(regions)} images, {len(words)} captions, {size} image_index")
+        self.model, self.gated = model, gated
+        self.images = model.prepare_regions(regions, region_mask)
+        self.captions = model.prepare_words(words, word_mask)
+        self.size = size
+        self.rows = torch.arange(size, device=regions.device)[pairs or slice(None)]
+        negative = negative_pairs(image_index, texts).to(regions.device)
+        self.is_negative = negative[self.rows], negative.T[self.rows]
+        """bool [b, B] each: captions that are negatives of the wanted images, images that are of their captions."""
+
+    def pick(self, candidates: int, generator: torch.Generator | None, micro_batch: int) -> _Picked:
+        rows, size = self.rows, self.size
+        is_negative = self.is_negative
+        with torch.no_grad():
+            draws = self.draw(generator) if 0 < candidates < size else None
+            if draws is not None and candidates == 1:
+                by_image, by_caption = draws
+            elif len(rows) == size:
+                by_image = score_prepared(self.model, self.images, self.captions)
+                by_caption = by_image.T
+            else:
+                by_image = score_prepared(self.model, self.images.take(rows), self.captions)
+                by_caption = score_prepared(self.model, self.images, self.captions.take(rows)).T
+            if draws is not None:
+                captions, images = is_negative
+                is_negative = (
+                    drawn_negatives(draws[0], captions, candidates), drawn_negatives(draws[1], images, candidates)
+                )  # fmt: skip
+            caption, image = hardest(by_image, is_negative[0]), hardest(by_caption, is_negative[1])
+        run = partial(self._match, layout=PAIRS)
+        positive, negative_caption, negative_image = self.on_pairs(run, caption, image, micro_batch).chunk(3, dim=1)
+        return _Picked(positive, negative_caption, negative_image, caption >= 0, image >= 0)
+
+    def draw(self, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Random numbers, [b, B] each: of the wanted images with captions, and of their captions with images."""
+        size = self.size
+        # Drawn for the whole batch, so that several processes with equal generators pick as one would.
+        device = generator.device if generator is not None else self.rows.device
+        draws = torch.rand(2, size, size, generator=generator, device=device).to(self.rows.device)[:, self.rows]
+        return draws[0], draws[1]
+
+    def on_pairs(self, run: Callable[..., Tensor], caption: Tensor, image: Tensor, micro_batch: int) -> Tensor:
+        """`run(image_rows, caption_rows)` -> [k, P] on the positives, the negative captions and the negative images."""
+        rows = self.rows
+        image_rows = torch.cat([rows, rows, image.clamp(min=0)])
+        caption_rows = torch.cat([rows, caption.clamp(min=0), rows])
+        step = micro_batch or len(image_rows)
+        chunks = zip(torch.split(image_rows, step), torch.split(caption_rows, step), strict=True)
+        return torch.cat([_saving(run, i, c, micro_batch) for i, c in chunks], dim=1)
+
+    def all_scores(self, micro_batch: int) -> tuple[Tensor, Tensor]:
+        """The wanted images with all captions, and the wanted captions with all images, [3, b, B] each."""
+        everything = torch.arange(self.size, device=self.rows.device)
+        size = max(1, micro_batch // len(everything)) if micro_batch else len(self.rows)
+        chunks = torch.split(self.rows, size)
+        run = partial(self._match, layout=TILES)
+        by_image = torch.cat([_saving(run, rows, everything, micro_batch) for rows in chunks], dim=1)
+        if len(self.rows) == len(everything):
+            return by_image, by_image.transpose(1, 2)
+        columns = [_saving(run, everything, rows, micro_batch) for rows in chunks]
+        return by_image, torch.cat(columns, dim=2).transpose(1, 2)
+
+    def _match(self, image_rows: Tensor, caption_rows: Tensor, layout: Layout) -> Tensor:
+        images: Prepared = self.images.take(image_rows)
+        captions: Prepared = self.captions.take(caption_rows)
+        matched = self.model.match(images, captions, layout)
+        scores = [matched.logits, matched.similarity]
+        if self.gated:
+            scores.append(self.model.mean_gate_logits(images, captions, matched, layout))
+        stacked = torch.stack(scores)
+        return stacked.float() if stacked.dtype in (torch.float16, torch.bfloat16) else stacked
+
+
+def _saving(run: Callable[..., Tensor], image_rows: Tensor, caption_rows: Tensor, micro_batch: int) -> Tensor:
+    """`run(image_rows, caption_rows)`; with micro-batches its activations are computed again in the backward pass."""
+    if micro_batch:
+        values: Tensor = checkpoint(run, image_rows, caption_rows, use_reentrant=False, preserve_rng_state=False)
+        return values
+    return run(image_rows, caption_rows)

@@ -1,13 +1,18 @@
 """The loss of a batch, as the params want it."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from camp_model.all_negatives import all_negatives_bce, all_negatives_triplet
 from camp_model.distributed import gather_batch
-from camp_model.encoded_batch import EncodedBatch
 from camp_model.encoders import length_mask
 from camp_model.foils import foil_bce
 from camp_model.joint import joint_contrastive
+from camp_model.losses import gate_bce, hardest_negative_bce, triplet_loss
 from camp_model.model import CAMP
 from stages.device import Precision
 from stages.params.train import TrainParams
@@ -32,13 +37,15 @@ def batch_loss(
         regions, region_mask = drop(regions, batch.region_mask, params.drop_regions)
         words, word_mask = drop(words, word_mask, params.drop_words, is_mark(batch.tokens))
         everyone = gather_batch(regions, region_mask, words, word_mask, batch.image_index, batch.caption_index)
-        encoded = EncodedBatch(
-            model, *everyone.tensors, caption_index=everyone.caption_index, micro_batch=params.micro_batch,
-            pairs=everyone.pairs,
-        )  # fmt: skip
-        loss = _matching_loss(encoded, params, step, epoch_steps, generator)
+        encoded_batch = (model, *everyone.tensors)
+        options: dict[str, Any] = {
+            "caption_index": everyone.caption_index, "pairs": everyone.pairs, "micro_batch": params.micro_batch
+        }  # fmt: skip
+        by_pair = params.gate_supervision if params.gate_target == "pair" else 0.0
+        matching = _matching_loss(params, step, epoch_steps, generator)
+        loss = matching(*encoded_batch, gate_supervision=by_pair, **options)
         if params.gate_supervision and params.gate_target == "words":
-            gates = encoded.gate_bce(temperature=params.gate_temperature, generator=generator)
+            gates = gate_bce(*encoded_batch, temperature=params.gate_temperature, generator=generator, **options)
             loss = loss + params.gate_supervision * gates
         if params.joint_weight:
             joint = joint_contrastive(
@@ -68,21 +75,18 @@ def _foil_loss(model: CAMP, batch: Batch, params: TrainParams, *encoded: Tensor)
 
 
 def _matching_loss(
-    batch: EncodedBatch, params: TrainParams, step: int, epoch_steps: int, generator: torch.Generator
-) -> Tensor:
+    params: TrainParams, step: int, epoch_steps: int, generator: torch.Generator
+) -> Callable[..., Tensor]:
     """What `train.loss` says, over all negatives in the epochs that begin so."""
-    by_pair = params.gate_supervision if params.gate_target == "pair" else 0.0
     every = params.loss == "bce" or step < params.all_negatives_epochs * epoch_steps
     if every and params.loss == "triplet":
-        return batch.all_negatives_triplet(margin=params.margin, gate_supervision=by_pair)
+        return partial(all_negatives_triplet, margin=params.margin)
     if every:
-        return batch.all_negatives_bce(gate_supervision=by_pair)
-    hardest_of = candidates(params, step)
+        return all_negatives_bce
+    negatives: dict[str, Any] = {"candidates": candidates(params, step), "generator": generator}
     if params.loss == "triplet":
-        return batch.triplet_loss(
-            margin=params.margin, gate_supervision=by_pair, candidates=hardest_of, generator=generator
-        )
-    return batch.hardest_negative_bce(gate_supervision=by_pair, candidates=hardest_of, generator=generator)
+        return partial(triplet_loss, margin=params.margin, **negatives)
+    return partial(hardest_negative_bce, **negatives)
 
 
 def candidates(params: TrainParams, step: int) -> int:
