@@ -165,7 +165,7 @@ def test_killed_in_training_and_in_evaluation_it_ends_with_the_same_bytes(pipeli
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     workspace = Workspace(folder)
     assert workspace.interrupt(signal.SIGKILL, ["train"], 6.0, ["evaluate"]), workspace.printed
-    assert workspace.interrupt(signal.SIGINT, ["evaluate"], 3.0, ["evaluate"]), workspace.printed
+    assert workspace.interrupt(signal.SIGINT, ["evaluate"], 1.5, ["evaluate"]), workspace.printed
     workspace.repro("evaluate")
     assert "Stage 'train' didn't change, skipping" in workspace.printed
     done = workspace.hashes()
