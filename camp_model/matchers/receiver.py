@@ -131,19 +131,17 @@ class Receiver(nn.Module):
             gate_logits, gates = (values.mean(-1, dtype=_wide(values.dtype)) for values in (logits, gate))
         else:
             assert side.own is not None
-            if products is None:
-                gate_logits = gates = nothing
-                fused = side.own + mix(weights, True)
-            else:
+            gate_logits = gates = nothing
+            if products is not None:
                 gate_logits = self.scalar_logits(weights, products, side.mask, evidence)
                 gates = gate_logits.sigmoid()
-                if config.gate == "unapplied":
-                    fused = side.own + mix(weights, True)
-                else:
-                    # The gate goes into the weights: a pass less over [..., L, d], and nothing of it kept for
-                    # gradients. Gates and bias are wider than 16-bit vectors, which they must not widen.
-                    gated = mix(weights * gates[..., None].to(weights.dtype), True)
-                    fused = torch.addcmul(gated, side.own, gates[..., None].to(side.own.dtype))
+            if config.gate == "scalar":
+                # The gate goes into the weights: a pass less over [..., L, d], and nothing of it kept for gradients.
+                # Gates and bias are wider than 16-bit vectors, which they must not widen.
+                gated = mix(weights * gates[..., None].to(weights.dtype), True)
+                fused = torch.addcmul(gated, side.own, gates[..., None].to(side.own.dtype))
+            else:
+                fused = side.own + mix(weights, True)
             if self.fusion.bias is not None:
                 fused = fused + self.fusion.bias.to(fused.dtype)
         fused = fused.relu()
