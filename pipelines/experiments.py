@@ -67,7 +67,13 @@ def variants_of(grid: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
     task_run_name="{name}",
 )
 def run_experiment(
-    name: str, overrides: dict[str, Any], parent: str | None, threads: int, devices: DevicePool, target: str | None
+    name: str,
+    overrides: dict[str, Any],
+    parent: str | None,
+    threads: int,
+    devices: DevicePool,
+    target: str | None,
+    copied: Sequence[str],
 ) -> dict[str, Any]:
     """Run one DVC experiment in its own workspace; its metrics.
 
@@ -76,13 +82,14 @@ def run_experiment(
     Args:
         devices: lends it GPUs that as few other experiments as possible have.
         target: the stage that it ends with; None: the last.
+        copied: what its workspace gets from here beside what git and DVC bring: see `_uncommitted`.
     """
     logger = get_run_logger()
     if commit_of(name) is None:  # else it has ended well before
         command = [*DVC, "exp", "run", "--temp", "--name", name, *([target] if target else [])]
         for key, value in overrides.items():
             command += ["--set-param", f"{key}={json.dumps(value)}"]
-        for path in _uncommitted():
+        for path in copied:
             command += ["--copy-paths", path]
         environment = {"PREFECT__FLOW_RUN_ID": str(flow_run.id or ""), "OMP_NUM_THREADS": str(threads)}
         with devices.lend() as lent:
@@ -169,7 +176,7 @@ def _run_all(
         for name, overrides in variants.items()
     }
     key = _hash(kind, common, variants, target)[:32]
-    threads, devices = max(1, (os.cpu_count() or 1) // jobs), DevicePool(jobs)
+    threads, devices, copied = max(1, (os.cpu_count() or 1) // jobs), DevicePool(jobs), _uncommitted()
     results: dict[str, dict[str, Any]] = {}
     tags = {"prefect.flow_run": flow_run.id}
     with track("sweep", {"variants": variants}, run_id=key, name=f"{kind} {key[:8]}", tags=tags) as run:
@@ -177,7 +184,7 @@ def _run_all(
         try:
             futures = {
                 name: run_experiment.with_options(name=name).submit(
-                    names[name], overrides, run.run_id, threads, devices, target
+                    names[name], overrides, run.run_id, threads, devices, target, copied
                 )
                 for name, overrides in variants.items()
             }

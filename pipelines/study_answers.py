@@ -27,11 +27,20 @@ class StudyInput:
     """Key of the MLflow run that all trainings are nested under."""
 
 
-PEERS = ("scan-image-to-text", "scan-both", "vse-infinity", "sgraf-saf", "sgraf-sgr", "sgraf-both")
+PEERS = (
+    "joint-embedding",
+    "scan",
+    "scan-image-to-text",
+    "scan-both",
+    "vse-infinity",
+    "sgraf-saf",
+    "sgraf-sgr",
+    "sgraf-both",
+)
 QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "Messages between words and regions improve fine-grained alignment",
-        ("no-messages", "no-messages-large", "image-to-text", "text-to-image", "joint-embedding", "scan", *PEERS),
+        ("no-messages", "no-messages-large", "image-to-text", "text-to-image", *PEERS),
     ),
     (
         "Irrelevant and mismatched features are suppressed",
@@ -71,7 +80,7 @@ def beliefs(outcomes: Outcomes, differences: Mapping[str, Difference], study: St
     lines = [
         f"- {claim} {_worth(differences[row])}{_but(outcomes[row])}." for row, claim in BELIEFS if row in differences
     ]
-    peers = [row for row in ("joint-embedding", "scan", *PEERS) if row in differences]
+    peers = [row for row in PEERS if row in differences]
     if peers:
         nearest = min(peers, key=lambda row: differences[row].mean)
         lines.append(
@@ -95,12 +104,9 @@ def hardly_learnt(outcomes: Sequence[Outcome]) -> int:
 
 
 def _but(outcomes: Sequence[Outcome]) -> str:
-    slow, count = hardly_learnt(outcomes), len(outcomes)
-    if not slow:
-        return ""
-    rest = [outcome.recall["rsum"] for outcome in outcomes if outcome.recall["rsum"] >= BEGUN]
-    best = f", the best reached {max(rest):.1f}" if rest and slow < count else ""
-    return f" ({slow} of {count} seeds without it hardly learnt{best})"
+    slow, best = hardly_learnt(outcomes), max(outcome.recall["rsum"] for outcome in outcomes)
+    reached = f", the best reached {best:.1f}" if best >= BEGUN else ""
+    return f" ({slow} of {len(outcomes)} seeds without it hardly learnt{reached})" if slow else ""
 
 
 def _worth(difference: Difference) -> str:
