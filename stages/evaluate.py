@@ -5,6 +5,7 @@ from pathlib import Path
 
 from camp_model.files import write_json, write_sealed, write_table, write_text
 from camp_model.regions import RegionStore
+from camp_model.vocabulary import Vocabulary
 from stages.charts.gates import histogram_page
 from stages.contracts import hashes_of, input_errors, read_fingerprint
 from stages.device import Precision, choose_device
@@ -41,12 +42,13 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
     """
     with input_errors():
         store = RegionStore(regions)
+        vocabulary = Vocabulary.load(captions / "vocabulary.json")
     device = choose_device(params.device, "evaluate.device")
     trained = read_fingerprint(model).get("precision", "fp32")
     precision = Precision(trained if params.precision == "trained" else params.precision, device, "evaluate.precision")
     splits = {name: read_split(name, captions, store) for name in params.splits}
-    models = load_models([model, *map(named_path, params.ensemble)], store, captions, device)
-    splits, lexicon = read_as(models, captions, splits, read_lexicon(params, captions))
+    models = load_models([model, *map(named_path, params.ensemble)], store, vocabulary, device)
+    splits, lexicon = read_as(models, vocabulary, splits, read_lexicon(params, captions, vocabulary))
     with track("evaluate", {"evaluate": params}, parent=trained_by(model)) as run:
         with precision.autocast(), input_errors():  # a torn shard
             measured = {

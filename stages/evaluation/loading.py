@@ -22,14 +22,15 @@ K = TypeVar("K", bound=str)
 T = TypeVar("T", Fold, Foils)
 
 
-def load_models(folders: Sequence[Path], store: RegionStore, captions: Path, device: torch.device) -> list[CAMP]:
-    """Load checkpoints and make sure that they read these regions and these captions.
+def load_models(
+    folders: Sequence[Path], store: RegionStore, vocabulary: Vocabulary, device: torch.device
+) -> list[CAMP]:
+    """Load checkpoints and make sure that they read these regions and the captions' vocabulary.
 
     Raises:
         InputError: a checkpoint is broken, or of another vocabulary, feature width or detector.
     """
     with input_errors():
-        vocabulary = Vocabulary.load(captions / "vocabulary.json")
         models = [load_checkpoint(folder, device, vocabulary)[0] for folder in folders]
     for folder, model in zip(folders, models, strict=True):
         check_trained_on(folder, model.config, store)
@@ -46,14 +47,12 @@ class LexiconIds:
     """By split."""
 
 
-def read_lexicon(params: EvaluateParams, captions: Path) -> LexiconIds:
+def read_lexicon(params: EvaluateParams, captions: Path, vocabulary: Vocabulary) -> LexiconIds:
     """What tokenize_captions wrote beside the captions; captions that were trained on have no foils.
 
     Raises:
         InputError: a file cannot be read or is of another format.
     """
-    with input_errors():
-        vocabulary = Vocabulary.load(captions / "vocabulary.json")
     words = load_words(captions / "lexicon.json")
     names = [name for name in params.splits if params.foils and name != "train"]
     foils: dict[str, Foils] = {name: read_foils(captions / f"foils_{name}.parquet") for name in names}
@@ -61,11 +60,9 @@ def read_lexicon(params: EvaluateParams, captions: Path) -> LexiconIds:
 
 
 def read_as(
-    models: Sequence[CAMP], captions: Path, splits: Mapping[K, Fold], lexicon: LexiconIds
+    models: Sequence[CAMP], vocabulary: Vocabulary, splits: Mapping[K, Fold], lexicon: LexiconIds
 ) -> tuple[dict[K, Fold], LexiconIds]:
-    """Splits and foils with their words as models of the vocabulary in `captions` read them (`as_read`)."""
-    with input_errors():
-        vocabulary = Vocabulary.load(captions / "vocabulary.json")
+    """Splits and foils with their words as models of a vocabulary read them (`as_read`)."""
 
     def read(owner: T) -> T:
         return replace(owner, captions=as_read(models, vocabulary, owner.captions))

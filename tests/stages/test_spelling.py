@@ -66,9 +66,10 @@ def test_evaluation(run, model):
 
 def test_foils_and_splits_are_read_alike(run):
     store = RegionStore(run.regions)
-    models = load_models([run.model], store, run.token_tables, torch.device("cpu"))
-    lexicon = read_lexicon(PARAMS, run.token_tables)
-    splits, read = read_as(models, run.token_tables, {"test": read_split("test", run.token_tables, store)}, lexicon)
+    vocabulary = Vocabulary.load(run.token_tables / "vocabulary.json")
+    models = load_models([run.model], store, vocabulary, torch.device("cpu"))
+    lexicon = read_lexicon(PARAMS, run.token_tables, vocabulary)
+    splits, read = read_as(models, vocabulary, {"test": read_split("test", run.token_tables, store)}, lexicon)
     assert read.content == lexicon.content and read.foils["test"].words == lexicon.foils["test"].words
     assert UNK in lexicon.foils["test"].captions._ids, "foils of the hostile caption"
     for table in (splits["test"].captions, read.foils["test"].captions):
