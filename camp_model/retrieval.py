@@ -4,6 +4,9 @@ CAMP meets every image with every caption, so its time grows with the collection
 (`matcher: joint`), gives every image one vector; an index of these vectors (faiss, the extra
 `retrieval`) finds the K nearest images of a sentence in milliseconds, and CAMP ranks only those. Recall is then at most
 the shortlist's recall at K. Time and memory for up to 1e9 images: docs/scaling.md.
+
+This is for two models over a region store, from a notebook. Where one CAMP was trained with a joint term
+(`camp_model.joint`), its own mean vectors make the shortlist: the search page ranks so, in `search.ranking`.
 """
 
 from collections.abc import Callable
@@ -119,11 +122,11 @@ def load_index(path: Path) -> Any:
         check_seal(path)
         return faiss.read_index(str(path))
     except (OSError, RuntimeError):
-        raise ValueError(f"{path}: cannot be read; expected a faiss index") from None
+        raise ValueError(f"{path}: cannot be read as an index; expected a faiss index") from None
 
 
 class Retriever:
-    """Ranks the images of a collection for sentences.
+    """Ranks the images of a collection that does not change for many sentences at a time, by two models.
 
     Args:
         model: CAMP, for the final order.

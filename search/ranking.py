@@ -1,4 +1,8 @@
-"""Pictures ranked for a sentence: a shortlist by vectors where the model was trained for that, then CAMP."""
+"""Pictures ranked for a sentence: a shortlist by vectors where the model was trained for that, then CAMP.
+
+One model does both here, over pictures that come and go, and what was made of them is held for the next query. The
+library's `camp_model.retrieval` has a second model make the shortlist, and holds nothing.
+"""
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence

@@ -17,7 +17,7 @@ from stages.extraction.plan import Plan, PlannedImage, Shard
 from stages.extraction.reading import Detector, read_ahead, reader
 from stages.extraction.shard_folder import is_whole, missing_shards
 from stages.extraction.shard_run import ShardRun
-from stages.extraction.store import check_rejected
+from stages.extraction.store import check_rejected_images
 
 READ_AHEAD = 4
 """Batches of pictures that are decoded ahead of the network."""
@@ -91,7 +91,7 @@ def extract_missing(
 
     def reject(image: PlannedImage, reason: str) -> None:
         rejected.append((image.image_id, image.path, reason))
-        check_rejected(rejected, plan.total, params, " so far")
+        check_rejected_images(rejected, plan.total, params, " so far")
 
     writing: list[tuple[str, Future[bool]]] = []
     bar = tqdm(total=sum(len(shard.images) for shard in todo), unit="image", mininterval=2, dynamic_ncols=True)

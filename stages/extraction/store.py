@@ -18,7 +18,7 @@ class StoreCounts(NamedTuple):
     rejected: int
 
 
-def check_rejected(
+def check_rejected_images(
     rejected: Sequence[tuple[str, str, str]], total: int, params: RegionsParams, sofar: str = ""
 ) -> None:
     """InputError when more than `max_rejected_share` of all images were rejected; rows are (image_id, path, reason)."""
@@ -50,7 +50,7 @@ def finish_store(plan: Plan, folder: Path, out: Path) -> StoreCounts:
             for row, (image_id, count) in enumerate(zip(header.image_ids, header.num_regions, strict=True))
         ]
         rejected += [(image_id, paths[image_id], reason) for image_id, reason in header.rejected]
-    check_rejected(rejected, plan.total, plan.params.regions)
+    check_rejected_images(rejected, plan.total, plan.params.regions)
     for shard in plan.shards:
         _retry(lambda name=shard.file_name: link(folder / name, out / name))  # type: ignore[misc]
     _retry(lambda: write_rejected(out, plan.info, rejected))

@@ -7,8 +7,7 @@ from typing import Any, Self
 import faiss
 import numpy as np
 
-from camp_model.files import replacing
-from camp_model.seal import check_seal, seal
+from camp_model.retrieval import load_index, save_index
 from stages.contracts import input_errors
 from stages.errors import InputError
 from stages.indexing.engines import Ids, Vectors, in_order
@@ -72,9 +71,7 @@ class FaissEngine:
 
     def save(self, path: Path) -> None:
         """Write the index; the same vectors give the same bytes."""
-        with replacing(path) as temporary:
-            faiss.write_index(self._index, str(temporary))
-            seal(temporary, append=True)
+        save_index(self._index, path)
 
     @classmethod
     def load(cls, path: Path, dim: int) -> Self:
@@ -83,12 +80,8 @@ class FaissEngine:
         Raises:
             InputError: the file is missing, damaged, no index, or of another width.
         """
-        try:
-            with input_errors():
-                check_seal(path)
-            index = faiss.read_index(str(path))
-        except (OSError, RuntimeError):
-            raise InputError(f"{path}: cannot be read as an index of faiss; the stage index writes it") from None
+        with input_errors():
+            index = load_index(path)
         if index.d != dim:
             raise InputError(f"{path}: its vectors are {index.d} wide; the model's are {dim}")
         engine = cls(dim)
