@@ -1,11 +1,12 @@
 """Training losses over all negatives of a batch; arguments, and what is returned, as in `camp_model.losses`."""
 
 from collections.abc import Callable
+from typing import Unpack
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-from camp_model.losses import GATE_LOGIT, LOGIT, SIMILARITY, EncodedBatch
+from camp_model.losses import GATE_LOGIT, LOGIT, SIMILARITY, BatchOptions, EncodedBatch
 from camp_model.model import CAMP
 
 
@@ -17,18 +18,16 @@ def all_negatives_bce(
     word_mask: Tensor,
     image_index: Tensor,
     *,
-    caption_index: Tensor | None = None,
     gate_supervision: float = 0.0,
-    micro_batch: int = 0,
-    pairs: slice | None = None,
+    **options: Unpack[BatchOptions],
 ) -> Tensor:
     """Binary cross-entropy with the mean over all negatives of the batch in place of the hardest one.
 
     -[2 log m(I, T) + mean_T' log(1 - m(I, T')) + mean_I' log(1 - m(I', T))].
     """
-    indices = (image_index, caption_index)
-    batch = EncodedBatch(model, regions, region_mask, words, word_mask, indices, pairs, bool(gate_supervision))
-    scores = _AllPairs(batch, micro_batch)
+    gated = bool(gate_supervision)
+    batch = EncodedBatch(model, regions, region_mask, words, word_mask, image_index, gated=gated, **options)
+    scores = _AllPairs(batch)
     loss = scores.cross_entropy(LOGIT)
     return loss + gate_supervision * scores.cross_entropy(GATE_LOGIT) if gate_supervision else loss
 
@@ -41,20 +40,18 @@ def all_negatives_triplet(
     word_mask: Tensor,
     image_index: Tensor,
     *,
-    caption_index: Tensor | None = None,
     margin: float = 0.2,
     gate_supervision: float = 0.0,
-    micro_batch: int = 0,
-    pairs: slice | None = None,
+    **options: Unpack[BatchOptions],
 ) -> Tensor:
     """Sum of hinges over all negatives of the batch: the ranking loss that VSE++ starts from (Faghri et al., BMVC 2018,
     equation 5), and VSE-infinity's first epoch.
 
     sum_T' [margin - s(I, T) + s(I, T')]+ + sum_I' [margin - s(I, T) + s(I', T)]+, s as in `triplet_loss`.
     """
-    indices = (image_index, caption_index)
-    batch = EncodedBatch(model, regions, region_mask, words, word_mask, indices, pairs, bool(gate_supervision))
-    scores = _AllPairs(batch, micro_batch)
+    gated = bool(gate_supervision)
+    batch = EncodedBatch(model, regions, region_mask, words, word_mask, image_index, gated=gated, **options)
+    scores = _AllPairs(batch)
     loss = scores.hinges(margin)
     return loss + gate_supervision * scores.cross_entropy(GATE_LOGIT) if gate_supervision else loss
 
@@ -62,8 +59,8 @@ def all_negatives_triplet(
 class _AllPairs:
     """The wanted images with all captions, and the wanted captions with all images."""
 
-    def __init__(self, batch: EncodedBatch, micro_batch: int) -> None:
-        self.by_image, self.by_caption = batch.all_scores(micro_batch)  # [3, b, B] each
+    def __init__(self, batch: EncodedBatch) -> None:
+        self.by_image, self.by_caption = batch.all_scores()  # [3, b, B] each
         self.negative, self.of_captions = batch.is_negative  # [b, B] each
         self.rows = batch.rows
 

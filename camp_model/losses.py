@@ -5,21 +5,16 @@ Those with hardest negatives; `camp_model.all_negatives` has those with all.
 A loss with hardest negatives touches only the B positives and 2B negatives. All B x B pairs are scored without
 gradients to pick them; forward and backward then run on 3B pairs. The gradient is that of the all-pairs graph.
 
-All losses take the same arguments:
+All losses take the encoded batch, and what `BatchOptions` says of it:
     model: a `CAMP`.
-    regions, region_mask, words, word_mask: the encoded batch, [B, R, d], bool [B, R], [B, N, d], bool [B, N].
+    regions, region_mask, words, word_mask: [B, R, d], bool [B, R], [B, N, d], bool [B, N].
     image_index: int64 [B]; pairs with an equal index show the same image and are never each other's negatives.
-    caption_index: int64 [B]; pairs with an equal index have captions of the same text, which are never each other's
-        negatives either, nor those of the images that have them in this batch; None: no two are equal.
+Beside these each has its own, among them:
     gate_supervision: weight of binary cross-entropy on the pairs' mean gate logits, for the pairs already picked.
         Beyond the paper: it makes gates open on matching pairs and close on others. 0: as published.
     candidates, generator: pick the hardest of this many negatives drawn at random from `generator`, or of all where a
         batch has no more; 0: of all.
     random_negatives: as `candidates` 1.
-    micro_batch: at most this many pairs in one forward and backward pass, whose activations are recomputed in the
-        backward pass; 0: all at once. The loss and its gradient are the same.
-    pairs: the pairs of the batch whose loss is wanted, with negatives from the whole batch; None: all of them. For
-        training over several processes, see `camp_model.distributed`.
 They return the mean over pairs, in float32 or wider, and raise a ValueError for gate supervision of a model without
 gates. A pair without any possible negative contributes its positive term alone.
 """
@@ -27,6 +22,7 @@ gates. A pair without any possible negative contributes its positive term alone.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -38,9 +34,23 @@ from camp_model.model import CAMP
 from camp_model.negatives import drawn_negatives, hardest, mine_hardest, negative_pairs
 from camp_model.scoring.all_pairs import score_prepared
 
-__all__ = ["EncodedBatch", "gate_bce", "hardest_negative_bce", "mine_hardest", "triplet_loss"]
+__all__ = ["BatchOptions", "EncodedBatch", "gate_bce", "hardest_negative_bce", "mine_hardest", "triplet_loss"]
 
 LOGIT, SIMILARITY, GATE_LOGIT = 0, 1, 2
+
+
+class BatchOptions(TypedDict, total=False):
+    """What every loss may be told of its batch."""
+
+    caption_index: Tensor | None
+    """int64 [B]; pairs with an equal index have captions of the same text, which are never each other's negatives
+    either, nor those of the images that have them in this batch; None: no two are equal."""
+    pairs: slice | None
+    """The pairs of the batch whose loss is wanted, with negatives from the whole batch; None: all of them. For training
+    over several processes, see `camp_model.distributed`."""
+    micro_batch: int
+    """At most this many pairs in one forward and backward pass, whose activations are recomputed in the backward pass;
+    0: all at once. The loss and its gradient are the same."""
 
 
 def hardest_negative_bce(
@@ -51,22 +61,20 @@ def hardest_negative_bce(
     word_mask: Tensor,
     image_index: Tensor,
     *,
-    caption_index: Tensor | None = None,
     gate_supervision: float = 0.0,
     random_negatives: bool = False,
     candidates: int = 0,
     generator: torch.Generator | None = None,
-    micro_batch: int = 0,
-    pairs: slice | None = None,
+    **options: Unpack[BatchOptions],
 ) -> Tensor:
     """Binary cross-entropy with the hardest negatives (paper equation 13), on logits.
 
     -[2 log m(I, T) + log(1 - m(I, T^)) + log(1 - m(I^, T))], T^ and I^ the highest-scoring negatives; arguments as in
     the module's docstring.
     """
-    indices = (image_index, caption_index)
-    batch = EncodedBatch(model, regions, region_mask, words, word_mask, indices, pairs, bool(gate_supervision))
-    picked = batch.pick(1 if random_negatives else candidates, generator, micro_batch)
+    gated = bool(gate_supervision)
+    batch = EncodedBatch(model, regions, region_mask, words, word_mask, image_index, gated=gated, **options)
+    picked = batch.pick(1 if random_negatives else candidates, generator)
     loss = picked.cross_entropy(LOGIT)
     return loss + gate_supervision * picked.cross_entropy(GATE_LOGIT) if gate_supervision else loss
 
@@ -79,22 +87,20 @@ def triplet_loss(
     word_mask: Tensor,
     image_index: Tensor,
     *,
-    caption_index: Tensor | None = None,
     margin: float = 0.2,
     gate_supervision: float = 0.0,
     random_negatives: bool = False,
     candidates: int = 0,
     generator: torch.Generator | None = None,
-    micro_batch: int = 0,
-    pairs: slice | None = None,
+    **options: Unpack[BatchOptions],
 ) -> Tensor:
     """Hinge with the hardest negatives, on the bare cosine or, for `matching: mlp`, on the probability.
 
     [margin - s(I, T) + s(I, T^)]+ + [margin - s(I, T) + s(I^, T)]+; arguments as in the module's docstring.
     """
-    indices = (image_index, caption_index)
-    batch = EncodedBatch(model, regions, region_mask, words, word_mask, indices, pairs, bool(gate_supervision))
-    picked = batch.pick(1 if random_negatives else candidates, generator, micro_batch)
+    gated = bool(gate_supervision)
+    batch = EncodedBatch(model, regions, region_mask, words, word_mask, image_index, gated=gated, **options)
+    picked = batch.pick(1 if random_negatives else candidates, generator)
     loss = picked.hinge(margin)
     return loss + gate_supervision * picked.cross_entropy(GATE_LOGIT) if gate_supervision else loss
 
@@ -107,11 +113,9 @@ def gate_bce(
     word_mask: Tensor,
     image_index: Tensor,
     *,
-    caption_index: Tensor | None = None,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
-    micro_batch: int = 0,
-    pairs: slice | None = None,
+    **options: Unpack[BatchOptions],
 ) -> Tensor:
     """Binary cross-entropy of every word's gate: open on its own image, closed on a random other one.
 
@@ -123,8 +127,7 @@ def gate_bce(
     Raises:
         ValueError: the model has no gates.
     """
-    indices = (image_index, caption_index)
-    batch = EncodedBatch(model, regions, region_mask, words, word_mask, indices, pairs, gated=False)
+    batch = EncodedBatch(model, regions, region_mask, words, word_mask, image_index, **options)
 
     def likelihoods(image_rows: Tensor, caption_rows: Tensor) -> Tensor:
         """Mean log-likelihood [2, P] of open and of closed gates."""
@@ -135,7 +138,7 @@ def gate_bce(
         return of_words.sum(-1) / real.sum(-1).clamp(min=1)
 
     of_image, of_caption = (hardest(*pair) for pair in zip(batch.draw(generator), batch.is_negative, strict=True))
-    positive, caption, image = batch.on_pairs(likelihoods, of_image, of_caption, micro_batch).chunk(3, dim=1)
+    positive, caption, image = batch.on_pairs(likelihoods, of_image, of_caption).chunk(3, dim=1)
     has_caption, has_image = of_image >= 0, of_caption >= 0
     negative = has_caption * caption[1] + has_image * image[1]
     return -(2 * positive[0] + negative).mean()
@@ -174,24 +177,26 @@ class EncodedBatch:
         region_mask: Tensor,
         words: Tensor,
         word_mask: Tensor,
-        indices: tuple[Tensor, Tensor | None],
-        pairs: slice | None,
-        gated: bool,
+        image_index: Tensor,
+        *,
+        gated: bool = False,
+        caption_index: Tensor | None = None,
+        pairs: slice | None = None,
+        micro_batch: int = 0,
     ) -> None:
-        image_index, texts = indices
         size = len(image_index)
         if len(regions) != size or len(words) != size:
             raise ValueError(f"aligned pairs: {len(regions)} images, {len(words)} captions, {size} image_index")
-        self.model, self.gated = model, gated
+        self.model, self.gated, self.micro_batch = model, gated, micro_batch
         self.images = model.prepare_regions(regions, region_mask)
         self.captions = model.prepare_words(words, word_mask)
         self.size = size
         self.rows = torch.arange(size, device=regions.device)[pairs or slice(None)]
-        negative = negative_pairs(image_index, texts).to(regions.device)
+        negative = negative_pairs(image_index, caption_index).to(regions.device)
         self.is_negative = negative[self.rows], negative.T[self.rows]
         """bool [b, B] each: captions that are negatives of the wanted images, images that are of their captions."""
 
-    def pick(self, candidates: int, generator: torch.Generator | None, micro_batch: int) -> _Picked:
+    def pick(self, candidates: int, generator: torch.Generator | None) -> _Picked:
         rows, size = self.rows, self.size
         is_negative = self.is_negative
         with torch.no_grad():
@@ -211,7 +216,7 @@ class EncodedBatch:
                 )  # fmt: skip
             caption, image = hardest(by_image, is_negative[0]), hardest(by_caption, is_negative[1])
         run = partial(self._match, layout=PAIRS)
-        positive, negative_caption, negative_image = self.on_pairs(run, caption, image, micro_batch).chunk(3, dim=1)
+        positive, negative_caption, negative_image = self.on_pairs(run, caption, image).chunk(3, dim=1)
         return _Picked(positive, negative_caption, negative_image, caption >= 0, image >= 0)
 
     def draw(self, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
@@ -222,25 +227,25 @@ class EncodedBatch:
         draws = torch.rand(2, size, size, generator=generator, device=device).to(self.rows.device)[:, self.rows]
         return draws[0], draws[1]
 
-    def on_pairs(self, run: Callable[..., Tensor], caption: Tensor, image: Tensor, micro_batch: int) -> Tensor:
+    def on_pairs(self, run: Callable[..., Tensor], caption: Tensor, image: Tensor) -> Tensor:
         """`run(image_rows, caption_rows)` -> [k, P] on the positives, the negative captions and the negative images."""
         rows = self.rows
         image_rows = torch.cat([rows, rows, image.clamp(min=0)])
         caption_rows = torch.cat([rows, caption.clamp(min=0), rows])
-        step = micro_batch or len(image_rows)
+        step = self.micro_batch or len(image_rows)
         chunks = zip(torch.split(image_rows, step), torch.split(caption_rows, step), strict=True)
-        return torch.cat([_saving(run, i, c, micro_batch) for i, c in chunks], dim=1)
+        return torch.cat([self._saving(run, i, c) for i, c in chunks], dim=1)
 
-    def all_scores(self, micro_batch: int) -> tuple[Tensor, Tensor]:
+    def all_scores(self) -> tuple[Tensor, Tensor]:
         """The wanted images with all captions, and the wanted captions with all images, [3, b, B] each."""
         everything = torch.arange(self.size, device=self.rows.device)
-        size = max(1, micro_batch // len(everything)) if micro_batch else len(self.rows)
+        size = max(1, self.micro_batch // len(everything)) if self.micro_batch else len(self.rows)
         chunks = torch.split(self.rows, size)
         run = partial(self._match, layout=TILES)
-        by_image = torch.cat([_saving(run, rows, everything, micro_batch) for rows in chunks], dim=1)
+        by_image = torch.cat([self._saving(run, rows, everything) for rows in chunks], dim=1)
         if len(self.rows) == len(everything):
             return by_image, by_image.transpose(1, 2)
-        columns = [_saving(run, everything, rows, micro_batch) for rows in chunks]
+        columns = [self._saving(run, everything, rows) for rows in chunks]
         return by_image, torch.cat(columns, dim=2).transpose(1, 2)
 
     def _match(self, image_rows: Tensor, caption_rows: Tensor, layout: Layout) -> Tensor:
@@ -253,10 +258,9 @@ class EncodedBatch:
         stacked = torch.stack(scores)
         return stacked.float() if stacked.dtype in (torch.float16, torch.bfloat16) else stacked
 
-
-def _saving(run: Callable[..., Tensor], image_rows: Tensor, caption_rows: Tensor, micro_batch: int) -> Tensor:
-    """`run(image_rows, caption_rows)`; with micro-batches its activations are computed again in the backward pass."""
-    if micro_batch:
-        values: Tensor = checkpoint(run, image_rows, caption_rows, use_reentrant=False, preserve_rng_state=False)
-        return values
-    return run(image_rows, caption_rows)
+    def _saving(self, run: Callable[..., Tensor], image_rows: Tensor, caption_rows: Tensor) -> Tensor:
+        """`run(image_rows, caption_rows)`; with micro-batches its activations are computed again going backward."""
+        if self.micro_batch:
+            values: Tensor = checkpoint(run, image_rows, caption_rows, use_reentrant=False, preserve_rng_state=False)
+            return values
+        return run(image_rows, caption_rows)

@@ -12,7 +12,7 @@ from camp_model.distributed import gather_batch
 from camp_model.encoders import length_mask
 from camp_model.foils import foil_bce
 from camp_model.joint import joint_contrastive
-from camp_model.losses import gate_bce, hardest_negative_bce, triplet_loss
+from camp_model.losses import BatchOptions, gate_bce, hardest_negative_bce, triplet_loss
 from camp_model.model import CAMP
 from stages.device import Precision
 from stages.params.train import TrainParams
@@ -38,7 +38,7 @@ def batch_loss(
         words, word_mask = drop(words, word_mask, params.drop_words, is_mark(batch.tokens))
         everyone = gather_batch(regions, region_mask, words, word_mask, batch.image_index, batch.caption_index)
         encoded_batch = (model, *everyone.tensors)
-        options: dict[str, Any] = {
+        options: BatchOptions = {
             "caption_index": everyone.caption_index, "pairs": everyone.pairs, "micro_batch": params.micro_batch
         }  # fmt: skip
         by_pair = params.gate_supervision if params.gate_target == "pair" else 0.0
