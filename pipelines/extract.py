@@ -32,8 +32,8 @@ from stages.entry import read_params
 from stages.errors import InputError
 
 if TYPE_CHECKING:
+    from stages.extraction.describing import Detector
     from stages.extraction.plan import Plan
-    from stages.extraction.reading import Detector
 
 STAGE = "extract_regions"
 DATASET, DETECTOR, REGIONS = Path("data/dataset"), Path("data/detector"), Path("data/regions")

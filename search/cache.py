@@ -17,8 +17,9 @@ from camp_model.seal import check_seal
 from search.features import Extraction, Looker
 from stages.detectors.base import Description
 from stages.detectors.images import PASSING_REASONS
-from stages.extraction.plan import ExtractSections, Plan, PlannedImage, Shard, extraction_head, shard_key, store_info
-from stages.extraction.reading import read_ahead, reader
+from stages.extraction.describing import PlannedImage, store_info
+from stages.extraction.plan import ExtractSections, Plan, Shard, extraction_head, shard_key
+from stages.extraction.reading import read_ahead
 from stages.extraction.shard_run import ShardRun
 from stages.indexing.engines import Vectors
 from stages.indexing.vectors import shard_vectors, vector_file
@@ -144,8 +145,8 @@ class FeatureCache:
                 passing[image.image_id] = reason
 
         run = ShardRun(shard, plan, extractor, self.folder, reject)
-        read = reader(extractor, root, self.params.regions.max_pixels)
-        for _, image, item in read_ahead(((shard, image) for image in images), read, READ_AHEAD):
+        stream = ((shard, image) for image in images)
+        for _, image, item in read_ahead(stream, extractor, root, self.params.regions.max_pixels, READ_AHEAD):
             run.add(image, item)
             if not done():
                 return passing

@@ -27,8 +27,8 @@ from search.sample import TOLERANCE, difference, read_sample, sample_picture
 from stages.contracts import read_fingerprint, read_object
 from stages.detectors import DETECTORS
 from stages.detectors.base import Description, RegionExtractor, extract, load_detector
-from stages.detectors.boxes import append_geometry
 from stages.errors import InputError
+from stages.extraction.describing import with_geometry
 from stages.params.captions import CaptionsParams
 from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams
@@ -170,4 +170,4 @@ class Looker:
     def look(self, image: npt.NDArray[np.uint8]) -> ImageRegions:
         """The regions of a picture, uint8 RGB [H, W, 3]."""
         (regions,) = extract(self.extractor(), [image])
-        return append_geometry(regions) if self.regions.geometry else regions
+        return with_geometry(regions, self.regions)

@@ -28,7 +28,7 @@ WITHOUT_EFFECT = {
     for name in ("base", "detectron2_weights", "images", "pickled_arrays", "timm_weights", "weights")
 }
 # What extraction does around every detector, and to every picture.
-AROUND, DECODER = "stages.detectors.boxes", "stages.detectors.images"
+AROUND, DECODER = "stages.extraction.describing", "stages.detectors.images"
 WITHOUT_PICTURES = ("precomputed",)
 
 
@@ -104,7 +104,11 @@ def _computed_by(module: str | None, pictures: bool) -> dict[str, Any]:
 
 def computing_digest(backend: str) -> str:
     """The digest of what first computed the features that the code and versions of now compute."""
-    digest: str = computed_by(backend)["digest"]
+    return _first(computed_by(backend)["digest"])
+
+
+def _first(digest: str) -> str:
+    """The digest of what first computed the features that the code and versions of `digest` compute."""
     for _ in range(len(HARMLESS)):
         digest = HARMLESS.get(digest, digest)
     return digest
@@ -121,5 +125,5 @@ def changes_since(before: Any, backend: str) -> str:
     return (
         f"What computes the regions has changed ({', '.join(changes) or 'its code'}): extract_regions will extract all "
         "images again. If every feature stays as it was, say so in stages/detectors/harmless.py first: "
-        f'HARMLESS = {{"{now["digest"]}": "{before["digest"]}"}}'
+        f'HARMLESS = {{"{now["digest"]}": "{_first(before["digest"])}"}}'
     )

@@ -13,8 +13,9 @@ from stages.detectors.base import load_detector
 from stages.device import Precision
 from stages.entry import end_with_parent
 from stages.errors import InputError
-from stages.extraction.plan import Plan, PlannedImage, Shard
-from stages.extraction.reading import Detector, read_ahead, reader
+from stages.extraction.describing import Detector, PlannedImage
+from stages.extraction.plan import Plan, Shard
+from stages.extraction.reading import read_ahead
 from stages.extraction.shard_folder import is_whole, missing_shards
 from stages.extraction.shard_run import ShardRun
 from stages.extraction.store import check_rejected_images
@@ -84,9 +85,8 @@ def extract_missing(
             f"{plan.detector}: the detector on this machine is {detector.fingerprint[:12]}, the plan's is "
             f"{plan.info.detector[:12]}; expected the same weights, code and library versions on all machines"
         )
-    stream = read_ahead(
-        _feed(todo, folder), reader(detector, plan.pictures, params.max_pixels), READ_AHEAD * params.batch_size
-    )
+    ahead = READ_AHEAD * params.batch_size
+    stream = read_ahead(_feed(todo, folder), detector, plan.pictures, params.max_pixels, ahead)
     rejected: list[tuple[str, str, str]] = []
 
     def reject(image: PlannedImage, reason: str) -> None:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 from pydantic import model_validator
@@ -18,8 +18,9 @@ from pydantic import model_validator
 from camp_model.regions import StoreInfo
 from stages.contracts import read_table
 from stages.detectors.base import Description
-from stages.detectors.boxes import GEOMETRY_DIM, GEOMETRY_SCALE
+from stages.detectors.boxes import GEOMETRY_SCALE
 from stages.errors import InputError
+from stages.extraction.describing import PlannedImage, store_info
 from stages.params.dataset import DatasetParams
 from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams, check_boxes
@@ -40,18 +41,6 @@ class ExtractSections(StageSections):
     def _fit(self) -> Self:
         check_boxes(self.regions, self.dataset, self.detector)
         return self
-
-
-class PlannedImage(NamedTuple):
-    """A row of images.parquet, with the boxes to describe where the params ask for given ones."""
-
-    image_id: str
-    path: str
-    sha256: str
-    width: int
-    height: int
-    boxes: np.ndarray | None = None
-    """float32 [k, 4]"""
 
 
 @dataclass(frozen=True)
@@ -83,19 +72,6 @@ class Plan:
     def of(self, shards: Iterable[Shard]) -> "Plan":
         """The same for some of the shards."""
         return replace(self, shards=tuple(shards))
-
-
-def store_info(params: RegionsParams, description: Description) -> StoreInfo:
-    """What holds for all shards of a run."""
-    return StoreInfo(
-        region_dim=description.region_dim + (GEOMETRY_DIM if params.geometry else 0),
-        max_regions=params.per_image,
-        detector=description.fingerprint,
-        dtype=params.dtype,
-        categories=description.categories,
-        attributes=description.attributes,
-        geometry=GEOMETRY_SCALE if params.geometry else 0.0,
-    )
 
 
 def boundaries(image_ids: Sequence[str], shard_size: int) -> list[tuple[int, int]]:

@@ -5,16 +5,14 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
+from typing import cast
 
 from camp_model.regions import ImageRegions, read_shard, storable, write_shard
-from stages.detectors.base import NetworkInput
-from stages.detectors.boxes import append_geometry, given_boxes
+from stages.detectors.base import NetworkInput, RegionExtractor
 from stages.detectors.images import RejectedImage
 from stages.errors import InputError
-from stages.extraction.plan import Plan, PlannedImage, Shard
-from stages.extraction.reading import Detector, Item
+from stages.extraction.describing import Detector, Item, PlannedImage, describe, with_geometry
+from stages.extraction.plan import Plan, Shard
 from stages.extraction.shard_folder import whole_header
 
 WAITING_BYTES = 256 << 20
@@ -68,21 +66,12 @@ class ShardRun:
         batch = [(image, item) for image, item in batch if image.image_id not in self._results]
         if not batch:
             return
-        given = None
-        if self.params.boxes == "given":
-            given = [
-                given_boxes(image.boxes, item.width, item.height, self.params.per_image)
-                for image, item in batch
-                if image.boxes is not None
-            ]
-        regions = self.detector.forward([item for _, item in batch], given)  # type: ignore[union-attr]
+        regions = describe(cast(RegionExtractor, self.detector), batch, self.params)
         for (image, _), result in zip(batch, regions, strict=True):
             self._accept(image, result)
 
     def _accept(self, image: PlannedImage, regions: ImageRegions) -> None:
-        if self.params.geometry:
-            with np.errstate(all="ignore"):  # what is not finite is set aside
-                regions = append_geometry(regions)
+        regions = with_geometry(regions, self.params)
         if reason := storable(self.info, regions):
             self._set_aside(image, f"{reason} (regions.dtype: {self.info.dtype})")
             return

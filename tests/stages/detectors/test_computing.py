@@ -2,6 +2,9 @@
 
 import ast
 import importlib.metadata
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,7 +68,7 @@ def test_the_code_of_a_detector_is_what_it_imports_here(tmp_path: Path, monkeypa
 def test_each_shipped_detector_has_its_own_code_and_libraries(backend: str) -> None:
     pictures = backend != "precomputed"
     codes, _ = computing.code_of([DETECTORS[backend], computing.AROUND, *([computing.DECODER] if pictures else [])])
-    assert f"stages.detectors.{backend}" in codes and "stages.detectors.boxes" in codes
+    assert {f"stages.detectors.{backend}", "stages.detectors.boxes", "stages.extraction.describing"} <= set(codes)
     assert ("stages.detectors.images" in codes) == pictures
     assert ("stages.detectors.two_stage" in codes) == (backend in ("torchvision", "detectron2"))
     assert ("stages.detectors.grid" in codes) == (backend == "timm")
@@ -81,6 +84,31 @@ def test_each_shipped_detector_has_its_own_code_and_libraries(backend: str) -> N
     )
     if pictures:
         assert versions["torch"] == importlib.metadata.version("torch").split("+")[0]
+
+
+@pytest.mark.parametrize(
+    ("module", "counts"),
+    [("describing", True)]
+    + [(name, False) for name in ("filling", "plan", "reading", "shard_folder", "shard_run", "store")],
+)
+def test_of_the_code_of_extraction_that_counts_which_decides_numbers(tmp_path: Path, module: str, counts: bool) -> None:
+    """How pictures are read ahead, tried again and written can change without any shard being extracted again."""
+    shutil.copytree(Path(computing.__file__).parent.parent, tmp_path / "stages")
+    command = (
+        "from stages.detectors.computing import *;"
+        "print(*(computed_by(backend)['digest'] for backend in ('torchvision', 'timm', 'precomputed')))"
+    )
+
+    def digests() -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-B", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        return done.stdout.split()
+
+    before = digests()
+    path = tmp_path / f"stages/extraction/{module}.py"
+    path.write_text(f"{path.read_text()}\nCHANGED = True\n")
+    assert [after != earlier for after, earlier in zip(digests(), before, strict=True)] == [counts] * 3
 
 
 def test_another_version_is_another_digest(monkeypatch: pytest.MonkeyPatch) -> None:
