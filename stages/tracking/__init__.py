@@ -7,11 +7,9 @@ run. Where runs go and what they hold: docs/tracking.md.
 """
 
 import contextlib
-import hashlib
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 import uuid
 import warnings
@@ -28,8 +26,8 @@ from stages.contracts import read_fingerprint
 from stages.params.section import Section
 from stages.tracking.machine import output, sample_machine
 from stages.tracking.restore import model_hash
-from stages.tracking.spool import SPOOL, Spool, experiment_name, left_behind
-from stages.tracking.store import without_password
+from stages.tracking.spool import SPOOL, Spool, pending, writer_alive
+from stages.tracking.store import experiment_name, without_password
 from stages.workspace import main_root
 
 WAIT = 18.0
@@ -52,10 +50,12 @@ class Run:
     None: nothing is recorded (switched off, a second process of one training, or a disk that cannot be written).
     """
 
-    def __init__(self, spool: Spool | None, key: str, parent: str | None, params: object) -> None:
-        self._spool, self._parent, self._params = spool, parent, flatten(params)
+    run_id: str | None = None
+
+    def __init__(self, parent: str | None, params: object) -> None:
+        self._parent, self._params = parent, flatten(params)
+        self._spool: Spool | None = None
         self._lock = threading.Lock()
-        self.run_id = key if spool else None
 
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Record numbers; the name's part before `/` is its group on MLflow's pages. A child's go to its parent too."""
@@ -64,7 +64,7 @@ class Run:
 
     def log_artifact(self, path: Path | str, folder: str | None = None) -> None:
         """Record a copy of a file or folder as it is now. A child's go to its parent too."""
-        self._write("artifact", {"source": (Path(path),)}, folder=folder, also=self._parent)
+        self._write("artifact", Path(path), folder=folder, also=self._parent)
 
     def log_dataset(self, name: str, path: Path | str, digest: str) -> None:
         """Record that the run reads `path`, whose content has the hash `digest`."""
@@ -88,7 +88,7 @@ class Run:
         code = (Path(__file__).with_name("served_model.py"), Path(__file__).parents[2] / "camp_model")
         start_end, max_words = (self._params.get(f"captions.{name}") for name in ("start_end", "max_words"))
         self._write(
-            "model", {"source": (Path(folder),), "code": code}, val_rsum=float(val_rsum),
+            "model", Path(folder), *code, val_rsum=float(val_rsum),
             start_end=start_end == "True", max_words=int(max_words) if max_words else None,
         )  # fmt: skip
 
@@ -96,16 +96,13 @@ class Run:
         """Record tags; None is left out."""
         self._write("tags", values={name: str(value) for name, value in tags.items() if value is not None})
 
-    def _write(self, event: str, files: Mapping[str, tuple[Path, ...]] | None = None, **values: Any) -> None:
-        """Append an event; `files` are copied into the spool, and the event says where they lie."""
+    def _write(self, event: str, *sources: Path, **values: Any) -> None:
+        """Append an event with copies of `sources`; a spool that cannot be written ends the record, not the stage."""
         with self._lock:
             if self._spool is None:
                 return
             try:
-                for name, paths in (files or {}).items():
-                    folder = self._spool.keep(*paths)
-                    values[name] = folder if name == "code" else f"{folder}/{paths[0].name}"
-                self._spool.write(event, **values)
+                self._spool.write(event, *sources, **values)
             except OSError as error:
                 warnings.warn(f"the run is not recorded further: {error}", stacklevel=3)
                 self._spool = None
@@ -160,20 +157,15 @@ def track(
     whoever delivers the spool.
     """
     key, root = run_id or uuid.uuid4().hex, main_root()
-    spool = None
+    run, stop, spool, process = Run(parent, params), threading.Event(), None, None
     if os.environ.get("CAMP_TRACKING") != "off" and os.environ.get("RANK", "0") == "0":
         try:
-            spool = Spool(root, key)
+            run._spool = spool = Spool(root, key)
+            run.run_id = key
+            _begin(run, spool, kind, name, tags or {}, run_id is not None)
         except (OSError, Timeout) as error:
-            warnings.warn(f"the run is not recorded: {error}", stacklevel=3)
-    run = Run(spool, key, parent, params)
-    stop = threading.Event()
-    process = None
-    if spool:
-        try:
-            _begin(run, kind, name, tags or {}, run_id is not None)
-        except OSError as error:
             warnings.warn(f"the run is not recorded wholly: {error}", stacklevel=3)
+    if spool:
         process = _deliver(root, key)
         threading.Thread(target=sample_machine, args=(run._write, stop), daemon=True).start()
     status = "FINISHED"
@@ -195,7 +187,7 @@ def track(
             _wait(process, root, key)
 
 
-def _begin(run: Run, kind: str, name: str | None, tags: Mapping[str, object], resumed: bool) -> None:
+def _begin(run: Run, spool: Spool, kind: str, name: str | None, tags: Mapping[str, object], resumed: bool) -> None:
     """Record where a run comes from, the same on every path (desk, queue, flow or sweep), and what `restore` needs."""
     experiment = os.environ.get("DVC_EXP_NAME")
     run._write(
@@ -213,25 +205,24 @@ def _begin(run: Run, kind: str, name: str | None, tags: Mapping[str, object], re
     patch = output("git", "diff", *form, "HEAD") if commit else None
     if commit and patch is None:
         warnings.warn("git diff failed: `restore` will not have the uncommitted changes of this run", stacklevel=4)
-    lock = Path("dvc.lock").read_bytes() if Path("dvc.lock").is_file() else None
+    lock = Path("dvc.lock")
     origin = {
         "dvc.experiment": experiment,
         "git.commit": commit,
         "git.changed": bool(patch) if commit else None,
         "mlflow.source.git.commit": commit,
-        "dvc.lock": hashlib.sha256(lock).hexdigest() if lock else None,
+        "dvc.lock": sha256_of(lock) if lock.is_file() else None,
         "prefect.flow_run": os.environ.get("PREFECT__FLOW_RUN_ID"),
     }
     run.set_tags(origin | dict(tags))
-    for file in ("params.yaml", "dvc.lock"):
-        if Path(file).is_file():
-            run.log_artifact(file, "code")
-    if run._parent and lock and (model := model_hash(lock)):  # DVC enters the stage only after the train run has ended
-        run._write("tags", values={"dvc.model": model}, also=run._parent)
+    for file in filter(Path.is_file, (Path("params.yaml"), lock)):
+        run.log_artifact(file, "code")
+    if run._parent and lock.is_file():  # DVC enters the stage only after the train run has ended
+        model = model_hash(lock.read_bytes())
+        run._write("tags", values={"dvc.model": model} if model else {}, also=run._parent)
     if patch and not run._parent:
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "changes.patch").write_bytes(patch)
-            run.log_artifact(Path(folder) / "changes.patch", "code")
+        (spool.folder / "changes.patch").write_bytes(patch)
+        run.log_artifact(spool.folder / "changes.patch", "code")
     if kind == "train" and not resumed:
         run.log_metrics({HEADLINE: 0.0})
 
@@ -239,8 +230,8 @@ def _begin(run: Run, kind: str, name: str | None, tags: Mapping[str, object], re
 def _deliver(root: Path, key: str) -> subprocess.Popen[bytes] | None:
     """Start the process that carries the spool to the server; it ends by itself after this one."""
     command = [sys.executable, "-m", "stages.tracking.delivery", str(root), key]
+    path = root / ".tracking" / "delivery.log"
     try:
-        path = root / ".tracking" / "delivery.log"
         grown = path.exists() and path.stat().st_size > 1_000_000
         with path.open("wb" if grown else "ab") as log:
             return subprocess.Popen(
@@ -254,13 +245,12 @@ def _deliver(root: Path, key: str) -> subprocess.Popen[bytes] | None:
 
 def _wait(process: subprocess.Popen[bytes], root: Path, key: str) -> None:
     """Wait for the delivery, `WAIT` seconds at most, and say once what of the run was not delivered, and why."""
-    seconds = WAIT_AGAIN if left_behind(root, key) else WAIT
-    reason = f"did not take this run (why: {root / '.tracking' / 'delivery.log'})"
-    try:
+    others = [folder for folder in pending(root) if folder.name != key and not (folder / "refused.jsonl").exists()]
+    seconds = WAIT if all(map(writer_alive, others)) else WAIT_AGAIN
+    with contextlib.suppress(subprocess.TimeoutExpired):
         if process.wait(timeout=seconds) == 0:
             return
-    except subprocess.TimeoutExpired:
-        reason = f"has not taken all of this run within {seconds:.0f} s"
+    reason = f"has not taken all of this run yet (more in {root / '.tracking' / 'delivery.log'})"
     with contextlib.suppress(OSError):
         reason = f"did not take this run: {(root / SPOOL / key / 'problem').read_text(encoding='utf-8').rstrip('.')}"
     server = without_password(os.environ.get("MLFLOW_TRACKING_URI") or "mlflow.db")

@@ -1,5 +1,75 @@
+"""What a person asks of the tracking: the commands of `python -m stages.tracking`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
 from stages.entry import stage_main
-from stages.tracking.commands import main
+from stages.errors import InputError
+from stages.tracking.delivery import sync
+from stages.tracking.model import promote
+from stages.tracking.restore import find_commit, find_run, restore
+from stages.tracking.store import connect, experiment_id, experiment_name, show, store_uri
+from stages.tracking.view import KEY
+from stages.workspace import main_root
+
+
+def serve(root: Path, experiment: str, host: str, port: int) -> None:
+    """Become an MLflow server on the store of `root`."""
+    (root / "mlartifacts").mkdir(exist_ok=True)
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    # Without its job runner the server is two processes instead of ten.
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    runs = f"http://{host}:{port}/#/experiments/{experiment}/runs?viewStateShareKey={KEY}"
+    print(f"MLflow (Ctrl-C ends it): {runs}", flush=True)
+    store = ["--backend-store-uri", store_uri(root), "--default-artifact-root", (root / "mlartifacts").as_uri()]
+    where = ["--host", host, "--port", str(port), "--workers", "1"]
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", "--no-serve-artifacts", *store, *where])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m stages.tracking", description="MLflow, from this repository.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    ui = commands.add_parser("ui", help="open the store in a browser")
+    ui.add_argument("--host", default="127.0.0.1")
+    ui.add_argument("--port", type=int, default=5000)
+    commands.add_parser("sync", help="deliver what the server did not take when it happened")
+    commands.add_parser("find", help="the runs of a commit").add_argument("commit")
+    back = commands.add_parser("restore", help="a run's code, params, data and model, into a new folder")
+    back.add_argument("run", help="MLflow run id or camp.run tag, or the beginning of one")
+    back.add_argument("--into", type=Path, help="default: .work/restored/<run>")
+    commands.add_parser("promote", help="call a run's model champion").add_argument("run")
+    chosen, root = parser.parse_args(arguments), main_root()
+    if chosen.command == "sync":
+        delivered, problems = sync(root)
+        print(f"{delivered} {'run' if delivered == 1 else 'runs'} delivered, {len(problems)} left in .tracking/spool")
+        if problems:
+            raise InputError("; ".join(problems))
+        return
+    client = connect(root, store_uri(root))  # for the server, too: it must not be making the tables while a run begins
+    match chosen.command:
+        case "ui":
+            experiment = experiment_id(client, root, experiment_name())
+            show(client, experiment)
+            serve(root, experiment, chosen.host, chosen.port)
+        case "find":
+            runs = find_commit(client, root, chosen.commit)
+            for run in runs:
+                number = f"  val/rsum {run.data.metrics['val/rsum']:.1f}" if "val/rsum" in run.data.metrics else ""
+                kind = run.data.tags.get("camp.kind", "")
+                print(f"{run.info.run_id}  {kind:8}  {run.info.status:8}  {run.info.run_name}{number}")
+            if not runs:
+                raise InputError(f"{chosen.commit}: no run was started from it or trained the model in its dvc.lock")
+        case "restore":
+            run = find_run(client, chosen.run)
+            into = chosen.into or root / ".work" / "restored" / run.info.run_id
+            print(f"{into}: {', '.join(restore(client, root, run, into.resolve()))}")
+        case "promote":
+            run = find_run(client, chosen.run)
+            print(f"champion is now version {promote(client, run.info.run_id)}, of {run.info.run_name}")
+
 
 if __name__ == "__main__":
     stage_main(main, arguments=True)

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from camp_model.files import write_text
 from stages.errors import InputError
 from stages.tracking.model import log_model
-from stages.tracking.spool import SPOOL, Event, pending, set_delivered, started, undelivered, writer_alive
+from stages.tracking.spool import SPOOL, Event, pending, started, undelivered, writer_alive
 from stages.tracking.store import connect, experiment_id, local_uri, search, store_uri, without_password
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Delivery:
             InputError: MLflow refuses something of it, which stays in the folder.
             Exception: whatever MLflow raises where the store cannot be reached.
         """
-        refused = folder / "refused.jsonl"
+        refused, delivered = folder / "refused.jsonl", folder / "delivered"
         try:
             with FileLock(folder / "deliverer.lock", timeout=0):
                 start = started(folder)
@@ -62,12 +63,12 @@ class Delivery:
                         events.write(refused.read_bytes())
                     refused.unlink()
                 if start and self._find(folder.name) is None:  # it is new there, or was deleted: all of it
-                    set_delivered(folder, 0)
+                    delivered.unlink(missing_ok=True)
                 for offset, event in undelivered(folder):
                     if start is None:
                         raise InputError(f"{folder / 'events.jsonl'}: holds no start of a run")
                     self._send(folder, event)
-                    set_delivered(folder, offset)
+                    write_text(delivered, str(offset))
                 with FileLock(folder / "writer.lock", timeout=0):
                     if next(undelivered(folder), None):  # a resumed run wrote meanwhile
                         return False
@@ -88,8 +89,8 @@ class Delivery:
         if key not in self._runs:
             model = key.removeprefix("model-")
             named = f"tags.`camp.run` = '{key}'" if model == key else f"tags.`camp.model` = '{model}'"
-            for run in sorted(search(self.client, named), key=lambda run: run.info.start_time):
-                self._runs[key] = run.info.run_id
+            if runs := search(self.client, named):
+                self._runs[key] = runs[0].info.run_id
         return self._runs.get(key)
 
     def _send(self, folder: Path, event: Event) -> None:
@@ -116,6 +117,7 @@ class Delivery:
                 file.write(json.dumps(event | {"reason": reason}) + "\n")
 
     def _start(self, key: str, event: Event) -> None:
+        """Begin a run, or go on with it; below its parent, which is delivered first where it waits in the spool."""
         if run_id := self._find(key):
             self.client.update_run(run_id, status="RUNNING")
             return
@@ -128,12 +130,13 @@ class Delivery:
         }
         if parent := event.get("parent"):
             waiting = self.root / SPOOL / parent
-            if self._find(parent) is None and waiting in pending(self.root):
+            if self._find(parent) is None and waiting.exists():
                 with contextlib.suppress(InputError):  # it is told of by itself
                     self.deliver(waiting)
                 if self._find(parent) is None:
                     raise InputError(f"its parent, run {parent}, has to be delivered first")
-            tags |= {"camp.parent": parent} | ({"mlflow.parentRunId": self._runs[parent]} if self._find(parent) else {})
+            if run_id := self._find(parent):
+                tags["mlflow.parentRunId"] = run_id
         experiment = experiment_id(self.client, self.root, self.experiment or event["experiment"] or "camp")
         run = self.client.create_run(experiment, start_time=event["time"], tags=tags, run_name=event["name"])
         self._runs[key] = run.info.run_id
@@ -157,31 +160,29 @@ def write(client: "MlflowClient", run_id: str, folder: Path, event: Event) -> No
         for name in [name for name in values if len(values[name]) > LONG]:
             client.log_text(run_id, values[name], f"{kind}/{name}.txt")
         values = {name: value[:LONG] for name, value in values.items()}
-    if kind == "metrics":
-        points = [Metric(name, *point) for name in values for point in values[name]]
-        client.log_batch(run_id, metrics=points)
-    elif kind == "params":  # MLflow never changes one; those of a resumed run are in its code/params.yaml
-        first = client.get_run(run_id).data.params
-        client.log_batch(run_id, params=[Param(name, values[name]) for name in values if name not in first])
-    elif kind == "tags":
-        client.log_batch(run_id, tags=[RunTag(name, values[name]) for name in values])
-    elif kind == "dataset":
-        # MLflow keeps 36 characters of a digest; the tag keeps all of it.
-        entry = Dataset(event["name"], event["digest"][:36], "local", json.dumps({"uri": event["path"]}))
-        client.log_inputs(run_id, [DatasetInput(entry, [InputTag("mlflow.data.context", event["name"])])])
-        client.set_tag(run_id, f"data.{event['name']}", event["digest"])
-    elif kind == "artifact":
-        source, place = folder / event["source"], event.get("folder") or ""
-        if source.is_dir():
-            client.log_artifacts(run_id, str(source), f"{place}/{source.name}".lstrip("/"))
-        else:
-            client.log_artifact(run_id, str(source), place or None)
-    elif kind == "model":
-        log_model(client, run_id, folder / event["source"], folder / event["code"], event)
-    elif kind == "end":
-        client.set_terminated(run_id, event["status"], event["time"])
-    else:
-        raise ValueError("is no event that this version knows")
+    match kind:
+        case "metrics":
+            client.log_batch(run_id, metrics=[Metric(name, *point) for name in values for point in values[name]])
+        case "params":  # MLflow never changes one; those of a resumed run are in its code/params.yaml
+            first = client.get_run(run_id).data.params
+            client.log_batch(run_id, params=[Param(name, values[name]) for name in values if name not in first])
+        case "tags":
+            client.log_batch(run_id, tags=[RunTag(name, values[name]) for name in values])
+        case "dataset":  # MLflow keeps 36 characters of a digest; the tag keeps all of it
+            entry = Dataset(event["name"], event["digest"][:36], "local", json.dumps({"uri": event["path"]}))
+            client.log_inputs(run_id, [DatasetInput(entry, [InputTag("mlflow.data.context", event["name"])])])
+            client.set_tag(run_id, f"data.{event['name']}", event["digest"])
+        case "artifact":
+            # It was copied into a folder of its own, which is logged whole: MLflow says nothing of a copy that is gone.
+            client.log_artifacts(run_id, str((folder / event["source"]).resolve(strict=True).parent), event["folder"])
+        case "model":
+            checkpoint = folder / event["source"]
+            code = folder / event["code"] if "code" in event else checkpoint.parent  # the first: of an older version
+            log_model(client, run_id, checkpoint, code, event)
+        case "end":
+            client.set_terminated(run_id, event["status"], event["time"])
+        case _:
+            raise ValueError("is no event that this version knows")
 
 
 def sync(root: Path, moved: bool = True) -> tuple[int, list[str]]:
@@ -226,13 +227,11 @@ def deliver_beside(root: Path, key: str) -> int:
     os.chdir(root)  # where a relative address of a store leads
     bound_waiting(3)
     os.nice(10)  # the run comes first
-    uri, folder = store_uri(root), root / SPOOL / key
-    delivery: Delivery | None = None
-    pause, others_tried = 1.0, False
+    folder, delivery, pause, others_tried = root / SPOOL / key, None, 1.0, False
     while True:
         alive = writer_alive(folder)
         try:
-            delivery = delivery or Delivery(root, uri)
+            delivery = delivery or Delivery(root, store_uri(root))
             if delivery.deliver(folder):
                 return 0
             (folder / "problem").unlink(missing_ok=True)

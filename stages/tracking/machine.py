@@ -9,10 +9,10 @@ SAMPLE_EVERY = 10.0
 """Seconds between two samples."""
 
 
-def output(*command: str) -> bytes | None:
-    """What a command prints; None where it fails, is missing or takes longer than 20 s."""
+def output(*command: str, timeout: float | None = 20) -> bytes | None:
+    """What a command prints; None where it fails, is missing or takes longer than `timeout` seconds."""
     try:
-        return subprocess.run(command, capture_output=True, timeout=20, check=True).stdout
+        return subprocess.run(command, capture_output=True, timeout=timeout, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
 

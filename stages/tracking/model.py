@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from camp_model.packages import PREFIX
+from stages.errors import InputError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
 
 NAME = "camp"
 CHAMPION = "champion"
@@ -28,35 +28,34 @@ def log_model(client: "MlflowClient", run_id: str, checkpoint: Path, code: Path,
     """
     from mlflow.exceptions import MlflowException
 
+    tags = {"val_rsum": str(event["val_rsum"]), "dataset": client.get_run(run_id).data.tags.get("dataset", "")}
     known = client.search_model_versions(f"run_id = '{run_id}'")
-    registered = known[0] if known else _register(client, run_id, _log(client, run_id, checkpoint, code, event), event)
+    registered = known[0].version if known else _log(client, run_id, checkpoint, code, event, tags)
     try:
         champion = client.get_model_version_by_alias(NAME, CHAMPION).tags
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        champion = {"dataset": registered.tags.get("dataset", "")}  # there is none yet
+        champion = {"dataset": tags["dataset"]}  # there is none yet
     # Sums of recalls on two datasets say nothing about each other.
-    same = champion.get("dataset", "") == registered.tags.get("dataset", "")
+    same = champion.get("dataset", "") == tags["dataset"]
     if same and float(champion.get("val_rsum", "-inf")) < event["val_rsum"]:
-        client.set_registered_model_alias(NAME, CHAMPION, registered.version)
+        client.set_registered_model_alias(NAME, CHAMPION, registered)
 
 
-def _log(client: "MlflowClient", run_id: str, checkpoint: Path, code: Path, event: dict[str, Any]) -> str:
-    """Log the model; its address. One that a delivery before has logged wholly is taken, one left half is deleted."""
+def _log(
+    client: "MlflowClient", run_id: str, checkpoint: Path, code: Path, event: dict[str, Any], tags: dict[str, str]
+) -> str:
+    """Log and register the model; its version. What a delivery that was killed has logged of it is deleted."""
     import mlflow
     import pandas as pd
-    from mlflow.entities import LoggedModelStatus
     from mlflow.models import infer_signature
 
     experiment = client.get_run(run_id).info.experiment_id
     for logged in client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'"):
-        if logged.status == LoggedModelStatus.READY:
-            return str(logged.model_uri)
         client.delete_logged_model(logged.model_id)
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    regions = [[0.0] * config["region_dim"]] * 2
-    example: Any = pd.DataFrame({"sentence": ["a red circle"], "regions": [regions]})
+    example: Any = pd.DataFrame({"sentence": ["a red circle"], "regions": [[[0.0] * config["region_dim"]] * 2]})
     # A column that may be left out is one with a gap.
     columns = pd.concat([example, pd.DataFrame({"sentence": ["a red circle"], "image_id": ["1"]})]).astype(object)
     answer = pd.DataFrame({"query": [0], "image_id": ["1"], "rank": [1], "score": [0.5], "error": [""]})
@@ -65,6 +64,8 @@ def _log(client: "MlflowClient", run_id: str, checkpoint: Path, code: Path, even
     with mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(
             name="model",
+            registered_model_name=NAME,
+            tags=tags,
             python_model=str(code / "served_model.py"),
             code_paths=[str(code / "camp_model")],
             artifacts={"checkpoint": str(checkpoint)},
@@ -73,16 +74,7 @@ def _log(client: "MlflowClient", run_id: str, checkpoint: Path, code: Path, even
             model_config={name: event.get(name) for name in ("start_end", "max_words")},
             pip_requirements=[f"{package}=={version(package)}" for package in needs(config)],
         )
-    return str(info.model_uri)
-
-
-def _register(client: "MlflowClient", run_id: str, address: str, event: dict[str, Any]) -> "ModelVersion":
-    import mlflow
-
-    mlflow.set_registry_uri(client.tracking_uri)
-    tags = {"val_rsum": str(event["val_rsum"]), "dataset": client.get_run(run_id).data.tags.get("dataset", "")}
-    registered = mlflow.register_model(address, NAME, tags=tags)
-    return client.get_model_version(NAME, registered.version)
+    return str(info.registered_model_version)
 
 
 def needs(config: dict[str, Any]) -> list[str]:
@@ -98,10 +90,10 @@ def promote(client: "MlflowClient", run_id: str) -> str:
     """Call the model of a run champion, whatever the present one's rsum; its version.
 
     Raises:
-        ValueError: the run has registered no model.
+        InputError: the run has registered no model.
     """
     versions = client.search_model_versions(f"run_id = '{run_id}'")
     if not versions:
-        raise ValueError(f"run {run_id} has registered no model; expected a train run that ended well")
+        raise InputError(f"run {run_id} has registered no model; expected a train run that ended well")
     client.set_registered_model_alias(NAME, CHAMPION, versions[0].version)
     return str(versions[0].version)

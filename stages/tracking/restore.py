@@ -5,12 +5,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
 from stages.errors import InputError
+from stages.tracking.machine import output
 from stages.tracking.store import search
 
 if TYPE_CHECKING:
@@ -54,19 +56,14 @@ def find_commit(client: "MlflowClient", root: Path, revision: str) -> list["Run"
     Raises:
         InputError: no such commit.
     """
-    commit = _git(root, "rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}")
+    git = partial(output, "git", "-C", str(root), timeout=None)
+    commit = git("rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}")
     if commit is None:
         raise InputError(f"{revision}: is no commit of {root}")
     name = commit.decode().strip()
-    model = model_hash(_git(root, "show", f"{name}:dvc.lock") or b"")
+    model = model_hash(git("show", f"{name}:dvc.lock") or b"")
     trained = search(client, f"tags.`dvc.model` = '{model}' and tags.`camp.kind` = 'train'") if model else []
     return trained or search(client, f"tags.`git.commit` = '{name}'")
-
-
-def _git(folder: Path, *arguments: str) -> bytes | None:
-    """What git prints; None where it fails."""
-    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, check=False)
-    return done.stdout if done.returncode == 0 else None
 
 
 def restore(client: "MlflowClient", root: Path, run: "Run", into: Path) -> list[str]:
@@ -75,15 +72,16 @@ def restore(client: "MlflowClient", root: Path, run: "Run", into: Path) -> list[
     Raises:
         InputError: the folder exists, the run recorded no commit, or this repository does not have it.
     """
+    git = partial(output, "git", "-C", str(root), timeout=None)
     commit = run.data.tags.get("git.commit")
     if into.exists():
         raise InputError(f"{into}: exists; expected a folder to be made")
     if commit is None:
         raise InputError(f"run {run.info.run_id}: recorded no commit, it did not run in a git repository")
-    if _git(root, "cat-file", "-e", f"{commit}^{{commit}}") is None:
+    if git("cat-file", "-e", f"{commit}^{{commit}}") is None:
         raise InputError(f"run {run.info.run_id}: its commit {commit} is not in {root}; fetch it first")
     # How this repository writes line ends, so that files come back byte for byte.
-    ends = [(name, _git(root, "config", name)) for name in ("core.autocrlf", "core.eol")]
+    ends = [(name, git("config", name)) for name in ("core.autocrlf", "core.eol")]
     settings = [f"--config={name}={value.decode().strip()}" for name, value in ends if value]
     try:
         # Shared objects: commits that no branch holds can be checked out too.
@@ -97,19 +95,17 @@ def restore(client: "MlflowClient", root: Path, run: "Run", into: Path) -> list[
 
 
 def _restore_files(client: "MlflowClient", run: "Run", into: Path) -> list[str]:
-    """Uncommitted changes, params.yaml and dvc.lock as they were."""
-    if not client.list_artifacts(run.info.run_id, "code"):
-        return []
+    """Uncommitted changes, then params.yaml and dvc.lock as they were."""
+    recorded = {file.path for file in client.list_artifacts(run.info.run_id, "code")}
+    names = [name for name in ("changes.patch", "params.yaml", "dvc.lock") if f"code/{name}" in recorded]
     with tempfile.TemporaryDirectory() as folder:
-        code = Path(client.download_artifacts(run.info.run_id, "code", folder))
-        files = [name for name in ("params.yaml", "dvc.lock") if (code / name).exists()]
-        lines = list(files)
-        if (patch := code / "changes.patch").exists():
-            subprocess.run(["git", "-C", str(into), "apply", "--whitespace=nowarn", str(patch)], check=True)
-            lines.append("its uncommitted changes")
-        for name in files:
-            shutil.copyfile(code / name, into / name)
-    return lines
+        for name in names:
+            path = client.download_artifacts(run.info.run_id, f"code/{name}", folder)
+            if name == "changes.patch":
+                subprocess.run(["git", "-C", str(into), "apply", "--whitespace=nowarn", path], check=True)
+            else:
+                shutil.copyfile(path, into / name)
+    return ["its uncommitted changes" if name == "changes.patch" else name for name in names]
 
 
 def _restore_data(root: Path, into: Path) -> list[str]:

@@ -6,8 +6,8 @@ it does not take), `problem` (why the last delivery failed) and `writer.lock`, h
 the system lets it go when that process dies, however it dies.
 """
 
+import contextlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -17,15 +17,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from camp_model.files import write_text
-
 SPOOL = Path(".tracking") / "spool"
 Event = dict[str, Any]
-
-
-def experiment_name() -> str:
-    """The MLflow experiment that runs belong to."""
-    return os.environ.get("MLFLOW_EXPERIMENT_NAME", "").strip() or "camp"
 
 
 class Spool:
@@ -35,28 +28,29 @@ class Spool:
         self.folder = root / SPOOL / key
         self._lock = FileLock(self.folder / "writer.lock")
         self._lock.acquire(timeout=10)  # makes the folder, too
-        path = self.folder / "events.jsonl"
-        torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-        self._file = path.open("a", encoding="utf-8")
-        if torn:  # the last writer was killed in the middle of a line
+        self._file = (self.folder / "events.jsonl").open("a", encoding="utf-8")
+        if self._file.tell():  # the last writer may have been killed in the middle of a line
             self._file.write("\n")
 
-    def write(self, event: str, **values: Any) -> None:
-        """Append one event with the present time (milliseconds since 1970)."""
+    def write(self, event: str, *sources: Path, **values: Any) -> None:
+        """Append one event with the present time (milliseconds since 1970).
+
+        `sources`, files or folders, are copied into a folder of their own; `source` of the event says where the first
+        lies, relative to the spool folder.
+        """
+        if sources:
+            kept = Path("artifacts", str(time.time_ns()))
+            (self.folder / kept).mkdir(parents=True)
+            for source in sources:
+                if source.is_dir():
+                    ignored = shutil.ignore_patterns("__pycache__")
+                    shutil.copytree(source, self.folder / kept / source.name, ignore=ignored)
+                else:
+                    shutil.copyfile(source, self.folder / kept / source.name)
+            values["source"] = str(kept / sources[0].name)
         line = json.dumps({"event": event, "time": int(time.time() * 1000), **values}, default=str)
         self._file.write(line + "\n")
         self._file.flush()
-
-    def keep(self, *sources: Path) -> str:
-        """Copy files or folders into a new folder of the spool; returns its path relative to the spool folder."""
-        name = f"artifacts/{time.time_ns()}"
-        (self.folder / name).mkdir(parents=True)
-        for source in sources:
-            if source.is_dir():
-                shutil.copytree(source, self.folder / name / source.name, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copyfile(source, self.folder / name / source.name)
-        return name
 
     def close(self) -> None:
         """Give the folder up to whoever delivers it."""
@@ -76,7 +70,7 @@ def writer_alive(folder: Path) -> bool:
 
 
 def read_events(folder: Path, offset: int = 0) -> Iterator[tuple[int, Event | None]]:
-    """The whole lines after byte `offset`: pairs of (offset after the line, event; None for a torn line)."""
+    """The whole lines after byte `offset`: pairs of (offset after the line, event; None for a torn or empty line)."""
     with (folder / "events.jsonl").open("rb") as file:
         file.seek(offset)
         while (line := file.readline()).endswith(b"\n"):
@@ -88,36 +82,27 @@ def read_events(folder: Path, offset: int = 0) -> Iterator[tuple[int, Event | No
 
 
 def undelivered(folder: Path) -> Iterator[tuple[int, Event]]:
-    """The events that have not reached the server. Metrics that follow each other are one event.
+    """The events that have not reached the server, each with the offset after it.
 
-    Its `values` are name -> points [value, time, step].
+    Metrics that follow each other are one event, whose `values` are name -> points [value, time, step].
     """
     delivered = folder / "delivered"
     offset = int(delivered.read_text(encoding="ascii")) if delivered.exists() else 0
     events = ((at, event) for at, event in read_events(folder, offset) if event)
-    for _, group in groupby(enumerate(events), _batch):
-        batch = [pair for _, pair in group]
-        offset, event = batch[-1]
-        yield offset, event | {"values": _points(batch)} if event["event"] == "metrics" else event
 
+    def batch(item: tuple[int, tuple[int, Event]]) -> Any:
+        number, (_, event) = item
+        return (number // 500, event.get("also")) if event["event"] == "metrics" else number
 
-def _batch(item: tuple[int, tuple[int, Event]]) -> Any:
-    number, (_, event) = item
-    return (number // 500, event.get("also")) if event["event"] == "metrics" else number
-
-
-def _points(batch: list[tuple[int, Event]]) -> dict[str, list[Any]]:
-    points: dict[str, list[Any]] = {}
-    for _, event in batch:
-        for name, value in event["values"].items():  # one that was refused before has points already
-            more = value if isinstance(value, list) else [[value, event["time"], event["step"]]]
-            points.setdefault(name, []).extend(more)
-    return points
-
-
-def set_delivered(folder: Path, offset: int) -> None:
-    """Remember that `events.jsonl` has reached the server up to byte `offset`."""
-    write_text(folder / "delivered", str(offset))
+    for _, group in groupby(enumerate(events), batch):
+        points: dict[str, list[Any]] = {}
+        for _, (offset, event) in group:  # noqa: B007
+            for name, value in event["values"].items() if event["event"] == "metrics" else ():
+                # One that was refused before has points already.
+                points.setdefault(name, []).extend(
+                    value if isinstance(value, list) else [[value, event["time"], event["step"]]]
+                )
+        yield offset, event | {"values": points} if points else event
 
 
 def started(folder: Path) -> Event | None:
@@ -125,18 +110,10 @@ def started(folder: Path) -> Event | None:
     return next((event for _, event in read_events(folder) if event and event["event"] == "start"), None)
 
 
-def left_behind(root: Path, key: str) -> bool:
-    """Whether the spool holds another run that has ended and that the server did not take, as far as it would."""
-    others = [folder for folder in pending(root) if folder.name != key and not (folder / "refused.jsonl").exists()]
-    return any(not writer_alive(folder) for folder in others)
-
-
 def pending(root: Path) -> list[Path]:
     """The spool folders, oldest first. A folder that is wholly delivered is removed, so each holds something."""
     starts = {}
     for path in (root / SPOOL).glob("*/events.jsonl"):
-        try:
+        with contextlib.suppress(FileNotFoundError):  # it is being delivered and removed right now
             starts[path.parent] = (started(path.parent) or {"time": 0})["time"]
-        except FileNotFoundError:  # it is being delivered and removed right now
-            continue
     return sorted(starts, key=lambda folder: (starts[folder], folder.name))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from stages.errors import InputError
-from stages.tracking.view import KEY, TAG, view
+from stages.tracking.view import TAG, view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -18,16 +18,13 @@ if TYPE_CHECKING:
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
-ABOUT = {
-    "mlflow.experimentKind": "custom_model_development",  # its pages are those of trainings, not of chats
-    "mlflow.note.content": (
-        "CAMP text-image retrieval. A row is a training; its evaluation and report are nested under it, and their "
-        "numbers are on it too. What the metrics and tags mean: docs/tracking.md.\n\n"
-        f"Open the table of runs with `?viewStateShareKey={KEY}` at the end of its address for the columns and charts "
-        "that matter. `tags.camp.kind = 'train'` hides the nested runs."
-    ),
-}
-"""Tags of the experiment when it is created."""
+TRAININGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Tag of an experiment whose pages are those of trainings, not of chats."""
+
+
+def experiment_name() -> str:
+    """The MLflow experiment that runs belong to."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME", "").strip() or "camp"
 
 
 def local_uri(root: Path) -> str:
@@ -81,7 +78,7 @@ def experiment_id(client: "MlflowClient", root: Path, name: str) -> str:
         # A server knows where its artifacts go; beside the local file they are ours to place.
         remote = "://" in client.tracking_uri and not client.tracking_uri.startswith("sqlite:")
         place = None if remote else (root / "mlartifacts").as_uri()
-        created: str = client.create_experiment(name, artifact_location=place, tags=ABOUT)
+        created: str = client.create_experiment(name, artifact_location=place, tags=TRAININGS)
         show(client, created)
         return created
     if experiment.lifecycle_stage == "deleted":
@@ -101,6 +98,6 @@ def show(client: "MlflowClient", experiment: str) -> None:
 
 
 def search(client: "MlflowClient", condition: str) -> list["Run"]:
-    """The runs of all experiments that an MLflow condition holds for."""
+    """The runs of all experiments that an MLflow condition holds for, the last begun first."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments(max_results=50_000)]
     return list(client.search_runs(experiments, condition, max_results=50_000))

@@ -24,7 +24,7 @@ from camp_model.vocabulary import Vocabulary
 from stages import tracking
 from stages.errors import InputError
 from stages.tracking import track
-from stages.tracking.commands import main as commands
+from stages.tracking.__main__ import main as commands
 from stages.tracking.spool import pending
 from stages.tracking.store import connect, local_uri
 from tests.chaos.stores import content, differences

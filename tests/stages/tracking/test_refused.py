@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from stages import tracking
 from stages.errors import InputError
 from stages.tracking import track
-from stages.tracking.commands import main as commands
+from stages.tracking.__main__ import main as commands
 from stages.tracking.delivery import Delivery, sync
 from stages.tracking.spool import pending
 from stages.tracking.store import connect, experiment_id, local_uri, search
@@ -156,6 +156,17 @@ def test_what_is_refused_of_a_run_is_kept_and_the_rest_arrives(root, capsys):
     assert sync(root) == (1, [])
     assert len(client.get_metric_history(late.info.run_id, "a name")) == 700
     assert run_of(root, run.run_id).data.params == {"short": "1", "b": "2"}
+
+
+def test_a_copy_that_is_gone_from_the_spool_is_told_of(root):
+    Path("curve.csv").write_text("step\n")
+    with track("train", {}) as run:
+        run.log_artifact("curve.csv", "plots")
+    (copy,) = root.glob(".tracking/spool/*/artifacts/*/curve.csv")
+    copy.unlink()
+    delivered, (problem,) = sync(root)
+    assert delivered == 0 and "artifact" in problem and "curve.csv" in problem
+    assert run_of(root, run.run_id).info.status == "FINISHED"
 
 
 def test_values_that_mlflow_cuts_are_whole_in_a_file(root):

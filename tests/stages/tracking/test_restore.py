@@ -10,7 +10,7 @@ import pytest
 
 import stages
 from stages.errors import InputError
-from stages.tracking.commands import main as commands
+from stages.tracking.__main__ import main as commands
 from stages.tracking.restore import model_hash
 from stages.tracking.spool import pending
 

@@ -17,7 +17,7 @@ from stages import tracking
 from stages.errors import InputError
 from stages.tracking import flatten, track, trained_by
 from stages.tracking import machine as tracking_machine
-from stages.tracking.commands import main as commands
+from stages.tracking.__main__ import main as commands
 from stages.tracking.restore import find_run
 from stages.tracking.spool import Spool, pending, read_events, undelivered, writer_alive
 from stages.workspace import main_root

@@ -16,7 +16,7 @@ import pytest
 import stages
 from stages.errors import InputError
 from stages.tracking import track
-from stages.tracking.commands import main as commands
+from stages.tracking.__main__ import main as commands
 
 REPORT = "fetch(document.querySelector('iframe').src).then(answer => answer.text())"
 DRAWN = " && document.querySelector('{}')"
