@@ -15,7 +15,7 @@ from mlflow.models import set_model
 from torch import Tensor
 
 from camp_model.checkpoint import load_checkpoint
-from camp_model.encoding import encode_sentences, word_ids
+from camp_model.encoding import encode_images, encode_sentences, word_ids
 from camp_model.files import read_object
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import END, START
@@ -46,7 +46,7 @@ class Retrieval(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
         A row that cannot be answered has one row of the answer, of rank 0, whose `error` says why.
 
         Raises:
-            ValueError: the store cannot be read, another detector made it, or `top_k` is below 1.
+            ValueError: the store cannot be read, is of another detector or width, or `top_k` is below 1.
         """
         params = params or {}
         if (top_k := int(params.get("top_k", 10))) < 1:
@@ -59,8 +59,9 @@ class Retrieval(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
                 try:
                     tokens, image = self._word_ids(row.get("sentence")), ""
                     if _holds(row.get("regions")):
-                        features = _features(row["regions"])
-                        regions = self._encode(features[None], np.ones((1, len(features)), bool))
+                        features = _features(row["regions"], self.model.config.region_dim)
+                        mask = torch.ones(features.shape[:2], dtype=torch.bool)
+                        regions = self.model.encode_regions(features, mask), mask
                     elif store is None:
                         raise ValueError("store: no region store is named; expected params={'store': 'data/regions'}")
                     elif _holds(row.get("image_id")):
@@ -91,13 +92,15 @@ class Retrieval(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
             if self.detector and store.detector != self.detector:
                 ours = f"this model was trained on those of {self.detector}"
                 raise ValueError(f"{path}: its regions come from the detector {store.detector}; {ours}")
+            if store.region_dim != (width := self.model.config.region_dim):
+                raise ValueError(f"{path}: its features are {store.region_dim} wide; this model reads {width}")
             self.held = key, store, {}
         return self.held[1]
 
     def _block(self, store: RegionStore, first: int) -> Encoded:
         """`BLOCK` images from the row `first`, held as far as `HELD_BYTES` goes."""
         held = self.held[2] if self.held and self.held[1] is store else {}
-        block = held.get(first) or self._encode(*store.features(range(first, min(first + BLOCK, len(store)))))
+        block = held.get(first) or encode_images(self.model, store, range(first, min(first + BLOCK, len(store))))
         if sum(vectors.nbytes for vectors, _ in held.values()) + block[0].nbytes <= HELD_BYTES:
             held[first] = block
         return block
@@ -108,16 +111,7 @@ class Retrieval(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
         if self.held and first in self.held[2]:
             vectors, mask = self._block(store, first)
             return vectors[row - first, None], mask[row - first, None]
-        return self._encode(*store.features([row]))
-
-    def _encode(self, features: np.ndarray, mask: np.ndarray) -> Encoded:
-        """Features [n, R, region_dim] and their mask [n, R] of images."""
-        if features.shape[-1] != self.model.config.region_dim:
-            raise ValueError(
-                f"regions: features are {features.shape[-1]} wide; this model reads {self.model.config.region_dim}"
-            )
-        known = torch.from_numpy(np.ascontiguousarray(mask))
-        return self.model.encode_regions(torch.from_numpy(features.astype(np.float32)), known), known
+        return encode_images(self.model, store, [row])
 
     def _word_ids(self, sentence: Any) -> list[int]:
         words = self.vocabulary.tokenize(sentence) if isinstance(sentence, str) else []
@@ -153,14 +147,16 @@ def _holds(value: Any) -> bool:
     return not hasattr(value, "__len__") or len(value) > 0
 
 
-def _features(regions: Any) -> np.ndarray:
-    """The features [k, D] in a cell of a table. ValueError or TypeError where it holds something else."""
+def _features(regions: Any, width: int) -> Tensor:
+    """The features [1, k, width] in a cell of a table. ValueError or TypeError where it holds something else."""
     features = np.stack([np.asarray(region, dtype=np.float64) for region in regions])
     if features.ndim != 2:
         raise ValueError(f"regions: an array of {features.ndim} dimensions; expected features [regions, width]")
+    if features.shape[1] != width:
+        raise ValueError(f"regions: features are {features.shape[1]} wide; this model reads {width}")
     if not (np.abs(features) <= np.finfo(np.float32).max).all():
         raise ValueError("regions: a feature is not finite in float32")
-    return features.astype(np.float32)
+    return torch.from_numpy(features.astype(np.float32)[None])
 
 
 set_model(Retrieval())

@@ -97,12 +97,14 @@ def test_what_is_no_table_of_finite_features_has_no_score(load, store):
         ask(served, store, top_k=-1, sentence=["a circle"])
 
 
-def test_regions_of_another_detector_are_refused(load, tmp_path):
+def test_regions_of_another_detector_or_width_are_refused(load, tmp_path):
     served = load()
     with pytest.raises(ValueError, match="detector other; this model was trained on those of d"):
         ask(served, write_store(tmp_path / "other", detector="other"), sentence=["a circle"])
     with pytest.raises(ValueError, match="manifest.parquet"):
         ask(served, str(tmp_path / "nowhere"), sentence=["a circle"])
+    with pytest.raises(ValueError, match="wide: its features are 7 wide; this model reads 6"):
+        ask(served, write_store(tmp_path / "wide", width=WIDTH + 1), sentence=["a circle"])
 
 
 def test_a_sentence_is_cut_as_in_training(load, store):
