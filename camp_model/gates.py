@@ -12,7 +12,9 @@ from torch import Tensor
 from camp_model.answers import RightAnswers
 from camp_model.captions import CaptionTable
 from camp_model.encoders import length_mask
+from camp_model.encoding import encode_images
 from camp_model.model import CAMP
+from camp_model.scoring.collection import Collection
 
 KINDS = ("positive", "negative", "hardest")
 """The image of a pair is the caption's own, a random other one, or the other one that scores highest."""
@@ -32,11 +34,7 @@ Encode = Callable[[np.ndarray], tuple[Tensor, Tensor]]
 
 
 def random_others(
-    own: np.ndarray,
-    images: int,
-    generator: np.random.Generator,
-    answers: RightAnswers | None = None,
-    captions: np.ndarray | None = None,
+    own: np.ndarray, images: int, generator: np.random.Generator, answers: RightAnswers, captions: np.ndarray
 ) -> np.ndarray:
     """For each of the positions `own` among `images` a random other one.
 
@@ -45,8 +43,7 @@ def random_others(
             is drawn again, a hundred times at most.
     """
     others = (own + generator.integers(1, images, len(own))) % images
-    for _ in range(100 if answers is not None and captions is not None else 0):
-        assert answers is not None and captions is not None
+    for _ in range(100):
         again = answers.right(torch.from_numpy(others), torch.from_numpy(captions)).numpy()
         if not again.any():
             break
@@ -106,6 +103,39 @@ def _means(gates: Tensor | None, mask: Tensor) -> np.ndarray:
     if gates is None:
         return np.full(len(mask), np.nan)
     return ((gates.float() * mask).sum(1) / mask.sum(1)).cpu().numpy().astype(float)  # 0 / 0 is NaN
+
+
+def gates_by_kind(
+    model: CAMP,
+    collection: Collection,
+    chosen: np.ndarray,
+    hardest: np.ndarray,
+    generator: np.random.Generator,
+    content: Sequence[int],
+) -> dict[str, tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Mean gates of some captions of a collection, with an image of each of KINDS.
+
+    Args:
+        chosen: int64 [P], positions of the captions in the collection.
+        hardest: int64 [C], position of the wrong image that scores highest with each caption of the collection.
+        generator: draws the random others.
+        content: ids of the content words.
+
+    Returns:
+        By kind: positions [P] of the images, and their `mean_gates`.
+    """
+    own = collection.caption_image[chosen]
+    answers = RightAnswers(torch.from_numpy(collection.caption_image), torch.from_numpy(collection.caption_text))
+    random = random_others(own, len(collection.image_rows), generator, answers, chosen)
+    rows = collection.caption_rows[chosen]
+
+    def encode(positions: np.ndarray) -> tuple[Tensor, Tensor]:
+        return encode_images(model, collection.regions, collection.image_rows[positions])
+
+    return {
+        kind: (images, mean_gates(model, encode, collection.captions, rows=rows, images=images, content=content))
+        for kind, images in zip(KINDS, (own, random, hardest[chosen]), strict=True)
+    }
 
 
 def summarise(gates: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, float | None]:

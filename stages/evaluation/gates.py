@@ -5,15 +5,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 
-from camp_model.answers import RightAnswers
-from camp_model.encoding import encode_images
-from camp_model.gates import KINDS, NAMES, SIDES, mean_gates, random_others, summarise
+from camp_model.gates import KINDS, NAMES, SIDES, gates_by_kind, summarise
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
-from camp_model.scoring.collection import Collection
 from stages.evaluation.folds import Fold
 from stages.evaluation.tables import PAIR_SCHEMA
 
@@ -49,19 +44,10 @@ def measure_gates(
         picked = chosen[of_fold[chosen] == number] - before[number]
         if not len(picked):
             continue
-
-        collection = fold.collection(store)
-
-        def encode(images: np.ndarray, collection: Collection = collection) -> tuple[Tensor, Tensor]:
-            return encode_images(model, store, collection.image_rows[images])
-
-        own = fold.caption_image[picked]
-        answers = RightAnswers(torch.from_numpy(fold.caption_image), torch.from_numpy(collection.caption_text))
-        random = random_others(own, len(fold.images), generator, answers, picked)
-        for kind, other in zip(KINDS, (own, random, hardest[number][picked]), strict=True):
-            gates = mean_gates(model, encode, fold.captions, rows=fold.rows[picked], images=other, content=content)
+        of_kinds = gates_by_kind(model, fold.collection(store), picked, hardest[number], generator, content)
+        for kind, (images, gates) in of_kinds.items():
             columns["kind"] += [kind] * len(picked)
-            columns["image_id"] += [fold.images[i] for i in other]
+            columns["image_id"] += [fold.images[i] for i in images]
             columns["caption_id"] += fold.captions.caption_ids[fold.rows[picked]].tolist()
             for side, values in gates.items():
                 columns[side] += [None if np.isnan(value) else value for value in values.tolist()]

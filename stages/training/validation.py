@@ -4,11 +4,8 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from camp_model.answers import RightAnswers
-from camp_model.encoding import encode_images
-from camp_model.gates import KINDS, histograms, mean_gates, random_others, summarise
+from camp_model.gates import gates_by_kind, histograms, summarise
 from camp_model.metrics import ranks_to_metrics
 from camp_model.model import CAMP
 from camp_model.scoring.collection import Collection, rank_collection
@@ -61,19 +58,10 @@ def validate(
 
 def _gates(model: CAMP, split: Split, collection: Collection, hardest: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
     """Mean gates of pairs, by kind of pair and side; nothing where the model has no gates."""
-    images, rows = collection.image_rows, collection.caption_rows
-    if model.config.why_no_gates() or len(images) < 2:
+    captions = len(collection.caption_rows)
+    if model.config.why_no_gates() or len(collection.image_rows) < 2:
         return {}
     generator = np.random.default_rng(0)
-    chosen = generator.choice(len(rows), min(GATE_PAIRS, len(rows)), replace=False)
-    own = collection.caption_image[chosen]
-    answers = RightAnswers(torch.from_numpy(collection.caption_image), torch.from_numpy(collection.caption_text))
-    random = random_others(own, len(images), generator, answers, chosen)
-
-    def encode(positions: np.ndarray) -> tuple[Tensor, Tensor]:
-        return encode_images(model, split.store, images[positions])
-
-    return {
-        kind: mean_gates(model, encode, split.captions, rows=rows[chosen], images=other, content=split.content)
-        for kind, other in zip(KINDS, (own, random, hardest[chosen]), strict=True)
-    }
+    chosen = generator.choice(captions, min(GATE_PAIRS, captions), replace=False)
+    by_kind = gates_by_kind(model, collection, chosen, hardest, generator, split.content)
+    return {kind: gates for kind, (_, gates) in by_kind.items()}
