@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stages.content.imports import imported_names
 from stages.detectors import DETECTORS
 from stages.detectors.harmless import HARMLESS
 
@@ -30,17 +31,6 @@ WITHOUT_EFFECT = {
 # What extraction does around every detector, and to every picture.
 AROUND, DECODER = "stages.extraction.describing", "stages.detectors.images"
 WITHOUT_PICTURES = ("precomputed",)
-
-
-def _imports(tree: ast.AST) -> set[str]:
-    """Full names of all that a module imports, inside functions too."""
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
 
 
 def plain_code(tree: ast.AST) -> str:
@@ -67,7 +57,7 @@ def code_of(modules: Sequence[str]) -> tuple[dict[str, str], set[str]]:
         if module is None or module.origin is None:
             continue
         tree = ast.parse(Path(module.origin).read_bytes())
-        imported = _imports(tree)
+        imported = imported_names(tree)
         libraries |= {LIBRARIES[top] for item in imported if (top := item.split(".")[0]) in LIBRARIES}
         codes[name] = plain_code(tree)
         followed = {".".join(item.split(".")[:3]) for item in imported if item.startswith(FOLLOWED)}

@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 import camp_model
 import stages
 from stages.content.hashes import content_hash
+from stages.content.imports import imported_names
 from stages.content.paths import content_path
 from stages.params.model import ModelParams
 from stages.params.train import TrainParams
@@ -86,19 +87,10 @@ def _file_of(module: str) -> Path | None:
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
-def _named_modules(path: Path) -> Iterable[str]:
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif (
-            isinstance(node, ast.Constant)
-            and isinstance(node.value, str)
-            and re.fullmatch(r"camp_model(\.\w+)+", node.value)
-        ):
-            yield node.value
+def _named_modules(path: Path) -> list[str]:
+    tree = ast.parse(path.read_bytes())
+    texts = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    return sorted({text for text in texts if re.fullmatch(r"camp_model(\.\w+)+", text)} | imported_names(tree))
 
 
 def data_hashes(regions: Path, captions: Path, foils: bool = False) -> dict[str, str]:

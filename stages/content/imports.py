@@ -1,0 +1,14 @@
+"""Which names code imports, read without running it."""
+
+import ast
+
+
+def imported_names(tree: ast.AST) -> set[str]:
+    """Full names of all that a module imports, inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
