@@ -32,11 +32,10 @@ class Dag:
     """The default DVC remote, where a person has configured one."""
 
 
-def read_dag(root: Path = Path(), targets: tuple[str, ...] = ()) -> Dag:
-    """Read the stages and which of them are stale.
+def read_dag(targets: tuple[str, ...] = ()) -> Dag:
+    """Read the stages of the working directory and which of them are stale.
 
     Args:
-        root: the repository.
         targets: only these stages and what they depend on; all if empty.
 
     Raises:
@@ -47,7 +46,7 @@ def read_dag(root: Path = Path(), targets: tuple[str, ...] = ()) -> Dag:
     from dvc.repo import Repo
 
     try:
-        with Repo(str(root)) as repo:
+        with Repo() as repo:
             graph = repo.index.graph  # an edge leads from a stage to one it depends on
             names = {stage: stage.addressing for stage in graph}
             unknown = set(targets) - set(names.values())
@@ -72,10 +71,10 @@ def read_dag(root: Path = Path(), targets: tuple[str, ...] = ()) -> Dag:
             url = str(repo.config["remote"].get(remote, {}).get("url", ""))
             return Dag(stages, None if Path(url).name == SHIPPED_REMOTE else remote)
     except DvcException as error:
-        raise ValueError(f"{root.resolve()}: {error}") from None
+        raise ValueError(f"{Path.cwd()}: {error}") from None
 
 
-def shared_stages(keys: Iterable[str], root: Path = Path()) -> list[str]:
+def shared_stages(keys: Iterable[str]) -> list[str]:
     """Stages that no change of these dotted params keys reaches: what experiments over them have in common."""
     import networkx
     from dvc.dependency.param import ParamsDependency
@@ -88,7 +87,7 @@ def shared_stages(keys: Iterable[str], root: Path = Path()) -> list[str]:
         names = param.split(".")
         return any(all(a == b for a, b in zip(names, key, strict=False)) for key in changed)
 
-    with Repo(str(root)) as repo:
+    with Repo() as repo:
         graph = repo.index.graph
         params = {
             stage: [
@@ -104,7 +103,7 @@ def shared_stages(keys: Iterable[str], root: Path = Path()) -> list[str]:
         return [stage.addressing for stage in networkx.dfs_postorder_nodes(graph) if stage not in touched]
 
 
-def metrics_diff(base: str, root: Path = Path()) -> list[dict[str, object]]:
+def metrics_diff(base: str) -> list[dict[str, object]]:
     """What `dvc metrics diff BASE` says, a row per number: metric, before, now, change.
 
     Empty where there is no such revision, or nothing to compare.
@@ -114,7 +113,7 @@ def metrics_diff(base: str, root: Path = Path()) -> list[dict[str, object]]:
     from dvc.scm import SCMError
 
     try:
-        with Repo(str(root)) as repo:
+        with Repo() as repo:
             diff = repo.metrics.diff(a_rev=base)
     except (DvcException, SCMError):
         return []

@@ -30,9 +30,9 @@ def form(filled: S) -> type[S]:
     return create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, __cls_kwargs__=settings, **fields)
 
 
-def present_params(path: Path = PARAMS) -> Params:
+def present_params() -> Params:
     """params.yaml, or the classes' own defaults where there is none."""
-    return Params.load(path) if path.is_file() else Params()
+    return Params.load(PARAMS) if PARAMS.is_file() else Params()
 
 
 class ParamsForm(form(present_params())):  # type: ignore[misc]

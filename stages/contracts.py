@@ -24,9 +24,9 @@ def input_errors(where: str = "") -> Iterator[None]:
         raise InputError(f"{where}{error}") from None
 
 
-def read_json(path: Path, expected: str, where: str = "") -> Any:
+def read_json(path: Path, expected: str) -> Any:
     """The content of a JSON file (`camp_model.files.read_json`)."""
-    with input_errors(where):
+    with input_errors():
         return files.read_json(path, expected)
 
 

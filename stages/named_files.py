@@ -33,35 +33,35 @@ stages:
 """
 
 
-def _recorded(folder: Path) -> Content:
+def _recorded() -> Content:
     """What was written last; the watched content is the newer."""
     for name in ("watched.json", "content.json"):
-        if (folder / name).is_file():
-            values: Content = json.loads((folder / name).read_text(encoding="utf-8"))
+        if (FOLDER / name).is_file():
+            values: Content = json.loads((FOLDER / name).read_text(encoding="utf-8"))
             if values:
                 return values
     return {}
 
 
-def named_files(params: NamedFilesSections, folder: Path = FOLDER, watch: bool = False) -> None:
+def named_files(params: NamedFilesSections, watch: bool = False) -> None:
     """Write content.json and what watches it; with `watch`, only watched.json.
 
     Raises:
         InputError: as `content_of`.
     """
     root = main_root()
-    content = content_of(named_paths(params), _recorded(folder), root / CACHE)
+    content = content_of(named_paths(params), _recorded(), root / CACHE)
     if not watch:
-        write_json(folder / "content.json", content)
+        write_json(FOLDER / "content.json", content)
     if root != Path.cwd().resolve() and not watch:
         return
     named = any(content.values())
-    write_json(folder / "watched.json", content if named else {})
+    write_json(FOLDER / "watched.json", content if named else {})
     if not watch and named:
-        write_text(folder / "dvc.yaml", WATCH)
+        write_text(FOLDER / "dvc.yaml", WATCH)
     elif not watch:
         for name in ("dvc.yaml", "dvc.lock"):
-            (folder / name).unlink(missing_ok=True)
+            (FOLDER / name).unlink(missing_ok=True)
 
 
 def main() -> None:
