@@ -88,13 +88,32 @@ def run_experiment(
     if commit_of(name) is None:  # else it has ended well before
         command = [*DVC, "exp", "run", "--temp", "--name", name, *([target] if target else [])]
         for key, value in overrides.items():
-            command += ["--set-param", f"{key}={json.dumps(value)}"]
+            command += set_param(key, value)
         for path in copied:
             command += ["--copy-paths", path]
         environment = {"PREFECT__FLOW_RUN_ID": str(flow_run.id or ""), "OMP_NUM_THREADS": str(threads)}
         with devices.lend() as lent:
             run_command(command, logger.info, environment | lent | ({PARENT: parent} if parent else {}))
     return experiment_metrics(name)
+
+
+def set_param(key: str, value: Any) -> list[str]:
+    """Arguments of `dvc exp run` that give the key of params.yaml this value, whatever it had before."""
+    if isinstance(value, dict | list):  # Hydra, which DVC reads them with, would merge it with what is there
+        return ["--set-param", f"~{key}", "--set-param", f"+{key}={_hydra(value)}"]
+    return ["--set-param", f"{key}={_hydra(value)}"]
+
+
+def _hydra(value: Any) -> str:
+    """A value as Hydra's grammar of overrides writes it: keys have no quotes, and in quotes only a quote is escaped."""
+    if isinstance(value, dict):
+        keys = (re.sub(r"([][(){}:=, \\])", r"\\\1", key) for key in value)
+        return f"{{{', '.join(f'{key}: {_hydra(inner)}' for key, inner in zip(keys, value.values(), strict=True))}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_hydra, value))}]"
+    if isinstance(value, str):
+        return '"' + re.sub(r'(\\*)("|\Z)', lambda end: end[1] * 2 + end[2].replace('"', r"\""), value) + '"'
+    return json.dumps(value)
 
 
 def _uncommitted() -> list[str]:

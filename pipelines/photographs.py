@@ -32,7 +32,9 @@ from stages.tracking.machine import checked_out
 from stages.workspace import main_root
 
 JOINT = "joint-embedding"
+WORDS = "trained-words"
 FIRST = Path("presets/best_1_joint.yaml")
+TRAINED_WORDS = Path("presets/trained_words.yaml")
 STARTS = Path("models/photographs")
 """Where the joint embeddings that others start from are put, below the main workspace."""
 ROWS: dict[str, Variant] = {
@@ -50,8 +52,9 @@ PEERS: dict[str, Variant] = {
     "sgraf": Variant("SGRAF", {"model.matcher": "sgraf"}),
 }  # fmt: skip
 """Changes to the joint embedding; all but itself with the ranking loss, which they are published with."""
-RANKED = {**RANKING, "train.joint_weight": 0.0, "train.batch_size": 128}
-"""Of the peers: they score all pairs of a batch, and learn from the hardest."""
+RANKED = {**RANKING, "train.joint_weight": 0.0, "train.batch_size": 128, "train.learning_rate": 0.0005,
+          "train.epochs": 6}  # fmt: skip
+"""Of the peers: they score all pairs of a batch, and learn from the hardest, with the learning rate of SCAN's paper."""
 ADDITIONS: dict[str, Variant] = {
     "gpo": Variant("generalised pooling", {"model.pooling": "gpo"}),
     "ema": Variant("averaged weights", {"train.ema_decay": 0.99}),
@@ -63,6 +66,13 @@ ADDITIONS: dict[str, Variant] = {
 """Changes to the full model and to the joint embedding, one by one and (but for the last) all together."""
 
 
+def start_of(name: str) -> str | None:
+    """The row whose model, of the same seed, a row's training starts from; None: from nothing."""
+    if name.startswith(JOINT) or name in PEERS:
+        return None
+    return f"{JOINT}-{WORDS}" if name == f"full-{WORDS}" else JOINT
+
+
 def rows_of(full: Params, first: Path) -> dict[str, Variant]:
     """Every row that can be trained, as changes to `full`; an addition that a model cannot have is left out.
 
@@ -71,9 +81,9 @@ def rows_of(full: Params, first: Path) -> dict[str, Variant]:
         first: the preset of the joint embedding.
 
     Raises:
-        InputError: the preset cannot be read, or is wrong.
+        InputError: a preset cannot be read, or is wrong.
     """
-    to_joint = {**_changes(full, _joint(full, first)), "train.start_from": None}
+    to_joint = _changes(full, _joint(full, first))
     rows = dict(ROWS)
     for name, peer in PEERS.items():
         own = {} if name == JOINT else RANKED
@@ -90,18 +100,26 @@ def rows_of(full: Params, first: Path) -> dict[str, Variant]:
         if _applies(full, {**under, **some}):
             label = f"{'full model' if base == 'full' else 'joint embedding'}, all of these"
             rows[f"{base}-all-of-these"] = Variant(label, {**under, **some})
+    if full.model.text == "transformer":
+        words = "with the upper half of the transformer"
+        trained = _changes(full, _joint(full, first, TRAINED_WORDS))
+        rows[f"{JOINT}-{WORDS}"] = Variant(f"joint embedding, trained {words}", trained)
+        rows[f"full-{WORDS}"] = Variant(
+            f"full model, on a joint embedding {words}", {"model.transformer_frozen": False}
+        )
     return {name: row for name, row in rows.items() if _applies(full, row.overrides)}
 
 
-def _joint(full: Params, first: Path) -> Params:
-    """The params with the model and training of the preset `first` in place of their own."""
-    overlay = read(first)
-    plain = Params().to_dict()
-    chosen = {name: merged(plain[name], overlay.get(name, {})) for name in ("model", "train")}
+def _joint(full: Params, *presets: Path) -> Params:
+    """The params with the model and training of these presets in place of their own."""
+    values = full.to_dict() | {name: Params().to_dict()[name] for name in ("model", "train")}
+    for preset in presets:
+        overlay = read(preset)
+        values = merged(values, {name: overlay[name] for name in ("model", "train") if name in overlay})
     try:
-        return Params.from_dict(full.to_dict() | chosen)
+        return Params.from_dict(values)
     except InputError as error:
-        raise InputError(f"{first}: {error}") from None
+        raise InputError(f"{presets[-1]}: {error}") from None
 
 
 def _changes(full: Params, other: Params) -> dict[str, Any]:
@@ -151,21 +169,22 @@ def photographs(
     known = rows_of(_without_start(), Path(first))
     if unknown := sorted(set(rows) - known.keys()):
         raise InputError(f"rows: {unknown[0]!r:.80} is not one of {', '.join(known)}")
-    chosen = {name: row for name, row in known.items() if not rows or name in (*rows, "full", JOINT)}
+    wanted = {name for name in known if not rows or name in (*rows, "full", JOINT)}
+    wanted |= {first_row for name in wanted if (first_row := start_of(name))}
+    chosen = {name: row for name, row in known.items() if name in wanted}
     # Rows differ in what they start from, which a stage before these reads: they are brought up to date once, here.
     begin()
     run_command([*DVC, "repro", "extract_regions", "tokenize_captions"], get_run_logger().info)
-    begun = with_seeds({JOINT: chosen[JOINT].overrides}, seeds, base)
-    ranked, names, _ = side_by_side("photographs", begun, jobs, False, "evaluate")
-    starts = {seed: str(_laid_out(names[f"{JOINT}-s{seed}"])) for seed in seeds}
+    firsts = {name: row.overrides for name, row in chosen.items() if name in map(start_of, chosen)}
+    ranked, names, _ = side_by_side("photographs", with_seeds(firsts, seeds, base), jobs, False, "evaluate")
+    starts = {name: str(_laid_out(experiment)) for name, experiment in names.items()}
     after: dict[str, Any] = {}
-    for name, row in chosen.items():
-        if name == JOINT:
-            continue
-        for seed in seeds:
-            # A row with encoders of its own says so: the preset of the joint embedding starts from nothing.
-            start = {} if "train.start_from" in row.overrides else {"train.start_from": starts[seed]}
-            after |= with_seeds({name: {**start, **row.overrides}}, [seed], base)
+    for seed in seeds:
+        for name, row in chosen.items():
+            if name not in firsts:
+                first_row = start_of(name)
+                start = {"train.start_from": starts[f"{first_row}-s{seed}"]} if first_row else {}
+                after |= with_seeds({name: {**start, **row.overrides}}, [seed], base)
     others, more, parent = side_by_side("photographs", after, jobs, False, "evaluate")
     names |= more
     outcomes = {name: [read_outcome(names[f"{name}-s{seed}"]) for seed in seeds] for name in chosen}
@@ -179,7 +198,8 @@ def photographs(
 PAGE = Page(
     title="Photographs",
     command="python -m pipelines.photographs",
-    remarks="The full model starts from the joint embedding of the same seed; so does every change to it.\n",
+    remarks="The full model starts from the joint embedding of the same seed; so does every change to it, and the one "
+    "with trained words from that with trained words.\n",
 )
 
 

@@ -1,6 +1,7 @@
 """Experiments side by side: real DVC experiments in their own workspaces, one MLflow parent."""
 
 import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -8,9 +9,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from dvc.utils.cli_parse import to_path_overrides
+from dvc.utils.hydra import apply_overrides
 
-from pipelines.experiments import sweep, variants_of
+from pipelines.experiments import set_param, sweep, variants_of
 from stages.errors import InputError
+from stages.params import document
 from stages.tracking.delivery import sync
 from stages.tracking.spool import pending
 from tests.pipelines.conftest import command_of
@@ -18,7 +22,6 @@ from tests.pipelines.conftest import command_of
 TRAIN = """
 import json, os, time
 from pathlib import Path
-import yaml
 from stages.tracking import track
 params = yaml.safe_load(Path("params.yaml").read_text())
 with track("train", params) as run:
@@ -67,6 +70,30 @@ def test_variants_of():
 
 @pytest.mark.timeout(400)
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "value",
+    [
+        {},
+        {"caption_encoder.transformer": 0.02, "matcher.messages": 3},
+        {"a: b, {c}": [1, {"d": None}]},
+        ["a.b", 'say "no"', "back\\slash", '\\"', "at the end\\", "é", ""],
+        None,
+        True,
+        -1e-5,
+        "gru",
+    ],
+)
+def test_an_experiment_gets_the_very_value_whatever_stood_there(value, tmp_path, monkeypatch):
+    """As DVC reads the arguments, whose own way with a mapping is to merge it with what is there."""
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(json.dumps({"train": {"learning_rates": {"matcher.joint": 10}, "epochs": 3}}))
+    given = set_param("train.learning_rates", value)
+    assert given[::2] == ["--set-param"] * (len(given) // 2)
+    (overrides,) = to_path_overrides(given[1::2]).values()
+    apply_overrides("params.yaml", overrides)
+    assert document.read(Path("params.yaml")) == {"train": {"learning_rates": value, "epochs": 3}}
+
+
 def test_a_sweep_runs_in_own_workspaces_under_one_parent(prefect_server, repository, monkeypatch, wait_for):
     for name in ("CAMP_TRACKING", "MLFLOW_TRACKING_URI", "DVC_ROOT"):
         monkeypatch.delenv(name, raising=False)

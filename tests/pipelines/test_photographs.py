@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.photographs import FIRST, JOINT, rows_of
+from pipelines.photographs import FIRST, JOINT, TRAINED_WORDS, rows_of, start_of
 from stages.errors import InputError
 from stages.params.pipeline import Params
 from stages.params.presets import compose
@@ -33,12 +33,28 @@ def test_every_row_is_params_that_can_be_trained(full: Params) -> None:
     assert len({str(sorted(row.overrides.items())) for row in rows.values()}) == len(rows), "each is another training"
 
 
-def test_the_joint_embedding_is_its_preset_on_the_same_data(full: Params) -> None:
+@pytest.mark.parametrize(("row", "presets"), [(JOINT, (FIRST,)), (f"{JOINT}-trained-words", (FIRST, TRAINED_WORDS))])
+def test_a_joint_embedding_is_its_presets_on_the_same_data(full: Params, row: str, presets: tuple[Path, ...]) -> None:
     values = full.to_dict()
-    for dotted, value in rows_of(full, REPOSITORY / FIRST)[JOINT].overrides.items():
+    for dotted, value in rows_of(full, REPOSITORY / FIRST)[row].overrides.items():
         section, key = dotted.split(".")
         values[section] = values[section] | {key: value}
-    assert Params.from_dict(values) == compose([REPOSITORY / name for name in (*DATA, FIRST)])[0]
+    values["train"]["start_from"] = None
+    assert Params.from_dict(values) == compose([REPOSITORY / name for name in (*DATA, *presets)])[0]
+
+
+def test_a_model_starts_from_a_row_with_the_encoders_that_it_keeps(full: Params) -> None:
+    rows = rows_of(full, REPOSITORY / FIRST)
+    assert {name: start_of(name) for name in ("full", "no-gates", "full-ema", "full-trained-words")} == {
+        "full": JOINT, "no-gates": JOINT, "full-ema": JOINT, "full-trained-words": f"{JOINT}-trained-words",
+    }  # fmt: skip
+    for name, row in rows.items():
+        alone = row.overrides.get("model.matcher", "camp") != "camp"
+        assert (start_of(name) is None) is alone, name
+        first_row = start_of(name)
+        if first_row:
+            frozen = [rows[one].overrides.get("model.transformer_frozen", True) for one in (name, first_row)]
+            assert frozen[0] == frozen[1], name
 
 
 def test_an_addition_that_a_model_cannot_have_is_left_out(full: Params) -> None:
