@@ -1,6 +1,7 @@
 """Commands of a flow: their output streamed into Prefect's logs, their failures told apart."""
 
 import contextlib
+import logging
 import os
 import re
 import select
@@ -13,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+
+from stages.errors import InputError
 
 LOG_EVERY = 10.0
 """Seconds between two states of a progress bar in the log."""
@@ -89,18 +92,41 @@ def _rest() -> str:
 
 @contextlib.contextmanager
 def saying_how_to_go_on() -> Iterator[None]:
-    """Have a command that failed, or a Prefect server that went away, end this program with a line and the command that
-    goes on."""
-    import httpx
+    """Have what a flow cannot mend end this program with a line, not with tracebacks.
 
+    A command that failed, a Prefect server that went away and Ctrl-C come with the command that goes on; wrong input is
+    said as a stage says it, with exit code 2.
+    """
+    import httpx
+    from prefect.exceptions import ParameterTypeError
+
+    loggers = [logging.getLogger(name) for name in ("prefect.flow_runs", "prefect.task_runs")]
+    for logger in loggers:
+        logger.addFilter(_without_traceback)
     try:
         yield
+    except (InputError, ParameterTypeError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"ended. {_rest()}.", file=sys.stderr, flush=True)
+        sys.exit(128 + signal.SIGINT)
     except CommandFailed as error:
         sys.exit(f"error: {error}\n{_rest()}.")
     except httpx.TransportError as error:
         server = os.environ.get("PREFECT_API_URL", "that this program has brought along")
         reason = str(error) or type(error).__name__
         sys.exit(f"error: the Prefect server {server} does not answer ({reason}). {_rest()} once it does.")
+    finally:
+        for logger in loggers:
+            logger.removeFilter(_without_traceback)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Take the traceback from what Prefect logs of a flow that wrong input has ended: its message says all."""
+    if record.exc_info and isinstance(record.exc_info[1], InputError):
+        record.exc_info = None
+    return True
 
 
 class CommandFailed(Exception):

@@ -30,6 +30,11 @@ from camp_model.packages import PREFIX
 from camp_model.vocabulary import END, SPECIALS, START, UNK, Vocabulary
 
 
+AT_ONCE = 64
+"""Captions that the network reads at once, of about the same length: the pieces of a short one are not padded to those
+of the longest in a batch."""
+
+
 class TransformerEncoder(TextEncoder):
     """A network of Hugging Face (`config.transformer`) over the pieces of words, frozen or trained.
 
@@ -192,21 +197,26 @@ class TransformerEncoder(TextEncoder):
             raise ValueError("text encoder: knows no words yet; call read_vocabulary first")
         words, table, sizes = self._table(tokens.where(length_mask(lengths.to(tokens.device), tokens.shape[1]), 0))
         words, counts = self._framed(words, lengths.to(tokens.device), sizes)  # [C, N + 2]
+        order = counts.sum(1).argsort(stable=True)
+        states = [self._means(table, words[rows], counts[rows]) for rows in order.split(AT_ONCE)]
+        return torch.cat(states)[order.argsort()][:, 1:-1]
+
+    def _means(self, table: Tensor, words: Tensor, counts: Tensor) -> Tensor:
+        """The mean state of the first pieces of words [C, N], as many as `counts` says; [C, N, hidden width]."""
         places = counts.cumsum(1) - counts
-        pieces = torch.arange(int(counts.max()), device=tokens.device)  # [P]
-        real = pieces < counts[..., None]  # [C, N + 2, P]
+        pieces = torch.arange(int(counts.max()), device=words.device)  # [P]
+        real = pieces < counts[..., None]  # [C, N, P]
         at = (places[..., None] + pieces)[real]
-        rows = torch.arange(len(tokens), device=tokens.device)[:, None, None].expand(real.shape)[real]
+        rows = torch.arange(len(words), device=words.device)[:, None, None].expand(real.shape)[real]
         totals = counts.sum(1)
-        ids = tokens.new_zeros(len(tokens), int(totals.max()))
+        ids = words.new_zeros(len(words), int(totals.max()))
         ids[rows, at] = table[words][..., : len(pieces)][real]
         mask = length_mask(totals, ids.shape[1])
         hidden = self.network(input_ids=ids, attention_mask=mask.long()).last_hidden_state  # [C, L, width]
-        inner = slice(1, -1)
         gathered = hidden.new_zeros(*real.shape, hidden.shape[-1])
         gathered[real] = hidden[rows, at]
         means: Tensor = gathered.sum(2) / counts.clamp(min=1)[..., None]
-        return means[:, inner]
+        return means
 
     def _table(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of a table of pieces for word ids [C, N]; the table, int64 [W, P]; and how many each row has, [W].

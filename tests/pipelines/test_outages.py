@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,6 +176,27 @@ def test_ctrl_c_ends_a_flow_and_the_server_that_it_brought_along(slow, server_en
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["pipelines.photographs", "--only", "nothing-known"], "rows: 'nothing-known' is not one of full, no-gates"),
+        (["pipelines.experiments", '{"train.seed": [0]}', "--jobs", "0"], "jobs: 0 is below 1"),
+        (["pipelines.experiments", '{"train.seed": 3}'], "grid.train.seed: Input should be a valid list"),
+    ],
+)
+def test_wrong_input_ends_a_flow_with_a_line(prefect_server, repository, server_environment, arguments, why):
+    for name in ("presets/best_1_joint.yaml", "presets/trained_words.yaml"):
+        Path(name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, name)
+    command = [sys.executable, "-m", *arguments]
+    done = subprocess.run(command, env=server_environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    _, error, said = done.stderr.rpartition("error: ")
+    assert error and why in said and len(said.splitlines()) <= 2
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 @pytest.mark.timeout(300)
