@@ -104,12 +104,14 @@ def hits_of(queries: pd.DataFrame, captions: pd.DataFrame) -> ImageHits:
 
 def compare(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, Difference]:
     """The full model against every other variant; outcomes[variant] has one entry per seed."""
-    full = [outcome.hits for outcome in outcomes["full"]]
     return {
-        name: Difference(*rsum_difference(full, [outcome.hits for outcome in of_variant]))
-        for name, of_variant in outcomes.items()
-        if name != "full"
+        name: difference_of(outcomes["full"], of_variant) for name, of_variant in outcomes.items() if name != "full"
     }
+
+
+def difference_of(first: Sequence[Outcome], second: Sequence[Outcome]) -> Difference:
+    """The first model minus the second, each with an entry per seed."""
+    return Difference(*rsum_difference(*([outcome.hits for outcome in of_model] for of_model in (first, second))))
 
 
 def spread(values: Sequence[float | None]) -> tuple[float, float] | None:

@@ -29,7 +29,6 @@ from camp_model.further_words import FIRST, FURTHER_WORDS, HELD
 from camp_model.packages import PREFIX
 from camp_model.vocabulary import END, SPECIALS, START, UNK, Vocabulary
 
-
 AT_ONCE = 64
 """Captions that the network reads at once, of about the same length: the pieces of a short one are not padded to those
 of the longest in a batch."""
@@ -198,7 +197,7 @@ class TransformerEncoder(TextEncoder):
         words, table, sizes = self._table(tokens.where(length_mask(lengths.to(tokens.device), tokens.shape[1]), 0))
         words, counts = self._framed(words, lengths.to(tokens.device), sizes)  # [C, N + 2]
         order = counts.sum(1).argsort(stable=True)
-        states = [self._means(table, words[rows], counts[rows]) for rows in order.split(AT_ONCE)]
+        states = [self._means(table, words[rows], counts[rows]) for rows in torch.split(order, AT_ONCE)]
         return torch.cat(states)[order.argsort()][:, 1:-1]
 
     def _means(self, table: Tensor, words: Tensor, counts: Tensor) -> Tensor:

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.photographs import FIRST, JOINT, TRAINED_WORDS, rows_of, start_of
+from pipelines.photographs import FIRST, JOINT, TRAINED_WORDS, effects, rows_of, start_of
 from stages.errors import InputError
 from stages.params.pipeline import Params
 from stages.params.presets import compose
+from tests.pipelines.test_study import outcome
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = ("presets/flickr8k.yaml", "presets/grid.yaml")
@@ -70,3 +71,14 @@ def test_a_preset_that_is_wrong_is_named(tmp_path: Path, full: Params) -> None:
     (tmp_path / "wrong.yaml").write_text("model: {matcher: clip}\n")
     with pytest.raises(InputError, match=r"wrong\.yaml: model\.matcher: 'clip' is not one of"):
         rows_of(full, tmp_path / "wrong.yaml")
+
+
+def test_an_addition_is_measured_against_the_model_that_it_is_added_to() -> None:
+    """An image missed costs 15 of 600: see `outcome`."""
+    missed = {JOINT: 8, f"{JOINT}-ema": 4, "full": 6, "full-ema": 8, f"{JOINT}-trained-words": 2}
+    rows = {row["addition"]: row for row in effects({name: [outcome(number)] * 2 for name, number in missed.items()})}
+    assert set(rows) == {"averaged weights", "upper half of the transformer trained"}
+    assert rows["averaged weights"]["joint embedding"].startswith("+60.0 [+")
+    assert rows["averaged weights"]["full model"].startswith("-30.0 [-")
+    assert rows["upper half of the transformer trained"]["joint embedding"].startswith("+90.0 [+")
+    assert rows["upper half of the transformer trained"]["full model"] == ""
