@@ -213,8 +213,8 @@ def _remarks(outcomes: Outcomes) -> str:
         "The full model starts from the joint embedding of the same seed; so does every change to it, and the one on "
         "trained words from the joint embedding with them.\n"
     ]
-    if effects := effects(outcomes):
-        sections += ["rsum with each addition minus without it, with its 95 % interval:\n", table(effects)]
+    if rows := effects(outcomes):
+        sections += ["rsum with each addition minus without it, with its 95 % interval:\n", table(rows)]
     if Path(Params.load().dataset.karpathy.annotations).name == "dataset_flickr8k.json":
         sections += ["Published results on the same test split, trained on Flickr8k alone:\n", table(FLICKR8K)]
     return "\n".join(sections)
