@@ -34,7 +34,7 @@ from stages.workspace import main_root
 JOINT = "joint-embedding"
 WORDS = "trained-words"
 FIRST = Path("presets/best_1_joint.yaml")
-TRAINED_WORDS = Path("presets/trained_words.yaml")
+TRAINED_WORDS = Path("presets/trained_words_1_joint.yaml")
 STARTS = Path("models/photographs")
 """Where the joint embeddings that others start from are put, below the main workspace."""
 ROWS: dict[str, Variant] = {

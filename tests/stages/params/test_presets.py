@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -220,8 +221,9 @@ def test_every_documented_set_runs_through_the_stages(
     document.rewrite(Path("params.yaml"), params.to_dict())
     for stage in (*(() if ready else FEATURES), *MODEL):
         run(stage)
-    if first_of := re.match(r"(three_step|best)_(\d)", names[-1]):
-        Path("models/camp").rename(f"models/{first_of[1].removeprefix('three_')}_{first_of[2]}")
+    if step := re.search(r"\b(?:three_)?((?:step|best)_\d)", " ".join(names)):
+        shutil.rmtree(f"models/{step[1]}", ignore_errors=True)
+        Path("models/camp").rename(f"models/{step[1]}")
     assert RegionStore(Path("data/regions")).region_dim == {"scenes": 261, "precomputed": 16, "timm": 1752}.get(
         params.dataset.source if params.dataset.source == "scenes" else params.detector.backend, 1024
     )
