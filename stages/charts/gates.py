@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
-from stages.charts.svg import PLAIN_CSS, chart_svg
+from stages.charts.svg import PLAIN_CSS, chart_svg, tick
 
 LEFT, BOTTOM = 40.0, 42.0
 _PAGE_CSS = "body { font: 14px sans-serif; color: #1d1e22; margin: 24px; } svg { width: 480px; display: block; }\n"
@@ -41,9 +41,8 @@ def histogram(rows: Sequence[tuple[str, Sequence[float]]], title: str, x_label: 
             f'<tspan class="plain"> mean {mean:.3f}</tspan></text>'
         )
     for value, anchor in ((0, "start"), (0.25, "middle"), (0.5, "middle"), (0.75, "middle"), (1, "end")):
-        x = margin + value * scale
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{height - 24}" text-anchor="{anchor}">{value:g}</text>')
-    parts.append(f'<text class="tick" x="{width / 2}" y="{height - 6}" text-anchor="middle">{escape(x_label)}</text>')
+        parts.append(tick(margin + value * scale, height - 24, f"{value:g}", anchor))
+    parts.append(tick(width / 2, height - 6, x_label))
     spoken = "; ".join(f"{name}: mean {float(np.mean(values)):.3g}" for name, values in rows)
     return chart_svg(parts, f"{title}: {spoken}", width, height)
 
@@ -98,18 +97,14 @@ def gate_epochs(curve: Mapping[str, Sequence[float]]) -> dict[str, Markup]:
                     f'width="{max(step - 1, 1):.1f}" height="{tall / len(bins):.1f}"/>'
                 )
             for row in sorted({0, len(epochs) - 1}):
-                x = left + (row + 0.5) * step
-                parts.append(
-                    f'<text class="tick" x="{x:.1f}" y="{base + 16}" text-anchor="middle">{epochs[row]:g}</text>'
-                )
+                parts.append(tick(left + (row + 0.5) * step, base + 16, f"{epochs[row]:g}"))
             parts.append(f'<line class="axis" x1="{left}" x2="{left + panel}" y1="{base}" y2="{base}"/>')
             parts.append(f'<text class="name s{index}" x="{left}" y="18">{GATE_KINDS[kind]}</text>')
         if not parts:
             continue
         for value in (0, 0.5, 1):
-            y = base - value * tall + 4
-            parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y:.1f}" text-anchor="end">{value:g}</text>')
-        parts.append(f'<text class="tick" x="{width / 2}" y="{base + 34}" text-anchor="middle">epoch</text>')
+            parts.append(tick(LEFT - 8, base - value * tall + 4, f"{value:g}", "end"))
+        parts.append(tick(width / 2, base + 34, "epoch"))
         drawn[side] = chart_svg(
             parts, f"Mean gates over a pair's {name} after each of {len(epochs)} epochs", width, base + 40
         )

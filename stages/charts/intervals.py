@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from stages.charts.svg import chart_svg
+from stages.charts.svg import chart_svg, tick
 
 NAMES, PLOT, RIGHT, TOP, ROW, BOTTOM = 260.0, 460.0, 24.0, 12.0, 26.0, 44.0
 LINEAR = 50.0
@@ -40,19 +40,17 @@ def interval_chart(intervals: Sequence[Interval], title: str, x_label: str) -> M
         return NAMES + (_scaled(value) - low) / (high - low) * PLOT
 
     drawn = []
-    for tick in TICKS:
-        if low <= _scaled(tick) <= high:
-            kind, x = ("axis" if tick == 0 else "grid"), x_at(tick)
+    for value in TICKS:
+        if low <= _scaled(value) <= high:
+            kind, x = ("axis" if value == 0 else "grid"), x_at(value)
             drawn.append(f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{base}"/>')
-            drawn.append(f'<text class="tick" x="{x:.1f}" y="{base + 18}" text-anchor="middle">{tick:g}</text>')
+            drawn.append(tick(x, base + 18, f"{value:g}"))
     for row, interval in enumerate(intervals):
         y = TOP + ROW * (row + 0.5)
         ends = f'x1="{x_at(interval.low):.1f}" x2="{x_at(interval.high):.1f}"'
         drawn.append(f'<line class="line s2" {ends} y1="{y}" y2="{y}"/>')
         drawn.append(f'<circle class="dot s2" cx="{x_at(interval.middle):.1f}" cy="{y}" r="4"/>')
-        at = f'x="{NAMES - 12}" y="{y + 4.5}" text-anchor="end"'
-        drawn.append(f'<text class="tick" {at}>{escape(interval.name)}</text>')
-    label = f'x="{NAMES + PLOT / 2}" y="{base + 38}" text-anchor="middle"'
-    drawn.append(f'<text class="tick" {label}>{escape(x_label)}</text>')
+        drawn.append(tick(NAMES - 12, y + 4.5, interval.name, "end"))
+    drawn.append(tick(NAMES + PLOT / 2, base + 38, x_label))
     spoken = "; ".join(f"{i.name}: {i.middle:+.1f} [{i.low:+.1f}, {i.high:+.1f}]" for i in intervals)
     return chart_svg(drawn, f"{title}: {spoken}", NAMES + PLOT + RIGHT, base + BOTTOM)

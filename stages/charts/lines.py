@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup, escape
 
-from stages.charts.svg import DASHES, Scale, chart_svg, points, spread, ticks
+from stages.charts.svg import DASHES, Scale, chart_svg, points, spread, tick, ticks
 
 HEIGHT = 260.0
 PLOT = 250.0
@@ -37,13 +37,9 @@ def _axes(x_ticks: list[float], y_ticks: list[float], x_label: str, x_at: Scale,
     for value in y_ticks:
         y = y_at(value)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{LEFT + PLOT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 7}" y="{y + 4.5:.1f}" text-anchor="end">{value:g}</text>')
-    for value in x_ticks:
-        parts.append(
-            f'<text class="tick" x="{x_at(value):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{value:g}</text>'
-        )
-    middle = LEFT + PLOT / 2
-    parts.append(f'<text class="tick" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
+        parts.append(tick(LEFT - 7, y + 4.5, f"{value:g}", "end"))
+    parts += [tick(x_at(value), HEIGHT - BOTTOM + 18, f"{value:g}") for value in x_ticks]
+    parts.append(tick(LEFT + PLOT / 2, HEIGHT - 6, x_label))
     return parts
 
 
@@ -81,7 +77,7 @@ def line_chart(
     if mark is not None and x_low <= mark[0] <= x_high:
         x = x_at(mark[0])
         parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{TOP - 7}" text-anchor="middle">{escape(mark[1])}</text>')
+        parts.append(tick(x, TOP - 7, mark[1]))
     labels = spread([y_at(line.ys[-1]) for line in lines], 17, TOP + 6, HEIGHT - BOTTOM)
     for index, (line, label_y) in enumerate(zip(lines, labels, strict=True)):
         xs = [x_at(x) for x in line.xs]

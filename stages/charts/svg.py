@@ -51,6 +51,11 @@ def points(xs: Sequence[float], ys: Sequence[float]) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True))
 
 
+def tick(x: float, y: float, text: str, anchor: str = "middle") -> str:
+    """A small text at an axis or of it."""
+    return f'<text class="tick" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
 def chart_svg(parts: list[str], spoken: str, width: float, height: float) -> Markup:
     """A chart as SVG inside a page; `spoken` is what a screen reader says."""
     # `parts` is made here of numbers and escaped texts only.
