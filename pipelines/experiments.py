@@ -98,10 +98,16 @@ def run_experiment(
 
 
 def set_param(key: str, value: Any) -> list[str]:
-    """Arguments of `dvc exp run` that give the key of params.yaml this value, whatever it had before."""
-    if isinstance(value, dict | list):  # Hydra, which DVC reads them with, would merge it with what is there
-        return ["--set-param", f"~{key}", "--set-param", f"+{key}={_hydra(value)}"]
-    return ["--set-param", f"{key}={_hydra(value)}"]
+    """Arguments of `dvc exp run` that give the key of params.yaml this value, whatever it had before.
+
+    A key that an empty mapping is for is taken out, which says the same: params are mappings that are empty by default,
+    and where one stood over several lines DVC would write a file that is no YAML.
+    """
+    if not isinstance(value, dict | list):
+        return ["--set-param", f"{key}={_hydra(value)}"]
+    # Hydra, which DVC reads them with, would merge it with what is there.
+    added = [] if value == {} else ["--set-param", f"+{key}={_hydra(value)}"]
+    return ["--set-param", f"~{key}", *added]
 
 
 def _hydra(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +16,15 @@ from dvc.utils.hydra import apply_overrides
 from pipelines.experiments import set_param, sweep, variants_of
 from stages.errors import InputError
 from stages.params import document
+from stages.params.pipeline import Params
 from stages.tracking.delivery import sync
 from stages.tracking.spool import pending
-from tests.pipelines.conftest import command_of
+from tests.pipelines.conftest import ROOT, command_of
 
 TRAIN = """
 import json, os, time
 from pathlib import Path
+import yaml
 from stages.tracking import track
 params = yaml.safe_load(Path("params.yaml").read_text())
 with track("train", params) as run:
@@ -91,7 +94,22 @@ def test_an_experiment_gets_the_very_value_whatever_stood_there(value, tmp_path,
     assert given[::2] == ["--set-param"] * (len(given) // 2)
     (overrides,) = to_path_overrides(given[1::2]).values()
     apply_overrides("params.yaml", overrides)
-    assert document.read(Path("params.yaml")) == {"train": {"learning_rates": value, "epochs": 3}}
+    expected = {"epochs": 3} if value == {} else {"learning_rates": value, "epochs": 3}
+    assert document.read(Path("params.yaml")) == {"train": expected}
+
+
+def test_an_experiment_empties_a_mapping_of_params_yaml(tmp_path, monkeypatch):
+    """Of one over several lines, DVC would leave a `{}` below the key's comment, where it is no YAML."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    wanted = Params.load()
+    assert wanted.train.learning_rates == Params().train.learning_rates == {}
+    params = wanted.replace(train=wanted.train.replace(learning_rates={"matcher": 2.0}))
+    document.rewrite(Path("params.yaml"), params.to_dict())
+    assert Params.load() == params
+    (overrides,) = to_path_overrides(set_param("train.learning_rates", {})[1::2]).values()
+    apply_overrides("params.yaml", overrides)
+    assert Params.load() == wanted
 
 
 def test_a_sweep_runs_in_own_workspaces_under_one_parent(prefect_server, repository, monkeypatch, wait_for):
