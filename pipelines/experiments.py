@@ -26,6 +26,7 @@ from prefect.tasks import exponential_backoff
 from pipelines.commands import begin, end_all, exit_when_asked, run_command, saying_how_to_go_on
 from pipelines.dag import shared_stages
 from pipelines.devices import DevicePool
+from pipelines.overrides import set_param
 from pipelines.reproduce import DVC, can_pass
 from pipelines.study import commit_of
 from stages.errors import InputError
@@ -95,31 +96,6 @@ def run_experiment(
         with devices.lend() as lent:
             run_command(command, logger.info, environment | lent | ({PARENT: parent} if parent else {}))
     return experiment_metrics(name)
-
-
-def set_param(key: str, value: Any) -> list[str]:
-    """Arguments of `dvc exp run` that give the key of params.yaml this value, whatever it had before.
-
-    A key that an empty mapping is for is taken out, which says the same: params are mappings that are empty by default,
-    and where one stood over several lines DVC would write a file that is no YAML.
-    """
-    if not isinstance(value, dict | list):
-        return ["--set-param", f"{key}={_hydra(value)}"]
-    # Hydra, which DVC reads them with, would merge it with what is there.
-    added = [] if value == {} else ["--set-param", f"+{key}={_hydra(value)}"]
-    return ["--set-param", f"~{key}", *added]
-
-
-def _hydra(value: Any) -> str:
-    """A value as Hydra's grammar of overrides writes it: keys have no quotes, and in quotes only a quote is escaped."""
-    if isinstance(value, dict):
-        keys = (re.sub(r"([][(){}:=, \\])", r"\\\1", key) for key in value)
-        return f"{{{', '.join(f'{key}: {_hydra(inner)}' for key, inner in zip(keys, value.values(), strict=True))}}}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_hydra, value))}]"
-    if isinstance(value, str):
-        return '"' + re.sub(r'(\\*)("|\Z)', lambda end: end[1] * 2 + end[2].replace('"', r"\""), value) + '"'
-    return json.dumps(value)
 
 
 def _uncommitted() -> list[str]:

@@ -39,11 +39,11 @@ def recall_text(metrics: Mapping[str, Mapping[str, float]], paper: bool = False)
     for name, values in rows:
         cells = "".join(f"{values[column]:8.1f}" if column in values else f"{'-':>8}" for column in COLUMNS)
         lines.append(f"{name:<{width}}{cells}")
-    lines += [line for name, values in metrics.items() for line in _more_matches(name, values)]
+    lines += [line for name, values in metrics.items() for line in more_matches(name, values)]
     return "\n".join(lines)
 
 
-def _more_matches(split: str, values: Mapping[str, float]) -> list[str]:
+def more_matches(split: str, values: Mapping[str, float]) -> list[str]:
     """What ECCV Caption and CxC say of a split, where they were asked."""
     lines = []
     for prefix, title in (("eccv", "ECCV Caption"), ("cxc", "CxC")):

@@ -16,7 +16,7 @@ from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
 from stages.contracts import check_results, input_errors, read_object, read_table
 from stages.errors import InputError
-from stages.evaluation.recall_table import HEADINGS
+from stages.evaluation.recall_table import HEADINGS, more_matches
 from stages.evaluation.tables import FOIL_SCHEMA, PAIR_SCHEMA, QUERY_SCHEMA
 from stages.params.dataset import SPLITS
 from stages.reporting import page
@@ -129,6 +129,7 @@ def contents(params: ReportSections, inputs: Inputs, limit: int) -> dict[str, An
         "headline": page.headline(loaded.retrieval[split], gates),
         "headings": HEADINGS[:-1],
         "recall_rows": page.recall_rows(loaded.retrieval, notes),
+        "more_matches": [line for item in loaded.retrieval.items() for line in more_matches(*item)],
         "context_note": page.context_note(params.dataset.source),
         "explore_text": f"{min(params.report.queries, len(data['queries']['t2i']))} queries each way, drawn at random, "
         "and the worst failures. m is the matching score, in brackets its logit. Pick a query, one of its results, "

@@ -13,7 +13,8 @@ import pytest
 from dvc.utils.cli_parse import to_path_overrides
 from dvc.utils.hydra import apply_overrides
 
-from pipelines.experiments import set_param, sweep, variants_of
+from pipelines.experiments import sweep, variants_of
+from pipelines.overrides import set_param
 from stages.errors import InputError
 from stages.params import document
 from stages.params.pipeline import Params

@@ -59,6 +59,17 @@ def test_a_changed_digit_in_a_number_is_named_and_never_shown(small, path):
             print_summary(Path("metrics"), Path("report/index.html"))
 
 
+def test_what_eccv_caption_and_cxc_say_stands_below_the_table(small):
+    path = Path("metrics/retrieval.json")
+    values = json.loads(path.read_text())
+    values["test"] |= {"eccv_i2t_map_at_r": 23.94, "cxc_t2i_r1": 50.0}
+    path.write_text(json.dumps(values))
+    Path("data/evaluation/results.json").unlink()  # of the numbers as they were
+    draw()
+    page = Path("report/index.html").read_text()
+    assert "test, ECCV Caption: i2t_map_at_r 23.9" in page and "test, CxC: t2i_r1 50.0" in page
+
+
 def test_without_its_file_a_picture_is_grey_and_all_else_is_there(small, capsys):
     """Features that someone else has extracted need no pictures."""
     whole = draw(queries=60).data
