@@ -129,6 +129,8 @@ def _with_weights(architecture: str, state: State, source: str, image_size: int 
     Raises:
         InputError: none of these; the message names the file and the first parameter that does not fit timm's names.
     """
+    if not state:  # for which timm would ask its hub
+        raise InputError(f"{source}: holds 0 parameters; expected those of {shown(architecture)}")
     first: InputError | None = None
     for num_classes in _class_counts(architecture, state):
         network = build(architecture, num_classes, image_size)

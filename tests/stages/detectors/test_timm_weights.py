@@ -96,7 +96,11 @@ def test_weights_of_another_size_of_input_are_converted_as_timm_does(tmp_path: P
     assert loaded(tmp_path / "detector").network.pos_embed.shape == (1, 37, 192)
 
 
-def test_weights_that_do_not_fit_are_named_with_file_and_tensor(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_named_with_file_and_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *a, **k: asked.append(a) or {})
     own = library.create_model("test_resnet").state_dict()
     renamed = {f"a{i}.{name.rsplit('.', 1)[-1]}": tensor for i, (name, tensor) in enumerate(own.items())}
     wrong = {
@@ -114,6 +118,7 @@ def test_weights_that_do_not_fit_are_named_with_file_and_tensor(tmp_path: Path) 
         with pytest.raises(InputError, match=rf"{name}\.pth: {says}"):
             detector(tmp_path / "detector", "test_resnet", str(path), 64)
     assert not (tmp_path / "detector" / "weights.safetensors").exists()
+    assert not asked, "where a file is named, nothing comes from the hub"
 
 
 def package(folder: Path, name: str, *files: str) -> None:
