@@ -18,7 +18,7 @@ from stages.contracts import check_results, input_errors, read_object, read_tabl
 from stages.errors import InputError
 from stages.evaluation.recall_table import HEADINGS, more_matches
 from stages.evaluation.tables import FOIL_SCHEMA, PAIR_SCHEMA, QUERY_SCHEMA
-from stages.params.dataset import SPLITS
+from stages.params.dataset import SPLITS, DatasetParams
 from stages.reporting import page
 from stages.reporting.explorer import explorer_data
 from stages.reporting.foils import foil_rows, gallery
@@ -119,7 +119,7 @@ def contents(params: ReportSections, inputs: Inputs, limit: int) -> dict[str, An
     notes = {name: page.protocol_note(table.schema.metadata) for name, table in loaded.evaluations.items()}
     gates = loaded.gates.get(split, {})
     loss, recall, by_epoch = (page.read_curve(inputs.plots / f"{name}.csv") for name in CURVES)
-    dataset = "drawn scenes" if params.dataset.source == "scenes" else Path(params.dataset.root).name
+    dataset = dataset_name(params.dataset)
     return {
         "title": f"CAMP on {dataset}: text-image retrieval",
         "dataset_name": dataset,
@@ -144,6 +144,16 @@ def contents(params: ReportSections, inputs: Inputs, limit: int) -> dict[str, An
         "facts": _facts(params, loaded, inputs.model),
         "data": data,
     }
+
+
+def dataset_name(dataset: DatasetParams) -> str:
+    """What a reader calls the data: its folder's name, where that is not the one that all data have."""
+    if dataset.source == "scenes":
+        return "drawn scenes"
+    if (folder := Path(dataset.root).name) != "raw":
+        return folder
+    split_file = Path(dataset.karpathy.annotations).stem.removeprefix("dataset_")
+    return {"karpathy": split_file, "coco": "COCO"}.get(dataset.source, "own pictures")
 
 
 def _facts(params: ReportSections, loaded: Loaded, model_folder: Path) -> list[dict[str, Any]]:

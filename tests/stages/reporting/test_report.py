@@ -14,7 +14,9 @@ from camp_model.files import write_sealed
 from camp_model.regions import RegionStore
 from stages.contracts import hashes_of, read_fingerprint
 from stages.errors import InputError
+from stages.params.dataset import DatasetParams
 from stages.report import print_summary
+from stages.reporting.contents import dataset_name
 from stages.reporting.page import read_curve
 from stages.reporting.queries import Inspector, Query
 from tests.stages.reporting.conftest import INPUTS, draw
@@ -57,6 +59,20 @@ def test_a_changed_digit_in_a_number_is_named_and_never_shown(small, path):
     if "train" not in path and "plots" not in path:
         with pytest.raises(InputError, match=f"{path}: is damaged"):
             print_summary(Path("metrics"), Path("report/index.html"))
+
+
+@pytest.mark.parametrize(
+    ("params", "name"),
+    [
+        ({}, "drawn scenes"),
+        ({"source": "table"}, "own pictures"),
+        ({"source": "table", "root": "data/raw/holiday"}, "holiday"),
+        ({"source": "karpathy", "karpathy": {"annotations": "splits/dataset_flickr8k.json"}}, "flickr8k"),
+        ({"source": "coco"}, "COCO"),
+    ],
+)
+def test_the_data_are_called_as_people_call_them(params, name):
+    assert dataset_name(DatasetParams(**params)) == name
 
 
 def test_what_eccv_caption_and_cxc_say_stands_below_the_table(small):
