@@ -9,6 +9,8 @@ from markupsafe import Markup
 from stages.charts.svg import chart_svg, tick
 
 NAMES, PLOT, RIGHT, TOP, ROW, BOTTOM = 260.0, 460.0, 24.0, 12.0, 26.0, 44.0
+LETTER = 6.5
+"""Width that a letter of a name takes at most, on average."""
 LINEAR = 50.0
 """Differences up to this are drawn to scale, larger ones by their logarithm: a model that has not learnt is hundreds of
 points away, those that have are a few apart."""
@@ -35,9 +37,10 @@ def interval_chart(intervals: Sequence[Interval], title: str, x_label: str) -> M
     low = _scaled(min([-LINEAR, *(interval.low for interval in intervals)]))
     high = _scaled(max([LINEAR, *(interval.high for interval in intervals)]))
     base = TOP + ROW * len(intervals)
+    names = max([NAMES, *(LETTER * len(interval.name) + 20 for interval in intervals)])
 
     def x_at(value: float) -> float:
-        return NAMES + (_scaled(value) - low) / (high - low) * PLOT
+        return names + (_scaled(value) - low) / (high - low) * PLOT
 
     drawn = []
     for value in TICKS:
@@ -50,7 +53,7 @@ def interval_chart(intervals: Sequence[Interval], title: str, x_label: str) -> M
         ends = f'x1="{x_at(interval.low):.1f}" x2="{x_at(interval.high):.1f}"'
         drawn.append(f'<line class="line s2" {ends} y1="{y}" y2="{y}"/>')
         drawn.append(f'<circle class="dot s2" cx="{x_at(interval.middle):.1f}" cy="{y}" r="4"/>')
-        drawn.append(tick(NAMES - 12, y + 4.5, interval.name, "end"))
-    drawn.append(tick(NAMES + PLOT / 2, base + 38, x_label))
+        drawn.append(tick(names - 12, y + 4.5, interval.name, "end"))
+    drawn.append(tick(names + PLOT / 2, base + 38, x_label))
     spoken = "; ".join(f"{i.name}: {i.middle:+.1f} [{i.low:+.1f}, {i.high:+.1f}]" for i in intervals)
-    return chart_svg(drawn, f"{title}: {spoken}", NAMES + PLOT + RIGHT, base + BOTTOM)
+    return chart_svg(drawn, f"{title}: {spoken}", names + PLOT + RIGHT, base + BOTTOM)

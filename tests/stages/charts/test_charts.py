@@ -66,6 +66,13 @@ def test_intervals_are_rows_to_scale_near_zero_and_by_logarithm_beyond():
     assert "a &lt; b: +10.0 [-10.0, +30.0]" in svg
 
 
+def test_a_long_name_beside_an_interval_is_not_cut_off():
+    name = "joint embedding, trained with the upper half of the transformer"
+    svg = interval_chart([Interval(name, 1, 2, 3), Interval("short", 1, 2, 3)], "Difference", "rsum")
+    ends = re.findall(r'x="([\d.]+)" y="[\d.]+" text-anchor="end"', svg)
+    assert len(ends) == 2 and min(map(float, ends)) >= 6 * len(name)
+
+
 def test_a_chart_alone_is_a_whole_svg_file_with_its_colours():
     line = Line("words & regions", [1, 2], [0.5, 0.75])
     root = ElementTree.fromstring(standalone(line_chart([line], "a > b", "epoch", (0, 1), names=200)))
