@@ -91,6 +91,7 @@ def rewrite(path: Path, values: Mapping[str, Any]) -> None:
     round_trip = YAML()
     round_trip.Representer = _representer()
     round_trip.width = 1_000_000  # nothing is folded
+    round_trip.preserve_quotes = True  # a text that stays as it was may need those that it has
     document = round_trip.load(_text(path))
     _lay(document, values)
     with replacing(path) as temporary:

@@ -73,6 +73,15 @@ def test_every_number_and_text_comes_back_as_it_was(path: Path, data: st.DataObj
     assert load_yaml(path) == params.to_dict()  # as DVC reads it
 
 
+@pytest.mark.parametrize("text", ["a\x85b", "a\u2028b", "'", '"', "a: b", "1", "null", " a", "é\\", "# a"])
+def test_a_text_that_stays_is_written_again_as_it_was(path: Path, text: str) -> None:
+    params = changed(changed(Params(), "train.freeze", (text, "model")), "train.start_from", text or None)
+    for epochs in (3, 4, 5):
+        params = changed(params, "train.epochs", epochs)
+        document.rewrite(path, params.to_dict())
+        assert Params.load(path) == params
+
+
 @given(st.floats(allow_nan=False, allow_infinity=False) | TEXTS)
 def test_what_dvc_writes_is_read(value: float | str) -> None:
     if isinstance(value, str) and "\x85" in value:
