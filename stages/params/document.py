@@ -135,10 +135,11 @@ def _lay(document: Any, values: Mapping[str, Any]) -> None:
 def _quoted(value: Any) -> Any:
     """Values as they are to be written: lists on one line, and in quotes what is neither a name nor a path."""
     from ruamel.yaml.comments import CommentedMap, CommentedSeq
-    from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+    from ruamel.yaml.scalarstring import DoubleQuotedScalarString, PlainScalarString
 
-    if isinstance(value, str):
-        return value if re.fullmatch(r"[\w./-]*", value, re.ASCII) else DoubleQuotedScalarString(value)
+    if isinstance(value, str):  # a bare str would take over the quotes of what stood there
+        plain = re.fullmatch(r"[\w./-]*", value, re.ASCII)
+        return PlainScalarString(value) if plain else DoubleQuotedScalarString(value)
     written: Any
     if isinstance(value, list):
         written = CommentedSeq(map(_quoted, value))
