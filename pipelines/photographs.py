@@ -24,9 +24,9 @@ from pipelines.study_answers import Outcomes, StudyInput, interval
 from pipelines.study_document import Page, write_document
 from pipelines.summary import table
 from stages.errors import InputError
-from stages.params.document import read, rewrite
+from stages.params.document import rewrite
 from stages.params.pipeline import Params
-from stages.params.presets import merged
+from stages.params.presets import compose
 from stages.params.section import PARAMS
 from stages.tracking.machine import checked_out
 from stages.workspace import main_root
@@ -54,7 +54,8 @@ PEERS: dict[str, Variant] = {
 """Changes to the joint embedding; all but itself with the ranking loss, which they are published with."""
 RANKED = {**RANKING, "train.joint_weight": 0.0, "train.batch_size": 128, "train.learning_rate": 0.0005,
           "train.epochs": 6}  # fmt: skip
-"""Of the peers: they score all pairs of a batch, and learn from the hardest, with the learning rate of SCAN's paper."""
+"""Of the peers: they score all pairs of a batch, and learn from the hardest. The learning rate is SCAN's on
+COCO."""
 ADDITIONS: dict[str, Variant] = {
     "gpo": Variant("generalised pooling", {"model.pooling": "gpo"}),
     "ema": Variant("averaged weights", {"train.ema_decay": 0.99}),
@@ -66,11 +67,11 @@ ADDITIONS: dict[str, Variant] = {
 """Changes to the full model and to the joint embedding, one by one and (but for the last) all together."""
 
 
-def start_of(name: str) -> str | None:
-    """The row whose model, of the same seed, a row's training starts from; None: from nothing."""
-    if name.startswith(JOINT) or name in PEERS:
+def start_of(row: Variant) -> str | None:
+    """The row whose model, of the same seed, a row's training starts from; None: from nothing, as other matchers do."""
+    if "model.matcher" in row.overrides:
         return None
-    return f"{JOINT}-{WORDS}" if name == f"full-{WORDS}" else JOINT
+    return f"{JOINT}-{WORDS}" if "model.transformer_frozen" in row.overrides else JOINT
 
 
 def rows_of(full: Params, first: Path) -> dict[str, Variant]:
@@ -112,14 +113,8 @@ def rows_of(full: Params, first: Path) -> dict[str, Variant]:
 
 def _joint(full: Params, *presets: Path) -> Params:
     """The params with the model and training of these presets in place of their own."""
-    values = full.to_dict() | {name: Params().to_dict()[name] for name in ("model", "train")}
-    for preset in presets:
-        overlay = read(preset)
-        values = merged(values, {name: overlay[name] for name in ("model", "train") if name in overlay})
-    try:
-        return Params.from_dict(values)
-    except InputError as error:
-        raise InputError(f"{presets[-1]}: {error}") from None
+    joint, _ = compose(presets)
+    return full.replace(model=joint.model, train=joint.train)
 
 
 def _changes(full: Params, other: Params) -> dict[str, Any]:
@@ -170,19 +165,19 @@ def photographs(
     if unknown := sorted(set(rows) - known.keys()):
         raise InputError(f"rows: {unknown[0]!r:.80} is not one of {', '.join(known)}")
     wanted = {name for name in known if not rows or name in (*rows, "full", JOINT)}
-    wanted |= {first_row for name in wanted if (first_row := start_of(name))}
-    chosen = {name: row for name, row in known.items() if name in wanted}
+    starting = {first_row for name in wanted if (first_row := start_of(known[name]))}
+    chosen = {name: row for name, row in known.items() if name in wanted | starting}
     # Rows differ in what they start from, which a stage before these reads: they are brought up to date once, here.
     begin()
     run_command([*DVC, "repro", "extract_regions", "tokenize_captions"], get_run_logger().info)
-    firsts = {name: row.overrides for name, row in chosen.items() if name in map(start_of, chosen)}
+    firsts = {name: chosen[name].overrides for name in chosen if name in starting}
     ranked, names, _ = side_by_side("photographs", with_seeds(firsts, seeds, base), jobs, False, "evaluate")
     starts = {name: str(_laid_out(experiment)) for name, experiment in names.items()}
     after: dict[str, Any] = {}
     for seed in seeds:
         for name, row in chosen.items():
             if name not in firsts:
-                first_row = start_of(name)
+                first_row = start_of(row)
                 start = {"train.start_from": starts[f"{first_row}-s{seed}"]} if first_row else {}
                 after |= with_seeds({name: {**start, **row.overrides}}, [seed], base)
     others, more, parent = side_by_side("photographs", after, jobs, False, "evaluate")

@@ -164,7 +164,7 @@ def track(
             run.run_id = key
             _begin(run, spool, kind, name, tags or {}, run_id is not None)
         except (OSError, Timeout) as error:
-            warnings.warn(f"the run is not recorded wholly: {error}", stacklevel=3)
+            warnings.warn(f"the run is not recorded{' wholly' if spool else ''}: {error}", stacklevel=3)
     if spool:
         process = _deliver(root, key)
         threading.Thread(target=sample_machine, args=(run._write, stop), daemon=True).start()

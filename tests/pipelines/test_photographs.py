@@ -46,13 +46,13 @@ def test_a_joint_embedding_is_its_presets_on_the_same_data(full: Params, row: st
 
 def test_a_model_starts_from_a_row_with_the_encoders_that_it_keeps(full: Params) -> None:
     rows = rows_of(full, REPOSITORY / FIRST)
-    assert {name: start_of(name) for name in ("full", "no-gates", "full-ema", "full-trained-words")} == {
+    assert {name: start_of(rows[name]) for name in ("full", "no-gates", "full-ema", "full-trained-words")} == {
         "full": JOINT, "no-gates": JOINT, "full-ema": JOINT, "full-trained-words": f"{JOINT}-trained-words",
     }  # fmt: skip
     for name, row in rows.items():
         alone = row.overrides.get("model.matcher", "camp") != "camp"
-        assert (start_of(name) is None) is alone, name
-        first_row = start_of(name)
+        first_row = start_of(row)
+        assert (first_row is None) is alone, name
         if first_row:
             frozen = [rows[one].overrides.get("model.transformer_frozen", True) for one in (name, first_row)]
             assert frozen[0] == frozen[1], name

@@ -1,15 +1,12 @@
 """What MLflow refuses stays in the spool, the rest arrives, and the person at the terminal is told. Stores are real."""
 
 import json
-import os
 import sqlite3
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from mlflow import MlflowClient
 
 from stages import tracking
 from stages.errors import InputError
@@ -17,34 +14,10 @@ from stages.tracking import track
 from stages.tracking.__main__ import main as commands
 from stages.tracking.delivery import Delivery, sync
 from stages.tracking.spool import pending
-from stages.tracking.store import connect, experiment_id, local_uri, search
+from stages.tracking.store import connect, experiment_id, local_uri
+from tests.stages.tracking.conftest import run_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-DELIVER = tracking._deliver
-
-
-@pytest.fixture
-def root(tmp_path, monkeypatch, request):
-    """A main workspace without git; nothing is delivered beside a run, but by `sync` in this process."""
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME", "CAMP_TRACKING", "RANK"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(tracking, "_deliver", lambda *_: None)
-    monkeypatch.setattr(tracking, "WAIT", 120.0)  # a busy machine is no server's fault
-    folder = tmp_path / getattr(request, "param", "main")
-    (folder / ".dvc").mkdir(parents=True)
-    monkeypatch.chdir(folder)
-    return folder
-
-
-@pytest.fixture
-def beside(root, monkeypatch):
-    """A process beside each run delivers it, as it does outside of these tests."""
-    monkeypatch.setattr(tracking, "_deliver", DELIVER)
-
-
-def run_of(root, key):
-    (run,) = search(connect(root, local_uri(root)), f"tags.`camp.run` = '{key}'")
-    return run
 
 
 def delete_experiment(root):
@@ -227,83 +200,3 @@ def test_a_view_that_mlflow_refuses_stops_no_delivery(root, monkeypatch, capsys)
     assert sync(root) == (1, [])
     assert run_of(root, run.run_id).info.status == "FINISHED"
     assert "has no view" in capsys.readouterr().err
-
-
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("root", ["what?", "a#b", "50%25 off", "mit Leerzeichen é 图"], indirect=True)
-def test_a_workspace_below_any_name(root, beside, capsys):
-    Path("curve.csv").write_text("step\n")
-    with track("train", {"a": 1}) as run:
-        run.log_artifact("curve.csv", "plots")
-    assert capsys.readouterr().err == ""
-    assert pending(root) == []
-    late = run_of(root, run.run_id)
-    assert late.info.status == "FINISHED"
-    assert [path.relative_to(root).parts[0] for path in root.rglob("curve.csv") if path.parent.name == "plots"] == [
-        "mlartifacts"
-    ]
-    assert (root / "mlflow.db").is_file()
-    assert MlflowClient(local_uri(root)).list_artifacts(late.info.run_id, "plots")[0].path == "plots/curve.csv"
-
-
-HOMELESS = """
-import os, pwd
-os.environ.pop("HOME", None)
-def nobody(uid):
-    raise KeyError(uid)
-pwd.getpwuid = nobody
-"""
-
-
-@pytest.mark.timeout(300)
-def test_a_user_without_a_home_is_recorded(root, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(HOMELESS)
-    script = "from stages import tracking; tracking.WAIT = 120.0\nwith tracking.track('train', {}): pass"
-    places = [str(tmp_path), str(Path(tracking.__file__).parents[2])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    (run,) = search(connect(root, local_uri(root)), "tags.`camp.kind` = 'train'")
-    assert run.info.status == "FINISHED"
-
-
-def git(*arguments):
-    identity = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
-    return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True).stdout
-
-
-@pytest.mark.parametrize("setting", [{}, {"core.autocrlf": "true"}, {"color.ui": "always", "diff.noprefix": "true"}])
-def test_files_of_any_bytes_come_back(root, tmp_path, setting, capsys):
-    before = {
-        "crlf.txt": b"one\r\ntwo\r\n",
-        "latin.txt": "gr\u00fcn\nblau\n".encode("latin-1"),
-        "binary.bin": bytes(range(256)),
-        "untouched-crlf.txt": b"x\r\ny\r\n",
-        b"n\xffme.txt".decode("utf-8", "surrogateescape"): b"1\n",
-    }
-    after = {
-        "crlf.txt": b"one\r\n2\r\nthree\r\n",
-        "latin.txt": "gr\u00fcn\nrot \u00e4\n".encode("latin-1"),
-        "binary.bin": bytes(reversed(range(256))),
-        b"n\xffme.txt".decode("utf-8", "surrogateescape"): b"2\n",
-    }
-    git("init", "-q")
-    for name, value in setting.items():
-        git("config", name, value)
-    for name, content in before.items():
-        Path(name).write_bytes(content)
-    git("add", ".")
-    git("commit", "-q", "-m", "begin")
-    for name, content in after.items():
-        Path(name).write_bytes(content)
-    with track("train", {}) as run:
-        pass
-    assert sync(root) == (1, [])
-    into = tmp_path / "back"
-    commands(["restore", run.run_id, "--into", str(into)])
-    assert "its uncommitted changes" in capsys.readouterr().out
-    back, expected = {name: (into / name).read_bytes() for name in before}, before | after
-    if setting == {"core.autocrlf": "true"}:  # git gives what was written with LF its CRLF
-        back, expected = ({name: each[name] for name in each if name.endswith("crlf.txt")} for each in (back, expected))
-    assert back == expected
