@@ -36,6 +36,8 @@ NO_SUPERVISION = {"train.gate_supervision": 0.0}
 """Where nothing has gates there are none to supervise."""
 FOILS = {"captions.train_foils": True, "train.foil_weight": 2.0}
 """Captions with one word changed, of counts and relations."""
+JOINT_TERM = {"train.joint_weight": 1.0}
+"""By which pictures can be searched with an index of vectors."""
 RANKING = {"train.loss": "triplet", "train.margin": 0.2, **NO_SUPERVISION}
 """The loss that other people's models are published with."""
 STUDY: dict[str, Variant] = {
@@ -64,6 +66,8 @@ STUDY: dict[str, Variant] = {
         "150 steps on random negatives first", {"train.random_negative_steps": 150, "train.curriculum_steps": 0}
     ),
     "gate-context": Variant("gates in the context of their caption", {"model.gate_context": 3.0}),
+    "joint-term": Variant("a joint embedding trained on the same encoders", JOINT_TERM),
+    "joint-score": Variant("the same, its cosine a term of the score", {**JOINT_TERM, "model.joint_score": True}),
     "foils": Variant("trained with foils", FOILS),
     "counts": Variant("counts and places decide gates", {"model.gate_evidence": True, **FOILS}),
     "published-gates": Variant("gates as published (no supervision)", {"model.gate_context": 0.0, **NO_SUPERVISION}),
@@ -101,7 +105,7 @@ STUDY: dict[str, Variant] = {
 }
 FURTHER = frozenset({
     "elementwise-gates", "sum-fusion", "mlp-pooling", "cosine-ranking", "all-negatives", "warm-up", "gate-context",
-    "foils", "scan-image-to-text", "scan-both", "sgraf-sgr", "sgraf-both",
+    "joint-term", "joint-score", "foils", "scan-image-to-text", "scan-both", "sgraf-sgr", "sgraf-both",
 })  # fmt: skip
 """Rows that only `--all` trains: slow ones, and those that answer no question alone."""
 OVERRIDES = {name: variant.overrides for name, variant in STUDY.items() if name not in FURTHER}

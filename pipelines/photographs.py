@@ -42,6 +42,14 @@ ROWS: dict[str, Variant] = {
     for name in ("full", "no-gates", "no-messages", "published-gates", "mean-pooling", "cosine-ranking")
 }
 """Changes to the full model, as on the scenes."""
+ALONE: dict[str, Any] = {"train.start_from": None, "train.freeze": [], "train.learning_rate": 0.0005, "train.epochs": 3,
+         "model.joint_score": False}  # fmt: skip
+"""Of CAMP that starts from nothing: its encoders learn, too."""
+TERM: dict[str, Variant] = {
+    "alone": Variant("full model, started from nothing, with a joint term", {**ALONE, "train.joint_weight": 1.0}),
+    "alone-without-term": Variant("the same without the term", {**ALONE, "train.joint_weight": 0.0}),
+}
+"""What a joint embedding trained with CAMP, on the same encoders, costs or brings."""
 PEERS: dict[str, Variant] = {
     JOINT: Variant("joint embedding, which the others start from"),
     "vse-infinity": Variant("VSE-infinity", {"model.pooling": "gpo", "train.drop_regions": 0.2, "train.drop_words": 0.2,
@@ -68,8 +76,8 @@ ADDITIONS: dict[str, Variant] = {
 
 
 def start_of(row: Variant) -> str | None:
-    """The row whose model, of the same seed, a row's training starts from; None: from nothing, as other matchers do."""
-    if "model.matcher" in row.overrides:
+    """The row whose model, of the same seed, a row's training starts from; None: from nothing."""
+    if "model.matcher" in row.overrides or "train.start_from" in row.overrides:
         return None
     return f"{JOINT}-{WORDS}" if "model.transformer_frozen" in row.overrides else JOINT
 
@@ -85,7 +93,7 @@ def rows_of(full: Params, first: Path) -> dict[str, Variant]:
         InputError: a preset cannot be read, or is wrong.
     """
     to_joint = _changes(full, _joint(full, first))
-    rows = dict(ROWS)
+    rows = ROWS | TERM
     for name, peer in PEERS.items():
         own = {} if name == JOINT else RANKED
         rows[name] = Variant(peer.label, {**to_joint, **own, **peer.overrides})
@@ -210,6 +218,9 @@ def _remarks(outcomes: Outcomes) -> str:
     ]
     if rows := effects(outcomes):
         sections += ["rsum with each addition minus without it, with its 95 % interval:\n", table(rows)]
+    if TERM.keys() <= outcomes.keys():
+        gain = interval(difference_of(outcomes["alone"], outcomes["alone-without-term"]))
+        sections += [f"What the joint term is worth where nothing is trained before: {gain} rsum.\n"]
     if Path(Params.load().dataset.karpathy.annotations).name == "dataset_flickr8k.json":
         sections += ["Published results on the same test split, trained on Flickr8k alone:\n", table(FLICKR8K)]
     return "\n".join(sections)

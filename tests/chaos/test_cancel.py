@@ -19,8 +19,9 @@ STAGES = yaml.safe_load((Path(__file__).parents[2] / "dvc.yaml").read_text(encod
 ENDS = 5.0
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cancelled(copy_of_whole: Callable[[str], Workspace]) -> Workspace:
+    """A workspace for each: a stage that is cancelled leaves the next ones without its outputs."""
     return copy_of_whole("cancelled")
 
 
