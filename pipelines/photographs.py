@@ -42,8 +42,8 @@ ROWS: dict[str, Variant] = {
     for name in ("full", "no-gates", "no-messages", "published-gates", "mean-pooling", "cosine-ranking")
 }
 """Changes to the full model, as on the scenes."""
-ALONE: dict[str, Any] = {"train.start_from": None, "train.freeze": [], "train.learning_rate": 0.0005, "train.epochs": 3,
-         "model.joint_score": False}  # fmt: skip
+ALONE: dict[str, Any] = {"train.start_from": None, "train.freeze": [], "train.learning_rate": 0.0005,
+         "train.learning_rates": {}, "train.epochs": 3, "model.joint_score": False}  # fmt: skip
 """Of CAMP that starts from nothing: its encoders learn, too."""
 TERM: dict[str, Variant] = {
     "alone": Variant("full model, started from nothing, with a joint term", {**ALONE, "train.joint_weight": 1.0}),

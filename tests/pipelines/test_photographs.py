@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from camp_model.vocabulary import Vocabulary
 from pipelines.photographs import FIRST, JOINT, TRAINED_WORDS, effects, rows_of, start_of
 from stages.errors import InputError
 from stages.params.pipeline import Params
 from stages.params.presets import compose
+from stages.training.groups import parameter_groups
+from stages.training.start import new_model
 from tests.pipelines.test_study import outcome
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -26,7 +29,9 @@ def test_every_row_is_params_that_can_be_trained(full: Params) -> None:
         for dotted, value in row.overrides.items():
             section, key = dotted.split(".")
             values[section] = values[section] | {key: value}
-        Params.from_dict(values)
+        params = Params.from_dict(values)
+        camp = new_model(params.model, params.train.replace(start_from=None), Vocabulary.build([["a"]]), 8)
+        assert parameter_groups(camp, params.train.learning_rates), "what has a rate of its own, or none, is there"
     asked = {"full", "no-gates", "no-messages", "published-gates", "mean-pooling", "cosine-ranking", JOINT, "scan"}
     additions = {f"{base}-{name}" for base in ("full", JOINT) for name in ("gpo", "ema", "drop-regions", "drop-words")}
     assert asked | additions <= set(rows)
