@@ -110,7 +110,7 @@ def rows_of(full: Params, first: Path) -> dict[str, Variant]:
             label = f"{'full model' if base == 'full' else 'joint embedding'}, all of these"
             rows[f"{base}-all-of-these"] = Variant(label, {**under, **some})
     if full.model.text == "transformer":
-        words = "with the upper half of the transformer"
+        words = "with the transformer"
         trained = _changes(full, _joint(full, first, TRAINED_WORDS))
         rows[f"{JOINT}-{WORDS}"] = Variant(f"joint embedding, trained {words}", trained)
         rows[f"full-{WORDS}"] = Variant(
@@ -229,7 +229,7 @@ def _remarks(outcomes: Outcomes) -> str:
 def effects(outcomes: Outcomes) -> list[dict[str, Any]]:
     """A row per addition: what it brings to the joint embedding and to the full model."""
     labels = {name: row.label for name, row in ADDITIONS.items()} | {
-        "all-of-these": "all of these", WORDS: "upper half of the transformer trained",
+        "all-of-these": "all of these", WORDS: "transformer trained",
     }  # fmt: skip
     rows = []
     for name, label in labels.items():

@@ -82,8 +82,8 @@ def test_an_addition_is_measured_against_the_model_that_it_is_added_to() -> None
     """An image missed costs 15 of 600: see `outcome`."""
     missed = {JOINT: 8, f"{JOINT}-ema": 4, "full": 6, "full-ema": 8, f"{JOINT}-trained-words": 2}
     rows = {row["addition"]: row for row in effects({name: [outcome(number)] * 2 for name, number in missed.items()})}
-    assert set(rows) == {"averaged weights", "upper half of the transformer trained"}
+    assert set(rows) == {"averaged weights", "transformer trained"}
     assert rows["averaged weights"]["joint embedding"].startswith("+60.0 [+")
     assert rows["averaged weights"]["full model"].startswith("-30.0 [-")
-    assert rows["upper half of the transformer trained"]["joint embedding"].startswith("+90.0 [+")
-    assert rows["upper half of the transformer trained"]["full model"] == ""
+    assert rows["transformer trained"]["joint embedding"].startswith("+90.0 [+")
+    assert rows["transformer trained"]["full model"] == ""
