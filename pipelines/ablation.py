@@ -66,8 +66,8 @@ STUDY: dict[str, Variant] = {
         "150 steps on random negatives first", {"train.random_negative_steps": 150, "train.curriculum_steps": 0}
     ),
     "gate-context": Variant("gates in the context of their caption", {"model.gate_context": 3.0}),
-    "joint-term": Variant("a joint embedding trained on the same encoders", JOINT_TERM),
-    "joint-score": Variant("the same, its cosine a term of the score", {**JOINT_TERM, "model.joint_score": True}),
+    "joint-term": Variant("with a joint embedding on the same encoders", JOINT_TERM),
+    "joint-score": Variant("the same, its cosine in the score", {**JOINT_TERM, "model.joint_score": True}),
     "foils": Variant("trained with foils", FOILS),
     "counts": Variant("counts and places decide gates", {"model.gate_evidence": True, **FOILS}),
     "published-gates": Variant("gates as published (no supervision)", {"model.gate_context": 0.0, **NO_SUPERVISION}),

@@ -42,14 +42,11 @@ ROWS: dict[str, Variant] = {
     for name in ("full", "no-gates", "no-messages", "published-gates", "mean-pooling", "cosine-ranking")
 }
 """Changes to the full model, as on the scenes."""
-ALONE: dict[str, Any] = {"train.start_from": None, "train.freeze": [], "train.learning_rate": 0.0005,
-         "train.learning_rates": {}, "train.epochs": 3, "model.joint_score": False}  # fmt: skip
-"""Of CAMP that starts from nothing: its encoders learn, too."""
-TERM: dict[str, Variant] = {
-    "alone": Variant("full model, started from nothing, with a joint term", {**ALONE, "train.joint_weight": 1.0}),
-    "alone-without-term": Variant("the same without the term", {**ALONE, "train.joint_weight": 0.0}),
+TUNED: dict[str, Variant] = {
+    "tuned": Variant("full model, its encoders trained on", {"train.freeze": []}),
+    "tuned-without-term": Variant("the same without the joint term", {"train.freeze": [], "train.joint_weight": 0.0}),
 }
-"""What a joint embedding trained with CAMP, on the same encoders, costs or brings."""
+"""What the joint term costs or brings: where the encoders stay, as in the full model, it changes no score."""
 PEERS: dict[str, Variant] = {
     JOINT: Variant("joint embedding, which the others start from"),
     "vse-infinity": Variant("VSE-infinity", {"model.pooling": "gpo", "train.drop_regions": 0.2, "train.drop_words": 0.2,
@@ -76,8 +73,8 @@ ADDITIONS: dict[str, Variant] = {
 
 
 def start_of(row: Variant) -> str | None:
-    """The row whose model, of the same seed, a row's training starts from; None: from nothing."""
-    if "model.matcher" in row.overrides or "train.start_from" in row.overrides:
+    """The row whose model, of the same seed, a row's training starts from; None: from nothing, as other matchers do."""
+    if "model.matcher" in row.overrides:
         return None
     return f"{JOINT}-{WORDS}" if "model.transformer_frozen" in row.overrides else JOINT
 
@@ -93,7 +90,7 @@ def rows_of(full: Params, first: Path) -> dict[str, Variant]:
         InputError: a preset cannot be read, or is wrong.
     """
     to_joint = _changes(full, _joint(full, first))
-    rows = ROWS | TERM
+    rows = ROWS | TUNED
     for name, peer in PEERS.items():
         own = {} if name == JOINT else RANKED
         rows[name] = Variant(peer.label, {**to_joint, **own, **peer.overrides})
@@ -218,9 +215,9 @@ def _remarks(outcomes: Outcomes) -> str:
     ]
     if rows := effects(outcomes):
         sections += ["rsum with each addition minus without it, with its 95 % interval:\n", table(rows)]
-    if TERM.keys() <= outcomes.keys():
-        gain = interval(difference_of(outcomes["alone"], outcomes["alone-without-term"]))
-        sections += [f"What the joint term is worth where nothing is trained before: {gain} rsum.\n"]
+    if TUNED.keys() <= outcomes.keys():
+        gain = interval(difference_of(outcomes["tuned"], outcomes["tuned-without-term"]))
+        sections += [f"What the joint term is worth where the encoders are trained on: {gain} rsum.\n"]
     if Path(Params.load().dataset.karpathy.annotations).name == "dataset_flickr8k.json":
         sections += ["Published results on the same test split, trained on Flickr8k alone:\n", table(FLICKR8K)]
     return "\n".join(sections)

@@ -62,6 +62,7 @@ BELIEFS: tuple[tuple[str, str], ...] = (
     ("cosine-bce", "A learnt score, against a cosine, is worth"),
     ("mlp-ranking", "Cross-entropy of the hardest negatives, against the ranking loss, is worth"),
     ("no-curriculum", "Beginning on easier negatives is worth"),
+    ("joint-term", "Training no joint embedding, which an index needs, on the same encoders is worth"),
 )
 """Row -> what the full model's difference to it is the worth of."""
 
