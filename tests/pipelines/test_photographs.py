@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from camp_model.vocabulary import Vocabulary
-from pipelines.photographs import FIRST, JOINT, TRAINED_WORDS, effects, rows_of, start_of
+from pipelines.photographs import FIRST, JOINT, TRAINED_WORDS, _remarks, effects, rows_of, start_of
 from stages.errors import InputError
 from stages.params.pipeline import Params
 from stages.params.presets import compose
@@ -87,3 +87,10 @@ def test_an_addition_is_measured_against_the_model_that_it_is_added_to() -> None
     assert rows["averaged weights"]["full model"].startswith("-30.0 [-")
     assert rows["transformer trained"]["joint embedding"].startswith("+90.0 [+")
     assert rows["transformer trained"]["full model"] == ""
+
+
+def test_the_page_says_what_the_joint_term_is_worth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    missed = {JOINT: 8, "full": 6, "tuned": 4, "tuned-without-term": 6}
+    said = _remarks({name: [outcome(number)] * 2 for name, number in missed.items()})
+    assert "What the joint term is worth where the encoders are trained on: +30.0 [+" in said
