@@ -78,14 +78,23 @@ class Workspace:
         return time.monotonic() - begin
 
     def interrupt(
-        self, number: signal.Signals, stages: Collection[str], seconds: float, targets: Sequence[str] = ()
+        self,
+        number: signal.Signals,
+        stages: Collection[str],
+        seconds: float,
+        targets: Sequence[str] = (),
+        printed: str = "",
     ) -> bool:
         """Run `dvc repro` and signal its whole group, `seconds` after one of `stages` begins (none: after the start).
+
+        Where a stage's pace decides how far it is then, `printed` names what must have been printed besides.
 
         Whether it was still running then.
         """
         process = self.start(*targets)
-        while stages and self.begun.keys().isdisjoint(stages) and process.poll() is None:
+        while process.poll() is None and (
+            (stages and self.begun.keys().isdisjoint(stages)) or printed not in self.printed
+        ):
             time.sleep(0.01)
         try:
             process.wait(seconds)

@@ -164,8 +164,9 @@ def test_killed_in_training_and_in_evaluation_it_ends_with_the_same_bytes(pipeli
     for path in (folder / name for name in (*outputs, ".dvc/cache/runs")):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     workspace = Workspace(folder)
-    assert workspace.interrupt(signal.SIGKILL, ["train"], 6.0, ["evaluate"]), workspace.printed
-    assert workspace.interrupt(signal.SIGINT, ["evaluate"], 1.5, ["evaluate"]), workspace.printed
+    assert workspace.interrupt(signal.SIGKILL, ["train"], 0.0, ["evaluate"], "epoch 1:"), workspace.printed
+    assert "evaluate" not in workspace.begun
+    assert workspace.interrupt(signal.SIGINT, ["evaluate"], 0.0, ["evaluate"], "score test:"), workspace.printed
     workspace.repro("evaluate")
     assert "Stage 'train' didn't change, skipping" in workspace.printed
     done = workspace.hashes()
