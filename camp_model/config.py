@@ -20,6 +20,18 @@ CHOICES: dict[str, Collection[str]] = {
 }
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_switch(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_amount(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
 @dataclass(frozen=True)
 class CampConfig:
     """What a CAMP model is made of; with its weights and vocabulary this is a whole model.
@@ -80,6 +92,10 @@ class CampConfig:
     joint_score: bool = False
     """Add the cosine of the mean region and the mean word, scaled and shifted, to the logit of `camp`, whose messages
     then have to learn only what two vectors cannot say. Beyond the paper; false: as published."""
+    feature_norm: float = 0.0
+    """L2 norm that `camp` gives every encoded region and word before messages, gates and pooling: gates and attention
+    are inner products, which saturate on the long vectors of encoders that were trained on cosines. Beyond the paper;
+    0: as encoded, as published."""
     scan_direction: str = "text_to_image"
     """For matcher scan. text_to_image: words attend to regions; image_to_text: regions attend to words; both: the mean
     of the two scores."""
@@ -93,18 +109,18 @@ class CampConfig:
         for key, allowed in CHOICES.items():
             if getattr(self, key) not in tuple(allowed):
                 raise ValueError(f"model.{key}: {repr(getattr(self, key))[:80]} is not one of {', '.join(allowed)}")
-        for key in ("vocab_size", "region_dim", "word_dim", "dim", "pooling_heads", "similarity_dim"):
-            value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"model.{key}: {repr(value)[:80]} is not a whole number of 1 or more")
-        for key in ("residual", "joint_score", "transformer_frozen", "gate_evidence"):
-            if not isinstance(getattr(self, key), bool):
-                raise ValueError(f"model.{key}: {repr(getattr(self, key))[:80]} is not true or false")
+        for keys, fits, expected in (
+            (("vocab_size", "region_dim", "word_dim", "dim", "pooling_heads", "similarity_dim"), _is_count,
+             "a whole number of 1 or more"),
+            (("residual", "joint_score", "transformer_frozen", "gate_evidence"), _is_switch, "true or false"),
+            (("gate_context", "feature_norm"), _is_amount, "a number of 0 or more"),
+        ):  # fmt: skip
+            for key in keys:
+                value = getattr(self, key)
+                if not fits(value):
+                    raise ValueError(f"model.{key}: {repr(value)[:80]} is not {expected}")
         if not isinstance(self.transformer, str) or not self.transformer:
             raise ValueError(f"model.transformer: {repr(self.transformer)[:80]} is not the name of a transformer")
-        context = self.gate_context
-        if not isinstance(context, int | float) or isinstance(context, bool) or not 0 <= context < math.inf:
-            raise ValueError(f"model.gate_context: {repr(context)[:80]} is not a number of 0 or more")
         if self.hops not in (1, 2):
             raise ValueError(f"model.hops: {repr(self.hops)[:80]} is not 1 or 2")
         if self.hops == 2 and self.message_passing == "none":

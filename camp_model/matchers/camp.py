@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from camp_model.config import CampConfig
 from camp_model.joint import pooled_vectors
 from camp_model.matchers.base import KernelPlan, KernelSide, Matched, Matcher, Received
-from camp_model.matchers.matching import CosineMatching, MlpMatching
+from camp_model.matchers.matching import CosineMatching, MlpMatching, at_least_float32
 from camp_model.matchers.message_passing import MessagePassing
 from camp_model.matchers.pooling import Pooling
 from camp_model.matchers.prepared import PAIRS, TILES, Layout, Prepared
@@ -45,9 +45,10 @@ class CampMatcher(Matcher):
 
     def prepare_regions(self, regions: Tensor, mask: Tensor) -> Prepared:
         """As `Matcher.prepare_regions`."""
+        vector = pooled_vectors(regions, mask) if self.joint else None
+        regions = self._of_norm(regions)
         prepared = self.messages.prepare_regions(regions, mask) if self.messages else Prepared(regions, mask)
-        if self.joint:
-            prepared = replace(prepared, vector=pooled_vectors(regions, mask))
+        prepared = replace(prepared, vector=vector)
         if self.messages and self.messages.to_regions:
             return prepared
         pooled, pooling = self._pool(self.region_pooling, regions, mask)
@@ -55,9 +56,10 @@ class CampMatcher(Matcher):
 
     def prepare_words(self, words: Tensor, mask: Tensor) -> Prepared:
         """As `Matcher.prepare_words`."""
+        vector = pooled_vectors(words, mask) if self.joint else None
+        words = self._of_norm(words)
         prepared = self.messages.prepare_words(words, mask) if self.messages else Prepared(words, mask)
-        if self.joint:
-            prepared = replace(prepared, vector=pooled_vectors(words, mask))
+        prepared = replace(prepared, vector=vector)
         if self.messages and self.messages.to_words:
             return prepared
         pooled, pooling = self._pool(self.word_pooling, words, mask)
@@ -125,6 +127,10 @@ class CampMatcher(Matcher):
             assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
             layers = first, last
         return KernelSide(receiver.fusion.bias, self.config.residual, receiver.gate_context, layers)
+
+    def _of_norm(self, values: Tensor) -> Tensor:
+        norm = self.config.feature_norm
+        return norm * normalize(at_least_float32(values), dim=-1) if norm else values
 
     def _side(
         self, pooling: Pooling, side: Prepared, received: Received | None, spread: Callable[[Tensor], Tensor]

@@ -15,7 +15,7 @@ OF_MATCHERS = {"scan": "scan_direction", "sgraf": "sgraf"}
 """Matcher -> the switch that it alone reads."""
 SWITCHES = {name: values for name, values in CHOICES.items() if name not in OF_MATCHERS.values()}
 SWITCHES["text"] = ("gru",)  # what scores pairs does not know where words come from
-OTHERS = ("hops", "residual", "gate_context", "joint_score")
+OTHERS = ("hops", "residual", "gate_context", "joint_score", "feature_norm")
 
 
 def _load(name: str) -> ModuleType:
@@ -47,8 +47,9 @@ def every_config(**sizes: int) -> list[CampConfig]:
     } | sizes
     configs = []
     for values in itertools.product(*SWITCHES.values(), (1, 2), (True, False), (0.0, 1.5)):
-        # Both go beyond the paper, and together they meet every other switch.
-        switches = dict(zip((*SWITCHES, *OTHERS), (*values, values[-1] > 0), strict=True))
+        # The last three go beyond the paper, and together they meet every other switch.
+        beyond = values[-1] > 0
+        switches = dict(zip((*SWITCHES, *OTHERS), (*values, beyond, 2.0 * beyond), strict=True))
         if switches["gate_context"] and (switches["gate"] == "none" or switches["pooling"] != "attention"):
             continue
         # How fused vectors are pooled knows nothing of how they were fused, so one way of fusing is enough.

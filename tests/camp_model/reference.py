@@ -228,6 +228,9 @@ def score(state, c, regions, words):
     if c.matcher == "sgraf":
         return sgraf(state, c, regions, words), None
     gate_logit, in_score = None, 0.0
+    cosine = unit(np.mean(regions, axis=0)) @ unit(np.mean(words, axis=0))
+    if c.matcher == "camp" and c.feature_norm:
+        regions, words = ([c.feature_norm * unit(x) for x in side] for side in (regions, words))
     v, t = regions, words
     if c.matcher == "camp" and c.message_passing != "none":
         wv, wt = state["messages.region_key.weight"], state["messages.word_key.weight"]
@@ -249,7 +252,6 @@ def score(state, c, regions, words):
         gate_logit = None if logits is None else np.mean(logits)
     logit = in_score + match(state, c, pool(state, c, "region_pooling", v), pool(state, c, "word_pooling", t))
     if c.joint_score:
-        cosine = unit(np.mean(regions, axis=0)) @ unit(np.mean(words, axis=0))
         logit = logit + np.exp(state["joint.log_scale"]) * cosine + state["joint.shift"]
     return logit, gate_logit
 

@@ -18,6 +18,7 @@ from camp_model import CampConfig
         ({"text": ["gru"]}, r"model.text: \['gru'\] is not one of gru"),
         ({"matcher": {}}, "model.matcher: {} is not one of camp, scan, joint, sgraf"),
         ({"residual": None}, "model.residual: None is not true or false"),
+        ({"feature_norm": -1.0}, "model.feature_norm: -1.0 is not a number of 0 or more"),
         ({"joint_score": 1}, "model.joint_score: 1 is not true or false"),
         ({"fusion": "message"}, "model.fusion: message needs"),
         ({"sgraf": "gat"}, "model.sgraf: 'gat' is not one of saf, sgr, both"),

@@ -173,7 +173,7 @@ def test_with_a_joint_score_training_begins_at_the_joint_embedding(make_batch):
     "switches",
     [
         {}, {"gate": "elementwise"}, {"gate": "none"}, {"gate_context": 2.0}, {"hops": 2}, {"fusion": "sum"},
-        {"pooling": "mlp"}, {"residual": False}, {"message_passing": "text_to_image"},
+        {"feature_norm": 3.0}, {"pooling": "mlp"}, {"residual": False}, {"message_passing": "text_to_image"},
         {"fusion": "message", "gate": "none", "residual": False},
     ],
 )  # fmt: skip

@@ -39,7 +39,7 @@ FACTORISED += [
 def test_the_kernel_is_exact_for_every_switch_it_takes():
     batch = encoded()
     for switches in FACTORISED:
-        model = make(**switches, joint_score=switches["fusion"] == "sum")
+        model = make(**switches, joint_score=switches["fusion"] == "sum", feature_norm=2.0 * switches["residual"])
         assert KernelTiles.build(model) is not None
         assert_exact(model, batch, msg=str(switches))
 
@@ -67,6 +67,7 @@ def test_a_tile_of_few_captions_holds_more_images(captions):
         {"message_passing": "none"},
         {"pooling": "mlp"},
         {"joint_score": True},
+        {"joint_score": True, "feature_norm": 3.0},
         {"gate_evidence": True},
         {"gate_evidence": True, "hops": 2},
     ],
