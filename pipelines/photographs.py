@@ -22,7 +22,7 @@ from pipelines.reproduce import DVC
 from pipelines.study import commit_of, difference_of, read_outcome
 from pipelines.study_answers import Outcomes, StudyInput, interval
 from pipelines.study_document import Page, write_document
-from pipelines.summary import table
+from pipelines.summary import costs_markdown, table
 from stages.errors import InputError
 from stages.params.document import rewrite
 from stages.params.pipeline import Params
@@ -40,8 +40,8 @@ STARTS = Path("models/photographs")
 ROWS: dict[str, Variant] = {
     name: STUDY[name]
     for name in ("full", "no-gates", "no-messages", "published-gates", "mean-pooling", "cosine-ranking")
-}
-"""Changes to the full model, as on the scenes."""
+} | {"as-encoded": Variant("vectors as long as encoded", {"model.feature_norm": 0.0})}
+"""Changes to the full model: those of the scenes, and one that matters where it starts from a joint embedding."""
 _TUNED = {"train.freeze": [], "train.epochs": 1, "train.learning_rates": {
     "matcher.joint": 50, "region_encoder": 0.1, "caption_encoder": 0.1}}  # fmt: skip
 TUNED: dict[str, Variant] = {
@@ -72,6 +72,10 @@ ADDITIONS: dict[str, Variant] = {
     "validation": Variant("epochs measured on a fifth of val", {"train.validation_share": 0.2}),
 }
 """Changes to the full model and to the joint embedding, one by one and (but for the last) all together."""
+
+
+SHARED = ("prepare_dataset", "extract_regions", "tokenize_captions")
+"""Stages whose results all rows have."""
 
 
 def start_of(row: Variant) -> str | None:
@@ -192,7 +196,9 @@ def photographs(
     outcomes = {name: [read_outcome(names[f"{name}-s{seed}"]) for seed in seeds] for name in chosen}
     labels = {name: row.label for name, row in chosen.items()}
     study = StudyInput(labels, seeds, base, data_line(), checked_out(), true_by_chance_here(), parent)
-    write_document(Path(document), outcomes, study, replace(PAGE, remarks=_remarks(outcomes)))
+    experiments = {label: [names[f"{name}-s{seed}"] for seed in seeds] for name, label in labels.items()}
+    remarks = _remarks(outcomes) + costs_markdown(SHARED, experiments, jobs)
+    write_document(Path(document), outcomes, study, replace(PAGE, remarks=remarks))
     get_run_logger().info("written: %s", document)
     return ranked + others
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.contracts import read_object
+from stages.cost import Cost, cost_of
 
 DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
 
@@ -43,8 +44,38 @@ def summary_markdown(done: Mapping[str, str], rows: Sequence[Mapping[str, Any]],
     if link:
         sections.append(f"\nMLflow run: {link}\n")
     sections.append("\n# Stages\n")
-    sections.append(table([{"stage": name, "state": state} for name, state in done.items()]))
+    sections.append(
+        table([{"stage": name, "state": state, **cost_cells([cost_of(name)])} for name, state in done.items()])
+    )
     return "\n".join(sections)
+
+
+def cost_cells(costs: Sequence[Cost | None]) -> dict[str, str]:
+    """Mean time and largest memory of some runs of a stage; empty where it is not known of all of them."""
+    known = [cost for cost in costs if cost is not None]
+    if not known or len(known) < len(costs):
+        return {"time": "", "memory": ""}
+    cost = Cost(sum(cost.seconds for cost in known) / len(known), max(cost.peak_bytes for cost in known))
+    return {"time": cost.time, "memory": cost.memory}
+
+
+def costs_markdown(shared: Sequence[str], experiments: Mapping[str, Sequence[str]], jobs: int) -> str:
+    """What each stage took, as a section; empty where nothing is known.
+
+    Args:
+        shared: stages that ran once, here.
+        experiments: those of each model, whose trainings and evaluations are said.
+        jobs: how many of them ran at once.
+    """
+    rows = [{"stage": stage, "model": "", **cost_cells([cost_of(stage)])} for stage in shared]
+    rows += [
+        {"stage": stage, "model": label, **cost_cells([cost_of(stage, name) for name in names])}
+        for stage in ("train", "evaluate")
+        for label, names in experiments.items()
+    ]
+    if not (known := [row for row in rows if row["time"]]):
+        return ""
+    return f"\nMean time of each stage, {jobs} experiments at once, and its largest memory:\n\n{table(known)}"
 
 
 def diff_markdown(rows: Sequence[Mapping[str, Any]], base: str) -> str:

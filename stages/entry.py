@@ -25,6 +25,7 @@ from typing import IO, Any, TypeVar
 
 from camp_model.files import NO_ROOM
 from camp_model.seal import remember_in
+from stages.cost import recording
 from stages.errors import InputError
 from stages.params.section import PARAMS, StageSections
 
@@ -232,7 +233,7 @@ def stage_main(run: Callable[[], None], arguments: bool = False) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     is_stage = not arguments or "DVC_STAGE" in os.environ
     try:
-        with _working() if is_stage else contextlib.nullcontext(), hold_own_outputs():
+        with _working() if is_stage else contextlib.nullcontext(), hold_own_outputs(), recording():
             if "DVC_STAGE" in os.environ:
                 _check_outputs()
             run()

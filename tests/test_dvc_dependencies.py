@@ -12,7 +12,7 @@ from stages.params.section import StageSections
 from tests.imports import PACKAGES, ROOT, closure, has_code, modules
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-NEVER = ("stages.entry", "stages.tracking")
+NEVER = ("stages.entry", "stages.cost", "stages.tracking")
 """What decides when a stage runs and what is recorded of it, never what it makes."""
 CODE = {".py", ".c", ".json", ".jinja", ".js", ".css"}
 

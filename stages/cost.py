@@ -1,0 +1,64 @@
+"""What a stage took, its time and its memory: kept below `.work`, beside what DVC knows, as no result depends on it."""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from camp_model.files import write_json
+from stages.workspace import main_root
+
+FOLDER = Path(".work") / "costs"
+WORKSPACE = "workspace"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the run of a stage that finished it took; one that was killed before is not counted."""
+
+    seconds: float
+    peak_bytes: int
+    """Resident memory of its process at most, or of the largest that it started."""
+
+    @property
+    def time(self) -> str:
+        """Minutes and seconds, as 12:05."""
+        return "{:d}:{:02d}".format(*divmod(round(self.seconds), 60))
+
+    @property
+    def memory(self) -> str:
+        """Megabytes, as 1,204 MB."""
+        return f"{self.peak_bytes / 1e6:,.0f} MB"
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Record and say what the body took, where it ends well and DVC runs it as a stage."""
+    stage, begun = os.environ.get("DVC_STAGE"), time.monotonic()
+    yield
+    if stage is None or os.environ.get("RANK", "0") != "0":  # of several processes of one training, the first speaks
+        return
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    cost = Cost(time.monotonic() - begun, peak * unit)
+    file = _file(os.environ.get("DVC_EXP_NAME") or WORKSPACE, stage)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, asdict(cost))
+    print(f"{stage}: {cost.time}, {cost.memory} of memory at most", flush=True)
+
+
+def cost_of(stage: str, experiment: str = WORKSPACE) -> Cost | None:
+    """What a stage took when it last ran here, or in a DVC experiment; None: not known."""
+    try:
+        return Cost(**json.loads(_file(experiment, stage).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _file(experiment: str, stage: str) -> Path:
+    return main_root() / FOLDER / experiment / f"{stage.replace(os.sep, '_')}.json"
