@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -47,8 +47,9 @@ def recording() -> Iterator[None]:
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     cost = Cost(time.monotonic() - begun, peak * unit)
     file = _file(os.environ.get("DVC_EXP_NAME") or WORKSPACE, stage)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, asdict(cost))
+    with suppress(OSError):  # a full disk, say, which the stage itself has come through
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, asdict(cost))
     print(f"{stage}: {cost.time}, {cost.memory} of memory at most", flush=True)
 
 

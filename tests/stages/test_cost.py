@@ -45,6 +45,13 @@ def test_time_and_memory_of_a_stage_are_recorded_and_said(tmp_path: Path, monkey
     assert cost_of("train") == cost
 
 
+def test_a_stage_does_not_fail_where_nothing_can_be_recorded(tmp_path: Path) -> None:
+    (tmp_path / ".work").mkdir()
+    (tmp_path / ".work" / "costs").write_text("a file")
+    done = run(tmp_path, DVC_STAGE="train")
+    assert done.returncode == 0 and "of memory at most" in done.stdout
+
+
 @pytest.mark.parametrize("settings", [{"fails": True, "DVC_STAGE": "train"}, {}, {"DVC_STAGE": "train", "RANK": "1"}])
 def test_what_failed_or_is_no_stage_is_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings) -> None:
     assert "of memory" not in run(tmp_path, **settings).stdout
