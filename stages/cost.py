@@ -15,6 +15,8 @@ from stages.workspace import main_root
 
 FOLDER = Path(".work") / "costs"
 WORKSPACE = "workspace"
+SAID_FROM = 0.5
+"""Seconds; what a shorter stage took is recorded, and not worth a line."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ def recording() -> Iterator[None]:
     with suppress(OSError):  # a full disk, say, which the stage itself has come through
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, asdict(cost))
-    print(f"{stage}: {cost.time}, {cost.memory} of memory at most", flush=True)
+    if cost.seconds >= SAID_FROM:
+        print(f"{stage}: {cost.time}, {cost.memory} of memory at most", flush=True)
 
 
 def cost_of(stage: str, experiment: str = WORKSPACE) -> Cost | None:
