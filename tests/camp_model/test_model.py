@@ -201,6 +201,17 @@ def test_under_autocast_vectors_of_pairs_have_16_bits_and_logits_32(make_batch, 
     torch.testing.assert_close(scores, exact, rtol=0.05, atol=0.05 * exact.abs().max().item())
 
 
+def test_of_one_norm_how_long_encoded_vectors_are_changes_no_score(make_batch):
+    """As where encoders were trained on cosines, which do not see it; as published, gates and attention do."""
+    for norm, same in ((3.0, True), (0.0, False)):
+        config = CampConfig(**(CONFIG.to_dict() | {"joint_score": True, "feature_norm": norm}))
+        batch = make_batch(config, counts=[4, 2, 3], lengths=[3, 1, 5])
+        regions, region_mask, words, word_mask = batch.encode()
+        scores = batch.model.score_matrix(regions, region_mask, words, word_mask)
+        longer = batch.model.score_matrix(30 * regions, region_mask, 2 * words, word_mask)
+        assert torch.allclose(scores, longer) == same
+
+
 def test_half_precision_features_are_read(make_batch):
     batch = make_batch(CONFIG, counts=[4, 2], lengths=[3, 5])
     assert batch.model.float().encode_regions(batch.features.half(), batch.region_mask).dtype == torch.float32
