@@ -25,6 +25,7 @@ from camp_model.scoring import native
 from camp_model.scoring.all_pairs import score_blocks
 from camp_model.scoring.ranking import rank_queries
 from camp_model.scoring.tiles import KernelTiles
+from stages.cost import resident_bytes
 
 DIM, REGIONS, WORDS = 1024, 36, 16
 FLOP_PER_PAIR = 4 * 2 * REGIONS * WORDS * DIM + 2 * 2 * (REGIONS + WORDS) * DIM + 4 * DIM * DIM
@@ -213,11 +214,6 @@ def half_precision() -> bool:
     return verdict("bf16 recall within 0.1 of float32", f"{gap:.2f}", round(gap, 6) <= 0.1)
 
 
-def peak_bytes() -> int:
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
-
-
 class Enough(Exception):
     """The blocks measured so far are like all that follow."""
 
@@ -250,10 +246,10 @@ def memory() -> bool:
                 raise Enough
 
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forgets the peak so far
-        before = peak_bytes()
+        before = resident_bytes("VmHWM")
         with contextlib.suppress(Enough):
             run(progress)
-        used = (peak_bytes() - before) / 2**30
+        used = (resident_bytes("VmHWM") - before) / 2**30
         met &= verdict(f"{name} 5,000 x 25,000 under 2 GiB beyond inputs and outputs", f"{used:.2f} GiB", used < 2)
     return met
 

@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from benchmarks._broadcast import all_pairs
 from camp_model import CAMP, CampConfig
 from camp_model.encoders import length_mask
 from camp_model.losses import hardest_negative_bce, mine_hardest
+from stages.cost import resident_bytes
 
 BATCH, DIM, REGIONS, WORDS = 64, 512, 36, 16
 KINDS = {
@@ -67,11 +67,6 @@ class Step:
     def gradient(self) -> Tensor:
         self.run()
         return torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
-
-
-def resident_bytes(name: str) -> int:
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(name))
 
 
 def measure(kind: str) -> dict[str, float]:

@@ -72,8 +72,6 @@ ADDITIONS: dict[str, Variant] = {
     "validation": Variant("epochs measured on a fifth of val", {"train.validation_share": 0.2}),
 }
 """Changes to the full model and to the joint embedding, one by one and (but for the last) all together."""
-
-
 SHARED = ("prepare_dataset", "extract_regions", "tokenize_captions")
 """Stages whose results all rows have."""
 

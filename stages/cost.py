@@ -17,6 +17,8 @@ FOLDER = Path(".work") / "costs"
 WORKSPACE = "workspace"
 SAID_FROM = 0.5
 """Seconds; what a shorter stage took is recorded, and not worth a line."""
+RUSAGE_UNIT = 1 if sys.platform == "darwin" else 1024
+"""Bytes in one of getrusage's units of memory."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,31 @@ def recording() -> Iterator[None]:
     yield
     if stage is None or os.environ.get("RANK", "0") != "0":  # of several processes of one training, the first speaks
         return
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    cost = Cost(time.monotonic() - begun, peak * unit)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * RUSAGE_UNIT
+    cost = Cost(time.monotonic() - begun, max(resident_bytes("VmHWM"), children))
     file = _file(os.environ.get("DVC_EXP_NAME") or WORKSPACE, stage)
     with suppress(OSError):  # a full disk, say, which the stage itself has come through
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, asdict(cost))
     if cost.seconds >= SAID_FROM:
         print(f"{stage}: {cost.time}, {cost.memory} of memory at most", flush=True)
+
+
+def resident_bytes(name: str) -> int:
+    """Resident memory of this process: VmRSS (now) or VmHWM (at most); where Linux does not say, at most for both.
+
+    Linux's own number, for ru_maxrss begins at what the process that started this one has in memory.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RUSAGE_UNIT
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(name))
+
+
+def file_name(stage: str) -> str:
+    """A stage's name, as DVC gives it (`folder/dvc.yaml:stage`), for a file."""
+    return stage.replace(os.sep, "_").replace(":", "_")
 
 
 def cost_of(stage: str, experiment: str = WORKSPACE) -> Cost | None:
@@ -65,4 +83,4 @@ def cost_of(stage: str, experiment: str = WORKSPACE) -> Cost | None:
 
 
 def _file(experiment: str, stage: str) -> Path:
-    return main_root() / FOLDER / experiment / f"{stage.replace(os.sep, '_')}.json"
+    return main_root() / FOLDER / experiment / f"{file_name(stage)}.json"

@@ -25,7 +25,7 @@ from typing import IO, Any, TypeVar
 
 from camp_model.files import NO_ROOM
 from camp_model.seal import remember_in
-from stages.cost import recording
+from stages.cost import file_name, recording
 from stages.errors import InputError
 from stages.params.section import PARAMS, StageSections
 
@@ -115,7 +115,7 @@ def hold_own_outputs() -> Iterator[None]:
         yield
         return
     end_with_parent()
-    with hold_outputs(stage.replace(os.sep, "_").replace(":", "_")):
+    with hold_outputs(file_name(stage)):
         yield
 
 

@@ -15,7 +15,7 @@ import sys, time
 from stages.entry import stage_main
 from stages.errors import InputError
 def main():
-    held = bytearray(200_000_000)
+    held = bytearray({held})
     held[::4096] = b"x" * len(held[::4096])  # memory that is not written is not resident
     time.sleep(0.6)
     if {fails}:
@@ -24,9 +24,11 @@ stage_main(main)
 """
 
 
-def run(folder: Path, fails: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    folder: Path, fails: bool = False, held: int = 200_000_000, **environment: str
+) -> subprocess.CompletedProcess[str]:
     (folder / ".dvc").mkdir(exist_ok=True)
-    (folder / "stage.py").write_text(SCRIPT.format(fails=fails))
+    (folder / "stage.py").write_text(SCRIPT.format(fails=fails, held=held))
     values = {key: value for key, value in os.environ.items() if not key.startswith("DVC_")} | environment
     return subprocess.run(
         [sys.executable, "stage.py"], cwd=folder, env=values, check=False, capture_output=True, text=True
@@ -39,6 +41,10 @@ def test_time_and_memory_of_a_stage_are_recorded_and_said(tmp_path: Path, monkey
     cost = cost_of("train")
     assert done.returncode == 0 and cost is not None
     assert 0.6 < cost.seconds < 60 and 200e6 < cost.peak_bytes < 4e9
+    run(tmp_path, held=0, DVC_STAGE="small")
+    small = cost_of("small")
+    # Not what this process has in memory, which starts it.
+    assert small is not None and 150e6 < cost.peak_bytes - small.peak_bytes < 250e6
     assert f"train: {cost.time}, {cost.memory} of memory at most" in done.stdout
     run(tmp_path, DVC_STAGE="train", DVC_EXP_NAME="study-s0")
     assert cost_of("train", "study-s0") not in (None, cost)
