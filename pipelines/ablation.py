@@ -51,6 +51,8 @@ STUDY: dict[str, Variant] = {
     "text-to-image": Variant("text-to-image messages only", {"model.message_passing": "text_to_image"}),
     "no-gates": Variant("without gates", {"model.gate": "none", **NO_SUPERVISION}),
     "gates-unapplied": Variant("gates supervised, but not applied", {"model.gate": "unapplied"}),
+    # Trained as `full` is, whose result DVC takes again.
+    "gates-open": Variant("gates learnt, but held open when tested", {"evaluate.gates": "open"}),
     "elementwise-gates": Variant("elementwise gates", {"model.gate": "elementwise"}),
     "no-residual": Variant("without residual", {"model.residual": False}),
     "sum-fusion": Variant("sum fusion", {"model.fusion": "sum"}),

@@ -44,11 +44,11 @@ QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (
         "Irrelevant and mismatched features are suppressed",
-        ("no-residual", "gate-context", "gates-unapplied", "published-gates"),
+        ("no-residual", "gate-context", "gates-unapplied", "gates-open", "published-gates"),
     ),
     ("A score learnt from fused features beats similarity in a joint space", ("cosine-bce", "cosine-ranking")),
     ("Hardest-negative BCE beats the ranking loss", ("mlp-ranking", "all-negatives", "no-curriculum", "warm-up")),
-    ("Adaptive gates beat fixed fusion", ("no-gates", "gates-unapplied", "elementwise-gates")),
+    ("Adaptive gates beat fixed fusion", ("no-gates", "gates-unapplied", "gates-open", "elementwise-gates")),
 )
 BEGUN = 60.0
 """An rsum below which a model has hardly begun to learn: a tenth of what there is."""
@@ -57,6 +57,7 @@ BELIEFS: tuple[tuple[str, str], ...] = (
     ("no-messages-large", "Messages, against as many parameters without them, are worth"),
     ("no-gates", "Gates, supervised as in the full model, are worth"),
     ("gates-unapplied", "Gates that are applied, against gates that are only supervised, are worth"),
+    ("gates-open", "Gates of a trained model, against the same held open, are worth"),
     ("published-gates", "Supervision of the gates is worth"),
     ("elementwise-gates", "One gate for a vector, against one for each of its channels, is worth"),
     ("cosine-bce", "A learnt score, against a cosine, is worth"),

@@ -47,7 +47,7 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
     trained = read_fingerprint(model).get("precision", "fp32")
     precision = Precision(trained if params.precision == "trained" else params.precision, device, "evaluate.precision")
     splits = {name: read_split(name, captions, store) for name in params.splits}
-    models = load_models([model, *map(named_path, params.ensemble)], store, vocabulary, device)
+    models = load_models([model, *map(named_path, params.ensemble)], store, vocabulary, device, params.gates)
     splits, lexicon = read_as(models, vocabulary, splits, read_lexicon(params, captions, vocabulary))
     with track("evaluate", {"evaluate": params}, parent=trained_by(model)) as run:
         with precision.autocast(), input_errors():  # a torn shard

@@ -1,16 +1,21 @@
 """Gates of the pairs that evaluation lists: their means, histograms, and what a model without them says."""
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from camp_model.checkpoint import load_checkpoint
+from camp_model.checkpoint import load_checkpoint, save_checkpoint
 from camp_model.encoders import length_mask
 from camp_model.gates import area_under_curve, hardest_others
+from camp_model.model import CAMP
 from camp_model.regions import RegionStore
+from stages.errors import InputError
 from stages.evaluation.folds import read_split
-from tests.stages.evaluation.running import run
+from tests.stages.evaluation.running import PARAMS, run
 
 
 def test_area_under_curve_counts_pairs_and_ties_half():
@@ -81,3 +86,38 @@ def test_gates_that_a_model_lacks_are_null(make_run, tmp_path, monkeypatch, swit
     assert gates["test"].get("reason") == reason
     for name, has in (("gate_auc", words), ("gate_positive_mean", words), ("region_gate_auc", regions)):
         assert (gates["test"][name] is not None) == has
+
+
+def test_gates_held_open_score_as_a_model_without_gates_of_the_same_weights(make_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("CAMP_TRACKING", "off")
+    small = make_run(tmp_path, 6)
+    trained, gates, _ = run(small)
+    opened, measured, rows = run(small, PARAMS.model_copy(update={"gates": "open"}))
+    for name in ("gate_positive_mean", "gate_negative_mean", "region_gate_positive_mean"):
+        assert measured["test"][name] == pytest.approx(gates["test"][name], abs=1e-6)  # they are still measured
+    model, vocabulary, _ = load_checkpoint(small.model)
+    without = CAMP(replace(model.config, gate="none"))
+    without.load_state_dict(model.state_dict())
+    shutil.rmtree(small.model)
+    save_checkpoint(small.model, without, vocabulary)
+    expected, _, queries = run(small)
+    assert opened == expected != trained
+    for row, query in zip(rows, queries, strict=True):
+        assert row["top_scores"] == pytest.approx(query["top_scores"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("switches", "reason"),
+    [
+        ({"gate": "none"}, "model.gate is none"),
+        ({"gate": "elementwise"}, "model.gate is elementwise"),
+        ({"matcher": "scan"}, "model.matcher is scan"),
+        ({"gate_evidence": True}, "model.gate_evidence is true"),
+    ],
+)
+def test_only_scalar_gates_can_be_held_open(make_run, tmp_path, monkeypatch, switches, reason):
+    monkeypatch.setenv("CAMP_TRACKING", "off")
+    small = make_run(tmp_path, 6, **switches)
+    with pytest.raises(InputError, match=f"config.json: evaluate.gates: open acts on scalar gates, but {reason}"):
+        run(small, PARAMS.model_copy(update={"gates": "open"}))
+    assert not (small.root / "metrics/gates.json").exists()
