@@ -46,8 +46,8 @@ class CampMatcher(Matcher):
     def prepare_regions(self, regions: Tensor, mask: Tensor) -> Prepared:
         """As `Matcher.prepare_regions`."""
         vector = pooled_vectors(regions, mask) if self.joint else None
-        regions = self._of_norm(regions)
-        prepared = self.messages.prepare_regions(regions, mask) if self.messages else Prepared(regions, mask)
+        encoded, regions = regions, self._of_norm(regions)
+        prepared = self.messages.prepare_regions(regions, mask, encoded) if self.messages else Prepared(regions, mask)
         prepared = replace(prepared, vector=vector)
         if self.messages and self.messages.to_regions:
             return prepared

@@ -62,10 +62,13 @@ class MessagePassing(nn.Module):
             gram=values @ values.transpose(-2, -1) if hops else None,
         )
 
-    def prepare_regions(self, regions: Tensor, mask: Tensor) -> Prepared:
-        """What pairs need of images: [I, R, d], bool [I, R]."""
+    def prepare_regions(self, regions: Tensor, mask: Tensor, encoded: Tensor) -> Prepared:
+        """What pairs need of images: [I, R, d], bool [I, R].
+
+        `encoded`, [I, R, d], has the regions as encoded, which `feature_norm` leaves without a scale to read places by.
+        """
         prepared = self._prepare(regions, mask, self.to_regions, self.to_words)
-        return prepared if self.evidence is None else replace(prepared, evidence=self.evidence.of_regions(regions))
+        return prepared if self.evidence is None else replace(prepared, evidence=self.evidence.of_regions(encoded))
 
     def prepare_words(self, words: Tensor, mask: Tensor) -> Prepared:
         """What pairs need of captions: [C, N, d], bool [C, N]."""

@@ -229,6 +229,7 @@ def score(state, c, regions, words):
         return sgraf(state, c, regions, words), None
     gate_logit, in_score = None, 0.0
     cosine = unit(np.mean(regions, axis=0)) @ unit(np.mean(words, axis=0))
+    encoded = regions
     if c.matcher == "camp" and c.feature_norm:
         regions, words = ([c.feature_norm * unit(x) for x in side] for side in (regions, words))
     v, t = regions, words
@@ -245,7 +246,7 @@ def score(state, c, regions, words):
         if c.message_passing in ("both", "image_to_text"):
             seen = None
             if c.gate_evidence:
-                seen = evidence(state, regions, words, word_queries, region_keys)
+                seen = evidence(state, encoded, words, word_queries, region_keys)
                 in_score = state["messages.evidence.weight"] * sum(seen)
             t, _, word_logits = receive(state, c, "words", words, word_queries, region_keys, regions, seen)
         logits = word_logits if word_logits is not None else region_logits

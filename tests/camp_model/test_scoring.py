@@ -70,6 +70,7 @@ def test_a_tile_of_few_captions_holds_more_images(captions):
         {"joint_score": True, "feature_norm": 3.0},
         {"gate_evidence": True},
         {"gate_evidence": True, "hops": 2},
+        {"gate_evidence": True, "feature_norm": 3.0},
     ],
 )
 def test_the_pytorch_path_is_exact(switches, monkeypatch):
