@@ -63,6 +63,7 @@ STUDY: dict[str, Variant] = {
     "mlp-ranking": Variant("MLP, ranking loss", {"train.loss": "triplet"}),
     # A batch's 4,096 pairs in parts that fit a cache: the same gradient, sooner.
     "all-negatives": Variant("MLP, all-negatives BCE", {"train.loss": "bce", "train.micro_batch": 256}),
+    "as-encoded": Variant("regions and words as long as encoded", {"model.feature_norm": 0.0}),
     "no-curriculum": Variant("hardest negatives from the first step", {"train.curriculum_steps": 0}),
     "warm-up": Variant(
         "150 steps on random negatives first", {"train.random_negative_steps": 150, "train.curriculum_steps": 0}
@@ -72,7 +73,9 @@ STUDY: dict[str, Variant] = {
     "joint-score": Variant("the same, its cosine in the score", {**JOINT_TERM, "model.joint_score": True}),
     "foils": Variant("trained with foils", FOILS),
     "counts": Variant("counts and places decide gates", {"model.gate_evidence": True, **FOILS}),
-    "published-gates": Variant("gates as published (no supervision)", {"model.gate_context": 0.0, **NO_SUPERVISION}),
+    "published-gates": Variant(
+        "gates as published: without supervision", {"model.gate_context": 0.0, **NO_SUPERVISION}
+    ),
     "joint-embedding": Variant(
         "baseline: joint embedding (VSE++ style)", {"model.matcher": "joint", "train.loss": "triplet", **NO_SUPERVISION}
     ),

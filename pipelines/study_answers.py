@@ -47,7 +47,10 @@ QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("no-residual", "gate-context", "gates-unapplied", "gates-open", "published-gates"),
     ),
     ("A score learnt from fused features beats similarity in a joint space", ("cosine-bce", "cosine-ranking")),
-    ("Hardest-negative BCE beats the ranking loss", ("mlp-ranking", "all-negatives", "no-curriculum", "warm-up")),
+    (
+        "Hardest-negative BCE beats the ranking loss",
+        ("mlp-ranking", "all-negatives", "as-encoded", "no-curriculum", "warm-up"),
+    ),
     ("Adaptive gates beat fixed fusion", ("no-gates", "gates-unapplied", "gates-open", "elementwise-gates")),
 )
 BEGUN = 60.0
@@ -62,6 +65,7 @@ BELIEFS: tuple[tuple[str, str], ...] = (
     ("elementwise-gates", "One gate for a vector, against one for each of its channels, is worth"),
     ("cosine-bce", "A learnt score, against a cosine, is worth"),
     ("mlp-ranking", "Cross-entropy of the hardest negatives, against the ranking loss, is worth"),
+    ("as-encoded", "One length for all regions and words where they meet is worth"),
     ("no-curriculum", "Beginning on easier negatives is worth"),
     ("joint-term", "Training no joint embedding, which an index needs, on the same encoders is worth"),
 )

@@ -34,12 +34,11 @@ def new_model(
             region_dropout=train.region_dropout,
         )
         camp.caption_encoder.read_vocabulary(vocabulary)
-    if geometry:
-        camp.matcher.start_places(camp.region_encoder.linear.weight, geometry)
     if train.word_vectors is not None:
         _set_word_vectors(camp, train.word_vectors, vocabulary)
-    if train.start_from is not None:
-        _take_weights(camp, named_path(train.start_from), vocabulary)
+    places_known = train.start_from is not None and _take_weights(camp, named_path(train.start_from), vocabulary)
+    if geometry and not places_known:  # of the encoder that was taken, if one was
+        camp.matcher.start_places(camp.region_encoder.linear.weight, geometry)
     _freeze(camp, train.freeze)
     return camp
 
@@ -56,8 +55,12 @@ def _set_word_vectors(camp: CAMP, source: str, vocabulary: Vocabulary) -> None:
     print(f"{source}: vectors for {len(vectors)} of {words} words; the others start random")
 
 
-def _take_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary) -> None:
-    """Copy the weights that have the same name and shape in the checkpoint `folder`; say which stay random."""
+def _take_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary) -> bool:
+    """Copy the weights that have the same name and shape in the checkpoint `folder`; say which stay random.
+
+    Returns:
+        Whether gate evidence, which knows places, is among them.
+    """
     try:
         source, its_vocabulary, _ = load_checkpoint(folder)
     except ValueError as error:
@@ -82,6 +85,7 @@ def _take_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary) -> None:
     camp.load_state_dict(taken, strict=False)
     fresh = [name for name in own if name not in taken]
     print(f"{folder}: {len(taken)} of {len(own)} weights taken; new: {', '.join(fresh) or 'none'}")
+    return any(name.startswith("matcher.messages.evidence.") for name in taken)
 
 
 def _freeze(camp: CAMP, prefixes: tuple[str, ...]) -> None:
