@@ -161,13 +161,13 @@ class Retriever:
         """
         device = device_of(self.model)
         depth = min(shortlist, len(self.regions))
-        _, found = self.index.search(self.joint.captions(tokens.to(device), lengths), depth)
+        _, shortlists = self.index.search(self.joint.captions(tokens.to(device), lengths), depth)
         words = self.model.encode_captions(tokens.to(device), lengths)
         word_mask = length_mask(lengths.to(device), tokens.shape[1])
         size = min(top_k, depth)
         rows = torch.full((len(tokens), size), -1, dtype=torch.int64)
         logits = torch.full((len(tokens), size), -torch.inf)
-        for query, row in enumerate(found):
+        for query, row in enumerate(shortlists):
             candidates = np.sort(row[row >= 0])  # in the order of the disk
             if not len(candidates):
                 continue
@@ -177,7 +177,7 @@ class Retriever:
             best = scores.topk(min(size, len(scores)))
             rows[query, : len(best.indices)] = torch.from_numpy(candidates)[best.indices]
             logits[query, : len(best.indices)] = best.values
-        return SearchResult(rows, logits, torch.from_numpy(found))
+        return SearchResult(rows, logits, torch.from_numpy(shortlists))
 
 
 def _vectors(joint: JointEmbedding, regions: Regions, rows: npt.NDArray[np.int64], batch_size: int) -> Any:

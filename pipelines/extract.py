@@ -214,10 +214,10 @@ def main() -> None:
     parser.add_argument("--storage", help="folder or fsspec URL that the workers write to")
     parser.add_argument("--shards-per-task", type=int, default=1)
     parser.add_argument("--resource", action="append", default=[], help="such as GPU=1")
-    given = parser.parse_args()
-    resources = {name: float(count) for name, _, count in (item.partition("=") for item in given.resource)}
+    arguments = parser.parse_args()
+    resources = {name: float(count) for name, _, count in (item.partition("=") for item in arguments.resource)}
     with saying_how_to_go_on():
-        extract(given.cluster, given.workers, given.storage, given.shards_per_task, resources)
+        extract(arguments.cluster, arguments.workers, arguments.storage, arguments.shards_per_task, resources)
 
 
 if __name__ == "__main__":

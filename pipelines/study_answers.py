@@ -163,8 +163,8 @@ def foil(outcomes: Sequence[Outcome], kind: str = "all", key: str = "true_first"
 
 
 def cell(values: Sequence[float | None], digits: int = 1) -> str:
-    found = spread(values)
-    return "" if found is None else f"{found[0]:.{digits}f} ± {found[1]:.{digits}f}"
+    mean = spread(values)
+    return "" if mean is None else f"{mean[0]:.{digits}f} ± {mean[1]:.{digits}f}"
 
 
 def interval(difference: Difference) -> str:

@@ -57,10 +57,10 @@ def print_summary(metrics: Path, page: Path) -> None:
                 )
     if (metrics / "foils.json").is_file():
         for split, kinds in read_object(metrics / "foils.json", METRICS).items():
-            if found := kinds.get("all"):
+            if overall := kinds.get("all"):
                 print(
-                    f"\nOne word changed, {split}: {found['true_first']:.1f} % of {found['foils']:,} foils score below "
-                    "their true caption"
+                    f"\nOne word changed, {split}: {overall['true_first']:.1f} % of {overall['foils']:,} foils score "
+                    "below their true caption"
                 )
     print(f"\nReport: {page.resolve()}" if page.is_file() else f"\nReport: {page} is not drawn yet")
     print("MLflow: make ui")

@@ -175,13 +175,13 @@ def foil_metrics(table: pa.Table) -> dict[str, dict[str, float | int | None]]:
     by_gate = np.where(np.isnan(gate), np.nan, gate == position)
     chance = 1 / np.array(columns["candidates"], dtype=float)
     weights = balance(columns["word"], columns["foil_word"])
-    found: dict[str, dict[str, float | int | None]] = {}
+    metrics: dict[str, dict[str, float | int | None]] = {}
     for kind in (*KINDS, "all"):
         of_kind = np.ones(len(kinds), bool) if kind == "all" else kinds == kind
         if of_kind.any():
             gated, weight = by_gate[of_kind], float(weights[of_kind].sum())
             balanced = 100 * float((weights * truths)[of_kind].sum()) / weight if weight else None
-            found[kind] = {
+            metrics[kind] = {
                 "foils": int(of_kind.sum()),
                 "true_first": 100 * float(truths[of_kind].mean()),
                 "true_first_balanced": balanced,
@@ -189,4 +189,4 @@ def foil_metrics(table: pa.Table) -> dict[str, dict[str, float | int | None]]:
                 "guilty_by_gate": None if np.isnan(gated).any() else 100 * float(gated.mean()),
                 "chance": 100 * float(chance[of_kind].mean()),
             }
-    return found
+    return metrics

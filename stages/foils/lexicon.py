@@ -53,13 +53,13 @@ class Lexicon:
     @cached_property
     def _tags(self) -> dict[tuple[str, ...], tuple[str, str] | None]:
         """Words of each surface -> (kind, canonical); None where more than one entry has it."""
-        found: dict[tuple[str, ...], tuple[str, str] | None] = {}
+        tags: dict[tuple[str, ...], tuple[str, str] | None] = {}
         for kind, entries in self.words.items():
             for canonical, surfaces in entries.items():
                 for surface in surfaces:
                     key = tuple(surface.split())
-                    found[key] = (kind, canonical) if found.get(key, (kind, canonical)) == (kind, canonical) else None
-        return found
+                    tags[key] = (kind, canonical) if tags.get(key, (kind, canonical)) == (kind, canonical) else None
+        return tags
 
     @cached_property
     def _longest(self) -> int:
@@ -70,8 +70,8 @@ class Lexicon:
         tags, at = [], 0
         while at < len(words):
             size = next((n for n in range(self._longest, 0, -1) if tuple(words[at : at + n]) in self._tags), 0)
-            if size == 1 and (found := self._tags[(words[at],)]):
-                tags.append(Tag(at, *found))
+            if size == 1 and (entry := self._tags[(words[at],)]):
+                tags.append(Tag(at, *entry))
             at += max(size, 1)
         return tags
 

@@ -75,9 +75,9 @@ def _rewrite(text: str, words: Sequence[str], position: int, foil_word: str, voc
     word = words[position]
     # The model may read less than all of the text: what comes after is kept.
     rest = vocabulary.tokenize(text)[len(words) :]
-    for found in re.finditer(re.escape(word), text, re.IGNORECASE):
-        new = foil_word.capitalize() if found[0][0].isupper() else foil_word
-        changed = text[: found.start()] + new + text[found.end() :]
+    for match in re.finditer(re.escape(word), text, re.IGNORECASE):
+        new = foil_word.capitalize() if match[0][0].isupper() else foil_word
+        changed = text[: match.start()] + new + text[match.end() :]
         if vocabulary.tokenize(changed) == [*words[:position], foil_word, *words[position + 1 :], *rest]:
             return changed
     return " ".join([*words[:position], foil_word, *words[position + 1 :], *rest])

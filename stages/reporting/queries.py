@@ -108,8 +108,8 @@ class Inspector:
 
     def _first(self, query: Query, top_k: int) -> list[Pair]:
         pairs = []
-        for at, (found, score) in enumerate(zip(query.top_ids[:top_k], query.top_scores, strict=False), start=1):
-            image_id, caption = (query.query_id, found) if query.direction == "i2t" else (found, query.query_id)
+        for at, (result, score) in enumerate(zip(query.top_ids[:top_k], query.top_scores, strict=False), start=1):
+            image_id, caption = (query.query_id, result) if query.direction == "i2t" else (result, query.query_id)
             row = self.row_of[caption]
             pairs.append(Pair(image_id, row, at, self._is_right(image_id, row), False, score))
         return pairs

@@ -96,10 +96,10 @@ def _of_text(source: str, vocabulary: Vocabulary, dim: int) -> dict[int, Tensor]
     return vectors
 
 
-def _check_dimension(path: Path, line: int, found: int, expected: int) -> None:
-    if found != expected:
+def _check_dimension(path: Path, line: int, numbers: int, expected: int) -> None:
+    if numbers != expected:
         raise InputError(
-            f"train.word_vectors: {path}: line {line}: {found} numbers; expected model.word_dim, {expected}"
+            f"train.word_vectors: {path}: line {line}: {numbers} numbers; expected model.word_dim, {expected}"
         )
 
 
