@@ -109,10 +109,12 @@ STUDY: dict[str, Variant] = {
     },
 }
 FURTHER = frozenset({
-    "elementwise-gates", "sum-fusion", "mlp-pooling", "cosine-ranking", "all-negatives", "warm-up", "gate-context",
+    "elementwise-gates", "sum-fusion", "mlp-pooling", "cosine-ranking", "all-negatives", "warm-up",
     "joint-term", "joint-score", "foils", "scan-image-to-text", "scan-both", "sgraf-sgr", "sgraf-both",
 })  # fmt: skip
 """Rows that only `--all` trains: slow ones, and those that answer no question alone."""
+CLOSE = ("full", "cosine-bce", "mlp-ranking")
+"""Rows that three seeds may not tell apart, for which there can be more."""
 OVERRIDES = {name: variant.overrides for name, variant in STUDY.items() if name not in FURTHER}
 
 
@@ -131,6 +133,7 @@ def with_seeds(
 def ablation(
     variants: dict[str, dict[str, Any]] = OVERRIDES,
     seeds: list[int] = [0, 1, 2],  # noqa: B006
+    more_seeds: list[int] = [],  # noqa: B006
     base: dict[str, Any] = {},  # noqa: B006
     jobs: int = 1,
     promote: bool = False,
@@ -141,6 +144,7 @@ def ablation(
     Args:
         variants: name -> the params that it changes, as dotted keys; `full` is what the others are compared with.
         seeds: training seeds of every variant.
+        more_seeds: further ones of the rows that are close to each other (`CLOSE`).
         base: params that are changed for all of them.
         jobs: experiments that run at the same time.
         promote: call the best one's model `champion` in MLflow.
@@ -150,10 +154,16 @@ def ablation(
         raise InputError("variants: full: is missing; expected the model that the others are compared with")
     if not seeds:
         raise InputError("seeds: is empty; expected at least one")
-    trainings = with_seeds(variants, seeds, base)
+    if common := sorted({*seeds} & {*more_seeds}):
+        raise InputError(f"more_seeds: {common[0]} is one of seeds; expected further ones")
+    close = {name: overrides for name, overrides in variants.items() if name in CLOSE}
+    trainings = with_seeds(variants, seeds, base) | with_seeds(close, more_seeds, base)
     rows, names, parent = side_by_side("ablation", trainings, jobs, promote, "evaluate")
     if document:
-        outcomes = {name: [read_outcome(names[f"{name}-s{seed}"]) for seed in seeds] for name in variants}
+        outcomes = {
+            name: [read_outcome(names[f"{name}-s{seed}"]) for seed in (*seeds, *(more_seeds if name in close else ()))]
+            for name in variants
+        }
         labels = {name: STUDY[name].label if name in STUDY else name for name in variants}
         study = StudyInput(labels, seeds, base, data_line(), checked_out(), true_by_chance_here(), parent)
         write_document(Path(document), outcomes, study)
@@ -194,6 +204,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(STUDY), help="these variants", metavar="NAME")
     parser.add_argument("--all", action="store_true", help="all variants; without it, those of the default")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--more-seeds", nargs="+", type=int, default=[], metavar="SEED",
+                        help=f"further ones of {', '.join(CLOSE)}")  # fmt: skip
     parser.add_argument("--set", action="append", type=setting, default=[], metavar="KEY=VALUE", help="for all of them")
     parser.add_argument("--jobs", type=int, default=1, help="trainings that run at the same time")
     parser.add_argument("--promote", action="store_true", help="call the best one's model champion in MLflow")
@@ -201,7 +213,8 @@ def main() -> None:
     arguments = parser.parse_args()
     variants = {name: STUDY[name].overrides for name in arguments.only or (STUDY if arguments.all else OVERRIDES)}
     with saying_how_to_go_on():
-        ablation(variants, arguments.seeds, dict(arguments.set), arguments.jobs, arguments.promote, arguments.document)
+        ablation(variants, arguments.seeds, arguments.more_seeds, dict(arguments.set), arguments.jobs,
+                 arguments.promote, arguments.document)  # fmt: skip
 
 
 if __name__ == "__main__":

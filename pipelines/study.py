@@ -103,15 +103,18 @@ def hits_of(queries: pd.DataFrame, captions: pd.DataFrame) -> ImageHits:
 
 
 def compare(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, Difference]:
-    """The full model against every other variant; outcomes[variant] has one entry per seed."""
+    """The full model against every other variant; outcomes[variant] has one entry per seed, which may be more than another's."""
     return {
         name: difference_of(outcomes["full"], of_variant) for name, of_variant in outcomes.items() if name != "full"
     }
 
 
 def difference_of(first: Sequence[Outcome], second: Sequence[Outcome]) -> Difference:
-    """The first model minus the second, each with an entry per seed."""
-    return Difference(*rsum_difference(*([outcome.hits for outcome in of_model] for of_model in (first, second))))
+    """The first model minus the second, each with an entry per seed, over the first seeds, which both have."""
+    common = min(len(first), len(second))
+    return Difference(
+        *rsum_difference(*([outcome.hits for outcome in of_model[:common]] for of_model in (first, second)))
+    )
 
 
 def spread(values: Sequence[float | None]) -> tuple[float, float] | None:

@@ -56,8 +56,9 @@ def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference],
     sections = [
         f"# {page.title or f'{title(differences)}, answered by this pipeline'}\n",
         f"`{page.command}` wrote this page; do not edit it. One row per model, one change at a time; mean "
-        f"and standard deviation over {len(study.seeds)} training seeds ({', '.join(map(str, study.seeds))}). Every "
-        f"model is selected on the validation split and measured once on the {SPLIT} split.\n",
+        f"and standard deviation over {len(study.seeds)} training seeds ({', '.join(map(str, study.seeds))})"
+        f"{_further_seeds(outcomes, study)}. Every model is selected on the validation split and measured once on the "
+        f"{SPLIT} split.\n",
         f"![Difference in rsum to the full model]({path.stem}-differences.svg)\n",
         table(_recall_rows(outcomes, differences, study)),
         "The difference is the full model minus the row, on the same images, with its 95 % bootstrap interval over "
@@ -90,6 +91,14 @@ def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference],
         "- Seeds change the training (weights, order, negatives); data, detector and regions are the same for all.\n",
     ]
     return "\n".join(sections)
+
+
+def _further_seeds(outcomes: Outcomes, study: StudyInput) -> str:
+    rows = [name for name, of_variant in outcomes.items() if len(of_variant) > len(study.seeds)]
+    if not rows:
+        return ""
+    names = ", ".join(f"*{study.labels[name]}*" for name in rows)
+    return f", of {names} over {len(outcomes[rows[0]])}; a difference is over the seeds that both models have"
 
 
 def _recall_rows(outcomes: Outcomes, differences: Mapping[str, Difference], study: StudyInput) -> list[dict[str, Any]]:

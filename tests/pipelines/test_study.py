@@ -57,6 +57,22 @@ def test_what_is_believed_is_what_the_intervals_allow(tmp_path):
     assert "| without gates | 82.0 ± 0.0 | 50.0 ± 0.0 | 82.0 ± 0.0 |" in text
 
 
+def test_rows_with_further_seeds_are_compared_over_those_that_both_have(tmp_path):
+    outcomes = {
+        "full": [outcome(4), outcome(8), outcome(30)],
+        "mlp-ranking": [outcome(8), outcome(12), outcome(38)],
+        "no-gates": [outcome(8), outcome(8)],
+    }
+    study = StudyInput({name: STUDY[name].label for name in outcomes}, [0, 1], {}, "made up", "0", None, None)
+    write_document(tmp_path / "study.md", outcomes, study)
+    text = (tmp_path / "study.md").read_text()
+    assert (
+        "2 training seeds (0, 1), of *full model*, *MLP, ranking loss* over 3; a difference is over the seeds" in text
+    )
+    assert "| MLP, ranking loss | 310.0 ± 244.3 | 51.7 ± 40.7 | 51.7 ± 40.7 | +80.0 [" in text  # of (60 + 60 + 120) / 3
+    assert "| without gates | 480.0 ± 0.0 | 80.0 ± 0.0 | 80.0 ± 0.0 | +30.0 [" in text  # of (60 + 0) / 2
+
+
 def test_rows_that_the_page_speaks_of_are_rows_of_the_study():
     asked = {name for _, names in QUESTIONS for name in names} | {name for name, _ in BELIEFS}
     assert asked <= set(STUDY) and set(STUDY) >= FURTHER
