@@ -103,7 +103,7 @@ def hits_of(queries: pd.DataFrame, captions: pd.DataFrame) -> ImageHits:
 
 
 def compare(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, Difference]:
-    """The full model against every other variant; outcomes[variant] has one entry per seed, which may be more than another's."""
+    """The full model against every other variant; outcomes[variant] has one entry per seed, some variants' more."""
     return {
         name: difference_of(outcomes["full"], of_variant) for name, of_variant in outcomes.items() if name != "full"
     }
