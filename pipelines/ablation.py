@@ -4,7 +4,7 @@ python -m pipelines.ablation --jobs 2 --set train.epochs=5
 """
 
 import argparse
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from pipelines.commands import exit_when_asked, saying_how_to_go_on
 from pipelines.experiments import side_by_side
 from pipelines.study import SPLIT, read_outcome
 from pipelines.study_answers import StudyInput
-from pipelines.study_document import write_document
+from pipelines.study_document import Page, write_document
+from pipelines.study_rates import rates_markdown, with_rates
 from stages.contracts import read_table
 from stages.errors import InputError
 from stages.foils.facts import true_by_chance
@@ -134,6 +135,7 @@ def ablation(
     variants: dict[str, dict[str, Any]] = OVERRIDES,
     seeds: list[int] = [0, 1, 2],  # noqa: B006
     more_seeds: list[int] = [],  # noqa: B006
+    rates: list[float] = [],  # noqa: B006
     base: dict[str, Any] = {},  # noqa: B006
     jobs: int = 1,
     promote: bool = False,
@@ -145,6 +147,7 @@ def ablation(
         variants: name -> the params that it changes, as dotted keys; `full` is what the others are compared with.
         seeds: training seeds of every variant.
         more_seeds: further ones of the rows that are close to each other (`CLOSE`).
+        rates: multiples of its learning rate that every variant is trained with, too, with the first seed.
         base: params that are changed for all of them.
         jobs: experiments that run at the same time.
         promote: call the best one's model `champion` in MLflow.
@@ -157,7 +160,10 @@ def ablation(
     if common := sorted({*seeds} & {*more_seeds}):
         raise InputError(f"more_seeds: {common[0]} is one of seeds; expected further ones")
     close = {name: overrides for name, overrides in variants.items() if name in CLOSE}
-    trainings = with_seeds(variants, seeds, base) | with_seeds(close, more_seeds, base)
+    rated = with_rates(variants, rates, Params.load().train.learning_rate, base)
+    trainings = (
+        with_seeds(variants, seeds, base) | with_seeds(close, more_seeds, base) | with_seeds(rated, seeds[:1], base)
+    )
     rows, names, parent = side_by_side("ablation", trainings, jobs, promote, "evaluate")
     if document:
         outcomes = {
@@ -166,7 +172,15 @@ def ablation(
         }
         labels = {name: STUDY[name].label if name in STUDY else name for name in variants}
         study = StudyInput(labels, seeds, base, data_line(), checked_out(), true_by_chance_here(), parent)
-        write_document(Path(document), outcomes, study)
+        page = Page()
+        if rates:
+            by_rate = {
+                name: {1.0: outcomes[name][0]}
+                | {rate: read_outcome(names[f"{name}-x{rate:g}-s{seeds[0]}"]) for rate in rates}
+                for name in variants
+            }
+            page = replace(page, further=rates_markdown(by_rate, labels, seeds[0]))
+        write_document(Path(document), outcomes, study, page)
         get_run_logger().info("written: %s", document)
     return rows
 
@@ -206,6 +220,8 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--more-seeds", nargs="+", type=int, default=[], metavar="SEED",
                         help=f"further ones of {', '.join(CLOSE)}")  # fmt: skip
+    parser.add_argument("--rates", nargs="+", type=float, default=[], metavar="X",
+                        help="train every row with its learning rate times X, too, with the first seed")  # fmt: skip
     parser.add_argument("--set", action="append", type=setting, default=[], metavar="KEY=VALUE", help="for all of them")
     parser.add_argument("--jobs", type=int, default=1, help="trainings that run at the same time")
     parser.add_argument("--promote", action="store_true", help="call the best one's model champion in MLflow")
@@ -213,8 +229,8 @@ def main() -> None:
     arguments = parser.parse_args()
     variants = {name: STUDY[name].overrides for name in arguments.only or (STUDY if arguments.all else OVERRIDES)}
     with saying_how_to_go_on():
-        ablation(variants, arguments.seeds, arguments.more_seeds, dict(arguments.set), arguments.jobs,
-                 arguments.promote, arguments.document)  # fmt: skip
+        ablation(variants, arguments.seeds, arguments.more_seeds, arguments.rates, dict(arguments.set),
+                 arguments.jobs, arguments.promote, arguments.document)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ class Outcome:
     hits: ImageHits
     curve: pd.DataFrame
     """plots/val_recall.csv, a row per epoch."""
+    val_rsum: float = float("nan")
+    """Of the kept model, on val."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def read_outcome(experiment: str) -> Outcome:
         foils=metrics("foils"),
         hits=hits_of(table(f"data/evaluation/{SPLIT}.parquet"), captions),
         curve=pd.read_csv(io.BytesIO(files.read_bytes("plots/val_recall.csv"))),
+        val_rsum=json.loads(files.read_bytes("metrics/train.json"))["val_rsum"],
     )
 
 

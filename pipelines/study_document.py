@@ -41,6 +41,8 @@ class Page:
     command: str = "python -m pipelines.ablation"
     remarks: str = ""
     """Markdown below the table of recalls."""
+    further: str = ""
+    """Markdown above the fine print."""
 
 
 def write_document(path: Path, outcomes: Outcomes, study: StudyInput, page: Page = Page()) -> None:
@@ -84,6 +86,7 @@ def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference],
         "(`<unk>`) raises the score most, or the one with the lowest gate; how often that is the changed word, in "
         "percent:\n",
         table(_guilty_rows(outcomes, study)),
+        *([page.further] if page.further else []),
         "## Fine print\n",
         f"- Data: {study.data}.\n- Set for every row: {settings or 'nothing'}; all else as in `params.yaml`.\n"
         f"- Commit {study.commit}; MLflow parent run `{study.run or 'not recorded'}`.\n"

@@ -1,5 +1,7 @@
 """What the page of a study says of outcomes whose answers are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
@@ -7,6 +9,7 @@ from pipelines.ablation import FURTHER, OVERRIDES, STUDY, with_seeds
 from pipelines.study import Outcome
 from pipelines.study_answers import BELIEFS, QUESTIONS, StudyInput
 from pipelines.study_document import write_document
+from pipelines.study_rates import rates_markdown, with_rates
 from stages.evaluation.bootstrap import image_hits
 
 IMAGES = 40
@@ -71,6 +74,22 @@ def test_rows_with_further_seeds_are_compared_over_those_that_both_have(tmp_path
     )
     assert "| MLP, ranking loss | 310.0 ± 244.3 | 51.7 ± 40.7 | 51.7 ± 40.7 | +80.0 [" in text  # of (60 + 60 + 120) / 3
     assert "| without gates | 480.0 ± 0.0 | 80.0 ± 0.0 | 80.0 ± 0.0 | +30.0 [" in text  # of (60 + 0) / 2
+
+
+def test_each_row_is_trained_with_multiples_of_its_own_learning_rate_and_the_best_on_validation_is_compared():
+    variants = {"full": {}, "scan": {"train.learning_rate": 0.01}}
+    trainings = with_rates(variants, [0.5, 2], 0.002, {"train.epochs": 1})
+    assert list(trainings) == ["full-x0.5", "full-x2", "scan-x0.5", "scan-x2"]
+    assert trainings["full-x2"] == {"train.learning_rate": 0.004}
+    assert trainings["scan-x0.5"] == {"train.learning_rate": 0.005}
+    assert with_rates({"full": {}}, [2], 0.002, {"train.learning_rate": 0.1})["full-x2"]["train.learning_rate"] == 0.2
+    rated = {
+        "full": {1.0: replace(outcome(4), val_rsum=560.0), 2.0: replace(outcome(2), val_rsum=550.0)},
+        "scan": {1.0: replace(outcome(2), val_rsum=300.0), 2.0: replace(outcome(10), val_rsum=310.0)},
+    }
+    text = rates_markdown(rated, {name: STUDY[name].label for name in rated}, 0)
+    assert "| full model | 560.0 | 550.0 | x 1 | 540.0 |  |" in text
+    assert "| baseline: SCAN, text to image | 300.0 | 310.0 | x 2 | 450.0 | +90.0 [" in text
 
 
 def test_rows_that_the_page_speaks_of_are_rows_of_the_study():

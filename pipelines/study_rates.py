@@ -1,0 +1,59 @@
+"""Each row of a study with a learning rate of its own: trained with several, and the best on validation taken."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipelines.study import Outcome, difference_of
+from pipelines.study_answers import interval
+from pipelines.summary import table
+
+RATE = "train.learning_rate"
+Rated = Mapping[str, Mapping[float, Outcome]]
+"""Variant -> multiple of the learning rate -> what a training with it came to; 1 is the study's own."""
+
+
+def with_rates(
+    variants: Mapping[str, Mapping[str, Any]], multiples: Sequence[float], rate: float, base: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Every variant with multiples of its learning rate: {"full-x0.5": {..., "train.learning_rate": ...}, ...}.
+
+    Args:
+        variants: name -> the params that it changes, as dotted keys.
+        multiples: of the learning rate that it would have.
+        rate: the learning rate of params.yaml.
+        base: params that are changed for all of them, laid under the variants.
+    """
+    return {
+        f"{name}-x{multiple:g}": {**overrides, RATE: multiple * {RATE: rate, **base, **overrides}[RATE]}
+        for name, overrides in variants.items()
+        for multiple in multiples
+    }
+
+
+def rates_markdown(rated: Rated, labels: Mapping[str, str], seed: int) -> str:
+    """A table of what each row reaches with each learning rate, and how far the full model is above its best one.
+
+    Args:
+        rated: `full` and other rows.
+        labels: of the rows.
+        seed: of all these trainings.
+    """
+    multiples = sorted({multiple for outcomes in rated.values() for multiple in outcomes})
+    best = {name: max(outcomes, key=lambda multiple: outcomes[multiple].val_rsum) for name, outcomes in rated.items()}
+    rows = []
+    for name, outcomes in rated.items():
+        chosen = outcomes[best[name]]
+        rows.append({
+            "model": labels[name],
+            **{f"val, x {multiple:g}": f"{outcomes[multiple].val_rsum:.1f}" for multiple in multiples},
+            "best": f"x {best[name]:g}",
+            "test rsum": f"{chosen.recall['rsum']:.1f}",
+            "full minus this, rsum":
+                "" if name == "full" else interval(difference_of([rated["full"][best["full"]]], [chosen])),
+        })  # fmt: skip
+    return (
+        "## Each row's own learning rate\n\n"
+        f"Seed {seed} again with other learning rates: validation rsum with each multiple of the one above, and the "
+        "test rsum of the best on validation. The interval is over images alone, for there is one seed.\n\n"
+        + table(rows)
+    )
