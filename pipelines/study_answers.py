@@ -55,6 +55,8 @@ QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 BEGUN = 60.0
 """An rsum below which a model has hardly begun to learn: a tenth of what there is."""
+MEASURED_OTHERWISE = ("gates-open",)
+"""Rows of the full model's own training: what they score says nothing of how a training went."""
 BELIEFS: tuple[tuple[str, str], ...] = (
     ("no-messages", "Messages are worth"),
     ("no-messages-large", "Messages, against as many parameters without them, are worth"),
@@ -84,7 +86,7 @@ def title(differences: Mapping[str, Difference]) -> str:
 def beliefs(outcomes: Outcomes, differences: Mapping[str, Difference], study: StudyInput) -> list[str]:
     """What each part of the model is worth, the peer that comes nearest, and what gates are without supervision."""
     lines = [
-        f"- {claim} {_worth(differences[row])}{_but(outcomes[row])}." for row, claim in BELIEFS if row in differences
+        f"- {claim} {_worth(differences[row])}{_but(row, outcomes)}." for row, claim in BELIEFS if row in differences
     ]
     peers = [row for row in PEERS if row in differences]
     if peers:
@@ -103,16 +105,18 @@ def beliefs(outcomes: Outcomes, differences: Mapping[str, Difference], study: St
     return ["## What we believe now\n", "\n".join(lines) + "\n"] if lines else []
 
 
-def hardly_learnt(outcomes: Sequence[Outcome]) -> int:
+def hardly_learnt(row: str, outcomes: Outcomes) -> int:
     """How many of a row's seeds ended below `BEGUN`, or below half of its best one."""
-    rsums = [outcome.recall["rsum"] for outcome in outcomes]
+    if row in MEASURED_OTHERWISE:
+        return 0
+    rsums = [outcome.recall["rsum"] for outcome in outcomes[row]]
     return sum(rsum < max(BEGUN, max(rsums) / 2) for rsum in rsums)
 
 
-def _but(outcomes: Sequence[Outcome]) -> str:
-    slow, best = hardly_learnt(outcomes), max(outcome.recall["rsum"] for outcome in outcomes)
+def _but(row: str, outcomes: Outcomes) -> str:
+    slow, best = hardly_learnt(row, outcomes), max(outcome.recall["rsum"] for outcome in outcomes[row])
     reached = f", the best reached {best:.1f}" if best >= BEGUN else ""
-    return f" ({slow} of {len(outcomes)} seeds without it hardly learnt{reached})" if slow else ""
+    return f" ({slow} of {len(outcomes[row])} seeds without it hardly learnt{reached})" if slow else ""
 
 
 def _worth(difference: Difference) -> str:

@@ -118,7 +118,7 @@ def _recall_rows(outcomes: Outcomes, differences: Mapping[str, Difference], stud
 
 def _hardly_begun(outcomes: Outcomes, study: StudyInput) -> list[str]:
     names = [f"*{study.labels[name]}* ({slow} of {len(of_variant)} seeds)"
-             for name, of_variant in outcomes.items() if (slow := hardly_learnt(of_variant))]  # fmt: skip
+             for name, of_variant in outcomes.items() if (slow := hardly_learnt(name, outcomes))]  # fmt: skip
     if not names:
         return []
     return [

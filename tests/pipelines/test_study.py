@@ -36,6 +36,7 @@ def test_what_is_believed_is_what_the_intervals_allow(tmp_path):
         "no-messages": [outcome(8), outcome(30)],
         "cosine-bce": [outcome(4), outcome(4)],
         "published-gates": [outcome(2, **gates), outcome(2, **gates)],
+        "gates-open": [outcome(38), outcome(38)],
         "scan": [outcome(12), outcome(12)],
         "joint-embedding": [outcome(30), outcome(30)],
     }
@@ -46,6 +47,7 @@ def test_what_is_believed_is_what_the_intervals_allow(tmp_path):
     assert [line[:60] for line in said] == [
         "- Messages are worth +225.0 [+30.0, +450.0] rsum (1 of 2 see",
         "- Gates, supervised as in the full model, are worth +240.0 [",
+        "- Gates of a trained model, against the same held open, are ",
         "- Supervision of the gates is worth -30.0 [-75.0, +0.0] rsum",
         "- A learnt score, against a cosine, is worth +0.0 [+0.0, +0.",
         "- Of other people's models on the same features, *baseline: ",
@@ -53,9 +55,10 @@ def test_what_is_believed_is_what_the_intervals_allow(tmp_path):
     ]
     assert said[0].endswith(" (1 of 2 seeds without it hardly learnt, the best reached 480.0).")
     assert "*without messages* (1 of 2 seeds)." in text
-    assert said[3].endswith("rsum: the interval holds 0.")
-    assert "*baseline: SCAN, text to image* comes nearest: the full model is better by +120.0 [" in said[4]
-    assert "their mean is 0.100 ± 0.000 on matching pairs and 0.400 ± 0.000 on random ones, AUC 0.020" in said[5]
+    assert said[2].endswith("worth +510.0 [+435.0, +570.0] rsum.") and "tested* (2 of" not in text  # it was not trained
+    assert said[4].endswith("rsum: the interval holds 0.")
+    assert "*baseline: SCAN, text to image* comes nearest: the full model is better by +120.0 [" in said[5]
+    assert "their mean is 0.100 ± 0.000 on matching pairs and 0.400 ± 0.000 on random ones, AUC 0.020" in said[6]
     assert "| model | count | count, balanced | all |" in text
     assert "| without gates | 82.0 ± 0.0 | 50.0 ± 0.0 | 82.0 ± 0.0 |" in text
 
