@@ -11,6 +11,7 @@ from camp_model.files import write_text
 from pipelines.study import SPLIT, Difference, compare
 from pipelines.study_answers import (
     BEGUN,
+    MEASURED_OTHERWISE,
     Outcomes,
     StudyInput,
     answers,
@@ -198,6 +199,7 @@ def _draw_differences(differences: Mapping[str, Difference], study: StudyInput) 
     intervals = [
         Interval(study.labels[name], difference.low, difference.mean, difference.high)
         for name, difference in differences.items()
+        if name not in MEASURED_OTHERWISE  # hundreds beside tens: the others could not be told apart in the picture
     ]
     label = "rsum, full model minus this one (right: the full model is better)"
     return standalone(interval_chart(intervals, "Difference in rsum to the full model", label))
