@@ -221,4 +221,5 @@ def _draw_gates(outcomes: Outcomes, study: StudyInput) -> str:
                 )
             )
     title = "Mean word gate on validation, by epoch"
-    return standalone(line_chart(lines, title, "epoch", (0, 1), names=330) or chart_svg([], title, 400, 40))
+    longest = 7 * max(len(line.name) for line in lines)
+    return standalone(line_chart(lines, title, "epoch", (0, 1), names=longest) or chart_svg([], title, 400, 40))
