@@ -4,6 +4,7 @@ python -m pipelines.ablation --jobs 2 --set train.epochs=5
 """
 
 import argparse
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,14 @@ CLOSE = ("full", "cosine-bce", "mlp-ranking")
 OVERRIDES = {name: variant.overrides for name, variant in STUDY.items() if name not in FURTHER}
 
 
+def check_seeds(seeds: list[int], more_seeds: list[int] = []) -> None:  # noqa: B006
+    """InputError where there is no seed, or one is there twice and would count twice."""
+    if not seeds:
+        raise InputError("seeds: is empty; expected at least one")
+    if twice := [seed for seed, times in Counter([*seeds, *more_seeds]).items() if times > 1]:
+        raise InputError(f"seeds: {twice[0]} is there twice; expected every seed once")
+
+
 def with_seeds(
     variants: dict[str, dict[str, Any]], seeds: list[int], base: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
@@ -155,10 +164,7 @@ def ablation(
     """
     if document and "full" not in variants:
         raise InputError("variants: full: is missing; expected the model that the others are compared with")
-    if not seeds:
-        raise InputError("seeds: is empty; expected at least one")
-    if common := sorted({*seeds} & {*more_seeds}):
-        raise InputError(f"more_seeds: {common[0]} is one of seeds; expected further ones")
+    check_seeds(seeds, more_seeds)
     close = {name: overrides for name, overrides in variants.items() if name in CLOSE}
     rated = with_rates(variants, rates, Params.load().train.learning_rate, base)
     trainings = (
@@ -166,9 +172,9 @@ def ablation(
     )
     rows, names, parent = side_by_side("ablation", trainings, jobs, promote, "evaluate")
     if document:
+        seeds_of = {name: [*seeds, *more_seeds] if name in close else seeds for name in variants}
         outcomes = {
-            name: [read_outcome(names[f"{name}-s{seed}"]) for seed in (*seeds, *(more_seeds if name in close else ()))]
-            for name in variants
+            name: [read_outcome(names[f"{name}-s{seed}"]) for seed in of_row] for name, of_row in seeds_of.items()
         }
         labels = {name: STUDY[name].label if name in STUDY else name for name in variants}
         study = StudyInput(labels, seeds, base, data_line(), checked_out(), true_by_chance_here(), parent)

@@ -15,7 +15,7 @@ from typing import Any
 from prefect import flow, get_run_logger
 
 from camp_model.files import replacing_folder
-from pipelines.ablation import RANKING, STUDY, Variant, data_line, setting, true_by_chance_here, with_seeds
+from pipelines.ablation import RANKING, STUDY, Variant, check_seeds, data_line, setting, true_by_chance_here, with_seeds
 from pipelines.commands import begin, exit_when_asked, run_command, saying_how_to_go_on
 from pipelines.experiments import side_by_side
 from pipelines.reproduce import DVC
@@ -168,8 +168,7 @@ def photographs(
         jobs: experiments that run at the same time.
         document: where the comparison is written.
     """
-    if not seeds:
-        raise InputError("seeds: is empty; expected at least one")
+    check_seeds(seeds)
     known = rows_of(_without_start(), Path(first))
     if unknown := sorted(set(rows) - known.keys()):
         raise InputError(f"rows: {unknown[0]!r:.80} is not one of {', '.join(known)}")

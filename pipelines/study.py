@@ -27,7 +27,7 @@ class Outcome:
     hits: ImageHits
     curve: pd.DataFrame
     """plots/val_recall.csv, a row per epoch."""
-    val_rsum: float = float("nan")
+    val_rsum: float
     """Of the kept model, on val."""
 
 

@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import pytest
 
-from pipelines.ablation import FURTHER, OVERRIDES, STUDY, with_seeds
+from pipelines.ablation import FURTHER, OVERRIDES, STUDY, ablation, with_seeds
 from pipelines.study import Outcome
 from pipelines.study_answers import BELIEFS, QUESTIONS, StudyInput
 from pipelines.study_document import write_document
 from pipelines.study_rates import rates_markdown, with_rates
+from stages.errors import InputError
 from stages.evaluation.bootstrap import image_hits
 
 IMAGES = 40
@@ -25,6 +27,7 @@ def outcome(missed: int, **gates: float) -> Outcome:
         foils={"count": {"foils": 9, "true_first": 82.0, "true_first_balanced": 50.0}, "all": {"true_first": 82.0}},
         hits=image_hits(ranks, ranks, np.arange(IMAGES)),
         curve=pd.DataFrame({"epoch": [1]}),
+        val_rsum=rsum,
     )
 
 
@@ -99,6 +102,14 @@ def test_rows_that_the_page_speaks_of_are_rows_of_the_study():
     asked = {name for _, names in QUESTIONS for name in names} | {name for name, _ in BELIEFS}
     assert asked <= set(STUDY) and set(STUDY) >= FURTHER
     assert "full" in OVERRIDES and not FURTHER & set(OVERRIDES)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "more_seeds", "twice"), [([0, 1, 0], [], 0), ([0, 1], [1], 1), ([2], [3, 3], 3)]
+)  # fmt: skip
+def test_a_seed_that_is_there_twice_is_refused_before_anything_is_trained(seeds, more_seeds, twice):
+    with pytest.raises(InputError, match=f"seeds: {twice} is there twice; expected every seed once"):
+        ablation.fn(seeds=seeds, more_seeds=more_seeds)
 
 
 def test_a_study_that_ends_early_has_every_row_of_its_first_seeds():
