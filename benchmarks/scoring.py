@@ -138,7 +138,9 @@ def evidence() -> bool:
     torch.manual_seed(0)
     batch = encodings(128, 128)
     models = {
-        name: CAMP(CampConfig(vocab_size=8, region_dim=8, word_dim=8, dim=DIM, gate_evidence=name == "with")).eval()
+        name: CAMP(
+            CampConfig(vocab_size=8, region_dim=8, word_dim=8, dim=DIM, geometry=4.0, gate_evidence=name == "with")
+        ).eval()
         for name in ("without", "with")
     }
     times = in_turns({name: partial(model.score_matrix, *batch) for name, model in models.items()}, 20)

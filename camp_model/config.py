@@ -45,6 +45,8 @@ class CampConfig:
     """Number of words in the vocabulary, the four special ones included."""
     region_dim: int = 2048
     """Length of a region's feature vector, as the detector gives it."""
+    geometry: float = 0.0
+    """Features end with the corners of their box, from -1 to 1, and its area, this many times; 0: without them."""
     word_dim: int = 300
     """Length of a word embedding."""
     dim: int = 1024
@@ -75,8 +77,8 @@ class CampConfig:
     each gate for itself, as published."""
     gate_evidence: bool = False
     """Let counts and places decide the gates of words, too: how many regions are what "two stars" names, and where what
-    "left of" speaks of lies (`camp_model.matchers.evidence`). Learnt from foils: train.foil_weight. Beyond the paper;
-    false: as published."""
+    "left of" speaks of lies (`camp_model.matchers.evidence`). Learnt from foils: train.foil_weight. Needs features that
+    end with their boxes, regions.geometry. Beyond the paper; false: as published."""
     fusion: str = "concat"
     """concat: W[gv; gt]; sum: W(g(v + t)); message: the message alone, without gate or residual (the released
     cross-attention model, the first of the authors' three training steps)."""
@@ -113,7 +115,7 @@ class CampConfig:
             (("vocab_size", "region_dim", "word_dim", "dim", "pooling_heads", "similarity_dim"), _is_count,
              "a whole number of 1 or more"),
             (("residual", "joint_score", "transformer_frozen", "gate_evidence"), _is_switch, "true or false"),
-            (("gate_context", "feature_norm"), _is_amount, "a number of 0 or more"),
+            (("geometry", "gate_context", "feature_norm"), _is_amount, "a number of 0 or more"),
         ):  # fmt: skip
             for key in keys:
                 value = getattr(self, key)

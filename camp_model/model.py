@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from camp_model.config import CampConfig
-from camp_model.encoders import RegionEncoder, TextEncoder, length_mask
+from camp_model.encoders import PLACE, RegionEncoder, TextEncoder, length_mask, places
 from camp_model.matchers.base import KernelPlan, Matched, Matcher
 from camp_model.matchers.prepared import PAIRS, Layout, Prepared
 from camp_model.registry import MATCHERS, TEXT_ENCODERS
@@ -42,6 +43,9 @@ class CAMP(nn.Module):
         region_dropout: share of the features dropped in all regions of an image at once. What is dropped in one region
             alone, the others of the image still tell.
         caption_encoder: in place of a new one, as `TextEncoder.restored` makes it.
+
+    Raises:
+        ValueError: the matcher reads places, and features have none, or d is too small for them.
     """
 
     def __init__(
@@ -60,13 +64,27 @@ class CAMP(nn.Module):
             TEXT_ENCODERS[config.text].load()(config) if caption_encoder is None else caption_encoder
         )
         self.matcher: Matcher = MATCHERS[config.matcher].load()(config)
+        if self.matcher.reads_places and not config.geometry:
+            raise ValueError(
+                "model.gate_evidence: true reads where regions lie from features that end with their boxes; expected "
+                "such features (regions.geometry: true), and a model that was trained on them as places"
+            )
+        if self.matcher.reads_places and config.dim <= PLACE:
+            raise ValueError(f"model.dim: {config.dim} has no room beside the {PLACE} numbers of a region's place")
 
     def encode_regions(self, features: Tensor, region_mask: Tensor) -> Tensor:
-        """Regions in the joint space: [I, R, region_dim], bool [I, R] -> [I, R, d]; zero at padding."""
+        """Regions in the joint space: [I, R, region_dim], bool [I, R] -> [I, R, d]; zero at padding.
+
+        Where the matcher reads places, the last `PLACE` of the d are where a region lies, whatever has been learnt.
+        """
+        box = features
         features = self.dropout(features)
         if self.training and self.region_dropout.p:
             features = features * self.region_dropout(features.new_ones(len(features), 1, features.shape[2]))
         encoded: Tensor = self.region_encoder(features, region_mask)
+        if self.matcher.reads_places:
+            where = places(box, self.config.geometry).masked_fill(~region_mask[..., None], 0.0)
+            encoded = torch.cat([encoded[..., :-PLACE], where.to(encoded.dtype)], dim=-1)
         return encoded
 
     def encode_captions(self, tokens: Tensor, lengths: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class Variant:
 
 NO_SUPERVISION = {"train.gate_supervision": 0.0}
 """Where nothing has gates there are none to supervise."""
-FOILS = {"captions.train_foils": True, "train.foil_weight": 2.0}
+FOILS = {"captions.train_foils": True, "train.foil_weight": 0.25}
 """Captions with one word changed, of counts and relations."""
 JOINT_TERM = {"train.joint_weight": 1.0}
 """By which pictures can be searched with an index of vectors."""

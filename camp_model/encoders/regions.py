@@ -1,6 +1,20 @@
 """Regions into the joint space."""
 
+import torch
 from torch import Tensor, nn
+
+PLACE = 4
+"""Numbers of a place: the middle of the box across and down, from -1 to 1, its area, and its lower edge."""
+
+
+def places(features: Tensor, geometry: float) -> Tensor:
+    """Where regions lie: [..., region_dim] -> [..., PLACE].
+
+    Args:
+        features: end with the corners of the box, from -1 to 1, and its area, all of them `geometry` times.
+    """
+    left, top, right, bottom, area = (features[..., -5:] / geometry).unbind(-1)
+    return torch.stack([(left + right) / 2, (top + bottom) / 2, area, bottom], dim=-1)
 
 
 class RegionEncoder(nn.Module):

@@ -113,14 +113,10 @@ class Matcher(nn.Module, ABC):
     def match(self, images: Prepared, captions: Prepared, layout: Layout) -> Matched:
         """Score prepared images with prepared captions: aligned (`PAIRS`) or all with all (`TILES`)."""
 
-    def start_places(self, encoder: Tensor, geometry: float) -> None:
-        """Let a new model begin with where boxes are; nothing where a matcher does not look at places.
-
-        Args:
-            encoder: [d, region_dim], the weights that regions are encoded with. Features end with the corners of the
-                box, from -1 to 1, and its area from 0 to 1.
-            geometry: what these five numbers are multiplied by.
-        """
+    @property
+    def reads_places(self) -> bool:
+        """Whether encoded regions have to end with where they lie (`camp_model.encoders.places`)."""
+        return False
 
     @property
     def has_vectors(self) -> bool:

@@ -33,10 +33,10 @@ class CampMatcher(Matcher):
         if self.joint and isinstance(self.matching, MlpMatching):
             nn.init.zeros_(self.matching.output.weight)  # begins as a joint embedding
 
-    def start_places(self, encoder: Tensor, geometry: float) -> None:
-        """As `Matcher.start_places`, for `gate_evidence`."""
-        if self.messages is not None and self.messages.evidence is not None:
-            self.messages.evidence.start_places(encoder, geometry)
+    @property
+    def reads_places(self) -> bool:
+        """As `Matcher.reads_places`, for `gate_evidence`."""
+        return self.messages is not None and self.messages.evidence is not None
 
     @property
     def has_vectors(self) -> bool:

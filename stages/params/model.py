@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, create_model, model_validat
 from camp_model.config import CHOICES, CampConfig
 from stages.params.section import Section
 
-_FROM_DATA = ("vocab_size", "region_dim")
+_FROM_DATA = ("vocab_size", "region_dim", "geometry")
 """What the data says and params do not."""
 
 
@@ -39,6 +39,6 @@ class ModelParams(_switches()):  # type: ignore[misc]  # the fields are CampConf
         self.config(vocab_size=4, region_dim=1)
         return self
 
-    def config(self, vocab_size: int, region_dim: int) -> CampConfig:
-        """The model's config, once the data has said its two sizes."""
-        return CampConfig(vocab_size=vocab_size, region_dim=region_dim, **dict(self))
+    def config(self, vocab_size: int, region_dim: int, geometry: float = 0.0) -> CampConfig:
+        """The model's config, once the data has said what it alone knows."""
+        return CampConfig(vocab_size=vocab_size, region_dim=region_dim, geometry=geometry, **dict(self))

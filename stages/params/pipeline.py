@@ -35,4 +35,8 @@ class Params(Section):
         check_lexicon(self.captions, self.dataset)
         check_gates(self.train, self.model)
         check_foils(self.train, self.captions)
+        if self.model.gate_evidence and not self.regions.geometry:
+            raise ValueError(
+                "model.gate_evidence: true reads where regions lie, but regions.geometry is false; expected true"
+            )
         return self

@@ -58,6 +58,10 @@ class TrainingFoils:
         self.weights = balance(foils.words, foils.foil_words)
         count = Counter(foils.kinds)
         share = np.array([1 / count[kind] for kind in foils.kinds])
+        of_kind = np.array(foils.kinds)
+        for kind in count:  # balanced, a foil of counts weighs a third of one of relations
+            weights = self.weights[of_kind == kind]
+            self.weights[of_kind == kind] = weights / max(weights.mean(), 1e-6)
         row_of = {caption: row for row, caption in enumerate(captions.caption_ids.tolist())}
         rows: defaultdict[int, list[int]] = defaultdict(list)
         for foil, caption in enumerate(foils.captions.caption_ids.tolist()):

@@ -20,7 +20,7 @@ def new_model(
 ) -> CAMP:
     """A model with random weights from `train.seed`, then word vectors, then those of `train.start_from`.
 
-    Features that end with their boxes, `geometry` times, let gate evidence begin with places.
+    `geometry` is what the boxes that features end with are multiplied by; 0: features without boxes.
 
     Raises:
         InputError: the word vectors, the checkpoint or the names in `train.freeze` do not fit.
@@ -29,16 +29,15 @@ def new_model(
     switches = model.replace(transformer=str(named_path(model.transformer)))  # a folder may be in the main workspace
     with input_errors():
         camp = CAMP(
-            switches.config(vocab_size=len(vocabulary), region_dim=region_dim),
+            switches.config(vocab_size=len(vocabulary), region_dim=region_dim, geometry=geometry),
             dropout=train.dropout,
             region_dropout=train.region_dropout,
         )
         camp.caption_encoder.read_vocabulary(vocabulary)
     if train.word_vectors is not None:
         _set_word_vectors(camp, train.word_vectors, vocabulary)
-    places_known = train.start_from is not None and _take_weights(camp, named_path(train.start_from), vocabulary)
-    if geometry and not places_known:  # of the encoder that was taken, if one was
-        camp.matcher.start_places(camp.region_encoder.linear.weight, geometry)
+    if train.start_from is not None:
+        _take_weights(camp, named_path(train.start_from), vocabulary)
     _freeze(camp, train.freeze)
     return camp
 
@@ -55,12 +54,8 @@ def _set_word_vectors(camp: CAMP, source: str, vocabulary: Vocabulary) -> None:
     print(f"{source}: vectors for {len(vectors)} of {words} words; the others start random")
 
 
-def _take_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary) -> bool:
-    """Copy the weights that have the same name and shape in the checkpoint `folder`; say which stay random.
-
-    Returns:
-        Whether gate evidence, which knows places, is among them.
-    """
+def _take_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary) -> None:
+    """Copy the weights that have the same name and shape in the checkpoint `folder`; say which stay random."""
     try:
         source, its_vocabulary, _ = load_checkpoint(folder)
     except ValueError as error:
@@ -85,7 +80,6 @@ def _take_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary) -> bool:
     camp.load_state_dict(taken, strict=False)
     fresh = [name for name in own if name not in taken]
     print(f"{folder}: {len(taken)} of {len(own)} weights taken; new: {', '.join(fresh) or 'none'}")
-    return any(name.startswith("matcher.messages.evidence.") for name in taken)
 
 
 def _freeze(camp: CAMP, prefixes: tuple[str, ...]) -> None:

@@ -64,7 +64,7 @@ def every_config(**sizes: int) -> list[CampConfig]:
         except ValueError:
             continue
     configs += [
-        dataclasses.replace(config, gate_evidence=True)
+        dataclasses.replace(config, gate_evidence=True, geometry=4.0)
         for config in configs
         if config.gate == "scalar" and config.message_passing in ("both", "image_to_text") and config.matcher == "camp"
         and config.pooling == "attention"
@@ -130,7 +130,8 @@ class Batch:
     def plain(self, reference: ModuleType) -> tuple[list, list]:
         """The encodings by the reference, without padding."""
         images = [
-            reference.encode_regions(self.state, x[:k].numpy()) for x, k in zip(self.features, self.counts, strict=True)
+            reference.encode_regions(self.state, x[:k].numpy(), self.model.config.geometry)
+            for x, k in zip(self.features, self.counts, strict=True)
         ]
         captions = [
             reference.encode_caption(self.state, x[:k].tolist()) for x, k in zip(self.tokens, self.lengths, strict=True)

@@ -21,9 +21,15 @@ def unit(x):
     return x / max(np.sqrt((x * x).sum()), 1e-12)
 
 
-def encode_regions(state, features):
+def encode_regions(state, features, geometry=0.0):
+    """With `geometry`, what the boxes at the end of features are multiplied by, the last four numbers are places."""
     weight, bias = state["region_encoder.linear.weight"], state["region_encoder.linear.bias"]
-    return [weight @ feature + bias for feature in features]
+    regions = [weight @ feature + bias for feature in features]
+    if geometry:
+        for region, feature in zip(regions, features, strict=True):
+            x0, y0, x1, y1, area = feature[-5:] / geometry
+            region[-4:] = (x0 + x1) / 2, (y0 + y1) / 2, area, y1
+    return regions
 
 
 def gru_direction(state, inputs, suffix, module="caption_encoder"):
@@ -58,30 +64,44 @@ def attend(queries, keys, values):
     return messages, weights
 
 
+def shared_part(a, b):
+    """Intersection over union of two boxes, from their middles, areas and lower edges, where the image is 2 by 2."""
+    corners = []
+    for x, y, area, bottom in (a, b):
+        tall = max(bottom - y, 1e-6)
+        corners.append((x - area / tall, y - tall, x + area / tall, y + tall))
+    (left, top, right, bottom), other = corners
+    wide = max(min(right, other[2]) - max(left, other[0]), 0.0)
+    tall = max(min(bottom, other[3]) - max(top, other[1]), 0.0)
+    both = wide * tall / 4
+    return both / max(a[2] + b[2] - both, 1e-6)
+
+
 def evidence(state, regions, words, word_queries, region_keys):
     """For each word, what the caption expects of the number and the places of what two words of it name."""
     part = {name.removeprefix("messages.evidence."): v for name, v in state.items() if "messages.evidence." in name}
     d = len(region_keys[0])
-    of_region = [layer(part, "region", v) for v in regions]
-    of_word = [layer(part, "word", t) for t in words]
+    places = [v[-4:] for v in regions]
     centres, numbers = [], []
-    for query, values in zip(word_queries, of_word, strict=True):
-        affinity = [query @ k / np.sqrt(d) for k in region_keys]
-        centres.append(sum(a * p[:4] for a, p in zip(softmax(affinity), of_region, strict=True)))
-        is_one = [
-            sigmoid(part["by_affinity"] * a + p[4:] @ values[11:] / 8 + part["membership"])
-            for a, p in zip(affinity, of_region, strict=True)
-        ]
-        numbers.append(sum(is_one))
+    for query in word_queries:
+        affinity = np.array([query @ k / np.sqrt(d) for k in region_keys])
+        centres.append(sum(a * p for a, p in zip(softmax(affinity), places, strict=True)))
+        sharp, alike = softmax(part["sharpness"] * affinity), 0.0
+        for i, p in enumerate(places):
+            for j, q in enumerate(places):
+                alike += sharp[i] * sharp[j] * sigmoid(20 * (shared_part(p, q) - 0.5))
+        numbers.append(1 / max(alike, 0.01))
     seen = []
-    for t, values in zip(words, of_word, strict=True):
+    for j, t in enumerate(words):
         asked, named = layer(part, "query", t), [layer(part, "argument", u) for u in words]
-        first = softmax([asked[:64] @ key[:64] / 8 for key in named])
-        second = softmax([asked[64:] @ key[64:] / 8 for key in named])
+        away = [int(np.clip(i - j, -12, 12)) + 12 for i in range(len(words))]
+        first, second = (
+            softmax([asked[s] @ key[s] / 8 + part["distance"][k][a] for key, a in zip(named, away, strict=True)])
+            for k, s in enumerate((slice(0, 64), slice(64, 128)))
+        )
         offset = sum((b - a) * centre for a, b, centre in zip(first, second, centres, strict=True))
-        number = first @ np.array(numbers)
-        counts = [np.exp(-2 * (number - n) ** 2) for n in range(7)]
-        seen.append(values[:11] @ np.concatenate([np.tanh(part["reach"] * offset), counts]))
+        counts = [np.exp(-2 * (second @ np.array(numbers) - n) ** 2) for n in range(7)]
+        seen.append(layer(part, "word", t) @ np.concatenate([np.tanh(part["reach"] * offset), counts]))
     return seen
 
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from camp_model import CAMP, CampConfig
-from camp_model.encoders import length_mask
+from camp_model.encoders import length_mask, places
 from camp_model.foils import balance, foil_bce
-from camp_model.matchers.evidence import PLACE
+from camp_model.matchers.evidence import effective_number, overlap
 
 
 def test_balanced_foils_leave_nothing_to_a_reader_of_captions():
@@ -21,7 +21,9 @@ def test_balanced_foils_leave_nothing_to_a_reader_of_captions():
         assert (weights * right).sum() / weights.sum() == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("switches", [{"gate_evidence": True}, {}, {"gate": "none"}, {"matcher": "joint"}])
+@pytest.mark.parametrize(
+    "switches", [{"gate_evidence": True, "geometry": 4.0}, {}, {"gate": "none"}, {"matcher": "joint"}]
+)
 def test_the_loss_is_that_of_the_two_scores_and_of_the_changed_words_gate(switches, make_batch):
     batch = make_batch(CampConfig(vocab_size=9, region_dim=5, word_dim=3, dim=6, **switches), [3, 2, 4], [4, 2, 5])
     foils = batch.tokens.clone()
@@ -49,18 +51,55 @@ def test_the_loss_is_that_of_the_two_scores_and_of_the_changed_words_gate(switch
     torch.testing.assert_close(loss, expected)
 
 
-def test_places_begin_as_those_of_the_boxes():
-    """Where the joint space is as wide as the features, exactly."""
+def test_regions_end_with_where_they_lie():
+    """Whatever the encoder has learnt, and whichever features are dropped while training."""
     torch.manual_seed(0)
-    model = CAMP(CampConfig(vocab_size=9, region_dim=12, word_dim=3, dim=16, gate_evidence=True)).double()
-    model.matcher.start_places(model.region_encoder.linear.weight, 4.0)
+    config = CampConfig(vocab_size=9, region_dim=12, word_dim=3, dim=16, geometry=4.0, gate_evidence=True)
+    model = CAMP(config, dropout=0.5, region_dropout=0.5).double().train()
     x0, y0, x1, y1, area = torch.rand(5, 2, 3, dtype=torch.float64)
     geometry = torch.stack([2 * x0 - 1, 2 * y0 - 1, 2 * x1 - 1, 2 * y1 - 1, area], -1)
     features = torch.cat([torch.randn(2, 3, 7, dtype=torch.float64), 4 * geometry], -1)
-    regions = model.encode_regions(features, length_mask(torch.tensor([3, 3]), 3))
-    places = model.matcher.messages.evidence.of_regions(regions)[..., :PLACE]
+    mask = length_mask(torch.tensor([3, 2]), 3)
+    regions = model.encode_regions(features, mask)
     expected = torch.stack([x0 + x1 - 1, y0 + y1 - 1, area, 2 * y1 - 1], -1)
-    torch.testing.assert_close(places, expected)
+    expected[1, 2] = 0.0
+    torch.testing.assert_close(regions[..., -4:], expected)
+    torch.testing.assert_close(model.matcher.messages.evidence.of_regions(regions, mask)[..., :4], expected)
+
+
+def test_boxes_overlap_by_their_places():
+    """The whole picture, its left half, its upper half, and a corner of neither."""
+    boxes = torch.tensor([[0, 0, 1, 1], [0, 0, 0.5, 1], [0, 0, 1, 0.5], [0.75, 0.75, 1, 1]], dtype=torch.float64)
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    found = overlap(places(torch.cat([2 * boxes - 1, area[:, None]], 1), 1.0)[None])[0]
+    expected = [[1, 1 / 2, 1 / 2, 1 / 16], [1 / 2, 1, 1 / 3, 0], [1 / 2, 1 / 3, 1, 0], [1 / 16, 0, 0, 1]]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_an_attention_counts_things_and_not_their_boxes():
+    """Two boxes of one star, one of another, and one of something else."""
+    same = torch.eye(4)
+    same[0, 1] = same[1, 0] = 1.0
+    attention = torch.tensor([[0.3, 0.2, 0.5, 0.0], [0.5, 0.5, 0.0, 0.0], [0.2, 0.2, 0.2, 0.4]])
+    torch.testing.assert_close(effective_number(attention, same), torch.tensor([2.0, 1.0, 1 / 0.36]))
+
+
+def test_what_does_not_read_places_keeps_what_it_has_encoded():
+    model = CAMP(CampConfig(vocab_size=9, region_dim=12, word_dim=3, dim=16, geometry=4.0))
+    features, mask = torch.randn(2, 3, 12), torch.ones(2, 3, dtype=torch.bool)
+    assert torch.equal(model.encode_regions(features, mask), model.region_encoder(features, mask))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"geometry": 0.0, "dim": 16}, r"model\.gate_evidence: true reads .*expected .*regions\.geometry: true"),
+        ({"geometry": 4.0, "dim": 4}, r"model\.dim: 4 has no room beside the 4 numbers of a region's place"),
+    ],
+)
+def test_evidence_needs_places_and_room_for_them(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        CAMP(CampConfig(vocab_size=9, region_dim=12, word_dim=3, gate_evidence=True, **sizes))
 
 
 @pytest.mark.parametrize("switches", [{"gate": "none"}, {"gate": "elementwise"}, {"message_passing": "none"},
@@ -74,8 +113,8 @@ def test_evidence_learns_left_from_right_and_two_from_three():
     """Captions that no bag of regions and words tells apart, and a model that learns them in seconds."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    model = CAMP(CampConfig(vocab_size=12, region_dim=9, word_dim=16, dim=32, gate_evidence=True))
-    model.matcher.start_places(model.region_encoder.linear.weight, 4.0)
+    config = CampConfig(vocab_size=12, region_dim=9, word_dim=16, dim=32, geometry=4.0, gate_evidence=True)
+    model = CAMP(config)
 
     def pictures(size):
         """Four regions: one of kind A, one to three of kind B; the caption "A left|right B" or "two|three B"."""

@@ -29,7 +29,7 @@ FACTORISED = [
     )
 ]  # fmt: skip
 FACTORISED += [
-    {"gate_evidence": True, **switches}
+    {"gate_evidence": True, "geometry": 4.0, **switches}
     for switches in FACTORISED
     if switches["gate"] == "scalar" and switches["message_passing"] != "text_to_image" and switches["residual"]
 ]
@@ -68,9 +68,9 @@ def test_a_tile_of_few_captions_holds_more_images(captions):
         {"pooling": "mlp"},
         {"joint_score": True},
         {"joint_score": True, "feature_norm": 3.0},
-        {"gate_evidence": True},
-        {"gate_evidence": True, "hops": 2},
-        {"gate_evidence": True, "feature_norm": 3.0},
+        {"gate_evidence": True, "geometry": 4.0},
+        {"gate_evidence": True, "geometry": 4.0, "hops": 2},
+        {"gate_evidence": True, "geometry": 4.0, "feature_norm": 3.0},
     ],
 )
 def test_the_pytorch_path_is_exact(switches, monkeypatch):

@@ -219,5 +219,13 @@ def test_evidence_needs_words_with_gates() -> None:
         Params.from_dict(off)
 
 
+def test_evidence_needs_features_that_end_with_boxes() -> None:
+    with pytest.raises(
+        InputError, match=r"^model.gate_evidence: true reads .*regions.geometry is false; expected true"
+    ):
+        Params.from_dict({"model": {"gate_evidence": True}})
+    Params.from_dict({"model": {"gate_evidence": True}, "regions": {"geometry": True}})
+
+
 def test_every_kind_of_foil_may_be_trained_with() -> None:
     assert get_args(FoilKind) == KINDS

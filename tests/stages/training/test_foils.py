@@ -4,18 +4,23 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from camp_model.foils import balance
 from stages.errors import InputError
 from stages.foils.table import write_foils
 from stages.training.data import load_splits
 from stages.training.foils import TrainingFoils
 
 
-def add_foils(paths):
-    """Foils of the captions that begin with colour0 to colour3: colour and shape each become their neighbour."""
+def add_foils(paths, leave_out=()):
+    """Foils of the captions that begin with colour0 to colour3: colour and shape each become their neighbour.
+
+    leave_out: words of which only every third is changed.
+    """
     splits, vocabulary = load_splits(paths.regions, paths.captions)
     captions = splits["train"].captions
     rows = []
@@ -24,6 +29,8 @@ def add_foils(paths):
         if words[0] not in {f"colour{i}" for i in range(4)}:
             continue
         for position, kind in ((0, "colour"), (1, "object")):
+            if words[position] in leave_out and row % 3:
+                continue
             name, number = words[position][:-1], int(words[position][-1])
             changed = [*words[:position], f"{name}{number ^ 1}", *words[position + 1 :]]
             tokens = vocabulary.encode(changed)
@@ -58,6 +65,18 @@ def test_a_caption_gets_the_same_foil_in_whatever_batch(make_data):
     assert drawn[0] / drawn.total() == pytest.approx(0.5, abs=0.05), "every kind equally often"
     only = TrainingFoils(paths.captions / "foils_train.parquet", captions, ["object"]).draw(everyone, (0, 0))
     assert set(only.positions.tolist()) == {1}
+
+
+def test_every_kind_weighs_the_same_and_its_words_are_balanced(make_data):
+    paths = make_data("data")
+    captions = add_foils(paths, leave_out=["colour1", "colour3"])
+    path = paths.captions / "foils_train.parquet"
+    foils, table = TrainingFoils(path, captions, ["colour", "object"]), pq.read_table(path).to_pandas()
+    balanced = balance(table["word"], table["foil_word"])
+    colour = (table["kind"] == "colour").to_numpy()
+    assert balanced[colour].mean() < 0.9 * balanced[~colour].mean()
+    for kind in (colour, ~colour):
+        np.testing.assert_allclose(foils.weights[kind], balanced[kind] / balanced[kind].mean(), rtol=1e-6)
 
 
 def test_foils_change_a_training_that_goes_on_as_if_it_had_never_stopped(make_data, params, run_train):
