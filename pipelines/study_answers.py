@@ -84,7 +84,8 @@ def title(differences: Mapping[str, Difference]) -> str:
 
 
 def beliefs(outcomes: Outcomes, differences: Mapping[str, Difference], study: StudyInput) -> list[str]:
-    """What each part of the model is worth, the peer that comes nearest, and what gates are without supervision."""
+    """What each part of the model is worth, the peer that comes nearest, what gates are without supervision, and what
+    counts and places tell."""
     lines = [
         f"- {claim} {_worth(differences[row])}{_but(row, outcomes)}." for row, claim in BELIEFS if row in differences
     ]
@@ -102,6 +103,17 @@ def beliefs(outcomes: Outcomes, differences: Mapping[str, Difference], study: St
             f"- Gates without supervision need not open where the caption is true: their mean is {means[0]} on "
             f"matching pairs and {means[1]} on random ones, AUC {told}."
         )
+    if "counts" in differences and "full" in outcomes:
+        count, relation = (
+            [foil(outcomes[row], kind, "true_first_balanced") for row in ("counts", "full")]
+            for kind in ("count", "relation")
+        )
+        if all(count) and all(relation):
+            lines.append(
+                f"- Counts and places as evidence tell captions from foils with another count in {count[0]} % of "
+                f"cases, with another relation in {relation[0]} % (the full model: {count[1]} % and {relation[1]} %; "
+                f"balanced, so that a guess is right in 50 %); by rsum the full model is {_say(differences['counts'])}."
+            )
     return ["## What we believe now\n", "\n".join(lines) + "\n"] if lines else []
 
 

@@ -66,6 +66,25 @@ def test_what_is_believed_is_what_the_intervals_allow(tmp_path):
     assert "| without gates | 82.0 ± 0.0 | 50.0 ± 0.0 | 82.0 ± 0.0 |" in text
 
 
+def test_what_counts_and_places_tell_is_said_with_what_they_cost(tmp_path):
+    def told(missed, count, relation):
+        foils = {
+            kind: {"foils": 9, "true_first": 99.0, "true_first_balanced": share}
+            for kind, share in (("count", count), ("relation", relation), ("all", None))
+        }
+        return replace(outcome(missed), foils=foils)
+
+    outcomes = {"full": [told(4, 55.0, 51.0)] * 2, "counts": [told(20, 80.0, 99.0), told(20, 84.0, 100.0)]}
+    study = StudyInput({name: STUDY[name].label for name in outcomes}, [0, 1], {}, "made up", "0", None, None)
+    write_document(tmp_path / "study.md", outcomes, study)
+    expected = (
+        "- Counts and places as evidence tell captions from foils with another count in 82.0 ± 2.8 % of cases, with "
+        "another relation in 99.5 ± 0.7 % (the full model: 55.0 ± 0.0 % and 51.0 ± 0.0 %; balanced, so that a guess is "
+        "right in 50 %); by rsum the full model is better by +240.0 ["
+    )
+    assert expected in (tmp_path / "study.md").read_text()
+
+
 def test_rows_with_further_seeds_are_compared_over_those_that_both_have(tmp_path):
     outcomes = {
         "full": [outcome(4), outcome(8), outcome(30)],
