@@ -77,14 +77,14 @@ class CAMP(nn.Module):
 
         Where the matcher reads places, the last `PLACE` of the d are where a region lies, whatever has been learnt.
         """
-        box = features
+        boxes = features.to(self.region_encoder.linear.weight.dtype)  # also under autocast: small boxes need the digits
         features = self.dropout(features)
         if self.training and self.region_dropout.p:
             features = features * self.region_dropout(features.new_ones(len(features), 1, features.shape[2]))
         encoded: Tensor = self.region_encoder(features, region_mask)
         if self.matcher.reads_places:
-            where = places(box, self.config.geometry).masked_fill(~region_mask[..., None], 0.0)
-            encoded = torch.cat([encoded[..., :-PLACE], where.to(encoded.dtype)], dim=-1)
+            where = places(boxes, self.config.geometry).masked_fill(~region_mask[..., None], 0.0)
+            encoded = torch.cat([encoded[..., :-PLACE].to(where.dtype), where], dim=-1)
         return encoded
 
     def encode_captions(self, tokens: Tensor, lengths: Tensor) -> Tensor:

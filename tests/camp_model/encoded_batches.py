@@ -3,7 +3,7 @@
 import torch
 
 from camp_model import CAMP, CampConfig
-from camp_model.encoders import length_mask
+from camp_model.encoders import PLACE, length_mask, places
 from camp_model.matchers.prepared import TILES
 
 SIZES = {"vocab_size": 5, "region_dim": 3, "word_dim": 2, "dim": 48, "pooling_heads": 2}
@@ -17,6 +17,9 @@ def encoded(images=37, captions=41, dim=48, seed=0):
     word_mask = length_mask(torch.randint(1, 8, (captions,), generator=generator), 7)
     regions = 0.7 * torch.randn(images, 9, dim, generator=generator)
     words = 0.7 * torch.randn(captions, 7, dim, generator=generator)
+    corners = torch.rand(images, 9, 2, 2, generator=generator).sort(dim=2).values
+    boxes = torch.cat([2 * corners.flatten(2) - 1, (corners[:, :, 1] - corners[:, :, 0]).prod(-1, keepdim=True)], -1)
+    regions[..., -PLACE:] = places(boxes, 1.0)
     regions[~region_mask], words[~word_mask] = 99.0, 55.0
     return regions, region_mask, words, word_mask
 
