@@ -130,6 +130,7 @@ def measure_split(
         **(QUERY_SCHEMA.metadata or {}),
         "camp.protocol": params.protocol,
         "camp.models": str(len(models)),
+        "camp.gates": params.gates,
         "camp.images": str(sum(len(fold.images) for fold in folds)),
         "camp.captions": str(sum(len(fold.rows) for fold in folds)),
         "camp.equal_captions": str(sum(map(_equal_captions, folds))),

@@ -195,6 +195,9 @@ def protocol_note(metadata: Mapping[bytes, bytes]) -> str:
     ]
     if equal := int(metadata.get(b"camp.equal_captions", b"0")):
         parts.append(f"{equal:,} captions have the text of another image's, and are right for it too")
+    # A pair that is opened is read again, by the trained model alone.
     if int(metadata.get(b"camp.models", b"1")) > 1:
-        parts.append(f"ensemble of {int(metadata[b'camp.models'])}")
+        parts.append(f"ensemble of {int(metadata[b'camp.models'])}; what an opened pair shows is the first's")
+    if metadata.get(b"camp.gates") == b"open":
+        parts.append("ranked with all gates held open; what an opened pair shows is with gates as trained")
     return "; ".join(part for part in parts if part)

@@ -93,6 +93,7 @@ def test_gates_held_open_score_as_a_model_without_gates_of_the_same_weights(make
     small = make_run(tmp_path, 6)
     trained, gates, _ = run(small)
     opened, measured, rows = run(small, PARAMS.model_copy(update={"gates": "open"}))
+    assert pq.read_schema(small.root / "data/evaluation/test.parquet").metadata[b"camp.gates"] == b"open"
     for name in ("gate_positive_mean", "gate_negative_mean", "region_gate_positive_mean"):
         assert measured["test"][name] == pytest.approx(gates["test"][name], abs=1e-6)  # they are still measured
     model, vocabulary, _ = load_checkpoint(small.model)
@@ -112,7 +113,7 @@ def test_gates_held_open_score_as_a_model_without_gates_of_the_same_weights(make
         ({"gate": "none"}, "model.gate is none"),
         ({"gate": "elementwise"}, "model.gate is elementwise"),
         ({"matcher": "scan"}, "model.matcher is scan"),
-        ({"gate_evidence": True}, "model.gate_evidence is true"),
+        ({"gate_evidence": True, "geometry": 4.0}, "model.gate_evidence is true"),
     ],
 )
 def test_only_scalar_gates_can_be_held_open(make_run, tmp_path, monkeypatch, switches, reason):

@@ -104,6 +104,17 @@ def test_without_its_file_a_picture_is_grey_and_all_else_is_there(small, capsys)
     assert f"{count} of {count} pictures are shown grey: no file data/dataset/images/" in capsys.readouterr().out
 
 
+def test_a_report_says_where_ranking_and_an_opened_pair_are_not_of_the_same_model(small):
+    path = Path("data/evaluation/test.parquet")
+    assert "what an opened pair shows" not in draw().text
+    table = pq.read_table(path)
+    others = {b"camp.models": b"2", b"camp.gates": b"open"}
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, **others}), path)
+    text = draw().text
+    assert "ensemble of 2; what an opened pair shows is the first's" in text
+    assert "ranked with all gates held open; what an opened pair shows is with gates as trained" in text
+
+
 def test_captions_with_the_text_of_another_images_are_counted_and_right(small):
     path = Path("data/evaluation/test.parquet")
     table = pq.read_table(path)
