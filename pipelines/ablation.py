@@ -112,7 +112,7 @@ STUDY: dict[str, Variant] = {
 }
 FURTHER = frozenset({
     "elementwise-gates", "sum-fusion", "mlp-pooling", "cosine-ranking", "all-negatives", "warm-up",
-    "joint-score", "foils", "scan-image-to-text", "scan-both", "sgraf-sgr", "sgraf-both",
+    "joint-score", "scan-image-to-text", "scan-both", "sgraf-sgr", "sgraf-both",
 })  # fmt: skip
 """Rows that only `--all` trains: slow ones, and those that answer no question alone."""
 CLOSE = ("full", "cosine-bce", "mlp-ranking")
