@@ -77,12 +77,12 @@ class CAMP(nn.Module):
 
         Where the matcher reads places, the last `PLACE` of the d are where a region lies, whatever has been learnt.
         """
-        boxes = features.to(self.region_encoder.linear.weight.dtype)  # also under autocast: small boxes need the digits
-        features = self.dropout(features)
+        dropped = self.dropout(features)
         if self.training and self.region_dropout.p:
-            features = features * self.region_dropout(features.new_ones(len(features), 1, features.shape[2]))
-        encoded: Tensor = self.region_encoder(features, region_mask)
+            dropped = dropped * self.region_dropout(features.new_ones(len(features), 1, features.shape[2]))
+        encoded: Tensor = self.region_encoder(dropped, region_mask)
         if self.matcher.reads_places:
+            boxes = features.to(self.region_encoder.linear.weight.dtype)  # not autocast's, which has too few digits
             where = places(boxes, self.config.geometry).masked_fill(~region_mask[..., None], 0.0)
             encoded = torch.cat([encoded[..., :-PLACE].to(where.dtype), where], dim=-1)
         return encoded

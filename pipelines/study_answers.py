@@ -84,8 +84,7 @@ def title(differences: Mapping[str, Difference]) -> str:
 
 
 def beliefs(outcomes: Outcomes, differences: Mapping[str, Difference], study: StudyInput) -> list[str]:
-    """What each part of the model is worth, the peer that comes nearest, what gates are without supervision, and what
-    counts and places tell."""
+    """What each part of the model is worth, the nearest peer, unsupervised gates, and what counts and places tell."""
     lines = [
         f"- {claim} {_worth(differences[row])}{_but(row, outcomes)}." for row, claim in BELIEFS if row in differences
     ]

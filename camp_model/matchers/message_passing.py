@@ -68,9 +68,9 @@ class MessagePassing(nn.Module):
         `encoded`, [I, R, d], has the regions as encoded, which `feature_norm` leaves without a scale to read places by.
         """
         prepared = self._prepare(regions, mask, self.to_regions, self.to_words)
-        return (
-            prepared if self.evidence is None else replace(prepared, evidence=self.evidence.of_regions(encoded, mask))
-        )
+        if self.evidence is None:
+            return prepared
+        return replace(prepared, evidence=self.evidence.of_regions(encoded, mask))
 
     def prepare_words(self, words: Tensor, mask: Tensor) -> Prepared:
         """What pairs need of captions: [C, N, d], bool [C, N]."""
