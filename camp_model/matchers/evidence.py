@@ -82,9 +82,9 @@ class GateEvidence(nn.Module):
         with torch.autocast(affinity.device.type, enabled=False):
             affinity = at_least_float32(affinity)
             mask = None if images.mask is None else layout.regions(images.mask)[..., None, :]
-            place, same = layout.regions(images.evidence[..., : PLACE + affinity.shape[-1]]).tensor_split((PLACE,), -1)
-            places = masked_softmax(affinity, mask) @ place  # [..., N, PLACE]
-            number = effective_number(masked_softmax(self.sharpness * affinity, mask), same)
+            place, same = images.evidence[..., : PLACE + affinity.shape[-1]].tensor_split((PLACE,), -1)
+            places = torch.einsum(layout.to_words, masked_softmax(affinity, mask), place)  # [..., N, PLACE]
+            number = effective_number(masked_softmax(self.sharpness * affinity, mask), same, layout)
             first, second = layout.words(captions.arguments).unbind(-2)  # [..., N, N]
             offset = (self.reach * ((second - first) @ places)).tanh()
             numbers = torch.arange(COUNTS, dtype=number.dtype, device=number.device)
@@ -94,9 +94,9 @@ class GateEvidence(nn.Module):
             return evidence, self.weight * evidence.sum(-1)
 
 
-def effective_number(attention: Tensor, same: Tensor) -> Tensor:
-    """How many things each word looks at: [..., N, R], [..., R, R] -> [..., N]; 100 at most."""
-    return 1 / (attention @ same * attention).sum(-1).clamp(min=0.01)
+def effective_number(attention: Tensor, same: Tensor, layout: Layout) -> Tensor:
+    """How many things each word looks at: [..., N, R], of images [I, R, R] -> [..., N]; 100 at most."""
+    return 1 / (torch.einsum(layout.to_words, attention, same) * attention).sum(-1).clamp(min=0.01)
 
 
 def overlap(places: Tensor) -> Tensor:

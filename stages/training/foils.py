@@ -59,7 +59,7 @@ class TrainingFoils:
         count = Counter(foils.kinds)
         share = np.array([1 / count[kind] for kind in foils.kinds])
         of_kind = np.array(foils.kinds)
-        for kind in count:  # balanced, a foil of counts weighs a third of one of relations
+        for kind in count:  # balanced, kinds whose words are of unequal frequency would weigh less
             weights = self.weights[of_kind == kind]
             self.weights[of_kind == kind] = weights / max(weights.mean(), 1e-6)
         row_of = {caption: row for row, caption in enumerate(captions.caption_ids.tolist())}

@@ -8,6 +8,7 @@ from camp_model import CAMP, CampConfig
 from camp_model.encoders import length_mask, places
 from camp_model.foils import balance, foil_bce
 from camp_model.matchers.evidence import effective_number, overlap
+from camp_model.matchers.prepared import PAIRS
 
 
 def test_balanced_foils_leave_nothing_to_a_reader_of_captions():
@@ -84,7 +85,8 @@ def test_an_attention_counts_things_and_not_their_boxes():
     same = torch.eye(4)
     same[0, 1] = same[1, 0] = 1.0
     attention = torch.tensor([[0.3, 0.2, 0.5, 0.0], [0.5, 0.5, 0.0, 0.0], [0.2, 0.2, 0.2, 0.4]])
-    torch.testing.assert_close(effective_number(attention, same), torch.tensor([2.0, 1.0, 1 / 0.36]))
+    number = effective_number(attention[None], same[None], PAIRS)[0]
+    torch.testing.assert_close(number, torch.tensor([2.0, 1.0, 1 / 0.36]))
 
 
 def test_what_does_not_read_places_keeps_what_it_has_encoded():
