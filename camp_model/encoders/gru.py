@@ -1,5 +1,6 @@
 """The paper's text encoder (section 3.1)."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -20,7 +21,9 @@ class GruEncoder(TextEncoder):
         """As `TextEncoder.encode`."""
         embedded = dropout(self.embedding(tokens))
         packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
-        states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=tokens.shape[1])
+        # Under autocast cuDNN's GRU takes float16, also where bfloat16 is asked for, whose gradients nothing scales.
+        with torch.autocast(tokens.device.type, enabled=False):
+            states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=tokens.shape[1])
         forward, backward = states.chunk(2, dim=-1)
         return (forward + backward) / 2
 

@@ -144,12 +144,9 @@ class MessagePassing(nn.Module):
 
 
 def _narrowed(values: Tensor) -> Tensor:
-    """`values` in the numbers that autocast multiplies in, so that vectors of pairs stay in them.
-
-    A GRU of cuDNN gives float16 under autocast, whichever numbers are asked for; with bfloat16 that makes float32.
-    """
+    """`values` in the numbers that autocast multiplies in, so that vectors of pairs stay in them."""
     kind = values.device.type
-    if torch.is_autocast_enabled(kind) and values.dtype != torch.float64:
+    if torch.is_autocast_enabled(kind) and values.dtype == torch.float32:
         return values.to(torch.get_autocast_dtype(kind))
     return values
 

@@ -97,6 +97,7 @@ def test_a_step_in_bf16(cuda):
         model, precision = make().to(cuda).train(), Precision(name, cuda)
         with precision.autocast():
             encoded = encode(model, batch, cuda)
+            assert encoded[2].dtype == torch.float32  # cuDNN's GRU would give float16, and no loss is scaled for it
             with torch.no_grad():
                 images, captions = model.prepare_regions(*encoded[:2]), model.prepare_words(*encoded[2:])
                 torch.cuda.synchronize()
