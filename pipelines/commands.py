@@ -1,5 +1,6 @@
 """Commands of a flow: their output streamed into Prefect's logs, their failures told apart."""
 
+import atexit
 import contextlib
 import logging
 import os
@@ -95,7 +96,8 @@ def saying_how_to_go_on() -> Iterator[None]:
     """Have what a flow cannot mend end this program with a line, not with tracebacks.
 
     A command that failed, a Prefect server that went away and Ctrl-C come with the command that goes on; wrong input is
-    said as a stage says it, with exit code 2.
+    said as a stage says it, with exit code 2. It is the last line: what is registered here runs at exit after what the
+    Prefect server that a flow brings along registers later, to be stopped, and to say so.
     """
     import httpx
     from prefect.exceptions import ParameterTypeError
@@ -103,20 +105,24 @@ def saying_how_to_go_on() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("prefect.flow_runs", "prefect.task_runs")]
     for logger in loggers:
         logger.addFilter(_without_traceback)
+    last: list[str] = []
+    atexit.register(lambda: sys.stderr.writelines(f"{line}\n" for line in last))
     try:
         yield
     except (InputError, ParameterTypeError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        last.append(f"error: {error}")
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"ended. {_rest()}.", file=sys.stderr, flush=True)
+        last.append(f"ended. {_rest()}.")
         sys.exit(128 + signal.SIGINT)
     except CommandFailed as error:
-        sys.exit(f"error: {error}\n{_rest()}.")
+        last.append(f"error: {error}\n{_rest()}.")
+        sys.exit(1)
     except httpx.TransportError as error:
         server = os.environ.get("PREFECT_API_URL", "that this program has brought along")
         reason = str(error) or type(error).__name__
-        sys.exit(f"error: the Prefect server {server} does not answer ({reason}). {_rest()} once it does.")
+        last.append(f"error: the Prefect server {server} does not answer ({reason}). {_rest()} once it does.")
+        sys.exit(1)
     finally:
         for logger in loggers:
             logger.removeFilter(_without_traceback)

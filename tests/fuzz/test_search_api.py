@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from search.collection import open_workspace
 from search.web.application import create_application
-from tests.fuzz.requests import Request, made_request, made_upload, uploads
+from tests.fuzz.requests import Request, Route, made_request, made_upload, uploads
 from tests.fuzz.test_fuzz import LONGEST, MEMORY, SEEDS, fuzzing
 from tests.search.conftest import HOSTILE_CAPTION, HOSTILE_NAME, Photographs, photographs
 
@@ -30,15 +30,17 @@ def client(photographs: Photographs) -> TestClient:
 
 
 @pytest.fixture(scope="module")
-def routes(client: TestClient) -> dict[str, Sequence[str]]:
-    """Every path that is served -> the names of its query's values."""
-    served: dict[str, Sequence[str]] = {}
+def routes(client: TestClient) -> dict[str, Route]:
+    """Every path that is served."""
+    served: dict[str, Route] = {}
     for included in client.app.routes:  # type: ignore[attr-defined]
         for route in getattr(getattr(included, "original_router", None), "routes", [included]):
-            names = [field.alias for field in route.dependant.query_params] if isinstance(route, APIRoute) else []
-            served[route.path] = list({*served.get(route.path, ()), *names})
+            known = served.setdefault(route.path, Route())
+            known.methods |= set(getattr(route, "methods", None) or ())
+            if isinstance(route, APIRoute):
+                known.names |= {field.alias for field in route.dependant.query_params}
     assert {"/", "/api/search", "/api/pair", "/api/similar", "/image", "/picture", "/metrics"} <= served.keys()
-    assert {"q", "top", "offset"} == set(served["/api/search"])
+    assert {"q", "top", "offset"} == served["/api/search"].names and served["/api/search"].methods
     return served
 
 
@@ -72,7 +74,7 @@ def check_answer(request: Request, answer: httpx.Response, ids: Sequence[str]) -
 
 @pytest.mark.timeout(1800)
 def test_whatever_is_asked_is_answered_or_refused(
-    client: TestClient, routes: dict[str, Sequence[str]], photographs: Photographs
+    client: TestClient, routes: dict[str, Route], photographs: Photographs
 ) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     statuses: dict[int, int] = {}
