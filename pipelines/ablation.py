@@ -55,6 +55,7 @@ STUDY: dict[str, Variant] = {
     "gates-unapplied": Variant("gates supervised, but not applied", {"model.gate": "unapplied"}),
     # Trained as `full` is, whose result DVC takes again.
     "gates-open": Variant("gates learnt, but held open when tested", {"evaluate.gates": "open"}),
+    "gates-of-another": Variant("gates learnt, but another pair's when tested", {"evaluate.gates": "another"}),
     "elementwise-gates": Variant("elementwise gates", {"model.gate": "elementwise"}),
     "no-residual": Variant("without residual", {"model.residual": False}),
     "sum-fusion": Variant("sum fusion", {"model.fusion": "sum"}),
@@ -72,6 +73,12 @@ STUDY: dict[str, Variant] = {
     ),
     "gate-context": Variant("gates in the context of their caption", {"model.gate_context": 3.0}),
     "joint-term": Variant("with a joint embedding on the same encoders", JOINT_TERM),
+    "published-gates-joint-term": Variant(
+        "gates as published, with a joint embedding", {**NO_SUPERVISION, **JOINT_TERM}
+    ),
+    "no-gates-joint-term": Variant(
+        "without gates, with a joint embedding", {"model.gate": "none", **NO_SUPERVISION, **JOINT_TERM}
+    ),
     "joint-score": Variant("the same, its cosine in the score", {**JOINT_TERM, "model.joint_score": True}),
     "foils": Variant("trained with foils", FOILS),
     "counts": Variant("counts and places decide gates", {"model.gate_evidence": True, **FOILS}),

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.study import Difference, Outcome, spread
+from pipelines.study import Difference, Outcome, difference_of, spread
 
 Outcomes = Mapping[str, Sequence[Outcome]]
 """Variant -> one outcome per seed; `full` is among them."""
@@ -44,18 +44,21 @@ QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (
         "Irrelevant and mismatched features are suppressed",
-        ("no-residual", "gate-context", "gates-unapplied", "gates-open", "published-gates"),
+        ("no-residual", "gate-context", "gates-unapplied", "gates-open", "gates-of-another", "published-gates"),
     ),
     ("A score learnt from fused features beats similarity in a joint space", ("cosine-bce", "cosine-ranking")),
     (
         "Hardest-negative BCE beats the ranking loss",
         ("mlp-ranking", "all-negatives", "as-encoded", "no-curriculum", "warm-up"),
     ),
-    ("Adaptive gates beat fixed fusion", ("no-gates", "gates-unapplied", "gates-open", "elementwise-gates")),
+    (
+        "Adaptive gates beat fixed fusion",
+        ("no-gates", "gates-unapplied", "gates-open", "gates-of-another", "elementwise-gates"),
+    ),
 )
 BEGUN = 60.0
 """An rsum below which a model has hardly begun to learn: a tenth of what there is."""
-MEASURED_OTHERWISE = ("gates-open",)
+MEASURED_OTHERWISE = ("gates-open", "gates-of-another")
 """Rows of the full model's own training: what they score says nothing of how a training went."""
 BELIEFS: tuple[tuple[str, str], ...] = (
     ("no-messages", "Messages are worth"),
@@ -63,6 +66,7 @@ BELIEFS: tuple[tuple[str, str], ...] = (
     ("no-gates", "Gates, supervised as in the full model, are worth"),
     ("gates-unapplied", "Gates that are applied, against gates that are only supervised, are worth"),
     ("gates-open", "Gates of a trained model, against the same held open, are worth"),
+    ("gates-of-another", "Gates of a trained model, against those of another pair, are worth"),
     ("published-gates", "Supervision of the gates is worth"),
     ("elementwise-gates", "One gate for a vector, against one for each of its channels, is worth"),
     ("cosine-bce", "A learnt score, against a cosine, is worth"),
@@ -72,6 +76,8 @@ BELIEFS: tuple[tuple[str, str], ...] = (
     ("joint-term", "Training no joint embedding, which an index needs, on the same encoders is worth"),
 )
 """Row -> what the full model's difference to it is the worth of."""
+ENCODERS_TAUGHT = ("published-gates-joint-term", "no-gates-joint-term")
+"""With and without gates, and the same further signal, which is of the encoders alone."""
 
 
 def title(differences: Mapping[str, Difference]) -> str:
@@ -88,6 +94,9 @@ def beliefs(outcomes: Outcomes, differences: Mapping[str, Difference], study: St
     lines = [
         f"- {claim} {_worth(differences[row])}{_but(row, outcomes)}." for row, claim in BELIEFS if row in differences
     ]
+    if ENCODERS_TAUGHT[0] in differences and ENCODERS_TAUGHT[1] in differences:
+        worth = _worth(difference_of(*(outcomes[row] for row in ENCODERS_TAUGHT)))
+        lines.append(f"- Gates without supervision, where a joint embedding teaches the encoders, are worth {worth}.")
     peers = [row for row in PEERS if row in differences]
     if peers:
         nearest = min(peers, key=lambda row: differences[row].mean)

@@ -13,6 +13,7 @@ from stages.entry import read_params, stage_main
 from stages.evaluation.folds import read_split
 from stages.evaluation.loading import load_models, read_as, read_lexicon
 from stages.evaluation.measuring import measure_split
+from stages.evaluation.other_gates import with_gates
 from stages.evaluation.recall_table import recall_text
 from stages.params.evaluate import EvaluateParams
 from stages.params.section import StageSections
@@ -47,8 +48,11 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
     trained = read_fingerprint(model).get("precision", "fp32")
     precision = Precision(trained if params.precision == "trained" else params.precision, device, "evaluate.precision")
     splits = {name: read_split(name, captions, store) for name in params.splits}
-    models = load_models([model, *map(named_path, params.ensemble)], store, vocabulary, device, params.gates)
+    folders = [model, *map(named_path, params.ensemble)]
+    models = load_models(folders, store, vocabulary, device)
     splits, lexicon = read_as(models, vocabulary, splits, read_lexicon(params, captions, vocabulary))
+    first = splits[params.splits[0]]
+    models = [with_gates(params, *loaded, store, first) for loaded in zip(folders, models, strict=True)]
     with track("evaluate", {"evaluate": params}, parent=trained_by(model)) as run:
         with precision.autocast(), input_errors():  # a torn shard
             measured = {

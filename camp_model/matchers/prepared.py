@@ -68,6 +68,8 @@ class Prepared:
     """[B, d], if this side receives no messages."""
     pooling: Tensor | None = None
     """[B, L], the weights of `pooled`."""
+    gates: Tensor | None = None
+    """[B, L], applied in place of a pair's own scalar gates, which are measured all the same; None: its own."""
     vector: Tensor | None = None
     """[B, d], the mean of the encoder's output, of unit length, where it has a share in the score."""
 

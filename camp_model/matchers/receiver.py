@@ -18,9 +18,9 @@ class Side:
     def __init__(self, prepared: Prepared, spread: Callable[[Tensor], Tensor], mix: str) -> None:
         self.prepared, self.mix = prepared, mix
         self.features = spread(prepared.features)
-        self.own, self.mask, self.hop, self.gram = (
+        self.own, self.mask, self.hop, self.gram, self.gates = (
             None if value is None else spread(value)
-            for value in (prepared.own, prepared.mask, prepared.hop, prepared.gram)
+            for value in (prepared.own, prepared.mask, prepared.hop, prepared.gram, prepared.gates)
         )
 
 
@@ -138,8 +138,9 @@ class Receiver(nn.Module):
             if config.gate == "scalar":
                 # The gate goes into the weights: a pass less over [..., L, d], and nothing of it kept for gradients.
                 # Gates and bias are wider than 16-bit vectors, which they must not widen.
-                gated = mix(weights * gates[..., None].to(weights.dtype), True)
-                fused = torch.addcmul(gated, side.own, gates[..., None].to(side.own.dtype))
+                applied = gates if side.gates is None else side.gates
+                gated = mix(weights * applied[..., None].to(weights.dtype), True)
+                fused = torch.addcmul(gated, side.own, applied[..., None].to(side.own.dtype))
             else:
                 fused = side.own + mix(weights, True)
             if self.fusion.bias is not None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -13,7 +13,6 @@ from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
 from stages.contracts import check_trained_on, input_errors
-from stages.errors import InputError
 from stages.evaluation.folds import Fold
 from stages.foils.table import Foils, read_foils
 from stages.foils.words import CONTENT_KINDS, load_words, word_ids
@@ -28,40 +27,17 @@ def load_models(
     store: RegionStore,
     vocabulary: Vocabulary,
     device: torch.device,
-    gates: Literal["trained", "open"] = "trained",
 ) -> list[CAMP]:
     """Load checkpoints and make sure that they read these regions and the captions' vocabulary.
 
-    Args:
-        gates: open: `with_open_gates` of each.
-
     Raises:
-        InputError: a checkpoint is broken, or of another vocabulary, feature width or detector; gates are to be open
-            in a model without scalar gates.
+        InputError: a checkpoint is broken, or of another vocabulary, feature width or detector.
     """
     with input_errors():
         models = [load_checkpoint(folder, device, vocabulary)[0] for folder in folders]
     for folder, model in zip(folders, models, strict=True):
         check_trained_on(folder, model.config, store)
-    return models if gates == "trained" else list(map(with_open_gates, folders, models))
-
-
-def with_open_gates(folder: Path, model: CAMP) -> CAMP:
-    """The same weights, its gates measured but not applied.
-
-    Raises:
-        InputError: the model of `folder` has no scalar gates, or gates that evidence decides, too.
-    """
-    why = model.config.why_no_gates()
-    if why is None and model.config.gate != "scalar":
-        why = f"model.gate is {model.config.gate}"
-    if why is None and model.config.gate_evidence:
-        why = "model.gate_evidence is true, whose evidence is in the score, too"
-    if why:
-        raise InputError(f"{folder / 'config.json'}: evaluate.gates: open acts on scalar gates, but {why}")
-    opened = CAMP(replace(model.config, gate="unapplied"), caption_encoder=model.caption_encoder)
-    opened.load_state_dict(model.state_dict())
-    return opened.to(next(model.parameters()).device).eval()
+    return models
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ class EvaluateParams(Section):
     """Checkpoint folders whose scores are averaged with the trained model's."""
     gate_pairs: int = Field(default=2000, ge=1)
     """Pairs of each kind that the gate means are taken over."""
-    gates: Literal["trained", "open"] = "trained"
-    """trained, or open: scalar gates are measured, but every message is fused whole, so that what they do for a trained
-    model can be told from what training with them did."""
+    gates: Literal["trained", "open", "another"] = "trained"
+    """Which scalar gates are applied: trained; open: every message is fused whole; another: those that words have with
+    the first split's first picture, and regions with its first caption. Trained ones are measured all the same, so that
+    what gates do for a trained model can be told from what training with them did."""
     foils: int = Field(default=3000, ge=0)
     """Foils scored at most, as many of each kind as can be; 0: none."""
     precision: Literal["trained", "fp32", "tf32", "bf16", "fp16"] = "trained"

@@ -24,6 +24,7 @@ PROTOCOLS = {
     "coco_5k": "the first 5,000 images",
     "coco": "the first 5,000 images",
 }
+OTHER_GATES = {"open": "all gates held open", "another": "the gates of another pair in every pair"}
 
 
 def render(context: Mapping[str, Any]) -> str:
@@ -198,6 +199,6 @@ def protocol_note(metadata: Mapping[bytes, bytes]) -> str:
     # A pair that is opened is read again, by the trained model alone.
     if int(metadata.get(b"camp.models", b"1")) > 1:
         parts.append(f"ensemble of {int(metadata[b'camp.models'])}; what an opened pair shows is the first's")
-    if metadata.get(b"camp.gates") == b"open":
-        parts.append("ranked with all gates held open; what an opened pair shows is with gates as trained")
+    if applied := OTHER_GATES.get(metadata.get(b"camp.gates", b"").decode()):
+        parts.append(f"ranked with {applied}; what an opened pair shows is with gates as trained")
     return "; ".join(part for part in parts if part)

@@ -105,8 +105,8 @@ def evidence(state, regions, words, word_queries, region_keys):
     return seen
 
 
-def receive(state, c, side, own, queries, keys, other, seen=None):
-    """Fused vectors, gates and gate logits of the side that receives messages."""
+def receive(state, c, side, own, queries, keys, other, seen=None, given=None):
+    """Fused vectors, gates and gate logits of the side that receives messages; `given` gates are applied instead."""
     prefix = f"messages.to_{side}"
     messages, _ = attend(queries, keys, other)
     if c.hops == 2:
@@ -122,9 +122,9 @@ def receive(state, c, side, own, queries, keys, other, seen=None):
     alone = [x @ m if c.gate in ("scalar", "unapplied") else x * m for x, m in zip(own, messages, strict=True)]
     if seen is not None:
         alone = [logit + more for logit, more in zip(alone, seen, strict=True)]
-    for x, m, own_logit in zip(own, messages, alone, strict=True):
+    for i, (x, m, own_logit) in enumerate(zip(own, messages, alone, strict=True)):
         logit = own_logit + (c.gate_context * sum(alone) / len(alone) if side == "words" else 0.0)
-        gate = 1.0 if c.gate in ("none", "unapplied") else sigmoid(logit)
+        gate = 1.0 if c.gate in ("none", "unapplied") else sigmoid(logit) if given is None else given[i]
         inner = np.concatenate([gate * x, gate * m]) if c.fusion == "concat" else gate * (x + m)
         out = np.maximum(weight @ inner + bias, 0.0)
         fused.append(out + x if c.residual else out)
@@ -241,8 +241,11 @@ def sgraf(state, c, regions, words):
     return np.log(mean) - np.log(1 - mean)
 
 
-def score(state, c, regions, words):
-    """Logit of a pair, and the mean gate logit that gate supervision acts on (None without gates)."""
+def score(state, c, regions, words, given=(None, None)):
+    """Logit of a pair, and the mean gate logit that gate supervision acts on (None without gates).
+
+    `given` are gates of regions and of words to be applied in place of the pair's own.
+    """
     if c.matcher == "scan":
         return scan(state, c, regions, words), None
     if c.matcher == "sgraf":
@@ -262,13 +265,15 @@ def score(state, c, regions, words):
             word_queries = [state["messages.word_query.weight"] @ x for x in t]
         region_logits = word_logits = None
         if c.message_passing in ("both", "text_to_image"):
-            v, _, region_logits = receive(state, c, "regions", regions, region_queries, word_keys, words)
+            v, _, region_logits = receive(
+                state, c, "regions", regions, region_queries, word_keys, words, None, given[0]
+            )
         if c.message_passing in ("both", "image_to_text"):
             seen = None
             if c.gate_evidence:
                 seen = evidence(state, encoded, words, word_queries, region_keys)
                 in_score = state["messages.evidence.weight"] * sum(seen)
-            t, _, word_logits = receive(state, c, "words", words, word_queries, region_keys, regions, seen)
+            t, _, word_logits = receive(state, c, "words", words, word_queries, region_keys, regions, seen, given[1])
         logits = word_logits if word_logits is not None else region_logits
         gate_logit = None if logits is None else np.mean(logits)
     logit = in_score + match(state, c, pool(state, c, "region_pooling", v), pool(state, c, "word_pooling", t))

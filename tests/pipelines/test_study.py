@@ -66,6 +66,15 @@ def test_what_is_believed_is_what_the_intervals_allow(tmp_path):
     assert "| without gates | 82.0 ± 0.0 | 50.0 ± 0.0 | 82.0 ± 0.0 |" in text
 
 
+def test_gates_are_compared_where_both_have_the_same_further_signal(tmp_path):
+    rows = {"full": 4, "published-gates-joint-term": 10, "no-gates-joint-term": 30}
+    outcomes = {name: [outcome(missed)] * 2 for name, missed in rows.items()}
+    study = StudyInput({name: STUDY[name].label for name in outcomes}, [0, 1], {}, "made up", "0", None, None)
+    write_document(tmp_path / "study.md", outcomes, study)
+    expected = "- Gates without supervision, where a joint embedding teaches the encoders, are worth +300.0 [+2"
+    assert expected in (tmp_path / "study.md").read_text()
+
+
 def test_what_counts_and_places_tell_is_said_with_what_they_cost(tmp_path):
     def told(missed, count, relation):
         foils = {

@@ -15,6 +15,7 @@ from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from stages.errors import InputError
 from stages.evaluation.folds import read_split
+from tests.camp_model import reference
 from tests.stages.evaluation.running import PARAMS, run
 
 
@@ -107,6 +108,55 @@ def test_gates_held_open_score_as_a_model_without_gates_of_the_same_weights(make
         assert row["top_scores"] == pytest.approx(query["top_scores"], abs=1e-5)
 
 
+@pytest.mark.parametrize("switches", [{}, {"message_passing": "text_to_image"}, {"gate_context": 2.0}])
+def test_gates_of_another_pair_are_those_with_the_first_picture_and_the_first_caption(
+    make_run, tmp_path, monkeypatch, switches
+):
+    monkeypatch.setenv("CAMP_TRACKING", "off")
+    small = make_run(tmp_path, 6, **switches)
+    _, trained, _ = run(small)
+    _, measured, rows = run(small, PARAMS.model_copy(update={"gates": "another"}))
+    for name in ("gate_positive_mean", "region_gate_negative_mean"):
+        assert measured["test"][name] == pytest.approx(trained["test"][name], abs=1e-6)  # still a pair's own
+    model, _, _ = load_checkpoint(small.model)
+    state = {name.removeprefix("matcher."): value.double().numpy() for name, value in model.state_dict().items()}
+    store = RegionStore(small.regions)
+    split = read_split("test", small.token_tables, store)
+    images, captions = [], {}
+    for image_id in split.images:
+        features, mask = store.features([store.row_of(image_id)])
+        images.append(reference.encode_regions(state, features[0][mask[0]].astype(float)))
+    tokens, lengths = split.captions.batch(split.rows)
+    for caption_id, ids, length in zip(split.captions.caption_ids[split.rows], tokens, lengths, strict=True):
+        captions[str(caption_id)] = reference.encode_caption(state, ids[:length].tolist())
+    first = next(iter(captions.values()))
+
+    def gates(regions, words):
+        return own_gates(state, model.config, regions, words)
+
+    for row in [row for row in rows if row["direction"] == "t2i"][::3]:
+        words = captions[row["query_id"]]
+        _, of_words = gates(images[0], words)
+        for image_id, scored in zip(row["top_ids"][:2], row["top_scores"][:2], strict=True):
+            regions = images[split.images.index(image_id)]
+            expected, _ = reference.score(state, model.config, regions, words, (gates(regions, first)[0], of_words))
+            assert scored == pytest.approx(expected, abs=1e-4)
+
+
+def own_gates(state, config, regions, words):
+    """A pair's gates of regions and of words, from the paper's equations; None where a side receives nothing."""
+    keys = [state["messages.region_key.weight"] @ x for x in regions]
+    asked = [state["messages.word_key.weight"] @ x for x in words]
+    sides = []
+    for side, own, queries, others, other in (
+        ("regions", regions, keys, asked, words), ("words", words, asked, keys, regions)
+    ):  # fmt: skip
+        receives = f"messages.to_{side}.fusion.weight" in state
+        sides.append(reference.receive(state, config, side, own, queries, others, other)[1] if receives else None)
+    return sides
+
+
+@pytest.mark.parametrize("gates", ["open", "another"])
 @pytest.mark.parametrize(
     ("switches", "reason"),
     [
@@ -116,9 +166,9 @@ def test_gates_held_open_score_as_a_model_without_gates_of_the_same_weights(make
         ({"gate_evidence": True, "geometry": 4.0}, "model.gate_evidence is true"),
     ],
 )
-def test_only_scalar_gates_can_be_held_open(make_run, tmp_path, monkeypatch, switches, reason):
+def test_only_scalar_gates_can_be_others(make_run, tmp_path, monkeypatch, switches, reason, gates):
     monkeypatch.setenv("CAMP_TRACKING", "off")
     small = make_run(tmp_path, 6, **switches)
-    with pytest.raises(InputError, match=f"config.json: evaluate.gates: open acts on scalar gates, but {reason}"):
-        run(small, PARAMS.model_copy(update={"gates": "open"}))
+    with pytest.raises(InputError, match=f"config.json: evaluate.gates: {gates} acts on scalar gates, but {reason}"):
+        run(small, PARAMS.model_copy(update={"gates": gates}))
     assert not (small.root / "metrics/gates.json").exists()

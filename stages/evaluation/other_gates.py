@@ -1,0 +1,58 @@
+"""Gates of a trained model that are measured, but not applied: what they do, told from what training with them did."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from camp_model.encoding import encode_captions, encode_images
+from camp_model.matchers.prepared import TILES, Prepared
+from camp_model.model import CAMP
+from camp_model.regions import RegionStore
+from stages.errors import InputError
+from stages.evaluation.folds import Fold
+from stages.params.evaluate import EvaluateParams
+
+
+def with_gates(params: EvaluateParams, folder: Path, model: CAMP, store: RegionStore, split: Fold) -> CAMP:
+    """The model of `folder` with the gates that `evaluate.gates` says; `split` has the other pair for `another`.
+
+    Raises:
+        InputError: the model has no scalar gates, or gates that evidence decides, too.
+    """
+    if params.gates == "trained":
+        return model
+    why = model.config.why_no_gates()
+    if why is None and model.config.gate != "scalar":
+        why = f"model.gate is {model.config.gate}"
+    if why is None and model.config.gate_evidence:
+        why = "model.gate_evidence is true, whose evidence is in the score, too"
+    if why:
+        raise InputError(f"{folder / 'config.json'}: evaluate.gates: {params.gates} acts on scalar gates, but {why}")
+    if params.gates == "open":
+        other = CAMP(replace(model.config, gate="unapplied"), caption_encoder=model.caption_encoder)
+    else:
+        other = _GatesOfAnother(model, store, split)
+    other.load_state_dict(model.state_dict())
+    return other.to(next(model.parameters()).device).eval()
+
+
+class _GatesOfAnother(CAMP):
+    """Gates of words with one picture, the split's first, and of regions with one caption, its first, in every pair."""
+
+    def __init__(self, model: CAMP, store: RegionStore, split: Fold) -> None:
+        super().__init__(model.config, caption_encoder=model.caption_encoder)
+        with torch.inference_mode():
+            self.caption = model.prepare_words(*encode_captions(model, split.captions, split.rows[:1]))
+            self.image = model.prepare_regions(*encode_images(model, store, [store.row_of(split.images[0])]))
+
+    def prepare_regions(self, regions: Tensor, mask: Tensor) -> Prepared:
+        prepared = super().prepare_regions(regions, mask)
+        received = self.match(prepared, self.caption, TILES).regions
+        return prepared if received is None or received.gates is None else replace(prepared, gates=received.gates[:, 0])
+
+    def prepare_words(self, words: Tensor, mask: Tensor) -> Prepared:
+        prepared = super().prepare_words(words, mask)
+        received = self.match(self.image, prepared, TILES).words
+        return prepared if received is None or received.gates is None else replace(prepared, gates=received.gates[0])
