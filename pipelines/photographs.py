@@ -34,7 +34,8 @@ from stages.workspace import main_root
 JOINT = "joint-embedding"
 WORDS = "trained-words"
 FIRST = Path("presets/best_1_joint.yaml")
-TRAINED_WORDS = Path("presets/trained_words_1_joint.yaml")
+TRAINED_WORDS = Path("presets/trained_words_joint.yaml")
+AT_ONCE = Path("presets/best.yaml")
 STARTS = Path("models/photographs")
 """Where the joint embeddings that others start from are put, below the main workspace."""
 ROWS: dict[str, Variant] = {
@@ -77,10 +78,9 @@ SHARED = ("prepare_dataset", "extract_regions", "tokenize_captions")
 
 
 def start_of(row: Variant) -> str | None:
-    """The row whose model, of the same seed, a row's training starts from; None: from nothing, as other matchers do."""
-    if "model.matcher" in row.overrides:
-        return None
-    return f"{JOINT}-{WORDS}" if "model.transformer_frozen" in row.overrides else JOINT
+    """The row whose model, of the same seed, a row's training starts from; None: from nothing, as other matchers do and
+    what trains the transformer, too."""
+    return None if row.overrides.keys() & {"model.matcher", "model.transformer_frozen"} else JOINT
 
 
 def rows_of(full: Params, first: Path) -> dict[str, Variant]:
@@ -93,7 +93,7 @@ def rows_of(full: Params, first: Path) -> dict[str, Variant]:
     Raises:
         InputError: a preset cannot be read, or is wrong.
     """
-    to_joint = _changes(full, _joint(full, first))
+    to_joint = _changes(full, _with_model(full, first))
     rows = ROWS | TUNED
     for name, peer in PEERS.items():
         own = {} if name == JOINT else RANKED
@@ -111,19 +111,19 @@ def rows_of(full: Params, first: Path) -> dict[str, Variant]:
             label = f"{'full model' if base == 'full' else 'joint embedding'}, all of these"
             rows[f"{base}-all-of-these"] = Variant(label, {**under, **some})
     if full.model.text == "transformer":
-        words = "with the transformer"
-        trained = _changes(full, _joint(full, first, TRAINED_WORDS))
-        rows[f"{JOINT}-{WORDS}"] = Variant(f"joint embedding, trained {words}", trained)
-        rows[f"full-{WORDS}"] = Variant(
-            f"full model, on a joint embedding {words}", {"model.transformer_frozen": False}
-        )
+        for base, label, presets in (
+            (JOINT, "joint embedding", (first, TRAINED_WORDS)),
+            ("full", "full model", (AT_ONCE,)),
+        ):
+            trained = _changes(full, _with_model(full, *presets))
+            rows[f"{base}-{WORDS}"] = Variant(f"{label}, trained with the transformer", trained)
     return {name: row for name, row in rows.items() if _applies(full, row.overrides)}
 
 
-def _joint(full: Params, *presets: Path) -> Params:
+def _with_model(full: Params, *presets: Path) -> Params:
     """The params with the model and training of these presets in place of their own."""
-    joint, _ = compose(presets)
-    return full.replace(model=joint.model, train=joint.train)
+    other, _ = compose(presets)
+    return full.replace(model=other.model, train=other.train)
 
 
 def _changes(full: Params, other: Params) -> dict[str, Any]:
@@ -215,11 +215,14 @@ FLICKR8K = [
 def _remarks(outcomes: Outcomes) -> str:
     """What the page says below its table of recalls: what each addition is worth, and what others have published."""
     sections = [
-        "The full model starts from the joint embedding of the same seed; so does every change to it, and the one on "
-        "trained words from the joint embedding with them.\n"
+        "The full model starts from the joint embedding of the same seed; so does every change to it, but for those "
+        "trained with the transformer, which start from pretrained words alone.\n"
     ]
     if rows := effects(outcomes):
         sections += ["rsum with each addition minus without it, with its 95 % interval:\n", table(rows)]
+    if {f"full-{WORDS}", f"{JOINT}-{WORDS}"} <= outcomes.keys():
+        gain = interval(difference_of(outcomes[f"full-{WORDS}"], outcomes[f"{JOINT}-{WORDS}"]))
+        sections += [f"Both trained with the transformer, the full model minus the joint embedding: {gain} rsum.\n"]
     if TUNED.keys() <= outcomes.keys():
         gain = interval(difference_of(outcomes["tuned"], outcomes["tuned-without-term"]))
         sections += [f"What the joint term is worth where the encoders are trained on: {gain} rsum.\n"]

@@ -48,6 +48,9 @@ class TrainParams(Section):
     """Passes over the training captions at most."""
     batch_size: int = Field(default=128, ge=2)
     """Image-caption pairs per optimizer step, over all processes."""
+    mining_batch: int = Field(default=0, ge=0)
+    """Pairs among which negatives are searched: a batch is cut into parts of this many, whose images and captions are
+    scored with each other, while the term of joint_weight has the whole batch; 0: not cut."""
     micro_batch: int = Field(default=0, ge=0)
     """Pairs in one forward and backward pass; 0: all at once. The gradient is the same."""
     learning_rate: float = Field(default=2e-4, ge=0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from camp_model.all_negatives import all_negatives_bce, all_negatives_triplet
-from camp_model.distributed import gather_batch
+from camp_model.distributed import GlobalBatch, gather_batch
 from camp_model.encoders import length_mask
 from camp_model.foils import foil_bce
 from camp_model.joint import joint_contrastive
@@ -27,8 +27,6 @@ def batch_loss(
 
     What is drawn on the way, dropout and what is left out, follows PyTorch's global generator.
     """
-    # The same on every process, so that all draw the same negatives.
-    generator = torch.Generator().manual_seed(hash((params.seed, step)))
     with precision.autocast():
         regions = model.encode_regions(batch.features, batch.region_mask)
         words = model.encode_captions(batch.tokens, batch.lengths)
@@ -37,16 +35,16 @@ def batch_loss(
         regions, region_mask = drop(regions, batch.region_mask, params.drop_regions)
         words, word_mask = drop(words, word_mask, params.drop_words, is_mark(batch.tokens))
         everyone = gather_batch(regions, region_mask, words, word_mask, batch.image_index, batch.caption_index)
-        encoded_batch = (model, *everyone.tensors)
-        options: BatchOptions = {
-            "caption_index": everyone.caption_index, "pairs": everyone.pairs, "micro_batch": params.micro_batch
-        }  # fmt: skip
-        by_pair = params.gate_supervision if params.gate_target == "pair" else 0.0
-        matching = _matching_loss(params, step, epoch_steps, generator)
-        loss = matching(*encoded_batch, gate_supervision=by_pair, **options)
-        if params.gate_supervision and params.gate_target == "words":
-            gates = gate_bce(*encoded_batch, temperature=params.gate_temperature, generator=generator, **options)
-            loss = loss + params.gate_supervision * gates
+        size = len(everyone.tensors[0])
+        own = range(size)[everyone.pairs]
+        length = params.mining_batch or size
+        parts = [(start, range(max(own.start, start), min(own.stop, start + length)))
+                 for start in range(0, size, length)]  # fmt: skip
+        loss = torch.stack([
+            _pairs_loss(model, everyone, params, step, epoch_steps, slice(start, start + length), wanted)
+            * (len(wanted) / len(own))
+            for start, wanted in parts if wanted
+        ]).sum()  # fmt: skip
         if params.joint_weight:
             joint = joint_contrastive(
                 *everyone.tensors, caption_index=everyone.caption_index, temperature=params.joint_temperature,
@@ -54,6 +52,28 @@ def batch_loss(
             )  # fmt: skip
             loss = loss + params.joint_weight * joint
         return loss if foils is None else loss + params.foil_weight * foils
+
+
+def _pairs_loss(
+    model: CAMP, everyone: GlobalBatch, params: TrainParams, step: int, epoch_steps: int, part: slice, wanted: range
+) -> Tensor:
+    """The mean over the pairs `wanted` of what their matches and gates cost, among the batch's pairs `part`."""
+    start = part.start
+    # The same on every process, so that all draw the same negatives.
+    generator = torch.Generator().manual_seed(hash((params.seed, step, start) if start else (params.seed, step)))
+    encoded = (model, *(tensor[part] for tensor in everyone.tensors))
+    options: BatchOptions = {
+        "caption_index": None if everyone.caption_index is None else everyone.caption_index[part],
+        "pairs": slice(wanted.start - start, wanted.stop - start),
+        "micro_batch": params.micro_batch,
+    }
+    by_pair = params.gate_supervision if params.gate_target == "pair" else 0.0
+    matching = _matching_loss(params, step, epoch_steps, generator)
+    loss: Tensor = matching(*encoded, gate_supervision=by_pair, **options)
+    if params.gate_supervision and params.gate_target == "words":
+        gates = gate_bce(*encoded, temperature=params.gate_temperature, generator=generator, **options)
+        loss = loss + params.gate_supervision * gates
+    return loss
 
 
 def _foil_loss(model: CAMP, batch: Batch, params: TrainParams, *encoded: Tensor) -> Tensor | None:

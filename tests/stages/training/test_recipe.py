@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from camp_model.all_negatives import all_negatives_bce, all_negatives_triplet
 from camp_model.checkpoint import load_checkpoint
 from camp_model.encoders import length_mask
+from camp_model.joint import joint_contrastive
 from camp_model.losses import hardest_negative_bce, triplet_loss
 from camp_model.metrics import retrieval_metrics
 from camp_model.vocabulary import END, START, Vocabulary
@@ -142,6 +143,22 @@ def test_a_loss_sees_only_what_is_not_left_out(make_data, params, side):
     expected = hardest_negative_bce(model, regions, mask, words, word_mask, batch.image_index, **options)
     torch.testing.assert_close(loss(0, **{f"drop_{side}": 0.5}), expected)
     assert loss(0, **{f"drop_{side}": 0.5}).item() != loss(0).item()
+
+
+def test_negatives_are_searched_within_parts_of_a_batch(make_data, params):
+    settings = params(gate_supervision=0.0)
+    model, batch, loss = make_batch(make_data(images=12), settings, joint_weight=0.7)
+    regions, mask = model.encode_regions(batch.features, batch.region_mask), batch.region_mask
+    words = model.encode_captions(batch.tokens, batch.lengths)
+    word_mask = length_mask(batch.lengths, batch.tokens.shape[1])
+    encoded = (regions, mask, words, word_mask, batch.image_index)
+    expected = 0.7 * joint_contrastive(*encoded, caption_index=batch.caption_index)  # among all of the batch
+    for part in (slice(0, 5), slice(5, 10), slice(10, 12)):
+        tensors = [tensor[part] for tensor in encoded]
+        of_part = hardest_negative_bce(model, *tensors, caption_index=batch.caption_index[part])
+        expected = expected + of_part * len(tensors[0]) / 12
+    torch.testing.assert_close(loss(0, mining_batch=5), expected)
+    assert loss(0, mining_batch=12).item() == loss(0).item() != pytest.approx(expected.item())
 
 
 @pytest.mark.parametrize(
