@@ -111,12 +111,12 @@ def rows_of(full: Params, first: Path) -> dict[str, Variant]:
             label = f"{'full model' if base == 'full' else 'joint embedding'}, all of these"
             rows[f"{base}-all-of-these"] = Variant(label, {**under, **some})
     if full.model.text == "transformer":
-        for base, label, presets in (
-            (JOINT, "joint embedding", (first, TRAINED_WORDS)),
-            ("full", "full model", (AT_ONCE,)),
-        ):
-            trained = _changes(full, _with_model(full, *presets))
-            rows[f"{base}-{WORDS}"] = Variant(f"{label}, trained with the transformer", trained)
+        trained = Variant("joint embedding", _changes(full, _with_model(full, first, TRAINED_WORDS)))
+        at_once = _changes(full, _with_model(full, AT_ONCE))
+        changed = {name: Variant(STUDY[name].label, {**at_once, **STUDY[name].overrides})
+                   for name in ("full", "no-gates", "no-messages")}  # fmt: skip
+        for name, row in {JOINT: trained, **changed}.items():
+            rows[f"{name}-{WORDS}"] = Variant(f"{row.label}, trained with the transformer", row.overrides)
     return {name: row for name, row in rows.items() if _applies(full, row.overrides)}
 
 
@@ -220,9 +220,11 @@ def _remarks(outcomes: Outcomes) -> str:
     ]
     if rows := effects(outcomes):
         sections += ["rsum with each addition minus without it, with its 95 % interval:\n", table(rows)]
-    if {f"full-{WORDS}", f"{JOINT}-{WORDS}"} <= outcomes.keys():
-        gain = interval(difference_of(outcomes[f"full-{WORDS}"], outcomes[f"{JOINT}-{WORDS}"]))
-        sections += [f"Both trained with the transformer, the full model minus the joint embedding: {gain} rsum.\n"]
+    for other, label in ((JOINT, "the joint embedding"), ("no-gates", "the same without gates"),
+                         ("no-messages", "the same without messages")):  # fmt: skip
+        if {f"full-{WORDS}", f"{other}-{WORDS}"} <= outcomes.keys():
+            gain = interval(difference_of(outcomes[f"full-{WORDS}"], outcomes[f"{other}-{WORDS}"]))
+            sections += [f"Both trained with the transformer, the full model minus {label}: {gain} rsum.\n"]
     if TUNED.keys() <= outcomes.keys():
         gain = interval(difference_of(outcomes["tuned"], outcomes["tuned-without-term"]))
         sections += [f"What the joint term is worth where the encoders are trained on: {gain} rsum.\n"]

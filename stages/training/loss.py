@@ -61,7 +61,7 @@ def _pairs_loss(
     start = part.start
     # The same on every process, so that all draw the same negatives.
     generator = torch.Generator().manual_seed(hash((params.seed, step, start) if start else (params.seed, step)))
-    encoded = (model, *(tensor[part] for tensor in everyone.tensors))
+    encoded = [tensor[part] for tensor in everyone.tensors]
     options: BatchOptions = {
         "caption_index": None if everyone.caption_index is None else everyone.caption_index[part],
         "pairs": slice(wanted.start - start, wanted.stop - start),
@@ -69,9 +69,9 @@ def _pairs_loss(
     }
     by_pair = params.gate_supervision if params.gate_target == "pair" else 0.0
     matching = _matching_loss(params, step, epoch_steps, generator)
-    loss: Tensor = matching(*encoded, gate_supervision=by_pair, **options)
+    loss: Tensor = matching(model, *encoded, gate_supervision=by_pair, **options)
     if params.gate_supervision and params.gate_target == "words":
-        gates = gate_bce(*encoded, temperature=params.gate_temperature, generator=generator, **options)
+        gates = gate_bce(model, *encoded, temperature=params.gate_temperature, generator=generator, **options)
         loss = loss + params.gate_supervision * gates
     return loss
 
