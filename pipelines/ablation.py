@@ -118,10 +118,12 @@ STUDY: dict[str, Variant] = {
     },
 }
 FURTHER = frozenset({
-    "elementwise-gates", "sum-fusion", "mlp-pooling", "cosine-ranking", "all-negatives", "warm-up",
-    "joint-score", "scan-image-to-text", "scan-both", "sgraf-sgr", "sgraf-both",
+    "image-to-text", "text-to-image", "elementwise-gates", "no-residual", "sum-fusion", "mean-pooling", "mlp-pooling",
+    "cosine-ranking", "all-negatives", "as-encoded", "warm-up", "joint-score", "scan-image-to-text", "scan-both",
+    "sgraf-sgr", "sgraf-both",
 })  # fmt: skip
-"""Rows that only `--all` trains: slow ones, and those that answer no question alone."""
+"""Rows that only `--all` trains, for the others to be there in an hour and a half of two cores: slow ones, and those
+that answer no question alone."""
 CLOSE = ("full", "cosine-bce", "mlp-ranking")
 """Rows that three seeds may not tell apart, for which there can be more."""
 OVERRIDES = {name: variant.overrides for name, variant in STUDY.items() if name not in FURTHER}
