@@ -73,13 +73,13 @@ STUDY: dict[str, Variant] = {
     ),
     "gate-context": Variant("gates in the context of their caption", {"model.gate_context": 3.0}),
     "joint-term": Variant("with a joint embedding on the same encoders", JOINT_TERM),
+    "joint-score": Variant("the same, its cosine in the score", {**JOINT_TERM, "model.joint_score": True}),
     "published-gates-joint-term": Variant(
         "gates as published, with a joint embedding", {**NO_SUPERVISION, **JOINT_TERM}
     ),
     "no-gates-joint-term": Variant(
         "without gates, with a joint embedding", {"model.gate": "none", **NO_SUPERVISION, **JOINT_TERM}
     ),
-    "joint-score": Variant("the same, its cosine in the score", {**JOINT_TERM, "model.joint_score": True}),
     "foils": Variant("trained with foils", FOILS),
     "counts": Variant("counts and places decide gates", {"model.gate_evidence": True, **FOILS}),
     "published-gates": Variant(
