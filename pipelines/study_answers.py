@@ -94,7 +94,7 @@ def beliefs(outcomes: Outcomes, differences: Mapping[str, Difference], study: St
     lines = [
         f"- {claim} {_worth(differences[row])}{_but(row, outcomes)}." for row, claim in BELIEFS if row in differences
     ]
-    if ENCODERS_TAUGHT[0] in differences and ENCODERS_TAUGHT[1] in differences:
+    if differences.keys() >= {*ENCODERS_TAUGHT}:
         worth = _worth(difference_of(*(outcomes[row] for row in ENCODERS_TAUGHT)))
         lines.append(f"- Gates without supervision, where a joint embedding teaches the encoders, are worth {worth}.")
     peers = [row for row in PEERS if row in differences]

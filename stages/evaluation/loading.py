@@ -23,10 +23,7 @@ T = TypeVar("T", Fold, Foils)
 
 
 def load_models(
-    folders: Sequence[Path],
-    store: RegionStore,
-    vocabulary: Vocabulary,
-    device: torch.device,
+    folders: Sequence[Path], store: RegionStore, vocabulary: Vocabulary, device: torch.device
 ) -> list[CAMP]:
     """Load checkpoints and make sure that they read these regions and the captions' vocabulary.
 

@@ -48,11 +48,13 @@ class _GatesOfAnother(CAMP):
             self.image = model.prepare_regions(*encode_images(model, store, [store.row_of(split.images[0])]))
 
     def prepare_regions(self, regions: Tensor, mask: Tensor) -> Prepared:
+        """As `CAMP.prepare_regions`, with the gates that these have with the one caption."""
         prepared = super().prepare_regions(regions, mask)
         received = self.match(prepared, self.caption, TILES).regions
         return prepared if received is None or received.gates is None else replace(prepared, gates=received.gates[:, 0])
 
     def prepare_words(self, words: Tensor, mask: Tensor) -> Prepared:
+        """As `CAMP.prepare_words`, with the gates that these have with the one picture."""
         prepared = super().prepare_words(words, mask)
         received = self.match(self.image, prepared, TILES).words
         return prepared if received is None or received.gates is None else replace(prepared, gates=received.gates[0])
