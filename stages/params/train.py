@@ -59,7 +59,7 @@ class TrainParams(Section):
     """Parts with a learning rate of their own: beginning of parameter names -> what multiplies `learning_rate` for
     them, at every step of the schedule. The longest that fits counts; 0 holds a part fixed."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Optimizer steps over which the learning rate rises from 0."""
+    """Optimizer steps over which the learning rate rises from 0; at most a quarter of all."""
     schedule: Literal["constant", "step", "cosine"] = "step"
     """constant, step (a tenth every step_epochs) or cosine (to 0 at the last step)."""
     step_epochs: int = Field(default=15, ge=1)

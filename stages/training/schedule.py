@@ -1,22 +1,43 @@
-"""The learning rate of every step."""
+"""The learning rate of every step, and what a short training has no room for."""
 
 import math
+from collections.abc import Iterator
 
 from stages.params.train import TrainParams
+
+WARMUP_SHARE = 4
+"""The warm-up takes one step in so many at most: a preset's, written for tens of thousands of captions, would else be
+the whole of a training on some thousands."""
 
 
 def learning_rate(params: TrainParams, step: int, steps_per_epoch: int) -> float:
     """The rate of optimizer step `step` (0 is the first).
 
-    It rises linearly over `warmup_steps`; then it stays, falls to a tenth every `step_epochs` epochs, or follows a
-    half cosine to 0 at the last step of `epochs`.
+    It rises linearly over the warm-up (`warmup_steps`, or the `WARMUP_SHARE`th part of all steps where those are more);
+    then it stays, falls to a tenth every `step_epochs` epochs, or follows a half cosine to 0 at the last step of
+    `epochs`.
     """
-    if step < params.warmup_steps:
-        return params.learning_rate * (step + 1) / params.warmup_steps
+    total = params.epochs * steps_per_epoch
+    warmup = min(params.warmup_steps, total // WARMUP_SHARE)
+    if step < warmup:
+        return params.learning_rate * (step + 1) / warmup
     if params.schedule == "step":
         return params.learning_rate * 0.1 ** (step // steps_per_epoch // params.step_epochs)
     if params.schedule == "cosine":
-        total = params.epochs * steps_per_epoch - params.warmup_steps
-        done = (step - params.warmup_steps + 1) / max(1, total)
+        done = (step - warmup + 1) / (total - warmup)
         return params.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
     return params.learning_rate
+
+
+def cut_short(params: TrainParams, steps_per_epoch: int) -> Iterator[str]:
+    """A line for each param that asks for more steps than the training has room for."""
+    total = params.epochs * steps_per_epoch
+    if params.warmup_steps > (most := total // WARMUP_SHARE):
+        yield f"train.warmup_steps: {params.warmup_steps} of {total} steps in all; the warm-up takes {most}, a quarter"
+    begin = params.random_negative_steps + params.curriculum_steps
+    if begin >= total:
+        names = [name for name in ("random_negative_steps", "curriculum_steps") if getattr(params, name)]
+        yield (
+            f"train.{' and train.'.join(names)}: {begin} of {total} steps in all; "
+            "the hardest of all negatives is never looked for"
+        )

@@ -3,7 +3,9 @@ import itertools
 import pytest
 
 from stages.params.train import TrainParams
-from stages.training.schedule import learning_rate
+from stages.training.schedule import cut_short, learning_rate
+
+NEVER = "the hardest of all negatives is never looked for"
 
 
 def rates(steps, **values):
@@ -26,9 +28,28 @@ def test_cosine_ends_at_zero_and_is_half_in_the_middle():
 
 
 def test_cosine_after_a_warm_up():
-    values = rates(range(40), schedule="cosine", epochs=4, warmup_steps=20)
-    assert values[19] == 1.0 and values[29] == pytest.approx(0.5) and values[39] == pytest.approx(0.0)
+    values = rates(range(40), schedule="cosine", epochs=4, warmup_steps=8)
+    assert values[7] == 1.0 and values[23] == pytest.approx(0.5) and values[39] == pytest.approx(0.0)
 
 
-def test_a_warm_up_longer_than_the_training_is_harmless():
-    assert rates([39], schedule="cosine", epochs=4, warmup_steps=80) == [0.5]
+def test_a_warm_up_takes_a_quarter_of_all_steps_at_most():
+    values = rates(range(40), schedule="cosine", epochs=4, warmup_steps=80)
+    assert values[4] == 0.5 and values[9] == 1.0 and values[24] == pytest.approx(0.5) and values[39] < 1e-9
+    assert rates([0], epochs=1, warmup_steps=10)[0] == 0.5, "two of ten steps"
+    params = TrainParams(learning_rate=1.0, epochs=1, warmup_steps=50)
+    assert [learning_rate(params, 0, steps) for steps in (1, 3)] == [1, 1], "no room for any"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"warmup_steps": 10, "curriculum_steps": 19, "random_negative_steps": 20}, []),
+        ({"warmup_steps": 50}, ["train.warmup_steps: 50 of 40 steps in all; the warm-up takes 10, a quarter"]),
+        ({"curriculum_steps": 40}, ["train.curriculum_steps: 40 of 40 steps in all; " + NEVER]),
+        ({"random_negative_steps": 400}, ["train.random_negative_steps: 400 of 40 steps in all; " + NEVER]),
+        ({"random_negative_steps": 20, "curriculum_steps": 20},
+         ["train.random_negative_steps and train.curriculum_steps: 40 of 40 steps in all; " + NEVER]),
+    ],
+)  # fmt: skip
+def test_what_a_training_is_too_short_for_is_said(values, said):
+    assert list(cut_short(TrainParams(epochs=4, **values), steps_per_epoch=10)) == said
