@@ -75,9 +75,9 @@ def train(
     """
     precision = Precision(params.train.precision, device)
     splits, vocabulary = load_splits(paths.regions, paths.captions)
-    store = splits["train"].store
+    info = (store := splits["train"].store).info
     data = data_hashes(paths.regions, paths.captions, foils=params.train.foil_weight > 0)
-    model = new_model(params.model, params.train, vocabulary, store.region_dim, store.info.geometry).to(device)
+    model = new_model(params.model, params.train, vocabulary, info.region_dim, info.geometry, info.detector).to(device)
     key = training_key(params.model, params.train, data, len(splits["train"]), processes.count, device)
     resume = Resume(paths.work, key)
     with contextlib.ExitStack() as held:

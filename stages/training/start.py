@@ -7,7 +7,7 @@ import torch
 from camp_model.checkpoint import current_name, load_checkpoint
 from camp_model.model import CAMP
 from camp_model.vocabulary import SPECIALS, Vocabulary
-from stages.contracts import input_errors
+from stages.contracts import input_errors, read_fingerprint
 from stages.errors import InputError
 from stages.params.model import ModelParams
 from stages.params.train import TrainParams
@@ -16,11 +16,17 @@ from stages.workspace import named_path
 
 
 def new_model(
-    model: ModelParams, train: TrainParams, vocabulary: Vocabulary, region_dim: int, geometry: float = 0.0
+    model: ModelParams,
+    train: TrainParams,
+    vocabulary: Vocabulary,
+    region_dim: int,
+    geometry: float = 0.0,
+    detector: str | None = None,
 ) -> CAMP:
     """A model with random weights from `train.seed`, then word vectors, then those of `train.start_from`.
 
-    `geometry` is what the boxes that features end with are multiplied by; 0: features without boxes.
+    `geometry` is what the boxes that features end with are multiplied by; 0: features without boxes. `detector` is the
+    fingerprint of what made the features.
 
     Raises:
         InputError: the word vectors, the checkpoint or the names in `train.freeze` do not fit.
@@ -38,6 +44,9 @@ def new_model(
         _set_word_vectors(camp, train.word_vectors, vocabulary)
     if train.start_from is not None:
         _take_weights(camp, named_path(train.start_from), vocabulary)
+        trained_on = read_fingerprint(named_path(train.start_from)).get("detector")
+        if None not in (detector, trained_on) and detector != trained_on:
+            print(f"{train.start_from}: was trained on features of another detector, or of other settings of it")
     _freeze(camp, train.freeze)
     return camp
 
@@ -55,12 +64,15 @@ def _set_word_vectors(camp: CAMP, source: str, vocabulary: Vocabulary) -> None:
 
 
 def _take_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary) -> None:
-    """Copy the weights that have the same name and shape in the checkpoint `folder`; say which stay random."""
+    """Copy the weights that have the same name and shape in the checkpoint `folder`; say which stay random.
+
+    The words may be others where none of its weights belongs to a word: a transformer reads how they are spelt.
+    """
     try:
         source, its_vocabulary, _ = load_checkpoint(folder)
     except ValueError as error:
         raise InputError(f"train.start_from: {error}") from None
-    if its_vocabulary != vocabulary:
+    if its_vocabulary != vocabulary and source.caption_encoder.word_embeddings() is not None:
         raise InputError(
             f"train.start_from: {folder}: is a checkpoint of another vocabulary ({len(its_vocabulary)} words, "
             f"here {len(vocabulary)}); set captions.vocabulary to {folder / 'vocabulary.json'}"

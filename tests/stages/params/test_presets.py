@@ -30,6 +30,7 @@ from stages.params.presets import apply_presets, compose
 
 REPOSITORY = Path(__file__).parents[3]
 SHIPPED = sorted(path.stem for path in (REPOSITORY / "presets").glob("*.yaml"))
+SHIPPED_MODEL = "pretrained/flickr8k"
 TRAIN, VAL, TEST = range(1, 9), range(9, 19), range(19, 22)
 
 
@@ -91,6 +92,7 @@ def test_a_preset_says_only_its_own_and_the_paper_nothing_beyond_it() -> None:
         "three_step_3_finetune",
         "best_1_joint",
         "best_2_camp",
+        "from_shipped",
     ):
         assert sections[name] == {"model", "train"}
     paper = compose(files(("flickr30k", "bottom_up", "paper")))[0]
@@ -181,7 +183,8 @@ def small(params: Params) -> Params:
         dataset=params.dataset.replace(scenes=scenes),
         detector=detector,
         regions=params.regions.replace(per_image=4, min_per_image=4, grids=[2], batch_size=4, device="cpu"),
-        model=params.model.replace(dim=16, word_dim=8),
+        # What goes on from the shipped model has its sizes.
+        model=params.model if params.train.start_from == SHIPPED_MODEL else params.model.replace(dim=16, word_dim=8),
         train=params.train.replace(epochs=1, batch_size=4, random_negative_steps=1, warmup_steps=0, device="cpu"),
         evaluate=params.evaluate.replace(device="cpu", foils=10, gate_pairs=10),
         report=params.report.replace(queries=2, top_k=2),
@@ -204,7 +207,7 @@ def run(stage: ModuleType) -> None:
 
 @pytest.mark.parametrize("names", documented(), ids="+".join)
 def test_every_documented_set_runs_through_the_stages(
-    names: tuple[str, ...], raw: Path, monkeypatch: pytest.MonkeyPatch
+    names: tuple[str, ...], raw: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     params = small(compose(files(names))[0])
     features = params.replace(model=Params().model, train=Params().train, report=Params().report)
@@ -217,10 +220,12 @@ def test_every_documented_set_runs_through_the_stages(
     if not ready:
         (workspace / "data").mkdir()
         (workspace / "data" / "raw").symlink_to(raw)
+        (workspace / "pretrained").symlink_to(REPOSITORY / "pretrained")
         Path("params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
     document.rewrite(Path("params.yaml"), params.to_dict())
     for stage in (*(() if ready else FEATURES), *MODEL):
         run(stage)
+    assert (f"{SHIPPED_MODEL}: 18 of 18 weights taken" in capsys.readouterr().out) == ("from_shipped" in names)
     if step := re.search(r"\b(?:three_)?((?:step|best)_\d)", " ".join(names)):
         shutil.rmtree(f"models/{step[1]}", ignore_errors=True)
         Path("models/camp").rename(f"models/{step[1]}")

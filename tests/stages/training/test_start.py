@@ -184,6 +184,17 @@ def test_places_are_those_of_the_features_whatever_training_starts_from(tmp_path
         new_model(evident, train, VOCABULARY, region_dim=5)
 
 
+@pytest.mark.parametrize(("detector", "said"), [("one", False), ("two", True), (None, False)])
+def test_features_of_another_detector_than_the_checkpoints_are_told_of(tmp_path, capsys, detector, said):
+    save_checkpoint(tmp_path / "first", start(), VOCABULARY)
+    train = TrainParams(start_from=str(tmp_path / "first"))
+    new_model(MODEL, train, VOCABULARY, 5, detector=detector)
+    assert "another detector" not in capsys.readouterr().out, "which is not known"
+    (tmp_path / "first" / "fingerprint.json").write_text(json.dumps({"detector": "one"}))
+    new_model(MODEL, train, VOCABULARY, 5, detector=detector)
+    assert ("first: was trained on features of another detector" in capsys.readouterr().out) == said
+
+
 def test_a_checkpoint_of_another_vocabulary_or_width_is_refused(tmp_path):
     other = Vocabulary.build([["blue", "cat", "old", "york"]])
     save_checkpoint(tmp_path / "words", start(vocabulary=other), other)

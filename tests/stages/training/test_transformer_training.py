@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from camp_model.captions import CaptionTable
-from camp_model.checkpoint import load_checkpoint
+from camp_model.checkpoint import load_checkpoint, save_checkpoint
 from camp_model.encoders import word_states
 from camp_model.encoders.pretrained import weights_place
 from camp_model.encoders.transformer import TransformerEncoder
@@ -126,3 +126,24 @@ def test_what_does_not_fit_is_an_error_of_the_params(make_data, params, own):
     settings = params({"text": "transformer", "transformer": str(own)}, word_vectors="glove.txt")
     with pytest.raises(InputError, match=r"train\.word_vectors: model\.text transformer has no table"):
         new_model(settings.model, settings.train, vocabulary, 16)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_it_goes_on_from_a_checkpoint_of_other_words(tmp_path, params, own, frozen):
+    """Its weights are those of spellings: the same words have the same states, whatever their ids are."""
+    switches = params({"text": "transformer", "transformer": str(own), "transformer_frozen": frozen}).model
+    first, second = (Vocabulary.build([words]) for words in (["a", "red", "dog"], ["dogs", "zebra", "red", "a", "dog"]))
+    source = new_model(switches, params(seed=5).train, first, 16)
+    with torch.no_grad():
+        for weight in source.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.1)
+    save_checkpoint(tmp_path / "first", source, first)
+    taught = new_model(switches, params(seed=6, start_from=str(tmp_path / "first")).train, second, 16)
+    tokens = [torch.tensor([vocabulary.encode(["a", "red", "dog"])]) for vocabulary in (first, second)]
+    assert not torch.equal(*tokens)
+    with torch.no_grad():
+        states = [camp.eval().encode_captions(ids, torch.tensor([3])) for camp, ids in zip((source, taught), tokens,
+                                                                                           strict=True)]  # fmt: skip
+    torch.testing.assert_close(*states)
+    unlike = new_model(switches, params(seed=6).train, second, 16).eval().encode_captions(tokens[1], torch.tensor([3]))
+    assert (unlike - states[0]).abs().max() > 0.01
