@@ -40,7 +40,7 @@ STARTS = Path("models/photographs")
 """Where the joint embeddings that others start from are put, below the main workspace."""
 ROWS: dict[str, Variant] = {
     name: STUDY[name]
-    for name in ("full", "no-gates", "no-messages", "published-gates", "mean-pooling", "cosine-ranking")
+    for name in ("full", "no-gates", "no-messages", "published-gates", "mean-pooling", "cosine-ranking", "foils")
 } | {"as-encoded": Variant("vectors as long as encoded", {"model.feature_norm": 0.0})}
 """Changes to the full model: those of the scenes, and one that matters where it starts from a joint embedding."""
 _TUNED = {"train.freeze": [], "train.epochs": 1, "train.learning_rates": {
