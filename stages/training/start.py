@@ -44,7 +44,8 @@ def new_model(
         _set_word_vectors(camp, train.word_vectors, vocabulary)
     if train.start_from is not None:
         _take_weights(camp, named_path(train.start_from), vocabulary)
-        trained_on = read_fingerprint(named_path(train.start_from)).get("detector")
+        with input_errors():
+            trained_on = read_fingerprint(named_path(train.start_from)).get("detector")
         if None not in (detector, trained_on) and detector != trained_on:
             print(f"{train.start_from}: was trained on features of another detector, or of other settings of it")
     _freeze(camp, train.freeze)

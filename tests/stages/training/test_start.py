@@ -193,6 +193,9 @@ def test_features_of_another_detector_than_the_checkpoints_are_told_of(tmp_path,
     (tmp_path / "first" / "fingerprint.json").write_text(json.dumps({"detector": "one"}))
     new_model(MODEL, train, VOCABULARY, 5, detector=detector)
     assert ("first: was trained on features of another detector" in capsys.readouterr().out) == said
+    (tmp_path / "first" / "fingerprint.json").write_text("[]")
+    with pytest.raises(InputError, match=r"fingerprint\.json"):
+        new_model(MODEL, train, VOCABULARY, 5, detector=detector)
 
 
 def test_a_checkpoint_of_another_vocabulary_or_width_is_refused(tmp_path):
