@@ -75,7 +75,7 @@ def train(
     """
     precision = Precision(params.train.precision, device)
     splits, vocabulary = load_splits(paths.regions, paths.captions)
-    info = (store := splits["train"].store).info
+    info = splits["train"].store.info
     data = data_hashes(paths.regions, paths.captions, foils=params.train.foil_weight > 0)
     model = new_model(params.model, params.train, vocabulary, info.region_dim, info.geometry, info.detector).to(device)
     key = training_key(params.model, params.train, data, len(splits["train"]), processes.count, device)
@@ -103,7 +103,7 @@ def train(
             numbers = (paths.metrics, *(paths.plots / f"{name}.csv" for name in PLOTS))
             # Nothing of this one run, such as its id or its pace: equal trainings make equal files.
             fingerprint = {
-                "detector": store.detector, "dataset": task_hash(paths.captions / "val.parquet", paths.images),
+                "detector": info.detector, "dataset": task_hash(paths.captions / "val.parquet", paths.images),
                 "val_rsum": rsum, "precision": params.train.precision, "joint_weight": params.train.joint_weight,
                 "results": hashes_of(numbers),
             }  # fmt: skip

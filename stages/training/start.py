@@ -43,11 +43,7 @@ def new_model(
     if train.word_vectors is not None:
         _set_word_vectors(camp, train.word_vectors, vocabulary)
     if train.start_from is not None:
-        _take_weights(camp, named_path(train.start_from), vocabulary)
-        with input_errors():
-            trained_on = read_fingerprint(named_path(train.start_from)).get("detector")
-        if None not in (detector, trained_on) and detector != trained_on:
-            print(f"{train.start_from}: was trained on features of another detector, or of other settings of it")
+        _take_weights(camp, named_path(train.start_from), vocabulary, detector)
     _freeze(camp, train.freeze)
     return camp
 
@@ -64,13 +60,15 @@ def _set_word_vectors(camp: CAMP, source: str, vocabulary: Vocabulary) -> None:
     print(f"{source}: vectors for {len(vectors)} of {words} words; the others start random")
 
 
-def _take_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary) -> None:
-    """Copy the weights that have the same name and shape in the checkpoint `folder`; say which stay random.
+def _take_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary, detector: str | None) -> None:
+    """Copy the weights that have the same name and shape in the checkpoint `folder`; say which stay random, and whether
+    it was trained on features of another `detector`.
 
     The words may be others where none of its weights belongs to a word: a transformer reads how they are spelt.
     """
     try:
         source, its_vocabulary, _ = load_checkpoint(folder)
+        its_detector = read_fingerprint(folder).get("detector")
     except ValueError as error:
         raise InputError(f"train.start_from: {error}") from None
     if its_vocabulary != vocabulary and source.caption_encoder.word_embeddings() is not None:
@@ -93,6 +91,8 @@ def _take_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary) -> None:
     camp.load_state_dict(taken, strict=False)
     fresh = [name for name in own if name not in taken]
     print(f"{folder}: {len(taken)} of {len(own)} weights taken; new: {', '.join(fresh) or 'none'}")
+    if None not in (detector, its_detector) and detector != its_detector:
+        print(f"{folder}: was trained on features of another detector, or of other settings of it")
 
 
 def _freeze(camp: CAMP, prefixes: tuple[str, ...]) -> None:
