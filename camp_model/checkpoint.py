@@ -1,7 +1,7 @@
 """A trained model on disk: safetensors and JSON, never pickle.
 
-model.safetensors   the weights, sealed; its metadata say which config and vocabulary they belong to
-config.json         {"format": "camp.model", "version": 1, "model": CampConfig, "vocabulary_sha256": ..., "extra": {}}
+model.safetensors   the weights, sealed; its metadata hold format, version, extra, and hashes of config and vocabulary
+config.json         CampConfig, key by key
 vocabulary.json     the words, in the form of SCAN
 """
 

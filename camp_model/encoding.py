@@ -1,6 +1,6 @@
 """Images and captions through the encoders in batches, so that features never lie in memory all at once."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -101,24 +101,28 @@ def encode_sentences(model: CAMP, sentences: Sequence[Sequence[int]]) -> tuple[T
 
 
 def remember_captions(
-    model: CAMP, tables: Iterable[CaptionTable], progress: Callable[[int], object] | None = None
+    model: CAMP,
+    captions: CaptionTable,
+    rows: npt.NDArray[np.int64] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> None:
-    """Encode every distinct caption of some tables once, where the text encoder keeps what it encodes.
+    """Encode every distinct caption of a table once, where the text encoder keeps what it encodes.
 
     Always in the same order and in the same batches, so that a training that goes on has the same states to the bit.
 
     Args:
+        rows: int64 [n], of the captions that are meant; None: all.
         progress: called with the number of captions encoded since the last call.
     """
-    for captions in tables:
-        _, rows = np.unique(captions.text_index, return_index=True)
-        rows = rows[np.argsort(captions.lengths[rows], kind="stable")]
-        for start in range(0, len(rows), BATCH):
-            tokens, lengths = captions.batch(rows[start : start + BATCH])
-            if not model.caption_encoder.remember(tokens.to(device_of(model)), lengths):
-                return
-            if progress is not None:
-                progress(len(lengths))
+    rows = np.arange(len(captions)) if rows is None else rows
+    rows = rows[np.unique(captions.text_index[rows], return_index=True)[1]]
+    rows = rows[np.argsort(captions.lengths[rows], kind="stable")]
+    for start in range(0, len(rows), BATCH):
+        tokens, lengths = captions.batch(rows[start : start + BATCH])
+        if not model.caption_encoder.remember(tokens.to(device_of(model)), lengths):
+            return
+        if progress is not None:
+            progress(len(lengths))
 
 
 class EncodedImages:

@@ -272,5 +272,6 @@ class TransformerEncoder(TextEncoder):
         return self
 
     def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
-        self._states.clear()
+        if not self._packaged:  # else its network's weights are not among them
+            self._states.clear()
         super()._load_from_state_dict(*arguments, **keywords)

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 KEPT_BYTES = 4 * 2**30
-"""Memory for kept states at most, in each process. 40,000 captions of 12 words, 384 wide: 0.4 of 4 GiB."""
+"""Of kept states at most, for each encoder; what lies around them takes a sixth more. 40,000 captions of 12 words, 384
+wide: 0.4 of 4 GiB."""
 AT_ONCE = 256
 """Captions that the network reads at a time."""
 LARGEST = torch.finfo(torch.float16).max

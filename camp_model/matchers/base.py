@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from camp_model.config import CampConfig
+from camp_model.matchers.matching import CosineMatching
 from camp_model.matchers.prepared import Layout, Prepared
 
 
@@ -122,6 +123,11 @@ class Matcher(nn.Module, ABC):
     def has_vectors(self) -> bool:
         """Whether a score is the cosine of the sides' `pooled`, so that an index of vectors finds the best pairs."""
         return False
+
+    @property
+    def cosine(self) -> CosineMatching | None:
+        """What makes logits of cosines, where a logit is nothing else."""
+        return None
 
     def gate_logits(self, images: Prepared, captions: Prepared, layout: Layout) -> tuple[Tensor, Tensor]:
         """Gate logits of a pair's words, or of its regions where words receive no messages, and which are real.

@@ -43,6 +43,12 @@ class CampMatcher(Matcher):
         """As `Matcher.has_vectors`."""
         return self.messages is None and self.config.matching == "cosine" and self.joint is None
 
+    @property
+    def cosine(self) -> CosineMatching | None:
+        """As `Matcher.cosine`."""
+        is_added_to = self.joint is not None or self.reads_places
+        return self.matching if isinstance(self.matching, CosineMatching) and not is_added_to else None
+
     def prepare_regions(self, regions: Tensor, mask: Tensor) -> Prepared:
         """As `Matcher.prepare_regions`."""
         vector = pooled_vectors(regions, mask) if self.joint else None

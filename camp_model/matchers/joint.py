@@ -23,6 +23,11 @@ class JointMatcher(Matcher):
         self.word_pooling = Pooling(config)
         self.matching = CosineMatching()
 
+    @property
+    def cosine(self) -> CosineMatching:
+        """As `Matcher.cosine`."""
+        return self.matching
+
     def prepare_regions(self, regions: Tensor, mask: Tensor) -> Prepared:
         """As `Matcher.prepare_regions`; with the images' vectors."""
         pooled, weights = self.region_pooling(regions, mask)

@@ -71,6 +71,10 @@ class CosineMatching(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             return self.scaled(normalize(image, dim=-1) @ normalize(caption, dim=-1).T)
 
+    def unscaled(self, logits: Tensor) -> Tensor:
+        """The cosines that `scaled` makes these logits of."""
+        return (logits - self.shift) / self.log_scale.exp()
+
     def scaled(self, cosine: Tensor) -> tuple[Tensor, Tensor]:
         """The logit of a cosine, and the cosine."""
         return self.log_scale.exp() * cosine + self.shift, cosine

@@ -51,6 +51,11 @@ class ScanMatcher(Matcher):
         super().__init__(config)
         self.matching = CosineMatching()
 
+    @property
+    def cosine(self) -> CosineMatching:
+        """As `Matcher.cosine`."""
+        return self.matching
+
     def _prepare(self, values: Tensor, mask: Tensor) -> Prepared:
         """Unit vectors and their Gram matrices: [B, L, d], bool [B, L]."""
         values = normalize(at_least_float32(values), dim=-1)

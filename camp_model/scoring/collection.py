@@ -46,6 +46,20 @@ class Collection:
         return texts
 
 
+def ensemble_logits(models: Sequence[CAMP], logits: Sequence[Tensor]) -> Tensor:
+    """One logit for each pair from those of every model, all of one shape: of the mean of their probabilities.
+
+    Where all are logits of cosines it is the mean of the cosines, as SCAN's ensemble has it, scaled and shifted as
+    they are on average: what a ranking loss has trained on cosines gives no probabilities.
+    """
+    cosines = [cosine for model in models if (cosine := model.matcher.cosine) is not None]
+    if len(models) == 1 or len(cosines) < len(models):
+        return mean_logits(logits)
+    mean = torch.stack([cosine.unscaled(one) for cosine, one in zip(cosines, logits, strict=True)]).mean(0)
+    scale = torch.stack([cosine.log_scale for cosine in cosines]).exp().mean()
+    return scale * mean + torch.stack([cosine.shift for cosine in cosines]).mean()
+
+
 @torch.inference_mode()
 def rank_collection(
     models: Sequence[CAMP],
@@ -104,7 +118,7 @@ def _blocks(
         words = [encode_captions(model, collection.captions, collection.caption_rows[chunk]) for model in models]
         caption_rows = torch.from_numpy(chunk).to(device)
         for blocks in zip(*(of_model.blocks() for of_model in images), strict=True):
-            logits = mean_logits([
+            logits = ensemble_logits(models, [
                 model.score_matrix(regions, mask, *some, progress=progress).float()
                 for model, (_, regions, mask), some in zip(models, blocks, words, strict=True)
             ])  # fmt: skip
@@ -127,7 +141,7 @@ def _own_scores(
             ).float()
             for model, of_model in zip(models, images, strict=True)
         ]
-        scores[torch.from_numpy(chunk).to(scores.device)] = mean_logits(logits)
+        scores[torch.from_numpy(chunk).to(scores.device)] = ensemble_logits(models, logits)
     if share is not None:
         share.sum_(scores)
     return scores

@@ -13,9 +13,9 @@ from tqdm import tqdm
 from camp_model.encoders import length_mask
 from camp_model.encoding import encode_images
 from camp_model.foils import balance
-from camp_model.matchers.matching import mean_logits
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
+from camp_model.scoring.collection import ensemble_logits
 from camp_model.vocabulary import UNK
 from stages.errors import InputError
 from stages.evaluation.folds import Fold
@@ -75,7 +75,9 @@ def measure_foils(
         part = list(chosen[start : start + AT_ONCE])
         cases = [_case(split, foils, foil, row_of, known) for foil in part]
         images = [foils.captions.image_ids[foil] for foil in part]
-        logits = mean_logits([_variant_logits(model, store, images, cases, device) for model in models]).tolist()
+        logits = ensemble_logits(
+            models, [_variant_logits(model, store, images, cases, device) for model in models]
+        ).tolist()
         gates = _gates(models[0], store, images, cases, device)
         for number, (foil, (candidates, variants)) in enumerate(zip(part, cases, strict=True)):
             (caption, own, *without), logits = logits[: len(variants)], logits[len(variants) :]

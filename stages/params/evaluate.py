@@ -18,7 +18,8 @@ class EvaluateParams(Section):
     eccv: bool = False
     """ECCV Caption and CxC beside the recalls of COCO's test split, whose captions must bear COCO's own ids."""
     ensemble: tuple[str, ...] = ()
-    """Checkpoint folders whose scores are averaged with the trained model's."""
+    """Checkpoint folders whose scores are averaged with the trained model's: cosines where all of them are, as SCAN's
+    ensemble, else probabilities."""
     gate_pairs: int = Field(default=2000, ge=1)
     """Pairs of each kind that the gate means are taken over."""
     gates: Literal["trained", "open", "another"] = "trained"

@@ -49,8 +49,8 @@ class TrainParams(Section):
     batch_size: int = Field(default=128, ge=2)
     """Image-caption pairs per optimizer step, over all processes."""
     mining_batch: int = Field(default=0, ge=0)
-    """Pairs among which negatives are searched: a batch is cut into parts of this many, whose images and captions are
-    scored with each other, while the term of joint_weight has the whole batch; 0: not cut."""
+    """Pairs among which negatives are searched: a batch is cut into nearly equal parts of at most this many, whose
+    images and captions are scored with each other, while the term of joint_weight has the whole batch; 0: not cut."""
     micro_batch: int = Field(default=0, ge=0)
     """Pairs in one forward and backward pass; 0: all at once. The gradient is the same."""
     learning_rate: float = Field(default=2e-4, ge=0)
@@ -112,6 +112,12 @@ class TrainParams(Section):
                 f"train.batch_size: {self.batch_size} does not divide among train.processes, {self.processes}, on "
                 f"train.machines, {self.machines}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_negatives(self) -> Self:
+        if self.mining_batch == 1:
+            raise ValueError("train.mining_batch: 1 leaves a pair no other to be told from; expected 0, or at least 2")
         return self
 
     @model_validator(mode="after")

@@ -74,6 +74,7 @@ class TrainingFoils:
             if self.weights[foil] and foils.kinds[foil] in kinds:
                 rows[row_of[caption]].append(foil)
         self.choices = {row: (np.array(some), share[some] / share[some].sum()) for row, some in rows.items()}
+        self.drawn: Indices = np.array(sorted(foil for some in rows.values() for foil in some), dtype=np.int64)
         if not self.choices:
             raise InputError(
                 f"{path}: holds no foil of {', '.join(kinds)} whose words are each other's, for train.foil_weight"

@@ -45,6 +45,7 @@ def training_key(
     started = [content_path(name) for name in (train.word_vectors, train.start_from) if name is not None]
     if is_pretrained := model.text == "transformer":
         started += [path for path in [content_path(model.transformer)] if path.exists()]
+    draws = any(getattr(train, name) for name in DRAWN)
     sizes = [len(batch) for batch in epoch_batches(pairs, train.batch_size, train.seed, 0, processes)]
     values: dict[str, Any] = {
         "model": model.to_dict(),
@@ -52,8 +53,8 @@ def training_key(
         "data": dict(data),
         "start": [content_hash(path, main_root() / ".work" / "hashes.sqlite") for path in started],
         "batches": sizes,
-        # Each process draws its own dropout, and what it leaves out.
-        "processes": processes if any(getattr(train, name) for name in DRAWN) else None,
+        # Each process draws its own dropout (a transformer that is trained has some inside), and what it leaves out.
+        "processes": processes if draws or (is_pretrained and not model.transformer_frozen) else None,
         "code": sha256_of_files(imported_files("stages.train")),
         "torch": torch.__version__,
         "transformers": version("transformers") if is_pretrained else None,

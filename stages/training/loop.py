@@ -74,10 +74,16 @@ class Trainer:
         self.progress = resume.load(model, self.optimizer, precision.scaler, self.average) or Progress()
         # What is trained on keeps its <unk>, for that is to have a meaning; validation reads as evaluation does.
         val.captions = as_read([model], vocabulary, val.captions)
-        with tqdm(desc="encode captions once", unit="caption", delay=2, disable=processes.rank > 0) as bar:
-            remember_captions(model, (train.captions, val.captions), bar.update)
         foils = train.captions.path.with_name("foils_train.parquet")
         self.foils = TrainingFoils(foils, train.captions, params.foil_kinds) if params.foil_weight else None
+        with tqdm(
+            desc="encode captions once", unit="caption", mininterval=2, delay=2, dynamic_ncols=True,
+            disable=processes.rank > 0,
+        ) as bar:  # fmt: skip
+            for split in (train, val):
+                remember_captions(model, split.captions, progress=bar.update)
+            if self.foils is not None:
+                remember_captions(model, self.foils.captions, self.foils.drawn, bar.update)
         self.pace = Pace(0.0, 0, 0, 0.0)
         self.pending: list[tuple[int, float, Tensor, Tensor]] = []
         self.flushed = self.pace

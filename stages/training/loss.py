@@ -1,5 +1,6 @@
 """The loss of a batch, as the params want it."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -37,13 +38,11 @@ def batch_loss(
         everyone = gather_batch(regions, region_mask, words, word_mask, batch.image_index, batch.caption_index)
         size = len(everyone.tensors[0])
         own = range(size)[everyone.pairs]
-        length = params.mining_batch or size
-        parts = [(start, range(max(own.start, start), min(own.stop, start + length)))
-                 for start in range(0, size, length)]  # fmt: skip
+        parts = [(part, range(max(own.start, part.start), min(own.stop, part.stop)))
+                 for part in mining_parts(size, params.mining_batch)]  # fmt: skip
         loss = torch.stack([
-            _pairs_loss(model, everyone, params, step, epoch_steps, slice(start, start + length), wanted)
-            * (len(wanted) / len(own))
-            for start, wanted in parts if wanted
+            _pairs_loss(model, everyone, params, step, epoch_steps, part, wanted) * (len(wanted) / len(own))
+            for part, wanted in parts if wanted
         ]).sum()  # fmt: skip
         if params.joint_weight:
             joint = joint_contrastive(
@@ -52,6 +51,13 @@ def batch_loss(
             )  # fmt: skip
             loss = loss + params.joint_weight * joint
         return loss if foils is None else loss + params.foil_weight * foils
+
+
+def mining_parts(size: int, length: int) -> list[slice]:
+    """A batch of `size` pairs in nearly equal parts of at most `length` (0: the whole), none of a single pair, which
+    has no negative."""
+    count = max(1, min(math.ceil(size / length), size // 2)) if length else 1
+    return [slice(size * i // count, size * (i + 1) // count) for i in range(count)]
 
 
 def _pairs_loss(

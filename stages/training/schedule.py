@@ -30,14 +30,14 @@ def learning_rate(params: TrainParams, step: int, steps_per_epoch: int) -> float
 
 
 def cut_short(params: TrainParams, steps_per_epoch: int) -> Iterator[str]:
-    """A line for each param that asks for more steps than the training has room for."""
+    """A line for each param whose steps the training has no room, or no use for."""
     total = params.epochs * steps_per_epoch
     if params.warmup_steps > (most := total // WARMUP_SHARE):
         yield f"train.warmup_steps: {params.warmup_steps} of {total} steps in all; the warm-up takes {most}, a quarter"
     begin = params.random_negative_steps + params.curriculum_steps
-    if begin >= total:
-        names = [name for name in ("random_negative_steps", "curriculum_steps") if getattr(params, name)]
-        yield (
-            f"train.{' and train.'.join(names)}: {begin} of {total} steps in all; "
-            "the hardest of all negatives is never looked for"
-        )
+    names = [name for name in ("random_negative_steps", "curriculum_steps") if getattr(params, name)]
+    named = f"train.{' and train.'.join(names)}: {begin}"
+    if begin and params.loss == "bce":
+        yield f"{named} steps do nothing: train.loss bce has all negatives in every step"
+    elif begin >= total:
+        yield f"{named} of {total} steps in all; the hardest of all negatives is never looked for"

@@ -1,6 +1,8 @@
 """The model that training starts from."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +15,9 @@ from stages.params.model import ModelParams
 from stages.params.train import TrainParams
 from stages.training.word_vectors import load_word_vectors
 from stages.workspace import named_path
+
+TRANSFORMER = "caption_encoder.transformer."
+"""What the names of a transformer's weights begin with, where a checkpoint holds them."""
 
 
 def new_model(
@@ -43,7 +48,13 @@ def new_model(
     if train.word_vectors is not None:
         _set_word_vectors(camp, train.word_vectors, vocabulary)
     if train.start_from is not None:
-        _take_weights(camp, named_path(train.start_from), vocabulary, detector)
+        taken = _take_weights(camp, named_path(train.start_from), vocabulary, detector)
+        table = camp.caption_encoder.word_embeddings()
+        if train.word_vectors is not None and any(value is table for value in map(camp.get_parameter, taken)):
+            raise InputError(
+                f"train.word_vectors: {train.word_vectors}, but train.start_from, {train.start_from}, brings the "
+                "embeddings of all words; expected one of the two"
+            )
     _freeze(camp, train.freeze)
     return camp
 
@@ -60,11 +71,12 @@ def _set_word_vectors(camp: CAMP, source: str, vocabulary: Vocabulary) -> None:
     print(f"{source}: vectors for {len(vectors)} of {words} words; the others start random")
 
 
-def _take_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary, detector: str | None) -> None:
-    """Copy the weights that have the same name and shape in the checkpoint `folder`; say which stay random, and whether
-    it was trained on features of another `detector`.
+def _take_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary, detector: str | None) -> list[str]:
+    """Copy the weights that have the same name and shape in the checkpoint `folder`; the names of those.
 
-    The words may be others where none of its weights belongs to a word: a transformer reads how they are spelt.
+    It says which stay random, which are not taken, which switches were others there, and whether it was trained on
+    features of another `detector`. The words may be others where none of its weights belongs to a word: a transformer
+    reads how they are spelt.
     """
     try:
         source, its_vocabulary, _ = load_checkpoint(folder)
@@ -82,17 +94,36 @@ def _take_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary, detector: st
             f"{camp.config.region_dim}"
         )
     weights, own = source.state_dict(), camp.state_dict()
+    renamed: dict[str, str] = {}
     if source.config.matcher == "joint":  # its scale and shift of a cosine are those that a joint score begins with
         prefix, joint = "matcher.matching.", "matcher.joint."
-        weights |= {name.replace(prefix, joint): value for name, value in weights.items() if name.startswith(prefix)}
+        renamed = {name: name.replace(prefix, joint) for name in weights if name.startswith(prefix)}
+        weights |= {new: weights[name] for name, new in renamed.items()}
     taken = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     if not taken:
         raise InputError(f"train.start_from: {folder}: none of its weights has the name and shape of one here")
+    left = [name for name in source.state_dict() if not {name, renamed.get(name)} & taken.keys()]
+    if camp.config.text == "transformer" and any(name.startswith(TRANSFORMER) for name in left):
+        raise InputError(
+            f"train.start_from: {folder}: has weights of its own for its transformer, {source.config.transformer}, "
+            f"and {camp.config.transformer}, frozen, would stand in for them; expected model.transformer_frozen: false"
+        )
     camp.load_state_dict(taken, strict=False)
     fresh = [name for name in own if name not in taken]
     print(f"{folder}: {len(taken)} of {len(own)} weights taken; new: {', '.join(fresh) or 'none'}")
+    if left:
+        print(f"{folder}: not taken: {', '.join(left)}")
+    if others := list(_other_switches(source.config.to_dict(), camp.config.to_dict())):
+        print(f"{folder}: was trained with {', '.join(others)}")
     if None not in (detector, its_detector) and detector != its_detector:
         print(f"{folder}: was trained on features of another detector, or of other settings of it")
+    return list(taken)
+
+
+def _other_switches(there: dict[str, Any], here: dict[str, Any]) -> Iterator[str]:
+    for name, value in here.items():
+        if name not in ("vocab_size", "region_dim") and there[name] != value:
+            yield f"model.{name} {there[name]}, here {value}"
 
 
 def _freeze(camp: CAMP, prefixes: tuple[str, ...]) -> None:

@@ -12,9 +12,10 @@ from camp_model.encoders import length_mask
 from camp_model.encoding import EncodedImages, encode_images
 from camp_model.gates import hardest_others
 from camp_model.matchers.matching import mean_logits
+from camp_model.matchers.prepared import TILES
 from camp_model.metrics import i2t_ranks, t2i_ranks
 from camp_model.scoring import ranking
-from camp_model.scoring.collection import Collection, rank_collection
+from camp_model.scoring.collection import Collection, ensemble_logits, rank_collection
 from camp_model.scoring.ranking import rank_blocks
 
 IMAGES, CAPTIONS, REGIONS = 23, 60, 4
@@ -67,6 +68,37 @@ def whole_matrix(some: list[CAMP], collection: Collection) -> torch.Tensor:
         )
         for model in some
     ])  # fmt: skip
+
+
+@torch.inference_mode()
+def test_cosines_are_averaged_as_cosines(collection):
+    """SCAN's ensemble; the mean of their probabilities would follow the model whose cosines are the largest."""
+    peers = [{"matcher": "scan"}, {"matcher": "scan", "scan_direction": "image_to_text"}, {"matcher": "joint"},
+             {"matching": "cosine"}]  # fmt: skip
+    some = []
+    for seed, switches in enumerate(peers):
+        torch.manual_seed(seed)
+        some.append(CAMP(CampConfig(vocab_size=9, region_dim=6, word_dim=4, dim=8, **switches)).eval())
+        some[-1].matcher.matching.log_scale.fill_(0.5 + seed)
+        some[-1].matcher.matching.shift.fill_(seed - 2.0)
+    tokens, lengths = collection.captions.batch(collection.caption_rows)
+    mask = torch.from_numpy(collection.regions.mask[collection.image_rows])
+    features = torch.from_numpy(collection.regions.values[collection.image_rows]).float()
+    similarities, logits = [], []
+    for model in some:
+        encoded = model.encode_regions(features, mask), model.encode_captions(tokens, lengths)
+        images = model.prepare_regions(encoded[0], mask)
+        matched = model.match(images, model.prepare_words(encoded[1], length_mask(lengths, 3)), TILES)
+        similarities.append(matched.similarity)
+        logits.append(matched.logits)
+    mean = torch.stack(similarities).mean(0)
+    scale = np.exp([0.5, 1.5, 2.5, 3.5]).mean()
+    torch.testing.assert_close(ensemble_logits(some, logits), scale * mean - 0.5, atol=1e-4, rtol=1e-4)
+    ranked = rank_collection(some, collection)
+    assert ranked.t2i_top[:, 0].tolist() == mean.argmax(0).tolist()
+    added = CAMP(CampConfig(vocab_size=9, region_dim=6, word_dim=4, dim=8, matching="cosine", joint_score=True))
+    mixed = [some[0], added]
+    torch.testing.assert_close(ensemble_logits(mixed, logits[:2]), mean_logits(logits[:2]))
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -150,8 +151,9 @@ def test_a_table_is_encoded_once_and_other_encoders_keep_nothing(tmp_path):
     frozen, trained = new(), new(transformer_frozen=False)
     counted = []
     for model in (frozen, trained, CAMP(config(text="gru"))):
-        remember_captions(model, [table, table], counted.append)
-    assert counted == [3, 3]
+        for rows in (np.array([1]), None, None):
+            remember_captions(model, table, rows, counted.append)
+    assert counted == [1, 3, 3]
     assert len(frozen.caption_encoder._states) == 3 and not len(trained.caption_encoder._states)
 
 

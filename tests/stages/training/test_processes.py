@@ -96,7 +96,7 @@ def ended(processes):
 
 
 def test_two_machines_train_as_one_does_over_a_folder_that_they_share(make_job, params):
-    settings = {"epochs": 6, "batch_size": 8, "checkpoint_steps": 1, "mining_batch": 5}
+    settings = {"epochs": 6, "batch_size": 8, "checkpoint_steps": 1, "mining_batch": 3}
     one = make_job("one", params(**settings), images=16)
     two = make_job("two", params(machines=2, **settings), images=16)
     one.train_here()

@@ -19,7 +19,7 @@ from stages.device import Precision
 from stages.params.train import TrainParams
 from stages.training.data import epoch_batches, load_splits
 from stages.training.dropping import drop, is_mark
-from stages.training.loss import batch_loss
+from stages.training.loss import batch_loss, mining_parts
 from stages.training.processes import Processes
 from stages.training.start import new_model
 from stages.training.validation import images_for, validate
@@ -153,12 +153,22 @@ def test_negatives_are_searched_within_parts_of_a_batch(make_data, params):
     word_mask = length_mask(batch.lengths, batch.tokens.shape[1])
     encoded = (regions, mask, words, word_mask, batch.image_index)
     expected = 0.7 * joint_contrastive(*encoded, caption_index=batch.caption_index)  # among all of the batch
-    for part in (slice(0, 5), slice(5, 10), slice(10, 12)):
+    for part in (slice(0, 4), slice(4, 8), slice(8, 12)):
         tensors = [tensor[part] for tensor in encoded]
         of_part = hardest_negative_bce(model, *tensors, caption_index=batch.caption_index[part])
         expected = expected + of_part * len(tensors[0]) / 12
     torch.testing.assert_close(loss(0, mining_batch=5), expected)
     assert loss(0, mining_batch=12).item() == loss(0).item() != pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("size", range(2, 40))
+@pytest.mark.parametrize("length", [0, *range(2, 12)])
+def test_no_pair_is_left_without_a_negative(size, length):
+    parts = [range(size)[part] for part in mining_parts(size, length)]
+    assert [pair for part in parts for pair in part] == list(range(size))
+    sizes = [len(part) for part in parts]
+    assert min(sizes) >= 2 and max(sizes) - min(sizes) <= 1
+    assert not length or max(sizes) <= max(length, 3), "three cannot be cut"
 
 
 @pytest.mark.parametrize(

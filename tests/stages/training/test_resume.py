@@ -132,6 +132,13 @@ def test_processes_count_where_they_change_batches_or_dropout(params):
     assert key_of(dropping) != key_of(dropping, processes=2)
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_processes_count_where_a_network_is_trained_that_drops_on_its_own(params, frozen):
+    switches = {"text": "transformer", "transformer_frozen": frozen}
+    settings = params(switches, batch_size=8)
+    assert (key_of(settings) == key_of(settings, processes=2)) == frozen
+
+
 def test_word_vectors_count_by_what_is_in_them(params, tmp_path):
     files = [tmp_path / name for name in ("a.txt", "b.txt", "c.txt")]
     for file, text in zip(files, ("red 1", "red 1", "red 2"), strict=True):

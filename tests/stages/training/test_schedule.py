@@ -49,6 +49,8 @@ def test_a_warm_up_takes_a_quarter_of_all_steps_at_most():
         ({"random_negative_steps": 400}, ["train.random_negative_steps: 400 of 40 steps in all; " + NEVER]),
         ({"random_negative_steps": 20, "curriculum_steps": 20},
          ["train.random_negative_steps and train.curriculum_steps: 40 of 40 steps in all; " + NEVER]),
+        ({"loss": "bce", "curriculum_steps": 5},
+         ["train.curriculum_steps: 5 steps do nothing: train.loss bce has all negatives in every step"]),
     ],
 )  # fmt: skip
 def test_what_a_training_is_too_short_for_is_said(values, said):

