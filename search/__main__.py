@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:  # while libraries are loaded; later it is for what is at work
+        raise SystemExit(130) from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -145,8 +147,9 @@ def _print(collection: Any, options: argparse.Namespace) -> None:
         ]
         content = {
             "sentence": options.sentence, "words": answer.words, "unknown": answer.unknown,
-            "by_spelling": answer.by_spelling, "hits": hits, "ranked": answer.scored, "pictures": answer.total,
-            "rejected": status.rejected_count, "model": status.model,
+            "by_spelling": answer.by_spelling, "dropped": answer.dropped, "hits": hits, "ranked": answer.scored,
+            "pictures": answer.total, "rejected": status.rejected_count, "indexing": status.scanning,
+            "model": status.model,
         }  # fmt: skip
         print(json.dumps(content, indent=2))
     else:
@@ -155,8 +158,18 @@ def _print(collection: Any, options: argparse.Namespace) -> None:
         if answer.by_spelling:
             words = _plain(", ".join(answer.by_spelling))
             print(f"not in the vocabulary trained on, read by their spelling: {words}", file=sys.stderr)
+        if answer.dropped:
+            print(
+                f"the last {answer.dropped} words of the sentence are not read: it is too long for the model",
+                file=sys.stderr,
+            )
         for hit, path in zip(answer.hits, paths, strict=True):
             print(f"{hit.score:8.3f}  {_plain(str(path))}")
+    if not (answer.total or status.problem or status.scanning):
+        from search.listing import SUFFIXES
+
+        formats = ", ".join(sorted(SUFFIXES))
+        print(f"no picture that can be searched; files of pictures end in {formats}", file=sys.stderr)
     if status.problem and not answer.total:
         raise InputError(_plain(status.problem))
 

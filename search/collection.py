@@ -27,7 +27,7 @@ from search.sentences import SentenceReader
 from search.workspace import Workspace, WorkspaceSource
 from stages.contracts import input_errors, read_fingerprint, read_table
 from stages.detectors.images import RejectedImage, read_image
-from stages.errors import shown
+from stages.errors import InputError, shown
 from stages.indexing.vectors import weights_key
 from stages.params.index import IndexParams
 
@@ -216,6 +216,14 @@ class PictureCollection:
         """
         return self._file(self.source.pictures(), picture_id).path
 
+    def name(self, picture_id: str) -> str:
+        """Where a picture lies below the folder of the collection.
+
+        Raises:
+            UnknownPicture: no such picture.
+        """
+        return self._file(self.source.pictures(), picture_id).name
+
     def pixels(self, picture_id: str) -> Pixels:
         """A picture as the detector saw it; only the very bytes that were indexed.
 
@@ -241,6 +249,11 @@ def open_workspace(root: Path) -> PictureCollection:
         InputError: something is missing or damaged, or of another detector.
     """
     workspace = Workspace(root)
+    if not workspace.model.is_dir():
+        raise InputError(
+            f"{workspace.model}: is not there: no model has been trained here; expected `make repro` first, or "
+            "--images and a folder of pictures"
+        )
     with input_errors():
         model, vocabulary, _ = load_checkpoint(workspace.model)
     fingerprint = read_fingerprint(workspace.model)

@@ -7,8 +7,10 @@ detector/            detector.json, as train_detector wrote it; its weights too 
                      sample.npy, the features that a drawn picture has (`search.sample`)
 """
 
+import contextlib
 import hashlib
 import importlib
+import io
 import json
 import shutil
 import sys
@@ -84,7 +86,8 @@ def ready_detector(extraction: Extraction, model: Path, cache: Path) -> Path:
         with held(folder.with_name(f"{folder.name}.lock")):
             if not (folder / "detector.json").is_file():
                 backend = importlib.import_module(DETECTORS[extraction.detector.backend])
-                with replacing_folder(folder) as building:
+                # What it says of the weights is for who trains with them, and no part of an answer.
+                with replacing_folder(folder) as building, contextlib.redirect_stdout(io.StringIO()):
                     backend.resolve(extraction.detector, building, building).save(building)
     _check_same(extraction, folder, model, cache)
     return folder

@@ -175,5 +175,6 @@ class FolderSource:
         """The pictures of the last listing that are known, in the order of the folder."""
         ids: Sequence[str] = [sha256 for sha256 in self._listing.paths if sha256 in self._indexed]
         store = self._cache.store([self._cache.rows[sha256] for sha256 in ids])
-        files = {sha256: PictureFile(self.root / self._listing.paths[sha256], sha256) for sha256 in ids}
+        names = self._listing.paths
+        files = {sha256: PictureFile(self.root / names[sha256], sha256, names[sha256]) for sha256 in ids}
         return Pictures(store, ids, np.arange(len(ids), dtype=np.int64), files, self._engine)

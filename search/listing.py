@@ -13,6 +13,10 @@ SUFFIXES = frozenset({
     ".jp2", ".j2k", ".jpx",
 })  # fmt: skip
 """Endings of the formats that the extractor decodes; other files are no pictures."""
+UNREAD = frozenset({
+    ".heic", ".heif", ".avif", ".jxl", ".svg", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2",
+})  # fmt: skip
+"""Endings of pictures in formats that it does not decode."""
 LARGEST = 2**28
 """Bytes of a file above which it is not read."""
 BATCH = 256
@@ -64,7 +68,7 @@ def list_pictures(root: Path, hashes: Path, progress: Callable[[], bool] = lambd
 
 
 def _walk(root: Path, unreadable: list[tuple[str, str]]) -> Iterator[Path]:
-    """The files that look like pictures; a folder that cannot be read is added to `unreadable`."""
+    """The files that look like pictures; folders and formats that cannot be read are added to `unreadable`."""
 
     def fail(error: OSError) -> None:
         folder = Path(error.filename or root)
@@ -78,8 +82,13 @@ def _walk(root: Path, unreadable: list[tuple[str, str]]) -> Iterator[Path]:
     for parent, folders, files in os.walk(root, onerror=fail):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+            suffix = Path(name).suffix.lower()
+            if name.startswith("."):
+                continue
+            if suffix in SUFFIXES:
                 yield Path(parent, name)
+            elif suffix in UNREAD:
+                unreadable.append((_below(Path(parent, name), root), f"is in a format that is not read ({suffix})"))
 
 
 def _size(path: Path) -> int | str:

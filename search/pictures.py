@@ -20,6 +20,8 @@ class PictureFile:
     path: Path
     sha256: str
     """Of the bytes that were indexed; empty where nobody knows."""
+    name: str
+    """Where it lies below the folder of the pictures, as people read it."""
 
 
 @dataclass(frozen=True)

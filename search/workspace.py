@@ -76,7 +76,7 @@ class Workspace:
         for name, relative, sha256 in zip(*columns, strict=True):
             if not Path(os.path.normpath(root / relative)).is_relative_to(os.path.normpath(root)):
                 raise InputError(f"{path}: path: {shown(relative)} leads out of the folder of the images")
-            files[name] = PictureFile(root / relative, sha256)
+            files[name] = PictureFile(root / relative, sha256, relative)
         return files
 
     def looker(self) -> Looker:
@@ -89,6 +89,7 @@ class WorkspaceSource:
 
     def __init__(self, workspace: Workspace, model: CAMP, name: str) -> None:
         self.workspace, self.model, self.name = workspace, model, name
+        self._weights = weights_key(workspace.model)
         self._looker = workspace.looker()
         self.rescan()
         self._stop = threading.Event()
@@ -116,7 +117,7 @@ class WorkspaceSource:
         if (folder / "index.json").is_file():
             facts = IndexFacts.load(folder)
             regions = sha256_of(store.path / "manifest.parquet")
-            if (facts.weights, facts.regions) == (weights_key(self.workspace.model), regions):
+            if (facts.weights, facts.regions) == (self._weights, regions):
                 return open_index(folder, facts)
             print(f"{folder}: is of other regions or another model; vectors are made anew", file=sys.stderr)
         with input_errors():
@@ -143,7 +144,14 @@ class WorkspaceSource:
                 return
 
     def rescan(self) -> None:
-        """Read the workspace, at first and as after another run of the pipeline."""
+        """Read the workspace, at first and as after another run of the pipeline.
+
+        Raises:
+            InputError: something is missing or damaged, or another model has been trained meanwhile, whose vectors say
+                nothing to this one.
+        """
+        if weights_key(self.workspace.model) != self._weights:
+            raise InputError(f"{self.workspace.model}: is another model now; start the search again to use it")
         pictures = self._read()
         rejected = read_table(self.workspace.root / "data/regions/rejected.parquet", ("path", "reason"))
         self._rejected = list(zip(rejected["path"].to_pylist(), rejected["reason"].to_pylist(), strict=True))

@@ -26,7 +26,7 @@ class Picture(BaseModel):
     """A picture of an answer to a sentence."""
 
     id: str
-    name: str = Field(description="File name, without its folder.")
+    name: str = Field(description="Where it lies below the folder of the pictures.")
     score: float = Field(description="Matching score m, between 0 and 1.")
     logit: float = Field(description="Logit of m, which tells scores near 0 and 1 apart.")
 

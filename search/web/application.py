@@ -19,6 +19,9 @@ from search.web.uploads import UploadRefused, Uploads
 from stages.detectors.images import RejectedImage
 from stages.errors import InputError
 
+SAID_AS = {"q": "the sentence, q"}
+"""Parameters that people at the page know by another name."""
+
 
 def create_application(collection: PictureCollection, allowed_hosts: Sequence[str] = ()) -> FastAPI:
     """The application that serves a collection.
@@ -69,7 +72,7 @@ def _refusals(application: FastAPI, pages: Pages) -> None:
     """Have what was refused said: as a page to those who look at one, as JSON to programs."""
 
     def refuse(request: Request, status: int, message: str) -> Response:
-        if request.url.path in ("/", "/picture"):
+        if request.url.path in ("/", "/picture", "/rescan"):
             return pages.problem(status, message)
         return JSONResponse({"error": message}, status)
 
@@ -79,7 +82,9 @@ def _refusals(application: FastAPI, pages: Pages) -> None:
 
     @application.exception_handler(RejectedImage)
     def rejected(request: Request, error: RejectedImage) -> Response:
-        return refuse(request, 422 if request.method == "POST" else 404, f"the picture {error}")
+        reason = str(error)
+        message = reason if reason.startswith("the file ") else f"the picture {reason}"
+        return refuse(request, 422 if request.method == "POST" else 404, message)
 
     @application.exception_handler(UploadRefused)
     def upload(request: Request, error: UploadRefused) -> Response:
@@ -90,7 +95,8 @@ def _refusals(application: FastAPI, pages: Pages) -> None:
     @application.exception_handler(RequestValidationError)
     def wrong_query(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        return refuse(request, 422, f"{first['loc'][-1]}: {first['msg']}"[:300])
+        where = SAID_AS.get(first["loc"][-1], first["loc"][-1])
+        return refuse(request, 422, f"{where}: {first['msg'].removeprefix('String ')}"[:300])
 
     @application.exception_handler(HTTPException)
     def not_served(request: Request, error: HTTPException) -> Response:

@@ -97,8 +97,8 @@ class Queries:
         return self.collection.examples(EXAMPLES)
 
     def name(self, picture_id: str) -> str:
-        """The file name of a picture, without its folder; UnknownPicture where there is none."""
-        return readable(self.collection.picture(picture_id).name)
+        """Where a picture lies below the folder of the collection; UnknownPicture where there is none."""
+        return readable(self.collection.name(picture_id))
 
     def status(self) -> Status:
         """As `PictureCollection.status`, its texts as they can be sent."""

@@ -5,8 +5,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +106,40 @@ def test_names_reach_the_terminal_without_control_characters(
     command.main([SENTENCE, "--images", "images", "--model", "models/tiny", "--cache", "cache"])
     out = capsys.readouterr().out
     assert "gotcha" in out and "\x1b" not in out and len(out.splitlines()) == 1
+
+
+def test_what_is_not_read_and_what_is_not_there_is_said(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder.root)
+    options = ["--images", "images", "--model", "models/tiny", "--cache", "cache"]
+    command.main(["red " * 100, *options])
+    assert "the last 40 words of the sentence are not read" in capsys.readouterr().err
+    command.main(["red " * 100, *options, "--json"])
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["dropped"], answer["indexing"]) == (40, False)
+    for path in folder.images.iterdir():
+        path.unlink()
+    (folder.images / "phone.heic").touch()
+    command.main([SENTENCE, *options])
+    said = capsys.readouterr()
+    assert said.out == "" and "1 pictures cannot be used, such as phone.heic: is in a format that is not" in said.err
+    assert "no picture that can be searched; files of pictures end in .bmp, .gif" in said.err
+
+
+def test_interrupted_while_it_is_loaded_it_just_ends(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = [sys.executable, "-m", "search", SENTENCE, "--images", str(folder.images)]
+    root = Path(command.__file__).parent.parent
+    with subprocess.Popen(program, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        maps = Path(f"/proc/{process.pid}/maps")
+        until = time.monotonic() + 60
+        while "libtorch" not in maps.read_text() and time.monotonic() < until:  # which takes a while to load
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and out == "" and "Traceback" not in err
 
 
 def test_a_shipped_model_says_which_features_it_reads(folder: Folder, tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def test_broken_pictures_are_listed_with_the_reason_and_others_are_searched(fold
     whole = (folder.images / "0.png").read_bytes()
     (folder.images / "torn.png").write_bytes(whole[: len(whole) // 2])
     (folder.images / "link.png").symlink_to(folder.images / "nowhere.png")
+    (folder.images / "phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
     (folder.images / "notes.txt").write_text("no picture, and none by its name")
     (folder.images / ".hidden.png").write_bytes(whole)
     os.mkfifo(folder.images / "pipe.png")
@@ -95,12 +96,24 @@ def test_broken_pictures_are_listed_with_the_reason_and_others_are_searched(fold
     collection.start()
     status = wait_for(collection)
     collection.close()
-    assert (status.ready, status.total, status.rejected_count, status.problem) == (7, 7, 5, None)
+    assert (status.ready, status.total, status.rejected_count, status.problem) == (7, 7, 6, None)
     reasons = dict(status.rejected)
     assert reasons["empty.jpg"] == "the file is empty"
+    assert reasons["phone.HEIC"] == "is in a format that is not read (.heic)"
     assert reasons["text.png"] == "is no image of a known format"
     assert reasons["torn.png"].startswith("cannot be decoded")
     assert reasons["link.png"].startswith("cannot be read") and reasons["pipe.png"] == "is no file"
+
+
+def test_pictures_of_one_name_in_two_folders_are_told_apart(folder: Folder) -> None:
+    for place in ("2021/IMG_1.png", "2022/IMG_1.png"):
+        folder.draw(place, int(place[:4]))
+    collection = folder.open()
+    collection.start()
+    wait_for(collection)
+    collection.close()
+    names = {collection.name(picture_id) for picture_id in collection.first(100)}
+    assert {"2021/IMG_1.png", "2022/IMG_1.png", "0.png"} <= names
 
 
 def test_broken_pictures_are_not_looked_at_again(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,9 +126,13 @@ def test_a_dropped_picture_finds_those_like_it(
 
 def test_a_dropped_file_that_is_no_picture_is_said(tab: Any, server: Server, photographs: Photographs) -> None:
     tab.open(server.address)
+    tab.run("scrollTo(0, document.documentElement.scrollHeight)")
     drop(tab, str(photographs.root / "params.yaml"))
     tab.wait("!document.querySelector('#failed').hidden")
     assert "is no image of a known format" in tab.text("#failed")
+    box = "document.querySelector('#failed').getBoundingClientRect()"
+    top, bottom, height = tab.run(f"(({{ top, bottom }}) => [top, bottom, innerHeight])({box})")
+    assert 0 <= top < bottom <= height, "it is seen, however many pictures there are"
     assert tab.count("#tiles img") >= 24
 
 

@@ -144,6 +144,7 @@ def bomb() -> bytes:
 def test_what_is_no_picture_is_refused(client: httpx.Client, path: str, body: bytes, said: str) -> None:
     answer = client.post(path, content=body)
     assert answer.status_code == 422 and said in answer.json()["error"] and len(answer.text) < 500
+    assert "the picture the file" not in answer.text
 
 
 def test_a_huge_upload_is_refused_before_it_has_arrived(server: Server, client: httpx.Client) -> None:

@@ -1,12 +1,13 @@
 """Search in a workspace: what CAMP's own code says of the same pictures and sentences."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from camp_model.checkpoint import load_checkpoint
+from camp_model.checkpoint import load_checkpoint, save_checkpoint
 from camp_model.encoding import encode_images, encode_sentences
 from camp_model.regions import RegionStore, write_rejected
 from search.collection import PictureCollection, UnknownPicture, open_workspace
@@ -112,6 +113,24 @@ def test_what_another_run_has_set_aside_is_seen_when_it_is_read_again(
     workspace.rescan()
     assert workspace.status().rejected == [("new.png", "is truncated")] * (before + 1)
     assert workspace.status().rejected_count == before + 1
+
+
+def test_vectors_of_another_model_are_not_mixed_in(run: SmallRun, workspace: PictureCollection) -> None:
+    before = workspace.search(SENTENCE, top=100)
+    model, vocabulary, _ = load_checkpoint(run.model)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight))
+    save_checkpoint(run.model, model, vocabulary)
+    with pytest.raises(InputError, match=r"models/camp: is another model now; start the search again"):
+        workspace.rescan()
+    assert workspace.search(SENTENCE, top=100) == before
+    assert open_workspace(run.root).search(SENTENCE, top=100) != before
+
+
+def test_a_workspace_that_has_trained_nothing_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"models/camp: is not there: .*`make repro`.*--images"):
+        open_workspace(tmp_path)
 
 
 def test_a_changed_byte_of_the_regions_is_said(run: SmallRun, workspace: PictureCollection) -> None:

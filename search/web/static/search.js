@@ -2,7 +2,10 @@
 // The search page beyond what works without scripts: rows on scrolling, a dropped picture, progress, keys.
 (() => {
   const byId = (id) => document.getElementById(id);
-  const failed = (message) => Object.assign(byId("failed"), { textContent: message, hidden: !message });
+  function failed(message) {
+    Object.assign(byId("failed"), { textContent: message, hidden: !message });
+    if (message) byId("failed").scrollIntoView({ block: "nearest" });
+  }
 
   /** What the server says, as text of a page's part; an Error with its reason where it refuses. */
   async function ask(path, options = {}) {
@@ -37,7 +40,7 @@
       }
     } catch (error) {
       list.dataset.more = "no"; // the link stays
-      failed(`No more pictures came: ${error.message}`);
+      more.append(` No more came: ${error.message}`);
     } finally {
       filling = false;
     }
