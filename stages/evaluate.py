@@ -14,7 +14,7 @@ from stages.evaluation.folds import read_split
 from stages.evaluation.loading import load_models, read_as, read_lexicon
 from stages.evaluation.measuring import measure_split
 from stages.evaluation.other_gates import with_gates
-from stages.evaluation.recall_table import recall_text
+from stages.evaluation.recall_table import coarse, recall_text
 from stages.params.evaluate import EvaluateParams
 from stages.params.section import StageSections
 from stages.tracking import track, trained_by
@@ -79,6 +79,9 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
             run.log_artifact(metrics / f"{file}.json", "metrics")
         write_sealed(out / "results.json", {"results": hashes_of(metrics / f"{file}.json" for file in files)})
     print(recall_text(retrieval))
+    for name, split in splits.items():
+        if remark := coarse(len(split.images)):
+            print(f"{name}:{remark}")
 
 
 def main() -> None:

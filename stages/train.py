@@ -105,7 +105,7 @@ def train(
             fingerprint = {
                 "detector": info.detector, "dataset": task_hash(paths.captions / "val.parquet", paths.images),
                 "val_rsum": rsum, "precision": params.train.precision, "joint_weight": params.train.joint_weight,
-                "results": hashes_of(numbers),
+                "results": hashes_of(numbers), "start_from": params.train.start_from,
             }  # fmt: skip
             publish(resume.best(progress.best_epoch), paths.model, fingerprint)
             run.log_metrics({f"train/{name}": value for name, value in trainer.pace.metrics().items()}, progress.step)

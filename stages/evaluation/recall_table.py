@@ -9,6 +9,8 @@ COLUMNS = (
 )  # fmt: skip
 """Percent of the queries for r1, r5 and r10; ranks starting at 1 for medr and meanr; rsum sums the six percents."""
 
+FEW = 50
+"""Images of a split below which one of them is more than two points of image to text."""
 HEADINGS = ("R@1", "R@5", "R@10", "medR", "meanR") * 2 + ("rsum",)
 
 
@@ -41,6 +43,13 @@ def recall_text(metrics: Mapping[str, Mapping[str, float]], paper: bool = False)
         lines.append(f"{name:<{width}}{cells}")
     lines += [line for name, values in metrics.items() for line in more_matches(name, values)]
     return "\n".join(lines)
+
+
+def coarse(images: int) -> str:
+    """A sentence on the recalls of so few images, to follow others; empty where there are enough."""
+    if images >= FEW:
+        return ""
+    return f" {images} images are too few to compare models by: each is {100 / images:.1f} points of a recall."
 
 
 def more_matches(split: str, values: Mapping[str, float]) -> list[str]:

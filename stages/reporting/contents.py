@@ -14,9 +14,9 @@ from camp_model.files import sha256_of
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
-from stages.contracts import check_results, input_errors, read_object, read_table
+from stages.contracts import check_results, input_errors, read_fingerprint, read_object, read_table
 from stages.errors import InputError
-from stages.evaluation.recall_table import HEADINGS, more_matches
+from stages.evaluation.recall_table import HEADINGS, coarse, more_matches
 from stages.evaluation.tables import FOIL_SCHEMA, PAIR_SCHEMA, QUERY_SCHEMA
 from stages.params.dataset import SPLITS, DatasetParams
 from stages.reporting import page
@@ -124,7 +124,7 @@ def contents(params: ReportSections, inputs: Inputs, limit: int) -> dict[str, An
         "title": f"CAMP on {dataset}: text-image retrieval",
         "dataset_name": dataset,
         "lead": f"Every image of the {split} split is ranked against every caption, and every caption against every "
-        f"image: {notes[split]}.",
+        f"image: {notes[split]}." + coarse(page.image_count(loaded.evaluations[split].schema.metadata)),
         "split": split,
         "headline": page.headline(loaded.retrieval[split], gates),
         "headings": HEADINGS[:-1],
@@ -186,6 +186,8 @@ def _facts(params: ReportSections, loaded: Loaded, model_folder: Path) -> list[d
     # equal pages.
     weights = sha256_of(model_folder / "model.safetensors")[:12]
     origin = [("model (its sha256)", weights), ("report seed", params.report.seed)]
+    if start := read_fingerprint(model_folder).get("start_from"):
+        origin.append(("training started from", start))
     return [
         {"title": "Data", "rows": data},
         {"title": "Model", "rows": [*model, ("parameters", f"{size:,}")]},

@@ -187,11 +187,16 @@ def context_note(source: str) -> str:
     return "comparable only where images, split and protocol are the paper's"
 
 
+def image_count(metadata: Mapping[bytes, bytes]) -> int:
+    """Of a split, from the metadata of its evaluation."""
+    return int(metadata.get(b"camp.images", b"0"))
+
+
 def protocol_note(metadata: Mapping[bytes, bytes]) -> str:
     """How a split was measured, from the metadata of its evaluation."""
-    images, captions = (int(metadata.get(key, b"0")) for key in (b"camp.images", b"camp.captions"))
+    captions = int(metadata.get(b"camp.captions", b"0"))
     parts = [
-        f"{images:,} images, {captions:,} captions",
+        f"{image_count(metadata):,} images, {captions:,} captions",
         PROTOCOLS.get(metadata.get(b"camp.protocol", b"").decode(), ""),
     ]
     if equal := int(metadata.get(b"camp.equal_captions", b"0")):

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,7 +20,7 @@ from camp_model.vocabulary import UNK, Vocabulary
 from stages.errors import InputError
 from stages.evaluation.folds import COCO_FOLDS, folds_of, read_split
 from stages.evaluation.measuring import rank_fold
-from stages.evaluation.recall_table import recall_text
+from stages.evaluation.recall_table import coarse, recall_text
 from tests.stages.evaluation.running import PARAMS, run
 
 
@@ -61,7 +62,13 @@ def test_metrics_and_rows_agree_with_scoring_every_pair_alone(small, capsys):
         best = scores[i, owner == i].max()
         assert row["rank"] == 1 + (scores[i] > best).sum()
         assert row["top_ids"][0] == str(small.captions[int(np.argmax(scores[i]))][0])
-    assert f"{retrieval['test']['rsum']:.1f}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{retrieval['test']['rsum']:.1f}" in said
+    assert said.endswith("test: 20 images are too few to compare models by: each is 5.0 points of a recall.\n")
+
+
+def test_what_is_said_of_small_splits():
+    assert coarse(50) == "" and "each is 2.0 points" in coarse(49)
 
 
 def test_equal_scores_rank_and_list_the_wrong_candidates_first():
@@ -127,6 +134,8 @@ def test_ensemble_scores_the_mean_of_probabilities(small, make_checkpoint, tmp_p
 
 class Constant(torch.nn.Module):
     """A model whose every logit is `value`: past what a float32 probability can tell from 1."""
+
+    matcher = SimpleNamespace(cosine=None)
 
     def __init__(self, value: float) -> None:
         super().__init__()

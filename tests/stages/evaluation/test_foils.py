@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +43,8 @@ def run(small, params=PARAMS):
 
 class Additive(torch.nn.Module):
     """A model whose logit is the sum of a value for each word, and whose gate is another value for each word."""
+
+    matcher = SimpleNamespace(cosine=None)
 
     def __init__(self, values: dict[int, float], gates: dict[int, float], **switches: str) -> None:
         super().__init__()

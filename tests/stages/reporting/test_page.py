@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from camp_model.files import write_sealed
-from stages.contracts import hashes_of
+from stages.contracts import hashes_of, read_fingerprint
 from stages.evaluate import evaluate
 from stages.params.report import ReportParams
 from stages.reporting.queries import choose_queries
@@ -53,6 +53,10 @@ def test_numbers_on_the_page_are_those_of_the_metrics(small):
         assert published in page.text
     assert "20 images, 59 captions" in page.text and "another task" in page.text
     assert "best epoch" in page.text and "123.4" in page.text
+    assert "20 images are too few to compare models by" in page.text and "started from" not in page.text
+    record = Path("models/camp/fingerprint.json")
+    write_sealed(record, read_fingerprint(record.parent) | {"start_from": "pretrained/flickr8k"})
+    assert "training started from" in draw().text and "pretrained/flickr8k" in draw().text
 
 
 def test_captions_stay_text(small):
