@@ -1,22 +1,114 @@
-"""Reading arrays out of pickles that are not trusted: nothing but NumPy's own builders can be called.
+"""Reading arrays out of pickles that are not trusted: no function of NumPy's is called with what a file says.
 
 Detectron2's model zoo, and the Visual Genome weights converted from Caffe, are pickled dicts of NumPy arrays. A pickle
 names the functions that rebuild its content, any function of any module; here every name but the few that make up an
-array is refused before it is looked up, so opening a file cannot run what somebody put into it.
+array is refused before it is looked up, so opening a file cannot run what somebody put into it. NumPy's own builders
+are refused too: they take bytes for an array of objects, and read pointers from them. What stands in their places here
+makes arrays of numbers from bytes of just their length.
 """
 
 import collections
+import math
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy._core import multiarray, numeric
 
-from stages.errors import InputError
+from stages.errors import InputError, shown
 
 State = dict[str, torch.Tensor]
+NUMBERS = frozenset({"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"})
+"""The types that a tensor can have: kind and bytes, as NumPy writes them."""
+
+
+class _Builder:
+    """A function that a pickle may call; it can do nothing else to it, such as setting its attributes."""
+
+    __slots__ = ("_build",)
+
+    def __init__(self, build: Callable[..., Any]) -> None:
+        self._build = build
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._build(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("it changes a function")
+
+
+class _NumberType:
+    """NumPy's dtype, of which a pickle says kind and size, then the byte order."""
+
+    __slots__ = ("name", "order")
+
+    def __init__(self, name: Any, align: Any = False, copy: Any = False) -> None:
+        if not isinstance(name, str):
+            raise pickle.UnpicklingError(f"it holds an array of {shown(name)}")
+        self.name, self.order = name, "="
+
+    def __setstate__(self, state: Any) -> None:
+        _, order, subtype, names, fields, *_ = state
+        if any(part is not None for part in (subtype, names, fields)):
+            raise pickle.UnpicklingError(f"it holds an array of {self.name}, a type that has parts")
+        if order not in ("<", ">", "|", "="):
+            raise pickle.UnpicklingError(f"it holds numbers in the byte order {shown(order)}")
+        self.order = order
+
+    def __str__(self) -> str:
+        return "object" if self.name.startswith("O") else self.name
+
+    def array(self, raw: Any) -> np.ndarray | None:
+        """The numbers [n] in some bytes; None where they are no numbers."""
+        if self.name not in NUMBERS:
+            return None
+        content = raw.encode("latin1") if isinstance(raw, str) else raw  # Python 2 wrote bytes as texts
+        if not isinstance(content, bytes | bytearray):
+            raise pickle.UnpicklingError(f"it holds numbers in a {type(raw).__name__}; expected bytes")
+        return np.frombuffer(content, np.dtype(self.order + self.name))
+
+
+class _PickledArray:
+    """An array or a number while its file is read: `values` is None where it is of no type of numbers."""
+
+    __slots__ = ("kind", "values")
+
+    def __init__(self) -> None:
+        self.kind = "nothing"
+        self.values: np.ndarray | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        *_, shape, kind, fortran, raw = state
+        self.fill(kind, raw, shape, "F" if fortran else "C")
+
+    def fill(self, kind: Any, raw: Any, shape: Any, order: str = "C") -> None:
+        """Take the numbers in `raw`, as many bytes as the `shape` needs, in the order C or F.
+
+        Raises:
+            pickle.UnpicklingError: this is no array.
+        """
+        if not isinstance(kind, _NumberType) or not isinstance(shape, tuple):
+            raise pickle.UnpicklingError("it holds an array without a type or a shape")
+        self.kind, values = str(kind), kind.array(raw)
+        if values is None:
+            return
+        if not all(type(side) is int and side >= 0 for side in shape) or math.prod(shape) != len(values):
+            raise pickle.UnpicklingError(f"it holds {len(values)} numbers for an array of the shape {shown(shape)}")
+        self.values = values.reshape(shape, order="F" if order == "F" else "C")
+
+
+def _not_called(*_: Any) -> None:
+    raise pickle.UnpicklingError("it calls numpy.ndarray")
+
+
+_NDARRAY = _Builder(_not_called)
+"""What a pickle names as the class of an array, and never calls."""
+
+
+def _empty_dict() -> dict[Any, Any]:
+    return collections.OrderedDict()
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
@@ -26,17 +118,38 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("_codecs", "encode"): _encode,
+def _reconstruct(subtype: Any, shape: Any, kind: Any) -> _PickledArray:
+    """An array that is still empty: the pickle sets its state next."""
+    if subtype is not _NDARRAY:
+        raise pickle.UnpicklingError("it holds an array of another class than numpy.ndarray")
+    return _PickledArray()
+
+
+def _scalar(kind: Any, raw: Any) -> _PickledArray:
+    number = _PickledArray()
+    number.fill(kind, raw, ())
+    return number
+
+
+def _from_buffer(raw: Any, kind: Any, shape: Any, order: Any, axes: Any = None) -> _PickledArray:
+    """An array of protocol 5: in the order C or F, or in the order K: C, and its axes exchanged."""
+    array = _PickledArray()
+    array.fill(kind, raw, shape, order)
+    if array.values is not None and axes is not None:
+        array.values = array.values.transpose(axes)
+    return array
+
+
+_ALLOWED: dict[tuple[str, str], _Builder] = {
+    ("numpy", "ndarray"): _NDARRAY,
+    ("numpy", "dtype"): _Builder(_NumberType),
+    ("collections", "OrderedDict"): _Builder(_empty_dict),
+    ("_codecs", "encode"): _Builder(_encode),
 }
-for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-    _ALLOWED[_module, "_reconstruct"] = multiarray._reconstruct
-    _ALLOWED[_module, "scalar"] = multiarray.scalar
-for _module in ("numpy.core.numeric", "numpy._core.numeric"):
-    _ALLOWED[_module, "_frombuffer"] = numeric._frombuffer  # type: ignore[attr-defined]
+for _package in ("numpy.core", "numpy._core"):
+    _ALLOWED[f"{_package}.multiarray", "_reconstruct"] = _Builder(_reconstruct)
+    _ALLOWED[f"{_package}.multiarray", "scalar"] = _Builder(_scalar)
+    _ALLOWED[f"{_package}.numeric", "_frombuffer"] = _Builder(_from_buffer)
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -75,11 +188,10 @@ def read_arrays(path: Path) -> State:
 
 def _is_parameter(name: Any, value: Any) -> bool:
     # Solver state of Caffe2 and texts are no parameters.
-    return isinstance(value, np.ndarray | np.generic) and not str(name).endswith("_momentum")
+    return isinstance(value, _PickledArray) and not str(name).endswith("_momentum")
 
 
-def _tensor(path: Path, name: str, value: Any) -> torch.Tensor:
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiub":
-        raise InputError(f"{path}: {name[:200]}: is of type {str(array.dtype)[:80]}; expected numbers")
-    return torch.from_numpy(np.array(array, order="C", dtype=array.dtype.newbyteorder("=")))
+def _tensor(path: Path, name: str, array: _PickledArray) -> torch.Tensor:
+    if (values := array.values) is None:
+        raise InputError(f"{path}: {name[:200]}: is of type {array.kind[:80]}; expected numbers of at most 8 bytes")
+    return torch.from_numpy(np.array(values, order="C", dtype=values.dtype.newbyteorder("=")))
