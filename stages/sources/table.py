@@ -4,15 +4,13 @@ A column `split` says where an image belongs. Without it a hash of the picture d
 `group`, so that the pictures of one group (the views of a product, the frames of a film) stay together.
 """
 
+import csv
 import io
-import re
-import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,59 +23,96 @@ from stages.workspace import named_path
 COLUMNS, OPTIONAL = ("image", "caption"), ("split", "group")
 
 
-def _check_columns(file: Path, names: list[str]) -> list[str]:
-    """The columns of `names` that are read."""
+DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
+"""What may stand between the cells of a CSV: Excel writes semicolons where numbers have decimal commas."""
+
+
+def _check_columns(file: Path, names: Sequence[str], delimited: str = "") -> dict[str, str]:
+    """The columns that are read, and what the file calls them: in capitals or between spaces where that is clear."""
+    known = set(COLUMNS + OPTIONAL)
+    plain = [name if name in known else name.strip().lower() for name in names]
+    found = {}
     for column in (*COLUMNS, *OPTIONAL):
-        if names.count(column) != 1 and (column in COLUMNS or column in names):
+        # The very name goes before others that only look like it.
+        same = [name for name in names if name == column] or [
+            name for name, as_plain in zip(names, plain, strict=True) if as_plain == column
+        ]
+        if len(same) != 1 and (column in COLUMNS or same):
             header = ", ".join(str(name)[:40] for name in names[:12])
             raise InputError(
-                f"{file}: column {column!r} is there {names.count(column)} times; expected the columns "
-                f"{', '.join(COLUMNS)} and maybe {' or '.join(OPTIONAL)}, found {header or 'none'}"
+                f"{file}: column {column!r} is there {len(same)} times; expected the columns "
+                f"{', '.join(COLUMNS)} and maybe {' or '.join(OPTIONAL)}{delimited}, found {header or 'none'}"
             )
-    return [column for column in (*COLUMNS, *OPTIONAL) if column in names]
+        if same:
+            found[column] = same[0]
+    return found
 
 
-_Cells = list[Any] | str
-"""The cells of a row, or why they cannot be told."""
+_Cells = list[Any] | str | None
+"""The cells of a row, or why they cannot be told; None: an empty line."""
+
+
+def _delimiter(text: str) -> str:
+    """What stands between the cells of a CSV: that which divides its header into the columns, or else a comma."""
+    header = next((line for line in io.StringIO(text) if line.strip()), "")
+    for delimiter in DELIMITERS:
+        if {name.strip().strip('"').strip().lower() for name in header.split(delimiter)} >= set(COLUMNS):
+            return delimiter
+    return ","
 
 
 def _read_csv(file: Path) -> tuple[list[str], list[_Cells]]:
     # A newline alone ends a row: a carriage return or U+2028 inside a caption does not.
     text = read_text(file, "a CSV in UTF-8").replace("\r\n", "\n")
+    # To Python's reader a carriage return does, so another character, that the text does not hold, stands for it.
+    stand_in = next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in text)
+    delimiter = _delimiter(text)
+    limit = csv.field_size_limit(len(text) + 1)
     try:
-        # Every cell stays the text it is: a caption "NA" or "null" is a caption.
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always", pd.errors.ParserWarning)
-            frame = pd.read_csv(
-                io.StringIO(text), dtype=str, keep_default_na=False, na_filter=False, header=None, lineterminator="\n",
-                on_bad_lines="warn",
-            )  # fmt: skip
-    except ValueError as error:  # pandas' parser errors
-        raise InputError(f"{file}: is not a CSV in UTF-8: {str(error)[:200]}") from None
-    header, *rows = frame.to_numpy().tolist()
-    columns = _check_columns(file, header)
-    places = [header.index(column) for column in columns]
-    return columns, _with_overlong(([row[place] for place in places] for row in rows), file, said)
+        lines = io.StringIO(text.replace("\r", stand_in), newline="\n")
+        records = _records(csv.reader(lines, delimiter=delimiter, strict=True), file)
+    finally:
+        csv.field_size_limit(limit)
+    while records and not any(cell.strip() for cell in records[0][1]):
+        records.pop(0)
+    if not records:
+        raise InputError(f"{file}: is not a CSV: holds nothing; expected the columns {', '.join(COLUMNS)}")
+    header = [cell.replace(stand_in, "\r") for cell in records[0][1]]
+    columns = _check_columns(file, header, ", divided by commas")
+    places = [header.index(name) for name in columns.values()]
+    rows: list[_Cells] = []
+    for number, (line, cells) in enumerate(records[1:], start=1):
+        if len(cells) > len(header):
+            rows.append(
+                f"is not a CSV at line {line} (row {number}): {len(cells)} cells; expected {len(header)}, and double "
+                f"quotes around a text that holds a {DELIMITERS[delimiter]}"
+            )
+        elif len(cells) < 2 and not "".join(cells).strip():
+            rows.append(None)
+        else:
+            padded = cells + [""] * (len(header) - len(cells))
+            rows.append([padded[place].replace(stand_in, "\r") for place in places])
+    return list(columns), rows
 
 
-def _with_overlong(rows: Iterable[list[Any]], file: Path, said: Iterable[warnings.WarningMessage]) -> list[_Cells]:
-    """The rows of a CSV with those in their places that pandas leaves out, for they have more cells than the header."""
-    reasons: dict[int, str] = {}
-    for line in "\n".join(str(warning.message).strip() for warning in said).splitlines():
-        numbers = re.fullmatch(r"Skipping line (\d+): expected (\d+) fields, saw (\d+)", line)
-        if numbers is None:
-            raise InputError(f"{file}: is not a CSV in UTF-8: {line[:200]}")
-        record, expected, cells = map(int, numbers.groups())
-        reasons[record - 2] = (
-            f"is not a CSV at line {record} (row {record - 1}): {cells} cells; expected {expected}, and double quotes "
-            "around a text that holds a comma"
-        )
-    every: list[_Cells] = []
-    for row in rows:
-        while len(every) in reasons:
-            every.append(reasons.pop(len(every)))
-        every.append(row)
-    return every + [reason for _, reason in sorted(reasons.items())]
+def _records(reader: Any, file: Path) -> list[tuple[int, list[str]]]:
+    """The cells of every record of a CSV, and the line that it begins at.
+
+    Raises:
+        InputError: double quotes stand where they mean nothing; read on, they would swallow the rows up to the next.
+    """
+    records, line = [], 1
+    try:
+        for cells in reader:
+            records.append((line, cells))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        at = f"line {line}" if reader.line_num <= line else f"lines {line} to {reader.line_num}"
+        raise InputError(
+            f"{file}: is not a CSV at {at}: {str(error)[:200]}; expected a cell that begins with double quotes to end "
+            'with them, and those inside it to be doubled: """Hello"" says the dog"'
+        ) from None
+    return records
 
 
 def _texts(column: pa.ChunkedArray) -> list[Any]:
@@ -99,15 +134,16 @@ def _read_parquet(file: Path) -> tuple[list[str], list[_Cells]]:
     try:
         schema = pq.read_schema(file)
         columns = _check_columns(file, schema.names)
-        for column in columns:
-            kind = schema.field(column).type
+        for column, name in columns.items():
+            kind = schema.field(name).type
             # Pictures as bytes, as in the data sets of Hugging Face: named by their type, never read.
             if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
                 raise InputError(f"{file}: column {column!r} holds {str(kind)[:80]}; expected texts")
-        table = pq.read_table(file, columns=columns, partitioning=None)
+        table = pq.read_table(file, columns=list(columns.values()), partitioning=None)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: of the names of columns
         raise InputError(f"{file}: is not a Parquet file: {str(error)[:200]}") from None
-    return columns, [list(row) for row in zip(*(_texts(table.column(name)) for name in columns), strict=True)]
+    cells = (_texts(table.column(name)) for name in columns.values())
+    return list(columns), [list(row) for row in zip(*cells, strict=True)]
 
 
 def _read_rows(file: Path) -> tuple[list[str], list[_Cells]]:
@@ -168,13 +204,15 @@ def read_source(params: DatasetParams, image_out: Path) -> Source:
     root, options = named_path(params.root), params.table
     file = root / options.file
     columns, rows = _read_rows(file)
-    if not rows:
+    if all(cells is None for cells in rows):
         raise InputError(f"{file}: holds no rows; expected one for each caption, ended by a newline")
     source = Source(images=[], captions=[], folders={"dataset.table.images": root / options.images})
     images: dict[str, _Row] = {}
     captions: list[tuple[str, _Row]] = []
     path_of = cache(partial(join, options.images))
     for number, cells in enumerate(rows, start=1):
+        if cells is None:
+            continue
         with source.setting_aside("caption"):
             if isinstance(cells, str):
                 raise BadRecord(str(file), cells)

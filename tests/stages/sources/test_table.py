@@ -146,3 +146,71 @@ def test_groups_may_be_numbers(tmp_path: Path, numbers: list[float | None]) -> N
     pd.DataFrame(columns).to_parquet(tmp_path / "t.parquet")
     source = read(tmp_path, file="t.parquet")
     assert [image.group for image in source.images] == [str(int(n)) if n is not None else "" for n in numbers]
+
+
+LONE_QUOTES = """image,caption,split
+1.jpg,a cat,train
+2.jpg,"cause it rains,train
+3.jpg,a bird,train
+4.jpg,"tis a boat,train
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        (LONE_QUOTES, "lines 3 to 5"),
+        ('image,caption,split\n1.jpg,"Hello" says the dog,train\n', "line 2"),
+        ('image,caption,split\n1.jpg,a cat,train\n2.jpg,"tis a boat,train\n3.jpg,a bird,val\n', "lines 3 to 4"),
+    ],
+)
+def test_no_lone_quote_swallows_rows(tmp_path: Path, text: str, lines: str) -> None:
+    (tmp_path / "captions.csv").write_text(text)
+    with pytest.raises(
+        InputError, match=rf"captions\.csv: is not a CSV at {lines}: .* expected a cell that begins with"
+    ):
+        read(tmp_path)
+
+
+def test_quotes_that_are_right_are_read(tmp_path: Path) -> None:
+    rows = ['1.jpg,"""Hello"" says the dog",train', '2.jpg,he said "hi",train', '3.jpg,"two\nlines, one cell",val']
+    (tmp_path / "captions.csv").write_text("\n".join(["image,caption,split", *rows]))
+    texts = [caption.text for caption in read(tmp_path).captions]
+    assert texts == ['"Hello" says the dog', 'he said "hi"', "two\nlines, one cell"]
+
+
+@pytest.mark.parametrize(("delimiter", "name"), [(";", "semicolon"), ("\t", "tab")])
+def test_semicolons_and_tabs_of_excel_are_read(tmp_path: Path, delimiter: str, name: str) -> None:
+    rows = [("image", "caption", "split"), ("1.jpg", "red, and blue", "train"), ("2.jpg", f'"a{delimiter} b"', "val")]
+    lines = [delimiter.join(row) for row in (*rows, ("3.jpg", f"c{delimiter} d", "test"))]
+    (tmp_path / "captions.csv").write_bytes("\r\n".join([*lines, ""]).encode("utf-8-sig"))
+    source = table.read_source(DatasetParams.from_dict({"source": "table", "root": str(tmp_path)}), tmp_path)
+    assert [caption.text for caption in source.captions] == ["red, and blue", f"a{delimiter} b"]
+    assert [image.split for image in source.images] == ["train", "val"]
+    assert f"line 4 (row 3): 4 cells; expected 3, and double quotes around a text that holds a {name}" in str(
+        source.rejected[0]
+    )
+
+
+def test_names_of_columns_may_be_in_capitals_and_between_spaces(tmp_path: Path) -> None:
+    (tmp_path / "captions.csv").write_text("Image, Caption ,SPLIT\n1.jpg,a dog,val\n")
+    source = read(tmp_path)
+    assert (source.images[0].split, source.captions[0].text) == ("val", "a dog")
+    (tmp_path / "captions.csv").write_text("Image,caption,image,split\n1.jpg,a dog,2.jpg,val\n")
+    assert read(tmp_path).images[0].path == "2.jpg", "the very name goes before"
+    (tmp_path / "captions.csv").write_text("Image,IMAGE,caption\n1.jpg,2.jpg,a dog\n")
+    with pytest.raises(InputError, match="column 'image' is there 2 times; .* divided by commas, found Image, IMAGE"):
+        read(tmp_path)
+    pd.DataFrame(ROWS, columns=["Image", "Caption", "Split"]).to_parquet(tmp_path / "t.parquet")
+    assert len(read(tmp_path, file="t.parquet").captions) == len(ROWS)
+
+
+def test_empty_lines_and_newlines_in_cells_shift_no_number(tmp_path: Path) -> None:
+    lines = ["image,caption,split", "", '1.jpg,"two', 'lines",train', "2.jpg,,val", "3.jpg,red, and blue,test", "", ""]
+    (tmp_path / "captions.csv").write_text("\n".join(lines))
+    source = table.read_source(DatasetParams.from_dict({"source": "table", "root": str(tmp_path)}), tmp_path)
+    assert [caption.where.rpartition(": ")[2] for caption in source.captions] == ["row 2"]
+    assert [str(row).removeprefix(f"{tmp_path}/captions.csv: ")[:31] for row in source.rejected] == [
+        "row 3: column 'caption' holds '",
+        "is not a CSV at line 6 (row 4):",
+    ]
