@@ -46,7 +46,8 @@ def _stated_size(record: dict[str, Any]) -> tuple[float, float] | None:
 class _Part:
     """One caption file, read as far as its images."""
 
-    def __init__(self, part: CocoPart, root: Path, test_share: float, source: Source) -> None:
+    def __init__(self, part: CocoPart, root: Path, test_share: float, source: Source, paths: dict[str, str]) -> None:
+        """`paths`: of the pictures of all parts so far, where the record of each is."""
         self.options, self.file = part, root / part.captions
         self.content = read_json(self.file, "the file that dataset.coco.parts.captions names")
         self.pictures: dict[int, _Picture] = {}
@@ -56,9 +57,9 @@ class _Part:
         """COCO ids of images whose record was set aside."""
         for number, record in enumerate(take(self.content, "images", list, str(self.file))):
             with source.setting_aside("image"):
-                self._add(record, f"{self.file}: images[{number}]", test_share)
+                self._add(record, f"{self.file}: images[{number}]", test_share, paths)
 
-    def _add(self, record: Any, where: str, test_share: float) -> None:
+    def _add(self, record: Any, where: str, test_share: float, paths: dict[str, str]) -> None:
         part = self.options
         coco_id = take(record, "id", int, where)
         if coco_id in self.pictures:
@@ -67,6 +68,10 @@ class _Part:
         self.rejected.add(coco_id)  # until it is read whole
         split = "test" if part.split == "val" and in_test_share(coco_id, test_share) else part.split
         path = join(part.images, take(record, "file_name", str, where))
+        # Before captions and boxes are read: they would go to the first record, which may be of another split.
+        if path in paths:
+            raise BadRecord(f"{where}.file_name", f"{shown(path)} is there twice, first at {paths[path]}")
+        paths[path] = where
         self.pictures[coco_id] = _Picture(path, split, where, join(part.images))
         self.rejected.discard(coco_id)
         if size := _stated_size(record):
@@ -131,7 +136,8 @@ def _read_captions(part: _Part, ids: dict[int, str], source: Source) -> None:
 def read_source(params: DatasetParams, image_out: Path) -> Source:
     """Read the annotation files, part by part.
 
-    A record that lacks a key or comes twice, a caption that names no image and a box that is none are set aside.
+    A record that lacks a key or whose id or picture comes twice, a caption that names no image and a box that is none
+    are set aside.
 
     Raises:
         InputError: a file is missing or in another form.
@@ -143,7 +149,8 @@ def read_source(params: DatasetParams, image_out: Path) -> Source:
     source = Source(images=[], captions=[])
     for number, option in enumerate(options):
         source.folders[f"dataset.coco.parts.images of part {number}"] = root / option.images
-    parts = [_Part(option, root, test_share, source) for option in options]
+    paths: dict[str, str] = {}
+    parts = [_Part(option, root, test_share, source, paths) for option in options]
     names = iter(image_ids([picture.path for part in parts for picture in part.pictures.values()]))
     for part in parts:
         ids = {coco_id: next(names) for coco_id in part.pictures}

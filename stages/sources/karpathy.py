@@ -8,6 +8,7 @@ from stages.errors import shown
 from stages.params.dataset import SPLITS, DatasetParams, KarpathyParams
 from stages.sources.base import (
     BadRecord,
+    Rejected,
     Source,
     SourceCaption,
     SourceImage,
@@ -68,7 +69,14 @@ def read_source(params: DatasetParams, image_out: Path) -> Source:
         with source.setting_aside("image"):
             if record := _record(raw, f"{file}: images[{number}]", options, seen):
                 records.append(record)
+    first: dict[str, str] = {}
     for image_id, record in zip(image_ids([record.path for record in records]), records, strict=True):
+        place = record.where.rpartition(" ")[2]
+        if first.setdefault(record.path, place) != place:
+            # Its captions go with it: the first record may be of another split.
+            reason = f"the picture {shown(record.path)} is there twice, first at {first[record.path]}"
+            source.rejected.append(Rejected("image", record.where, reason))
+            continue
         source.images.append(SourceImage(image_id, record.path, record.split, record.where, join(options.images)))
         for number, sentence in enumerate(record.sentences):
             where = f"{record.where}.sentences[{number}]"
