@@ -100,9 +100,16 @@ class Source:
 
 
 def image_ids(paths: list[str]) -> list[str]:
-    """A readable id for each path: the file's stem, or the whole path where several files share a stem."""
-    stems = Counter(PurePosixPath(path).stem for path in set(paths))
-    return [stem if stems[stem := PurePosixPath(path).stem] == 1 else path for path in paths]
+    """A readable id for each path: the file's stem, or the whole path where the stem is not its alone.
+
+    That is where several files share the stem, or where it is the path of another file.
+    """
+    different = set(paths)
+    stems = Counter(PurePosixPath(path).stem for path in different)
+    return [
+        stem if stems[stem := PurePosixPath(path).stem] == 1 and (stem == path or stem not in different) else path
+        for path in paths
+    ]
 
 
 def join(*parts: str) -> str:

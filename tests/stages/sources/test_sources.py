@@ -33,6 +33,8 @@ def test_ids_are_stems_and_whole_paths_where_stems_collide() -> None:
     paths = ["a/1.jpg", "b/1.jpg", "b/2.jpg", "b/3.jpg", "b/3.png"]
     assert image_ids(paths) == ["a/1.jpg", "b/1.jpg", "2", "b/3.jpg", "b/3.png"]
     assert image_ids(["a/1.jpg", "a/1.jpg"]) == ["1", "1"]  # the same file twice is found by its id
+    # The stem of the last is the whole path of the first.
+    assert image_ids(["dog.jpg", "dog.png", "dog.jpg.png", "cat"]) == ["dog.jpg", "dog.png", "dog.jpg.png", "cat"]
 
 
 def test_paths_are_joined_without_losing_what_the_check_needs() -> None:
