@@ -12,7 +12,7 @@ from stages.params.section import StageSections
 from stages.sources import SOURCES
 from stages.sources.base import Source, check_folder
 from stages.sources.boxes import turn_boxes_upright
-from stages.sources.checks import check_source, check_splits, print_rejected
+from stages.sources.checks import check_rejected, check_source, check_splits, print_rejected
 from stages.sources.pictures import ImageRoot, find_pictures, read_headers
 from stages.sources.splits import check_shared_pictures, fill_splits
 from stages.sources.tables import tables
@@ -60,6 +60,7 @@ def prepare_dataset(params: DatasetParams, out: Path, pictures: bool = True, has
         check_splits(source)
         check_shared_pictures(source, params.max_shared_share)
         turn_boxes_upright(source)
+        check_rejected(source, params.max_rejected_share)
         for name, table in tables(source).items():
             metadata = {"camp.format": f"dataset.{name}", "camp.version": "1"}
             write_table(building / f"{name}.parquet", table.replace_schema_metadata(metadata))

@@ -91,9 +91,17 @@ def check_source(source: Source, max_share: float = 0.0, gone: frozenset[str] = 
 
 
 def check_rejected(source: Source, max_share: float) -> None:
-    """InputError where more than `max_share` of one kind were set aside; the first of them are named."""
-    usable = {"image": len(source.images), "caption": len(source.captions), "box": len(source.boxes)}
-    for what, count in usable.items():
+    """InputError where more than `max_share` of one kind were set aside; the first of them are named.
+
+    Of boxes that are in a wrong frame, all of an image at a time, it is the share of the images that had boxes.
+    """
+    usable = {
+        "image": ("image records", len(source.images)),
+        "caption": ("caption records", len(source.captions)),
+        "box": ("box records", len(source.boxes)),
+        "boxes": ("images' boxes", len({box.image_id for box in source.boxes})),
+    }
+    for what, (records, count) in usable.items():
         rejected = [row for row in source.rejected if row.what == what]
         everything = count + len(rejected)
         if len(rejected) <= max_share * everything:
@@ -102,7 +110,7 @@ def check_rejected(source: Source, max_share: float) -> None:
         if len(source.rejected) == 1:
             raise InputError(str(rejected[0]))
         raise InputError(
-            f"{len(rejected)} of {everything} {what} records are rejected, more than dataset.max_rejected_share: "
+            f"{len(rejected)} of {everything} {records} are rejected, more than dataset.max_rejected_share: "
             f"{max_share:g} allows: {'; '.join(map(str, rejected[:3]))}{'; ...' if len(rejected) > 3 else ''}"
         )
 

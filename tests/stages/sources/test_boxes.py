@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
+from stages.errors import InputError
 from stages.params.dataset import DatasetParams
 from stages.prepare_dataset import prepare_dataset
 
@@ -48,7 +49,8 @@ def prepare(root: Path, images: list[dict[str, Any]], boxes: dict[int, tuple[flo
     content = {"categories": [{"id": 1, "name": "dog"}], "annotations": annotations}
     (root / "instances.json").write_text(json.dumps(content | {"images": more.pop("instance_images", [])}))
     parts[0]["instances"] = "instances.json"
-    params = {"source": "coco", "root": str(root), "max_shared_share": 1.0, "coco": {"parts": parts}} | more
+    tolerant = {"max_rejected_share": 1.0, "max_shared_share": 1.0}
+    params = {"source": "coco", "root": str(root), "coco": {"parts": parts}} | tolerant | more
     prepare_dataset(DatasetParams.from_dict(params), root / "out")
     return root / "out"
 
@@ -113,6 +115,22 @@ def test_boxes_of_a_shrunk_picture_are_scaled_and_of_a_cut_one_refused(
     assert "frame of 120 x 120 pixels, the picture has 60 x 36" in row["reason"]
     assert "1 rejected (boxes 1):" in capsys.readouterr().out
     assert "3" in pq.read_table(out / "images.parquet")["image_id"].to_pylist()
+
+
+def test_more_images_with_boxes_of_a_wrong_frame_than_may_be_stop_the_stage(tmp_path: Path) -> None:
+    for number in range(1, 5):
+        turned(tmp_path / f"images/{number}.png", 1, number)
+    images = [
+        {"id": n, "file_name": f"{n}.png", "width": WIDTH, "height": HEIGHT if n > 2 else 64} for n in range(1, 5)
+    ]
+    boxes = dict.fromkeys(range(1, 4), BOX)  # the fourth image has none and does not count
+    message = (
+        r"2 of 3 images' boxes are rejected, more than dataset\.max_rejected_share: 0\.6 allows: .*images\[1\]: the"
+    )
+    with pytest.raises(InputError, match=message):
+        prepare(tmp_path, images, boxes, max_rejected_share=0.6)
+    assert not (tmp_path / "out").exists()
+    assert boxes_of(prepare(tmp_path, images, boxes, max_rejected_share=0.7)) == {"3": list(BOX)}
 
 
 def test_a_turned_picture_of_no_stated_size_brings_no_boxes(tmp_path: Path) -> None:
