@@ -25,22 +25,22 @@ def _unclear_is_stored(source: Source) -> bool | None:
     return None if seen and stored else not seen
 
 
-def _check_within(boxes: np.ndarray, frame: Frame) -> None:
+def _check_within(boxes: np.ndarray, frame: Frame, stated: bool) -> None:
     """WrongFrame where boxes reach beyond a picture by more than rounding and carelessness do."""
     slack = max(2.0, 0.01 * max(frame.width, frame.height))
     if (boxes < -slack).any() or (boxes > np.array(frame[:2] * 2) + slack).any():
         raise WrongFrame(
-            f"the boxes reach beyond the picture of {frame.width} x {frame.height} pixels, and no width and height say "
-            "what frame they are in"
+            f"the boxes reach beyond the picture of {frame.width} x {frame.height} pixels"
+            + ("" if stated else ", and no width and height say what frame they are in")
         )
 
 
 def turn_boxes_upright(source: Source) -> None:
     """Turn and scale the boxes of `source` as the stated sizes of its images and the files' headers say.
 
-    The boxes of an image whose stated frame is not the picture's are set aside, all of them; so are boxes without a
-    stated frame that reach beyond the picture. Where there is no file, or
-    none whose size can be read, boxes stay in the frame that is stated.
+    The boxes of an image are set aside, all of them, where its stated frame is not the picture's, and where one of them
+    reaches beyond the picture. Where there is no file, or none whose size can be read, boxes stay in the frame that is
+    stated.
     """
     frames = {image.image_id: image for image in source.images}
     of_image: defaultdict[str, list[int]] = defaultdict(list)
@@ -57,8 +57,7 @@ def turn_boxes_upright(source: Source) -> None:
         boxes = np.array([source.boxes[number].box for number in numbers], dtype=np.float64)
         try:
             turned = upright_boxes(boxes, stated, frame, unclear_is_stored)
-            if stated is None:
-                _check_within(boxes, frame)
+            _check_within(turned, frame, stated is not None)
         except WrongFrame as error:
             source.rejected.append(Rejected("boxes", image.where, str(error)))
             gone |= set(numbers)

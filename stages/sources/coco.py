@@ -84,11 +84,14 @@ def _corners(record: dict[str, Any], where: str) -> tuple[float, float, float, f
     if len(box) != 4 or not all(map(_is_number, box)):
         raise BadRecord(f"{where}.bbox", f"{shown(box)} is not four numbers")
     x, y, width, height = box
+    if width < 0 or height < 0:
+        raise BadRecord(f"{where}.bbox", f"{shown(box)} is less than nothing; expected left, top, width and height")
     return x, y, x + width, y + height
 
 
 def _read_boxes(file: Path, ids: dict[int, str], source: Source) -> None:
-    """The objects of the images in `ids` (COCO id -> image id); crowds and empty boxes are left out.
+    """The objects of the images in `ids` (COCO id -> image id); crowds are left out, and so are empty boxes: COCO's own
+    files hold a few, so they are counted and no error.
 
     The frame that this file states of an image goes before that of the caption file: it is that of its boxes.
     """
@@ -105,6 +108,7 @@ def _read_boxes(file: Path, ids: dict[int, str], source: Source) -> None:
         coco_id = record.get("id") if isinstance(record, dict) else None
         if isinstance(coco_id, int) and coco_id in ids and (size := _stated_size(record)):
             source.stated[ids[coco_id]] = size
+    empty = 0
     for number, record in enumerate(take(content, "annotations", list, str(file))):
         where = f"{file}: annotations[{number}]"
         with source.setting_aside("box"):
@@ -118,6 +122,10 @@ def _read_boxes(file: Path, ids: dict[int, str], source: Source) -> None:
             corners = _corners(record, where)
             if corners[2] > corners[0] and corners[3] > corners[1]:
                 source.boxes.append(SourceBox(image_id, corners, categories[category]))
+            else:
+                empty += 1
+    if empty:
+        print(f"{file}: {empty} boxes without an area are left out")
 
 
 def _read_captions(part: _Part, ids: dict[int, str], source: Source) -> None:

@@ -151,6 +151,37 @@ def test_boxes_of_no_stated_frame_that_reach_beyond_the_picture_are_refused(tmp_
     assert row["what"] == "boxes" and "the boxes reach beyond the picture of" in row["reason"]
 
 
+def test_boxes_that_reach_beyond_a_picture_of_the_stated_size_are_refused(tmp_path: Path) -> None:
+    """As corners do that are read as left, top, width and height; less than two pixels are rounding."""
+    images = [{"id": n, "file_name": f"{n}.png", "width": WIDTH, "height": HEIGHT} for n in (1, 2, 3)]
+    for number in (1, 2, 3):
+        turned(tmp_path / f"images/{number}.png", 1, number)
+    corners = (30, 20, 30 + 50, 20 + 30)
+    rounded = (-0.9, -0.4, WIDTH + 1.9, HEIGHT + 0.6)
+    out = prepare(tmp_path, images, {1: BOX, 2: corners, 3: rounded})
+    assert list(boxes_of(out)) == ["1", "3"]
+    (row,) = pq.read_table(out / "rejected.parquet").to_pylist()
+    assert row["what"] == "boxes" and row["reason"] == "the boxes reach beyond the picture of 60 x 36 pixels"
+
+
+def test_a_negative_box_is_set_aside_and_an_empty_one_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [{"id": n, "file_name": f"{n}.png", "width": WIDTH, "height": HEIGHT} for n in (1, 2, 3, 4)]
+    for number in (1, 2, 3, 4):
+        turned(tmp_path / f"images/{number}.png", 1, number)
+    boxes = {1: (30, 20, 20, 10), 2: (5, 5, 5, 9), 3: BOX, 4: (5, 9, 9, 5)}
+    out = prepare(tmp_path, images, boxes)
+    assert boxes_of(out) == {"3": list(BOX)}
+    rows = pq.read_table(out / "rejected.parquet").to_pylist()
+    assert [row["what"] for row in rows] == ["box", "box"]
+    assert rows[0]["where"].endswith("annotations[0].bbox")
+    assert rows[0]["reason"] == "[30, 20, -10, -10] is less than nothing; expected left, top, width and height"
+    assert "instances.json: 1 boxes without an area are left out" in capsys.readouterr().out
+    with pytest.raises(InputError, match="2 of 3 box records are rejected"):
+        prepare(tmp_path, images, boxes, max_rejected_share=0.5)
+
+
 def test_a_picture_with_damaged_exif_is_listed_and_rejected_by_extraction(tmp_path: Path) -> None:
     turned(tmp_path / "images/1.jpg", 6, 1)
     content = bytearray((tmp_path / "images/1.jpg").read_bytes())
