@@ -53,7 +53,8 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
     splits, lexicon = read_as(models, vocabulary, splits, read_lexicon(params, captions, vocabulary))
     first = splits[params.splits[0]]
     models = [with_gates(params, *loaded, store, first) for loaded in zip(folders, models, strict=True)]
-    with track("evaluate", {"evaluate": params}, parent=trained_by(model)) as run:
+    as_trained = params.gates == "trained" and not params.ensemble
+    with track("evaluate", {"evaluate": params}, parent=trained_by(model), shared=as_trained) as run:
         with precision.autocast(), input_errors():  # a torn shard
             measured = {
                 name: measure_split(params, models, store, split, lexicon, device) for name, split in splits.items()

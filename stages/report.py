@@ -31,11 +31,12 @@ def write_report(params: ReportSections, inputs: Inputs, out: Path) -> None:
     from stages.tracking import track, trained_by
 
     with track("report", {"report": params.report}, parent=trained_by(inputs.model)) as run:
-        page = render(contents(params, inputs, PAGE_LIMIT))
+        told = contents(params, inputs, PAGE_LIMIT)
+        page = render(told)
         if (size := len(page.encode())) > PAGE_LIMIT:
             raise InputError(f"report.queries, report.top_k: the page has {size:,} bytes; expected fewer queries")
         write_text(out, page)
-        run.log_artifact(out, "report")
+        run.log_artifact(out, "report", shared=told["as_trained"])
     print(f"{out}: {size / 1e6:.1f} MB")
 
 

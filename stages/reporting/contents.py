@@ -126,6 +126,7 @@ def contents(params: ReportSections, inputs: Inputs, limit: int) -> dict[str, An
         "lead": f"Every image of the {split} split is ranked against every caption, and every caption against every "
         f"image: {notes[split]}." + coarse(page.image_count(loaded.evaluations[split].schema.metadata)),
         "split": split,
+        "as_trained": page.is_as_trained(loaded.evaluations[split].schema.metadata),
         "headline": page.headline(loaded.retrieval[split], gates),
         "headings": HEADINGS[:-1],
         "recall_rows": page.recall_rows(loaded.retrieval, notes),

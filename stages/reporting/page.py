@@ -192,6 +192,11 @@ def image_count(metadata: Mapping[bytes, bytes]) -> int:
     return int(metadata.get(b"camp.images", b"0"))
 
 
+def is_as_trained(metadata: Mapping[bytes, bytes]) -> bool:
+    """Whether an evaluation is of the trained model alone and as it is, from its metadata."""
+    return metadata.get(b"camp.models", b"1") == b"1" and metadata.get(b"camp.gates", b"").decode() not in OTHER_GATES
+
+
 def protocol_note(metadata: Mapping[bytes, bytes]) -> str:
     """How a split was measured, from the metadata of its evaluation."""
     captions = int(metadata.get(b"camp.captions", b"0"))

@@ -24,7 +24,7 @@ from filelock import Timeout
 from camp_model.files import sha256_of, write_text
 from stages.contracts import read_fingerprint
 from stages.params.section import Section
-from stages.tracking.machine import output, sample_machine
+from stages.tracking.machine import changes, output, sample_machine
 from stages.tracking.restore import model_hash
 from stages.tracking.spool import SPOOL, Spool, pending, writer_alive
 from stages.tracking.store import experiment_name, without_password
@@ -52,19 +52,27 @@ class Run:
 
     run_id: str | None = None
 
-    def __init__(self, parent: str | None, params: object) -> None:
+    def __init__(self, parent: str | None, params: object, shared: bool) -> None:
         self._parent, self._params = parent, flatten(params)
+        self._also = parent if shared else None
         self._spool: Spool | None = None
         self._lock = threading.Lock()
 
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Record numbers; the name's part before `/` is its group on MLflow's pages. A child's go to its parent too."""
-        numbers = {name: float(value) for name, value in values.items()}
-        self._write("metrics", values=numbers, step=int(step or 0), also=self._parent)
+        """Record numbers; the name's part before `/` is its group on MLflow's pages.
 
-    def log_artifact(self, path: Path | str, folder: str | None = None) -> None:
-        """Record a copy of a file or folder as it is now. A child's go to its parent too."""
-        self._write("artifact", Path(path), folder=folder, also=self._parent)
+        A child's go to its parent too, where they are shared, but for those of val: a training has its own, by epoch.
+        """
+        numbers = {name: float(value) for name, value in values.items()}
+        of_val = {name: value for name, value in numbers.items() if name.startswith("val/")}
+        others = {name: value for name, value in numbers.items() if name not in of_val}
+        for some, also in ((of_val, None), (others, self._also)):
+            if some:
+                self._write("metrics", values=some, step=int(step or 0), also=also)
+
+    def log_artifact(self, path: Path | str, folder: str | None = None, shared: bool = True) -> None:
+        """Record a copy of a file or folder as it is now. A child's go to its parent too, where they are shared."""
+        self._write("artifact", Path(path), folder=folder, also=self._also if shared else None)
 
     def log_dataset(self, name: str, path: Path | str, digest: str) -> None:
         """Record that the run reads `path`, whose content has the hash `digest`."""
@@ -140,6 +148,7 @@ def track(
     *,
     run_id: str | None = None,
     parent: str | None = None,
+    shared: bool = True,
     name: str | None = None,
     tags: Mapping[str, object] | None = None,
 ) -> Iterator[Run]:
@@ -150,6 +159,7 @@ def track(
         params: sections or a mapping of them; logged flattened, as `model.gate`.
         run_id: key of a run to go on with, after a resume.
         parent: the run that this one is nested under (the train run of an evaluation): its key, or see `trained_by`.
+        shared: whether its numbers and files are the parent's, too: not where it looked at something else.
         name: the name in MLflow's table; else the DVC experiment's, else the kind and the time.
         tags: further tags.
 
@@ -157,7 +167,7 @@ def track(
     whoever delivers the spool.
     """
     key, root = run_id or uuid.uuid4().hex, main_root()
-    run, stop, spool, process = Run(parent, params), threading.Event(), None, None
+    run, stop, spool, process = Run(parent, params, shared), threading.Event(), None, None
     if os.environ.get("CAMP_TRACKING") != "off" and os.environ.get("RANK", "0") == "0":
         try:
             run._spool = spool = Spool(root, key)
@@ -200,9 +210,7 @@ def _begin(run: Run, spool: Spool, kind: str, name: str | None, tags: Mapping[st
     )
     run._write("params", values=run._params)
     commit = (output("git", "rev-parse", "HEAD") or b"").decode().strip() or None
-    # As bytes, in git's own form: a tracked file may be in any encoding, and a person's settings may colour or filter.
-    form = ("--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
-    patch = output("git", "diff", *form, "HEAD") if commit else None
+    patch = changes() if commit else None
     if commit and patch is None:
         warnings.warn("git diff failed: `restore` will not have the uncommitted changes of this run", stacklevel=4)
     lock = Path("dvc.lock")

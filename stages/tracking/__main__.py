@@ -8,12 +8,17 @@ from pathlib import Path
 
 from stages.entry import stage_main
 from stages.errors import InputError
-from stages.tracking.delivery import sync
+from stages.tracking.delivery import bound_waiting, describe, sync
 from stages.tracking.model import promote
 from stages.tracking.restore import find_commit, find_run, restore
-from stages.tracking.store import connect, experiment_id, experiment_name, show, store_uri
+from stages.tracking.store import connect, experiment_id, experiment_name, show, store_uri, without_password
 from stages.tracking.view import KEY
 from stages.workspace import main_root
+
+
+def page_of(experiment: str) -> str:
+    """Where a server shows the table of an experiment's trainings."""
+    return f"/#/experiments/{experiment}/runs?viewStateShareKey={KEY}"
 
 
 def serve(root: Path, experiment: str, host: str, port: int) -> None:
@@ -22,8 +27,7 @@ def serve(root: Path, experiment: str, host: str, port: int) -> None:
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     # Without its job runner the server is two processes instead of ten.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
-    runs = f"http://{host}:{port}/#/experiments/{experiment}/runs?viewStateShareKey={KEY}"
-    print(f"MLflow (Ctrl-C ends it): {runs}", flush=True)
+    print(f"MLflow (Ctrl-C ends it): http://{host}:{port}{page_of(experiment)}", flush=True)
     store = ["--backend-store-uri", store_uri(root), "--default-artifact-root", (root / "mlartifacts").as_uri()]
     where = ["--host", host, "--port", str(port), "--workers", "1"]
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", "--no-serve-artifacts", *store, *where])
@@ -48,11 +52,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if problems:
             raise InputError("; ".join(problems))
         return
+    bound_waiting(10)
+    try:
+        _answer(chosen, root)
+    except Exception as error:  # OSError: of a store that is a file, and of `requests`
+        if not isinstance(error, OSError) and type(error).__name__ != "MlflowException":  # whose import takes a second
+            raise
+        raise InputError(f"{without_password(store_uri(root))}: {describe(error)}") from None
+
+
+def _answer(chosen: argparse.Namespace, root: Path) -> None:
     client = connect(root, store_uri(root))  # for the server, too: it must not be making the tables while a run begins
     match chosen.command:
         case "ui":
             experiment = experiment_id(client, root, experiment_name())
             show(client, experiment)
+            if (server := store_uri(root)).startswith(("http://", "https://")):  # it is running already
+                print(f"MLflow: {without_password(server).rstrip('/')}{page_of(experiment)}")
+                return
             serve(root, experiment, chosen.host, chosen.port)
         case "find":
             runs = find_commit(client, root, chosen.commit)

@@ -1,20 +1,46 @@
 """What the machine says: the output of a command, and its load while a run goes on."""
 
+import os
 import shutil
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
+CODE = ("camp_model", "stages", "pipelines", "search", "presets")
+"""Folders whose new files are part of what ran, though git does not know them yet."""
 SAMPLE_EVERY = 10.0
 """Seconds between two samples."""
 
 
-def output(*command: str, timeout: float | None = 20) -> bytes | None:
+def output(*command: str, timeout: float | None = 20, **environment: str) -> bytes | None:
     """What a command prints; None where it fails, is missing or takes longer than `timeout` seconds."""
+    more = os.environ | environment
     try:
-        return subprocess.run(command, capture_output=True, timeout=timeout, check=True).stdout
+        return subprocess.run(command, capture_output=True, timeout=timeout, check=True, env=more).stdout
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def changes() -> bytes | None:
+    """What differs from the commit that is checked out, as a patch, new files of the code among it; None: git fails.
+
+    As bytes, in git's own form: a tracked file may be in any encoding, and a person's settings may colour or filter.
+    """
+    form = ("--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
+    there = [folder for folder in CODE if Path(folder).is_dir()]
+    new = output("git", "ls-files", "--others", "--exclude-standard", "-z", "--", *there) if there else b""
+    index = output("git", "rev-parse", "--git-path", "index")
+    if not new or index is None:
+        return output("git", "diff", *form, "HEAD")
+    with tempfile.TemporaryDirectory() as folder:  # the person's own index stays as it is
+        other = Path(folder) / "index"
+        shutil.copyfile(os.fsdecode(index).rstrip("\n"), other)
+        names = [os.fsdecode(name) for name in new.split(b"\0") if name]
+        if output("git", "add", "--intent-to-add", "--", *names, GIT_INDEX_FILE=str(other)) is None:
+            return None
+        return output("git", "diff", *form, "HEAD", GIT_INDEX_FILE=str(other))
 
 
 def checked_out() -> str:

@@ -32,7 +32,7 @@ def model_hash(lock: str | bytes) -> str | None:
 
 
 def find_run(client: "MlflowClient", name: str) -> "Run":
-    """The run with this key or MLflow id, or the one that trained the model of this sha256, or the beginning of one.
+    """The run with this key or MLflow id, or the last that trained the model of this sha256, or the beginning of one.
 
     Raises:
         InputError: there is none, or more than one.
@@ -42,10 +42,14 @@ def find_run(client: "MlflowClient", name: str) -> "Run":
     keys = ("attributes.run_id", "tags.`camp.run`", "tags.`camp.model`")
     for key in keys if re.fullmatch(r"[0-9A-Za-z-]+", name) else ():
         runs |= {run.info.run_id: run for run in search(client, f"{key} LIKE '{name}%' and tags.`camp.run` != ''")}
-    if len(runs) != 1:
+    # Equal trainings make equal models; any of the runs has what made it.
+    models = {run.data.tags.get("camp.model", "") for run in runs.values()}
+    same = len(models) == 1 and next(iter(models)).startswith(name)
+    if not runs or (len(runs) > 1 and not same):
+        listed = f" ({', '.join(list(runs)[:5])})" if runs else ""
         expected = "expected an MLflow run id, a camp.run tag or the sha256 of a model.safetensors"
-        raise InputError(f"run {name[:80]}: {len(runs) or 'no'} runs have this id; {expected}")
-    return next(iter(runs.values()))
+        raise InputError(f"run {name[:80]}: {len(runs) or 'no'} runs have this id{listed}; {expected}")
+    return max(runs.values(), key=lambda run: run.info.start_time)
 
 
 def find_commit(client: "MlflowClient", root: Path, revision: str) -> list["Run"]:

@@ -38,8 +38,9 @@ def store_uri(root: Path) -> str:
 
 
 def without_password(address: str) -> str:
-    """The address of a store as it may be shown and written down: a name and a password in it stay away."""
-    return re.sub(r"(?<=://)[^/@\s]*@", "", address)
+    """The address of a store as it may be shown and written down: names and passwords in it stay away."""
+    bare = re.sub(r"(?<=://)[^/\s]*@", "", address)  # a password may hold an @ itself
+    return re.sub(r"(?i)(?<=[?&])(\w*(?:user|pass|pwd|token|secret|key)\w*=)[^&\s]*", r"\1...", bare)
 
 
 def connect(root: Path, uri: str) -> "MlflowClient":

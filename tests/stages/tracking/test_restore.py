@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 import stages
+from camp_model.files import sha256_of
 from stages.errors import InputError
+from stages.tracking import track
 from stages.tracking.__main__ import main as commands
 from stages.tracking.restore import model_hash
 from stages.tracking.spool import pending
@@ -114,6 +116,46 @@ def test_a_run_is_restored_and_found_from_its_commit(repository, capsys, tmp_pat
         commands(["restore", "f" * 33])
     with pytest.raises(InputError, match="registered no model"):
         commands(["promote", key])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_new_files_of_the_code_are_restored_and_equal_models_have_the_last_run(repository, capsys, tmp_path):
+    run("git", "add", "-A")
+    run("git", "commit", "-q", "-m", "result")
+    (repository / "camp_model").mkdir()
+    (repository / "camp_model" / "mine \u00e9.py").write_text("of my own")
+    (repository / "notes.txt").write_text("no code")
+    weights = repository / "model.safetensors"
+    weights.write_bytes(b"equal")
+    sha256, keys = sha256_of(weights), []
+    for _ in range(2):
+        with track("train", {}) as trained:
+            trained.set_tags({"camp.model": sha256})
+        keys.append(trained.run_id)
+    assert run("git", "status", "--porcelain").splitlines() == [
+        "?? camp_model/", "?? model.safetensors", "?? notes.txt",
+    ], "the index is as it was"  # fmt: skip
+    until = time.monotonic() + 300
+    while pending(repository) and time.monotonic() < until:
+        time.sleep(0.5)
+    into = tmp_path / "back"
+    commands(["restore", sha256, "--into", str(into)])
+    assert "its uncommitted changes" in capsys.readouterr().out
+    assert (into / "camp_model" / "mine \u00e9.py").read_text() == "of my own" and not (into / "notes.txt").exists()
+    with track("train", {}) as other:
+        other.set_tags({"camp.model": sha256[:20] + "0" * 44})
+    while pending(repository) and time.monotonic() < until:
+        time.sleep(0.5)
+    with pytest.raises(InputError, match=r"3 runs have this id \("):
+        commands(["restore", sha256[:20]])
+
+
+def test_a_store_that_does_not_answer_is_said_soon(repository, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://person:secret@127.0.0.1:9")
+    begun = time.monotonic()
+    with pytest.raises(InputError, match=r"http://127\.0\.0\.1:9: .*(refused|Max retries)") as said:
+        commands(["find", "HEAD"])
+    assert time.monotonic() - begun < 60 and "secret" not in str(said.value)
 
 
 def test_model_hash():

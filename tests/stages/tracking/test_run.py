@@ -55,6 +55,26 @@ def runs(folder):
     return {run.data.tags["camp.run"]: run for run in found}
 
 
+def test_what_looked_at_something_else_leaves_the_numbers_of_the_training_alone(workspace):
+    (workspace / "page.html").write_text("of other gates")
+    with track("train", {"model": {"gate": "none"}}) as run:
+        run.log_metrics({"val/rsum": 300.0}, step=18)
+    with track("evaluate", {}, parent=run.run_id) as child:
+        child.log_metrics({"val/rsum": 290.0, "test/rsum": 450.5})  # of the val split, which it was asked for
+        child.log_artifact("page.html", "report", shared=False)
+    with track("evaluate", {"gates": "open"}, parent=run.run_id, shared=False) as other:
+        other.log_metrics({"test/rsum": 17.0})
+        other.log_artifact("page.html", "gates")
+    found, store = runs(workspace), client(workspace)
+    train, evaluation, wrecked = (found[each.run_id] for each in (run, child, other))
+    assert (train.data.metrics["test/rsum"], train.data.metrics["val/rsum"]) == (450.5, 300.0)
+    assert [point.step for point in store.get_metric_history(train.info.run_id, "val/rsum")] == [18]
+    assert evaluation.data.metrics == {"val/rsum": 290.0, "test/rsum": 450.5}
+    assert wrecked.data.metrics["test/rsum"] == 17.0
+    assert wrecked.data.tags["mlflow.parentRunId"] == train.info.run_id
+    assert {file.path for file in store.list_artifacts(train.info.run_id)} == {"code"}
+
+
 def test_a_train_run_and_its_evaluation(workspace, monkeypatch):
     monkeypatch.setenv("DVC_EXP_NAME", "brave-name")
     monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "flow-1")

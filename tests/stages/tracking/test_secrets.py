@@ -40,5 +40,8 @@ def test_a_password_in_the_address_is_neither_shown_nor_written(workspace: Path,
 
 def test_what_is_shown_of_an_address() -> None:
     assert without_password("https://a:b@host:1/x@y") == "https://host:1/x@y"
+    assert without_password("http://user:ge@he:im@127.0.0.1:9/api") == "http://127.0.0.1:9/api"
+    store = without_password("postgresql+pg8000://host/mlflow?user=me&password=im78&sslmode=require&sslkey=a.pem")
+    assert store == "postgresql+pg8000://host/mlflow?user=...&password=...&sslmode=require&sslkey=..."
     assert without_password("sqlite:////tmp/a@b/mlflow.db") == "sqlite:////tmp/a@b/mlflow.db"
     assert describe(OSError("Max retries: http://a:b@host/api")) == "OSError: Max retries: http://host/api"

@@ -101,6 +101,14 @@ def says(*texts):
 
 
 @pytest.mark.timeout(300)
+def test_a_server_that_runs_already_is_only_named(server, tmp_path, monkeypatch, capsys):
+    (tmp_path / ".dvc").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server[0])
+    commands(["ui"])
+    assert capsys.readouterr().out == f"MLflow: {server[0]}/#/experiments/1/runs?viewStateShareKey=camp\n"
+
+
 def test_mlflow_shows_and_compares_the_runs(server, page):
     address, runs, _ = server
     show(page, f"{address}/#/experiments/1/runs", says(*NAMES))
