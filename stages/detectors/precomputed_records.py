@@ -109,6 +109,20 @@ def read_tsv(path: Path, offset: int) -> dict[str, Any]:
     return regions
 
 
+def _check_form(features: np.ndarray, boxes: np.ndarray | None, count: int) -> None:
+    """ValueError where `count` regions are not the first rows of `features`, and of `boxes` where there are any.
+
+    Either may be padded: cut to `count`, features [dim, regions] would look like features of as many numbers.
+    """
+    rows = count if boxes is None else len(boxes)
+    if rows != len(features) and (rows != count or features.shape[1] == count):
+        beside = "" if boxes is None else f" beside boxes {list(boxes.shape)}"
+        raise ValueError(
+            f"features are {list(features.shape)}{beside} with num_bbox {count}; expected features [regions, dim] and "
+            "boxes [regions, 4], of num_bbox regions or padded"
+        )
+
+
 def read_npz(path: Path) -> dict[str, Any]:
     """The arrays of one .npz: features, and boxes and `frame` (width, height) where it has them.
 
@@ -128,7 +142,7 @@ def read_npz(path: Path) -> dict[str, Any]:
                 f"holds {', '.join(list(arrays)[:10])}; expected the features as one of {', '.join(names['features'])}"
             )
         values: dict[str, Any] = {name: arrays[key] for name, key in keys.items() if key is not None}
-        count = int(arrays["num_bbox"]) if "num_bbox" in arrays else None
+        count = int(arrays["num_bbox"].item()) if "num_bbox" in arrays else None
     features = values["features"]
     if features.ndim != 2 or 0 in features.shape[1:]:
         raise ValueError(f"features are {list(features.shape)}; expected [regions, dim]")
@@ -140,6 +154,7 @@ def read_npz(path: Path) -> dict[str, Any]:
     if count is not None:
         if not 0 <= count <= len(features):
             raise ValueError(f"num_bbox is {count}; features are {list(features.shape)}")
+        _check_form(features, regions.get("boxes"), count)
         regions = {name: array[:count] for name, array in regions.items()}
     if "width" in values and "height" in values:
         regions["frame"] = float(values["width"].item()), float(values["height"].item())

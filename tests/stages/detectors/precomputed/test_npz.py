@@ -63,9 +63,14 @@ def test_more_regions_than_kept_would_lose_some(dataset: Path) -> None:
         ({"x": features(1, 3), "bbox": np.array([["a"] * 4] * 3)}, "boxes are <U1; expected numbers"),
         ({"x": features(1, 3), "bbox": boxes(1, 3) + 1j}, "boxes are complex64; expected numbers"),
         ({"x": features(1, 3)[:, :0]}, r"features are \[3, 0\]; expected \[regions, dim\]"),
+        ({"x": features(1, 5).T, "bbox": boxes(1, 5), "num_bbox": 5},
+         r"features are \[16, 5\] beside boxes \[5, 4\] with num_bbox 5; expected features \[regions, dim\]"),
+        ({"x": features(1, 5).T, "num_bbox": 5}, r"features are \[16, 5\] with num_bbox 5; expected"),
+        ({"x": features(1, 5), "bbox": boxes(1, 4), "num_bbox": 2}, r"beside boxes \[4, 4\] with num_bbox 2; expected"),
+        ({"x": features(1, 3), "num_bbox": [3, 3]}, "cannot be read"),
         ({"y": features(1, 3)}, "holds y; expected the features as one of x, features, feat"),
     ],
-)
+)  # fmt: skip
 def test_a_damaged_npz_is_named(dataset: Path, content: bytes | dict[str, np.ndarray], message: str) -> None:
     source = dataset.parent / "npz"
     source.mkdir()
@@ -76,6 +81,18 @@ def test_a_damaged_npz_is_named(dataset: Path, content: bytes | dict[str, np.nda
         np.savez(source / f"{IDS[1]}.npz", **content)
     with pytest.raises(InputError, match=message):
         convert(dataset, "npz", source, max_rejected_share=0.5)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_number_of_boxes_may_be_an_array_and_the_boxes_padded(dataset: Path, padded: bool) -> None:
+    source = dataset.parent / "npz"
+    source.mkdir()
+    rows, padding = features(0, 3), np.zeros((2, DIM), np.float32)
+    placed = np.concatenate([boxes(0, 3), np.zeros((2, 4), np.float32)]) if padded else boxes(0, 3)
+    np.savez(source / f"{IDS[0]}.npz", x=np.concatenate([rows, padding]), bbox=placed, num_bbox=np.array([3]))
+    store = convert(dataset, "npz", source, max_rejected_share=0.7)
+    np.testing.assert_array_equal(store.features([0])[0][0, :3], rows)
+    np.testing.assert_array_equal(store.boxes(0), boxes(0, 3))
 
 
 def test_an_image_without_regions_is_rejected(dataset: Path) -> None:
