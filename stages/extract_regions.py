@@ -50,14 +50,19 @@ def share_of(text: str, shards: Sequence[Shard]) -> list[Shard]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Extract the regions of all images.")
     parser.add_argument("--shards", help="only this part of the shards, such as 2/4; does not finish the store")
-    parser.add_argument("--device", help="cpu, cuda:N or mps, for --shards")
+    parser.add_argument(
+        "--device", help="auto, cpu, cuda, cuda:N or mps, for --shards: one device; auto takes the first"
+    )
     arguments = parser.parse_args()
     params = read_params(ExtractSections)
     if arguments.shards is None:
+        if arguments.device is not None:
+            raise InputError("--device: only with --shards; regions.device of params.yaml is the whole stage's")
         extract_regions(params, DATASET, DETECTOR, OUT, shard_folder())
         return
+    device = None if arguments.device is None else devices(arguments.device, "--device")[0]
     plan = plan_shards(params, DATASET, DETECTOR)
-    extract_missing(plan.of(share_of(arguments.shards, plan.shards)), shard_folder(), arguments.device)
+    extract_missing(plan.of(share_of(arguments.shards, plan.shards)), shard_folder(), device)
 
 
 if __name__ == "__main__":

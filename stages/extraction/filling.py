@@ -24,8 +24,8 @@ READ_AHEAD = 4
 """Batches of pictures that are decoded ahead of the network."""
 
 
-def devices(name: str) -> list[str]:
-    """The devices that `regions.device` means: `auto` and `cuda` are all GPUs that this process may use.
+def devices(name: str, key: str = "params.yaml: regions.device") -> list[str]:
+    """The devices that the value of `key` means: `auto` and `cuda` are all GPUs that this process may use.
 
     Raises:
         InputError: no such device here.
@@ -37,9 +37,7 @@ def devices(name: str) -> list[str]:
         return ["mps" if torch.backends.mps.is_available() else "cpu"]
     known = name == "cpu" or (name == "mps" and torch.backends.mps.is_available())
     if not known and name not in {f"cuda:{i}" for i in range(count)}:
-        raise InputError(
-            f"params.yaml: regions.device: {name[:40]!r} is not here; expected auto, cpu, cuda, cuda:N or mps"
-        )
+        raise InputError(f"{key}: {name[:40]!r} is not here; expected auto, cpu, cuda, cuda:N or mps")
     return [name]
 
 

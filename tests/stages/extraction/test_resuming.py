@@ -84,6 +84,27 @@ def test_parts_are_filled_in_by_several_processes(workplace, reference: dict[str
     assert workplace.files() == reference
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--shards", "1/1", "--device", "gpu"),
+            "--device: 'gpu' is not here; expected auto, cpu, cuda, cuda:N or mps",
+        ),
+        (("--shards", "1/1", "--device", "cuda:99"), "--device: 'cuda:99' is not here; expected auto, cpu"),
+        (("--device", "cpu"), "--device: only with --shards; regions.device of params.yaml is the whole stage's"),
+    ],
+)
+def test_a_device_that_is_not_here_or_has_no_use_is_an_error_of_one_line(
+    workplace, arguments: tuple[str, ...], message: str
+) -> None:
+    child = workplace.start(*arguments)
+    _, error = child.communicate(timeout=120)
+    assert child.returncode == 2
+    assert error.startswith(f"error: {message}") and error.count("\n") == 1
+    assert not workplace.folder.exists()
+
+
 def test_several_devices_each_get_a_process(
     workplace, reference: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
