@@ -89,6 +89,9 @@ class Source:
     folders: dict[str, Path] = field(default_factory=dict)
     """Params key -> folder of pictures that it names."""
     rejected: list[Rejected] = field(default_factory=list)
+    hashed_splits: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Split that a hash fills -> the share that it is to have, as `params key: value`, and what to do where it stays
+    empty."""
 
     @contextlib.contextmanager
     def setting_aside(self, what: str) -> Iterator[None]:

@@ -121,9 +121,13 @@ def check_splits(source: Source) -> None:
     if "" in used:
         return
     for split in SPLITS:
-        if split not in used:
-            print_rejected(source)
-            raise InputError(f"dataset: the split {split} holds no image; expected some in each of {', '.join(SPLITS)}")
+        if split in used:
+            continue
+        print_rejected(source)
+        if split in source.hashed_splits:
+            share, remedy = source.hashed_splits[split]
+            raise InputError(f"{share} left the split {split} empty, of {len(source.images)} images in all; {remedy}")
+        raise InputError(f"dataset: the split {split} holds no image; expected some in each of {', '.join(SPLITS)}")
 
 
 def print_rejected(source: Source) -> None:

@@ -153,8 +153,12 @@ def read_source(params: DatasetParams, image_out: Path) -> Source:
     options, root = params.coco.parts, named_path(params.root)
     if not options:
         raise InputError("dataset.coco.parts: is empty; expected one entry for each annotation file")
-    test_share = 0.0 if any(part.split == "test" for part in options) else params.coco.test_share
-    source = Source(images=[], captions=[])
+    source, test_share = Source(images=[], captions=[]), 0.0
+    given = {part.split for part in options}
+    if "val" in given and "test" not in given:
+        test_share = params.coco.test_share
+        share, otherwise = f"dataset.coco.test_share: {test_share:g}", "or add a part of the split test"
+        source.hashed_splits = {"val": (share, f"lower it, {otherwise}"), "test": (share, f"raise it, {otherwise}")}
     for number, option in enumerate(options):
         source.folders[f"dataset.coco.parts.images of part {number}"] = root / option.images
     paths: dict[str, str] = {}

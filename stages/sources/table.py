@@ -224,4 +224,12 @@ def read_source(params: DatasetParams, image_out: Path) -> Source:
         SourceImage(ids[path], path, row.split, row.where, folder, row.group) for path, row in images.items()
     ]
     source.captions = [SourceCaption(ids[path], row.caption, row.where) for path, row in captions]
+    if "split" not in columns:
+        val, test = f"val_share: {options.val_share:g}", f"test_share: {options.test_share:g}"
+        otherwise = f"or give {file} a column split"
+        source.hashed_splits = {
+            "train": (f"dataset.table.{val} and {test}", f"lower them, {otherwise}"),
+            "val": (f"dataset.table.{val}", f"raise it, {otherwise}"),
+            "test": (f"dataset.table.{test}", f"raise it, {otherwise}"),
+        }
     return source

@@ -1,5 +1,6 @@
 """A table without splits is split by its pictures; none is in two splits unseen."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from stages.errors import InputError
 from stages.params.dataset import DatasetParams
+from stages.prepare_dataset import prepare_dataset
 from tests.stages.sources.conftest import GOOD, picture, splits
 
 
@@ -56,3 +58,42 @@ def test_one_picture_in_two_splits_is_counted_and_named(
         prepare(rows)
     assert len(splits(prepare(rows, max_shared_share=0.5))) == 4
     assert "2 of 4 images are the same picture in two splits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ("de", r"dataset\.table\.val_share: 0\.1 left the split val empty, of 2 images in all; raise it, or give"),
+        ("dc", r"dataset\.table\.test_share: 0\.1 left the split test empty, of 2 images in all; raise it, or give"),
+        (
+            "bc",
+            r"dataset\.table\.val_share: 0\.1 and test_share: 0\.1 left the split train empty, .*; lower them, or give",
+        ),
+    ],
+)
+def test_a_split_that_a_hash_leaves_empty_says_what_fills_it(
+    prepare: Callable[..., Path], groups: str, said: str
+) -> None:
+    """By their hashes b is a group of the first tenth, which is test, c of the second, val; d and e are train."""
+    rows = "".join(f"{number}.jpg,text,{group}\n" for number, group in enumerate(groups, start=1))
+    with pytest.raises(InputError, match=rf"^{said} .*captions\.csv a column split$"):
+        prepare(f"image,caption,group\n{rows}")
+
+
+@pytest.mark.parametrize(("share", "split", "remedy"), [(0, "test", "raise"), (1, "val", "lower")])
+def test_a_split_that_the_share_of_coco_leaves_empty_says_so(
+    tmp_path: Path, share: float, split: str, remedy: str
+) -> None:
+    for number, part in enumerate(("train", "val")):
+        picture(tmp_path / f"images/{number}.jpg", number)
+        content = {
+            "images": [{"id": 1, "file_name": f"{number}.jpg"}],
+            "annotations": [{"image_id": 1, "caption": "x"}],
+        }
+        (tmp_path / f"{part}.json").write_text(json.dumps(content))
+    parts = [{"split": part, "images": "images", "captions": f"{part}.json"} for part in ("train", "val")]
+    coco = {"parts": parts, "test_share": share}
+    params = DatasetParams.from_dict({"source": "coco", "root": str(tmp_path), "coco": coco})
+    said = f"^dataset.coco.test_share: {share} left the split {split} empty, of 2 images in all; {remedy} it, or add"
+    with pytest.raises(InputError, match=said):
+        prepare_dataset(params, tmp_path / "out")
