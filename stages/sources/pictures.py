@@ -74,7 +74,9 @@ class ImageRoot:
             )
         if not _is_file(file):
             gone = f": {link} is a link to {link.readlink()}, where nothing is" if link else ""
-            raise MissingFile(image.where, f"no image file {_short(file)}{gone}")
+            other = self._as_on_disk(pure, any_case=True)
+            there = f"; {_short(other.relative_to(self.root))} is there, in other case" if other else ""
+            raise MissingFile(image.where, f"no image file {_short(file)}{gone}{there}")
         return file
 
     def _link_of(self, file: Path) -> Path | None:
@@ -92,11 +94,11 @@ class ImageRoot:
             return False
         return any(target.is_relative_to(place) for place in (self._resolved(folder), *self.allowed))
 
-    def _as_on_disk(self, path: PurePosixPath) -> Path | None:
-        """The file whose name is the same but for how its accents are composed, if there is one."""
+    def _as_on_disk(self, path: PurePosixPath, any_case: bool = False) -> Path | None:
+        """The file whose name is the same but for how its accents are composed, and its case, if there is one."""
         file = self.root
         for part in path.parts:
-            name = self._names(file).get(unicodedata.normalize("NFC", part))
+            name = self._names(file, any_case).get(_spelled(part, any_case))
             if name is None:
                 return None
             file /= name
@@ -114,10 +116,15 @@ def _is_file(file: Path) -> bool:
         return False
 
 
-def _names_in(folder: Path) -> dict[str, str]:
-    """Composed name -> name on disk, of what is in a folder."""
+def _spelled(name: str, any_case: bool) -> str:
+    """A name with its accents composed, and in one case if its case makes no difference."""
+    return unicodedata.normalize("NFC", name.casefold() if any_case else name)
+
+
+def _names_in(folder: Path, any_case: bool) -> dict[str, str]:
+    """Name as `_spelled` -> name on disk, of what is in a folder."""
     try:
-        return {unicodedata.normalize("NFC", path.name): path.name for path in folder.iterdir()}
+        return {_spelled(path.name, any_case): path.name for path in folder.iterdir()}
     except OSError:
         return {}
 

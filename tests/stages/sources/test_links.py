@@ -68,3 +68,15 @@ def test_names_are_the_same_however_their_accents_are_composed(
     row = pq.read_table(out / "images.parquet").to_pylist()[3]
     assert (tmp_path / "raw" / row["path"]).is_file()
     assert row["image_id"] == "Café" and row["width"] == 20
+
+
+def test_a_file_that_is_there_in_other_case_is_named(prepare: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "raw/2.jpg").rename(tmp_path / "raw/2.JPG")
+    with pytest.raises(InputError, match=r"row 2: no image file .*/raw/2\.jpg; 2\.JPG is there, in other case$"):
+        prepare(GOOD)
+    picture(tmp_path / "raw/Été/Photo.PNG", 9)
+    decomposed = unicodedata.normalize("NFD", "été/photo.png")
+    with pytest.raises(InputError, match=r"row 1: no image file .*; Été/Photo\.PNG is there, in other case$"):
+        prepare(f"image,caption,split\n{decomposed},x,train\n1.jpg,one,val\n3.jpg,three,test\n")
+    with pytest.raises(InputError, match=r"row 2: no image file .*/raw/4\.jpeg$"):
+        prepare(GOOD.replace("2.jpg", "4.jpeg"))
