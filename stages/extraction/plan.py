@@ -86,7 +86,7 @@ def boundaries(image_ids: Sequence[str], shard_size: int) -> list[tuple[int, int
     hashes = np.array(
         [int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) for name in image_ids], dtype=np.uint64
     )
-    reach = shard_size // 2
+    reach = min(shard_size // 2, len(image_ids))
     padded = np.pad(hashes, reach, constant_values=np.iinfo(np.uint64).max)
     smallest = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1).min(axis=1)
     starts = [0, *(i for i in np.flatnonzero(hashes == smallest).tolist() if i), len(image_ids)]

@@ -30,3 +30,7 @@ def test_small_lists_are_cut_whole(count: int, size: int) -> None:
     runs = boundaries([str(i) for i in range(count)], size)
     assert [i for start, stop in runs for i in range(start, stop)] == list(range(count))
     assert all(0 < stop - start <= size for start, stop in runs)
+
+
+def test_a_shard_may_be_larger_than_any_memory() -> None:
+    assert boundaries(list("01234"), 10**12) == boundaries(list("01234"), 11) == [(0, 2), (2, 5)]
