@@ -29,14 +29,10 @@ DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
 def _check_columns(file: Path, names: Sequence[str], delimited: str = "") -> dict[str, str]:
     """The columns that are read, and what the file calls them: in capitals or between spaces where that is clear."""
-    known = set(COLUMNS + OPTIONAL)
-    plain = [name if name in known else name.strip().lower() for name in names]
     found = {}
     for column in (*COLUMNS, *OPTIONAL):
         # The very name goes before others that only look like it.
-        same = [name for name in names if name == column] or [
-            name for name, as_plain in zip(names, plain, strict=True) if as_plain == column
-        ]
+        same = [name for name in names if name == column] or [name for name in names if name.strip().lower() == column]
         if len(same) != 1 and (column in COLUMNS or same):
             header = ", ".join(str(name)[:40] for name in names[:12])
             raise InputError(
@@ -65,7 +61,7 @@ def _read_csv(file: Path) -> tuple[list[str], list[_Cells]]:
     # A newline alone ends a row: a carriage return or U+2028 inside a caption does not.
     text = read_text(file, "a CSV in UTF-8").replace("\r\n", "\n")
     # To Python's reader a carriage return does, so another character, that the text does not hold, stands for it.
-    stand_in = next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in text)
+    stand_in = next((chr(code) for code in range(0xE000, 0xF900) if chr(code) not in text), "\r")
     delimiter = _delimiter(text)
     limit = csv.field_size_limit(len(text) + 1)
     try:
