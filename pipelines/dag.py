@@ -1,8 +1,15 @@
 """The DAG of dvc.yaml, as DVC itself reads it."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.errors import InputError
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
 
 SHIPPED_REMOTE = "camp-dvc-remote"
 """The folder beside the repository that .dvc/config names for `dvc push` by hand; nobody has chosen it, and tens of GB
@@ -32,6 +39,23 @@ class Dag:
     """The default DVC remote, where a person has configured one."""
 
 
+@contextlib.contextmanager
+def _repository() -> Iterator["Repo"]:
+    """DVC's repository of the working directory.
+
+    Raises:
+        InputError: there is none, or DVC cannot read its stages.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            yield repo
+    except DvcException as error:
+        raise InputError(f"{Path.cwd()}: {error}; `dvc status` says more") from None
+
+
 def read_dag(targets: tuple[str, ...] = ()) -> Dag:
     """Read the stages of the working directory and which of them are stale.
 
@@ -39,46 +63,45 @@ def read_dag(targets: tuple[str, ...] = ()) -> Dag:
         targets: only these stages and what they depend on; all if empty.
 
     Raises:
-        ValueError: there is no DVC repository, dvc.yaml is wrong, or a target is no stage.
+        InputError: there is no DVC repository, or dvc.yaml is wrong.
+        ValueError: a target is no stage.
     """
     import networkx
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
 
-    try:
-        with Repo() as repo:
-            graph = repo.index.graph  # an edge leads from a stage to one it depends on
-            names = {stage: stage.addressing for stage in graph}
-            unknown = set(targets) - set(names.values())
-            if unknown:
-                raise ValueError(f"dvc.yaml: {sorted(unknown)[0]}: is no stage; there are {', '.join(names.values())}")
-            wanted = set(graph)
-            if targets:
-                chosen = [stage for stage in graph if names[stage] in targets]
-                wanted = set(chosen).union(*(networkx.descendants(graph, stage) for stage in chosen))
-            stale = repo.status()
-            order = [stage for stage in networkx.dfs_postorder_nodes(graph) if stage in wanted]
-            stages = tuple(
-                Stage(
-                    names[s],
-                    tuple(sorted(names[up] for up in graph.successors(s))),
-                    names[s] in stale,
-                    s.always_changed and stale.get(names[s]) == ["always changed"],
-                )
-                for s in order
+    with _repository() as repo:
+        graph = repo.index.graph  # an edge leads from a stage to one it depends on
+        names = {stage: stage.addressing for stage in graph}
+        unknown = set(targets) - set(names.values())
+        if unknown:
+            raise ValueError(f"dvc.yaml: {sorted(unknown)[0]}: is no stage; there are {', '.join(names.values())}")
+        wanted = set(graph)
+        if targets:
+            chosen = [stage for stage in graph if names[stage] in targets]
+            wanted = set(chosen).union(*(networkx.descendants(graph, stage) for stage in chosen))
+        stale = repo.status()
+        order = [stage for stage in networkx.dfs_postorder_nodes(graph) if stage in wanted]
+        stages = tuple(
+            Stage(
+                names[s],
+                tuple(sorted(names[up] for up in graph.successors(s))),
+                names[s] in stale,
+                s.always_changed and stale.get(names[s]) == ["always changed"],
             )
-            remote = repo.config["core"].get("remote")
-            url = str(repo.config["remote"].get(remote, {}).get("url", ""))
-            return Dag(stages, None if Path(url).name == SHIPPED_REMOTE else remote)
-    except DvcException as error:
-        raise ValueError(f"{Path.cwd()}: {error}") from None
+            for s in order
+        )
+        remote = repo.config["core"].get("remote")
+        url = str(repo.config["remote"].get(remote, {}).get("url", ""))
+        return Dag(stages, None if Path(url).name == SHIPPED_REMOTE else remote)
 
 
 def shared_stages(keys: Iterable[str]) -> list[str]:
-    """Stages that no change of these dotted params keys reaches: what experiments over them have in common."""
+    """Stages that no change of these dotted params keys reaches: what experiments over them have in common.
+
+    Raises:
+        InputError: there is no DVC repository, or dvc.yaml is wrong.
+    """
     import networkx
     from dvc.dependency.param import ParamsDependency
-    from dvc.repo import Repo
 
     changed = [key.split(".") for key in keys]
 
@@ -87,7 +110,7 @@ def shared_stages(keys: Iterable[str]) -> list[str]:
         names = param.split(".")
         return any(all(a == b for a, b in zip(names, key, strict=False)) for key in changed)
 
-    with Repo() as repo:
+    with _repository() as repo:
         graph = repo.index.graph
         params = {
             stage: [

@@ -13,6 +13,9 @@ import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.events.schemas.automations import AutomationCore
 
+from pipelines.commands import saying_how_to_go_on
+from pipelines.forms import present_params
+
 AUTOMATIONS = Path("deploy/automations.yaml")
 
 
@@ -33,19 +36,30 @@ def deploy_automations(client: SyncPrefectClient, path: Path = AUTOMATIONS) -> l
     return names
 
 
+def deploy(pool: str, pool_type: str, prefect_file: Path) -> None:
+    """Create the pool if it is not there, and deploy the automations and the flows of a file.
+
+    Raises:
+        InputError: params.yaml, whose values the run form gets, is wrong.
+    """
+    present_params()
+    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
+    with get_client(sync_client=True) as client:
+        pools = client.request("POST", "/work_pools/filter", json={}).json()
+        if pool not in {known["name"] for known in pools}:
+            subprocess.run([*prefect, "work-pool", "create", "--type", pool_type, pool], check=True)
+        deploy_automations(client)
+    subprocess.run([*prefect, "deploy", "--all", "--prefect-file", str(prefect_file)], check=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Deploy all flows.")
     parser.add_argument("--pool", default="camp", help="name of the work pool")
     parser.add_argument("--pool-type", default="process", help="process, kubernetes, ...")
     parser.add_argument("--prefect-file", type=Path, default=Path("prefect.yaml"))
     arguments = parser.parse_args()
-    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
-    with get_client(sync_client=True) as client:
-        pools = client.request("POST", "/work_pools/filter", json={}).json()
-        if arguments.pool not in {pool["name"] for pool in pools}:
-            subprocess.run([*prefect, "work-pool", "create", "--type", arguments.pool_type, arguments.pool], check=True)
-        deploy_automations(client)
-    subprocess.run([*prefect, "deploy", "--all", "--prefect-file", str(arguments.prefect_file)], check=True)
+    with saying_how_to_go_on():
+        deploy(arguments.pool, arguments.pool_type, arguments.prefect_file)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from pipelines.overrides import set_param
 from pipelines.reproduce import DVC, can_pass
 from pipelines.study import commit_of
 from stages.errors import InputError
+from stages.params.pipeline import Params
 from stages.tracking import PARENT, track
 from stages.tracking.delivery import sync
 from stages.tracking.model import promote as promote_model
@@ -261,6 +262,7 @@ def side_by_side(
     begin()
     if jobs < 1:
         raise InputError(f"jobs: {jobs} is below 1")
+    Params.load()  # wrong ones are said before a stage meets them
     runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=jobs)
     inner = flow(name=f"{kind} experiments", task_runner=runner, validate_parameters=False)(_run_all)  # type: ignore[arg-type]
     return inner(kind, variants, jobs, promote, target)

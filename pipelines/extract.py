@@ -182,13 +182,14 @@ def extract(
     for name, number in (("workers", workers), ("shards_per_task", shards_per_task)):
         if number < 1:
             raise InputError(f"{name}: {number} is below 1")
+    params = read_params(ExtractSections)
     done: dict[str, Any] = {}
     stages = read_dag(targets=(STAGE,)).stages
     for stage in stages[:-1]:
         done[stage.name] = run_stage.with_options(name=stage.name)(
             stage.name, stage.stale, [done[name] for name in stage.upstream]
         )
-    plan, folder = plan_shards(read_params(ExtractSections), DATASET, DETECTOR), shard_folder()
+    plan, folder = plan_shards(params, DATASET, DETECTOR), shard_folder()
     adopt(plan.shards, REGIONS, folder)
     missing = missing_shards(plan.shards, folder)
     logger.info("%d of %d shards are missing", len(missing), len(plan.shards))

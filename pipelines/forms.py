@@ -35,7 +35,19 @@ def present_params() -> Params:
     return Params.load(PARAMS) if PARAMS.is_file() else Params()
 
 
-class ParamsForm(form(present_params())):  # type: ignore[misc]
+def _filled() -> tuple[Params, InputError | None]:
+    """What the form is filled with, and why that is not params.yaml: it is said by what starts a flow, not by every
+    import, of `--help` too."""
+    try:
+        return present_params(), None
+    except InputError as error:
+        return Params(), error
+
+
+_FILLED, _WRONG = _filled()
+
+
+class ParamsForm(form(_FILLED)):  # type: ignore[misc]
     """All of params.yaml."""
 
     @model_validator(mode="wrap")
@@ -52,8 +64,11 @@ def write_params(params: Params, path: Path = PARAMS) -> list[str]:
     """Write what differs from params.yaml into it, comments kept; the dotted names of what changed.
 
     Raises:
-        InputError: params.yaml is wrong; it stays as it was.
+        InputError: params.yaml is wrong, or was when the form was made without its values, which would be lost; it
+            stays as it was.
     """
+    if _WRONG is not None:
+        raise _WRONG
     present, wanted = (dict(document.leaves(values.to_dict())) for values in (Params.load(path), params))
     changed = [name for name, value in wanted.items() if value != present[name]]
     if changed:

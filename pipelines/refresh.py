@@ -12,6 +12,7 @@ from prefect.states import Completed
 
 from pipelines.commands import exit_when_asked, run_command, saying_how_to_go_on
 from pipelines.dag import read_dag
+from pipelines.forms import present_params
 from pipelines.reproduce import DVC, reproduce
 
 SOURCE_CHANGED = "camp.source.changed"
@@ -27,6 +28,7 @@ def refresh(base: str = "main", transfers: bool = True) -> object:
         transfers: pull before and push after, where a DVC remote of your own is the default.
     """
     logger = get_run_logger()
+    present_params()  # wrong ones are said before a stage meets them
     if watching := [stage.name for stage in read_dag().stages if stage.watches]:
         run_command([*DVC, "repro", "--single-item", *watching], logger.info)
     stale = [stage.name for stage in read_dag().stages if stage.stale and not stage.watches]

@@ -7,7 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 import pipelines
+from pipelines import forms
 from pipelines.forms import form, present_params, write_params
+from stages.errors import InputError
 from stages.params.pipeline import Params
 from stages.params.train import TrainParams
 
@@ -61,4 +63,13 @@ def test_wrong_values_change_nothing():
         form(present_params()).model_validate({"model": {"gaet": "none"}})
     with pytest.raises(ValidationError, match="model.gate: 'open' is not one of scalar, elementwise, none"):
         form(present_params()).model_validate({"model": {"gate": "open"}})
+    assert Path("params.yaml").read_bytes() == before
+
+
+def test_a_form_that_was_made_without_the_files_values_does_not_replace_them(monkeypatch):
+    """params.yaml was wrong when this was imported, and has been mended since."""
+    before = Path("params.yaml").read_bytes()
+    monkeypatch.setattr(forms, "_WRONG", InputError("params.yaml: train.epochs: -2 is below 1"))
+    with pytest.raises(InputError, match=r"params\.yaml: train\.epochs: -2"):
+        write_params(Params())
     assert Path("params.yaml").read_bytes() == before

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -196,6 +197,27 @@ def test_wrong_input_ends_a_flow_with_a_line(prefect_server, repository, server_
     _, error, said = done.stderr.rpartition("error: ")
     assert error and why in said and len(said.splitlines()) <= 2
     assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.timeout(300)
+def test_a_wrong_params_yaml_ends_a_flow_with_a_line_and_an_option_for_help_not_at_all(
+    prefect_server, repository, server_environment
+):
+    before = Path("params.yaml").read_text()
+    wrong = re.sub(r"(?m)^(  epochs:) \d+", r"\1 -2", before, count=1)
+    Path("params.yaml").write_text(wrong)
+
+    def run(*arguments):
+        command = [sys.executable, "-m", *arguments]
+        return subprocess.run(command, env=server_environment, capture_output=True, text=True, check=False)
+
+    assert run("pipelines.ablation", "--help").returncode == 0
+    for flow_of in ("pipelines.reproduce", "pipelines.refresh"):
+        done = run(flow_of)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.splitlines()[-1] == "error: params.yaml: train.epochs: -2 is below 1"
+        assert "Traceback" not in done.stdout + done.stderr
+    assert Path("params.yaml").read_text() == wrong
 
 
 @pytest.mark.timeout(300)

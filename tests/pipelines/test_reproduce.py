@@ -15,7 +15,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from pipelines import commands
 from pipelines import reproduce as module
 from pipelines.commands import CommandFailed, begin, end_all, run_command, why
-from pipelines.dag import read_dag
+from pipelines.dag import read_dag, shared_stages
 from pipelines.forms import present_params
 from pipelines.refresh import refresh
 from pipelines.reproduce import reproduce
@@ -49,6 +49,13 @@ def test_the_dag_is_dvcs(repository):
     assert [stage.name for stage in read_dag(targets=("tokenize",)).stages] == ["prepare", "tokenize"]
     with pytest.raises(ValueError, match="nothing: is no stage"):
         read_dag(targets=("nothing",))
+
+
+def test_a_dvc_yaml_that_cannot_be_read_is_wrong_input(repository):
+    Path("dvc.yaml").write_text("stages: [\n")
+    for reading in (read_dag, lambda: shared_stages(["train.seed"])):
+        with pytest.raises(InputError, match=r"unable to read: 'dvc\.yaml'"):
+            reading()
 
 
 @pytest.mark.timeout(240)
