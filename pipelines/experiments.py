@@ -5,7 +5,6 @@ python -m pipelines.experiments '{"model.gate": ["scalar", "none"], "train.seed"
 
 import argparse
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -29,8 +28,8 @@ from pipelines.devices import DevicePool
 from pipelines.overrides import set_param
 from pipelines.reproduce import DVC, can_pass
 from pipelines.study import commit_of
+from pipelines.variants import named_content, variants_of
 from stages.errors import InputError
-from stages.params.pipeline import Params
 from stages.tracking import PARENT, track
 from stages.tracking.delivery import sync
 from stages.tracking.model import promote as promote_model
@@ -42,22 +41,6 @@ PROMOTE_WITHIN = 120.0
 
 RANKED_BY = "val_rsum"
 """The number of metrics/train.json that decides: of the validation split, never of the test split."""
-
-
-def variants_of(grid: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
-    """Every combination of a grid, by a name made of its values: {"model.gate": [..]} -> {"gate-none": {..}}.
-
-    Raises:
-        InputError: a value of the grid is no list, or an empty one.
-    """
-    for key, values in grid.items():
-        if not isinstance(values, list) or not values:
-            raise InputError(f"grid: {key}: {values!r} is not a list of values")
-    variants = {}
-    for values in itertools.product(*grid.values()):
-        overrides = dict(zip(grid, values, strict=True))
-        variants["-".join(f"{key.split('.')[-1]}-{value}" for key, value in overrides.items()) or "as-is"] = overrides
-    return variants
 
 
 @task(
@@ -164,20 +147,27 @@ def _prepare(variants: Mapping[str, dict[str, Any]]) -> str:
     return _common(shared)
 
 
-def _run_all(
-    kind: str, variants: Mapping[str, dict[str, Any]], jobs: int, promote: bool, target: str | None
-) -> tuple[list[dict[str, Any]], dict[str, str], str | None]:
-    """A row per variant, the experiments' names by variant, and the key of their MLflow parent.
+def _names(kind: str, variants: Mapping[str, dict[str, Any]], target: str | None) -> tuple[dict[str, str], str]:
+    """The experiments' names by variant, and the key of their MLflow parent.
 
     Both depend on what is run alone, so a flow that was interrupted goes on where it was, with the same parent.
     """
-    logger = get_run_logger()
+    content = named_content(variants)
     common = _prepare(variants)
+    hashes = {name: _hash(common, overrides, content[name], target) for name, overrides in variants.items()}
     names = {
-        name: re.sub(r"[^a-zA-Z0-9.-]+", "-", f"{kind}-{_hash(common, overrides, target)[:8]}-{name}").strip("-.")
-        for name, overrides in variants.items()
+        name: re.sub(r"[^a-zA-Z0-9.-]+", "-", f"{kind}-{of_variant[:8]}-{name}").strip("-.")
+        for name, of_variant in hashes.items()
     }
-    key = _hash(kind, common, variants, target)[:32]
+    return names, _hash(kind, common, variants, content, target)[:32]
+
+
+def _run_all(
+    kind: str, variants: Mapping[str, dict[str, Any]], jobs: int, promote: bool, target: str | None
+) -> tuple[list[dict[str, Any]], dict[str, str], str | None]:
+    """A row per variant, the experiments' names by variant, and the key of their MLflow parent."""
+    logger = get_run_logger()
+    names, key = _names(kind, variants, target)
     threads, devices, copied = max(1, (os.cpu_count() or 1) // jobs), DevicePool(jobs), _uncommitted()
     results: dict[str, dict[str, Any]] = {}
     tags = {"prefect.flow_run": flow_run.id}
@@ -262,7 +252,6 @@ def side_by_side(
     begin()
     if jobs < 1:
         raise InputError(f"jobs: {jobs} is below 1")
-    Params.load()  # wrong ones are said before a stage meets them
     runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=jobs)
     inner = flow(name=f"{kind} experiments", task_runner=runner, validate_parameters=False)(_run_all)  # type: ignore[arg-type]
     return inner(kind, variants, jobs, promote, target)

@@ -1,8 +1,12 @@
-"""Overrides of params as DVC's experiments take them: values in Hydra's grammar."""
+"""Overrides of params by dotted keys: as DVC's experiments take them, in Hydra's grammar; the params they make."""
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
+
+from stages.errors import InputError
+from stages.params.pipeline import Params
 
 
 def set_param(key: str, value: Any) -> list[str]:
@@ -16,6 +20,24 @@ def set_param(key: str, value: Any) -> list[str]:
     # Hydra, which DVC reads them with, would merge it with what is there.
     added = [] if value == {} else ["--set-param", f"+{key}={_hydra(value)}"]
     return ["--set-param", f"~{key}", *added]
+
+
+def overridden(params: Params, overrides: Mapping[str, Any]) -> Params:
+    """The params with other values for some keys.
+
+    Raises:
+        InputError: there is no such key, or a value is not allowed, or not beside the others.
+    """
+    values = params.to_dict()
+    for dotted, value in overrides.items():
+        *sections, key = dotted.split(".")
+        place = values
+        for section in sections:
+            place = place.setdefault(section, {})  # one that there is not is refused below
+            if not isinstance(place, dict):
+                raise InputError(f"{dotted}: {section} has no keys; expected a key of params.yaml")
+        place[key] = value
+    return Params.from_dict(values)
 
 
 def _hydra(value: Any) -> str:

@@ -18,6 +18,7 @@ from camp_model.files import replacing_folder
 from pipelines.ablation import RANKING, STUDY, Variant, check_seeds, data_line, setting, true_by_chance_here, with_seeds
 from pipelines.commands import begin, exit_when_asked, run_command, saying_how_to_go_on
 from pipelines.experiments import side_by_side
+from pipelines.overrides import overridden
 from pipelines.reproduce import DVC
 from pipelines.study import commit_of, difference_of, read_outcome
 from pipelines.study_answers import Outcomes, StudyInput, interval
@@ -137,12 +138,8 @@ def _changes(full: Params, other: Params) -> dict[str, Any]:
 
 def _applies(full: Params, overrides: Mapping[str, Any]) -> bool:
     """Whether params allow it, and an epoch is left after those on all negatives."""
-    values = full.to_dict()
-    for dotted, value in overrides.items():
-        section, key = dotted.split(".")
-        values[section] = values[section] | {key: value}
     try:
-        train = Params.from_dict(values).train
+        train = overridden(full, overrides).train
     except InputError:
         return False
     # Nor is there a choice between epochs where there is one.

@@ -43,14 +43,22 @@ def _recorded() -> Content:
     return {}
 
 
+def content_now(params: NamedFilesSections) -> Content:
+    """What the files and folders hold that params name; of one that is not here, what was recorded.
+
+    Raises:
+        InputError: as `content_of`.
+    """
+    return content_of(named_paths(params), _recorded(), main_root() / CACHE)
+
+
 def named_files(params: NamedFilesSections, watch: bool = False) -> None:
     """Write content.json and what watches it; with `watch`, only watched.json.
 
     Raises:
         InputError: as `content_of`.
     """
-    root = main_root()
-    content = content_of(named_paths(params), _recorded(), root / CACHE)
+    root, content = main_root(), content_now(params)
     if not watch:
         write_json(FOLDER / "content.json", content)
     if root != Path.cwd().resolve() and not watch:

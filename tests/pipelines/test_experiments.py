@@ -13,7 +13,7 @@ import pytest
 from dvc.utils.cli_parse import to_path_overrides
 from dvc.utils.hydra import apply_overrides
 
-from pipelines.experiments import sweep, variants_of
+from pipelines.experiments import _names, sweep, variants_of
 from pipelines.overrides import set_param
 from stages.errors import InputError
 from stages.params import document
@@ -113,6 +113,34 @@ def test_an_experiment_empties_a_mapping_of_params_yaml(tmp_path, monkeypatch):
     assert Params.load() == wanted
 
 
+def test_an_experiment_has_another_name_once_a_file_that_its_params_name_holds_something_else(repository):
+    """Else a sweep would give the results of what lay there before. DVC sees a path alone, of params.yaml too."""
+    Path("dvc.yaml").write_text("stages:\n  train: {cmd: python train.py, params: [train], outs: [train.txt]}\n")
+    Path("models").mkdir()
+    for name in ("first", "second"):
+        Path("models", name).write_text("as trained")
+    variants = variants_of({"train.start_from": ["models/first", "models/second"]})
+
+    def names_now():
+        return _names("sweep", variants, None)
+
+    before, key = names_now()
+    assert names_now() == (before, key)
+    Path("models/first").write_text("trained again")
+    after, other_key = names_now()
+    assert [after[name] != before[name] for name in variants] == [True, False]
+    assert other_key != key
+    params = Params.load()
+    present = params.replace(evaluate=params.evaluate.replace(ensemble=["models/second"]))
+    document.rewrite(Path("params.yaml"), present.to_dict())
+    before, _ = names_now()
+    Path("models/second").write_text("trained again")
+    assert not set(names_now()[0].values()) & set(before.values())
+    Path("models/second").unlink()
+    with pytest.raises(InputError, match=r"start_from-models/first: .*evaluate\.ensemble\[0\]: models/second"):
+        names_now()
+
+
 def test_a_sweep_runs_in_own_workspaces_under_one_parent(prefect_server, repository, monkeypatch, wait_for):
     for name in ("CAMP_TRACKING", "MLFLOW_TRACKING_URI", "DVC_ROOT"):
         monkeypatch.delenv(name, raising=False)
@@ -121,6 +149,8 @@ def test_a_sweep_runs_in_own_workspaces_under_one_parent(prefect_server, reposit
         monkeypatch.setenv(f"GIT_{role}_EMAIL", "t@localhost")
     Path("dvc.yaml").write_text(PIPELINE)
     Path("train.py").write_text(TRAIN)
+    params = Params.load()  # of a model that can be without gates
+    document.rewrite(Path("params.yaml"), params.replace(train=params.train.replace(gate_supervision=0)).to_dict())
     ran = repository.parent / "ran"
     Path("metrics").mkdir()
     Path("shared.py").write_text(

@@ -1,0 +1,51 @@
+"""The variants that are run side by side: changes to params.yaml, and what the files hold that they name."""
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipelines.overrides import overridden
+from stages.content.named import Content, NamedFilesSections, named_paths
+from stages.errors import InputError
+from stages.named_files import content_now
+from stages.params.pipeline import Params
+
+
+def variants_of(grid: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
+    """Every combination of a grid, by a name made of its values: {"model.gate": [..]} -> {"gate-none": {..}}.
+
+    Raises:
+        InputError: a value of the grid is no list, or an empty one.
+    """
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise InputError(f"grid: {key}: {values!r} is not a list of values")
+    variants = {}
+    for values in itertools.product(*grid.values()):
+        overrides = dict(zip(grid, values, strict=True))
+        variants["-".join(f"{key.split('.')[-1]}-{value}" for key, value in overrides.items()) or "as-is"] = overrides
+    return variants
+
+
+def named_content(variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Content]:
+    """By variant, what the files and folders hold that its params name.
+
+    It belongs to what a variant is: its overrides say their paths alone, whose content may be another tomorrow.
+
+    Raises:
+        InputError: params.yaml is wrong, or becomes so with a variant, or what that names is not here.
+    """
+    present = Params.load()
+    known: dict[str, Content] = {}
+    content = {}
+    for name, overrides in variants.items():
+        try:
+            sections = NamedFilesSections.from_dict(overridden(present, overrides).to_dict())
+            paths = json.dumps(named_paths(sections), sort_keys=True)
+            if paths not in known:  # most variants name the same
+                known[paths] = content_now(sections)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+        content[name] = known[paths]
+    return content
