@@ -95,7 +95,7 @@ def _rest() -> str:
 def saying_how_to_go_on() -> Iterator[None]:
     """Have what a flow cannot mend end this program with a line, not with tracebacks.
 
-    A command that failed, a Prefect server that went away and Ctrl-C come with the command that goes on; wrong input is
+    Work that failed, a Prefect server that went away and Ctrl-C come with the command that goes on; wrong input is
     said as a stage says it, with exit code 2. It is the last line: what is registered here runs at exit after what the
     Prefect server that a flow brings along registers later, to be stopped, and to say so.
     """
@@ -115,7 +115,7 @@ def saying_how_to_go_on() -> Iterator[None]:
     except KeyboardInterrupt:
         last.append(f"ended. {_rest()}.")
         sys.exit(128 + signal.SIGINT)
-    except CommandFailed as error:
+    except Unfinished as error:
         last.append(f"error: {error}\n{_rest()}.")
         sys.exit(1)
     except httpx.TransportError as error:
@@ -129,13 +129,17 @@ def saying_how_to_go_on() -> Iterator[None]:
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """Take the traceback from what Prefect logs of a flow that wrong input has ended: its message says all."""
-    if record.exc_info and isinstance(record.exc_info[1], InputError):
+    """Take the traceback from what Prefect logs of wrong input and of work that failed: their messages say all."""
+    if record.exc_info and isinstance(record.exc_info[1], InputError | Unfinished):
         record.exc_info = None
     return True
 
 
-class CommandFailed(Exception):
+class Unfinished(Exception):
+    """A flow ends with some of its work not done. The message says what, and why."""
+
+
+class CommandFailed(Unfinished):
     """A command ended with an error. `reason`: memory, killed, network, busy, worker or error (which will not pass)."""
 
     def __init__(self, command: str, code: int, reason: str, tail: str) -> None:

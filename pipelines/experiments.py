@@ -22,13 +22,13 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
-from pipelines.commands import begin, end_all, exit_when_asked, run_command, saying_how_to_go_on
+from pipelines.commands import Unfinished, begin, end_all, exit_when_asked, run_command, saying_how_to_go_on
 from pipelines.dag import shared_stages
 from pipelines.devices import DevicePool
 from pipelines.overrides import set_param
 from pipelines.reproduce import DVC, can_pass
 from pipelines.study import commit_of
-from pipelines.variants import named_content, variants_of
+from pipelines.variants import named_content, params_of, variants_of
 from stages.errors import InputError
 from stages.tracking import PARENT, track
 from stages.tracking.delivery import sync
@@ -152,7 +152,7 @@ def _names(kind: str, variants: Mapping[str, dict[str, Any]], target: str | None
 
     Both depend on what is run alone, so a flow that was interrupted goes on where it was, with the same parent.
     """
-    content = named_content(variants)
+    content = named_content(params_of(variants))
     common = _prepare(variants)
     hashes = {name: _hash(common, overrides, content[name], target) for name, overrides in variants.items()}
     names = {
@@ -165,14 +165,16 @@ def _names(kind: str, variants: Mapping[str, dict[str, Any]], target: str | None
 def _run_all(
     kind: str, variants: Mapping[str, dict[str, Any]], jobs: int, promote: bool, target: str | None
 ) -> tuple[list[dict[str, Any]], dict[str, str], str | None]:
-    """A row per variant, the experiments' names by variant, and the key of their MLflow parent."""
+    """A row per variant, the experiments' names by variant, and the key of their MLflow parent.
+
+    Raises:
+        Unfinished: an experiment failed; the others have ended.
+    """
     logger = get_run_logger()
     names, key = _names(kind, variants, target)
     threads, devices, copied = max(1, (os.cpu_count() or 1) // jobs), DevicePool(jobs), _uncommitted()
-    results: dict[str, dict[str, Any]] = {}
     tags = {"prefect.flow_run": flow_run.id}
     with track("sweep", {"variants": variants}, run_id=key, name=f"{kind} {key[:8]}", tags=tags) as run:
-        failed = []
         try:
             futures = {
                 name: run_experiment.with_options(name=name).submit(
@@ -185,20 +187,20 @@ def _run_all(
         except BaseException:  # the flow is ended, and would wait for its experiments
             end_all()
             raise
-        for name, future in futures.items():
-            if future.state.is_completed():
-                results[name] = future.result()
-            else:
-                failed.append(name)
+        outcomes = {name: future.result(raise_on_failure=False) for name, future in futures.items()}
+        failures = {name: why for name, why in outcomes.items() if not futures[name].state.is_completed()}
+        results = {name: numbers for name, numbers in outcomes.items() if name not in failures}
         rows = _rank(variants, results)
-        if rows and RANKED_BY in results[rows[0]["variant"]]:
-            run.log_metrics({"val/rsum": results[rows[0]["variant"]][RANKED_BY]})
-            run.set_tags({"best": rows[0]["variant"], "best.experiment": names[rows[0]["variant"]]})
-    if rows:
-        create_table_artifact(rows, key=kind, description=f"{kind}: ranked by validation rsum")
-        logger.info("best: %s; `dvc exp apply %s` takes it over", rows[0]["variant"], names[rows[0]["variant"]])
-    if failed:
-        raise RuntimeError(f"{len(failed)} of {len(variants)} experiments failed: {', '.join(failed)}")
+        if rows:
+            best = rows[0]["variant"]
+            if RANKED_BY in results[best]:
+                run.log_metrics({"val/rsum": results[best][RANKED_BY]})
+                run.set_tags({"best": best, "best.experiment": names[best]})
+            create_table_artifact(rows, key=kind, description=f"{kind}: ranked by validation rsum")
+            logger.info("best: %s; `dvc exp apply %s` takes it over", best, names[best])
+        if failures:
+            of_all = f"{len(failures)} of {len(variants)} experiments failed: {', '.join(failures)}"
+            raise Unfinished(f"{of_all}. The first: {next(iter(failures.values()))}")
     if promote:
         _promote(names[rows[0]["variant"]])
     return rows, names, run.run_id

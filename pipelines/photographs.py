@@ -20,10 +20,11 @@ from pipelines.commands import begin, exit_when_asked, run_command, saying_how_t
 from pipelines.experiments import side_by_side
 from pipelines.overrides import overridden
 from pipelines.reproduce import DVC
-from pipelines.study import commit_of, difference_of, read_outcome
+from pipelines.study import SPLIT, commit_of, difference_of, read_outcome
 from pipelines.study_answers import Outcomes, StudyInput, interval
 from pipelines.study_document import Page, write_document
 from pipelines.summary import costs_markdown, table
+from pipelines.variants import check_splits, params_of
 from stages.errors import InputError
 from stages.params.document import rewrite
 from stages.params.pipeline import Params
@@ -172,6 +173,8 @@ def photographs(
     wanted = {name for name in known if not rows or name in (*rows, "full", JOINT)}
     starting = {first_row for name in wanted if (first_row := start_of(known[name]))}
     chosen = {name: row for name, row in known.items() if name in wanted | starting}
+    overrides = {name: row.overrides for name, row in chosen.items()}
+    check_splits(params_of(with_seeds(overrides, seeds[:1], base)), SPLIT)
     # Rows differ in what they start from, which a stage before these reads: they are brought up to date once, here.
     begin()
     run_command([*DVC, "repro", "extract_regions", "tokenize_captions"], get_run_logger().info)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.overrides import overridden
 from stages.content.named import Content, NamedFilesSections, named_paths
-from stages.errors import InputError
+from stages.errors import InputError, shown
 from stages.named_files import content_now
 from stages.params.pipeline import Params
 
@@ -28,24 +28,47 @@ def variants_of(grid: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
     return variants
 
 
-def named_content(variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Content]:
+def params_of(variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Params]:
+    """What each variant makes of params.yaml.
+
+    Raises:
+        InputError: params.yaml is wrong, or would be with a variant, which the message names.
+    """
+    present = Params.load()
+    params = {}
+    for name, overrides in variants.items():
+        try:
+            params[name] = overridden(present, overrides)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+    return params
+
+
+def check_splits(params: Mapping[str, Params], split: str) -> None:
+    """InputError where a variant would be trained and not measured on the split that a study reports."""
+    for name, of_variant in params.items():
+        if split not in of_variant.evaluate.splits:
+            splits = shown(list(of_variant.evaluate.splits))
+            raise InputError(f"{name}: evaluate.splits: {splits} lacks {split}; expected it, which the study reports")
+
+
+def named_content(params: Mapping[str, Params]) -> dict[str, Content]:
     """By variant, what the files and folders hold that its params name.
 
     It belongs to what a variant is: its overrides say their paths alone, whose content may be another tomorrow.
 
     Raises:
-        InputError: params.yaml is wrong, or becomes so with a variant, or what that names is not here.
+        InputError: what a variant names is not here.
     """
-    present = Params.load()
     known: dict[str, Content] = {}
     content = {}
-    for name, overrides in variants.items():
-        try:
-            sections = NamedFilesSections.from_dict(overridden(present, overrides).to_dict())
-            paths = json.dumps(named_paths(sections), sort_keys=True)
-            if paths not in known:  # most variants name the same
+    for name, of_variant in params.items():
+        sections = NamedFilesSections.from_dict(of_variant.to_dict())
+        paths = json.dumps(named_paths(sections), sort_keys=True)
+        if paths not in known:  # most variants name the same
+            try:
                 known[paths] = content_now(sections)
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from None
+            except InputError as error:
+                raise InputError(f"{name}: {error}") from None
         content[name] = known[paths]
     return content

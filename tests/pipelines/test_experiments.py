@@ -47,6 +47,15 @@ if yaml.safe_load(open("params.yaml"))["train"]["epochs"] == 3:
 with hold_own_outputs():  # as every stage does
     time.sleep(600)
 """
+FAILING = """
+stages:
+  train:
+    cmd:
+      - "if grep -q 'epochs: 3' params.yaml; then echo no third epoch; exit 2; fi"
+      - "echo 'val_rsum: 1.0' > metrics/train.yaml"
+    params: [train]
+    metrics: [{metrics/train.yaml: {cache: false}}]
+"""
 PIPELINE = """
 stages:
   shared:
@@ -141,12 +150,57 @@ def test_an_experiment_has_another_name_once_a_file_that_its_params_name_holds_s
         names_now()
 
 
-def test_a_sweep_runs_in_own_workspaces_under_one_parent(prefect_server, repository, monkeypatch, wait_for):
+@pytest.fixture
+def recorded(repository, monkeypatch):
+    """The repository, whose runs are recorded in an MLflow store of its own."""
     for name in ("CAMP_TRACKING", "MLFLOW_TRACKING_URI", "DVC_ROOT"):
         monkeypatch.delenv(name, raising=False)
     for role in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{role}_NAME", "t")
         monkeypatch.setenv(f"GIT_{role}_EMAIL", "t@localhost")
+    return repository
+
+
+def commit(*ignored):
+    Path(".gitignore").write_text(
+        "".join(f"{name}\n" for name in ("/mlflow.db*", "/mlartifacts/", "/.tracking/", *ignored))
+    )
+    subprocess.run(["git", "add", "-A"], check=True)
+    subprocess.run(["git", "commit", "-q", "-m", "ready"], check=True)
+
+
+def recorded_runs(repository, wait_for):
+    """All runs of its store, once it has them; a busy machine delivers later than a stage waits."""
+    from mlflow import MlflowClient
+
+    wait_for(lambda: not pending(repository) or not sync(repository), 120)
+    store = MlflowClient(f"sqlite:///{repository / 'mlflow.db'}")
+    return store.search_runs([store.get_experiment_by_name("camp").experiment_id])
+
+
+@pytest.mark.timeout(300)
+def test_an_experiment_that_fails_ends_a_sweep_with_its_reason(prefect_server, recorded, server_environment, wait_for):
+    Path("dvc.yaml").write_text(FAILING)
+    Path("metrics").mkdir()
+    Path("metrics/.gitignore").touch()
+    commit()
+    command = [sys.executable, "-m", "pipelines.experiments", '{"train.epochs": [1, 3]}']
+    environment = {name: value for name, value in server_environment.items() if name != "CAMP_TRACKING"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    said = done.stderr[done.stderr.rindex("\nerror: ") :]
+    assert said.startswith("\nerror: 1 of 2 experiments failed: epochs-3. The first: -m dvc exp run")
+    assert "no third epoch" in said
+    assert said.endswith(
+        "What is finished stays: `python -m pipelines.experiments '{\"train.epochs\": [1, 3]}'` goes on.\n"
+    )
+    (parent,) = recorded_runs(recorded, wait_for)
+    assert parent.info.status == "FAILED" and parent.data.tags["best"] == "epochs-1"
+
+
+def test_a_sweep_runs_in_own_workspaces_under_one_parent(prefect_server, recorded, monkeypatch, wait_for):
+    repository = recorded
     Path("dvc.yaml").write_text(PIPELINE)
     Path("train.py").write_text(TRAIN)
     params = Params.load()  # of a model that can be without gates
@@ -157,9 +211,7 @@ def test_a_sweep_runs_in_own_workspaces_under_one_parent(prefect_server, reposit
         f"open({str(ran)!r}, 'a').write('once '); open('shared.txt', 'w').write('s')\n"
         "open('metrics/shared.json', 'w').write('{}')"
     )
-    Path(".gitignore").write_text("/mlflow.db*\n/mlartifacts/\n/.tracking/\n/shared.txt\n/train.txt\n")
-    subprocess.run(["git", "add", "-A"], check=True)
-    subprocess.run(["git", "commit", "-q", "-m", "ready"], check=True)
+    commit("/shared.txt", "/train.txt")
     # As in a fresh clone: git knows neither dvc.lock nor the metric, and DVC caches no metrics.
     subprocess.run([sys.executable, "-m", "dvc", "repro", "-q", "shared"], check=True)
     before = Path("params.yaml").read_bytes()
@@ -178,12 +230,7 @@ def test_a_sweep_runs_in_own_workspaces_under_one_parent(prefect_server, reposit
     assert sorted(devices.read_text().split()) == ["4", "7"]  # each has one of its own
     assert ran.read_text() == "once "  # the stage that no variant touches came from the cache
 
-    from mlflow import MlflowClient
-
-    # A busy machine delivers later than a stage waits.
-    wait_for(lambda: not pending(repository) or not sync(repository), 120)
-    store = MlflowClient(f"sqlite:///{repository / 'mlflow.db'}")
-    runs = store.search_runs([store.get_experiment_by_name("camp").experiment_id])
+    runs = recorded_runs(repository, wait_for)
     (parent,) = [run for run in runs if run.data.tags["camp.kind"] == "sweep"]
     children = {run.data.params["train.epochs"]: run for run in runs if run.data.tags["camp.kind"] == "train"}
     assert children.keys() == {"1", "3"}

@@ -185,6 +185,7 @@ def test_ctrl_c_ends_a_flow_and_the_server_that_it_brought_along(slow, server_en
     [
         (["pipelines.photographs", "--only", "nothing-known"], "rows: 'nothing-known' is not one of full, no-gates"),
         (["pipelines.experiments", '{"train.seed": [0]}', "--jobs", "0"], "jobs: 0 is below 1"),
+        (["pipelines.experiments", '{"model.gat": ["none"]}'], "gat-none: model.gat: unknown key; allowed here: "),
         (["pipelines.experiments", '{"train.seed": 3}'], "grid.train.seed: Input should be a valid list"),
     ],
 )

@@ -1,12 +1,14 @@
 """What the page of a study says of outcomes whose answers are known."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from pipelines.ablation import FURTHER, OVERRIDES, STUDY, ablation, with_seeds
+from pipelines.photographs import photographs
 from pipelines.study import Outcome
 from pipelines.study_answers import BELIEFS, QUESTIONS, StudyInput
 from pipelines.study_document import write_document
@@ -14,6 +16,7 @@ from pipelines.study_rates import rates_markdown, with_rates
 from stages.errors import InputError
 from stages.evaluation.bootstrap import image_hits
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGES = 40
 
 
@@ -138,6 +141,22 @@ def test_rows_that_the_page_speaks_of_are_rows_of_the_study():
 def test_a_seed_that_is_there_twice_is_refused_before_anything_is_trained(seeds, more_seeds, twice):
     with pytest.raises(InputError, match=f"seeds: {twice} is there twice; expected every seed once"):
         ablation.fn(seeds=seeds, more_seeds=more_seeds)
+
+
+@pytest.mark.parametrize(
+    ("base", "why"),
+    [
+        ({"evaluate.splits": ["val"]}, r"s0: evaluate\.splits: \['val'\] lacks test"),
+        ({"train.epoch": 3}, r"s0: train\.epoch: unknown key; allowed here: "),
+        ({"train.seed.first": 3}, r"s0: train\.seed\.first: seed has no keys"),
+    ],
+)
+def test_a_study_that_could_not_be_written_is_refused_before_anything_is_trained(base, why, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    with pytest.raises(InputError, match=why):
+        ablation.fn(variants={"full": {}}, seeds=[0], base=base)
+    with pytest.raises(InputError, match=why):
+        photographs.fn(seeds=[0], base=base)
 
 
 def test_a_study_that_ends_early_has_every_row_of_its_first_seeds():
