@@ -33,6 +33,8 @@ from stages.errors import InputError
 from stages.tracking import PARENT, track
 from stages.tracking.delivery import sync
 from stages.tracking.model import promote as promote_model
+from stages.tracking.restore import MODEL
+from stages.tracking.spool import pending
 from stages.tracking.store import connect, search, store_uri
 from stages.workspace import main_root
 
@@ -207,19 +209,27 @@ def _run_all(
 
 
 def _promote(experiment: str) -> None:
-    """Call the model of an experiment champion, once MLflow has what the experiment left in the spool.
+    """Call the model of an experiment champion, once MLflow has the run that trained it: the experiment's own one, or
+    the one whose result came from DVC's run cache.
 
     Raises:
-        InputError: the server has not taken it.
+        InputError: the server has not taken that run, or there is none.
     """
+    model = _model_of(experiment)
     client = connect(main_root(), store_uri(main_root()))
     deadline = time.monotonic() + PROMOTE_WITHIN
     while True:
         sync(main_root())
-        runs = search(client, f"tags.`dvc.experiment` = '{experiment}' and tags.`camp.kind` = 'train'")
+        waiting = pending(main_root())  # before the search: what has left the spool is found
+        trained = search(client, f"tags.`camp.model` = '{model}' and tags.`camp.kind` = 'train'")
         # The process that delivers beside a run holds its spool, and may be slower than the run was.
-        if runs and client.search_model_versions(f"run_id = '{runs[0].info.run_id}'"):
+        runs = [run for run in trained if client.search_model_versions(f"run_id = '{run.info.run_id}'")]
+        if runs:
             break
+        if not waiting:
+            raise InputError(
+                f"{experiment}: no run in MLflow has its model (sha256 {model}); expected the one it is of"
+            )
         if time.monotonic() > deadline:
             raise InputError(
                 f"{experiment}: its model is not in MLflow yet; `python -m stages.tracking sync` delivers it"
@@ -227,6 +237,18 @@ def _promote(experiment: str) -> None:
         time.sleep(1)
     version = promote_model(client, runs[0].info.run_id)
     get_run_logger().info("champion is now version %s, of %s", version, experiment)
+
+
+def _model_of(experiment: str) -> str:
+    """The hex sha256 of the weights that an experiment came to, the tag `camp.model` of the run that trained them."""
+    from dvc.api import DVCFileSystem
+
+    path = f"{MODEL}/model.safetensors"
+    try:
+        with DVCFileSystem(rev=commit_of(experiment)).open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise InputError(f"{experiment}: {path}: is not there; expected the model that it trained") from None
 
 
 @flow(name="sweep")

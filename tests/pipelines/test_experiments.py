@@ -1,6 +1,7 @@
 """Experiments side by side: real DVC experiments in their own workspaces, one MLflow parent."""
 
 import contextlib
+import hashlib
 import json
 import shutil
 import signal
@@ -12,14 +13,17 @@ import psutil
 import pytest
 from dvc.utils.cli_parse import to_path_overrides
 from dvc.utils.hydra import apply_overrides
+from prefect.logging import disable_run_logger
 
-from pipelines.experiments import _names, sweep, variants_of
+from pipelines.experiments import _promote, sweep, variants_of
 from pipelines.overrides import set_param
 from stages.errors import InputError
 from stages.params import document
 from stages.params.pipeline import Params
 from stages.tracking.delivery import sync
+from stages.tracking.model import CHAMPION, NAME
 from stages.tracking.spool import pending
+from stages.tracking.store import connect, store_uri
 from tests.pipelines.conftest import ROOT, command_of
 
 TRAIN = """
@@ -122,34 +126,6 @@ def test_an_experiment_empties_a_mapping_of_params_yaml(tmp_path, monkeypatch):
     assert Params.load() == wanted
 
 
-def test_an_experiment_has_another_name_once_a_file_that_its_params_name_holds_something_else(repository):
-    """Else a sweep would give the results of what lay there before. DVC sees a path alone, of params.yaml too."""
-    Path("dvc.yaml").write_text("stages:\n  train: {cmd: python train.py, params: [train], outs: [train.txt]}\n")
-    Path("models").mkdir()
-    for name in ("first", "second"):
-        Path("models", name).write_text("as trained")
-    variants = variants_of({"train.start_from": ["models/first", "models/second"]})
-
-    def names_now():
-        return _names("sweep", variants, None)
-
-    before, key = names_now()
-    assert names_now() == (before, key)
-    Path("models/first").write_text("trained again")
-    after, other_key = names_now()
-    assert [after[name] != before[name] for name in variants] == [True, False]
-    assert other_key != key
-    params = Params.load()
-    present = params.replace(evaluate=params.evaluate.replace(ensemble=["models/second"]))
-    document.rewrite(Path("params.yaml"), present.to_dict())
-    before, _ = names_now()
-    Path("models/second").write_text("trained again")
-    assert not set(names_now()[0].values()) & set(before.values())
-    Path("models/second").unlink()
-    with pytest.raises(InputError, match=r"start_from-models/first: .*evaluate\.ensemble\[0\]: models/second"):
-        names_now()
-
-
 @pytest.fixture
 def recorded(repository, monkeypatch):
     """The repository, whose runs are recorded in an MLflow store of its own."""
@@ -245,6 +221,32 @@ def test_a_sweep_runs_in_own_workspaces_under_one_parent(prefect_server, recorde
         [sys.executable, "-m", "dvc", "exp", "list", "--name-only"], capture_output=True, text=True, check=True
     )
     assert sorted(listed.stdout.split()) == sorted(run.data.tags["dvc.experiment"] for run in children.values())
+
+
+def test_the_champion_is_the_model_of_whoever_trained_it(recorded):
+    """An experiment whose training DVC's run cache had has no run of its own."""
+    Path("models/camp").mkdir(parents=True)
+    Path("models/camp/model.safetensors").write_bytes(b"weights")
+    commit()
+    subprocess.run(["git", "update-ref", "refs/exps/00/00/best", "HEAD"], check=True)
+    client = connect(recorded, store_uri(recorded))
+    client.create_registered_model(NAME)
+    place = client.create_experiment("camp")
+
+    def train(weights, registered):
+        tags = {"camp.kind": "train", "camp.model": hashlib.sha256(weights).hexdigest(), "dvc.experiment": "another"}
+        run = client.create_run(place, tags=tags).info.run_id
+        return client.create_model_version(NAME, str(recorded), run).version if registered else None
+
+    with disable_run_logger():
+        with pytest.raises(InputError, match="best: no run in MLflow has its model"):
+            _promote("best")
+        train(b"weights", registered=True)
+        last = train(b"weights", registered=True)
+        train(b"weights", registered=False)
+        train(b"others", registered=True)
+        _promote("best")
+    assert client.get_model_version_by_alias(NAME, CHAMPION).version == last
 
 
 @pytest.mark.timeout(300)

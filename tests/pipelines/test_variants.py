@@ -1,0 +1,39 @@
+"""What is known of variants before one of them runs."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.experiments import _names
+from pipelines.variants import variants_of
+from stages.errors import InputError
+from stages.params import document
+from stages.params.pipeline import Params
+
+
+def test_an_experiment_has_another_name_once_a_file_that_its_params_name_holds_something_else(repository):
+    """Else a sweep would give the results of what lay there before. DVC sees a path alone, of params.yaml too."""
+    Path("dvc.yaml").write_text("stages:\n  train: {cmd: python train.py, params: [train], outs: [train.txt]}\n")
+    Path("models").mkdir()
+    for name in ("first", "second"):
+        Path("models", name).write_text("as trained")
+    variants = variants_of({"train.start_from": ["models/first", "models/second"]})
+
+    def names_now():
+        return _names("sweep", variants, None)
+
+    before, key = names_now()
+    assert names_now() == (before, key)
+    Path("models/first").write_text("trained again")
+    after, other_key = names_now()
+    assert [after[name] != before[name] for name in variants] == [True, False]
+    assert other_key != key
+    params = Params.load()
+    present = params.replace(evaluate=params.evaluate.replace(ensemble=["models/second"]))
+    document.rewrite(Path("params.yaml"), present.to_dict())
+    before, _ = names_now()
+    Path("models/second").write_text("trained again")
+    assert not set(names_now()[0].values()) & set(before.values())
+    Path("models/second").unlink()
+    with pytest.raises(InputError, match=r"start_from-models/first: .*evaluate\.ensemble\[0\]: models/second"):
+        names_now()
