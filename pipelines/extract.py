@@ -19,12 +19,13 @@ from dask.base import annotate
 from distributed import Nanny
 from prefect import flow, get_run_logger, task, unmapped
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task, exponential_backoff
 from prefect_dask.task_runners import DaskTaskRunner
 
 from camp_model.files import remove_unused, replacing
-from pipelines.commands import begin, exit_when_asked, saying_how_to_go_on
+from pipelines.commands import Unfinished, begin, exit_when_asked, saying_how_to_go_on
 from pipelines.dag import read_dag
 from pipelines.devices import device_environments
 from pipelines.reproduce import ONE_BY_ONE, run_stage
@@ -139,7 +140,12 @@ def runner(cluster: str | None, workers: int) -> DaskTaskRunner:
     if cluster:
         return DaskTaskRunner(address=cluster)
     local = {"n_workers": workers, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": None}
-    own = {"worker_class": _OnItsDevices, "environments": device_environments(workers)}
+    # The flow's server, for each worker would bring along one of its own, which nobody ends.
+    server = {"PREFECT_API_URL": str(get_client(sync_client=True).api_url)}
+    own = {
+        "worker_class": _OnItsDevices,
+        "environments": [devices | server for devices in device_environments(workers)],
+    }
     return DaskTaskRunner(cluster_kwargs=local | own)
 
 
@@ -202,7 +208,7 @@ def extract(
             collect([shard.key for shard in missing], storage, str(folder))
     # A shard is there, too, whose unreadable images are set aside; the stage tries those again.
     if left := absent_shards(plan.shards, folder):
-        raise RuntimeError(f"{len(left)} of {len(plan.shards)} shards are still missing in {folder}")
+        raise Unfinished(f"{len(left)} of {len(plan.shards)} shards are still missing in {folder}")
     done[STAGE] = run_stage.with_options(name=STAGE)(STAGE, True, [])
     return {"shards": len(plan.shards), "extracted": extracted}
 

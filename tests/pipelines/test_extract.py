@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -152,6 +153,33 @@ def test_a_local_cluster_is_seen_on_this_machine_alone(prefect_server, listening
     with runner(None, 1) as started:
         assert started.client
         assert listening(os.getpid()) == {"127.0.0.1"}
+
+
+@pytest.mark.timeout(300)
+def test_a_flow_and_its_workers_share_a_prefect_server_that_ends_with_them(workspace, server_environment, tmp_path):
+    """Where none is there already. A picture that is missing makes the task, and so the flow, fail."""
+    Path("pictures/005.png").unlink()
+    environment = server_environment | {"PREFECT_HOME": str(tmp_path / "prefect")}
+    del environment["PREFECT_API_URL"]
+    command = [sys.executable, "-m", "pipelines.extract", "--workers", "1", "--shards-per-task", "8"]
+    with (tmp_path / "log").open("wb") as log:
+        code = subprocess.run(command, env=environment, stdout=log, stderr=log, check=False).returncode
+    said = (tmp_path / "log").read_text()
+    left = [process for process in psutil.process_iter() if str(tmp_path) in environment_of(process)]
+    for process in left:
+        process.kill()
+    assert code == 2, said
+    assert "error: " in said.splitlines()[-1] and "005" in said.splitlines()[-1]
+    assert said.count("Starting temporary server on") == 1
+    assert not left
+
+
+def environment_of(process):
+    """What a process was started with, as text; nothing of one that has ended or is another person's."""
+    try:
+        return str(process.environ())
+    except psutil.Error:
+        return ""
 
 
 def test_shards_travel_over_a_storage(workspace, tmp_path, monkeypatch):
