@@ -40,10 +40,11 @@ TRAINED_WORDS = Path("presets/trained_words_joint.yaml")
 AT_ONCE = Path("presets/best.yaml")
 STARTS = Path("models/photographs")
 """Where the joint embeddings that others start from are put, below the main workspace."""
-ROWS: dict[str, Variant] = {
-    name: STUDY[name]
-    for name in ("full", "no-gates", "no-messages", "published-gates", "mean-pooling", "cosine-ranking", "foils")
-} | {"as-encoded": Variant("vectors as long as encoded", {"model.feature_norm": 0.0})}
+_CHANGES = ("full", "no-gates", "no-messages", "published-gates", "mean-pooling", "cosine-ranking", "foils",
+            "counts")  # fmt: skip
+ROWS: dict[str, Variant] = {name: STUDY[name] for name in _CHANGES} | {
+    "as-encoded": Variant("vectors as long as encoded", {"model.feature_norm": 0.0})
+}
 """Changes to the full model: those of the scenes, and one that matters where it starts from a joint embedding."""
 _TUNED = {"train.freeze": [], "train.epochs": 1, "train.learning_rates": {
     "matcher.joint": 50, "region_encoder": 0.1, "caption_encoder": 0.1}}  # fmt: skip
