@@ -11,15 +11,17 @@ from pathlib import Path
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from pipelines import commands
 from pipelines import reproduce as module
 from pipelines.commands import CommandFailed, begin, end_all, run_command, why
 from pipelines.dag import read_dag, shared_stages
 from pipelines.forms import present_params
-from pipelines.refresh import refresh
+from pipelines.refresh import SOURCE_CHANGED, announce, refresh
 from pipelines.reproduce import reproduce
 from stages.errors import InputError
+from tests.pipelines.conftest import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -230,6 +232,20 @@ def test_ending_a_flow_ends_its_command():
 
 
 @pytest.mark.timeout(240)
+def test_a_server_is_told_of_a_change_or_it_is_an_error(prefect_server, wait_for):
+    announce()
+    asked = {"filter": {"event": {"name": [SOURCE_CHANGED]}}}
+    with get_client(sync_client=True) as client:
+        wait_for(lambda: client.request("POST", "/events/filter", json=asked).json()["total"] == 1, 60)
+    for server, said in (
+        (None, "PREFECT_API_URL: is not set"),
+        (f"http://127.0.0.1:{free_port()}/api", "has not taken the event .*refused"),
+        (f"{prefect_server}/nothing", "has not taken the event .*404"),
+    ):
+        with temporary_settings({PREFECT_API_URL: server}), pytest.raises(InputError, match=said):
+            announce()
+
+
 def test_refresh_runs_only_what_is_stale(prefect_server, repository):
     assert set(refresh().values()) == {"ran"}
     state = refresh(return_state=True)
