@@ -16,15 +16,18 @@ def variants_of(grid: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
     """Every combination of a grid, by a name made of its values: {"model.gate": [..]} -> {"gate-none": {..}}.
 
     Raises:
-        InputError: a value of the grid is no list, or an empty one.
+        InputError: a value of the grid is no list, or an empty one, or two combinations have the same name.
     """
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise InputError(f"grid: {key}: {values!r} is not a list of values")
-    variants = {}
+    variants: dict[str, dict[str, Any]] = {}
     for values in itertools.product(*grid.values()):
         overrides = dict(zip(grid, values, strict=True))
-        variants["-".join(f"{key.split('.')[-1]}-{value}" for key, value in overrides.items()) or "as-is"] = overrides
+        name = "-".join(f"{key.split('.')[-1]}-{value}" for key, value in overrides.items()) or "as-is"
+        if name in variants:
+            raise InputError(f"grid: {variants[name]} and {overrides} are both {name}; expected every value once")
+        variants[name] = overrides
     return variants
 
 

@@ -11,6 +11,11 @@ from stages.params import document
 from stages.params.pipeline import Params
 
 
+def test_no_variant_takes_the_place_of_another():
+    with pytest.raises(InputError, match=r"grid: \{'train\.seed': 0\} and \{'train\.seed': '0'\} are both seed-0"):
+        variants_of({"train.seed": [0, "0"]})
+
+
 def test_an_experiment_has_another_name_once_a_file_that_its_params_name_holds_something_else(repository):
     """Else a sweep would give the results of what lay there before. DVC sees a path alone, of params.yaml too."""
     Path("dvc.yaml").write_text("stages:\n  train: {cmd: python train.py, params: [train], outs: [train.txt]}\n")
