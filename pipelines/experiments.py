@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
@@ -28,7 +27,7 @@ from pipelines.devices import DevicePool
 from pipelines.overrides import set_param
 from pipelines.reproduce import DVC, can_pass
 from pipelines.study import commit_of
-from pipelines.variants import named_content, params_of, variants_of
+from pipelines.variants import hash_of, hash_of_all_else, named_content, params_of, variants_of
 from stages.errors import InputError
 from stages.tracking import PARENT, track
 from stages.tracking.delivery import sync
@@ -92,8 +91,8 @@ def _uncommitted() -> list[str]:
     with Repo() as repo:
         results = [os.path.relpath(out.fs_path, repo.root_dir) for out in repo.index.outs if not out.use_cache]
     paths = [Path(path) for path in ("dvc.lock", *results) if Path(path).is_file()]
-    tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout.splitlines()
-    there = {path for name in tracked for path in (Path(name), *Path(name).parents)}
+    tracked = subprocess.run(["git", "ls-files", "-z"], capture_output=True, check=True).stdout.split(b"\0")
+    there = {path for name in map(os.fsdecode, tracked) for path in (Path(name), *Path(name).parents)}
     # DVC copies a file into a folder that is there only, and a folder with all that is in it.
     missing = [[folder for folder in (*reversed(path.parents), path) if folder not in there] for path in paths]
     return sorted({str(first) for first, *_ in filter(None, missing)})
@@ -128,25 +127,12 @@ def _rank(variants: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]])
     return rows
 
 
-def _hash(*values: object) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _common(shared: Sequence[str]) -> str:
-    """Hash of what all experiments have in common: tracked files that matter to a stage, and the shared results."""
-    files = ["--", ".", *(f":!{path}" for path in ("docs", "tests", "*.md", "dvc.lock", "metrics", "plots"))]
-    git = [["git", "ls-files", "-s", *files], ["git", "diff", "HEAD", *files]]
-    said = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for command in git]
-    lock = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8")) if shared else {}
-    return _hash(*said, [lock["stages"].get(name, {}).get("outs", []) for name in shared])
-
-
 def _prepare(variants: Mapping[str, dict[str, Any]]) -> str:
-    """Bring the stages that no variant touches up to date, here and once; `_common` of them."""
+    """Bring the stages that no variant touches up to date, here and once; `hash_of_all_else` of them."""
     shared = shared_stages({key for overrides in variants.values() for key in overrides})
     if shared:
         run_command([*DVC, "repro", *shared], get_run_logger().info)
-    return _common(shared)
+    return hash_of_all_else(shared)
 
 
 def _names(kind: str, variants: Mapping[str, dict[str, Any]], target: str | None) -> tuple[dict[str, str], str]:
@@ -156,12 +142,12 @@ def _names(kind: str, variants: Mapping[str, dict[str, Any]], target: str | None
     """
     content = named_content(params_of(variants))
     common = _prepare(variants)
-    hashes = {name: _hash(common, overrides, content[name], target) for name, overrides in variants.items()}
+    hashes = {name: hash_of(common, overrides, content[name], target) for name, overrides in variants.items()}
     names = {
         name: re.sub(r"[^a-zA-Z0-9.-]+", "-", f"{kind}-{of_variant[:8]}-{name}").strip("-.")
         for name, of_variant in hashes.items()
     }
-    return names, _hash(kind, common, variants, content, target)[:32]
+    return names, hash_of(kind, common, variants, content, target)[:32]
 
 
 def _run_all(

@@ -1,9 +1,14 @@
-"""The variants that are run side by side: changes to params.yaml, and what the files hold that they name."""
+"""The variants that are run side by side: changes to params.yaml, and what else their results depend on."""
 
+import hashlib
 import itertools
 import json
+import subprocess
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from pipelines.overrides import overridden
 from stages.content.named import Content, NamedFilesSections, named_paths
@@ -75,3 +80,21 @@ def named_content(params: Mapping[str, Params]) -> dict[str, Content]:
                 raise InputError(f"{name}: {error}") from None
         content[name] = known[paths]
     return content
+
+
+def hash_of(*values: object) -> str:
+    """Hex sha256 of values as JSON."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def hash_of_all_else(shared: Sequence[str]) -> str:
+    """Hash of what all variants have in common: tracked files that matter to a stage, and what shared stages made."""
+    files = ["--", ".", *(f":!{path}" for path in ("docs", "tests", "*.md", "dvc.lock", "metrics", "plots"))]
+    # As bytes, in git's own form: a tracked file may be in any encoding, and a person's settings may colour or filter.
+    form = ["--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/"]
+    git = [["git", "ls-files", "-s", *files], ["git", "diff", *form, "HEAD", *files]]
+    said = [hashlib.sha256(subprocess.run(command, capture_output=True, check=True).stdout) for command in git]
+    lock = Path("dvc.lock")  # is not there where the only shared stage is that of named/dvc.yaml
+    stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"] if shared and lock.is_file() else {}
+    of_shared = [stages.get(name, {}).get("outs", []) for name in shared]
+    return hash_of(*(of_git.hexdigest() for of_git in said), of_shared)

@@ -1,11 +1,12 @@
 """What is known of variants before one of them runs."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from pipelines.experiments import _names
-from pipelines.variants import variants_of
+from pipelines.variants import hash_of_all_else, variants_of
 from stages.errors import InputError
 from stages.params import document
 from stages.params.pipeline import Params
@@ -42,3 +43,13 @@ def test_an_experiment_has_another_name_once_a_file_that_its_params_name_holds_s
     Path("models/second").unlink()
     with pytest.raises(InputError, match=r"start_from-models/first: .*evaluate\.ensemble\[0\]: models/second"):
         names_now()
+
+
+def test_a_changed_file_of_any_encoding_counts(repository):
+    Path("words.txt").write_bytes(b"caf\xc3\xa9\n")
+    subprocess.run(["git", "add", "words.txt"], check=True)
+    seen = set()
+    for content in (b"caf\xc3\xa9\n", b"caf\xe9\n", b"\0\1", b"\0\2"):
+        Path("words.txt").write_bytes(content)
+        seen.add(hash_of_all_else([]))
+    assert len(seen) == 4
