@@ -8,6 +8,7 @@ with it most of stages, is imported by the functions that need it.
 """
 
 import argparse
+import asyncio
 import contextlib
 import os
 import pickle
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from dask.base import annotate
 from distributed import Nanny
+from distributed.comm.core import connect
+from distributed.security import Security
 from prefect import flow, get_run_logger, task, unmapped
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
@@ -95,9 +98,17 @@ _detectors: dict[tuple[str, str, str, str], "Detector"] = {}
 
 
 def _filesystem(storage: str) -> tuple[Any, str]:
+    """The filesystem of a storage, and the path in it.
+
+    Raises:
+        InputError: there is none of this kind, or what it needs is not installed.
+    """
     import fsspec
 
-    filesystem, path = fsspec.core.url_to_fs(storage)
+    try:
+        filesystem, path = fsspec.core.url_to_fs(storage)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"storage: {storage}: {error}; expected a folder or an fsspec URL") from None
     return filesystem, str(path)
 
 
@@ -133,6 +144,19 @@ class _OnItsDevices(Nanny):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         options["env"] = options.pop("environments")[options["name"]]
         super().__init__(*arguments, **options)
+
+
+def check_cluster(address: str) -> None:
+    """InputError where no Dask scheduler answers: a flow would end in its tracebacks."""
+
+    async def greet() -> None:
+        secrets = Security().get_connection_args("client")  # type: ignore[no-untyped-call]
+        await (await connect(address, **secrets)).close()  # type: ignore[no-untyped-call]
+
+    try:
+        asyncio.run(greet())
+    except (OSError, ValueError) as error:
+        raise InputError(f"cluster: {address}: {error}; expected the address of a Dask scheduler") from None
 
 
 def runner(cluster: str | None, workers: int) -> DaskTaskRunner:
@@ -188,6 +212,8 @@ def extract(
     for name, number in (("workers", workers), ("shards_per_task", shards_per_task)):
         if number < 1:
             raise InputError(f"{name}: {number} is below 1")
+    if storage is not None:
+        _filesystem(storage)
     params = read_params(ExtractSections)
     done: dict[str, Any] = {}
     stages = read_dag(targets=(STAGE,)).stages
@@ -201,6 +227,8 @@ def extract(
     logger.info("%d of %d shards are missing", len(missing), len(plan.shards))
     extracted = 0
     if missing:
+        if cluster:
+            check_cluster(cluster)
         workers_of: Any = runner(cluster, workers)
         on_cluster = flow(name="fill shards", task_runner=workers_of, validate_parameters=False)(fill)
         extracted = on_cluster(plan.of(missing), folder, storage, shards_per_task, resources)
@@ -213,6 +241,18 @@ def extract(
     return {"shards": len(plan.shards), "extracted": extracted}
 
 
+def resource(text: str) -> tuple[str, float]:
+    """NAME=COUNT."""
+    name, _, count = text.partition("=")
+    try:
+        number = float(count)
+    except ValueError:
+        number = 0.0
+    if not name or not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}; expected NAME=COUNT, such as GPU=1")
+    return name, number
+
+
 def main() -> None:
     exit_when_asked()
     parser = argparse.ArgumentParser(description="Fill in missing region shards on many workers.")
@@ -220,11 +260,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="workers of the local cluster")
     parser.add_argument("--storage", help="folder or fsspec URL that the workers write to")
     parser.add_argument("--shards-per-task", type=int, default=1)
-    parser.add_argument("--resource", action="append", default=[], help="such as GPU=1")
+    parser.add_argument(
+        "--resource", action="append", type=resource, default=[], metavar="NAME=COUNT", help="such as GPU=1"
+    )
     arguments = parser.parse_args()
-    resources = {name: float(count) for name, _, count in (item.partition("=") for item in arguments.resource)}
     with saying_how_to_go_on():
-        extract(arguments.cluster, arguments.workers, arguments.storage, arguments.shards_per_task, resources)
+        extract(arguments.cluster, arguments.workers, arguments.storage, arguments.shards_per_task,
+                dict(arguments.resource))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Shards over a real Dask scheduler with two worker processes, one of which is killed."""
 
+import argparse
 import hashlib
 import os
 import pickle
@@ -9,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+import dask
 import numpy as np
 import psutil
 import pyarrow as pa
@@ -21,7 +23,7 @@ from PIL import Image
 import pipelines
 from camp_model.regions import RegionStore
 from pipelines import extract as module
-from pipelines.extract import DATASET, DETECTOR, REGIONS, collect, extract, fill_shards, runner
+from pipelines.extract import DATASET, DETECTOR, REGIONS, collect, extract, fill_shards, resource, runner
 from pipelines.reproduce import ONE_BY_ONE
 from stages.detectors.base import Description
 from stages.detectors.scenes import build_network
@@ -34,6 +36,7 @@ from stages.extraction.filling import load
 from stages.extraction.plan import ExtractSections, plan_shards
 from stages.extraction.shard_folder import missing_shards, shard_folder
 from stages.params.regions import RegionsParams
+from tests.pipelines.conftest import command_of
 
 ROOT = Path(pipelines.__file__).parents[1]
 PICTURES = 32
@@ -44,6 +47,24 @@ stages:
     deps: [data/dataset, data/detector]
     params: [regions]
     outs: [data/regions]
+"""
+FAILING = """
+from prefect import flow, task
+from pipelines.extract import runner
+
+@task
+def fail():
+    raise ValueError("as a task may")
+
+@flow
+def outer():
+    @flow(task_runner=runner(None, 1))
+    def inner():
+        fail.submit().result()
+    inner()
+
+if __name__ == "__main__":
+    outer()
 """
 CONFIG = {"image_size": 96, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 
@@ -156,22 +177,24 @@ def test_a_local_cluster_is_seen_on_this_machine_alone(prefect_server, listening
 
 
 @pytest.mark.timeout(300)
-def test_a_flow_and_its_workers_share_a_prefect_server_that_ends_with_them(workspace, server_environment, tmp_path):
-    """Where none is there already. A picture that is missing makes the task, and so the flow, fail."""
-    Path("pictures/005.png").unlink()
+def test_a_flow_and_its_workers_share_a_prefect_server_that_ends_with_them(server_environment, tmp_path):
+    """Where none is there already, and a task fails."""
     environment = server_environment | {"PREFECT_HOME": str(tmp_path / "prefect")}
     del environment["PREFECT_API_URL"]
-    command = [sys.executable, "-m", "pipelines.extract", "--workers", "1", "--shards-per-task", "8"]
+    (tmp_path / "failing.py").write_text(FAILING)
     with (tmp_path / "log").open("wb") as log:
-        code = subprocess.run(command, env=environment, stdout=log, stderr=log, check=False).returncode
+        code = subprocess.run(
+            [sys.executable, tmp_path / "failing.py"], env=environment, stdout=log, stderr=log, check=False
+        ).returncode
     said = (tmp_path / "log").read_text()
-    left = [process for process in psutil.process_iter() if str(tmp_path) in environment_of(process)]
+    begun = [process for process in psutil.process_iter() if str(tmp_path) in environment_of(process)]
+    said_of = {process.pid: " ".join(command_of(process)) for process in begun}
+    _, left = psutil.wait_procs(begun, 10)
     for process in left:
         process.kill()
-    assert code == 2, said
-    assert "error: " in said.splitlines()[-1] and "005" in said.splitlines()[-1]
+    assert code == 1 and "as a task may" in said, said
     assert said.count("Starting temporary server on") == 1
-    assert not left
+    assert [said_of[process.pid] for process in left] == []
 
 
 def environment_of(process):
@@ -199,6 +222,26 @@ def test_shards_travel_over_a_storage(workspace, tmp_path, monkeypatch):
     collect.fn(keys, storage, str(shard_folder()))
     assert len(missing_shards(plan.shards, shard_folder())) == 0
     assert sorted(path.name for path in shard_folder().iterdir()) == sorted(f"{key}.arrow" for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"storage": "nothing://here"}, "storage: nothing://here: Protocol not known: nothing; expected"),
+        ({"cluster": "tcp://127.0.0.1:9"}, "cluster: tcp://127.0.0.1:9: Timed out .*; expected the address of a Dask"),
+        ({"cluster": "nothing://here"}, "cluster: nothing://here: unknown address scheme"),
+    ],
+)
+def test_a_cluster_or_storage_that_is_not_there_is_wrong_input(prefect_server, workspace, options, why):
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}), pytest.raises(InputError, match=why):
+        extract(**options)
+
+
+@pytest.mark.parametrize("text", ["GPU", "GPU=", "=1", "GPU=one", "GPU=0", "GPU=nan"])
+def test_a_resource_is_a_name_and_a_number(text):
+    assert resource("GPU=1") == ("GPU", 1.0)
+    with pytest.raises(argparse.ArgumentTypeError, match="expected NAME=COUNT"):
+        resource(text)
 
 
 @pytest.mark.timeout(400)
