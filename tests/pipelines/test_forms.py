@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 import pipelines
 from pipelines import forms
+from pipelines.deploy import deploy
 from pipelines.forms import form, present_params, write_params
 from stages.errors import InputError
 from stages.params.pipeline import Params
@@ -73,3 +74,9 @@ def test_a_form_that_was_made_without_the_files_values_does_not_replace_them(mon
     with pytest.raises(InputError, match=r"params\.yaml: train\.epochs: -2"):
         write_params(Params())
     assert Path("params.yaml").read_bytes() == before
+
+
+def test_a_form_of_wrong_values_is_not_deployed():
+    Path("params.yaml").write_text("train: {epochs: -2}\n")
+    with pytest.raises(InputError, match=r"params\.yaml: train\.epochs: -2 is below 1"):
+        deploy("camp", "process", Path("prefect.yaml"))
