@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -127,12 +128,14 @@ def test_what_is_not_read_and_what_is_not_there_is_said(
     assert "no picture that can be searched; files of pictures end in .bmp, .gif" in said.err
 
 
-def test_interrupted_while_it_is_loaded_it_just_ends(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_interrupted_while_it_is_loaded_it_just_ends(folder: Folder) -> None:
     program = [sys.executable, "-m", "search", SENTENCE, "--images", str(folder.images)]
     root = Path(command.__file__).parent.parent
-    with subprocess.Popen(program, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        program, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell that runs the tests in the background has them, and all that they start, ignore Ctrl-C.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    ) as process:  # fmt: skip
         maps = Path(f"/proc/{process.pid}/maps")
         until = time.monotonic() + 60
         while "libtorch" not in maps.read_text() and time.monotonic() < until:  # which takes a while to load
