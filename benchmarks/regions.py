@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image, ImageFilter
 
-from benchmarks.scoring import peak_bytes
 from camp_model.regions import ImageRegions, RegionStore, StoreInfo, write_manifest, write_rejected, write_shard
+from stages.cost import resident_bytes
 from stages.detectors import DETECTORS
 from stages.detectors.base import Description, NetworkInput, RegionExtractor, load_detector
 from stages.detectors.images import read_image
@@ -128,9 +128,9 @@ def stream(folder: Path, count: int, dim: int) -> None:
     params = ExtractSections(dataset=DatasetParams(source="table"), regions=RegionsParams(batch_size=8))
     paths = (folder / "dataset", folder / "detector")
     plan_shards(params, *paths)
-    before = peak_bytes()
+    before = resident_bytes("VmHWM")
     extract_regions(params, *paths, folder / "regions", folder / "shards")
-    print(json.dumps((peak_bytes() - before) / 2**20))
+    print(json.dumps((resident_bytes("VmHWM") - before) / 2**20))
 
 
 def memory(folder: Path) -> None:

@@ -26,7 +26,6 @@ import psutil
 import pyarrow as pa
 import torch
 
-from benchmarks.scoring import peak_bytes
 from camp_model.checkpoint import save_checkpoint
 from camp_model.config import CampConfig
 from camp_model.files import write_table
@@ -34,6 +33,7 @@ from camp_model.model import CAMP
 from camp_model.regions import ImageRegions, StoreInfo, write_manifest, write_rejected, write_shard
 from camp_model.vocabulary import Vocabulary
 from search.collection import open_workspace
+from stages.cost import resident_bytes
 from stages.index import index
 from stages.indexing.engines import Vectors
 from stages.indexing.faiss_engine import FaissEngine
@@ -149,7 +149,7 @@ def ask(root: Path, queries: int) -> None:
     seconds = [timed(partial(collection.search, sentence, 20)) for sentence in sentences(queries)]
     answer = collection.search(first, 1)
     print(f"  query, CAMP ranks {answer.scored:,} of {answer.total:,}: {percentiles(seconds)}")
-    print(f"  peak memory {peak_bytes() / 2**30:.2f} GiB, pages of mapped files included", flush=True)
+    print(f"  peak memory {resident_bytes('VmHWM') / 2**30:.2f} GiB, pages of mapped files included", flush=True)
     collection.close()
 
 

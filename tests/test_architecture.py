@@ -75,3 +75,10 @@ def test_no_two_public_classes_of_one_name() -> None:
 def test_a_command_does_not_wait_for_a_library_that_it_may_never_use(module: str, heavy: str) -> None:
     code = f"import sys, {module}; raise SystemExit({heavy!r} in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_every_benchmark_begins() -> None:
+    """None is run by the tests, and what they take from the project may get another name."""
+    names = sorted(path.stem for path in (ROOT / "benchmarks").glob("[a-z]*.py"))
+    code = f"import {', '.join(f'benchmarks.{name}' for name in names)}"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
