@@ -15,6 +15,7 @@ from stages.content.named import Content, NamedFilesSections, named_paths
 from stages.errors import InputError, shown
 from stages.named_files import content_now
 from stages.params.pipeline import Params
+from stages.tracking.machine import DIFF
 
 
 def variants_of(grid: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
@@ -90,9 +91,7 @@ def hash_of(*values: object) -> str:
 def hash_of_all_else(shared: Sequence[str]) -> str:
     """Hash of what all variants have in common: tracked files that matter to a stage, and what shared stages made."""
     files = ["--", ".", *(f":!{path}" for path in ("docs", "tests", "*.md", "dvc.lock", "metrics", "plots"))]
-    # As bytes, in git's own form: a tracked file may be in any encoding, and a person's settings may colour or filter.
-    form = ["--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/"]
-    git = [["git", "ls-files", "-s", *files], ["git", "diff", *form, "HEAD", *files]]
+    git = [["git", "ls-files", "-s", *files], [*DIFF, *files]]
     said = [hashlib.sha256(subprocess.run(command, capture_output=True, check=True).stdout) for command in git]
     lock = Path("dvc.lock")  # is not there where the only shared stage is that of named/dvc.yaml
     stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"] if shared and lock.is_file() else {}

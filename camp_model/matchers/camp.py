@@ -41,7 +41,7 @@ class CampMatcher(Matcher):
     @property
     def has_vectors(self) -> bool:
         """As `Matcher.has_vectors`."""
-        return self.messages is None and self.config.matching == "cosine" and self.joint is None
+        return self.messages is None and self.cosine is not None
 
     @property
     def cosine(self) -> CosineMatching | None:

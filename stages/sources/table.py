@@ -21,8 +21,6 @@ from stages.sources.base import BadRecord, Source, SourceCaption, SourceImage, i
 from stages.workspace import named_path
 
 COLUMNS, OPTIONAL = ("image", "caption"), ("split", "group")
-
-
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 """What may stand between the cells of a CSV: Excel writes semicolons where numbers have decimal commas."""
 

@@ -10,6 +10,10 @@ from pathlib import Path
 
 CODE = ("camp_model", "stages", "pipelines", "search", "presets")
 """Folders whose new files are part of what ran, though git does not know them yet."""
+DIFF = ("git", "diff", "--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/",
+        "HEAD")  # fmt: skip
+"""All that differs from the commit that is checked out, in git's own form: a person's settings may colour or filter.
+What it prints is bytes: a tracked file may be in any encoding."""
 SAMPLE_EVERY = 10.0
 """Seconds between two samples."""
 
@@ -24,23 +28,19 @@ def output(*command: str, timeout: float | None = 20, **environment: str) -> byt
 
 
 def changes() -> bytes | None:
-    """What differs from the commit that is checked out, as a patch, new files of the code among it; None: git fails.
-
-    As bytes, in git's own form: a tracked file may be in any encoding, and a person's settings may colour or filter.
-    """
-    form = ("--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
+    """What differs from the commit that is checked out, as a patch, new files of the code among it; None: git fails."""
     there = [folder for folder in CODE if Path(folder).is_dir()]
     new = output("git", "ls-files", "--others", "--exclude-standard", "-z", "--", *there) if there else b""
     index = output("git", "rev-parse", "--git-path", "index")
     if not new or index is None:
-        return output("git", "diff", *form, "HEAD")
+        return output(*DIFF)
     with tempfile.TemporaryDirectory() as folder:  # the person's own index stays as it is
         other = Path(folder) / "index"
         shutil.copyfile(os.fsdecode(index).rstrip("\n"), other)
         names = [os.fsdecode(name) for name in new.split(b"\0") if name]
         if output("git", "add", "--intent-to-add", "--", *names, GIT_INDEX_FILE=str(other)) is None:
             return None
-        return output("git", "diff", *form, "HEAD", GIT_INDEX_FILE=str(other))
+        return output(*DIFF, GIT_INDEX_FILE=str(other))
 
 
 def checked_out() -> str:

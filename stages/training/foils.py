@@ -74,11 +74,16 @@ class TrainingFoils:
             if self.weights[foil] and foils.kinds[foil] in kinds:
                 rows[row_of[caption]].append(foil)
         self.choices = {row: (np.array(some), share[some] / share[some].sum()) for row, some in rows.items()}
-        self.drawn: Indices = np.array(sorted(foil for some in rows.values() for foil in some), dtype=np.int64)
         if not self.choices:
             raise InputError(
                 f"{path}: holds no foil of {', '.join(kinds)} whose words are each other's, for train.foil_weight"
             )
+
+    @property
+    def drawn(self) -> Indices:
+        """int64 [n], in order: the foils that `draw` chooses from."""
+        drawn: Indices = np.sort(np.concatenate([foils for foils, _ in self.choices.values()]))
+        return drawn
 
     def draw(self, captions: Indices, seed: tuple[int, ...]) -> FoilBatch | None:
         """A foil of each caption that has some, every kind equally often; None where none has."""

@@ -2,8 +2,6 @@
 
 import contextlib
 import os
-import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -177,48 +175,6 @@ def test_ctrl_c_ends_a_flow_and_the_server_that_it_brought_along(slow, server_en
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-
-
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    ("arguments", "why"),
-    [
-        (["pipelines.photographs", "--only", "nothing-known"], "rows: 'nothing-known' is not one of full, no-gates"),
-        (["pipelines.experiments", '{"train.seed": [0]}', "--jobs", "0"], "jobs: 0 is below 1"),
-        (["pipelines.experiments", '{"model.gat": ["none"]}'], "gat-none: model.gat: unknown key; allowed here: "),
-        (["pipelines.experiments", '{"train.seed": 3}'], "grid.train.seed: Input should be a valid list"),
-    ],
-)
-def test_wrong_input_ends_a_flow_with_a_line(prefect_server, repository, server_environment, arguments, why):
-    Path("presets").mkdir(exist_ok=True)
-    shutil.copy(ROOT / "presets/best_1_joint.yaml", "presets")
-    command = [sys.executable, "-m", *arguments]
-    done = subprocess.run(command, env=server_environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr
-    _, error, said = done.stderr.rpartition("error: ")
-    assert error and why in said and len(said.splitlines()) <= 2
-    assert "Traceback" not in done.stdout + done.stderr
-
-
-@pytest.mark.timeout(300)
-def test_a_wrong_params_yaml_ends_a_flow_with_a_line_and_an_option_for_help_not_at_all(
-    prefect_server, repository, server_environment
-):
-    before = Path("params.yaml").read_text()
-    wrong = re.sub(r"(?m)^(  epochs:) \d+", r"\1 -2", before, count=1)
-    Path("params.yaml").write_text(wrong)
-
-    def run(*arguments):
-        command = [sys.executable, "-m", *arguments]
-        return subprocess.run(command, env=server_environment, capture_output=True, text=True, check=False)
-
-    assert run("pipelines.ablation", "--help").returncode == 0
-    for flow_of in ("pipelines.reproduce", "pipelines.refresh"):
-        done = run(flow_of)
-        assert done.returncode == 2, done.stderr
-        assert done.stderr.splitlines()[-1] == "error: params.yaml: train.epochs: -2 is below 1"
-        assert "Traceback" not in done.stdout + done.stderr
-    assert Path("params.yaml").read_text() == wrong
 
 
 @pytest.mark.timeout(300)

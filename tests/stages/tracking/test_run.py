@@ -19,7 +19,7 @@ from stages.tracking import flatten, track, trained_by
 from stages.tracking import machine as tracking_machine
 from stages.tracking.__main__ import main as commands
 from stages.tracking.restore import find_run
-from stages.tracking.spool import Spool, pending, read_events, undelivered, writer_alive
+from stages.tracking.spool import Spool, pending
 from stages.workspace import main_root
 
 
@@ -256,21 +256,6 @@ def test_many_begin_a_new_store_at_once_and_one_was_killed_over_it(workspace):
     made = [process.communicate(timeout=120)[0] for process in processes]
     assert len(set(made)) == 3 and b"" not in made
     assert not (workspace / "mlflow.db.new").exists()
-
-
-def test_the_spool_survives_a_torn_line(tmp_path):
-    spool = Spool(tmp_path, "k")
-    spool.write("start", kind="train")
-    assert writer_alive(spool.folder)
-    spool.close()
-    with (spool.folder / "events.jsonl").open("a") as file:
-        file.write('{"event": "met')
-    assert not writer_alive(spool.folder)
-    assert [event["event"] for _, event in undelivered(spool.folder)] == ["start"]
-    again = Spool(tmp_path, "k")
-    again.write("end", status="FINISHED")
-    again.close()
-    assert [event and event["event"] for _, event in read_events(spool.folder, 0)] == ["start", None, "end"]
 
 
 def test_experiment_workspaces_use_the_main_store(tmp_path, monkeypatch):
