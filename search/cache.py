@@ -67,7 +67,8 @@ class FeatureCache:
 
     def _clean(self) -> None:
         for path in [*self.folder.glob(".*.tmp"), *self.folder.glob("*.partial")]:
-            if time.time() - path.stat().st_mtime > STALE:
+            file = _file(path)  # None: another process has just renamed it
+            if file and time.time() - file[1] / 1e9 > STALE:
                 path.unlink(missing_ok=True)
 
     def refresh(self) -> None:

@@ -153,7 +153,10 @@ class Resume:
         """Remove the states of other trainings that nothing has written for UNUSED_DAYS."""
         oldest = time.time() - UNUSED_DAYS * 24 * 3600
         for folder in self.folder.parent.glob("*/"):
-            newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+            try:
+                newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+            except FileNotFoundError:  # another training has just replaced a file of it, or ended
+                continue
             if folder != self.folder and newest < oldest:
                 print(f"{folder}: an unfinished training that nothing has used for {UNUSED_DAYS} days; removed")
                 shutil.rmtree(folder, ignore_errors=True)

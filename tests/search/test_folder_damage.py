@@ -78,6 +78,12 @@ def test_a_search_goes_on_while_its_shards_are_removed(folder: Folder, hits: lis
     collection.close()
 
 
+def test_a_file_that_another_process_writes_is_no_error(folder: Folder, opened: PictureCollection) -> None:
+    (shard,) = shards(folder)
+    (shard.parent / ".shard.tmp").symlink_to("gone")  # listed, and not there when it is looked at
+    folder.open().close()
+
+
 def test_a_torn_shard_is_looked_at_again(folder: Folder, opened: PictureCollection) -> None:
     hits = opened.search(SENTENCE, top=100).hits
     (shard,) = shards(folder)

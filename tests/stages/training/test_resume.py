@@ -168,6 +168,14 @@ def test_a_state_that_nothing_uses_is_removed_and_others_are_not(make_data, para
     assert [path for path in paths.work.iterdir() if path.is_dir()] == [recent]
 
 
+def test_a_file_that_another_training_replaces_meanwhile_is_no_error(tmp_path):
+    used = tmp_path / ("b" * 16)
+    used.mkdir()
+    (used / ".state.safetensors.tmp").symlink_to(used / "gone")  # listed, and not there when it is looked at
+    Resume(tmp_path, "a" * 64).remove_unused()
+    assert used.is_dir()
+
+
 def test_a_killed_experiment_goes_on_in_another_workspace(make_job, params):
     """Its own workspace goes with it; the state lies in the main one."""
     settings = params(**(EVERYTHING | {"epochs": 12}))
