@@ -9,13 +9,13 @@ looks again and writes what it saw into named/watched.json, on which this stage 
 as dvc.lock does. They are looked after in the main workspace; an experiment's own one takes what Git has of them.
 """
 
-import json
-import sys
+import argparse
 from pathlib import Path
 
-from camp_model.files import write_json, write_text
+from camp_model.files import read_object, write_json, write_text
 from stages.content.named import Content, NamedFilesSections, content_of, named_paths
 from stages.entry import read_params, stage_main
+from stages.errors import InputError
 from stages.workspace import main_root
 
 FOLDER = Path("named")
@@ -34,12 +34,18 @@ stages:
 
 
 def _recorded() -> Content:
-    """What was written last; the watched content is the newer."""
-    for name in ("watched.json", "content.json"):
-        if (FOLDER / name).is_file():
-            values: Content = json.loads((FOLDER / name).read_text(encoding="utf-8"))
-            if values:
-                return values
+    """What was written last; the watched content is the newer.
+
+    Raises:
+        InputError: a file cannot be read, as after a merge that is not settled.
+    """
+    for path in (FOLDER / "watched.json", FOLDER / "content.json"):
+        try:
+            values: Content = read_object(path, "what the stage named_files writes") if path.is_file() else {}
+        except ValueError as error:
+            raise InputError(f"{error}; `git checkout HEAD {path}` brings it back") from None
+        if values:
+            return values
     return {}
 
 
@@ -47,7 +53,7 @@ def content_now(params: NamedFilesSections) -> Content:
     """What the files and folders hold that params name; of one that is not here, what was recorded.
 
     Raises:
-        InputError: as `content_of`.
+        InputError: as `content_of`; or what was recorded cannot be read.
     """
     return content_of(named_paths(params), _recorded(), main_root() / CACHE)
 
@@ -56,7 +62,7 @@ def named_files(params: NamedFilesSections, watch: bool = False) -> None:
     """Write content.json and what watches it; with `watch`, only watched.json.
 
     Raises:
-        InputError: as `content_of`.
+        InputError: as `content_now`.
     """
     root, content = main_root(), content_now(params)
     if not watch:
@@ -73,7 +79,12 @@ def named_files(params: NamedFilesSections, watch: bool = False) -> None:
 
 
 def main() -> None:
-    named_files(read_params(NamedFilesSections), watch=sys.argv[1:] == ["watch"])
+    parser = argparse.ArgumentParser(
+        description="Hash the files and folders that params.yaml names, into named/content.json; DVC runs it so."
+    )
+    parser.add_argument("command", nargs="?", choices=["watch"], help="write named/watched.json alone")
+    arguments = parser.parse_args()
+    named_files(read_params(NamedFilesSections), watch=arguments.command == "watch")
 
 
 if __name__ == "__main__":

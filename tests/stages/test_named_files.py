@@ -12,6 +12,7 @@ import yaml
 from stages.content.hashes import content_hash
 from stages.content.named import NamedFilesSections, content_of, named_paths
 from stages.errors import InputError
+from stages.named_files import content_now, main
 
 FAKE = """
 import sys
@@ -156,6 +157,21 @@ def test_a_path_that_is_not_here_keeps_what_was_recorded_and_is_an_error_without
     recorded = json.loads(json.dumps(content).replace("glove.txt", "another.txt"))
     with pytest.raises(InputError, match="is not here"):
         content_of(paths, recorded, tmp_path / "cache")
+
+
+def test_what_a_merge_left_unsettled_is_an_error_and_options_start_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text("train:\n  epochs: 1\n")
+    for arguments in (["--help"], ["wacht"]):
+        monkeypatch.setattr("sys.argv", ["named_files", *arguments])
+        with pytest.raises(SystemExit):
+            main()
+        assert not Path("named").exists()
+    assert "named/watched.json" in capsys.readouterr().out
+    Path("named").mkdir()
+    Path("named/content.json").write_text("<<<<<<< HEAD\n{}\n=======\n")
+    with pytest.raises(InputError, match=r"^named/content\.json: is not JSON: .*; `git checkout HEAD named/content"):
+        content_now(NamedFilesSections())
 
 
 def test_a_folders_hash_is_that_of_its_names_and_contents(tmp_path):
