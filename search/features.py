@@ -60,11 +60,15 @@ class Extraction(Section):
             extraction = cls.from_dict(values)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
-        if extraction.regions.boxes == "given":
-            raise InputError(f"{path}: regions.boxes: given: a folder of pictures brings no boxes; expected detected")
-        if extraction.detector.backend == "precomputed":
-            raise InputError(f"{path}: detector.backend: precomputed looks at no pictures; expected another model")
+        extraction.check_looks(path)
         return extraction
+
+    def check_looks(self, path: Path) -> None:
+        """InputError where no picture of a folder can be looked at so; `path` is of the file that says so."""
+        if self.regions.boxes == "given":
+            raise InputError(f"{path}: regions.boxes: given: a folder of pictures brings no boxes; expected detected")
+        if self.detector.backend == "precomputed":
+            raise InputError(f"{path}: detector.backend: precomputed looks at no pictures; expected another model")
 
     def write(self, model: Path) -> None:
         """Write it into a model's folder."""

@@ -19,6 +19,7 @@ from stages.contracts import input_errors, read_fingerprint
 from stages.detectors.base import Description
 from stages.detectors.images import RejectedImage, read_image
 from stages.errors import InputError, shown
+from stages.params.section import PARAMS
 
 COMPARED = 8
 """Pictures of the workspace that are looked at again."""
@@ -29,22 +30,29 @@ def ship(workspace: Workspace, out: Path) -> None:
     """Copy a workspace's model, and write what it was trained on beside it; other files in `out` stay.
 
     Raises:
-        InputError: the model is damaged, or its features cannot be computed for other pictures, or are others today.
+        InputError: the model is damaged, or its features cannot be computed for other pictures, or are others today; or
+            `out` cannot be written. Nothing is written then.
     """
     with input_errors():
         load_checkpoint(workspace.model)
+    fingerprint = read_fingerprint(workspace.model)
+    if not fingerprint:
+        raise InputError(f"{workspace.model / FILES[-1]}: is not there; expected a model of the stage train")
     params = workspace.params
     extraction = Extraction(detector=params.detector, regions=params.regions, captions=params.captions)
+    extraction.check_looks(workspace.root / PARAMS)
+    looker = workspace.looker()
+    if fingerprint.get("detector") != Description.load(looker.folder).fingerprint:
+        check_features(workspace, looker)  # its code or a library has changed since
+    sample = looker.look(sample_picture()).features
+    if out.resolve() == workspace.model.resolve() or not (out.is_dir() or not out.exists()):
+        raise InputError(f"{out}: expected a folder of its own for the model, or a new name")
     out.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         shutil.copyfile(workspace.model / name, out / name)
     extraction.write(out)
-    copy_detector(workspace.root / "data/detector", params.detector, out)
-    Extraction.of_model(out)
-    looker = workspace.looker()
-    if read_fingerprint(out).get("detector") != Description.load(looker.folder).fingerprint:
-        check_features(workspace, looker)  # its code or a library has changed since
-    write_sample(looker.look(sample_picture()).features, out / "detector")
+    copy_detector(looker.folder, params.detector, out)
+    write_sample(sample, out / "detector")
 
 
 def check_features(workspace: Workspace, looker: Looker) -> None:
@@ -73,7 +81,7 @@ def check_features(workspace: Workspace, looker: Looker) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=Path, metavar="FOLDER", help="is made where it is missing; other files in it stay")
     try:
         ship(Workspace(Path()), parser.parse_args().out)
     except InputError as error:

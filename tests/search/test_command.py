@@ -199,5 +199,10 @@ def test_a_model_of_features_from_elsewhere_cannot_be_shipped(folder: Folder, tm
     (root / "data").mkdir()
     (root / "models/detector").rename(root / "data/detector")
     (root / "params.yaml").write_text("detector: {backend: precomputed, architecture: npz, weights: features}\n")
-    with pytest.raises(InputError, match=r"detector\.backend: precomputed looks at no pictures"):
+    with pytest.raises(InputError, match=r"params\.yaml: detector\.backend: precomputed looks at no pictures"):
         ship(Workspace(root), root / "shipped")
+    assert not (root / "shipped").exists(), "nothing is half written"
+    (root / "params.yaml").unlink()
+    for out in (root / "models/camp", root / "models/camp/config.json"):
+        with pytest.raises(InputError, match=f"{out}: expected a folder of its own"):
+            ship(Workspace(root), out)
