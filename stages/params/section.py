@@ -21,6 +21,8 @@ _SAYS = {
     "model_type": "is not a mapping",
     "finite_number": "is not a finite number",
     "greater_than_equal": "is below {ge:g}",
+    "greater_than": "is not above {gt:g}",
+    "less_than": "is not below {lt:g}",
     "less_than_equal": "is not between 0 and {le:g}",
     "too_short": "is empty; expected at least one",
     "literal_error": "is not one of {expected}",

@@ -49,6 +49,8 @@ def test_the_shipped_params_are_valid_and_name_every_key(repository: Path) -> No
         ("train.epochs", "three", "train.epochs: 'three' is not a whole number"),
         ("train.epochs", True, "train.epochs: True is not a whole number"),
         ("train.epochs", 0, "train.epochs: 0 is below 1"),
+        ("train.joint_temperature", 0.0, "train.joint_temperature: 0.0 is not above 0"),
+        ("train.ema_decay", 1.0, "train.ema_decay: 1.0 is not below 1"),
         ("train.learning_rate", float("nan"), "train.learning_rate: nan is not a finite number"),
         ("train.loss", "focal", "train.loss: 'focal' is not one of hardest_bce, bce, triplet"),
         ("train.processes", 7, "train.batch_size: 128 does not divide among train.processes, 7"),
