@@ -9,6 +9,9 @@ NAMES = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
 
 def main() -> None:
     chosen = sys.argv[1:] or NAMES
+    if chosen[0] in ("-h", "--help"):
+        print(f"{__doc__}\nThere are {', '.join(NAMES)}.")
+        return
     if unknown := [name for name in chosen if name not in NAMES]:
         sys.exit(f"error: no benchmark {unknown[0]!r}; there are {', '.join(NAMES)}")
     failed = []

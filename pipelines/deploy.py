@@ -54,9 +54,11 @@ def deploy(pool: str, pool_type: str, prefect_file: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Deploy all flows.")
-    parser.add_argument("--pool", default="camp", help="name of the work pool")
-    parser.add_argument("--pool-type", default="process", help="process, kubernetes, ...")
-    parser.add_argument("--prefect-file", type=Path, default=Path("prefect.yaml"))
+    parser.add_argument("--pool", default="camp", help="name of the work pool (default: %(default)s)")
+    parser.add_argument("--pool-type", default="process",
+                        help="of a new pool: process, kubernetes, ... (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--prefect-file", type=Path, default=Path("prefect.yaml"), metavar="FILE",
+                        help="what is deployed (default: %(default)s)")  # fmt: skip
     arguments = parser.parse_args()
     with saying_how_to_go_on():
         deploy(arguments.pool, arguments.pool_type, arguments.prefect_file)

@@ -40,6 +40,8 @@ from stages.workspace import main_root
 PROMOTE_WITHIN = 120.0
 """Seconds in which the model that is to be champion has to be in MLflow."""
 
+GRID = '{"model.gate": ["scalar", "none"]}'
+"""A grid, as a person writes it."""
 RANKED_BY = "val_rsum"
 """The number of metrics/train.json that decides: of the validation split, never of the test split."""
 
@@ -267,11 +269,22 @@ def side_by_side(
     return inner(kind, variants, jobs, promote, target)
 
 
+def grid_of(text: str) -> dict[str, Any]:
+    """A grid as JSON."""
+    try:
+        grid = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"is not JSON: {error}; expected {GRID}") from None
+    if not isinstance(grid, dict):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no object; expected {GRID}")
+    return grid
+
+
 def main() -> None:
     exit_when_asked()
     parser = argparse.ArgumentParser(description="Train every combination of a grid side by side.")
-    parser.add_argument("grid", type=json.loads, help="JSON: dotted params key -> values")
-    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("grid", type=grid_of, help=f"JSON, dotted params key -> values, such as {GRID}")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings that run at the same time (default: 1)")
     parser.add_argument("--promote", action="store_true", help="call the best one's model champion in MLflow")
     arguments = parser.parse_args()
     with saying_how_to_go_on():

@@ -256,13 +256,12 @@ def resource(text: str) -> tuple[str, float]:
 def main() -> None:
     exit_when_asked()
     parser = argparse.ArgumentParser(description="Fill in missing region shards on many workers.")
-    parser.add_argument("--cluster", help="address of a Dask scheduler")
-    parser.add_argument("--workers", type=int, default=2, help="workers of the local cluster")
-    parser.add_argument("--storage", help="folder or fsspec URL that the workers write to")
-    parser.add_argument("--shards-per-task", type=int, default=1)
-    parser.add_argument(
-        "--resource", action="append", type=resource, default=[], metavar="NAME=COUNT", help="such as GPU=1"
-    )
+    parser.add_argument("--cluster", help="address of a Dask scheduler (default: a cluster on this machine)")
+    parser.add_argument("--workers", type=int, default=2, help="workers of a cluster on this machine (default: 2)")
+    parser.add_argument("--storage", help="folder or fsspec URL that the workers write to (default: .work/shards)")
+    parser.add_argument("--shards-per-task", type=int, default=1, help="shards that a task fills (default: 1)")
+    parser.add_argument("--resource", action="append", type=resource, default=[], metavar="NAME=COUNT",
+                        help="what a worker must offer, such as GPU=1")  # fmt: skip
     arguments = parser.parse_args()
     with saying_how_to_go_on():
         extract(arguments.cluster, arguments.workers, arguments.storage, arguments.shards_per_task,

@@ -281,10 +281,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The study on photographs: CAMP on the encoders of a joint embedding.")
     parser.add_argument("--only", nargs="+", default=[], help="these rows, full and joint-embedding besides",
                         metavar="NAME")  # fmt: skip
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--set", action="append", type=setting, default=[], metavar="KEY=VALUE", help="for all of them")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED",
+                        help="training seeds of every row (default: 0 1 2)")  # fmt: skip
+    parser.add_argument("--set", action="append", type=setting, default=[], metavar="KEY=VALUE",
+                        help="a param that is changed for every row, such as train.epochs=5")  # fmt: skip
     parser.add_argument("--first", default=str(FIRST), help="preset of the joint embedding (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings that run at the same time")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings that run at the same time (default: 1)")
     parser.add_argument("--document", default="docs/photographs.md", help="what is written (default: %(default)s)")
     arguments = parser.parse_args()
     settings = dict(arguments.set)

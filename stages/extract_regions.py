@@ -48,7 +48,7 @@ def share_of(text: str, shards: Sequence[Shard]) -> list[Shard]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Extract the regions of all images.")
+    parser = argparse.ArgumentParser(description="Extract the regions of all images, as params.yaml says.")
     parser.add_argument("--shards", help="only this part of the shards, such as 2/4; does not finish the store")
     parser.add_argument(
         "--device", help="auto, cpu, cuda, cuda:N or mps, for --shards: one device; auto takes the first"

@@ -11,9 +11,10 @@ from stages.params.presets import apply_presets
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Give params.yaml the defaults with presets laid over them (its comments stay), or check it alone."
+        prog="python -m stages.params",
+        description="Give params.yaml the defaults with presets laid over them (its comments stay), or check it alone.",
     )
-    parser.add_argument("presets", type=Path, nargs="*", help="files of presets/; where two differ, the later counts")
+    parser.add_argument("presets", type=Path, nargs="*", help="files such as those of presets/; the later counts")
     presets = parser.parse_args().presets
     if presets:
         for note in apply_presets(presets):

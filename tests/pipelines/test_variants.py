@@ -1,15 +1,22 @@
 """What is known of variants before one of them runs."""
 
 import subprocess
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import pytest
 
-from pipelines.experiments import _names
+from pipelines.experiments import _names, grid_of
 from pipelines.variants import hash_of_all_else, variants_of
 from stages.errors import InputError
 from stages.params import document
 from stages.params.pipeline import Params
+
+
+@pytest.mark.parametrize("text", ['{"model.gate": ["none"', '["none"]', "model.gate=none"])
+def test_a_grid_that_is_no_json_is_an_error_that_shows_one(text):
+    with pytest.raises(ArgumentTypeError, match=r"expected \{\"model\.gate\": \["):
+        grid_of(text)
 
 
 def test_no_variant_takes_the_place_of_another():
