@@ -37,8 +37,8 @@ repro: setup
 search: setup
 	python -m search $(if $(IMAGES),--images "$(IMAGES)") $(if $(MODEL),--model "$(MODEL)")
 
-# Every row of docs/study.md, two trainings at a time; interrupted, it goes on where it was. STUDY: its options, params
-# set for all rows and --all, which trains further ones.
+# The study, docs/study.md, two trainings at a time; interrupted, it goes on where it was. STUDY: its options, params set
+# for all rows and --all, which trains the page's further rows, too.
 STUDY ?= --set train.epochs=3 --set evaluate.foils=1200
 study: setup
 	python -m pipelines.ablation --jobs 2 $(STUDY)
