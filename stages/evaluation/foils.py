@@ -7,11 +7,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from camp_model.encoders import length_mask
-from camp_model.encoding import encode_images
+from camp_model.encoding import encode_images, encode_sentences
 from camp_model.foils import balance
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
@@ -25,6 +23,8 @@ from stages.foils.words import KINDS
 
 AT_ONCE = 32
 """Foils scored in one forward pass, each with all its variants."""
+Case = tuple[list[int], list[list[int]]]
+"""Positions in a foil, and word ids of its variants: the caption, the foil itself, and it without each position."""
 
 
 def choose_foils(foils: Foils, split: Fold, rows: np.ndarray, limit: int) -> list[int]:
@@ -54,7 +54,6 @@ def measure_foils(
     chosen: Sequence[int],
     *,
     lexicon: Sequence[int],
-    device: torch.device,
 ) -> pa.Table:
     """Score foils and their captions against the captions' own pictures; a table of FOIL_SCHEMA.
 
@@ -75,10 +74,8 @@ def measure_foils(
         part = list(chosen[start : start + AT_ONCE])
         cases = [_case(split, foils, foil, row_of, known) for foil in part]
         images = [foils.captions.image_ids[foil] for foil in part]
-        logits = ensemble_logits(
-            models, [_variant_logits(model, store, images, cases, device) for model in models]
-        ).tolist()
-        gates = _gates(models[0], store, images, cases, device)
+        logits = ensemble_logits(models, [_variant_logits(model, store, images, cases) for model in models]).tolist()
+        gates = _gates(models[0], store, images, cases)
         for number, (foil, (candidates, variants)) in enumerate(zip(part, cases, strict=True)):
             (caption, own, *without), logits = logits[: len(variants)], logits[len(variants) :]
             rows.append({
@@ -94,70 +91,45 @@ def measure_foils(
     return pa.Table.from_pylist(rows, FOIL_SCHEMA)
 
 
-def _case(
-    split: Fold, foils: Foils, foil: int, row_of: Mapping[int, int], known: set[int]
-) -> tuple[list[int], list[Tensor]]:
-    """Positions that could be held responsible; and the caption, the foil, and the foil without each of them."""
+def _case(split: Fold, foils: Foils, foil: int, row_of: Mapping[int, int], known: set[int]) -> Case:
+    """Positions that could be held responsible; the caption, the foil, and the foil without each of them."""
     caption_id = int(foils.captions.caption_ids[foil])
-    own = foils.captions.batch([foil])[0][0]
-    candidates = [position for position, word in enumerate(own.tolist()) if word in known]
+    own = foils.captions.batch([foil])[0][0].tolist()
+    candidates = [position for position, word in enumerate(own) if word in known]
     if caption_id not in row_of or foils.positions[foil] not in candidates:
         what = f"caption {caption_id}" if caption_id not in row_of else f"the word {foils.foil_words[foil]!r}"
         raise InputError(
             f"{foils.captions.path}: {what}: is not in {split.captions.path.name} or lexicon.json beside it; expected "
             "all three from one run of tokenize_captions"
         )
-    without = []
-    for position in candidates:
-        variant = own.clone()
-        variant[position] = UNK
-        without.append(variant)
-    caption, lengths = split.captions.batch([row_of[caption_id]])
-    return candidates, [caption[0, : int(lengths[0])], own, *without]
-
-
-def _encode(
-    model: CAMP, store: RegionStore, images: Sequence[str], texts: Sequence[Tensor], device: torch.device
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    regions, region_mask = encode_images(model, store, [store.row_of(image_id) for image_id in images])
-    lengths = torch.tensor([len(text) for text in texts])
-    tokens = pad_sequence(list(texts), batch_first=True).to(device)
-    return (
-        regions,
-        region_mask,
-        model.encode_captions(tokens, lengths),
-        length_mask(lengths.to(device), tokens.shape[1]),
-    )
+    without = [[*own[:position], UNK, *own[position + 1 :]] for position in candidates]
+    return candidates, [split.captions.batch([row_of[caption_id]])[0][0].tolist(), own, *without]
 
 
 def _variant_logits(
     model: CAMP,
     store: RegionStore,
     images: Sequence[str],
-    cases: Sequence[tuple[Any, list[Tensor]]],
-    device: torch.device,
+    cases: Sequence[Case],
 ) -> Tensor:
     """Logits of every variant of every case, one after the other."""
     texts = [variant for _, variants in cases for variant in variants]
-    regions, region_mask, words, word_mask = _encode(model, store, images, texts, device)
-    counts = torch.tensor([len(variants) for _, variants in cases], device=device)
-    image = torch.repeat_interleave(torch.arange(len(cases), device=device), counts)
-    return model.score_pairs(regions[image], region_mask[image], words, word_mask).float().cpu()
+    regions, region_mask = encode_images(model, store, [store.row_of(image_id) for image_id in images])
+    image = [number for number, (_, variants) in enumerate(cases) for _ in variants]
+    return model.score_pairs(regions[image], region_mask[image], *encode_sentences(model, texts)).float().cpu()
 
 
 def _gates(
     model: CAMP,
     store: RegionStore,
     images: Sequence[str],
-    cases: Sequence[tuple[Any, list[Tensor]]],
-    device: torch.device,
+    cases: Sequence[Case],
 ) -> np.ndarray | None:
     """The word gates [P, N] of the foils; None where words have none."""
     if model.config.why_no_gates():
         return None
-    gates = model.inspect_pairs(
-        *_encode(model, store, images, [variants[1] for _, variants in cases], device)
-    ).word_gates
+    encoded = encode_images(model, store, [store.row_of(image_id) for image_id in images])
+    gates = model.inspect_pairs(*encoded, *encode_sentences(model, [variants[1] for _, variants in cases])).word_gates
     return None if gates is None else gates.float().cpu().numpy()
 
 

@@ -105,7 +105,6 @@ def measure_split(
     store: RegionStore,
     split: Fold,
     lexicon: LexiconIds,
-    device: torch.device,
 ) -> SplitMeasures:
     """Rank a split, look at gates and score foils."""
     folds = folds_of(split, params.protocol)
@@ -116,13 +115,11 @@ def measure_split(
         recalls.append(_recall(ranked) | (more_matches.measure(ranked) if more_matches else {}))
         queries.append(query_table(fold, ranked))
         hardest.append(ranked.hardest.cpu().numpy())
-    gates, pairs = measure_gates(
-        models[0], store, folds, hardest, pairs=params.gate_pairs, content=lexicon.content
-    )  # fmt: skip
+    gates, pairs = measure_gates(models[0], store, folds, hardest, pairs=params.gate_pairs, content=lexicon.content)
     foil_scores = FOIL_SCHEMA.empty_table()
     if (foils := lexicon.foils.get(split.name)) is not None:
         chosen = choose_foils(foils, split, np.concatenate([fold.rows for fold in folds]), params.foils)
-        foil_scores = measure_foils(models, store, split, foils, chosen, lexicon=lexicon.words, device=device)
+        foil_scores = measure_foils(models, store, split, foils, chosen, lexicon=lexicon.words)
     recall_1k = None
     if params.protocol == "coco":
         recall_1k = mean_metrics([_recall(rank_fold(models, store, f, 0)) for f in folds_of(split, "coco_1k")])

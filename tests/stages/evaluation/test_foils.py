@@ -85,7 +85,7 @@ def measured(small, model, rows, lexicon):
     foils = read_foils(path)
     ids = vocabulary.encode(lexicon)
     return measure_foils(
-        model if isinstance(model, list) else [model], store, split, foils, range(len(foils)), lexicon=ids, device=CPU
+        model if isinstance(model, list) else [model], store, split, foils, range(len(foils)), lexicon=ids
     )
 
 
