@@ -1,6 +1,5 @@
 """Where the stages compute, and in which numbers: one place for training, validation, evaluation and extraction."""
 
-import re
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,15 +14,14 @@ def choose_device(name: str, key: str = "train.device") -> torch.device:
     Raises:
         InputError: the device named is not here.
     """
-    count = torch.cuda.device_count()
     here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())] if here["cuda"] else []
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if here[kind])
-    numbered = re.fullmatch(r"cuda:(\d+)", name)
-    if not (here["cuda"] and int(numbered[1]) < count if numbered else here.get(name, False)):
+    if name not in gpus and not here.get(name, False):
         present = ", ".join(kind for kind in here if here[kind])
-        gpus = f" (cuda:0 to cuda:{count - 1})" if here["cuda"] and count else ""
-        raise InputError(f"{key}: {name} is not available here; expected auto or one of {present}{gpus}")
+        numbered = f" (cuda:0 to {gpus[-1]})" if gpus else ""
+        raise InputError(f"{key}: {name[:40]} is not available here; expected auto or one of {present}{numbered}")
     return torch.device(name)
 
 

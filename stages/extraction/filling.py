@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from stages.detectors.base import load_detector
-from stages.device import Precision
+from stages.device import Precision, choose_device
 from stages.entry import end_with_parent
 from stages.errors import InputError
 from stages.extraction.describing import Detector, PlannedImage
@@ -33,12 +33,7 @@ def devices(name: str, key: str = "params.yaml: regions.device") -> list[str]:
     count = torch.cuda.device_count()
     if name in ("auto", "cuda") and count:
         return [f"cuda:{i}" for i in range(count)]
-    if name == "auto":
-        return ["mps" if torch.backends.mps.is_available() else "cpu"]
-    known = name == "cpu" or (name == "mps" and torch.backends.mps.is_available())
-    if not known and name not in {f"cuda:{i}" for i in range(count)}:
-        raise InputError(f"{key}: {name[:40]!r} is not here; expected auto, cpu, cuda, cuda:N or mps")
-    return [name]
+    return [str(choose_device(name, key))]
 
 
 def load(plan: Plan, device: str) -> Detector:

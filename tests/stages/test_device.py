@@ -47,6 +47,6 @@ def test_one_of_several_gpus_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device("cuda:1") == torch.device("cuda", 1)
     assert choose_device("auto") == choose_device("cuda") == torch.device("cuda")
-    for name in ("cuda:2", "cuda:x", "gpu"):
+    for name in ("cuda:2", "cuda:01", "cuda:x", "gpu"):
         with pytest.raises(InputError, match=rf"evaluate\.device: {name} is not available here; .*cuda:0 to cuda:1"):
             choose_device(name, "evaluate.device")

@@ -151,7 +151,7 @@ def test_read_only_links_of_a_cache_are_replaced_and_never_written(workplace) ->
 
 
 def test_broken_tables_and_devices_are_named(workplace) -> None:
-    with pytest.raises(InputError, match=r"regions\.device: 'cuda:97' is not here"):
+    with pytest.raises(InputError, match=r"regions\.device: cuda:97 is not available here"):
         workplace.run(device="cuda:97")
     with pytest.raises(InputError, match="is not a part such as 2/4"):
         stage.share_of("5/4", [])
