@@ -1,4 +1,4 @@
-"""Deploy all flows: `python -m pipelines.deploy [--pool-type process]`, on the server of PREFECT_API_URL.
+"""Deploy the flows of prefect.yaml: `python -m pipelines.deploy [--pool-type process]`; server: PREFECT_API_URL.
 
 What `prefect deploy --all` does, and before it the work pool and the automation of deploy/automations.yaml, which must
 be there before the first run. Doing it again changes nothing but what has changed.
@@ -53,7 +53,7 @@ def deploy(pool: str, pool_type: str, prefect_file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Deploy all flows.")
+    parser = argparse.ArgumentParser(description="Deploy the flows of prefect.yaml, or of another such file.")
     parser.add_argument("--pool", default="camp", help="name of the work pool (default: %(default)s)")
     parser.add_argument("--pool-type", default="process",
                         help="of a new pool: process, kubernetes, ... (default: %(default)s)")  # fmt: skip
