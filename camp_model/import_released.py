@@ -2,7 +2,7 @@
 
 Turns checkpoints of the authors' released code into this project's. Their files are pickles; nothing in them is ever
 executed: weights are read by PyTorch's weights-only reader, which knows tensors and plain values, and the vocabulary by
-disassembling its instructions. `docs/scaling.md` says which of their models can be expressed.
+one that knows plain values alone. `docs/scaling.md` says which of their models can be expressed.
 
 A released checkpoint holds three state dicts: image encoder, text encoder, and the scoring module, which is one of
 `GatedFusion` (here: the default switches), `GatedFusionNew` (`hops: 2`) and `CrossAttention` (`fusion: message`,
@@ -11,7 +11,6 @@ A released checkpoint holds three state dicts: image encoder, text encoder, and 
 
 import argparse
 import pickle
-import pickletools
 import re
 import sys
 from collections import OrderedDict
@@ -184,34 +183,45 @@ def _scoring_module(scoring: Weights, source: str) -> tuple[dict[str, Any], dict
     return switches, KEYS | FUSION | FUSION_BIAS | MATCHING | _pooling(pooling)
 
 
+class _VocabularyPickle(pickle.Unpickler):
+    """Plain values, and in the place of the released code's `Vocabulary` an object that can do nothing."""
+
+    class Vocabulary:
+        """Its attributes are what the file says."""
+
+        def __init__(self, *_: object) -> None:
+            """Takes what the protocols 0 and 1 call `_reconstructor` with, too."""
+
+    def find_class(self, module: str, name: str) -> type:
+        if name not in ("Vocabulary", "_reconstructor", "object"):
+            raise pickle.UnpicklingError(f"it calls {module}.{name}")
+        return self.Vocabulary
+
+
 def read_vocabulary(path: Path) -> Vocabulary:
-    """A vocabulary JSON, or a vocabulary pickle of the released code, disassembled instead of executed.
+    """A vocabulary JSON, or a vocabulary pickle of the released code, of which nothing is executed.
 
     Raises:
         ValueError: the file is neither.
     """
     if path.suffix != ".pkl":
         return Vocabulary.load(path, "treebank")
-    words: dict[int, str] = {}
-    number: int | None = None
-    inside = False
     try:
-        for instruction, value, _ in pickletools.genops(path.read_bytes()):
-            if "PUT" in instruction.name or instruction.name == "MEMOIZE":
-                continue
-            text = value if isinstance(value, str) and "STRING" in instruction.name + "STRING" else None
-            if text in ("idx2word", "word2idx", "idx"):
-                inside = text == "idx2word" if number is None or not inside else inside
-            if inside and number is not None and text is not None:
-                words[number] = text
-            number = value if isinstance(value, int) and "INT" in instruction.name else None
+        with path.open("rb") as file:
+            words = getattr(_VocabularyPickle(file, encoding="utf-8").load(), "idx2word", None)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); expected a vocabulary") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: is no pickle: {error}") from None
-    if not words or sorted(words) != list(range(len(words))):
+    except Exception as error:  # a damaged pickle can raise almost anything
+        raise ValueError(f"{path}: is no pickle of a vocabulary: {str(error)[:200]}; nothing of it was run") from None
+    if not isinstance(words, dict) or not words or set(words) != set(range(len(words))):
         raise ValueError(f"{path}: idx2word: no words 0, 1, 2, ... found; expected a released vocabulary, or a JSON")
-    return Vocabulary([words[i] for i in range(len(words))], "treebank")
+    ordered = [words[number] for number in range(len(words))]
+    if odd := [word for word in ordered if not isinstance(word, str)]:
+        raise ValueError(f"{path}: idx2word: {odd[0]!r:.80} is no text ({len(odd)} such); expected words")
+    try:
+        return Vocabulary(ordered, "treebank")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def main() -> None:

@@ -242,16 +242,18 @@ def test_another_file_is_an_error(tmp_path, content):
         read_checkpoint(tmp_path / "missing.pth.tar")
 
 
-def vocabulary_pickle(protocol):
-    """An instance of a class Vocabulary with idx2word, word2idx and idx, the first before the second."""
+ATTRIBUTES = ("idx2word", "word2idx", "idx")
+MANY = [*WORDS, *ATTRIBUTES, *(f"word{i}" for i in range(9000))]
+"""So many that protocol 4 cuts them into frames."""
+
+
+def vocabulary_pickle(protocol, attributes=ATTRIBUTES, words=MANY):
+    """An instance of a class Vocabulary as the released code makes it: its two dicts hold the same texts."""
     module = type(sys)("vocab")
     module.Vocabulary = type("Vocabulary", (), {"__module__": "vocab"})
     vocabulary = module.Vocabulary()
-    vocabulary.__dict__ = {
-        "idx2word": dict(enumerate(WORDS)),
-        "word2idx": {word: i for i, word in enumerate(WORDS)},
-        "idx": len(WORDS),
-    }
+    values = {"idx2word": dict(enumerate(words)), "word2idx": {word: i for i, word in enumerate(words)}}
+    vocabulary.__dict__ = {name: values.get(name, len(words)) for name in attributes}
     sys.modules["vocab"] = module
     try:
         return pickle.dumps(vocabulary, protocol)
@@ -259,13 +261,23 @@ def vocabulary_pickle(protocol):
         del sys.modules["vocab"]
 
 
-def test_a_released_vocabulary_is_disassembled(tmp_path):
-    (tmp_path / "v.pkl").write_bytes(vocabulary_pickle(2))
-    assert read_vocabulary(tmp_path / "v.pkl").words == WORDS
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+@pytest.mark.parametrize("attributes", [ATTRIBUTES, ("word2idx", "idx2word", "idx")])  # of Python 2, and of 3
+def test_a_released_vocabulary_is_read(tmp_path, protocol, attributes):
+    (tmp_path / "v.pkl").write_bytes(vocabulary_pickle(protocol, attributes))
+    assert read_vocabulary(tmp_path / "v.pkl").words == MANY
 
 
-@pytest.mark.parametrize("content", [b"junk", pickle.dumps([1, 2]), pickle.dumps(Touch("/nowhere/ran"))])
+def test_words_that_are_bytes_are_an_error(tmp_path):
+    (tmp_path / "v.pkl").write_bytes(vocabulary_pickle(4, words=[*WORDS, b"dog", b"cat"]))
+    with pytest.raises(ValueError, match=r"v\.pkl: idx2word: b'dog' is no text \(2 such\); expected words"):
+        read_vocabulary(tmp_path / "v.pkl")
+
+
+@pytest.mark.parametrize("content", [b"junk", pickle.dumps([1, 2]), "code", vocabulary_pickle(4)[:-9]])
 def test_another_pickle_is_no_vocabulary(tmp_path, content):
+    content = pickle.dumps(Touch(str(tmp_path / "ran"))) if content == "code" else content
     (tmp_path / "v.pkl").write_bytes(content)
     with pytest.raises(ValueError, match="v.pkl"):
         read_vocabulary(tmp_path / "v.pkl")
+    assert not (tmp_path / "ran").exists()
