@@ -137,6 +137,8 @@ def _print(collection: Any, options: argparse.Namespace) -> None:
             f"{status.rejected_count} pictures cannot be used, such as {_plain(name)}: {_plain(reason)}",
             file=sys.stderr,
         )
+    if status.copies:
+        print(f"copies of other files, found under the first name alone: {status.copies}", file=sys.stderr)
     if status.problem:
         print(f"indexing has stopped: {_plain(status.problem)}", file=sys.stderr)
     paths = [collection.picture(hit.picture_id) for hit in answer.hits]

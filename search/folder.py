@@ -88,7 +88,7 @@ class FolderSource:
         total = len(listing.paths) + len(listing.unreadable) - len(rejected)
         return Status(
             max(total, ready), ready, sorted(rejected)[:REJECTED_SHOWN], len(rejected), scanning, self.name,
-            self._problem,
+            self._problem, listing.copies,
         )  # fmt: skip
 
     def look(self, image: npt.NDArray[np.uint8]) -> ImageRegions:

@@ -93,6 +93,8 @@ class Status:
     """Name of the model."""
     problem: str | None = None
     """Why indexing has stopped."""
+    copies: int = 0
+    """Files that are copies of a picture, which is found under the first of their names alone."""
 
 
 REJECTED_SHOWN = 1000

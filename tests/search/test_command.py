@@ -41,6 +41,7 @@ def camp_search(folder: Path, *arguments: str) -> subprocess.CompletedProcess[st
 def test_a_folder_is_searched_from_where_one_stands(folder: Folder) -> None:
     folder.draw("zyzzyva.png", 9)
     (folder.images / "torn.png").write_bytes(b"no picture")
+    shutil.copyfile(folder.images / "0.png", folder.images / "zz.png")
     done = camp_search(
         folder.root, f"{SENTENCE} zyzzyva", "--images", "images", "--model", "models/tiny", "--cache", "cache",
         "--top", "3", "--json",
@@ -50,6 +51,7 @@ def test_a_folder_is_searched_from_where_one_stands(folder: Folder) -> None:
     assert (answer["pictures"], answer["rejected"], answer["unknown"]) == (8, 1, ["zyzzyva"])
     assert [hit["rank"] for hit in answer["hits"]] == [1, 2, 3]
     assert "1 pictures cannot be used, such as torn.png: is no image of a known format" in done.stderr
+    assert "copies of other files, found under the first name alone: 1" in done.stderr
     collection = folder.open()
     collection.start()
     wait_for(collection)

@@ -77,6 +77,7 @@ def test_two_files_of_one_content_are_one_picture(folder: Folder, opened: Pictur
     shutil.copyfile(folder.images / "0.png", folder.images / "copy.png")
     rescan(opened)
     assert opened.status().ready == 7 and "copy.png" not in folder.names(opened)
+    assert opened.status().copies == 1
     (folder.images / "0.png").unlink()
     rescan(opened)
     assert opened.status().ready == 7 and "copy.png" in folder.names(opened)
