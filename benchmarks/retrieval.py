@@ -38,8 +38,8 @@ def train_joint(config: CampConfig, store: RegionStore, captions: CaptionTable, 
         words = model.encode_captions(tokens, lengths)
         word_mask = length_mask(lengths, tokens.shape[1])
         index = torch.from_numpy(image_rows[rows])
-        random = step < 100  # the hardest negatives from the first step on can stall
-        loss = triplet_loss(model, regions, region_mask, words, word_mask, index, random_negatives=random)
+        candidates = 1 if step < 100 else 0  # the hardest negatives from the first step on can stall
+        loss = triplet_loss(model, regions, region_mask, words, word_mask, index, candidates=candidates)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 2.0)

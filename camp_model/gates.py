@@ -51,21 +51,6 @@ def random_others(
     return others
 
 
-def hardest_others(scores: Tensor, caption_image: np.ndarray, caption_text: np.ndarray | None = None) -> np.ndarray:
-    """The wrong image that scores highest with each caption; where every image is right, one of those.
-
-    Args:
-        scores: [I, C].
-        caption_image: int64 [C].
-        caption_text: int64 [C], equal where captions have the same text; None: no two have.
-    """
-    texts = None if caption_text is None else torch.from_numpy(caption_text)
-    answers = RightAnswers(torch.from_numpy(caption_image), texts)
-    images, captions = torch.arange(len(scores))[:, None], torch.arange(scores.shape[1])
-    right = answers.right(images, captions).to(scores.device)
-    return scores.masked_fill(right, -torch.inf).argmax(0).cpu().numpy()
-
-
 @torch.inference_mode()
 def mean_gates(
     model: CAMP, encode: Encode, captions: CaptionTable, *, rows: np.ndarray, images: np.ndarray, content: Sequence[int]

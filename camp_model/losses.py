@@ -14,7 +14,6 @@ Beside these each has its own, among them:
         Beyond the paper: it makes gates open on matching pairs and close on others. 0: as published.
     candidates, generator: pick the hardest of this many negatives drawn at random from `generator`, or of all where a
         batch has no more; 0: of all.
-    random_negatives: as `candidates` 1.
 They return the mean over pairs, in float32 or wider, and raise a ValueError for gate supervision of a model without
 gates. A pair without any possible negative contributes its positive term alone.
 """
@@ -62,7 +61,6 @@ def hardest_negative_bce(
     image_index: Tensor,
     *,
     gate_supervision: float = 0.0,
-    random_negatives: bool = False,
     candidates: int = 0,
     generator: torch.Generator | None = None,
     **options: Unpack[BatchOptions],
@@ -74,7 +72,7 @@ def hardest_negative_bce(
     """
     gated = bool(gate_supervision)
     batch = EncodedBatch(model, regions, region_mask, words, word_mask, image_index, gated=gated, **options)
-    picked = batch.pick(1 if random_negatives else candidates, generator)
+    picked = batch.pick(candidates, generator)
     loss = picked.cross_entropy(LOGIT)
     return loss + gate_supervision * picked.cross_entropy(GATE_LOGIT) if gate_supervision else loss
 
@@ -89,7 +87,6 @@ def triplet_loss(
     *,
     margin: float = 0.2,
     gate_supervision: float = 0.0,
-    random_negatives: bool = False,
     candidates: int = 0,
     generator: torch.Generator | None = None,
     **options: Unpack[BatchOptions],
@@ -100,7 +97,7 @@ def triplet_loss(
     """
     gated = bool(gate_supervision)
     batch = EncodedBatch(model, regions, region_mask, words, word_mask, image_index, gated=gated, **options)
-    picked = batch.pick(1 if random_negatives else candidates, generator)
+    picked = batch.pick(candidates, generator)
     loss = picked.hinge(margin)
     return loss + gate_supervision * picked.cross_entropy(GATE_LOGIT) if gate_supervision else loss
 

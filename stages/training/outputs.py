@@ -18,7 +18,7 @@ PLOTTED_STEPS = 2000
 
 
 def summary(progress: Progress, epoch_steps: int) -> dict[str, Any]:
-    """The numbers of metrics/train.json, but for the pace.
+    """The numbers of metrics/train.json: none of the pace, which is of one run.
 
     Those of val are of the whole split; where epochs were measured on some of its images, what the model was chosen by
     stands beside them.

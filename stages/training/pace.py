@@ -15,7 +15,7 @@ class Pace:
     """Seconds of `seconds` in which the next batch was not there yet."""
 
     def metrics(self) -> dict[str, float]:
-        """Rates, for metrics/train.json and the tracking server."""
+        """Rates, for the tracking server."""
         seconds = max(self.seconds, 1e-9)
         return {
             "steps_per_second": self.steps / seconds,

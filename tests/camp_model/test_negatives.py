@@ -87,9 +87,7 @@ def test_losses_take_no_negative_of_the_same_text(make_batch, loss, pairs):
                  + (1 - closed(drawn_images[i], i)).log().mean().item() for i in rows]  # fmt: skip
     else:
         random = loss == "random"
-        got = hardest_negative_bce(
-            batch.model, *encoded, INDEX, random_negatives=random, generator=generator, **options
-        )
+        got = hardest_negative_bce(batch.model, *encoded, INDEX, candidates=int(random), generator=generator, **options)
         hardest = [max(NEGATIVES[i], key=s[i].__getitem__) for i in range(5)]
         hardest_images = [max(of_caption[i], key=lambda j, i=i: s[j][i]) for i in range(5)]
         captions, images = (drawn, drawn_images) if random else (hardest, hardest_images)
@@ -103,7 +101,7 @@ def test_random_negatives_are_negatives_and_follow_the_generator(make_batch):
 
     def loss(seed):
         generator = torch.Generator().manual_seed(seed)
-        return hardest_negative_bce(batch.model, *encoded, INDEX, random_negatives=True, generator=generator).item()
+        return hardest_negative_bce(batch.model, *encoded, INDEX, candidates=1, generator=generator).item()
 
     assert loss(1) == loss(1)
     assert len({loss(seed) for seed in range(5)}) > 1
@@ -137,7 +135,6 @@ def test_curriculum_from_random_to_the_hardest(make_batch, loss, pairs):
     def seeded(seed):
         return torch.Generator().manual_seed(seed)
 
-    torch.testing.assert_close(value(candidates=1), value(random_negatives=True), rtol=0, atol=0)
     hardest_of_all = value()
     torch.testing.assert_close(value(candidates=5), hardest_of_all, rtol=0, atol=0)
     means = [value(candidates=count).mean() for count in (1, 2, 3)]

@@ -10,7 +10,7 @@ import torch
 
 from camp_model.checkpoint import load_checkpoint, save_checkpoint
 from camp_model.encoders import length_mask
-from camp_model.gates import area_under_curve, hardest_others
+from camp_model.gates import area_under_curve
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from stages.errors import InputError
@@ -23,12 +23,6 @@ def test_area_under_curve_counts_pairs_and_ties_half():
     positive, negative = np.array([3.0, 2.0, 1.0]), np.array([2.0, 0.0])
     wins = sum((p > n) + 0.5 * (p == n) for p in positive for n in negative)
     assert area_under_curve(positive, negative) == pytest.approx(wins / 6)
-
-
-def test_the_hardest_other_image_is_never_the_captions_own():
-    scores = torch.tensor([[9.0, 1.0, 2.0], [8.0, 5.0, 3.0], [1.0, 4.0, 7.0]])
-    assert hardest_others(scores, np.array([0, 1, 2])).tolist() == [1, 2, 1]
-    assert scores[0, 0] == 9.0, "what was given stays"
 
 
 def test_the_histograms_are_a_page_of_their_own(small):
