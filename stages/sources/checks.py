@@ -107,8 +107,6 @@ def check_rejected(source: Source, max_share: float) -> None:
         if len(rejected) <= max_share * everything:
             continue
         print_rejected(source)
-        if len(source.rejected) == 1:
-            raise InputError(str(rejected[0]))
         raise InputError(
             f"{len(rejected)} of {everything} {records} are rejected, more than dataset.max_rejected_share: "
             f"{max_share:g} allows: {'; '.join(map(str, rejected[:3]))}{'; ...' if len(rejected) > 3 else ''}"

@@ -261,7 +261,10 @@ def test_the_command_fails_with_one_line(root: Path, tmp_path: Path, repository:
     (root / "2.jpg").unlink()
     done = run_stage(tmp_path, repository, {"source": "table", "root": "raw"})
     assert done.returncode == 2
-    assert done.stderr.strip() == "error: raw/captions.csv: row 3: no image file raw/2.jpg"
+    assert done.stderr.strip() == (
+        "error: 1 of 3 image records are rejected, more than dataset.max_rejected_share: 0.01 allows: "
+        "raw/captions.csv: row 3: no image file raw/2.jpg"
+    )
     assert files(tmp_path / "data") == []
 
 
