@@ -1,5 +1,6 @@
 """From a run back to its code, data and model, and from a commit to its runs."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -113,19 +114,32 @@ def _restore_files(client: "MlflowClient", run: "Run", into: Path) -> list[str]:
 
 
 def _restore_data(root: Path, into: Path) -> list[str]:
-    """Data from DVC's cache, or else from its remote."""
+    """Data from DVC's cache, or else from its remote.
+
+    DVC's own answer counts what dvc.yaml has and no stage had made yet when the run's dvc.lock was written.
+    """
 
     def dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "dvc", *arguments]
         return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
+    def missing() -> list[str]:
+        """What is recorded and is not there as it was."""
+        status = json.loads(dvc(into, "data", "status", "--json").stdout)
+        changed = [path for paths in status.get("uncommitted", {}).values() for path in paths]
+        return sorted({*status.get("not_in_cache", []), *changed})
+
     if not ((into / "dvc.lock").is_file() and (into / ".dvc").is_dir()):
         return []
     dvc(into, "cache", "dir", "--local", str((root / dvc(root, "cache", "dir").stdout.strip()).resolve()))
     done = dvc(into, "checkout", "--quiet")
-    if done.returncode and dvc(into, "remote", "list").stdout.strip():
-        done = dvc(into, "pull", "--quiet")
-    return ["data" if done.returncode == 0 else f"what of the data is still there ({done.stderr.strip()})"]
+    try:
+        if missing() and dvc(into, "remote", "list").stdout.strip():
+            done = dvc(into, "pull", "--quiet")
+        gone = missing()
+    except ValueError:  # DVC cannot read this pipeline, and says why
+        return [f"no data ({done.stderr.strip()})"]
+    return [f"data but for {', '.join(gone)}, which DVC does not have any more" if gone else "data"]
 
 
 def _restore_model(client: "MlflowClient", run: "Run", into: Path) -> str:

@@ -1,6 +1,7 @@
 """From a run to its code, data and model, and from a commit to its run, in a real DVC repository."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -96,11 +97,16 @@ def test_a_run_is_restored_and_found_from_its_commit(repository, capsys, tmp_pat
 
     into = tmp_path / "back"
     commands(["restore", key[:12], "--into", str(into)])
-    assert "no model" not in capsys.readouterr().out
+    # The stage `evaluate` had made nothing yet when its run recorded dvc.lock.
+    assert capsys.readouterr().out.rstrip().endswith(", params.yaml, dvc.lock, data, the model in models/camp")
     assert (into / "params.yaml").read_text() == "train: {rate: 2}\n"
     assert (into / "raw.txt").read_text() == "raw"
     assert (into / "models/camp/weights.txt").read_text() == "2 raw"
     assert (into / "models/camp/key.txt").read_text() == key
+
+    shutil.rmtree(".dvc/cache")
+    commands(["restore", key[:12], "--into", str(tmp_path / "without")])
+    assert "data but for models/camp/, which DVC does not have any more, no model" in capsys.readouterr().out
 
     commands(["find", "HEAD~1"])
     lines = capsys.readouterr().out.splitlines()
