@@ -55,9 +55,9 @@ def _log(
     for logged in client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'"):
         client.delete_logged_model(logged.model_id)
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    example: Any = pd.DataFrame({"sentence": ["a red circle"], "regions": [[[0.0] * config["region_dim"]] * 2]})
+    with_regions: Any = pd.DataFrame({"sentence": ["a red circle"], "regions": [[[0.0] * config["region_dim"]] * 2]})
     # A column that may be left out is one with a gap.
-    columns = pd.concat([example, pd.DataFrame({"sentence": ["a red circle"], "image_id": ["1"]})]).astype(object)
+    columns = pd.concat([with_regions, pd.DataFrame({"sentence": ["a red circle"], "image_id": ["1"]})]).astype(object)
     answer = pd.DataFrame({"query": [0], "image_id": ["1"], "rank": [1], "score": [0.5], "error": [""]})
     mlflow.set_tracking_uri(client.tracking_uri)
     mlflow.set_registry_uri(client.tracking_uri)
@@ -66,11 +66,11 @@ def _log(
             name="model",
             registered_model_name=NAME,
             tags=tags,
-            python_model=str(code / "served_model.py"),
-            code_paths=[str(code / "camp_model")],
-            artifacts={"checkpoint": str(checkpoint)},
+            # MLflow runs a `python_model`, and a model on its `input_example`, to log them: torch, here, for nothing.
+            loader_module="served_model",
+            data_path=str(checkpoint),
+            code_paths=[str(code / "served_model.py"), str(code / "camp_model")],
             signature=infer_signature(columns, answer, {"store": "", "top_k": 10}),
-            input_example=example,
             model_config={name: event.get(name) for name in ("start_end", "max_words")},
             pip_requirements=[f"{package}=={version(package)}" for package in needs(config)],
         )

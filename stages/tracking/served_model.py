@@ -1,4 +1,4 @@
-"""The model that MLflow serves: sentences in, scores or images out. MLflow runs this file; nothing is pickled.
+"""The model that MLflow serves: sentences in, scores or images out. MLflow imports this file to load it, not to log it.
 
 Columns of the input: `sentence`, and either `regions` (features [k, region_dim] of one image) or `image_id` (of the
 store named by the param `store`): the score of that pair. With neither, the top `top_k` images of the store.
@@ -7,11 +7,9 @@ store named by the param `store`): the score of that pair. With neither, the top
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 import pandas as pd
 import torch
-from mlflow.models import set_model
 from torch import Tensor
 
 from camp_model.checkpoint import load_checkpoint
@@ -28,19 +26,23 @@ Encoded = tuple[Tensor, Tensor]
 """Vectors [n, L, d] and their mask [n, L]."""
 
 
-class Retrieval(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
-    """A trained CAMP that answers with the columns `query` (row of the input), `image_id`, `rank`, `score`, `error`."""
+class Retrieval:
+    """A trained CAMP that answers with the columns `query` (row of the input), `image_id`, `rank`, `score`, `error`.
 
-    def load_context(self, context: Any) -> None:
-        checkpoint = Path(context.artifacts["checkpoint"])
+    Args:
+        checkpoint: folder with model.safetensors, config.json and vocabulary.json.
+        settings: how captions became words where it was trained: `start_end`, `max_words`.
+    """
+
+    def __init__(self, checkpoint: Path, settings: dict[str, Any]) -> None:
         self.model, self.vocabulary, _ = load_checkpoint(checkpoint)
         self.model.caption_encoder.remember_at_most()
-        self.settings: dict[str, Any] = context.model_config or {}
+        self.settings = settings
         origin = checkpoint / "fingerprint.json"
         self.detector = read_object(origin, "a checkpoint's origin").get("detector") if origin.is_file() else None
         self.held: tuple[object, RegionStore, dict[int, Encoded]] | None = None
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Scores (between 0 and 1) of pairs, rank 1, or the top images of a store, rank 1 the best.
 
         A row that cannot be answered has one row of the answer, of rank 0, whose `error` says why.
@@ -140,6 +142,11 @@ class Retrieval(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
         ]
 
 
+def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> Retrieval:
+    """What MLflow calls (`loader_module`) with the folder of the checkpoint."""
+    return Retrieval(Path(path), model_config or {})
+
+
 def _holds(value: Any) -> bool:
     """Whether a cell of a table holds something: not None, NaN or empty."""
     if value is None or (isinstance(value, float) and np.isnan(value)):
@@ -157,6 +164,3 @@ def _features(regions: Any, width: int) -> Tensor:
     if not (np.abs(features) <= np.finfo(np.float32).max).all():
         raise ValueError("regions: a feature is not finite in float32")
     return torch.from_numpy(features.astype(np.float32)[None])
-
-
-set_model(Retrieval())

@@ -1,7 +1,5 @@
 """Words outside the vocabulary reach a text encoder that reads spelling, in every stage that reads sentences."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -78,9 +76,8 @@ def test_foils_and_splits_are_read_alike(run):
 
 
 def test_the_served_model(run, model):
-    served = Retrieval()
-    served.load_context(SimpleNamespace(artifacts={"checkpoint": str(run.model)}, model_config={"start_end": False}))
-    answer = served.predict(None, pd.DataFrame({"sentence": ["a red wombat"]}), {"store": str(run.regions), "top_k": 8})
+    served = Retrieval(run.model, {"start_end": False})
+    answer = served.predict(pd.DataFrame({"sentence": ["a red wombat"]}), {"store": str(run.regions), "top_k": 8})
     expected = np.sort(1 / (1 + np.exp(-logits(run, model, "a red wombat").astype(float))))[::-1]
     assert answer["score"].tolist() == pytest.approx(expected, abs=1e-5) and set(answer["error"]) == {""}
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -51,15 +50,13 @@ def load(tmp_path, monkeypatch):
         model = CAMP(CampConfig(vocab_size=len(vocabulary), region_dim=WIDTH, word_dim=5, dim=8)).eval()
         save_checkpoint(tmp_path / "camp", model, vocabulary)
         (tmp_path / "camp" / "fingerprint.json").write_text(json.dumps({"detector": "d"}))
-        served = served_model.Retrieval()
-        served.load_context(SimpleNamespace(artifacts={"checkpoint": str(tmp_path / "camp")}, model_config=settings))
-        return served
+        return served_model.Retrieval(tmp_path / "camp", settings)
 
     return loaded
 
 
 def ask(served, store=None, top_k=3, **columns):
-    return served.predict(None, pd.DataFrame(columns), {"store": store or "", "top_k": top_k})
+    return served.predict(pd.DataFrame(columns), {"store": store or "", "top_k": top_k})
 
 
 def same(answer, other):
