@@ -51,15 +51,16 @@ photographs: setup
 	python -m stages.params $(DATA) presets/best_2_camp.yaml
 	python -m pipelines.photographs --jobs 2 $(PHOTOGRAPHS)
 
-# One thread each: two test processes would otherwise fight over the cores. In the order of tests/conftest.py. With four,
-# servers that tests wait for answer late, and the whole takes as long.
+# PROCESSES of one thread each, for two would otherwise fight over the cores; in the order of tests/conftest.py. With four
+# on two cores, servers that tests wait for answer late, and the whole takes as long.
+PROCESSES ?= 2
 test: setup
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 # Kills, outages, full disks and 100,000 damaged inputs; docs/reliability.md. Under an hour on two cores.
 chaos: setup
-	OMP_NUM_THREADS=1 CAMP_FUZZ_CASES=100000 python -m pytest -m '' -n 2 --dist loadfile --no-loadscope-reorder \
-	    tests/fuzz tests/chaos tests/pipelines/test_outages.py tests/camp_model/test_seal.py
+	OMP_NUM_THREADS=1 CAMP_FUZZ_CASES=100000 python -m pytest -m '' -n $(PROCESSES) --dist loadfile \
+	    --no-loadscope-reorder tests/fuzz tests/chaos tests/pipelines/test_outages.py tests/camp_model/test_seal.py
 
 lint: setup
 	ruff check .
