@@ -101,7 +101,8 @@ def _pixels(image: Image.Image) -> np.ndarray:
         image = image.transpose(TURNS[orientation])
     if image.mode.startswith("I") or image.mode == "F":
         return np.repeat(_grey(image, tags)[:, :, None], 3, axis=2)
-    upright = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    upright = image if image.mode == mode else image.convert(mode)
     if re.search(";16[BLN]", raw_mode) and np.asarray(upright)[:, :, :3].max() < DARK_16_BIT:
         raise RejectedImage("is 16-bit colour that uses only its lower bits; expected values up to 65535")
     if upright.mode == "RGBA":

@@ -127,7 +127,8 @@ class TimmExtractor:
     @torch.inference_mode()
     def maps(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         """uint8 RGB [B, 3, H, W] on the device -> the last map and the earlier ones, float32 [B, C, h, w] each."""
-        images = ((pixels.float() / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        images = pixels.contiguous(memory_format=torch.channels_last).float()
+        images.div_(255).sub_(self.mean).div_(self.std)
         return all_maps(self.network, images, self.earlier, self.size)
 
     @torch.inference_mode()
