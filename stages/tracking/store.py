@@ -57,15 +57,24 @@ def connect(root: Path, uri: str) -> "MlflowClient":
     from sqlalchemy.engine import make_url
 
     if uri.startswith("sqlite:///"):
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
         path = Path(make_url(uri).database or "")
         (root / ".tracking").mkdir(parents=True, exist_ok=True)
         with FileLock(root / ".tracking" / "store.lock", timeout=120):
             if not path.exists():
                 new = path.with_name(f"{path.name}.new")
                 new.unlink(missing_ok=True)
-                mlflow.MlflowClient(f"{uri}.new").search_experiments(max_results=1)
+                # The folder is for MLflow's own experiment, which it would place in this one: into SQL as Python writes
+                # a text, which a quote, a colon or a backslash in the path breaks.
+                SqlAlchemyStore(f"{uri}.new", _artifacts(root))  # type: ignore[no-untyped-call]
                 new.replace(path)
     return mlflow.MlflowClient(uri, uri)
+
+
+def _artifacts(root: Path) -> str:
+    """Where the files of a local store's runs lie."""
+    return (root / "mlartifacts").as_uri()
 
 
 def experiment_id(client: "MlflowClient", root: Path, name: str) -> str:
@@ -78,7 +87,7 @@ def experiment_id(client: "MlflowClient", root: Path, name: str) -> str:
     if experiment is None:
         # A server knows where its artifacts go; beside the local file they are ours to place.
         remote = "://" in client.tracking_uri and not client.tracking_uri.startswith("sqlite:")
-        place = None if remote else (root / "mlartifacts").as_uri()
+        place = None if remote else _artifacts(root)
         created: str = client.create_experiment(name, artifact_location=place, tags=TRAININGS)
         show(client, created)
         return created

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("root", ["what?", "a#b", "50%25 off", "mit Leerzeichen é 图"], indirect=True)
+@pytest.mark.parametrize("root", ["what?", "50%25 off", "mit Leerzeichen é 图", """it's "a#b\\c":d"""], indirect=True)
 def test_a_workspace_below_any_name(root, beside, capsys):
     Path("curve.csv").write_text("step\n")
     with track("train", {"a": 1}) as run:
