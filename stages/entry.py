@@ -28,6 +28,7 @@ from camp_model.seal import remember_in
 from stages.cost import file_name, recording
 from stages.errors import InputError
 from stages.params.section import PARAMS, StageSections
+from stages.unchanged import unchanged
 
 S = TypeVar("S", bound=StageSections)
 
@@ -236,7 +237,9 @@ def stage_main(run: Callable[[], None], arguments: bool = False) -> None:
         with _working() if is_stage else contextlib.nullcontext(), hold_own_outputs(), recording():
             if "DVC_STAGE" in os.environ:
                 _check_outputs()
-            run()
+            stage = os.environ.get("DVC_STAGE") if os.environ.get("RANK", "0") == "0" else None
+            with unchanged(stage) if stage else contextlib.nullcontext():
+                run()
     except (InputError, Held) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, InputError) else 75) from None

@@ -200,3 +200,47 @@ def test_a_silent_stage_says_where_it_is_and_ends_at_once_in_a_librarys_call(tmp
     assert first >= 2 and lines[first:-1] == ["a word"] * 8, "a line while nothing is said, none beside others"
     assert all(line.startswith("stages.made_up.inner_loop: going on, ") for line in lines[:first])
     assert stage.returncode == -number
+
+
+EDITED = """
+from pathlib import Path
+from stages.entry import stage_main
+def main():
+    Path("out.txt").write_text("made")
+    edit = Path("edit")
+    if edit.exists():
+        path, text = edit.read_text().split("|")
+        Path(path).write_text(text)
+stage_main(main)
+"""
+
+
+def test_what_changes_while_a_stage_runs_is_not_recorded_with_its_result(tmp_path, monkeypatch):
+    dvc_repository(monkeypatch, tmp_path, f"exec {sys.executable} stage.py", EDITED)
+    described = yaml.safe_load(Path("dvc.yaml").read_text())
+    described["stages"]["train"] |= {"deps": ["stage.py", "code"], "params": ["model.dim", "train"]}
+    Path("dvc.yaml").write_text(yaml.safe_dump(described))
+    params = "model: {dim: 1, gate: a}\ntrain: {rate: 2}\n"
+    Path("params.yaml").write_text(params)
+    Path("code").mkdir()
+    Path("code/loss.py").write_text("")
+
+    def repro(path, text):
+        Path("edit").write_text(f"{path}|{text}")
+        done = subprocess.run([*DVC, "repro"], capture_output=True, text=True, check=False)
+        return [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("error: ")]
+
+    for path, text, said in (
+        ("params.yaml", "model: {dim: 1, gate: a}\ntrain: {rate: 3}\n", "train.rate: was 2 when train began and is 3"),
+        ("params.yaml", "model: {dim: 1, gate: a}\ntrain: {rate: 2, more: 4}\n", "train.more: was None"),
+        ("code/loss.py", "x", "code/loss.py: has changed since train began"),
+    ):
+        before = Path(path).read_text()
+        (error,) = repro(path, text)
+        assert said in error
+        assert not Path("dvc.lock").exists()
+        Path(path).write_text(before)
+    subprocess.run([*DVC, "commit", "-q", "-f", "train"], check=True)  # as the message says
+    Path("dvc.lock").unlink()
+    assert repro("params.yaml", "# of another stage\nmodel: {dim: 1, gate: b}\ntrain: {rate: 2}\n") == []
+    assert repro("code/new.py", "nobody had imported it") == []

@@ -1,0 +1,62 @@
+"""That params and code are at a stage's end what they were when it began.
+
+DVC records of both what they are when the stage has ended: a value of params.yaml that somebody changes meanwhile, for
+the run after this one, would be recorded with a result of the old value, and nothing would be stale.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from camp_model.files import sha256_of
+from stages.errors import InputError, shown
+from stages.params import document
+from stages.params.section import PARAMS
+
+MADE = ("data", "models", "metrics", "plots", "report", "named")
+"""Folders that stages write: what they hold is under the stages' own locks."""
+
+
+@contextlib.contextmanager
+def unchanged(stage: str, pipeline: Path = Path("dvc.yaml")) -> Iterator[None]:
+    """Compare a stage's params and code, as dvc.yaml lists them, before and after the body.
+
+    Raises:
+        InputError: one is another; what the body has made stays.
+    """
+    name = stage.rpartition(":")[2]
+    described = document.read(pipeline)["stages"].get(name, {}) if pipeline.is_file() else {}
+    keys = [key for key in described.get("params", ()) if isinstance(key, str)]
+    code = [path for dep in described.get("deps", ()) if Path(dep).parts[0] not in MADE for path in _files(Path(dep))]
+    begun, hashes = _values(keys), _hashes(code)
+    yield
+    now = _values(keys)
+    changed = [
+        f"{PARAMS}: {key}: was {shown(begun.get(key))} when {name} began and is {shown(now.get(key))} now"
+        for key in begun | now
+        if begun.get(key) != now.get(key)
+    ]
+    changed += [
+        f"{path}: has changed since {name} began" for path, was in hashes.items() if _hashes([path])[path] != was
+    ]
+    if changed:
+        more = f", and {len(changed) - 1} more" if changed[1:] else ""
+        raise InputError(
+            f"{changed[0]}{more}; DVC would record what is there now with a result of what was. "
+            f"Run it again, or put it back and keep the result: dvc commit -f {stage}"
+        )
+
+
+def _values(keys: list[str]) -> dict[str, Any]:
+    """What params.yaml holds at some dotted keys and below them."""
+    held = document.leaves(document.read(PARAMS)) if keys else ()
+    return {name: value for name, value in held if any(f"{name}.".startswith(f"{key}.") for key in keys)}
+
+
+def _files(path: Path) -> list[Path]:
+    return [file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts] or [path]
+
+
+def _hashes(paths: list[Path]) -> dict[Path, str | None]:
+    return {path: sha256_of(path) if path.is_file() else None for path in paths}
