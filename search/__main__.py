@@ -92,7 +92,13 @@ def _open(options: argparse.Namespace) -> Any:
         return open_workspace(Path())
     model = SHIPPED if options.model is None else _given(options.model)
     cache = cache_folder() / "search" if options.cache is None else _given(options.cache)
-    return open_folder(_given(options.images), model=model, cache=cache)
+    try:
+        return open_folder(_given(options.images), model=model, cache=cache)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or cache}: {error.strerror}; expected that {cache} is a folder with room that can be "
+            "written, or another one in --cache"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -38,6 +38,17 @@ def camp_search(folder: Path, *arguments: str) -> subprocess.CompletedProcess[st
     return subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+def test_a_cache_that_cannot_be_written_is_an_error_of_one_line(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder.root)
+    Path("cache").write_text("no folder")
+    with pytest.raises(SystemExit, match="2"):
+        command.main([SENTENCE, "--images", "images", "--model", "models/tiny", "--cache", "cache"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(r"error: cache\S*: (Not a directory|File exists); expected that cache is a folder", line)
+
+
 def test_a_folder_is_searched_from_where_one_stands(folder: Folder) -> None:
     folder.draw("zyzzyva.png", 9)
     (folder.images / "torn.png").write_bytes(b"no picture")
