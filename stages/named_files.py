@@ -4,9 +4,10 @@ DVC sees another path in params.yaml, but not other content at the same path. Th
 path into named/content.json, under the stage that reads it, and that stage depends on its key of the file. A path that
 is not here (a second clone, which pulled the results alone) keeps the hash that was recorded for it.
 
-Where something is named, it also writes a DVC pipeline of one stage, named/dvc.yaml, that `dvc repro` always runs: it
-looks again and writes what it saw into named/watched.json, on which this stage depends. The three files belong into Git
-as dvc.lock does. They are looked after in the main workspace; an experiment's own one takes what Git has of them.
+Where something is named, the DVC pipeline that it also writes, named/dvc.yaml, has one stage that `dvc repro` always
+runs: it looks again and writes what it saw into named/watched.json, on which this stage depends. All three files are in
+Git, and belong there as dvc.lock does: a clone without the pipeline would never look. They are looked after in the main
+workspace; an experiment's own one takes what Git has of them.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 from camp_model.files import read_object, write_json, write_text
 from stages.content.named import Content, NamedFilesSections, content_of, named_paths
 from stages.entry import read_params, stage_main
-from stages.errors import InputError
+from stages.errors import InputError, shown
 from stages.workspace import main_root
 
 FOLDER = Path("named")
@@ -31,29 +32,37 @@ stages:
           cache: false
           persist: true
 """
+NOTHING = (
+    "# Written by the stage named_files: params name no file that `dvc repro` would have to look at.\nstages: {}\n"
+)
+EXPECTED = "what the stage named_files writes; put {} in its place, and it is made again"
 
 
 def _recorded() -> Content:
-    """What was written last; the watched content is the newer.
-
-    Raises:
-        InputError: a file cannot be read, as after a merge that is not settled.
-    """
+    """What was written last; the watched content is the newer."""
     for path in (FOLDER / "watched.json", FOLDER / "content.json"):
-        try:
-            values: Content = read_object(path, "what the stage named_files writes") if path.is_file() else {}
-        except ValueError as error:
-            raise InputError(f"{error}; `git checkout HEAD {path}` brings it back") from None
-        if values:
+        if path.is_file() and (values := _content(path)):
             return values
     return {}
+
+
+def _content(path: Path) -> Content:
+    try:
+        values = read_object(path, EXPECTED)
+    except ValueError as error:  # such as what Git leaves of a merge
+        raise InputError(str(error)) from None
+    for stage, named in values.items():
+        held = named.values() if isinstance(named, dict) else [None]
+        if not all(isinstance(of, dict) and {"path", "sha256"} <= of.keys() for of in held):
+            raise InputError(f"{path}: {stage}: {shown(named)}; expected {EXPECTED}")
+    return values
 
 
 def content_now(params: NamedFilesSections) -> Content:
     """What the files and folders hold that params name; of one that is not here, what was recorded.
 
     Raises:
-        InputError: as `content_of`; or what was recorded cannot be read.
+        InputError: as `content_of`, or what was recorded is damaged.
     """
     return content_of(named_paths(params), _recorded(), main_root() / CACHE)
 
@@ -71,11 +80,11 @@ def named_files(params: NamedFilesSections, watch: bool = False) -> None:
         return
     named = any(content.values())
     write_json(FOLDER / "watched.json", content if named else {})
-    if not watch and named:
-        write_text(FOLDER / "dvc.yaml", WATCH)
-    elif not watch:
-        for name in ("dvc.yaml", "dvc.lock"):
-            (FOLDER / name).unlink(missing_ok=True)
+    if watch:
+        return
+    write_text(FOLDER / "dvc.yaml", WATCH if named else NOTHING)
+    if not named:
+        (FOLDER / "dvc.lock").unlink(missing_ok=True)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import yaml
 from stages.content.hashes import content_hash
 from stages.content.named import NamedFilesSections, content_of, named_paths
 from stages.errors import InputError
-from stages.named_files import content_now, main
+from stages.named_files import main, named_files
 
 FAKE = """
 import sys
@@ -66,7 +66,7 @@ def workspace(repository, tmp_path):
     (folder / "data/raw/README.md").write_text("what Git tracks of data/raw")
     (folder / "data/raw/photos/a.jpg").write_text("a")
     (folder / "named").mkdir()
-    for name in ("params.yaml", ".gitignore", "named/content.json", "named/watched.json"):
+    for name in ("params.yaml", ".gitignore", "named/content.json", "named/dvc.yaml", "named/watched.json"):
         (folder / name).write_bytes((repository / name).read_bytes())
     (folder / "fake.py").write_text(FAKE)
     pipeline = yaml.safe_load((repository / "dvc.yaml").read_text())
@@ -81,6 +81,7 @@ def workspace(repository, tmp_path):
     run(folder, "dvc", "init", "-q")
     run(folder, "git", "add", "-A")
     run(folder, "git", "commit", "-qm", "begin")
+    run(folder, "git", "tag", "begin")
     return folder
 
 
@@ -110,6 +111,7 @@ def test_other_content_at_the_same_path_makes_what_reads_it_stale_and_nothing_el
                evaluate__ensemble=[str(models)], captions__lexicon="photographs")  # fmt: skip
     assert set(ran(workspace, "repro")) >= {"named_files", "prepare_dataset", "train", "evaluate"}
     assert ran(workspace, "repro") == ["named/dvc.yaml:watch"]
+    assert run(workspace, "git", "ls-files", "--others", "--exclude-standard", "named") == "named/dvc.lock\n"
 
     vectors.write_text("red 2 1\n")
     assert [name for name in ran(workspace, "repro") if "named" not in name] == ["train"]  # the fake writes the same
@@ -141,8 +143,20 @@ def test_other_content_at_the_same_path_makes_what_reads_it_stale_and_nothing_el
     set_params(workspace, dataset__source="scenes", captions__lexicon="scenes", train__word_vectors=None,
                evaluate__ensemble=[])  # fmt: skip
     ran(workspace, "repro")
-    assert not (workspace / "named/dvc.yaml").exists()
+    assert run(workspace, "git", "diff", "--stat", "begin", "--", "named/dvc.yaml") == ""
     assert "Data and pipelines are up to date" in run(workspace, "dvc", "repro")
+
+
+@pytest.mark.parametrize("damage", ["", "<<<<<<< HEAD\n{}\n", '{"train": 5}', '{"train": {"train.word_vectors": {}}}'])
+def test_damaged_records_are_an_error_that_says_how_they_are_made_again(tmp_path, monkeypatch, damage):
+    monkeypatch.chdir(tmp_path)
+    Path("named").mkdir()
+    Path("named/watched.json").write_text(damage)
+    with pytest.raises(InputError, match=r"named/watched\.json: .*put \{\} in its place, and it is made again"):
+        named_files(NamedFilesSections())
+    Path("named/watched.json").write_text("{}")
+    named_files(NamedFilesSections())
+    assert Path("named/content.json").exists()
 
 
 def test_a_path_that_is_not_here_keeps_what_was_recorded_and_is_an_error_without(tmp_path, monkeypatch):
@@ -159,7 +173,7 @@ def test_a_path_that_is_not_here_keeps_what_was_recorded_and_is_an_error_without
         content_of(paths, recorded, tmp_path / "cache")
 
 
-def test_what_a_merge_left_unsettled_is_an_error_and_options_start_nothing(tmp_path, monkeypatch, capsys):
+def test_options_start_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text("train:\n  epochs: 1\n")
     for arguments in (["--help"], ["wacht"]):
@@ -168,10 +182,6 @@ def test_what_a_merge_left_unsettled_is_an_error_and_options_start_nothing(tmp_p
             main()
         assert not Path("named").exists()
     assert "named/watched.json" in capsys.readouterr().out
-    Path("named").mkdir()
-    Path("named/content.json").write_text("<<<<<<< HEAD\n{}\n=======\n")
-    with pytest.raises(InputError, match=r"^named/content\.json: is not JSON: .*; `git checkout HEAD named/content"):
-        content_now(NamedFilesSections())
 
 
 def test_a_folders_hash_is_that_of_its_names_and_contents(tmp_path):
