@@ -30,6 +30,9 @@ SCHEMA = pa.schema(
 EQUAL = b"camp.equal_captions"
 """Key of the file's metadata: captions whose tokens are also those of a caption of another image."""
 
+VOCABULARY = b"camp.vocabulary"
+"""Key of the file's metadata: the identity of the vocabulary whose ids the tokens are."""
+
 
 def write_captions(
     path: Path,
@@ -38,10 +41,12 @@ def write_captions(
     texts: Sequence[str],
     tokens: Sequence[Sequence[int]],
     equal: int = 0,
+    vocabulary: Vocabulary | None = None,
 ) -> None:
     """Write one split's captions; the file appears whole or not at all.
 
-    `equal`: the number of captions whose tokens are also those of a caption of another image, kept in the metadata.
+    Kept in the metadata: `equal`, the number of captions whose tokens are also those of a caption of another image, and
+    the identity of the `vocabulary` that the tokens are of.
 
     Raises:
         ValueError: a caption without tokens.
@@ -51,7 +56,13 @@ def write_captions(
         raise ValueError(f"{path}: caption_id {caption_ids[lengths.index(0)]} has no tokens; expected at least one")
     columns = [caption_ids, image_ids, texts, tokens, lengths]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
-    schema = SCHEMA.with_metadata({**(SCHEMA.metadata or {}), EQUAL: str(equal).encode()})
+    schema = SCHEMA.with_metadata(
+        {
+            **(SCHEMA.metadata or {}),
+            EQUAL: str(equal).encode(),
+            **({VOCABULARY: vocabulary.sha256.encode()} if vocabulary else {}),
+        }
+    )
     write_table(path, pa.Table.from_arrays(arrays, schema=schema))
 
 
@@ -156,6 +167,18 @@ class CaptionTable:
         """Captions whose tokens are also those of a caption of another image; None where they were not counted."""
         count = (self._table.schema.metadata or {}).get(EQUAL)
         return None if count is None else int(count)
+
+    def check_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """ValueError where the tokens are ids of another vocabulary; files of older versions do not say of which."""
+        expected = "expected both from one run of tokenize_captions"
+        if self.largest_id >= len(vocabulary):
+            raise ValueError(
+                f"{self.path}: tokens: word id {self.largest_id} is outside the vocabulary of {len(vocabulary)} words; "
+                f"{expected}"
+            )
+        stated = (self._table.schema.metadata or {}).get(VOCABULARY)
+        if stated not in (None, vocabulary.sha256.encode()):
+            raise ValueError(f"{self.path}: tokens: are ids of words of another vocabulary; {expected}")
 
     @property
     def largest_id(self) -> int:

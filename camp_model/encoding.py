@@ -88,7 +88,12 @@ def word_ids(model: CAMP, vocabulary: Vocabulary, words: Sequence[str]) -> list[
 
 
 def as_read(models: Sequence[CAMP], vocabulary: Vocabulary, captions: CaptionTable) -> CaptionTable:
-    """A table of captions as some models read it: words outside their vocabulary by their spelling, where one does."""
+    """A table of captions as some models read it: words outside their vocabulary by their spelling, where one does.
+
+    Raises:
+        ValueError: the table's word ids are of another vocabulary.
+    """
+    captions.check_vocabulary(vocabulary)
     spelling = any(model.caption_encoder.reads_spelling for model in models)
     return captions.spelt_out(vocabulary) if spelling else captions
 

@@ -65,7 +65,8 @@ def read_as(
     """Splits and foils with their words as models of a vocabulary read them (`as_read`)."""
 
     def read(owner: T) -> T:
-        return replace(owner, captions=as_read(models, vocabulary, owner.captions))
+        with input_errors():
+            return replace(owner, captions=as_read(models, vocabulary, owner.captions))
 
     return (
         {name: read(split) for name, split in splits.items()},

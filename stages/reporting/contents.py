@@ -14,7 +14,7 @@ from camp_model.files import sha256_of
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
-from stages.contracts import check_results, input_errors, read_fingerprint, read_object, read_table
+from stages.contracts import check_results, check_trained_on, input_errors, read_fingerprint, read_object, read_table
 from stages.errors import InputError
 from stages.evaluation.recall_table import HEADINGS, coarse, more_matches
 from stages.evaluation.tables import FOIL_SCHEMA, PAIR_SCHEMA, QUERY_SCHEMA
@@ -83,6 +83,7 @@ def _load(inputs: Inputs) -> Loaded:
             vocabulary=vocabulary,
             model=model,
         )
+    check_trained_on(inputs.model, model.config, loaded.store)
     check_results(inputs.evaluation / "results.json", [inputs.metrics / f"{name}.json" for name in EVALUATED_FILES])
     curves = [inputs.plots / f"{name}.csv" for name in CURVES]
     check_results(inputs.model / "fingerprint.json", [inputs.metrics / "train.json", *curves])

@@ -62,7 +62,7 @@ class Split:
     """The captions of a split and the regions of their images; `content` holds the ids of content words.
 
     Raises:
-        InputError: captions name images without regions or words outside the vocabulary, or a file is damaged.
+        InputError: captions name images without regions or words of another vocabulary, or a file is damaged.
     """
 
     def __init__(self, store: RegionStore, captions: Path, vocabulary: Vocabulary, content: Sequence[int] = ()) -> None:
@@ -70,11 +70,7 @@ class Split:
         with input_errors():
             self.captions = CaptionTable.load(captions)
             self.rows: Indices = self.captions.image_index(store.image_ids)
-        if self.captions.largest_id >= len(vocabulary):
-            raise InputError(
-                f"{captions}: tokens: word id {self.captions.largest_id} is outside the vocabulary of "
-                f"{len(vocabulary)} words; expected both from one run of tokenize_captions"
-            )
+            self.captions.check_vocabulary(vocabulary)
         if not len(self.captions):
             raise InputError(f"{captions}: holds no captions")
         self.images: Indices = np.unique(self.rows)

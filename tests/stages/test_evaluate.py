@@ -239,6 +239,14 @@ def test_another_vocabulary_is_an_error_that_names_the_checkpoint(small, make_ch
     assert not (small.root / "data/evaluation").exists() and not (small.root / "metrics/retrieval.json").exists()
 
 
+def test_captions_of_another_vocabulary_are_an_error(small):
+    path = small.token_tables / "test.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"camp.vocabulary": b"c" * 64}), path)
+    with pytest.raises(InputError, match=r"test\.parquet: tokens: are ids of words of another vocabulary"):
+        run(small)
+
+
 def test_other_features_or_another_detector_are_errors(small):
     path = small.model / "fingerprint.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"detector": "c" * 64}))

@@ -51,6 +51,9 @@ def test_the_vocabulary_comes_from_the_train_split_alone(stage):
     out = stage()
     vocabulary = Vocabulary.load(out / "vocabulary.json")
     assert set(vocabulary.words[4:]) == {"a", "red", "dog", "the", "runs", "cat"}
+    CaptionTable.load(out / "val.parquet").check_vocabulary(vocabulary)
+    with pytest.raises(ValueError, match=r"val\.parquet: tokens: are ids of words of another vocabulary"):
+        CaptionTable.load(out / "val.parquet").check_vocabulary(Vocabulary([*vocabulary.words[:-1], "bird"]))
     assert load(out, "val")[1] == [["a", "red", "<unk>"]]
     table, words = load(out, "train")
     assert words == [["a", "red", "dog"], ["the", "dog", "runs"], ["a", "cat", "a", "dog"]]

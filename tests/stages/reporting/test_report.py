@@ -137,6 +137,13 @@ def test_captions_with_the_text_of_another_images_are_counted_and_right(small):
     assert sought.beyond and sought.image_id == max(logits, key=logits.__getitem__)
 
 
+def test_regions_of_another_detector_are_an_error(small):
+    path = INPUTS.model / "fingerprint.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"detector": "c" * 64}))
+    with pytest.raises(InputError, match=r"fingerprint\.json: detector: 'ccc"):
+        draw()
+
+
 def test_an_evaluation_of_other_captions_is_an_error(small):
     rows = pq.read_table("data/evaluation/test.parquet")
     ids = [f"9{query_id}" for query_id in rows["query_id"].to_pylist()]

@@ -98,6 +98,11 @@ def test_captions_of_another_vocabulary_are_an_error(make_data):
     Vocabulary.build([["red"]]).save(paths.captions / "vocabulary.json")
     with pytest.raises(InputError, match=r"train\.parquet: tokens: word id \d+ is outside the vocabulary of 5"):
         load(paths)
+    paths = make_data("same_size")
+    table = pq.read_table(path := paths.captions / "train.parquet")
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"camp.vocabulary": b"c" * 64}), path)
+    with pytest.raises(InputError, match=r"train\.parquet: tokens: are ids of words of another vocabulary"):
+        load(paths)
 
 
 def test_an_empty_split_is_an_error(make_data):
