@@ -21,6 +21,8 @@ from camp_model.vocabulary import SPECIALS, UNK
 
 LONGEST_WORD = 16
 """Pieces of a word at most; what follows in a longer one is left out."""
+UNLIMITED = 512
+"""Pieces that a network reads at once which states no limit."""
 OF_THIS_MACHINE = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")
 """What a config says besides the network's shape."""
 _CUTTING = threading.Lock()
@@ -67,7 +69,9 @@ def load_network(source: str) -> nn.Module:
         )
 
     with torch.device("cpu"):
-        return _encoder(source, _loaded(source, "a transformer with safetensors", load))
+        network = _encoder(source, _loaded(source, "a transformer with safetensors", load))
+        _check_states(source, network)
+    return network
 
 
 def network_of(architecture: dict[str, Any]) -> nn.Module:
@@ -91,11 +95,11 @@ def architecture_of(network: Any) -> dict[str, Any]:
 
 def longest_input(network: Any) -> int:
     """Pieces that a network can read at once."""
-    config = network.config
-    positions = getattr(config, "max_position_embeddings", None) or 512
+    positions = getattr(network.config, "max_position_embeddings", None) or 0
+    tables = [module for name, module in network.named_modules() if name.endswith("position_embeddings")]
     # RoBERTa and its kin count positions from behind the padding's.
-    behind = (config.pad_token_id or 0) + 1 if "roberta" in config.model_type or "camembert" in config.model_type else 0
-    return int(positions) - behind
+    padding = [table.padding_idx for table in tables if getattr(table, "padding_idx", None) is not None]
+    return (int(positions) if positions > 0 else UNLIMITED) - max(padding, default=-1) - 1
 
 
 def word_pieces(source: str, words: Sequence[str]) -> list[list[int]]:
@@ -159,14 +163,38 @@ class PieceCutter:
 
 
 def _encoder(source: str, network: Any) -> nn.Module:
-    if getattr(network.config, "is_encoder_decoder", False) or not hasattr(network.config, "hidden_size"):
-        raise ValueError(
-            f"model.transformer: {source:.200}: is a {network.config.model_type}; expected an encoder of text"
-        )
+    sizes = all(hasattr(network.config, name) for name in ("hidden_size", "vocab_size"))
+    if getattr(network.config, "is_encoder_decoder", False) or not sizes:
+        raise _no_encoder(source, network, "")
     if hasattr(network, "pooler"):
-        network.pooler = None  # of words' states nothing is pooled
+        network.pooler = nn.Identity()  # of words' states nothing is pooled
     module: nn.Module = network.float().eval()
     return module
+
+
+def _check_states(source: str, network: Any) -> None:
+    """ValueError where a network gives pieces no states, or such as change with the padding behind them."""
+    pieces = torch.arange(8) % network.config.vocab_size
+    padded = torch.nn.functional.pad(pieces, (0, 8))
+    try:
+        with torch.inference_mode():
+            alone, beside = (
+                network(input_ids=ids[None], attention_mask=mask[None].long()).last_hidden_state[0, :8]
+                for ids, mask in ((pieces, pieces >= 0), (padded, torch.arange(16) < 8))
+            )
+        fits = alone.shape == beside.shape == (8, network.config.hidden_size)
+    except Exception as error:  # whatever a network asks for besides
+        raise _no_encoder(source, network, f" ({' '.join(str(error).split()):.300})") from None
+    if not fits:
+        raise _no_encoder(source, network, f" (gives {list(alone.shape)} for 8 pieces)")
+    if not (alone - beside).norm() <= 1e-4 * alone.norm():
+        raise _no_encoder(source, network, ", in which what a word is changes with the padding behind a caption")
+
+
+def _no_encoder(source: str, network: Any, why: str) -> ValueError:
+    return ValueError(
+        f"model.transformer: {source:.200}: is a {network.config.model_type}{why}; expected an encoder of text"
+    )
 
 
 def _loaded(source: str, expected: str, load: Callable[[Any], T]) -> T:

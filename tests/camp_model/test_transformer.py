@@ -249,3 +249,42 @@ def test_of_a_two_sided_model_the_text_side_is_taken_and_a_decoder_is_refused(ow
     transformers.T5Model(sequence).save_pretrained(tmp_path / "t5")
     with pytest.raises(ValueError, match=r"t5: is a t5; expected an encoder of text"):
         new(transformer=str(tmp_path / "t5"))
+
+
+def shape_of(kind):
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    if kind in ("MPNet", "Longformer"):
+        return sizes | {"pad_token_id": 1, "max_position_embeddings": 42, "attention_window": 8}
+    if kind == "XLNet":
+        return {"d_model": 24, "n_layer": 1, "n_head": 2, "d_inner": 32}
+    return sizes | {"embedding_size": 24, "d_model": 24, "d_kv": 4, "num_layers": 1, "num_heads": 2}
+
+
+def network_in(folder, kind, form="Model"):
+    shape = shape_of(kind) | {"vocab_size": 30522} if kind != "ViT" else shape_of(kind)
+    settings = getattr(transformers, f"{kind}Config")(**shape)
+    getattr(transformers, f"{kind}{form}")(settings).save_pretrained(folder)
+    return new(transformer=str(folder), transformer_frozen=False).eval().caption_encoder
+
+
+@pytest.mark.parametrize(("kind", "read"), [("MPNet", 38), ("Longformer", 38), ("XLNet", 510), ("SqueezeBert", 510)])
+def test_networks_of_other_kinds_read_captions_up_to_their_limit(own, kind, read):
+    """Positions that are counted from behind the padding's, or are without a limit; a pooler that is always called."""
+    encoder = network_in(own, kind)
+    with torch.no_grad():
+        states = encoder.word_states(torch.full((1, 600), VOCABULARY.encode(["on"])[0]), torch.tensor([600]))[0]
+    assert states[:read].any(1).all() and not states[read:].any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "form", "says"),
+    [
+        ("FNet", "Model", "is a fnet, in which what a word is changes with the padding behind a caption"),
+        ("ConvBert", "Model", "is a convbert, in which what a word is changes with the padding"),
+        ("T5", "EncoderModel", r"is a t5 \(.*inputs_embeds\)"),
+        ("ViT", "Model", "is a vit"),
+    ],
+)
+def test_networks_that_give_words_no_states_of_their_own_are_refused(own, kind, form, says):
+    with pytest.raises(ValueError, match=rf"model\.transformer: .*own: {says}.*; expected an encoder of text"):
+        network_in(own, kind, form)
