@@ -119,8 +119,6 @@ class Run:
 def trained_by(checkpoint: Path) -> str | None:
     """What `track` takes for a parent: the run that trained a checkpoint, by its key or, where this repository has not
     seen it, by the weights: `model-<sha256>`; None where there are none."""
-    if recorded := read_fingerprint(checkpoint).get("mlflow_run_id"):  # in older ones
-        return str(recorded)
     weights = checkpoint / "model.safetensors"
     if not weights.is_file():
         return None

@@ -176,9 +176,7 @@ def write(client: "MlflowClient", run_id: str, folder: Path, event: Event) -> No
             # It was copied into a folder of its own, which is logged whole: MLflow says nothing of a copy that is gone.
             client.log_artifacts(run_id, str((folder / event["source"]).resolve(strict=True).parent), event["folder"])
         case "model":
-            checkpoint = folder / event["source"]
-            code = folder / event["code"] if "code" in event else checkpoint.parent  # the first: of an older version
-            log_model(client, run_id, checkpoint, code, event)
+            log_model(client, run_id, folder / event["source"], event)
         case "end":
             client.set_terminated(run_id, event["status"], event["time"])
         case _:

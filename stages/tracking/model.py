@@ -16,21 +16,21 @@ CHAMPION = "champion"
 NEEDS = ("mlflow", "numpy", "pandas", "pyarrow", "regex", "safetensors", "torch")
 
 
-def log_model(client: "MlflowClient", run_id: str, checkpoint: Path, code: Path, event: dict[str, Any]) -> None:
+def log_model(client: "MlflowClient", run_id: str, checkpoint: Path, event: dict[str, Any]) -> None:
     """Log and register the checkpoint of a run, once, and call it champion if its validation rsum is the best.
 
     Args:
         client: of the store that the run is in.
         run_id: MLflow's id of the run.
-        checkpoint: folder with model.safetensors, config.json and vocabulary.json.
-        code: folder with served_model.py and the package camp_model, as they were when the model was trained.
+        checkpoint: folder with model.safetensors, config.json and vocabulary.json; beside it served_model.py and the
+            package camp_model, as they were when the model was trained.
         event: `val_rsum`, and how captions became words: `start_end`, `max_words`.
     """
     from mlflow.exceptions import MlflowException
 
     tags = {"val_rsum": str(event["val_rsum"]), "dataset": client.get_run(run_id).data.tags.get("dataset", "")}
     known = client.search_model_versions(f"run_id = '{run_id}'")
-    registered = known[0].version if known else _log(client, run_id, checkpoint, code, event, tags)
+    registered = known[0].version if known else _log(client, run_id, checkpoint, event, tags)
     try:
         champion = client.get_model_version_by_alias(NAME, CHAMPION).tags
     except MlflowException as error:
@@ -43,9 +43,7 @@ def log_model(client: "MlflowClient", run_id: str, checkpoint: Path, code: Path,
         client.set_registered_model_alias(NAME, CHAMPION, registered)
 
 
-def _log(
-    client: "MlflowClient", run_id: str, checkpoint: Path, code: Path, event: dict[str, Any], tags: dict[str, str]
-) -> str:
+def _log(client: "MlflowClient", run_id: str, checkpoint: Path, event: dict[str, Any], tags: dict[str, str]) -> str:
     """Log and register the model; its version. What a delivery that was killed has logged of it is deleted."""
     import mlflow
     import pandas as pd
@@ -69,7 +67,7 @@ def _log(
             # MLflow runs a `python_model`, and a model on its `input_example`, to log them: torch, here, for nothing.
             loader_module="served_model",
             data_path=str(checkpoint),
-            code_paths=[str(code / "served_model.py"), str(code / "camp_model")],
+            code_paths=[str(checkpoint.with_name(name)) for name in ("served_model.py", "camp_model")],
             signature=infer_signature(columns, answer, {"store": "", "top_k": 10}),
             model_config={name: event.get(name) for name in ("start_end", "max_words")},
             pip_requirements=[f"{package}=={version(package)}" for package in needs(config)],

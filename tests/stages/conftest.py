@@ -161,7 +161,7 @@ def _checkpoint(folder: Path, vocabulary: Vocabulary, seed: int = 0, **switches:
     model = CAMP(config)
     model.caption_encoder.read_vocabulary(vocabulary)
     save_checkpoint(folder, model, vocabulary)
-    content = {"detector": "a" * 64, "dataset": "b" * 64, "val_rsum": 123.4, "mlflow_run_id": None}
+    content = {"detector": "a" * 64, "dataset": "b" * 64, "val_rsum": 123.4}
     (folder / "fingerprint.json").write_text(json.dumps(content))
 
 

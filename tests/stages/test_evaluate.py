@@ -13,6 +13,7 @@ import torch
 from camp_model.captions import CaptionTable, write_captions
 from camp_model.checkpoint import load_checkpoint
 from camp_model.encoders import length_mask
+from camp_model.files import sha256_of, write_text
 from camp_model.metrics import retrieval_metrics
 from camp_model.regions import RegionStore
 from camp_model.scoring.ranking import rank_blocks
@@ -21,6 +22,7 @@ from stages.errors import InputError
 from stages.evaluation.folds import COCO_FOLDS, folds_of, read_split
 from stages.evaluation.measuring import rank_fold
 from stages.evaluation.recall_table import coarse, recall_text
+from stages.tracking import TRAINED
 from tests.stages.evaluation.running import PARAMS, run
 
 
@@ -280,8 +282,7 @@ def test_captions_of_one_image_cannot_be_evaluated(small):
 
 
 def test_the_run_is_recorded_below_the_train_run(small, monkeypatch):
-    fingerprint = small.model / "fingerprint.json"
-    fingerprint.write_text(json.dumps({"mlflow_run_id": "the-train-run"}))
+    write_text(small.root / TRAINED / sha256_of(small.model / "model.safetensors"), "the-train-run")
     monkeypatch.setenv("CAMP_TRACKING", "on")
     # Nobody delivers: what was recorded stays in the spool, where it can be read.
     monkeypatch.setattr("stages.tracking._deliver", lambda *_: None)

@@ -126,11 +126,11 @@ def log_directly(client, checkpoint, val_rsum, dataset):
 
     run = client.create_run(client.get_experiment_by_name("camp").experiment_id, tags={"dataset": dataset})
     root = Path(stages.__file__).parents[1]
-    code = checkpoint[0].parent / "code"
-    if not code.exists():
-        shutil.copytree(root / "camp_model", code / "camp_model")
-        shutil.copy(root / "stages" / "tracking" / "served_model.py", code)
-    log_model(client, run.info.run_id, checkpoint[0], code, {"val_rsum": val_rsum, "start_end": False})
+    beside = checkpoint[0].parent
+    if not (beside / "camp_model").exists():
+        shutil.copytree(root / "camp_model", beside / "camp_model")
+        shutil.copy(root / "stages" / "tracking" / "served_model.py", beside)
+    log_model(client, run.info.run_id, checkpoint[0], {"val_rsum": val_rsum, "start_end": False})
     return run.info.run_id
 
 
