@@ -26,6 +26,8 @@ UNUSED_SECONDS = 7 * 24 * 3600.0
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """Numbers of the errors of a disk that takes no more, or no file of this size."""
+NOT_OURS = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
+"""Numbers of the errors of a place that this user may not read or write, or where something else stands."""
 FULL = 1 << 16
 """Bytes free below which a failed write without a number was one for want of room."""
 
@@ -43,7 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
     What killed processes of this machine have left of the same file is removed.
 
     Raises:
-        OSError: of NO_ROOM, with `path` as its file name, where the disk takes no more.
+        OSError: of NO_ROOM, with `path` as its file name, where the disk takes no more; of NOT_OURS likewise.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     host = hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8]
@@ -62,7 +64,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """A disk that takes no more is an OSError that names `path`, whatever the library that wrote makes of it."""
+    """A place that cannot be written is an OSError that names `path`, whatever the library that wrote makes of it."""
     try:
         yield
     except Exception as error:
@@ -72,7 +74,7 @@ def _naming(path: Path) -> Iterator[None]:
             disk = os.statvfs(path.parent)
             full = errno.ENOSPC if disk.f_bavail * disk.f_frsize < FULL else None
             number = errno.EROFS if disk.f_flag & os.ST_RDONLY else full
-        if number not in NO_ROOM:
+        if number not in NO_ROOM + NOT_OURS:
             raise
         raise OSError(number, os.strerror(number), str(path)) from error
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from camp_model.files import NO_ROOM
+from camp_model.files import NO_ROOM, NOT_OURS
 from camp_model.seal import remember_in
 from stages.cost import file_name, recording
 from stages.errors import InputError
@@ -144,9 +144,13 @@ def _check_outputs() -> None:
             )
 
 
-def _no_room(error: OSError) -> str:
-    """What a disk that takes no more says: the path, how much is free there, and what to do."""
+def _unwritable(error: OSError) -> str:
+    """What a disk that takes no more says: the path, how much is free there, and what to do; or who may write there."""
     path = Path(os.fsdecode(error.filename) if error.filename else Path.cwd())
+    if error.errno in NOT_OURS:
+        return (
+            f"{path}: {os.strerror(error.errno)}; expected that this user may read and write it, and nothing else there"
+        )
     place = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
     free = f"{shutil.disk_usage(place).free / 1e6:,.1f} MB are free"
     return (
@@ -218,8 +222,8 @@ def _where(thread: int) -> str:
 
 
 def stage_main(run: Callable[[], None], arguments: bool = False) -> None:
-    """Run a stage's entry point, alone on its outputs; an InputError, or a disk that takes no more, becomes one line on
-    stderr and exit code 2.
+    """Run a stage's entry point, alone on its outputs; an InputError, or a place that cannot be written, becomes one
+    line on stderr and exit code 2.
 
     Exit code 75 (try again later): another process holds the outputs. `arguments`: `run` reads the command line itself;
     otherwise nothing may stand there, so that a misplaced option does not start the stage without it.
@@ -244,9 +248,9 @@ def stage_main(run: Callable[[], None], arguments: bool = False) -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, InputError) else 75) from None
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in NO_ROOM and not (error.errno in NOT_OURS and error.filename):
             raise
-        print(f"error: {_no_room(error)}", file=sys.stderr)
+        print(f"error: {_unwritable(error)}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

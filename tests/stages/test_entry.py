@@ -1,6 +1,7 @@
 """Two processes never write one stage's outputs; a stage ends with its dvc."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 import stages
+from camp_model.files import write_json
 from stages.entry import Held, hold_outputs, stage_main
 
 ROOT = Path(stages.__file__).parents[1]
@@ -244,3 +246,19 @@ def test_what_changes_while_a_stage_runs_is_not_recorded_with_its_result(tmp_pat
     Path("dvc.lock").unlink()
     assert repro("params.yaml", "# of another stage\nmodel: {dim: 1, gate: b}\ntrain: {rate: 2}\n") == []
     assert repro("code/new.py", "nobody had imported it") == []
+
+
+def test_a_place_that_cannot_be_written_is_an_error_of_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["stage"])
+    monkeypatch.setenv("DVC_STAGE", "evaluate")
+    for make, said in (
+        (lambda: Path("metrics/gates.json").mkdir(parents=True), "metrics/gates.json: Is a directory"),
+        (lambda: Path("metrics").touch(), "metrics: File exists"),
+    ):
+        make()
+        with pytest.raises(SystemExit, match="2"):
+            stage_main(lambda: write_json(Path("metrics/gates.json"), {}))
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line == f"error: {said}; expected that this user may read and write it, and nothing else there"
+        shutil.rmtree("metrics", ignore_errors=True)
