@@ -120,9 +120,10 @@ def difference_of(first: Sequence[Outcome], second: Sequence[Outcome]) -> Differ
     )
 
 
-def spread(values: Sequence[float | None]) -> tuple[float, float] | None:
-    """Mean and sample standard deviation over seeds; None where a model has no such number."""
+def spread(values: Sequence[float | None]) -> tuple[float, float | None] | None:
+    """Mean and sample standard deviation over seeds, which of one seed is None; None where a model has no such
+    number."""
     known = [value for value in values if value is not None]
     if len(known) < len(values) or not known:
         return None
-    return float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else 0.0
+    return float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None

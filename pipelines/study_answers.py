@@ -187,8 +187,10 @@ def foil(outcomes: Sequence[Outcome], kind: str = "all", key: str = "true_first"
 
 
 def cell(values: Sequence[float | None], digits: int = 1) -> str:
-    mean = spread(values)
-    return "" if mean is None else f"{mean[0]:.{digits}f} ± {mean[1]:.{digits}f}"
+    if (known := spread(values)) is None:
+        return ""
+    mean, deviation = known
+    return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation is not None else "")
 
 
 def interval(difference: Difference) -> str:

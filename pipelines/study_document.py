@@ -58,14 +58,13 @@ def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference],
     settings = ", ".join(f"`{key}: {value}`" for key, value in study.base.items())
     sections = [
         f"# {page.title or f'{title(differences)}, answered by this pipeline'}\n",
-        f"`{page.command}` wrote this page; do not edit it. One row per model, one change at a time; mean "
-        f"and standard deviation over {len(study.seeds)} training seeds ({', '.join(map(str, study.seeds))})"
-        f"{_further_seeds(outcomes, study)}. Every model is selected on the validation split and measured once on the "
-        f"{SPLIT} split.\n",
+        f"`{page.command}` wrote this page; do not edit it. One row per model, one change at a time; "
+        f"{_seeds(study)}{_further_seeds(outcomes, study)}. Every model is selected on the validation split and "
+        f"measured once on the {SPLIT} split.\n",
         f"![Difference in rsum to the full model]({path.stem}-differences.svg)\n",
         table(_recall_rows(outcomes, differences, study)),
         "The difference is the full model minus the row, on the same images, with its 95 % bootstrap interval over "
-        "images and seeds: where it holds 0, no difference was found.\n",
+        f"images{' and seeds' if len(study.seeds) > 1 else ''}: where it holds 0, no difference was found.\n",
         *_hardly_begun(outcomes, study),
         *([page.remarks] if page.remarks else []),
         *beliefs(outcomes, differences, study),
@@ -95,6 +94,12 @@ def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference],
         "- Seeds change the training (weights, order, negatives); data, detector and regions are the same for all.\n",
     ]
     return "\n".join(sections)
+
+
+def _seeds(study: StudyInput) -> str:
+    if len(study.seeds) == 1:
+        return f"one training seed ({study.seeds[0]}), without a deviation"
+    return f"mean and standard deviation over {len(study.seeds)} training seeds ({', '.join(map(str, study.seeds))})"
 
 
 def _further_seeds(outcomes: Outcomes, study: StudyInput) -> str:

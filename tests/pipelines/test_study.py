@@ -69,6 +69,15 @@ def test_what_is_believed_is_what_the_intervals_allow(tmp_path):
     assert "| without gates | 82.0 ± 0.0 | 50.0 ± 0.0 | 82.0 ± 0.0 |" in text
 
 
+def test_one_seed_has_no_spread(tmp_path):
+    outcomes = {"full": [outcome(4)], "no-gates": [outcome(20)]}
+    study = StudyInput({name: STUDY[name].label for name in outcomes}, [0], {}, "made up", "0", None, None)
+    write_document(tmp_path / "study.md", outcomes, study)
+    text = (tmp_path / "study.md").read_text()
+    assert "±" not in text and "| full model | 540.0 | 90.0 | 90.0 |" in text
+    assert "one training seed (0)" in text and "bootstrap interval over images: " in text
+
+
 def test_gates_are_compared_where_both_have_the_same_further_signal(tmp_path):
     rows = {"full": 4, "published-gates-joint-term": 10, "no-gates-joint-term": 30}
     outcomes = {name: [outcome(missed)] * 2 for name, missed in rows.items()}
