@@ -105,6 +105,7 @@ class Health(BaseModel):
     total: int
     ready: int = Field(description="Pictures that can be searched.")
     rejected: int = Field(description="Pictures that cannot be used; /api/rejected has the reasons.")
+    copies: int = Field(description="Copies of other files, found under the first name alone.")
     model: str
 
 
@@ -126,7 +127,8 @@ def health(queries: Queries) -> Health:
     status = queries.status()
     return Health(
         status="problem" if status.problem else "ok", problem=status.problem, indexing=status.scanning,
-        total=status.total, ready=status.ready, rejected=status.rejected_count, model=status.model,
+        total=status.total, ready=status.ready, rejected=status.rejected_count,
+        copies=status.copies, model=status.model,
     )  # fmt: skip
 
 

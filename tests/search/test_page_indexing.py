@@ -20,6 +20,7 @@ def test_the_page_is_there_at_once_and_pictures_become_ready(
     ship(Workspace(photographs.root), tmp_path / "model")
     shutil.copytree(photographs.pictures, tmp_path / "images", ignore=shutil.ignore_patterns("*.csv"))
     later = sorted((tmp_path / "images").glob("[0-9]*.jpg"))[3].rename(tmp_path / "later.jpg")
+    shutil.copyfile(min((tmp_path / "images").glob("[0-9]*.jpg")), tmp_path / "images/zz copy.jpg")
     server = Server(
         tmp_path, "--images", str(tmp_path / "images"), "--model", str(tmp_path / "model"),
         "--cache", str(tmp_path / "cache"),
@@ -36,11 +37,12 @@ def test_the_page_is_there_at_once_and_pictures_become_ready(
             while (health := client.get("/api/health").json())["indexing"]:
                 assert time.monotonic() < until, health
                 time.sleep(0.5)
-            assert (health["ready"], health["rejected"], health["problem"]) == (38, 1, None)
+            assert (health["ready"], health["rejected"], health["copies"], health["problem"]) == (38, 1, 1, None)
             page.wait("document.querySelector('#progress p').textContent === 'All 38 pictures can be searched.'")
             page.open(f"{server.address}?q=a+dog")
             page.wait("document.querySelectorAll('#tiles img').length >= 24")
             assert "1 file could not be used" in page.text("footer summary")
+            assert "Copies of other files, found under the first name alone: 1" in page.text("footer")
             later.rename(tmp_path / "images/later.jpg")
             client.post("/api/rescan")
             while client.get("/api/health").json()["ready"] != 39:
