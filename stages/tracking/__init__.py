@@ -230,7 +230,7 @@ def _begin(run: Run, spool: Spool, kind: str, name: str | None, tags: Mapping[st
         (spool.folder / "changes.patch").write_bytes(patch)
         run.log_artifact(spool.folder / "changes.patch", "code")
     if kind == "train" and not resumed:
-        run.log_metrics({HEADLINE: 0.0})
+        run.log_metrics({HEADLINE: 0.0}, step=-1)  # the model's page in MLflow shows all that a run has of the step 0
 
 
 def _deliver(root: Path, key: str) -> subprocess.Popen[bytes] | None:

@@ -161,6 +161,8 @@ def test_the_champion_answers_in_another_process(checkpoint, store, tmp_path, mo
     assert first.data.metrics == {"best/val_rsum": 300.0} | {
         name: value for name, value in first.data.metrics.items() if name.startswith("system/")
     }
+    (logged,) = client.search_logged_models([first.info.experiment_id], f"source_run_id = '{first.info.run_id}'")
+    assert [metric.value for metric in logged.metrics if metric.key == "best/val_rsum"] == [300.0]
     assert not [path for path in (tmp_path / "mlartifacts").rglob("*") if path.suffix in (".pkl", ".pickle", ".pt")]
 
     folder, images = store
