@@ -31,15 +31,13 @@ def unchanged(stage: str, pipeline: Path = Path("dvc.yaml")) -> Iterator[None]:
     code = [path for dep in described.get("deps", ()) if Path(dep).parts[0] not in MADE for path in _files(Path(dep))]
     begun, hashes = _values(keys), _hashes(code)
     yield
-    now = _values(keys)
+    now, hashes_now = _values(keys), _hashes(code)
     changed = [
         f"{PARAMS}: {key}: was {shown(begun.get(key))} when {name} began and is {shown(now.get(key))} now"
         for key in begun | now
         if begun.get(key) != now.get(key)
     ]
-    changed += [
-        f"{path}: has changed since {name} began" for path, was in hashes.items() if _hashes([path])[path] != was
-    ]
+    changed += [f"{path}: has changed since {name} began" for path in code if hashes[path] != hashes_now[path]]
     if changed:
         more = f", and {len(changed) - 1} more" if changed[1:] else ""
         raise InputError(

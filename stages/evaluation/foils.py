@@ -74,8 +74,11 @@ def measure_foils(
         part = list(chosen[start : start + AT_ONCE])
         cases = [_case(split, foils, foil, row_of, known) for foil in part]
         images = [foils.captions.image_ids[foil] for foil in part]
-        logits = ensemble_logits(models, [_variant_logits(model, store, images, cases) for model in models]).tolist()
-        gates = _gates(models[0], store, images, cases)
+        at = [store.row_of(image_id) for image_id in images]
+        encoded = [encode_images(model, store, at) for model in models]
+        of_each = [_variant_logits(model, *regions, cases) for model, regions in zip(models, encoded, strict=True)]
+        logits = ensemble_logits(models, of_each).tolist()
+        gates = _gates(models[0], *encoded[0], cases)
         for number, (foil, (candidates, variants)) in enumerate(zip(part, cases, strict=True)):
             (caption, own, *without), logits = logits[: len(variants)], logits[len(variants) :]
             rows.append({
@@ -106,30 +109,19 @@ def _case(split: Fold, foils: Foils, foil: int, row_of: Mapping[int, int], known
     return candidates, [split.captions.batch([row_of[caption_id]])[0][0].tolist(), own, *without]
 
 
-def _variant_logits(
-    model: CAMP,
-    store: RegionStore,
-    images: Sequence[str],
-    cases: Sequence[Case],
-) -> Tensor:
-    """Logits of every variant of every case, one after the other."""
+def _variant_logits(model: CAMP, regions: Tensor, region_mask: Tensor, cases: Sequence[Case]) -> Tensor:
+    """Logits of every variant of every case with its image's regions, one after the other."""
     texts = [variant for _, variants in cases for variant in variants]
-    regions, region_mask = encode_images(model, store, [store.row_of(image_id) for image_id in images])
     image = [number for number, (_, variants) in enumerate(cases) for _ in variants]
     return model.score_pairs(regions[image], region_mask[image], *encode_sentences(model, texts)).float().cpu()
 
 
-def _gates(
-    model: CAMP,
-    store: RegionStore,
-    images: Sequence[str],
-    cases: Sequence[Case],
-) -> np.ndarray | None:
-    """The word gates [P, N] of the foils; None where words have none."""
+def _gates(model: CAMP, regions: Tensor, region_mask: Tensor, cases: Sequence[Case]) -> np.ndarray | None:
+    """The word gates [P, N] of the foils with their images' regions; None where words have none."""
     if model.config.why_no_gates():
         return None
-    encoded = encode_images(model, store, [store.row_of(image_id) for image_id in images])
-    gates = model.inspect_pairs(*encoded, *encode_sentences(model, [variants[1] for _, variants in cases])).word_gates
+    foils = encode_sentences(model, [variants[1] for _, variants in cases])
+    gates = model.inspect_pairs(regions, region_mask, *foils).word_gates
     return None if gates is None else gates.float().cpu().numpy()
 
 
