@@ -36,6 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:
+        from stages.entry import end_unread
+
+        end_unread()
     except KeyboardInterrupt:  # while libraries are loaded; later it is for what is at work
         raise SystemExit(130) from None
 
@@ -76,7 +80,8 @@ def _run(options: argparse.Namespace) -> None:
     collection.start()
     try:
         _wait(collection)
-        _print(collection, options)
+        with _writing():
+            _print(collection, options)
     finally:
         collection.close()
 
@@ -180,6 +185,19 @@ def _print(collection: Any, options: argparse.Namespace) -> None:
         print(f"no picture that can be searched; files of pictures end in {formats}", file=sys.stderr)
     if status.problem and not answer.total:
         raise InputError(_plain(status.problem))
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    """InputError where what the body prints cannot be written, as into a file on a full disk."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        if error.filename or isinstance(error, BrokenPipeError):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try once more
+        raise InputError(f"standard output: {error.strerror}; expected room for what is found") from None
 
 
 def _plain(text: str) -> str:

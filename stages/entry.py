@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, NoReturn, TypeVar
 
 from camp_model.files import NO_ROOM, NOT_OURS
 from camp_model.seal import remember_in
@@ -221,6 +221,12 @@ def _where(thread: int) -> str:
     return f"{frame.f_globals['__name__']}.{frame.f_code.co_name}" if frame else "the stage"
 
 
+def end_unread() -> NoReturn:
+    """End a command whose reader has gone, as `head` has after its lines, without a word and as SIGPIPE would."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(128 + signal.SIGPIPE)
+
+
 def stage_main(run: Callable[[], None], arguments: bool = False) -> None:
     """Run a stage's entry point, alone on its outputs; an InputError, or a place that cannot be written, becomes one
     line on stderr and exit code 2.
@@ -244,9 +250,12 @@ def stage_main(run: Callable[[], None], arguments: bool = False) -> None:
             stage = os.environ.get("DVC_STAGE") if os.environ.get("RANK", "0") == "0" else None
             with unchanged(stage) if stage else contextlib.nullcontext():
                 run()
+        sys.stdout.flush()
     except (InputError, Held) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, InputError) else 75) from None
+    except BrokenPipeError:
+        end_unread()
     except OSError as error:
         if error.errno not in NO_ROOM and not (error.errno in NOT_OURS and error.filename):
             raise

@@ -34,7 +34,7 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
         regions, captions, model: folders of the region store, the caption tables and the checkpoint.
         out: folder for `{split}.parquet`, a row per query, `gates_{split}.parquet`, a row per inspected pair, with
             its histograms, `gates_{split}.html`, `foils_{split}.parquet`, a row per foil, and results.json, the hashes
-            of the metrics.
+            of the metrics and of what was evaluated.
         metrics: folder for retrieval.json, gates.json and foils.json.
 
     Raises:
@@ -76,7 +76,11 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
         for file, values in files.items():
             write_json(metrics / f"{file}.json", values)
             run.log_artifact(metrics / f"{file}.json", "metrics")
-        write_sealed(out / "results.json", {"results": hashes_of(metrics / f"{file}.json" for file in files)})
+        read = [model / "model.safetensors", regions / "manifest.parquet"]
+        read += [captions / f"{name}.parquet" for name in params.splits]
+        write_sealed(
+            out / "results.json", {"results": hashes_of([*(metrics / f"{file}.json" for file in files), *read])}
+        )
     print(recall_text(retrieval))
     for name, split in splits.items():
         if remark := coarse(len(split.images)):

@@ -84,7 +84,9 @@ def _load(inputs: Inputs) -> Loaded:
             model=model,
         )
     check_trained_on(inputs.model, model.config, loaded.store)
-    check_results(inputs.evaluation / "results.json", [inputs.metrics / f"{name}.json" for name in EVALUATED_FILES])
+    evaluated = [inputs.model / "model.safetensors", inputs.regions / "manifest.parquet"]
+    evaluated += [inputs.captions / f"{split}.parquet", *(inputs.metrics / f"{name}.json" for name in EVALUATED_FILES)]
+    check_results(inputs.evaluation / "results.json", evaluated)
     curves = [inputs.plots / f"{name}.csv" for name in CURVES]
     check_results(inputs.model / "fingerprint.json", [inputs.metrics / "train.json", *curves])
     return loaded

@@ -49,6 +49,23 @@ def test_a_cache_that_cannot_be_written_is_an_error_of_one_line(
     assert re.match(r"error: cache\S*: (Not a directory|File exists); expected that cache is a folder", line)
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_enough_is_no_error_and_a_full_disk_is_one(folder: Folder, unbuffered: str) -> None:
+    options = ["--images", "images", "--model", "models/tiny", "--cache", "cache"]
+    program = [sys.executable, "-m", "search", SENTENCE, *options]
+    environment = os.environ | {"PYTHONPATH": str(Path(command.__file__).parent.parent), "PYTHONUNBUFFERED": unbuffered}
+    read, write = os.pipe()
+    os.close(read)
+    with Path("/dev/full").open("wb") as full:
+        for output, code, said in ((write, 141, ""), (full, 2, "error: standard output: No space left on device; ")):
+            done = subprocess.run(
+                program, cwd=folder.root, env=environment, stdout=output, stderr=subprocess.PIPE, text=True, check=False
+            )
+            assert done.returncode == code and "Traceback" not in done.stderr and "ignored" not in done.stderr
+            assert said in done.stderr
+    os.close(write)
+
+
 def test_a_folder_is_searched_from_where_one_stands(folder: Folder) -> None:
     folder.draw("zyzzyva.png", 9)
     (folder.images / "torn.png").write_bytes(b"no picture")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from camp_model.captions import CaptionTable, write_captions
-from camp_model.checkpoint import load_checkpoint
+from camp_model.checkpoint import load_checkpoint, save_checkpoint
 from camp_model.files import write_sealed
 from camp_model.regions import RegionStore
 from stages.contracts import hashes_of, read_fingerprint
@@ -59,6 +60,22 @@ def test_a_changed_digit_in_a_number_is_named_and_never_shown(small, path):
     if "train" not in path and "plots" not in path:
         with pytest.raises(InputError, match=f"{path}: is damaged"):
             print_summary(Path("metrics"), Path("report/index.html"))
+
+
+def test_an_evaluation_of_another_model_or_of_other_captions_is_not_drawn(small):
+    """Its ranks would stand beside gates and attention of what never gave them."""
+    model, vocabulary, facts = load_checkpoint(INPUTS.model)
+    captions = INPUTS.captions / "test.parquet"
+    table = pq.read_table(captions)
+    pq.write_table(table.set_column(table.schema.names.index("text"), "text", [["other"] * len(table)]), captions)
+    with pytest.raises(InputError, match=r"captions/test.parquet: .*of another run than data/evaluation/results.json"):
+        draw()
+    with torch.no_grad():
+        next(model.parameters()).add_(0.5)
+    save_checkpoint(INPUTS.model, model, vocabulary, facts)
+    with pytest.raises(InputError, match=r"model.safetensors: .*of another run than data/evaluation/results.json"):
+        draw()
+    assert not Path("report/index.html").exists()
 
 
 @pytest.mark.parametrize(
@@ -171,6 +188,11 @@ def test_summary_is_fast_and_prints_the_table_the_page_and_mlflow(small, reposit
     )
     assert done.stdout.endswith("False\n"), done.stderr
     assert shown in done.stdout
+    command = f"set -o pipefail; {sys.executable} -m stages.report --summary | head -0"
+    done = subprocess.run(
+        ["bash", "-c", command], env={"PYTHONPATH": str(repository)}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (128 + 13, "")
 
 
 def test_summary_without_metrics_is_an_error(tmp_path):
