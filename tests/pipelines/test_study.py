@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from pipelines.ablation import FURTHER, OVERRIDES, STUDY, ablation, with_seeds
+from pipelines.ablation import FURTHER, OVERRIDES, STUDY, ablation, true_by_chance_here, with_seeds
 from pipelines.photographs import photographs
 from pipelines.study import Outcome
 from pipelines.study_answers import BELIEFS, QUESTIONS, StudyInput
@@ -76,6 +78,14 @@ def test_one_seed_has_no_spread(tmp_path):
     text = (tmp_path / "study.md").read_text()
     assert "±" not in text and "| full model | 540.0 | 90.0 | 90.0 |" in text
     assert "one training seed (0)" in text and "bootstrap interval over images: " in text
+
+
+@pytest.mark.parametrize("splits", [["test"], ["train", "val"]])
+def test_no_other_scene_makes_a_word_true_by_chance(tmp_path, monkeypatch, splits):
+    (tmp_path / "data/dataset").mkdir(parents=True)
+    pq.write_table(pa.table({"split": splits}), tmp_path / "data/dataset/scenes.parquet")
+    monkeypatch.chdir(tmp_path)
+    assert true_by_chance_here() is None
 
 
 def test_gates_are_compared_where_both_have_the_same_further_signal(tmp_path):
