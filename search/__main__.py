@@ -6,7 +6,6 @@ camp search --images ~/photographs          # the page
 
 import argparse
 import contextlib
-import gc
 import json
 import os
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.errors import InputError
+from stages.garbage import without_garbage
 
 STARTED_IN = "CAMP_STARTED_IN"
 """Environment variable: the folder that `camp` was started in, where the paths of its arguments start."""
@@ -69,7 +69,7 @@ def _count(text: str) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    with _without_garbage():
+    with without_garbage():
         collection = _open(options)
     if options.sentence is None:
         from search.app import serve
@@ -104,17 +104,6 @@ def _open(options: argparse.Namespace) -> Any:
             f"{error.filename or cache}: {error.strerror}; expected that {cache} is a folder with room that can be "
             "written, or another one in --cache"
         ) from None
-
-
-@contextlib.contextmanager
-def _without_garbage() -> Iterator[None]:
-    """Leave alone what is made meanwhile: libraries, which stay, and looking for garbage in them takes long."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def _given(path: Path) -> Path:

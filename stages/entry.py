@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import ctypes
 import fcntl
+import gc
 import json
 import os
 import shutil
@@ -243,6 +244,7 @@ def stage_main(run: Callable[[], None], arguments: bool = False) -> None:
         parser.parse_args()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     is_stage = not arguments or "DVC_STAGE" in os.environ
+    gc.freeze()  # libraries stay: looking for garbage among them takes a quarter of a short stage's time
     try:
         with _working() if is_stage else contextlib.nullcontext(), hold_own_outputs(), recording():
             if "DVC_STAGE" in os.environ:
