@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.errors import InputError
-from stages.garbage import without_garbage
+from stages.garbage import without_collecting
 
 STARTED_IN = "CAMP_STARTED_IN"
 """Environment variable: the folder that `camp` was started in, where the paths of its arguments start."""
@@ -69,7 +69,7 @@ def _count(text: str) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    with without_garbage():
+    with without_collecting():
         collection = _open(options)
     if options.sentence is None:
         from search.app import serve

@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import ctypes
 import fcntl
-import gc
 import json
 import os
 import shutil
@@ -28,6 +27,7 @@ from camp_model.files import NO_ROOM, NOT_OURS
 from camp_model.seal import remember_in
 from stages.cost import file_name, recording
 from stages.errors import InputError
+from stages.garbage import exempt_loaded
 from stages.params.section import PARAMS, StageSections
 from stages.unchanged import unchanged
 
@@ -244,7 +244,7 @@ def stage_main(run: Callable[[], None], arguments: bool = False) -> None:
         parser.parse_args()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     is_stage = not arguments or "DVC_STAGE" in os.environ
-    gc.freeze()  # libraries stay: looking for garbage among them takes a quarter of a short stage's time
+    exempt_loaded()
     try:
         with _working() if is_stage else contextlib.nullcontext(), hold_own_outputs(), recording():
             if "DVC_STAGE" in os.environ:

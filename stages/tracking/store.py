@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from stages.errors import InputError
-from stages.garbage import without_garbage
+from stages.garbage import without_collecting
 from stages.tracking.view import TAG, view
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def without_password(address: str) -> str:
     return re.sub(r"(?i)(?<=[?&])(\w*(?:user|pass|pwd|token|secret|key)\w*=)[^&\s]*", r"\1...", bare)
 
 
-@without_garbage()
+@without_collecting()
 def connect(root: Path, uri: str) -> "MlflowClient":
     """A client of the store.
 
