@@ -51,9 +51,9 @@ photographs: setup
 	python -m stages.params $(DATA) presets/best_2_camp.yaml
 	python -m pipelines.photographs --jobs 2 $(PHOTOGRAPHS)
 
-# PROCESSES of one thread each, for two would otherwise fight over the cores; in the order of tests/conftest.py. With four
-# on two cores, servers that tests wait for answer late, and the whole takes as long.
-PROCESSES ?= 2
+# PROCESSES of one thread each, for two would otherwise fight over the cores; in the order of tests/conftest.py. One more
+# than there are cores: some of them wait for servers most of the time.
+PROCESSES ?= 3
 test: setup
 	OMP_NUM_THREADS=1 python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
