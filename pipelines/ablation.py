@@ -217,9 +217,7 @@ def data_line() -> str:
 
 def true_by_chance_here() -> float | None:
     scenes = Path("data/dataset/scenes.parquet")
-    if not scenes.is_file() or read_table(scenes, ("split",))["split"].to_pylist().count(SPLIT) < 2:
-        return None
-    return true_by_chance(scenes, SPLIT)
+    return true_by_chance(scenes, SPLIT) if scenes.is_file() else None
 
 
 def setting(text: str) -> tuple[str, Any]:

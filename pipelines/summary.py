@@ -106,8 +106,7 @@ def mlflow_link(checkpoint: Path) -> str | None:
     bound_waiting(3)  # a server that hangs must not hold the flow
     try:
         run = find_run(MlflowClient(store_uri(main_root())), key)
-    except InputError:
-        return f"`{key}` (tag camp.run or camp.model; MLflow has no such run yet)"
-    except Exception:  # the server is away: the page is published without the link
-        return f"`{key}` (tag camp.run or camp.model; the server does not answer now)"
+    except Exception as error:  # the page is published without the link
+        why = "MLflow has no such run yet" if isinstance(error, InputError) else "the server does not answer now"
+        return f"`{key}` (tag camp.run or camp.model; {why})"
     return f"[{run.info.run_name}]({base}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id})"

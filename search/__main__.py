@@ -185,7 +185,9 @@ def _writing() -> Iterator[None]:
     except OSError as error:
         if error.filename or isinstance(error, BrokenPipeError):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try once more
+        from stages.entry import drop_output
+
+        drop_output()
         raise InputError(f"standard output: {error.strerror}; expected room for what is found") from None
 
 

@@ -222,9 +222,14 @@ def _where(thread: int) -> str:
     return f"{frame.f_globals['__name__']}.{frame.f_code.co_name}" if frame else "the stage"
 
 
+def drop_output() -> None:
+    """Drop what is still to be printed to a place that takes none: Python would try once more as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def end_unread() -> NoReturn:
     """End a command whose reader has gone, as `head` has after its lines, without a word and as SIGPIPE would."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    drop_output()
     raise SystemExit(128 + signal.SIGPIPE)
 
 

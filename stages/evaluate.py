@@ -15,6 +15,7 @@ from stages.evaluation.loading import load_models, read_as, read_lexicon
 from stages.evaluation.measuring import measure_split
 from stages.evaluation.other_gates import with_gates
 from stages.evaluation.recall_table import coarse, recall_text
+from stages.evaluation.tables import evaluated_files
 from stages.params.evaluate import EvaluateParams
 from stages.params.section import StageSections
 from stages.tracking import track, trained_by
@@ -76,11 +77,9 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
         for file, values in files.items():
             write_json(metrics / f"{file}.json", values)
             run.log_artifact(metrics / f"{file}.json", "metrics")
-        read = [model / "model.safetensors", regions / "manifest.parquet"]
-        read += [captions / f"{name}.parquet" for name in params.splits]
-        write_sealed(
-            out / "results.json", {"results": hashes_of([*(metrics / f"{file}.json" for file in files), *read])}
-        )
+        of = evaluated_files(model, regions, captions, params.splits)
+        results = hashes_of([*of, *(metrics / f"{file}.json" for file in files)])
+        write_sealed(out / "results.json", {"results": results})
     print(recall_text(retrieval))
     for name, split in splits.items():
         if remark := coarse(len(split.images)):

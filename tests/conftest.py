@@ -9,6 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from stages.garbage import exempt_loaded
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 LONGEST = ("e2e/test_pipeline.py", "pipelines/test_deploy.py", "stages/training/test_processes.py",
            "e2e/test_real_photographs.py", "search/test_folder.py", "stages/training/test_resume.py")  # fmt: skip
@@ -25,7 +27,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_finish() -> None:
-    gc.freeze()  # tests and libraries stay: looking for garbage among them takes a tenth of the time
+    exempt_loaded()  # tests and libraries
     gc.enable()
 
 

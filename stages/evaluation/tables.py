@@ -1,4 +1,8 @@
-"""The tables that evaluation writes for each split: a row per query, per pair whose gates were looked at, per foil."""
+"""The tables that evaluation writes for each split: a row per query, per pair whose gates were looked at, per foil; and
+the files that all of them are of."""
+
+from collections.abc import Iterable
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -45,3 +49,10 @@ FOIL_SCHEMA = pa.schema(
     ],
     metadata={"camp.format": "foils", "camp.version": "1"},
 )
+
+
+def evaluated_files(model: Path, regions: Path, captions: Path, splits: Iterable[str]) -> list[Path]:
+    """What an evaluation is of, in the folders that it reads: weights, the regions' manifest, the splits' captions."""
+    return [
+        model / "model.safetensors", regions / "manifest.parquet", *(captions / f"{split}.parquet" for split in splits)
+    ]  # fmt: skip

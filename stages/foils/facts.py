@@ -75,13 +75,16 @@ class PhotographFacts:
         return not any(surface in caption for surface in surfaces for caption in self.said)
 
 
-def true_by_chance(path: Path, split: str, seed: int = 0) -> float:
-    """Share of the content words of captions of embedded scenes that are true of a random other scene of the split.
+def true_by_chance(path: Path, split: str, seed: int = 0) -> float | None:
+    """Share of the content words of captions of embedded scenes that are true of a random other scene of the split;
+    None where it has no other.
 
     A word is true of a scene where all that its noun phrase says is true of one object, or of several.
     """
     table = read_table(path, ("split", "objects", "captions"))
     scenes = table.filter(pc.equal(table["split"], split)).to_pylist()
+    if len(scenes) < 2:
+        return None
     generator = np.random.default_rng(seed)
     said = true = 0
     for i, scene in enumerate(scenes):

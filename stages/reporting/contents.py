@@ -17,7 +17,7 @@ from camp_model.vocabulary import Vocabulary
 from stages.contracts import check_results, check_trained_on, input_errors, read_fingerprint, read_object, read_table
 from stages.errors import InputError
 from stages.evaluation.recall_table import HEADINGS, coarse, more_matches
-from stages.evaluation.tables import FOIL_SCHEMA, PAIR_SCHEMA, QUERY_SCHEMA
+from stages.evaluation.tables import FOIL_SCHEMA, PAIR_SCHEMA, QUERY_SCHEMA, evaluated_files
 from stages.params.dataset import SPLITS, DatasetParams
 from stages.reporting import page
 from stages.reporting.explorer import explorer_data
@@ -84,9 +84,9 @@ def _load(inputs: Inputs) -> Loaded:
             model=model,
         )
     check_trained_on(inputs.model, model.config, loaded.store)
-    evaluated = [inputs.model / "model.safetensors", inputs.regions / "manifest.parquet"]
-    evaluated += [inputs.captions / f"{split}.parquet", *(inputs.metrics / f"{name}.json" for name in EVALUATED_FILES)]
-    check_results(inputs.evaluation / "results.json", evaluated)
+    of = evaluated_files(inputs.model, inputs.regions, inputs.captions, [split])
+    results = [inputs.metrics / f"{name}.json" for name in EVALUATED_FILES]
+    check_results(inputs.evaluation / "results.json", [*of, *results])
     curves = [inputs.plots / f"{name}.csv" for name in CURVES]
     check_results(inputs.model / "fingerprint.json", [inputs.metrics / "train.json", *curves])
     return loaded

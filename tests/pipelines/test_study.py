@@ -83,7 +83,8 @@ def test_one_seed_has_no_spread(tmp_path):
 @pytest.mark.parametrize("splits", [["test"], ["train", "val"]])
 def test_no_other_scene_makes_a_word_true_by_chance(tmp_path, monkeypatch, splits):
     (tmp_path / "data/dataset").mkdir(parents=True)
-    pq.write_table(pa.table({"split": splits}), tmp_path / "data/dataset/scenes.parquet")
+    table = pa.table({"split": splits, "objects": [[]] * len(splits), "captions": [[]] * len(splits)})
+    pq.write_table(table, tmp_path / "data/dataset/scenes.parquet")
     monkeypatch.chdir(tmp_path)
     assert true_by_chance_here() is None
 

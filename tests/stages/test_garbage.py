@@ -6,7 +6,7 @@ import sys
 import pytest
 
 CODE = """
-import gc, json, weakref
+import gc, weakref
 from stages.garbage import exempt_loaded, without_collecting
 
 class Cycle:
