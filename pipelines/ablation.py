@@ -19,7 +19,7 @@ from pipelines.study_document import Page, write_document
 from pipelines.study_rates import rates_markdown, with_rates
 from pipelines.variants import check_splits, params_of
 from stages.contracts import read_table
-from stages.errors import InputError
+from stages.errors import InputError, shown
 from stages.foils.facts import true_by_chance
 from stages.params.document import parse
 from stages.params.pipeline import Params
@@ -178,6 +178,8 @@ def ablation(
     params = params_of(with_seeds(variants, seeds[:1], base))
     if document:
         check_splits(params, SPLIT)
+    if own := {name: shown(sorted(keys)) for name, overrides in variants.items() if (keys := overrides.keys() & base)}:
+        get_run_logger().warning("rows keep their own value: %s", "; ".join(map(": ".join, own.items())))
     close = {name: overrides for name, overrides in variants.items() if name in CLOSE}
     rated = with_rates(variants, rates, Params.load().train.learning_rate, base)
     trainings = (

@@ -86,47 +86,44 @@ def start_of(row: Variant) -> str | None:
     return None if row.overrides.keys() & {"model.matcher", "model.transformer_frozen"} else JOINT
 
 
-def rows_of(full: Params, first: Path) -> dict[str, Variant]:
-    """Every row that can be trained, as changes to `full`; an addition that a model cannot have is left out.
+def rows_of(full: Params, first: Path, base: Mapping[str, Any]) -> tuple[dict[str, Variant], dict[str, str]]:
+    """Every row that can be trained, as changes to `full`, and why each of the others cannot.
 
     Args:
-        full: what params.yaml says.
+        full: what params.yaml says, with `base`.
         first: the preset of the joint embedding.
+        base: params that are changed for all rows: presets and recipes yield to them, not what a row is named after.
 
     Raises:
         InputError: a preset cannot be read, or is wrong.
     """
-    to_joint = _changes(full, _with_model(full, first))
+    to_joint = _changes(full, _with_model(full, base, first))
+    ranked = {key: value for key, value in RANKED.items() if key not in base}
     rows = ROWS | TUNED
     for name, peer in PEERS.items():
-        own = {} if name == JOINT else RANKED
-        rows[name] = Variant(peer.label, {**to_joint, **own, **peer.overrides})
-    together = {key: value for name, row in ADDITIONS.items() if name != "validation" for key, value in
-                row.overrides.items()}  # fmt: skip
-    for base, under in (("full", {}), (JOINT, to_joint)):
+        rows[name] = Variant(peer.label, {**to_joint, **({} if name == JOINT else ranked), **peer.overrides})
+    for under_name, label, under in (("full", "full model", {}), (JOINT, "joint embedding", to_joint)):
         some: dict[str, Any] = {}
         for name, addition in ADDITIONS.items():
-            if _applies(full, {**under, **addition.overrides}):
-                label = f"{'full model' if base == 'full' else 'joint embedding'}, {addition.label}"
-                rows[f"{base}-{name}"] = Variant(label, {**under, **addition.overrides})
-                some |= {key: value for key, value in addition.overrides.items() if key in together}
-        if _applies(full, {**under, **some}):
-            label = f"{'full model' if base == 'full' else 'joint embedding'}, all of these"
-            rows[f"{base}-all-of-these"] = Variant(label, {**under, **some})
+            rows[f"{under_name}-{name}"] = Variant(f"{label}, {addition.label}", {**under, **addition.overrides})
+            if name != "validation" and not _obstacle(full, {**under, **addition.overrides}):
+                some |= addition.overrides
+        rows[f"{under_name}-all-of-these"] = Variant(f"{label}, all of these", {**under, **some})
     if full.model.text == "transformer":
-        trained = Variant("joint embedding", _changes(full, _with_model(full, first, TRAINED_WORDS)))
-        at_once = _changes(full, _with_model(full, AT_ONCE))
+        trained = Variant("joint embedding", _changes(full, _with_model(full, base, first, TRAINED_WORDS)))
+        at_once = _changes(full, _with_model(full, base, AT_ONCE))
         changed = {name: Variant(STUDY[name].label, {**at_once, **STUDY[name].overrides})
                    for name in ("full", "no-gates", "no-messages")}  # fmt: skip
         for name, row in {JOINT: trained, **changed}.items():
             rows[f"{name}-{WORDS}"] = Variant(f"{row.label}, trained with the transformer", row.overrides)
-    return {name: row for name, row in rows.items() if _applies(full, row.overrides)}
+    obstacles = {name: obstacle for name, row in rows.items() if (obstacle := _obstacle(full, row.overrides))}
+    return {name: row for name, row in rows.items() if name not in obstacles}, obstacles
 
 
-def _with_model(full: Params, *presets: Path) -> Params:
-    """The params with the model and training of these presets in place of their own."""
+def _with_model(full: Params, base: Mapping[str, Any], *presets: Path) -> Params:
+    """The params with the model and training of these presets in place of their own, below `base`."""
     other, _ = compose(presets)
-    return full.replace(model=other.model, train=other.train)
+    return overridden(full.replace(model=other.model, train=other.train), base)
 
 
 def _changes(full: Params, other: Params) -> dict[str, Any]:
@@ -138,14 +135,17 @@ def _changes(full: Params, other: Params) -> dict[str, Any]:
     return changes
 
 
-def _applies(full: Params, overrides: Mapping[str, Any]) -> bool:
-    """Whether params allow it, and an epoch is left after those on all negatives."""
+def _obstacle(full: Params, overrides: Mapping[str, Any]) -> str | None:
+    """Why a row cannot be trained; None where it can."""
     try:
         train = overridden(full, overrides).train
-    except InputError:
-        return False
-    # Nor is there a choice between epochs where there is one.
-    return train.all_negatives_epochs < train.epochs and (train.validation_share == 1 or train.epochs > 1)
+    except InputError as error:
+        return str(error)
+    if train.all_negatives_epochs >= train.epochs:
+        return f"train.epochs: {train.epochs} leaves none after those on all negatives"
+    if train.validation_share < 1 and train.epochs == 1:
+        return "train.validation_share: there is one epoch to choose from"
+    return None
 
 
 @flow(name="photographs")
@@ -168,9 +168,12 @@ def photographs(
         document: where the comparison is written.
     """
     check_seeds(seeds)
-    known = rows_of(_without_start(), Path(first))
-    if unknown := sorted(set(rows) - known.keys()):
-        raise InputError(f"rows: {unknown[0]!r:.80} is not one of {', '.join(known)}")
+    _without_start()
+    (full,) = params_of({f"full-s{seeds[0]}": base}).values()
+    known, obstacles = rows_of(full, Path(first), base)
+    for name in sorted(set(rows) - known.keys()):
+        reason = f"cannot be trained: {obstacles[name]}" if name in obstacles else f"is not one of {', '.join(known)}"
+        raise InputError(f"rows: {name!r:.80} {reason}")
     wanted = {name for name in known if not rows or name in (*rows, "full", JOINT)}
     starting = {first_row for name in wanted if (first_row := start_of(known[name]))}
     chosen = {name: row for name, row in known.items() if name in wanted | starting}
@@ -178,6 +181,8 @@ def photographs(
     check_splits(params_of(with_seeds(overrides, seeds[:1], base)), SPLIT)
     # Rows differ in what they start from, which a stage before these reads: they are brought up to date once, here.
     begin()
+    if not rows and obstacles:
+        get_run_logger().warning("rows left out: %s", "; ".join(map(": ".join, obstacles.items())))
     run_command([*DVC, "repro", "extract_regions", "tokenize_captions"], get_run_logger().info)
     firsts = {name: chosen[name].overrides for name in chosen if name in starting}
     ranked, names, _ = side_by_side("photographs", with_seeds(firsts, seeds, base), jobs, False, "evaluate")
@@ -223,11 +228,9 @@ def _remarks(outcomes: Outcomes) -> str:
         sections += ["rsum with each addition minus without it, with its 95 % interval:\n", table(rows)]
     for other, label in ((JOINT, "the joint embedding"), ("no-gates", "the same without gates"),
                          ("no-messages", "the same without messages")):  # fmt: skip
-        if {f"full-{WORDS}", f"{other}-{WORDS}"} <= outcomes.keys():
-            gain = interval(difference_of(outcomes[f"full-{WORDS}"], outcomes[f"{other}-{WORDS}"]))
+        if gain := _gain(outcomes, f"full-{WORDS}", f"{other}-{WORDS}"):
             sections += [f"Both trained with the transformer, the full model minus {label}: {gain} rsum.\n"]
-    if TUNED.keys() <= outcomes.keys():
-        gain = interval(difference_of(outcomes["tuned"], outcomes["tuned-without-term"]))
+    if gain := _gain(outcomes, "tuned", "tuned-without-term"):
         sections += [f"What the joint term is worth where the encoders are trained on: {gain} rsum.\n"]
     if Path(Params.load().dataset.karpathy.annotations).name == "dataset_flickr8k.json":
         sections += ["Published results on the same test split, trained on Flickr8k alone:\n", table(FLICKR8K)]
@@ -241,25 +244,24 @@ def effects(outcomes: Outcomes) -> list[dict[str, Any]]:
     }  # fmt: skip
     rows = []
     for name, label in labels.items():
-        cells = {
-            head: interval(difference_of(outcomes[f"{base}-{name}"], outcomes[base]))
-            if f"{base}-{name}" in outcomes
-            else ""
-            for base, head in ((JOINT, "joint embedding"), ("full", "full model"))
-        }
+        cells = {head: _gain(outcomes, f"{base}-{name}", base)
+                 for base, head in ((JOINT, "joint embedding"), ("full", "full model"))}  # fmt: skip
         if any(cells.values()):
             rows.append({"addition": label, **cells})
     return rows
 
 
-def _without_start() -> Params:
-    """params.yaml, which from now on names no weights to start from: each seed starts from its own joint embedding."""
+def _gain(outcomes: Outcomes, row: str, other: str) -> str:
+    """What a row is better by than another, in rsum, with its interval; empty where one was not trained."""
+    return interval(difference_of(outcomes[row], outcomes[other])) if {row, other} <= outcomes.keys() else ""
+
+
+def _without_start() -> None:
+    """From now on params.yaml names no weights to start from: each seed starts from its own joint embedding."""
     params = Params.load()
-    if params.train.start_from is not None:
-        print(f"params.yaml: train.start_from: null, not {params.train.start_from}: each row says its own", flush=True)
-        params = params.replace(train=params.train.replace(start_from=None))
-        rewrite(PARAMS, params.to_dict())
-    return params
+    if (start := params.train.start_from) is not None:
+        print(f"params.yaml: train.start_from: null, not {start}: each row says its own", flush=True)
+        rewrite(PARAMS, params.replace(train=params.train.replace(start_from=None)).to_dict())
 
 
 def _laid_out(experiment: str) -> Path:

@@ -88,7 +88,8 @@ def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference],
         table(_guilty_rows(outcomes, study)),
         *([page.further] if page.further else []),
         "## Fine print\n",
-        f"- Data: {study.data}.\n- Set for every row: {settings or 'nothing'}; all else as in `params.yaml`.\n"
+        f"- Data: {study.data}.\n"
+        f"- Set for every row that says nothing else: {settings or 'nothing'}; all else as in `params.yaml`.\n"
         f"- Commit {study.commit}; MLflow parent run `{study.run or 'not recorded'}`.\n"
         f"- {_machine()}.\n"
         "- Seeds change the training (weights, order, negatives); data, detector and regions are the same for all.\n",

@@ -1,12 +1,25 @@
 """The rows of the study of photographs."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from camp_model.vocabulary import Vocabulary
-from pipelines.photographs import AT_ONCE, FIRST, JOINT, TRAINED_WORDS, _remarks, effects, rows_of, start_of
+from pipelines.overrides import overridden
+from pipelines.photographs import (
+    AT_ONCE,
+    FIRST,
+    JOINT,
+    TRAINED_WORDS,
+    _remarks,
+    effects,
+    photographs,
+    rows_of,
+    start_of,
+)
 from stages.errors import InputError
+from stages.params.document import rewrite
 from stages.params.pipeline import Params
 from stages.params.presets import compose
 from stages.training.groups import parameter_groups
@@ -23,7 +36,7 @@ def full() -> Params:
 
 
 def test_every_row_is_params_that_can_be_trained(full: Params) -> None:
-    rows = rows_of(full, REPOSITORY / FIRST)
+    rows = rows_of(full, REPOSITORY / FIRST, {})[0]
     for row in rows.values():
         values = full.to_dict()
         for dotted, value in row.overrides.items():
@@ -45,7 +58,7 @@ def test_every_row_is_params_that_can_be_trained(full: Params) -> None:
 )
 def test_a_row_is_its_presets_on_the_same_data(full: Params, row: str, presets: tuple[Path, ...]) -> None:
     values = full.to_dict()
-    for dotted, value in rows_of(full, REPOSITORY / FIRST)[row].overrides.items():
+    for dotted, value in rows_of(full, REPOSITORY / FIRST, {})[0][row].overrides.items():
         section, key = dotted.split(".")
         values[section] = values[section] | {key: value}
     values["train"]["start_from"] = None
@@ -53,7 +66,7 @@ def test_a_row_is_its_presets_on_the_same_data(full: Params, row: str, presets: 
 
 
 def test_a_model_starts_from_a_row_with_the_encoders_that_it_keeps(full: Params) -> None:
-    rows = rows_of(full, REPOSITORY / FIRST)
+    rows = rows_of(full, REPOSITORY / FIRST, {})[0]
     assert {name: start_of(rows[name]) for name in ("full", "no-gates", "full-ema", "full-trained-words")} == {
         "full": JOINT, "no-gates": JOINT, "full-ema": JOINT, "full-trained-words": None,
     }  # fmt: skip
@@ -66,19 +79,48 @@ def test_a_model_starts_from_a_row_with_the_encoders_that_it_keeps(full: Params)
         )
 
 
-def test_an_addition_that_a_model_cannot_have_is_left_out(full: Params) -> None:
-    """A joint embedding whose loss has all negatives anyway; a full model of one epoch."""
+def test_a_row_that_a_model_cannot_have_is_left_out_with_its_reason(full: Params) -> None:
+    """A joint embedding whose loss has all negatives anyway; a full model of one epoch; regions without places."""
     full = full.replace(train=full.train.replace(epochs=1))
-    names = set(rows_of(full, REPOSITORY / FIRST))
-    assert f"{JOINT}-all-negatives" not in names and "full-all-negatives" not in names
+    names, obstacles = rows_of(full, REPOSITORY / FIRST, {})
+    assert not names.keys() & obstacles.keys()
+    assert "train.all_negatives_epochs: 1, but train.loss bce" in obstacles[f"{JOINT}-all-negatives"]
+    assert obstacles["full-all-negatives"] == "train.epochs: 1 leaves none after those on all negatives"
+    assert obstacles["counts"].startswith("model.gate_evidence: true reads where regions lie")
     longer = full.replace(train=full.train.replace(epochs=2))
-    assert "full-all-negatives" in rows_of(longer, REPOSITORY / FIRST)
+    assert "full-all-negatives" in rows_of(longer, REPOSITORY / FIRST, {})[0]
+
+
+def test_what_is_set_for_every_row_is_what_every_row_has(full: Params) -> None:
+    """Presets and the peers' recipe yield to it, what a row is named after does not."""
+    base = {"train.epochs": 2, "train.batch_size": 96, "train.ema_decay": 0.5, "regions.geometry": True}
+    base_full = overridden(full, base)
+    rows, obstacles = rows_of(base_full, REPOSITORY / FIRST, base)
+    assert "counts" in rows and "counts" not in obstacles
+    for name, row in rows.items():
+        params = overridden(base_full, row.overrides)
+        assert params.train.epochs == (1 if name.startswith("tuned") else 2), name
+        assert params.train.batch_size == 96 and params.regions.geometry
+        assert params.train.ema_decay == (0.99 if name.endswith(("-ema", "-all-of-these")) else 0.5), name
+
+
+@pytest.mark.parametrize("asked", ["counts", "full-nothing"])
+def test_a_row_that_cannot_be_trained_is_refused_with_its_reason(
+    asked: str, full: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "presets").symlink_to(REPOSITORY / "presets")
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
+    rewrite(tmp_path / "params.yaml", full.replace(train=full.train.replace(start_from=None)).to_dict())
+    monkeypatch.chdir(tmp_path)
+    reason = "cannot be trained: model.gate_evidence" if asked == "counts" else "is not one of full, no-gates"
+    with pytest.raises(InputError, match=f"rows: '{asked}' {reason}"):
+        photographs.fn(rows=[asked])
 
 
 def test_a_preset_that_is_wrong_is_named(tmp_path: Path, full: Params) -> None:
     (tmp_path / "wrong.yaml").write_text("model: {matcher: clip}\n")
     with pytest.raises(InputError, match=r"wrong\.yaml: model\.matcher: 'clip' is not one of"):
-        rows_of(full, tmp_path / "wrong.yaml")
+        rows_of(full, tmp_path / "wrong.yaml", {})
 
 
 def test_an_addition_is_measured_against_the_model_that_it_is_added_to() -> None:
