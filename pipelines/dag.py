@@ -140,15 +140,9 @@ def metrics_diff(base: str) -> list[dict[str, object]]:
             diff = repo.metrics.diff(a_rev=base)
     except (DvcException, SCMError):
         return []
-    rows = []
-    for path, numbers in diff.get("diff", {}).items():
-        for name, change in numbers.items():
-            rows.append(
-                {
-                    "metric": f"{Path(path).stem}: {name}",
-                    base: change.get("old"),
-                    "now": change.get("new"),
-                    "change": change.get("diff"),
-                }
-            )
-    return rows
+    return [
+        {"metric": f"{Path(path).stem}: {name}", base: change.get("old"), "now": change.get("new"),
+         "change": change.get("diff")}
+        for path, numbers in diff.get("diff", {}).items()
+        for name, change in numbers.items()
+    ]  # fmt: skip

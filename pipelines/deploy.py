@@ -24,14 +24,10 @@ def deploy_automations(client: SyncPrefectClient, path: Path = AUTOMATIONS) -> l
     names = []
     for entry in yaml.safe_load(path.read_text(encoding="utf-8"))["automations"]:
         automation = AutomationCore.model_validate(entry)
-        known = client.request(
-            "POST", "/automations/filter", json={"automations": {"name": {"any_": [automation.name]}}}
-        ).json()
-        body = automation.model_dump(mode="json", exclude={"owner_resource"})
-        if known:
-            client.request("PUT", "/automations/{id}", path_params={"id": known[0]["id"]}, json=body)
+        if known := client.read_automations_by_name(automation.name):
+            client.update_automation(known[0].id, automation)
         else:
-            client.request("POST", "/automations/", json=body)
+            client.create_automation(automation)
         names.append(automation.name)
     return names
 

@@ -24,10 +24,9 @@ from prefect.tasks import exponential_backoff
 from pipelines.commands import Unfinished, begin, end_all, exit_when_asked, run_command, saying_how_to_go_on
 from pipelines.dag import shared_stages
 from pipelines.devices import DevicePool
-from pipelines.overrides import set_param
 from pipelines.reproduce import DVC, can_pass
 from pipelines.study import commit_of
-from pipelines.variants import hash_of, hash_of_all_else, named_content, params_of, variants_of
+from pipelines.variants import hash_of, hash_of_all_else, named_content, params_of, set_param, variants_of
 from stages.errors import InputError
 from stages.tracking import PARENT, track
 from stages.tracking.delivery import sync

@@ -45,13 +45,7 @@ DATASET, DETECTOR, REGIONS = Path("data/dataset"), Path("data/detector"), Path("
 
 def not_the_input(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     """Whether a failed task is worth another try: not where its input is wrong."""
-    try:
-        state.result()
-    except InputError:
-        return False
-    except Exception:
-        return True
-    return False
+    return not isinstance(state.result(raise_on_failure=False), InputError)
 
 
 @task(

@@ -18,13 +18,12 @@ from camp_model.files import replacing_folder
 from pipelines.ablation import RANKING, STUDY, Variant, check_seeds, data_line, setting, true_by_chance_here, with_seeds
 from pipelines.commands import begin, exit_when_asked, run_command, saying_how_to_go_on
 from pipelines.experiments import side_by_side
-from pipelines.overrides import overridden
 from pipelines.reproduce import DVC
 from pipelines.study import SPLIT, commit_of, difference_of, read_outcome
 from pipelines.study_answers import Outcomes, StudyInput, interval
 from pipelines.study_document import Page, write_document
 from pipelines.summary import costs_markdown, table
-from pipelines.variants import check_splits, params_of
+from pipelines.variants import check_splits, overridden, params_of
 from stages.errors import InputError
 from stages.params.document import rewrite
 from stages.params.pipeline import Params

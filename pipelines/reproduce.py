@@ -38,13 +38,8 @@ what the stage computes."""
 
 def can_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     """Whether a failed task is worth another try: not where its params, its input or its code are wrong."""
-    try:
-        state.result()
-    except CommandFailed as error:
-        return error.reason != "error"
-    except Exception:
-        return False
-    return False
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, CommandFailed) and error.reason != "error"
 
 
 @task(
@@ -120,7 +115,9 @@ def reproduce(
     dag = read_dag(targets=tuple(stages))
     begin()
     if transfers and dag.remote and any(stage.stale and not stage.watches for stage in dag.stages):
-        _pull(dag.remote)
+        pulled = transfer.with_options(name="pull")("pull", dag.remote, return_state=True)
+        if pulled.is_failed():  # nothing was pushed of this state yet, or the remote is away: stages are run instead
+            logger.warning("dvc pull brought nothing: %s", pulled.message)
         dag = read_dag(targets=tuple(stages))
     done = _run_stages(dag.stages)
     pushed = None
@@ -132,12 +129,6 @@ def reproduce(
         message = f"all stages are done, and their results are here, but not all are on the remote: `{command}`"
         raise CommandFailed(command, 1, "network", f"{message} goes on with it. {pushed.message}")
     return done
-
-
-def _pull(remote: str) -> None:
-    state = transfer.with_options(name="pull")("pull", remote, return_state=True)
-    if state.is_failed():  # nothing was pushed of this state yet, or the remote is away: the stages are run instead
-        get_run_logger().warning("dvc pull brought nothing: %s", state.message)
 
 
 def _run_stages(stages: tuple[Stage, ...]) -> dict[str, str]:

@@ -47,13 +47,8 @@ class Difference:
 
 def commit_of(experiment: str) -> str | None:
     """The commit of a DVC experiment; None where there is none of this name: it has not finished."""
-    command = ["git", "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps"]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    for line in listed:
-        commit, _, name = line.partition(" ")
-        if name.rsplit("/", 1)[-1] == experiment:
-            return commit
-    return None
+    command = ["git", "for-each-ref", "--format=%(objectname)", f"refs/exps/*/*/{experiment}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.partition("\n")[0] or None
 
 
 def read_outcome(experiment: str) -> Outcome:

@@ -18,8 +18,8 @@ from search.features import Extraction, Looker
 from stages.detectors.base import Description
 from stages.detectors.images import PASSING_REASONS
 from stages.extraction.describing import PlannedImage, store_info
+from stages.extraction.filling import read_ahead
 from stages.extraction.plan import ExtractSections, Plan, Shard, extraction_head, shard_key
-from stages.extraction.reading import read_ahead
 from stages.extraction.shard_run import ShardRun
 from stages.indexing.engines import Vectors
 from stages.indexing.vectors import shard_vectors, vector_file

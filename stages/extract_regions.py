@@ -31,11 +31,11 @@ def extract_regions(params: ExtractSections, dataset: Path, detector: Path, out:
     adopt(plan.shards, out, folder)
     names = devices(params.regions.device)
     extracted = extract_on_devices(plan.of(missing_shards(plan.shards, folder)), folder, names)
-    counts = finish_store(plan, folder, out)
+    images, rejected = finish_store(plan, folder, out)
     remove_unused(folder, {shard.file_name for shard in plan.shards})
     shards = f"{len(plan.shards)} shards ({len(extracted)} extracted now)"
-    print(f"{counts.images} images in {shards}, {counts.rejected} rejected")
-    if counts.rejected:
+    print(f"{images} images in {shards}, {rejected} rejected")
+    if rejected:
         print(f"{out / 'rejected.parquet'}: which images were rejected, and why")
 
 

@@ -5,11 +5,9 @@ A foil is a caption with one word changed so that it is false of its picture (st
 
 from collections import Counter
 from pathlib import Path
-from typing import Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import model_validator
 
 from camp_model.captions import write_captions
 from camp_model.vocabulary import TOKENIZERS
@@ -20,8 +18,8 @@ from stages.foils.lexicon import choose_lexicon
 from stages.foils.rows import foil_rows
 from stages.foils.table import write_foils
 from stages.foils.words import KINDS, save_words
-from stages.params.captions import CaptionsParams, check_lexicon
-from stages.params.dataset import SPLITS, DatasetParams
+from stages.params.captions import CaptionsParams
+from stages.params.dataset import SPLITS
 from stages.params.section import StageSections
 from stages.tokens.vocabulary import build_vocabulary, count_equal, encode, print_summary, read_vocabulary
 
@@ -30,12 +28,6 @@ class TokenizeSections(StageSections):
     """What the stage reads of params.yaml."""
 
     captions: CaptionsParams = CaptionsParams()
-    dataset: DatasetParams = DatasetParams()
-
-    @model_validator(mode="after")
-    def _fit(self) -> Self:
-        check_lexicon(self.captions, self.dataset)
-        return self
 
 
 def tokenize_captions(params: CaptionsParams, dataset: Path, rejected: Path, out: Path) -> None:

@@ -4,10 +4,8 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
 
 import torch
-from pydantic import model_validator
 
 from camp_model.files import write_json
 from stages.contracts import hashes_of
@@ -16,7 +14,7 @@ from stages.entry import hold_outputs, read_params, stage_main
 from stages.errors import InputError
 from stages.params.model import ModelParams
 from stages.params.section import StageSections
-from stages.params.train import TrainParams, check_gates
+from stages.params.train import TrainParams
 from stages.tracking import track
 from stages.training.data import load_splits
 from stages.training.identity import data_hashes, training_key
@@ -34,11 +32,6 @@ class TrainSections(StageSections):
 
     model: ModelParams = ModelParams()
     train: TrainParams = TrainParams()
-
-    @model_validator(mode="after")
-    def _fit(self) -> Self:
-        check_gates(self.train, self.model)
-        return self
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 import itertools
 import multiprocessing
+import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -13,9 +15,8 @@ from stages.detectors.base import load_detector
 from stages.device import Precision, choose_device
 from stages.entry import end_with_parent
 from stages.errors import InputError
-from stages.extraction.describing import Detector, PlannedImage
+from stages.extraction.describing import Detector, Item, PlannedImage, read_picture
 from stages.extraction.plan import Plan, Shard
-from stages.extraction.reading import read_ahead
 from stages.extraction.shard_folder import is_whole, missing_shards
 from stages.extraction.shard_run import ShardRun
 from stages.extraction.store import check_rejected_images
@@ -46,6 +47,26 @@ def _feed(shards: Sequence[Shard], folder: Path) -> Iterator[tuple[Shard, Planne
     for shard in shards:
         if not is_whole(shard, folder):
             yield from ((shard, image) for image in shard.images)
+
+
+def read_ahead(
+    images: Iterator[tuple[Shard, PlannedImage]], detector: Detector, pictures: Path, max_pixels: int, ahead: int
+) -> Iterator[tuple[Shard, PlannedImage, Item]]:
+    """Read pictures in threads, `ahead` of them before they are asked for, and hand on the results in order."""
+    with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 8)) as pool:
+        pending: deque[tuple[Shard, PlannedImage, Future[Item]]] = deque()
+        try:
+            for shard, image in images:
+                pending.append((shard, image, pool.submit(read_picture, detector, pictures, image, max_pixels)))
+                if len(pending) > ahead:
+                    done_shard, done_image, item = pending.popleft()
+                    yield done_shard, done_image, item.result()
+            while pending:
+                done_shard, done_image, item = pending.popleft()
+                yield done_shard, done_image, item.result()
+        finally:
+            for *_, item in pending:
+                item.cancel()
 
 
 def extract_missing(

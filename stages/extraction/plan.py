@@ -10,10 +10,8 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
 
 import numpy as np
-from pydantic import model_validator
 
 from camp_model.regions import StoreInfo
 from stages.contracts import read_table
@@ -23,7 +21,7 @@ from stages.errors import InputError
 from stages.extraction.describing import PlannedImage, store_info
 from stages.params.dataset import DatasetParams
 from stages.params.detector import DetectorParams
-from stages.params.regions import RegionsParams, check_boxes
+from stages.params.regions import RegionsParams
 from stages.params.section import StageSections
 
 # Extraction params that change nothing in a shard: how fast, where, and what is tolerated.
@@ -36,11 +34,6 @@ class ExtractSections(StageSections):
     dataset: DatasetParams = DatasetParams()
     detector: DetectorParams = DetectorParams()
     regions: RegionsParams = RegionsParams()
-
-    @model_validator(mode="after")
-    def _fit(self) -> Self:
-        check_boxes(self.regions, self.dataset, self.detector)
-        return self
 
 
 @dataclass(frozen=True)

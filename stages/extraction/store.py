@@ -2,20 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from camp_model.regions import read_header, write_manifest, write_rejected
 from stages.errors import InputError
 from stages.extraction.plan import Plan
 from stages.extraction.shard_folder import link
 from stages.params.regions import RegionsParams
-
-
-class StoreCounts(NamedTuple):
-    """What a finished store holds."""
-
-    images: int
-    rejected: int
 
 
 def check_rejected_images(
@@ -30,8 +22,9 @@ def check_rejected_images(
         )
 
 
-def finish_store(plan: Plan, folder: Path, out: Path) -> StoreCounts:
-    """Make a store of the plan's shards, which all lie in `folder`, and remove from `out` what is not the store's.
+def finish_store(plan: Plan, folder: Path, out: Path) -> tuple[int, int]:
+    """Make a store of the plan's shards, which all lie in `folder`, and remove from `out` what is not the store's; how
+    many images it holds, and how many are rejected.
 
     Raises:
         InputError: more images than allowed were rejected; no table is written then.
@@ -56,7 +49,7 @@ def finish_store(plan: Plan, folder: Path, out: Path) -> StoreCounts:
     _retry(lambda: write_rejected(out, plan.info, rejected))
     _retry(lambda: write_manifest(out, plan.info, rows))
     _prune(out, {shard.file_name for shard in plan.shards})
-    return StoreCounts(len(rows), len(rejected))
+    return len(rows), len(rejected)
 
 
 def _retry(write: Callable[[], None]) -> None:

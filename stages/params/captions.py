@@ -4,7 +4,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from stages.params.dataset import DatasetParams
 from stages.params.section import Section
 
 
@@ -27,12 +26,3 @@ class CaptionsParams(Section):
     objects, common colours and more) or a lexicon's JSON file (its form: stages/foils/lexicon.py)."""
     train_foils: bool = False
     """Make foils of the captions that are trained on, too, for train.foil_weight."""
-
-
-def check_lexicon(captions: CaptionsParams, dataset: DatasetParams) -> None:
-    """ValueError where the words of drawn scenes, and their ground truth, say nothing of the pictures."""
-    if captions.lexicon == "scenes" and dataset.source != "scenes":
-        raise ValueError(
-            f"captions.lexicon: scenes says nothing of the pictures of dataset.source {dataset.source}; expected "
-            "photographs or a lexicon's JSON file"
-        )

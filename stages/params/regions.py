@@ -4,8 +4,6 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.params.dataset import DatasetParams
-from stages.params.detector import DetectorParams
 from stages.params.section import Device, Section, Share
 
 
@@ -70,14 +68,4 @@ def check_backend(regions: RegionsParams, backend: str) -> None:
         raise ValueError(
             f"regions.boxes: grid needs a network that gives a map, detector.backend timm, not {backend}; expected "
             "detected or given"
-        )
-
-
-def check_boxes(regions: RegionsParams, dataset: DatasetParams, detector: DetectorParams) -> None:
-    """ValueError where boxes are asked for that the dataset does not bring, or the detector cannot give."""
-    check_backend(regions, detector.backend)
-    if regions.boxes == "given" and dataset.source not in ("scenes", "coco"):
-        raise ValueError(
-            f"regions.boxes: given needs a dataset that brings boxes (scenes, coco), not dataset.source "
-            f"{dataset.source}"
         )

@@ -4,8 +4,6 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.params.captions import CaptionsParams
-from stages.params.model import ModelParams
 from stages.params.section import Device, Section, Share
 
 FoilKind = Literal["object", "colour", "size", "texture", "count", "relation"]
@@ -136,18 +134,3 @@ class TrainParams(Section):
                     f"{getattr(self, name)}, is another way to begin; expected one of them to be 0"
                 )
         return self
-
-
-def check_foils(train: TrainParams, captions: CaptionsParams) -> None:
-    """ValueError where captions are to be trained with foils that nothing makes."""
-    if train.foil_weight and not captions.train_foils:
-        raise ValueError(
-            f"train.foil_weight: {train.foil_weight:g} needs foils of the captions that are trained on, but "
-            "captions.train_foils is false; expected true, or 0"
-        )
-
-
-def check_gates(train: TrainParams, model: ModelParams) -> None:
-    """ValueError where gates are supervised and there are none."""
-    if train.gate_supervision and (why := model.config(vocab_size=4, region_dim=1).why_no_gates()):
-        raise ValueError(f"train.gate_supervision: {train.gate_supervision:g} acts on gates, but {why}; expected 0")

@@ -10,30 +10,10 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "ring": ("ring", "hoop", "donut"),
     "crescent": ("crescent", "moon"),
 }
-PLURALS: dict[str, str] = {
-    "circle": "circles",
-    "disc": "discs",
-    "ball": "balls",
-    "square": "squares",
-    "box": "boxes",
-    "crate": "crates",
-    "triangle": "triangles",
-    "wedge": "wedges",
-    "star": "stars",
-    "heart": "hearts",
-    "cross": "crosses",
-    "plus": "pluses",
-    "ring": "rings",
-    "hoop": "hoops",
-    "donut": "donuts",
-    "crescent": "crescents",
-    "moon": "moons",
-    "shape": "shapes",
-    "object": "objects",
-    "thing": "things",
-}
 # Nouns that leave the shape open.
 ANY_SHAPE: tuple[str, ...] = ("shape", "object", "thing")
+_NOUNS = [*(noun for nouns in SHAPES.values() for noun in nouns), *ANY_SHAPE]
+PLURALS: dict[str, str] = {noun: noun + ("es" if noun[-1] in "sx" else "s") for noun in _NOUNS}
 
 COLOURS: dict[str, tuple[str, ...]] = {
     "red": ("red", "crimson", "scarlet"),

@@ -17,16 +17,13 @@ from stages.sources.checks import is_unicode
 from stages.sources.frames import Frame, frame_of
 
 _THREADS = 8
+UNKNOWN = Frame(0, 0, 1)
 
 
 class PictureFacts(NamedTuple):
-    """What a file's header says, upright, and its hash; 0 x 0 and an empty hash where that cannot be read."""
+    """What a file's header says, and its hash; 0 x 0 and an empty hash where that cannot be read."""
 
-    width: int
-    """Pixels."""
-    height: int
-    orientation: int
-    """EXIF, 1 to 8."""
+    frame: Frame
     sha256: str
     problem: str = ""
     """Why the size cannot be read."""
@@ -148,15 +145,15 @@ def _dvc_caches(root: Path) -> list[Path]:
 
 def _measure(file: Path, sha256: str | OSError) -> PictureFacts:
     if isinstance(sha256, OSError):
-        return PictureFacts(0, 0, 1, "", f"cannot be read ({sha256.strerror})")
+        return PictureFacts(UNKNOWN, "", f"cannot be read ({sha256.strerror})")
     try:
         with Image.open(file) as picture:
             frame = frame_of(picture)
     except Exception as error:  # a broken header can raise almost anything from the decoders
-        return PictureFacts(0, 0, 1, sha256, f"its size cannot be read ({type(error).__name__})")
+        return PictureFacts(UNKNOWN, sha256, f"its size cannot be read ({type(error).__name__})")
     if max(frame.width, frame.height) >= 2**31:
-        return PictureFacts(0, 0, 1, sha256, "claims a side of more than 2^31 pixels")
-    return PictureFacts(*frame, sha256)
+        return PictureFacts(UNKNOWN, sha256, "claims a side of more than 2^31 pixels")
+    return PictureFacts(frame, sha256)
 
 
 def measure_all(files: list[Path], hashes: Path | None = None) -> list[PictureFacts]:
@@ -210,6 +207,5 @@ def read_headers(source: Source, files: dict[str, Path], hashes: Path | None) ->
         if header.problem:
             reason = f"{_short(files[image.image_id])}: {header.problem}; listed with 0 x 0"
             source.rejected.append(Rejected("size", image.where, reason))
-        frame = Frame(header.width, header.height, header.orientation)
-        images.append(image._replace(frame=frame, sha256=header.sha256))
+        images.append(image._replace(frame=header.frame, sha256=header.sha256))
     source.images = images

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
+from pydantic_core import to_jsonable_python
 
 from camp_model.files import sha256_of, write_text
 from stages.contracts import read_fingerprint
-from stages.params.section import Section
+from stages.params.document import leaves
 from stages.tracking.machine import changes, output, sample_machine
 from stages.tracking.restore import model_hash
 from stages.tracking.spool import SPOOL, Spool, pending, writer_alive
@@ -64,11 +65,7 @@ class Run:
         A child's go to its parent too, where they are shared, but for those of val: a training has its own, by epoch.
         """
         numbers = {name: float(value) for name, value in values.items()}
-        of_val = {name: value for name, value in numbers.items() if name.startswith("val/")}
-        others = {name: value for name, value in numbers.items() if name not in of_val}
-        for some, also in ((of_val, None), (others, self._also)):
-            if some:
-                self._write("metrics", values=some, step=int(step or 0), also=also)
+        self._write("metrics", values=numbers, step=int(step or 0), also=self._also)
 
     def log_artifact(self, path: Path | str, folder: str | None = None, shared: bool = True) -> None:
         """Record a copy of a file or folder as it is now. A child's go to its parent too, where they are shared."""
@@ -127,16 +124,9 @@ def trained_by(checkpoint: Path) -> str | None:
     return known.read_text(encoding="utf-8") if known.is_file() else f"model-{sha256}"
 
 
-def flatten(params: object, prefix: str = "") -> dict[str, str]:
+def flatten(params: object) -> dict[str, str]:
     """Nested sections and mappings as dotted names: {"model": {"gate": "none"}} -> {"model.gate": "none"}."""
-    if isinstance(params, Section):
-        params = params.to_dict()
-    if not isinstance(params, Mapping):
-        return {prefix: str(list(params) if isinstance(params, tuple) else params)}
-    flat: dict[str, str] = {}
-    for name, value in params.items():
-        flat |= flatten(value, f"{prefix}.{name}" if prefix else str(name))
-    return flat
+    return {name: str(value) for name, value in leaves(to_jsonable_python(params))}
 
 
 @contextmanager

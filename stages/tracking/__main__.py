@@ -16,18 +16,13 @@ from stages.tracking.view import KEY
 from stages.workspace import main_root
 
 
-def page_of(experiment: str) -> str:
-    """Where a server shows the table of an experiment's trainings."""
-    return f"/#/experiments/{experiment}/runs?viewStateShareKey={KEY}"
-
-
-def serve(root: Path, experiment: str, host: str, port: int) -> None:
-    """Become an MLflow server on the store of `root`."""
+def serve(root: Path, page: str, host: str, port: int) -> None:
+    """Become an MLflow server on the store of `root`; `page` is what it prints the address of."""
     (root / "mlartifacts").mkdir(exist_ok=True)
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     # Without its job runner the server is two processes instead of ten.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
-    print(f"MLflow (Ctrl-C ends it): http://{host}:{port}{page_of(experiment)}", flush=True)
+    print(f"MLflow (Ctrl-C ends it): http://{host}:{port}{page}", flush=True)
     store = ["--backend-store-uri", store_uri(root), "--default-artifact-root", (root / "mlartifacts").as_uri()]
     where = ["--host", host, "--port", str(port), "--workers", "1"]
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", "--no-serve-artifacts", *store, *where])
@@ -69,10 +64,11 @@ def _answer(chosen: argparse.Namespace, root: Path) -> None:
         case "ui":
             experiment = experiment_id(client, root, experiment_name())
             show(client, experiment)
+            page = f"/#/experiments/{experiment}/runs?viewStateShareKey={KEY}"
             if (server := store_uri(root)).startswith(("http://", "https://")):  # it is running already
-                print(f"MLflow: {without_password(server).rstrip('/')}{page_of(experiment)}")
+                print(f"MLflow: {without_password(server).rstrip('/')}{page}")
                 return
-            serve(root, experiment, chosen.host, chosen.port)
+            serve(root, page, chosen.host, chosen.port)
         case "find":
             runs = find_commit(client, root, chosen.commit)
             for run in runs:

@@ -102,7 +102,8 @@ class Delivery:
         try:
             write(self.client, run_id, folder, event)
             if parent := also and self._find(also):
-                write(self.client, parent, folder, event)
+                own = {name: value for name, value in event.get("values", {}).items() if not name.startswith("val/")}
+                write(self.client, parent, folder, event | {"values": own})
         except Exception as error:
             if not _refuses(error):
                 raise

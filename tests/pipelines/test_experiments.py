@@ -16,7 +16,7 @@ from dvc.utils.hydra import apply_overrides
 from prefect.logging import disable_run_logger
 
 from pipelines.experiments import _promote, sweep, variants_of
-from pipelines.overrides import set_param
+from pipelines.variants import set_param
 from stages.errors import InputError
 from stages.params import document
 from stages.params.pipeline import Params

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from camp_model.vocabulary import Vocabulary
-from pipelines.overrides import overridden
 from pipelines.photographs import (
     AT_ONCE,
     FIRST,
@@ -18,6 +17,7 @@ from pipelines.photographs import (
     rows_of,
     start_of,
 )
+from pipelines.variants import overridden
 from stages.errors import InputError
 from stages.params.document import rewrite
 from stages.params.pipeline import Params

@@ -125,7 +125,7 @@ def test_a_picture_that_claims_a_vast_size_is_measured_and_not_decoded(tmp_path:
     content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
     (tmp_path / "bomb.png").write_bytes(content)
     limit = Image.MAX_IMAGE_PIXELS
-    assert measure_all([tmp_path / "bomb.png"])[0][:2] == (60_000, 60_000)
+    assert measure_all([tmp_path / "bomb.png"])[0].frame[:2] == (60_000, 60_000)
     assert limit == Image.MAX_IMAGE_PIXELS
 
 

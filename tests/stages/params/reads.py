@@ -56,8 +56,6 @@ def _read_params(sections: Any, *path: Any) -> Any:
     params = original(sections, *path)
     _place(params, "")
     running[:] = [stage]
-    if check := getattr(params, "_fit", None):  # what the stage's own sections check together
-        check()
     return params
 
 
