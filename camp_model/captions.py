@@ -163,6 +163,11 @@ class CaptionTable:
         return replace(self, _ids=ids)
 
     @property
+    def framed(self) -> bool:
+        """Whether the captions stand between <start> and <end>."""
+        return bool((self._ids[self._starts] == START).any())
+
+    @property
     def equal(self) -> int | None:
         """Captions whose tokens are also those of a caption of another image; None where they were not counted."""
         count = (self._table.schema.metadata or {}).get(EQUAL)

@@ -234,14 +234,18 @@ def main() -> None:
         "--out", type=Path, required=True, help="folder to write; with several checkpoints, one folder below for each"
     )
     arguments = parser.parse_args()
+    several = len(arguments.checkpoints) > 1
+    folders: dict[Path, Path] = {}
     try:
-        vocabulary = read_vocabulary(arguments.vocabulary)
         for path in arguments.checkpoints:
+            folder = arguments.out / path.name.removesuffix(".tar").removesuffix(".pth") if several else arguments.out
+            if folder in folders:
+                raise ValueError(f"{path}: would become {folder}, as {folders[folder]}; expected files of other names")
+            folders[folder] = path
+        vocabulary = read_vocabulary(arguments.vocabulary)
+        for folder, path in folders.items():
             content = read_checkpoint(path)
             model = convert(content["model"], str(path))
-            folder = arguments.out
-            if len(arguments.checkpoints) > 1:
-                folder = folder / path.name.removesuffix(".tar").removesuffix(".pth")
             save_checkpoint(folder, model, vocabulary, {"released": path.name, "epoch": content.get("epoch")})
             print(f"{folder}: {model.config}")
     except ValueError as error:

@@ -69,7 +69,7 @@ def write_params(params: Params, path: Path = PARAMS) -> list[str]:
     """
     if _WRONG is not None:
         raise _WRONG
-    present, wanted = (dict(document.leaves(values.to_dict())) for values in (Params.load(path), params))
+    present, wanted = (dict(document.leaves(values.to_dict(), values)) for values in (Params.load(path), params))
     changed = [name for name, value in wanted.items() if value != present[name]]
     if changed:
         document.rewrite(path, params.to_dict())

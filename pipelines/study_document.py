@@ -1,5 +1,6 @@
 """The page of a study and its pictures: its outcomes as tables and answers. Generated, never typed."""
 
+import itertools
 import os
 import platform
 from collections.abc import Mapping
@@ -212,12 +213,13 @@ def _draw_differences(differences: Mapping[str, Difference], study: StudyInput) 
 
 
 def _draw_gates(outcomes: Outcomes, study: StudyInput) -> str:
-    """Mean over the seeds, and a band from the lowest to the highest."""
+    """Mean over the seeds that were still trained, and a band from the lowest to the highest."""
     lines = []
     for name in ("full", "gate-context", "published-gates"):
         curves = [outcome.curve for outcome in outcomes.get(name, ()) if "gate_positive_mean" in outcome.curve]
         for column, kind in (("gate_positive_mean", "matching"), ("gate_negative_mean", "random negative")):
-            by_epoch = list(zip(*(curve[column] for curve in curves), strict=False))
+            epochs = itertools.zip_longest(*(curve[column] for curve in curves))
+            by_epoch = [[value for value in values if value is not None] for values in epochs]
             lines.append(
                 Line(
                     f"{study.labels[name]}, {kind}" if curves else "",

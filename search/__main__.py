@@ -92,8 +92,9 @@ def _open(options: argparse.Namespace) -> Any:
     from stages.detectors.weights import cache_folder
 
     if options.images is None:
-        if options.model is not None:
-            raise InputError("--model: is for --images; the workspace has a model of its own")
+        for option, own in (("model", "a model"), ("cache", "a store of features")):
+            if getattr(options, option) is not None:
+                raise InputError(f"--{option}: is for --images; the workspace has {own} of its own")
         return open_workspace(Path())
     model = SHIPPED if options.model is None else _given(options.model)
     cache = cache_folder() / "search" if options.cache is None else _given(options.cache)
@@ -165,13 +166,15 @@ def _print(collection: Any, options: argparse.Namespace) -> None:
                 f"the last {answer.dropped} words of the sentence are not read: it is too long for the model",
                 file=sys.stderr,
             )
+        if len(paths) < min(options.top, answer.total):
+            print(f"{answer.scored} of {answer.total} pictures are ranked (index.shortlist)", file=sys.stderr)
         for hit, path in zip(answer.hits, paths, strict=True):
             print(f"{hit.score:8.3f}  {_plain(str(path))}")
     if not (answer.total or status.problem or status.scanning):
         from search.listing import SUFFIXES
 
         formats = ", ".join(sorted(SUFFIXES))
-        print(f"no picture that can be searched; files of pictures end in {formats}", file=sys.stderr)
+        raise InputError(f"no picture that can be searched; files of pictures end in {formats}")
     if status.problem and not answer.total:
         raise InputError(_plain(status.problem))
 

@@ -260,7 +260,7 @@ def open_workspace(root: Path) -> PictureCollection:
     source = WorkspaceSource(workspace, model, str(workspace.model))
     shortlist = workspace.params.index.shortlist if fingerprint.get("joint_weight") else None
     return PictureCollection(
-        source, model, SentenceReader(model, vocabulary, workspace.params.captions), shortlist, workspace.captions,
+        source, model, SentenceReader(model, vocabulary, workspace.trained_captions), shortlist, workspace.captions,
         workspace.params.regions.max_pixels,
     )  # fmt: skip
 

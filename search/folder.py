@@ -141,7 +141,11 @@ class FolderSource:
         if looked:
             seconds = time.monotonic() - begun
             rate = f"{looked:,} looked at, {looked / seconds:.1f} a second"
-            print(f"{len(self._pictures):,} pictures can be searched after {seconds:.1f} s ({rate})", file=sys.stderr)
+            status = self.status()
+            asides = {"cannot be used": status.rejected_count, "are copies of others": status.copies}
+            aside = "".join(f"; {count:,} {what}" for what, count in asides.items() if count)
+            ready = f"{len(self._pictures):,} pictures can be searched after {seconds:.1f} s ({rate}){aside}"
+            print(ready, file=sys.stderr)
 
     def _wait(self) -> bool:
         """While another process extracts: what it has finished can be searched here, too."""

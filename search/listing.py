@@ -81,6 +81,8 @@ def _walk(root: Path, unreadable: list[tuple[str, str]]) -> Iterator[Path]:
         raise InputError(f"{root}: is no folder; expected a folder of pictures")
     for parent, folders, files in os.walk(root, onerror=fail):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        links = [Path(parent, name) for name in folders if Path(parent, name).is_symlink()]
+        unreadable += [(_below(link, root), "is a link to a folder, which is not followed") for link in links]
         for name in sorted(files):
             suffix = Path(name).suffix.lower()
             if name.startswith("."):

@@ -39,7 +39,7 @@ def ship(workspace: Workspace, out: Path) -> None:
     if not fingerprint:
         raise InputError(f"{workspace.model / FILES[-1]}: is not there; expected a model of the stage train")
     params = workspace.params
-    extraction = Extraction(detector=params.detector, regions=params.regions, captions=params.captions)
+    extraction = Extraction(detector=params.detector, regions=params.regions, captions=workspace.trained_captions)
     extraction.check_looks(workspace.root / PARAMS)
     looker = workspace.looker()
     if fingerprint.get("detector") != Description.load(looker.folder).fingerprint:

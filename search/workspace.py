@@ -17,7 +17,7 @@ from camp_model.regions import ImageRegions, RegionStore
 from camp_model.seal import check_seal
 from search.features import Looker
 from search.pictures import REJECTED_SHOWN, PictureFile, Pictures, Status
-from stages.contracts import check_trained_on, input_errors, read_table
+from stages.contracts import check_trained_on, input_errors, read_fingerprint, read_table
 from stages.errors import InputError, shown
 from stages.indexing.engines import Engine
 from stages.indexing.opening import IndexFacts, embedded, open_index
@@ -51,6 +51,12 @@ class Workspace:
         """The workspace's params; the defaults where it has none."""
         path = self.root / "params.yaml"
         return WorkspaceSections.load(path) if path.exists() else WorkspaceSections()
+
+    @cached_property
+    def trained_captions(self) -> CaptionsParams:
+        """How captions became words: as the params say, but with <start> and <end> where the model was trained so."""
+        framed = read_fingerprint(self.model).get("start_end")
+        return self.params.captions if framed is None else self.params.captions.replace(start_end=bool(framed))
 
     @property
     def model(self) -> Path:

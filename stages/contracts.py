@@ -1,5 +1,6 @@
 """What stages read: files that an earlier stage or a person wrote. What is wrong with one is an InputError."""
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,14 +104,17 @@ def read_fingerprint(checkpoint: Path) -> dict[str, Any]:
 
 
 def check_trained_on(checkpoint: Path, config: "CampConfig", store: "RegionStore") -> None:
-    """InputError where a model reads features of another width than a store's, or was trained on another detector's."""
+    """InputError where a model reads features of another width than a store's, or was trained on another detector's; a
+    model that does not say of which is taken, with a word on stderr."""
     if config.region_dim != store.region_dim:
         raise InputError(
             f"{checkpoint / 'config.json'}: region_dim: {config.region_dim}, but the features of {store.path} have "
             f"{store.region_dim}"
         )
     detector = read_fingerprint(checkpoint).get("detector")
-    if detector not in (None, store.detector):
+    if detector is None:
+        print(f"{checkpoint}: does not say whose features it was trained on; taken: {store.detector}", file=sys.stderr)
+    elif detector != store.detector:
         raise InputError(
             f"{checkpoint / 'fingerprint.json'}: detector: {shown(detector)}, but the regions of {store.path} come "
             f"from {shown(store.detector)}; expected a checkpoint trained on the regions of that detector"

@@ -10,7 +10,7 @@ from stages.charts.gates import histogram_page
 from stages.contracts import hashes_of, input_errors, read_fingerprint
 from stages.device import Precision, choose_device
 from stages.entry import read_params, stage_main
-from stages.evaluation.folds import read_split
+from stages.evaluation.folds import folds_of, read_split
 from stages.evaluation.loading import load_models, read_as, read_lexicon
 from stages.evaluation.measuring import measure_split
 from stages.evaluation.other_gates import with_gates
@@ -82,6 +82,9 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
         write_sealed(out / "results.json", {"results": results})
     print(recall_text(retrieval))
     for name, split in splits.items():
+        ranked = len({image for fold in folds_of(split, params.protocol) for image in fold.images})
+        if ranked < len(split.images):
+            print(f"{name}: the first {ranked} of {len(split.images)} images are ranked (evaluate.protocol)")
         if remark := coarse(len(split.images)):
             print(f"{name}:{remark}")
 

@@ -35,6 +35,9 @@ def extract_regions(params: ExtractSections, dataset: Path, detector: Path, out:
     remove_unused(folder, {shard.file_name for shard in plan.shards})
     shards = f"{len(plan.shards)} shards ({len(extracted)} extracted now)"
     print(f"{images} images in {shards}, {rejected} rejected")
+    bare = sum(image.boxes is not None and not len(image.boxes) for shard in plan.shards for image in shard.images)
+    if bare:
+        print(f"{bare} images without boxes in {dataset / 'boxes.parquet'} are one region: all of the picture")
     if rejected:
         print(f"{out / 'rejected.parquet'}: which images were rejected, and why")
 

@@ -64,12 +64,24 @@ def load_network(source: str) -> nn.Module:
 
     def load(library: Any) -> Any:
         config = library.AutoConfig.from_pretrained(place, trust_remote_code=False).get_text_config()
-        return library.AutoModel.from_pretrained(
-            place, config=config, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-        )
+        return _kind(library, config).from_pretrained(
+            place, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )  # fmt: skip
 
     with torch.device("cpu"):
-        network = _encoder(source, _loaded(source, "a transformer with safetensors", load))
+        whole, weights = _loaded(source, "a transformer with safetensors", load)
+        network = _encoder(source, whole)
+        # The library makes random ones in their place. Of words' states nothing is pooled.
+        missing = {name for name in weights["missing_keys"] if not name.startswith("pooler.")}
+        random = {name: "is missing" for name in whole.state_dict() if name in missing}
+        random |= {name: f"is {list(there)}, not {list(here)}" for name, there, here in weights["mismatched_keys"]}
+        if random:
+            name, why = next(iter(random.items()))
+            raise ValueError(
+                f"model.transformer: {source:.200}: {name} {why} ({len(random)} such); expected all weights of the "
+                "network that its config.json says"
+            )
         _check_states(source, network)
     return network
 
@@ -82,9 +94,22 @@ def network_of(architecture: dict[str, Any]) -> nn.Module:
     """
 
     def make(library: Any) -> Any:
-        return library.AutoModel.from_config(library.AutoConfig.for_model(**architecture))
+        config = library.AutoConfig.for_model(**architecture)
+        return _kind(library, config)._from_config(config)
 
     return _encoder("architecture", _loaded("architecture", "what transformers knows", make))
+
+
+def _kind(library: Any, config: Any) -> Any:
+    """The class of the encoder of text that a config is of."""
+    if type(config) in library.MODEL_FOR_TEXT_ENCODING_MAPPING:  # of T5 the encoder alone
+        return library.MODEL_FOR_TEXT_ENCODING_MAPPING[type(config)]
+    if type(config) in library.MODEL_MAPPING:
+        return library.MODEL_MAPPING[type(config)]
+    name = type(config).__name__.replace("Config", "Model")  # the side of a two-sided model, as SiglipTextModel
+    if not hasattr(library, name):
+        raise ValueError(f"no encoder of a {config.model_type} alone is known")
+    return getattr(library, name)
 
 
 def architecture_of(network: Any) -> dict[str, Any]:
@@ -164,8 +189,11 @@ class PieceCutter:
 
 def _encoder(source: str, network: Any) -> nn.Module:
     sizes = all(hasattr(network.config, name) for name in ("hidden_size", "vocab_size"))
-    if getattr(network.config, "is_encoder_decoder", False) or not sizes:
+    decodes = getattr(network.config, "is_encoder_decoder", False) and hasattr(network, "decoder")
+    if decodes or not sizes:
         raise _no_encoder(source, network, "")
+    if hasattr(network, "shared"):  # T5's, a table of pieces that its encoder holds, too
+        network = network.encoder
     if hasattr(network, "pooler"):
         network.pooler = nn.Identity()  # of words' states nothing is pooled
     module: nn.Module = network.float().eval()

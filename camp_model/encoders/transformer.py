@@ -87,11 +87,12 @@ class TransformerEncoder(TextEncoder):
         self._set_pieces(word_pieces(self.config.transformer, vocabulary.words))
 
     def _set_pieces(self, pieces: list[list[int]]) -> None:
+        where = f"model.transformer: {self.config.transformer:.200}: pieces of its tokenizer"
         known = int(self.network.config.vocab_size)  # type: ignore[union-attr, arg-type]
         if len(pieces) != self.config.vocab_size or not all(len(word) <= LONGEST_WORD for word in pieces[4:]):
-            raise ValueError(f"pieces: not of {self.config.vocab_size} words with {LONGEST_WORD} or fewer each")
+            raise ValueError(f"{where}: not of {self.config.vocab_size} words with {LONGEST_WORD} or fewer each")
         if not all(type(piece) is int and 0 <= piece < known for word in pieces for piece in word):
-            raise ValueError(f"pieces: not all between 0 and {known - 1}, as the network's are")
+            raise ValueError(f"{where}: not all between 0 and {known - 1}, as the network's are")
         device = self.linear.weight.device
         self._pieces = pieces
         self.piece_counts = torch.tensor([len(word) for word in pieces], device=device)

@@ -70,11 +70,16 @@ def read(path: Path) -> dict[str, Any]:
     return values
 
 
-def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything in a nested mapping that is no mapping."""
+def leaves(values: Mapping[str, Any], like: object = None, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in a nested mapping that is no mapping, or is one value there.
+
+    Args:
+        like: sections as objects: what is a mapping among their values, such as train.learning_rates, is one value.
+    """
     for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from leaves(value, f"{prefix}{key}.")
+        inner = getattr(like, str(key), None)
+        if isinstance(value, Mapping) and value and not isinstance(inner, Mapping):
+            yield from leaves(value, inner, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

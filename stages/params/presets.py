@@ -7,13 +7,15 @@ from typing import Any
 from stages.errors import InputError, shown
 from stages.params import document
 from stages.params.pipeline import Params
-from stages.params.section import PARAMS
+from stages.params.section import PARAMS, Section
 
 
-def merged(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `overlay` in place of its own, sections key by key."""
-    nested = {key: merged(base[key], value) for key, value in overlay.items()
-              if isinstance(value, dict) and isinstance(base.get(key), dict)}  # fmt: skip
+def merged(base: dict[str, Any], overlay: dict[str, Any], sections: object) -> dict[str, Any]:
+    """`base` with the values of `overlay` in place of its own, sections key by key; a value that is a mapping, such as
+    train.learning_rates, is replaced whole."""
+    nested = {key: merged(base[key], value, inner) for key, value in overlay.items()
+              if isinstance(inner := getattr(sections, str(key), None), Section) and isinstance(value, dict)
+              and isinstance(base.get(key), dict)}  # fmt: skip
     return base | overlay | nested
 
 
@@ -23,19 +25,20 @@ def compose(presets: Sequence[Path]) -> tuple[Params, list[str]]:
     Raises:
         InputError: a preset cannot be read, or what it says is wrong; the message names it.
     """
-    params, values = Params(), Params().to_dict()
+    params = defaults = Params()
+    values = defaults.to_dict()
     notes: list[str] = []
     origin: dict[str, Path] = {}
     wrong: tuple[Path, str] | None = None
     for preset in presets:
         overlay = document.read(preset)
-        before = dict(document.leaves(values))
-        for key, value in document.leaves(overlay):
+        before = dict(document.leaves(values, defaults))
+        for key, value in document.leaves(overlay, defaults):
             if key in origin and before.get(key) != value:
                 old, new = shown(before.get(key)), shown(value)
                 notes.append(f"{key}: {new} from {preset}, not {old} from {origin[key]}")
             origin[key] = preset
-        values = merged(values, overlay)
+        values = merged(values, overlay, defaults)
         try:
             params, wrong = Params.from_dict(values), None
         except InputError as error:  # a preset that follows may say the other half of a pair of keys

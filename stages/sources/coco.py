@@ -1,5 +1,6 @@
 """COCO caption annotations, their image folders, and the boxes of the instance annotations."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -19,6 +20,8 @@ from stages.sources.base import (
 from stages.sources.checks import is_unicode
 from stages.sources.splits import position
 from stages.workspace import named_path
+
+UNLISTED = "of images that the caption file does not list"
 
 
 class _Picture(NamedTuple):
@@ -89,11 +92,14 @@ def _corners(record: dict[str, Any], where: str) -> tuple[float, float, float, f
     return x, y, x + width, y + height
 
 
-def _read_boxes(file: Path, ids: dict[int, str], source: Source) -> None:
-    """The objects of the images in `ids` (COCO id -> image id); crowds are left out, and so are empty boxes: COCO's own
-    files hold a few, so they are counted and no error.
+def _read_boxes(file: Path, part: _Part, ids: dict[int, str], source: Source) -> None:
+    """The objects of the images in `ids` (COCO id -> image id); crowds, empty boxes and those of other images, all of
+    which COCO's own files hold, are left out and counted.
 
     The frame that this file states of an image goes before that of the caption file: it is that of its boxes.
+
+    Raises:
+        InputError: all boxes are of other images: the file belongs to another caption file.
     """
     content = read_json(file, "the file that dataset.coco.parts.instances names")
     categories: dict[int, str] = {}
@@ -108,13 +114,16 @@ def _read_boxes(file: Path, ids: dict[int, str], source: Source) -> None:
         coco_id = record.get("id") if isinstance(record, dict) else None
         if isinstance(coco_id, int) and coco_id in ids and (size := _stated_size(record)):
             source.stated[ids[coco_id]] = size
-    empty = 0
+    left_out: Counter[str] = Counter()
     for number, record in enumerate(take(content, "annotations", list, str(file))):
         where = f"{file}: annotations[{number}]"
         with source.setting_aside("box"):
-            # Instance files may cover more images than the caption file.
-            image_id = ids.get(take(record, "image_id", int, where))
+            coco_id = take(record, "image_id", int, where)
+            if coco_id in part.rejected:
+                continue
+            image_id = ids.get(coco_id)
             if image_id is None or record.get("iscrowd"):
+                left_out[UNLISTED if image_id is None else "of crowds"] += 1
                 continue
             category = take(record, "category_id", int, where)
             if category not in categories:
@@ -123,9 +132,11 @@ def _read_boxes(file: Path, ids: dict[int, str], source: Source) -> None:
             if corners[2] > corners[0] and corners[3] > corners[1]:
                 source.boxes.append(SourceBox(image_id, corners, categories[category]))
             else:
-                empty += 1
-    if empty:
-        print(f"{file}: {empty} boxes without an area are left out")
+                left_out["without an area"] += 1
+    if left_out[UNLISTED] == len(content["annotations"]) > 0:
+        raise InputError(f"{file}: annotations: all boxes are {UNLISTED}; expected those of {part.file}")
+    for reason, count in left_out.items():
+        print(f"{file}: {count} boxes {reason} are left out")
 
 
 def _read_captions(part: _Part, ids: dict[int, str], source: Source) -> None:
@@ -170,5 +181,5 @@ def read_source(params: DatasetParams, image_out: Path) -> Source:
         source.stated |= {ids[coco_id]: size for coco_id, size in part.stated.items()}
         _read_captions(part, ids, source)
         if part.options.instances is not None:
-            _read_boxes(root / part.options.instances, ids, source)
+            _read_boxes(root / part.options.instances, part, ids, source)
     return source

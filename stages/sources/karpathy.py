@@ -65,10 +65,16 @@ def read_source(params: DatasetParams, image_out: Path) -> Source:
     source = Source(images=[], captions=[], folders={"dataset.karpathy.images": root / options.images})
     records: list[_Record] = []
     seen: dict[int, str] = {}
+    skipped = 0
     for number, raw in enumerate(take(content, "images", list, str(file))):
         with source.setting_aside("image"):
-            if record := _record(raw, f"{file}: images[{number}]", options, seen):
+            record = _record(raw, f"{file}: images[{number}]", options, seen)
+            if record is None:
+                skipped += 1
+            else:
                 records.append(record)
+    if skipped:
+        print(f"{file}: {skipped} images of the split restval are skipped (dataset.karpathy.restval)")
     first: dict[str, str] = {}
     for image_id, record in zip(image_ids([record.path for record in records]), records, strict=True):
         place = record.where.rpartition(" ")[2]

@@ -25,6 +25,9 @@ DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 """What may stand between the cells of a CSV: Excel writes semicolons where numbers have decimal commas."""
 
 
+DIVIDED = ", divided by commas"
+
+
 def _check_columns(file: Path, names: Sequence[str], delimited: str = "") -> dict[str, str]:
     """The columns that are read, and what the file calls them: in capitals or between spaces where that is clear."""
     found = {}
@@ -61,6 +64,11 @@ def _read_csv(file: Path) -> tuple[list[str], list[_Cells]]:
     # To Python's reader a carriage return does, so another character, that the text does not hold, stands for it.
     stand_in = next((chr(code) for code in range(0xE000, 0xF900) if chr(code) not in text), "\r")
     delimiter = _delimiter(text)
+    first = next((line for line in text.split("\n") if line.strip()), "")
+    if (
+        first and '"' not in first
+    ):  # before quotes further down, which may mean nothing where something else divides the cells
+        _check_columns(file, first.split(delimiter), DIVIDED)
     limit = csv.field_size_limit(len(text) + 1)
     try:
         lines = io.StringIO(text.replace("\r", stand_in), newline="\n")
@@ -72,7 +80,7 @@ def _read_csv(file: Path) -> tuple[list[str], list[_Cells]]:
     if not records:
         raise InputError(f"{file}: is not a CSV: holds nothing; expected the columns {', '.join(COLUMNS)}")
     header = [cell.replace(stand_in, "\r") for cell in records[0][1]]
-    columns = _check_columns(file, header, ", divided by commas")
+    columns = _check_columns(file, header, DIVIDED)
     places = [header.index(name) for name in columns.values()]
     rows: list[_Cells] = []
     for number, (line, cells) in enumerate(records[1:], start=1):
@@ -199,7 +207,8 @@ def read_source(params: DatasetParams, image_out: Path) -> Source:
     file = root / options.file
     columns, rows = _read_rows(file)
     if all(cells is None for cells in rows):
-        raise InputError(f"{file}: holds no rows; expected one for each caption, ended by a newline")
+        ended = ", ended by a newline" if file.suffix.lower() == ".csv" else ""
+        raise InputError(f"{file}: holds no rows; expected one for each caption{ended}")
     source = Source(images=[], captions=[], folders={"dataset.table.images": root / options.images})
     images: dict[str, _Row] = {}
     captions: list[tuple[str, _Row]] = []

@@ -57,7 +57,11 @@ def _caption_ids(source: Source) -> list[int]:
     """The source's own ids of its captions where each has one of its own, as COCO's have; else the number of each."""
     own = [caption.number for caption in source.captions]
     whole = [number for number in own if type(number) is int and 0 <= number < 2**63]
-    return whole if len(set(whole)) == len(own) else list(range(len(own)))
+    if len(set(whole)) == len(own):
+        return whole
+    if whole:
+        print(f"captions are numbered anew: {len(set(whole))} of {len(own)} have an id of their own in the source")
+    return list(range(len(own)))
 
 
 def tables(source: Source) -> dict[str, pa.Table]:
@@ -68,6 +72,8 @@ def tables(source: Source) -> dict[str, pa.Table]:
         (number, caption.image_id, splits[caption.image_id], " ".join(caption.text.split()))
         for number, caption in zip(_caption_ids(source), source.captions, strict=True)
     ]
+    if twice := len(captions) - len({row[1:] for row in captions}):
+        print(f"{twice} captions are there again for the same picture; they are kept, and count as often")
     boxes: list[tuple[Any, ...]] = [
         (box.image_id, *box.box, box.category, list(box.attributes)) for box in source.boxes
     ]

@@ -73,7 +73,13 @@ class Retrieval:
                         searches[query] = tokens
                         continue
                     answers.append(
-                        (query, image, 1, self._scores(regions, encode_sentences(self.model, [tokens])).item(), "")
+                        (
+                            query,
+                            image,
+                            1,
+                            self._scores(regions, encode_sentences(self.model, [tokens])).sigmoid().item(),
+                            "",
+                        )
                     )
                 except (ValueError, TypeError) as error:
                     answers.append((query, "", 0, float("nan"), str(error)[:300]))
@@ -123,8 +129,8 @@ class Retrieval:
         return [START, *ids, END] if self.settings.get("start_end") else ids
 
     def _scores(self, regions: Encoded, words: Encoded) -> Tensor:
-        """[C, I]"""
-        return torch.sigmoid(self.model.score_matrix(*regions, *words).double()).T
+        """Logits [C, I]: their order is told apart where probabilities are all 1."""
+        return self.model.score_matrix(*regions, *words).double().T
 
     def _search(self, store: RegionStore, searches: dict[int, list[int]], top_k: int) -> list[Any]:
         """The best images of a store for each sentence, equal ones in the store's order."""
@@ -137,7 +143,7 @@ class Retrieval:
             best, rows = best[:, :top_k], torch.cat([rows, at], 1).gather(1, order[:, :top_k])
         return [
             (query, store.image_ids[row], rank, score, "")
-            for query, images, scores in zip(searches, rows.tolist(), best.tolist(), strict=True)
+            for query, images, scores in zip(searches, rows.tolist(), best.sigmoid().tolist(), strict=True)
             for rank, (row, score) in enumerate(zip(images, scores, strict=True), start=1)
         ]
 

@@ -100,15 +100,16 @@ def load_splits(regions: Path, captions: Path) -> tuple[dict[str, Split], Vocabu
     """The splits train and val of the folders data/regions and data/captions, and their vocabulary.
 
     Raises:
-        InputError: as `Split`; or a file cannot be read, or there is one image only.
+        InputError: as `Split`; or a file cannot be read, or a split is one image only.
     """
     with input_errors():
         store = RegionStore(regions)
         vocabulary = Vocabulary.load(captions / "vocabulary.json")
     content = word_ids(load_words(captions / "lexicon.json"), vocabulary, CONTENT_KINDS)
     splits = {name: Split(store, captions / f"{name}.parquet", vocabulary, content) for name in ("train", "val")}
-    if len(splits["train"].images) < 2:
-        raise InputError(f"{captions / 'train.parquet'}: image_id: one image only; expected 2 or more")
+    for name, split in splits.items():
+        if len(split.images) < 2:  # to be told from another; any model ranks a single one first
+            raise InputError(f"{captions / f'{name}.parquet'}: image_id: one image only; expected 2 or more")
     return splits, vocabulary
 
 

@@ -74,6 +74,9 @@ class TrainingFoils:
             if self.weights[foil] and foils.kinds[foil] in kinds:
                 rows[row_of[caption]].append(foil)
         self.choices = {row: (np.array(some), share[some] / share[some].sum()) for row, some in rows.items()}
+        used = Counter(foils.kinds[foil] for some in rows.values() for foil in some)
+        of_all = ", ".join(f"{kind} {used[kind]} of {count[kind]}" for kind in kinds)
+        print(f"train.foil_kinds: {of_all} foils of {path} are used, those whose words are each other's")
         if not self.choices:
             raise InputError(
                 f"{path}: holds no foil of {', '.join(kinds)} whose words are each other's, for train.foil_weight"

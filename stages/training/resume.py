@@ -125,7 +125,10 @@ class Resume:
             print(f"{self.state}: cannot be read ({error}); training starts anew")
             return None
         progress = Progress(losses=tensors.pop("losses").tolist(), **json.loads(metadata["progress"]))
-        if metadata["key"] != self.key or (progress.best_epoch and not self.best(progress.best_epoch).is_dir()):
+        if metadata["key"] != self.key:
+            return None
+        if progress.best_epoch and not self.best(progress.best_epoch).is_dir():
+            print(f"{self.best(progress.best_epoch)}: is not there, which {self.state} needs; training starts anew")
             return None
         model.load_state_dict({name.removeprefix("model."): v for name, v in tensors.items() if name[0] == "m"})
         state: dict[int, dict[str, Tensor]] = {}

@@ -41,3 +41,8 @@ def cut_short(params: TrainParams, steps_per_epoch: int) -> Iterator[str]:
         yield f"{named} steps do nothing: train.loss bce has all negatives in every step"
     elif begin >= total:
         yield f"{named} of {total} steps in all; the hardest of all negatives is never looked for"
+    if params.all_negatives_epochs >= params.epochs:
+        yield (
+            f"train.all_negatives_epochs: {params.all_negatives_epochs} of {params.epochs} epochs in all; the hardest "
+            "negative is never looked for"
+        )

@@ -10,7 +10,7 @@ from torch import Tensor
 from camp_model.packages import PREFIX, package_folder
 from camp_model.vocabulary import Vocabulary
 from stages.contracts import input_errors, read_table
-from stages.errors import InputError
+from stages.errors import InputError, shown
 from stages.workspace import named_path
 
 
@@ -76,6 +76,7 @@ def _of_text(source: str, vocabulary: Vocabulary, dim: int) -> dict[int, Tensor]
     path = named_path(source)
     ids = {word: i for i, word in enumerate(vocabulary.words)}
     vectors: dict[int, Tensor] = {}
+    other: dict[str, int] = {}  # word of the vocabulary, line that begins with it and is not in this form
     first = 1  # line of the first vector
     try:
         # Lines end at newlines alone: a carriage return may be a word.
@@ -91,8 +92,16 @@ def _of_text(source: str, vocabulary: Vocabulary, dim: int) -> dict[int, Tensor]
                 word = " ".join(fields[:-dim])  # some files hold words with blanks in them
                 if (i := ids.get(word)) is not None and i not in vectors:
                     vectors[i] = _vector(path, number, fields[-dim:])
+                elif i is None and (begin := line.split(maxsplit=1)[:1]) and begin[0] in ids:
+                    other.setdefault(begin[0], number)
     except OSError as error:
         raise InputError(f"train.word_vectors: {path}: cannot be read ({error.strerror})") from None
+    if lost := {word: number for word, number in other.items() if ids[word] not in vectors}:
+        word, number = next(iter(lost.items()))
+        print(
+            f"train.word_vectors: {path}: {len(lost)} words of the vocabulary, such as {shown(word)} in line {number}, "
+            f"stand there without {dim} numbers after blanks; they begin at random"
+        )
     return vectors
 
 

@@ -281,3 +281,16 @@ def test_another_pickle_is_no_vocabulary(tmp_path, content):
     with pytest.raises(ValueError, match="v.pkl"):
         read_vocabulary(tmp_path / "v.pkl")
     assert not (tmp_path / "ran").exists()
+
+
+def test_checkpoints_that_would_become_one_folder_are_refused(tmp_path, vocabulary):
+    paths = [tmp_path / run / "model_best.pth.tar" for run in ("run1", "run2")]
+    for path in paths:
+        path.parent.mkdir()
+        write(path, released("GatedFusion"), legacy=True)
+    command = [sys.executable, "-m", "camp_model.import_released", *map(str, paths)]
+    options = ["--vocabulary", str(vocabulary), "--out", str(tmp_path / "out")]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"error: {paths[1]}: would become {tmp_path / 'out/model_best'}, as {paths[0]}" in done.stderr
+    assert not (tmp_path / "out").exists()

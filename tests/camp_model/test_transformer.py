@@ -245,10 +245,69 @@ def test_of_a_two_sided_model_the_text_side_is_taken_and_a_decoder_is_refused(ow
         states = encoder.word_states(torch.tensor([VOCABULARY.encode(["frisbee"])]), torch.tensor([1]))
         torch.testing.assert_close(states[0, 0], hidden[1:-1].mean(0), atol=1e-5, rtol=1e-4)
         assert encoder.word_states(torch.full((1, 90), 4), torch.tensor([90]))[0].any(1).sum() < 77
-    sequence = transformers.T5Config(d_model=24, d_kv=4, d_ff=32, num_layers=1, num_heads=2)
-    transformers.T5Model(sequence).save_pretrained(tmp_path / "t5")
-    with pytest.raises(ValueError, match=r"t5: is a t5; expected an encoder of text"):
-        new(transformer=str(tmp_path / "t5"))
+    sequence = {"d_model": 24, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    transformers.BartModel(transformers.BartConfig(**sequence, **heads)).save_pretrained(tmp_path / "bart")
+    with pytest.raises(ValueError, match=r"bart: is a bart; expected an encoder of text"):
+        new(transformer=str(tmp_path / "bart"))
+
+
+@pytest.mark.parametrize("kind", ["T5Model", "T5EncoderModel", "UMT5EncoderModel", "SiglipModel", "SiglipTextModel"])
+def test_the_encoder_alone_is_read_and_its_checkpoint_too(own, tmp_path, kind):
+    """Of a network that decodes, too, and of one that sees, too."""
+    side = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    text = side | {"vocab_size": 30522, "pad_token_id": 0, "bos_token_id": 101, "eos_token_id": 102}
+    siglip = transformers.SiglipTextConfig(**text)
+    both = transformers.SiglipConfig(text_config=text, vision_config=side | {"image_size": 8, "patch_size": 4})
+    shape = {"d_model": 24, "d_kv": 4, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 30522}
+    configs = {"SiglipModel": both, "SiglipTextModel": siglip, "UMT5EncoderModel": transformers.UMT5Config(**shape)}
+    whole = getattr(transformers, kind)(configs.get(kind) or transformers.T5Config(**shape)).eval()
+    whole.save_pretrained(tmp_path / "its")
+    shutil.copy(own / "tokenizer.json", tmp_path / "its")
+    (tmp_path / "its" / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]"})
+    )
+    model = new(transformer=str(tmp_path / "its"), transformer_frozen=False).eval()
+    pieces = [101, *model.caption_encoder._pieces[VOCABULARY.encode(["frisbee"])[0]], 102]
+    alone = whole.encoder if "T5" in kind else getattr(whole, "text_model", whole)
+    with torch.no_grad():
+        hidden = alone(input_ids=torch.tensor([pieces])).last_hidden_state[0, 1:-1].mean(0)
+        tokens, lengths = torch.tensor([VOCABULARY.encode(["frisbee"])]), torch.tensor([1])
+        states = model.caption_encoder.word_states(tokens, lengths)
+        torch.testing.assert_close(states[0, 0], hidden, atol=1e-5, rtol=1e-4)
+        save_checkpoint(tmp_path / "camp", model, VOCABULARY)
+        again = load_checkpoint(tmp_path / "camp")[0].caption_encoder.word_states(tokens, lengths)
+    assert torch.equal(states, again)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_hidden_layers": 9}, r"encoder\.layer\.2\.\S+ is missing \(112 such\); expected all weights"),
+        ({"intermediate_size": 64}, r"encoder\.layer\.\d\.\S+ is \[.*32.*\], not \[.*64.*\] \(6 such\); expected all"),
+    ],
+)
+def test_weights_that_are_not_there_are_no_random_ones(own, change, said):
+    settings = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps(settings | change))
+    with pytest.raises(ValueError, match=rf"model\.transformer: .*own: {said}"):
+        new(transformer=str(own))
+
+
+def test_names_of_weights_that_the_network_does_not_have_are_no_random_ones(own):
+    weights = load_file(own / "model.safetensors")
+    save_file({f"module.{name}": value for name, value in weights.items()}, own / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"own: embeddings\.\S+ is missing \(\d+ such\)"):
+        new(transformer=str(own))
+
+
+def test_pieces_that_the_network_does_not_have_are_said_with_its_name(own):
+    settings, weights = json.loads((own / "config.json").read_text()), load_file(own / "model.safetensors")
+    (own / "config.json").write_text(json.dumps(settings | {"vocab_size": 300}))
+    name = "embeddings.word_embeddings.weight"
+    save_file(weights | {name: weights[name][:300].clone()}, own / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"model\.transformer: .*own: pieces .* not all between 0 and 299"):
+        new(transformer=str(own))
 
 
 def shape_of(kind):
@@ -281,7 +340,7 @@ def test_networks_of_other_kinds_read_captions_up_to_their_limit(own, kind, read
     [
         ("FNet", "Model", "is a fnet, in which what a word is changes with the padding behind a caption"),
         ("ConvBert", "Model", "is a convbert, in which what a word is changes with the padding"),
-        ("T5", "EncoderModel", r"is a t5 \(.*inputs_embeds\)"),
+        ("Bros", "Model", r"is a bros \(.*bbox.*\)"),
         ("ViT", "Model", "is a vit"),
     ],
 )

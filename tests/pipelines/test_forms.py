@@ -80,3 +80,11 @@ def test_a_form_of_wrong_values_is_not_deployed():
     Path("params.yaml").write_text("train: {epochs: -2}\n")
     with pytest.raises(InputError, match=r"params\.yaml: train\.epochs: -2 is below 1"):
         deploy("camp", "process", Path("prefect.yaml"))
+
+
+def test_a_value_that_is_a_mapping_is_written_as_it_is_in_the_form():
+    """What it had and the form lacks goes, too."""
+    for rates in ({"region_encoder": 8.0, "matcher.joint": 50.0}, {"matcher.joint": 50.0}, {}, {"region_encoder": 2.0}):
+        given = form(present_params()).model_validate({"train": {"learning_rates": rates}})
+        assert write_params(given) == ["train.learning_rates"]
+        assert Params.load().train.learning_rates == rates

@@ -1,5 +1,6 @@
 """What the page of a study says of outcomes whose answers are known."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from pipelines.ablation import FURTHER, OVERRIDES, STUDY, ablation, true_by_chan
 from pipelines.photographs import photographs
 from pipelines.study import Outcome
 from pipelines.study_answers import BELIEFS, QUESTIONS, StudyInput
-from pipelines.study_document import write_document
+from pipelines.study_document import _draw_gates, write_document
 from pipelines.study_rates import rates_markdown, with_rates
 from stages.errors import InputError
 from stages.evaluation.bootstrap import image_hits
@@ -183,3 +184,13 @@ def test_a_study_that_ends_early_has_every_row_of_its_first_seeds():
     trainings = with_seeds({"full": {}, "no-gates": {"model.gate": "none"}}, [0, 1], {"train.epochs": 1})
     assert list(trainings) == ["full-s0", "no-gates-s0", "full-s1", "no-gates-s1"]
     assert trainings["no-gates-s1"] == {"train.epochs": 1, "model.gate": "none", "train.seed": 1}
+
+
+def test_gates_are_drawn_as_far_as_any_seed_was_trained(tmp_path):
+    """One that ended early does not cut the others short."""
+    curves = [pd.DataFrame({f"gate_{kind}_mean": [0.5] * epochs for kind in ("positive", "negative")})
+              for epochs in (2, 5)]  # fmt: skip
+    outcomes = {"full": [replace(outcome(4), curve=curve) for curve in curves]}
+    drawn = _draw_gates(outcomes, StudyInput({"full": "full model"}, [0, 1], {}, "made up", "0", None, None))
+    first = re.search(r'<polyline[^>]*points="([^"]*)"', drawn)
+    assert first and len(first[1].split()) == 5

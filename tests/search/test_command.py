@@ -152,7 +152,8 @@ def test_what_is_not_read_and_what_is_not_there_is_said(
     for path in folder.images.iterdir():
         path.unlink()
     (folder.images / "phone.heic").touch()
-    command.main([SENTENCE, *options])
+    with pytest.raises(SystemExit, match="2"):
+        command.main([SENTENCE, *options])
     said = capsys.readouterr()
     assert said.out == "" and "1 pictures cannot be used, such as phone.heic: is in a format that is not" in said.err
     assert "no picture that can be searched; files of pictures end in .bmp, .gif" in said.err

@@ -75,4 +75,5 @@ def test_links_that_lead_round_or_nowhere_and_pipes_keep_nobody_waiting(folder: 
         "nowhere.png": "cannot be read (No such file or directory)",
         "itself.png": "cannot be read (Too many levels of symbolic links)",
         "pipe.png": "is no file",
+        "round": "is a link to a folder, which is not followed",
     }

@@ -1,5 +1,6 @@
 """Search in a workspace: what CAMP's own code says of the same pictures and sentences."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import torch
 
 from camp_model.checkpoint import load_checkpoint, save_checkpoint
 from camp_model.encoding import encode_images, encode_sentences
+from camp_model.files import write_sealed
 from camp_model.regions import RegionStore, write_rejected
 from search.collection import PictureCollection, UnknownPicture, open_workspace
+from search.workspace import Workspace
 from stages.errors import InputError
 from stages.indexing.vectors import picture_vectors
 from tests.stages.conftest import SmallRun
@@ -142,3 +145,14 @@ def test_a_changed_byte_of_the_regions_is_said(run: SmallRun, workspace: Picture
     workspace.source._checking.join()
     assert "b.arrow: is damaged" in str(workspace.status().problem)
     workspace.close()
+
+
+def test_a_sentence_is_framed_as_the_model_was_trained_whatever_params_say_now(run: SmallRun, tmp_path: Path) -> None:
+    expected = open_workspace(run.root).search(SENTENCE, top=100).hits
+    path = run.model / "fingerprint.json"
+    facts = json.loads(path.read_text()) if path.is_file() else {}
+    (run.root / "params.yaml").write_text("captions: {start_end: true}\n")
+    assert open_workspace(run.root).search(SENTENCE, top=100).hits != expected, "of a model that does not say"
+    write_sealed(path, {**facts, "start_end": False})
+    assert open_workspace(run.root).search(SENTENCE, top=100).hits == expected
+    assert not Workspace(run.root).trained_captions.start_end

@@ -205,6 +205,10 @@ def test_one_run_measures_both_protocols_of_coco(small, monkeypatch, capsys):
         assert both[name] == alone["test"]
         assert (rows == its_rows) == (name == "test")
     assert both["test"] != both["test_coco_1k"]
+    assert "images are ranked" not in shown
+    monkeypatch.setitem(COCO_FOLDS, "coco_5k", (15, 1))
+    run(small, PARAMS.replace(protocol="coco_5k"))
+    assert "test: the first 15 of 20 images are ranked (evaluate.protocol)" in capsys.readouterr().out
     assert f"test_coco_1k{both['test_coco_1k']['i2t_r1']:8.1f}" in shown
 
 

@@ -109,6 +109,20 @@ def test_the_later_of_two_presets_counts_and_it_is_said(tmp_path: Path) -> None:
     assert notes == [f"train.epochs: 4 from {second}, not 3 from {first}"]
 
 
+def test_a_value_that_is_a_mapping_is_replaced_whole(tmp_path: Path) -> None:
+    first, second, third = (tmp_path / name for name in ("a.yaml", "b.yaml", "c.yaml"))
+    first.write_text("train: {learning_rates: {region_encoder: 24, caption_encoder: 3}}\n")
+    second.write_text("train: {learning_rates: {matcher.joint: 50}}\n")
+    third.write_text("train: {learning_rates: {}}\n")
+    params, notes = compose([first, second])
+    assert params.train.learning_rates == {"matcher.joint": 50}
+    assert notes == [
+        f"train.learning_rates: {{'matcher.joint': 50}} from {second}, not "
+        f"{{'caption_encoder': 3, 'region_encoder': 24}} from {first}"
+    ]
+    assert compose([first, third])[0].train.learning_rates == {}
+
+
 def test_halves_of_a_pair_may_stand_in_two_presets_but_not_one_alone(tmp_path: Path) -> None:
     first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
     first.write_text("model: {gate: none}\n")

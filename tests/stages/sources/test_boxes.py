@@ -216,3 +216,16 @@ def test_without_files_the_stated_size_is_the_pictures(tmp_path: Path) -> None:
     prepare_dataset(params, tmp_path / "out", pictures=False)
     row = next(row for row in pq.read_table(tmp_path / "out/images.parquet").to_pylist() if row["image_id"] == "1")
     assert (row["width"], row["height"], row["sha256"], row["orientation"]) == (640, 480, "", 1)
+
+
+def test_boxes_that_are_left_out_are_counted_and_another_files_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [{"id": n, "file_name": f"{n}.png", "width": WIDTH, "height": HEIGHT} for n in (1, 2, 3)]
+    for number in (1, 2, 3):
+        turned(tmp_path / f"images/{number}.png", 1, number)
+    assert boxes_of(prepare(tmp_path, images, {1: BOX, 7: BOX, 8: BOX})) == {"1": list(BOX)}
+    said = capsys.readouterr().out
+    assert "instances.json: 2 boxes of images that the caption file does not list are left out" in said
+    with pytest.raises(InputError, match=r"instances\.json: annotations: all boxes are of images that .* not list"):
+        prepare(tmp_path, images, {7: BOX, 8: BOX})

@@ -88,8 +88,12 @@ def test_karpathy(split_json: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize(("restval", "expected"), [("val", "val"), ("test", "test"), ("skip", None)])
-def test_karpathy_restval(split_json: Callable[..., Path], restval: str, expected: str | None) -> None:
+def test_karpathy_restval(
+    split_json: Callable[..., Path], restval: str, expected: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert splits(read(karpathy, split_json(), restval=restval)).get("2") == expected
+    said = "1 images of the split restval are skipped (dataset.karpathy.restval)"
+    assert (said in capsys.readouterr().out) == (restval == "skip")
 
 
 @pytest.mark.parametrize(

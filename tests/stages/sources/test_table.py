@@ -1,5 +1,6 @@
 """The source `table`: what it reads, and what it says of wrong tables."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from stages.params.dataset import DatasetParams
 from stages.sources import table
 from stages.sources.base import Source, check_folder
 from stages.sources.checks import check_rejected
+from tests.stages.sources.conftest import GOOD
 
 
 def read(root: Path, **options: Any) -> Source:
@@ -214,3 +216,16 @@ def test_empty_lines_and_newlines_in_cells_shift_no_number(tmp_path: Path) -> No
         "row 3: column 'caption' holds '",
         "is not a CSV at line 6 (row 4):",
     ]
+
+
+def test_captions_that_are_there_again_are_counted(
+    prepare: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = prepare(GOOD + GOOD.partition("\n")[2])
+    assert len(pq.read_table(out / "captions.parquet")) == 6
+    assert "3 captions are there again for the same picture; they are kept" in capsys.readouterr().out
+
+
+def test_another_sign_between_cells_is_said_before_quotes_that_it_makes_wrong(prepare: Callable[..., Path]) -> None:
+    with pytest.raises(InputError, match="column 'image' is there 0 times; .* divided by commas, found image"):
+        prepare(GOOD.replace(",", "|") + '4.jpg|"a dog", he says|train\n')

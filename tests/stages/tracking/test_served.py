@@ -150,3 +150,13 @@ def test_a_store_may_be_ranked_wholly(load, store):
     assert len(everything) == IMAGES
     assert everything["score"].is_monotonic_decreasing
     assert len(set(everything["image_id"])) == IMAGES
+
+
+def test_scores_that_are_all_1_are_ranked_by_what_lies_behind_them(load, store):
+    """Logits beyond 37 are one probability."""
+    served = load()
+    plain = ask(served, store, top_k=IMAGES, sentence=["a red circle"])
+    with torch.no_grad():
+        served.model.matcher.matching.output.bias += 45
+    sure = ask(served, store, top_k=IMAGES, sentence=["a red circle"])
+    assert (sure["score"] == 1).all() and sure["image_id"].tolist() == plain["image_id"].tolist()

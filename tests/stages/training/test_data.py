@@ -128,8 +128,10 @@ def test_a_damaged_manifest_stops_the_stage(make_data, params, run_train):
     assert not paths.model.exists() and not paths.metrics.exists()
 
 
-def test_one_image_is_not_enough_to_train(make_data, params, run_train):
-    paths = make_data(images=1, val_images=3)
-    assert len(pq.read_table(paths.captions / "train.parquet")) == 2
-    with pytest.raises(InputError, match="one image only"):
+@pytest.mark.parametrize(("split", "images", "val_images"), [("train", 1, 3), ("val", 3, 1)])
+def test_one_image_is_not_enough(make_data, params, run_train, split, images, val_images):
+    """To train, or to measure: it would be ranked first by any model."""
+    paths = make_data(images=images, val_images=val_images)
+    assert len(pq.read_table(paths.captions / f"{split}.parquet")) == 2
+    with pytest.raises(InputError, match=rf"{split}\.parquet: image_id: one image only"):
         run_train(params(), replace(paths))

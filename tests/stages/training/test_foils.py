@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from camp_model.foils import balance
 from stages.errors import InputError
-from stages.foils.table import write_foils
+from stages.foils.table import read_foils, write_foils
 from stages.training.data import load_splits
 from stages.training.foils import TrainingFoils
 
@@ -95,12 +95,16 @@ def test_foils_change_a_training_that_goes_on_as_if_it_had_never_stopped(make_da
     assert any(not torch.equal(value, weights[2][name]) for name, value in weights[0].items())
 
 
-def test_foils_that_are_not_there_or_of_other_captions_are_said(make_data, params, run_train):
+def test_foils_that_are_not_there_or_of_other_captions_are_said(make_data, params, run_train, capsys):
     paths = make_data("data")
     with pytest.raises(InputError, match=r"foils_train\.parquet: is not there; .*captions\.train_foils: true"):
         run_train(params(foil_weight=1.0), paths)
     captions = add_foils(paths)
     path = paths.captions / "foils_train.parquet"
+    capsys.readouterr()
+    TrainingFoils(path, captions, ["colour", "count"])
+    every = sum(kind == "colour" for kind in read_foils(path).kinds)
+    assert capsys.readouterr().out.startswith(f"train.foil_kinds: colour {every} of {every}, count 0 of 0 foils of")
     with pytest.raises(InputError, match="holds no foil of count whose words are each other's"):
         TrainingFoils(path, captions, ["count"])
     of_others = replace(captions, caption_ids=captions.caption_ids + 1000)

@@ -252,3 +252,15 @@ def test_a_killed_process_resumes_bit_for_bit(make_job, params):
 
     assert "going on after step" in killed.finish()
     assert killed.result() == whole.result()
+
+
+def test_a_state_whose_best_weights_are_gone_starts_anew_and_says_so(make_data, params, run_train, capsys):
+    paths = make_data(images=15)
+    with pytest.raises(Killed):
+        run_train(params(**EVERYTHING), paths, stop=kill_after(8))
+    (best,) = paths.work.glob("*/best-*")
+    shutil.rmtree(best)
+    run_train(params(**EVERYTHING), paths)
+    printed = capsys.readouterr().out
+    assert f"{best}: is not there, which {best.parent / 'state.safetensors'} needs; training starts anew" in printed
+    assert "going on" not in printed

@@ -51,6 +51,8 @@ def test_a_warm_up_takes_a_quarter_of_all_steps_at_most():
          ["train.random_negative_steps and train.curriculum_steps: 40 of 40 steps in all; " + NEVER]),
         ({"loss": "bce", "curriculum_steps": 5},
          ["train.curriculum_steps: 5 steps do nothing: train.loss bce has all negatives in every step"]),
+        ({"loss": "triplet", "all_negatives_epochs": 4},
+         ["train.all_negatives_epochs: 4 of 4 epochs in all; the hardest negative is never looked for"]),
     ],
 )  # fmt: skip
 def test_what_a_training_is_too_short_for_is_said(values, said):

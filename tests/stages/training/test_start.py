@@ -38,6 +38,15 @@ def test_word_vectors_fill_the_embeddings_of_known_words(tmp_path, capsys, heade
     assert "vectors for 2 of 4 words" in capsys.readouterr().out
 
 
+def test_words_whose_numbers_are_not_all_there_are_said(tmp_path, capsys):
+    path = tmp_path / "glove.txt"
+    path.write_text("red 1 2 3\ndog 1 2\nyork\t1\t2\t3\nzebra 1\nred 1\n")
+    camp, random = start(word_vectors=str(path)), start()
+    assert word(camp, "red") == [1, 2, 3] and word(camp, "dog") == word(random, "dog")
+    said = "2 words of the vocabulary, such as 'dog' in line 2, stand there without 3 numbers after blanks"
+    assert said in capsys.readouterr().out
+
+
 def test_word_vectors_end_at_newlines_alone(tmp_path):
     path = tmp_path / "glove.txt"
     path.write_bytes(b"\xef\xbb\xbfred 1 2 3\r\n\rred 4 4 4\nx\rdog 5 5 5\ndog -1 0.5 2\n")

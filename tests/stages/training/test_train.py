@@ -258,6 +258,24 @@ def test_a_number_that_is_not_finite_stops_with_the_step_and_keeps_the_last_stat
     assert again.progress.step == 2 and all(p.isfinite().all() for p in again.model.parameters())
 
 
+def test_a_scaler_that_no_scale_helps_stops_and_one_that_overflows_goes_on(make_data, params, tmp_path):
+    """As in fp16: a step whose gradient overflows is left out; one that does at any scale is an error."""
+    for broken, epochs in ((2, 1), (1000, 20)):
+        training = trainer(make_data(f"{broken}", images=12), params(epochs=epochs), tmp_path / f"work-{broken}")
+        training.precision.scaler = torch.GradScaler("cpu", enabled=True)
+        first = {name: value.clone() for name, value in training.model.state_dict().items()}
+        calls = []
+        weight = next(training.model.matcher.matching.parameters())
+        weight.register_hook(lambda g, c=calls, n=broken: c.append(1) or (g * math.nan if len(c) < n else g))
+        if broken == 1000:
+            with pytest.raises(TrainingError, match=r"the gradient of step \d+ is not finite"):
+                training.fit(Recorder())
+            assert len(calls) >= 17, "65,536 halved until it is below 1"
+        else:
+            training.fit(Recorder())
+            assert any(not torch.equal(value, first[name]) for name, value in training.model.state_dict().items())
+
+
 def test_devices_and_precisions_that_are_not_here_are_an_error():
     assert choose_device("cpu").type == "cpu"
     with pytest.raises(InputError, match=r"train\.precision: fp16 needs a CUDA device, not cpu"):
