@@ -191,7 +191,8 @@ def sync(root: Path, moved: bool = True) -> tuple[int, list[str]]:
     now, where it names them.
     """
     names = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME")
-    uri, experiment = (os.environ.get(name, "").strip() if moved else "" for name in names)
+    named, experiment = (os.environ.get(name, "").strip() for name in names)
+    uri, experiment = (named, experiment) if moved else ("", "")
     if moved:
         bound_waiting(30)
     delivered, problems = 0, []
@@ -200,6 +201,8 @@ def sync(root: Path, moved: bool = True) -> tuple[int, list[str]]:
         goal = uri
         try:
             goal = uri or (started(folder) or {}).get("uri") or local_uri(root)
+            if goal == without_password(named):  # as it was written down: names and passwords are the environment's
+                goal = named
             if goal in away:
                 raise away[goal]
             if Delivery(root, goal, experiment).deliver(folder):

@@ -1,6 +1,9 @@
 """A password in the address of the server stays in the environment."""
 
+import base64
 import os
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,35 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SOME_TOKEN", PASSWORD)
     monkeypatch.setattr(tracking, "WAIT", 12.0)
     return tmp_path
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_run_of_before_is_delivered_with_the_password_of_now(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, moved: bool
+) -> None:
+    """The spool has the address without it: by the next run (not moved) as by `sync`."""
+    asked: list[str | None] = []
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers["Authorization"])
+            self.send_error(400)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://person:{PASSWORD}@127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(tracking, "_deliver", lambda *_: None)
+        with track("train", {"model": {"gate": "none"}}):
+            pass
+        _, (problem,) = sync(workspace, moved=moved)
+        server.shutdown()
+    assert set(asked) == {f"Basic {base64.b64encode(f'person:{PASSWORD}'.encode()).decode()}"}
+    assert PASSWORD not in problem and f"127.0.0.1:{server.server_port}" in problem
 
 
 def test_a_password_in_the_address_is_neither_shown_nor_written(workspace: Path, capfd: pytest.CaptureFixture) -> None:
