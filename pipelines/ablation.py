@@ -141,7 +141,13 @@ def check_seeds(seeds: list[int], more_seeds: list[int] = []) -> None:  # noqa: 
 def with_seeds(
     variants: dict[str, dict[str, Any]], seeds: list[int], base: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Every variant with every training seed, `base` laid under it: {"full-s0": {..., "train.seed": 0}, ...}."""
+    """Every variant with every training seed, `base` laid under it: {"full-s0": {..., "train.seed": 0}, ...}.
+
+    Raises:
+        InputError: `base` says a seed, too.
+    """
+    if "train.seed" in base:
+        raise InputError("train.seed: cannot be set for every row; expected seeds, of which every row has all")
     return {
         f"{name}-s{seed}": {**base, **overrides, "train.seed": seed}
         for seed in seeds  # so that a study that is ended early has all rows of its first seeds

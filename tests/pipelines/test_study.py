@@ -81,6 +81,11 @@ def test_one_seed_has_no_spread(tmp_path):
     assert "one training seed (0)" in text and "bootstrap interval over images: " in text
 
 
+def test_a_seed_is_not_set_for_every_row():
+    with pytest.raises(InputError, match=r"train\.seed: cannot be set for every row; expected seeds"):
+        with_seeds(OVERRIDES, [0], {"train.seed": 7})
+
+
 @pytest.mark.parametrize("splits", [["test"], ["train", "val"]])
 def test_no_other_scene_makes_a_word_true_by_chance(tmp_path, monkeypatch, splits):
     (tmp_path / "data/dataset").mkdir(parents=True)

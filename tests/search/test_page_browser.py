@@ -183,6 +183,13 @@ def test_keys_alone_search_and_walk_over_the_pictures(tab: Any, server: Server) 
     assert "dog" in tab.text("#say")  # the focus alone shows where the word looks
     tab.key("Escape", 27)
     arrive(tab, r"/\?q=a\+dog")
+    tab.run("document.querySelectorAll('#tiles a')[2].focus()")
+    tab.key("Enter", 13, "\r")
+    arrive(tab, "/picture.*at=3")
+    entries = tab.run("history.length")
+    tab.key("Escape", 27)
+    arrive(tab, r"/\?q=a\+dog")
+    assert tab.run("history.length") == entries  # it went back, so that going back does not lead to the picture again
     assert tab.errors == []
 
 

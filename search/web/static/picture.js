@@ -64,7 +64,10 @@
 
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.key === "Escape" && document.activeElement !== byId("q")) return byId("back").click();
+    if (event.key === "Escape" && document.activeElement !== byId("q")) {
+      // Where this page was opened from: as the browser left it, and without a way forward and back again.
+      return document.referrer === byId("back").href ? history.back() : byId("back").click();
+    }
     if (document.activeElement?.closest("input, [role=group]")) return;
     if (event.key === "/") {
       event.preventDefault();
