@@ -17,9 +17,9 @@ from pipelines.study import SPLIT, read_outcome
 from pipelines.study_answers import StudyInput
 from pipelines.study_document import Page, write_document
 from pipelines.study_rates import rates_markdown, with_rates
-from pipelines.variants import check_splits, params_of
+from pipelines.variants import check_splits, params_of, say_what_rows_keep
 from stages.contracts import read_table
-from stages.errors import InputError, shown
+from stages.errors import InputError
 from stages.foils.facts import true_by_chance
 from stages.params.document import parse
 from stages.params.pipeline import Params
@@ -173,7 +173,7 @@ def ablation(
         seeds: training seeds of every variant.
         more_seeds: further ones of the rows that are close to each other (`CLOSE`).
         rates: multiples of its learning rate that every variant is trained with, too, with the first seed.
-        base: params that are changed for all of them.
+        base: params that are changed for all of them that say nothing else.
         jobs: experiments that run at the same time.
         promote: call the best one's model `champion` in MLflow.
         document: where the comparison is written; empty: nowhere.
@@ -184,8 +184,7 @@ def ablation(
     params = params_of(with_seeds(variants, seeds[:1], base))
     if document:
         check_splits(params, SPLIT)
-    if own := {name: shown(sorted(keys)) for name, overrides in variants.items() if (keys := overrides.keys() & base)}:
-        get_run_logger().warning("rows keep their own value: %s", "; ".join(map(": ".join, own.items())))
+    say_what_rows_keep(variants, base)
     close = {name: overrides for name, overrides in variants.items() if name in CLOSE}
     rated = with_rates(variants, rates, Params.load().train.learning_rate, base)
     trainings = (
@@ -251,7 +250,7 @@ def main() -> None:
     parser.add_argument("--rates", nargs="+", type=float, default=[], metavar="X",
                         help="train every row with its learning rate times X, too, with the first seed")  # fmt: skip
     parser.add_argument("--set", action="append", type=setting, default=[], metavar="KEY=VALUE",
-                        help="a param that is changed for every row, such as train.epochs=5")  # fmt: skip
+                        help="a param of every row that says nothing else, as train.epochs=5")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=1, help="trainings that run at the same time (default: 1)")
     parser.add_argument("--promote", action="store_true", help="call the best one's model champion in MLflow")
     parser.add_argument("--document", default="docs/study.md", help="what is written (default: %(default)s)")

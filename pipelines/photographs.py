@@ -23,7 +23,7 @@ from pipelines.study import SPLIT, commit_of, difference_of, read_outcome
 from pipelines.study_answers import Outcomes, StudyInput, interval
 from pipelines.study_document import Page, write_document
 from pipelines.summary import costs_markdown, table
-from pipelines.variants import check_splits, overridden, params_of
+from pipelines.variants import check_splits, overridden, params_of, say_what_rows_keep
 from stages.errors import InputError
 from stages.params.document import rewrite
 from stages.params.pipeline import Params
@@ -39,11 +39,9 @@ TRAINED_WORDS = Path("presets/trained_words_joint.yaml")
 AT_ONCE = Path("presets/best.yaml")
 STARTS = Path("models/photographs")
 """Where the joint embeddings that others start from are put, below the main workspace."""
-_CHANGES = ("full", "no-gates", "no-messages", "published-gates", "mean-pooling", "cosine-ranking", "foils",
-            "counts")  # fmt: skip
-ROWS: dict[str, Variant] = {name: STUDY[name] for name in _CHANGES} | {
-    "as-encoded": Variant("vectors as long as encoded", {"model.feature_norm": 0.0})
-}
+_CHANGES = "full no-gates no-messages published-gates mean-pooling cosine-ranking foils counts"
+_AS_ENCODED = Variant("vectors as long as encoded", {"model.feature_norm": 0.0})
+ROWS: dict[str, Variant] = {name: STUDY[name] for name in _CHANGES.split()} | {"as-encoded": _AS_ENCODED}
 """Changes to the full model: those of the scenes, and one that matters where it starts from a joint embedding."""
 _TUNED = {"train.freeze": [], "train.epochs": 1, "train.learning_rates": {
     "matcher.joint": 50, "region_encoder": 0.1, "caption_encoder": 0.1}}  # fmt: skip
@@ -64,8 +62,7 @@ PEERS: dict[str, Variant] = {
 """Changes to the joint embedding; all but itself with the ranking loss, which they are published with."""
 RANKED = {**RANKING, "train.joint_weight": 0.0, "train.batch_size": 128, "train.learning_rate": 0.0005,
           "train.epochs": 6}  # fmt: skip
-"""Of the peers: they score all pairs of a batch, and learn from the hardest. The learning rate is SCAN's on
-COCO."""
+"""Of the peers: they score all pairs of a batch, and learn from the hardest; at SCAN's learning rate on COCO."""
 ADDITIONS: dict[str, Variant] = {
     "gpo": Variant("generalised pooling", {"model.pooling": "gpo"}),
     "ema": Variant("averaged weights", {"train.ema_decay": 0.99}),
@@ -122,7 +119,10 @@ def rows_of(full: Params, first: Path, base: Mapping[str, Any]) -> tuple[dict[st
 def _with_model(full: Params, base: Mapping[str, Any], *presets: Path) -> Params:
     """The params with the model and training of these presets in place of their own, below `base`."""
     other, _ = compose(presets)
-    return overridden(full.replace(model=other.model, train=other.train), base)
+    try:
+        return overridden(full.replace(model=other.model, train=other.train), base)
+    except InputError as error:
+        raise InputError(f"{presets[-1]}, with what is set for every row: {error}") from None
 
 
 def _changes(full: Params, other: Params) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def photographs(
     Args:
         rows: names of rows; the full model and the joint embedding are always among them. Empty: all.
         seeds: training seeds of every row.
-        base: params that are changed for all of them.
+        base: params that are changed for all of them that say nothing else.
         first: the preset of the joint embedding that the others start from.
         jobs: experiments that run at the same time.
         document: where the comparison is written.
@@ -170,7 +170,7 @@ def photographs(
     _without_start()
     (full,) = params_of({f"full-s{seeds[0]}": base}).values()
     known, obstacles = rows_of(full, Path(first), base)
-    for name in sorted(set(rows) - known.keys()):
+    for name in sorted({*rows, "full", JOINT} - known.keys()):
         reason = f"cannot be trained: {obstacles[name]}" if name in obstacles else f"is not one of {', '.join(known)}"
         raise InputError(f"rows: {name!r:.80} {reason}")
     wanted = {name for name in known if not rows or name in (*rows, "full", JOINT)}
@@ -178,6 +178,7 @@ def photographs(
     chosen = {name: row for name, row in known.items() if name in wanted | starting}
     overrides = {name: row.overrides for name, row in chosen.items()}
     check_splits(params_of(with_seeds(overrides, seeds[:1], base)), SPLIT)
+    say_what_rows_keep(overrides, base)
     # Rows differ in what they start from, which a stage before these reads: they are brought up to date once, here.
     begin()
     if not rows and obstacles:
@@ -285,14 +286,14 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED",
                         help="training seeds of every row (default: 0 1 2)")  # fmt: skip
     parser.add_argument("--set", action="append", type=setting, default=[], metavar="KEY=VALUE",
-                        help="a param that is changed for every row, such as train.epochs=5")  # fmt: skip
+                        help="a param of every row that says nothing else, as train.epochs=5")  # fmt: skip
     parser.add_argument("--first", default=str(FIRST), help="preset of the joint embedding (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="trainings that run at the same time (default: 1)")
     parser.add_argument("--document", default="docs/photographs.md", help="what is written (default: %(default)s)")
     arguments = parser.parse_args()
-    settings = dict(arguments.set)
     with saying_how_to_go_on():
-        photographs(arguments.only, arguments.seeds, settings, arguments.first, arguments.jobs, arguments.document)
+        photographs(arguments.only, arguments.seeds, dict(arguments.set), arguments.first, arguments.jobs,
+                    arguments.document)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from prefect import get_run_logger
 
 from stages.content.named import Content, NamedFilesSections, named_paths
 from stages.errors import InputError, shown
@@ -102,6 +103,13 @@ def check_splits(params: Mapping[str, Params], split: str) -> None:
         if split not in of_variant.evaluate.splits:
             splits = shown(list(of_variant.evaluate.splits))
             raise InputError(f"{name}: evaluate.splits: {splits} lacks {split}; expected it, which the study reports")
+
+
+def say_what_rows_keep(variants: Mapping[str, Mapping[str, Any]], base: Mapping[str, Any]) -> None:
+    """Name, in the log, the rows with a value of their own for what `base` says."""
+    kept = {name: sorted(overrides.keys() & base.keys()) for name, overrides in variants.items()}
+    if said := [f"{name}: {', '.join(keys)}" for name, keys in kept.items() if keys]:
+        get_run_logger().warning("rows keep their own value: %s", "; ".join(said))
 
 
 def named_content(params: Mapping[str, Params]) -> dict[str, Content]:

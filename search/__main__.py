@@ -174,7 +174,8 @@ def _print(collection: Any, options: argparse.Namespace) -> None:
         from search.listing import SUFFIXES
 
         formats = ", ".join(sorted(SUFFIXES))
-        raise InputError(f"no picture that can be searched; files of pictures end in {formats}")
+        where = "this workspace" if options.images is None else options.images
+        raise InputError(f"{where}: no picture that can be searched; files of pictures end in {formats}")
     if status.problem and not answer.total:
         raise InputError(_plain(status.problem))
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from camp_model.files import remove_unused
+from stages.contracts import read_table
 from stages.entry import read_params, stage_main
 from stages.errors import InputError
 from stages.extraction.filling import devices, extract_missing, extract_on_devices
@@ -17,6 +18,8 @@ from stages.extraction.plan import ExtractSections, Shard, plan_shards
 from stages.extraction.shard_folder import adopt, missing_shards, shard_folder
 from stages.extraction.store import finish_store
 
+SHOWN = 10
+"""Rejected images that are printed."""
 DATASET, DETECTOR, OUT = Path("data/dataset"), Path("data/detector"), Path("data/regions")
 
 
@@ -40,6 +43,8 @@ def extract_regions(params: ExtractSections, dataset: Path, detector: Path, out:
         print(f"{bare} images without boxes in {dataset / 'boxes.parquet'} are one region: all of the picture")
     if rejected:
         print(f"{out / 'rejected.parquet'}: which images were rejected, and why")
+        first = read_table(out / "rejected.parquet", ("path", "reason")).slice(0, SHOWN).to_pylist()
+        print("\n".join(f"  {row['path']}: {row['reason'][:200]}" for row in first))
 
 
 def share_of(text: str, shards: Sequence[Shard]) -> list[Shard]:

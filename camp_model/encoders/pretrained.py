@@ -72,12 +72,12 @@ def load_network(source: str) -> nn.Module:
     with torch.device("cpu"):
         whole, weights = _loaded(source, "a transformer with safetensors", load)
         network = _encoder(source, whole)
-        # The library makes random ones in their place. Of words' states nothing is pooled.
-        missing = {name for name in weights["missing_keys"] if not name.startswith("pooler.")}
-        random = {name: "is missing" for name in whole.state_dict() if name in missing}
-        random |= {name: f"is {list(there)}, not {list(here)}" for name, there, here in weights["mismatched_keys"]}
+        # The library makes random ones in their place.
+        wrong = dict.fromkeys(weights["missing_keys"], "is missing")
+        wrong |= {name: f"is {list(there)}, not {list(here)}" for name, there, here in weights["mismatched_keys"]}
+        random = [name for name in whole.state_dict() if name in wrong and not name.startswith("pooler.")]
         if random:
-            name, why = next(iter(random.items()))
+            name, why = random[0], wrong[random[0]]
             raise ValueError(
                 f"model.transformer: {source:.200}: {name} {why} ({len(random)} such); expected all weights of the "
                 "network that its config.json says"
@@ -102,10 +102,10 @@ def network_of(architecture: dict[str, Any]) -> nn.Module:
 
 def _kind(library: Any, config: Any) -> Any:
     """The class of the encoder of text that a config is of."""
-    if type(config) in library.MODEL_FOR_TEXT_ENCODING_MAPPING:  # of T5 the encoder alone
-        return library.MODEL_FOR_TEXT_ENCODING_MAPPING[type(config)]
-    if type(config) in library.MODEL_MAPPING:
-        return library.MODEL_MAPPING[type(config)]
+    for known in (library.MODEL_FOR_TEXT_ENCODING_MAPPING, library.MODEL_MAPPING):  # the first: of T5 the encoder alone
+        if type(config) in known:
+            kind = known[type(config)]
+            return kind[0] if isinstance(kind, tuple) else kind
     name = type(config).__name__.replace("Config", "Model")  # the side of a two-sided model, as SiglipTextModel
     if not hasattr(library, name):
         raise ValueError(f"no encoder of a {config.model_type} alone is known")

@@ -9,9 +9,6 @@ from stages.extraction.plan import Plan
 from stages.extraction.shard_folder import link
 from stages.params.regions import RegionsParams
 
-SHOWN = 10
-"""Rejected images that are printed."""
-
 
 def check_rejected_images(
     rejected: Sequence[tuple[str, str, str]], total: int, params: RegionsParams, sofar: str = ""
@@ -52,8 +49,6 @@ def finish_store(plan: Plan, folder: Path, out: Path) -> tuple[int, int]:
     _retry(lambda: write_rejected(out, plan.info, rejected))
     _retry(lambda: write_manifest(out, plan.info, rows))
     _prune(out, {shard.file_name for shard in plan.shards})
-    for _, path, reason in rejected[:SHOWN]:
-        print(f"rejected: {path}: {reason}")
     return len(rows), len(rejected)
 
 

@@ -71,10 +71,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def leaves(values: Mapping[str, Any], like: object = None, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything in a nested mapping that is no mapping, or is one value there.
+    """(dotted key, value) of everything in nested mappings that is no mapping itself.
 
     Args:
-        like: sections as objects: what is a mapping among their values, such as train.learning_rates, is one value.
+        like: sections as objects. A mapping that is one value there, such as train.learning_rates, is one here.
     """
     for key, value in values.items():
         inner = getattr(like, str(key), None)

@@ -115,10 +115,12 @@ def _read_boxes(file: Path, part: _Part, ids: dict[int, str], source: Source) ->
         if isinstance(coco_id, int) and coco_id in ids and (size := _stated_size(record)):
             source.stated[ids[coco_id]] = size
     left_out: Counter[str] = Counter()
+    own = False
     for number, record in enumerate(take(content, "annotations", list, str(file))):
         where = f"{file}: annotations[{number}]"
         with source.setting_aside("box"):
             coco_id = take(record, "image_id", int, where)
+            own = own or coco_id in ids or coco_id in part.rejected
             if coco_id in part.rejected:
                 continue
             image_id = ids.get(coco_id)
@@ -133,7 +135,7 @@ def _read_boxes(file: Path, part: _Part, ids: dict[int, str], source: Source) ->
                 source.boxes.append(SourceBox(image_id, corners, categories[category]))
             else:
                 left_out["without an area"] += 1
-    if left_out[UNLISTED] == len(content["annotations"]) > 0:
+    if left_out[UNLISTED] and not own:
         raise InputError(f"{file}: annotations: all boxes are {UNLISTED}; expected those of {part.file}")
     for reason, count in left_out.items():
         print(f"{file}: {count} boxes {reason} are left out")

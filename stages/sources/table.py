@@ -51,7 +51,7 @@ _Cells = list[Any] | str | None
 
 def _delimiter(text: str) -> str:
     """What stands between the cells of a CSV: that which divides its header into the columns, or else a comma."""
-    header = next((line for line in io.StringIO(text) if line.strip()), "")
+    header = next((line for line in io.StringIO(text) if line.strip(" \t\r\n,;")), "")
     for delimiter in DELIMITERS:
         if {name.strip().strip('"').strip().lower() for name in header.split(delimiter)} >= set(COLUMNS):
             return delimiter
@@ -64,10 +64,9 @@ def _read_csv(file: Path) -> tuple[list[str], list[_Cells]]:
     # To Python's reader a carriage return does, so another character, that the text does not hold, stands for it.
     stand_in = next((chr(code) for code in range(0xE000, 0xF900) if chr(code) not in text), "\r")
     delimiter = _delimiter(text)
-    first = next((line for line in text.split("\n") if line.strip()), "")
-    if (
-        first and '"' not in first
-    ):  # before quotes further down, which may mean nothing where something else divides the cells
+    # Before quotes further down, which may mean nothing where something else divides the cells.
+    first = next((line for line in text.split("\n") if line.replace(delimiter, "").strip()), "")
+    if first and '"' not in first:
         _check_columns(file, first.split(delimiter), DIVIDED)
     limit = csv.field_size_limit(len(text) + 1)
     try:

@@ -102,8 +102,12 @@ class Delivery:
         try:
             write(self.client, run_id, folder, event)
             if parent := also and self._find(also):
-                own = {name: value for name, value in event.get("values", {}).items() if not name.startswith("val/")}
-                write(self.client, parent, folder, event | {"values": own})
+                shared = event
+                if event["event"] == "metrics":  # those of val are a training's own, by epoch
+                    values = event["values"]
+                    shared = event | {"values": {name: values[name] for name in values if name[:4] != "val/"}}
+                if shared.get("values", True):
+                    write(self.client, parent, folder, shared)
         except Exception as error:
             if not _refuses(error):
                 raise

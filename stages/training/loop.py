@@ -185,11 +185,12 @@ class Trainer:
             return
         losses = torch.stack([loss.float() for _, _, loss, _ in pending]).tolist()
         norms = torch.stack([norm.float() for _, _, _, norm in pending]).tolist()
+        scaler = self.precision.scaler
+        scaled = scaler.is_enabled() and scaler.get_scale() >= 1
         for (step, *_), loss, norm in zip(pending, losses, norms, strict=True):
             # A scaled fp16 loss may overflow: its scaler then leaves the step out and halves the scale. Once that does
             # not even enlarge the loss any more, it is not the scale.
-            scaler = self.precision.scaler
-            overflow = scaler.is_enabled() and math.isfinite(loss) and scaler.get_scale() >= 1
+            overflow = scaled and math.isfinite(loss)
             if not math.isfinite(loss) or not (math.isfinite(norm) or overflow):
                 what = "gradient" if math.isfinite(loss) else "loss"
                 state = f"; the state before it is in {self.resume.folder}" if self.resume.state.is_file() else ""

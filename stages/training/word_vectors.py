@@ -92,7 +92,7 @@ def _of_text(source: str, vocabulary: Vocabulary, dim: int) -> dict[int, Tensor]
                 word = " ".join(fields[:-dim])  # some files hold words with blanks in them
                 if (i := ids.get(word)) is not None and i not in vectors:
                     vectors[i] = _vector(path, number, fields[-dim:])
-                elif i is None and (begin := line.split(maxsplit=1)[:1]) and begin[0] in ids:
+                elif len(fields) <= dim and (begin := line.split(maxsplit=1)[:1]) and begin[0] in ids:
                     other.setdefault(begin[0], number)
     except OSError as error:
         raise InputError(f"train.word_vectors: {path}: cannot be read ({error.strerror})") from None

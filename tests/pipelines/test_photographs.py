@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,6 +103,27 @@ def test_what_is_set_for_every_row_is_what_every_row_has(full: Params) -> None:
         assert params.train.epochs == (1 if name.startswith("tuned") else 2), name
         assert params.train.batch_size == 96 and params.regions.geometry
         assert params.train.ema_decay == (0.99 if name.endswith(("-ema", "-all-of-these")) else 0.5), name
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        ({"train.epochs": 1, "train.validation_share": 0.5}, "rows: 'full' cannot be trained: train.validation_share"),
+        (
+            {"train.all_negatives_epochs": 1},
+            r"best_1_joint\.yaml, with what is set for every row: train\.all_negatives",
+        ),
+    ],
+)
+def test_what_is_set_for_every_row_leaves_what_they_are_compared_with(
+    base: dict[str, Any], said: str, full: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "presets").symlink_to(REPOSITORY / "presets")
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
+    rewrite(tmp_path / "params.yaml", full.replace(train=full.train.replace(start_from=None)).to_dict())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=said):
+        photographs.fn(base=base)
 
 
 @pytest.mark.parametrize("asked", ["counts", "full-nothing"])

@@ -66,7 +66,8 @@
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "Escape" && document.activeElement !== byId("q")) {
       // Where this page was opened from: as the browser left it, and without a way forward and back again.
-      return document.referrer === byId("back").href ? history.back() : byId("back").click();
+      const here = document.referrer === byId("back").href && window.navigation?.canGoBack;
+      return here ? history.back() : byId("back").click(); // a tab of its own has nothing to go back to
     }
     if (document.activeElement?.closest("input, [role=group]")) return;
     if (event.key === "/") {

@@ -227,5 +227,6 @@ def test_boxes_that_are_left_out_are_counted_and_another_files_are_refused(
     assert boxes_of(prepare(tmp_path, images, {1: BOX, 7: BOX, 8: BOX})) == {"1": list(BOX)}
     said = capsys.readouterr().out
     assert "instances.json: 2 boxes of images that the caption file does not list are left out" in said
-    with pytest.raises(InputError, match=r"instances\.json: annotations: all boxes are of images that .* not list"):
-        prepare(tmp_path, images, {7: BOX, 8: BOX})
+    for boxes in ({7: BOX, 8: BOX}, {7: (30, 20, 20, 10), 8: BOX}):
+        with pytest.raises(InputError, match=r"instances\.json: annotations: all boxes are of images that .* not list"):
+            prepare(tmp_path, images, boxes)

@@ -226,6 +226,17 @@ def test_captions_that_are_there_again_are_counted(
     assert "3 captions are there again for the same picture; they are kept" in capsys.readouterr().out
 
 
+def test_a_blank_row_before_the_header_is_none(tmp_path: Path) -> None:
+    """As Excel writes it."""
+    for blank, sign in ((",,", ","), (" , ,", ","), (";;", ";")):
+        rows = f"image{sign}caption{sign}split\n1.jpg{sign}a dog{sign}train\n"
+        (tmp_path / "captions.csv").write_text(f"{blank}\n{rows}")
+        assert [
+            caption.text
+            for caption in table.read_source(DatasetParams(source="table", root=str(tmp_path)), tmp_path).captions
+        ] == ["a dog"]
+
+
 def test_another_sign_between_cells_is_said_before_quotes_that_it_makes_wrong(prepare: Callable[..., Path]) -> None:
     with pytest.raises(InputError, match="column 'image' is there 0 times; .* divided by commas, found image"):
         prepare(GOOD.replace(",", "|") + '4.jpg|"a dog", he says|train\n')

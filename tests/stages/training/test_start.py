@@ -40,10 +40,10 @@ def test_word_vectors_fill_the_embeddings_of_known_words(tmp_path, capsys, heade
 
 def test_words_whose_numbers_are_not_all_there_are_said(tmp_path, capsys):
     path = tmp_path / "glove.txt"
-    path.write_text("red 1 2 3\ndog 1 2\nyork\t1\t2\t3\nzebra 1\nred 1\n")
+    path.write_text("red 1 2 3\nred herring 1 2 3\ndog 1 2\nyork\t1\t2\t3\nzebra 1\nred 1\n")
     camp, random = start(word_vectors=str(path)), start()
     assert word(camp, "red") == [1, 2, 3] and word(camp, "dog") == word(random, "dog")
-    said = "2 words of the vocabulary, such as 'dog' in line 2, stand there without 3 numbers after blanks"
+    said = "2 words of the vocabulary, such as 'dog' in line 3, stand there without 3 numbers after blanks"
     assert said in capsys.readouterr().out
 
 
