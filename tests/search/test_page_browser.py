@@ -190,6 +190,12 @@ def test_keys_alone_search_and_walk_over_the_pictures(tab: Any, server: Server) 
     tab.key("Escape", 27)
     arrive(tab, r"/\?q=a\+dog")
     assert tab.run("history.length") == entries  # it went back, so that going back does not lead to the picture again
+    tab.run("document.querySelectorAll('#tiles a')[2].focus()")
+    tab.key("Enter", 13, "\r")
+    arrive(tab, "/picture.*at=3")
+    tab.call("Page.resetNavigationHistory")  # as in a tab of its own, where there is nothing to go back to
+    tab.key("Escape", 27)
+    arrive(tab, r"/\?q=a\+dog")
     assert tab.errors == []
 
 
