@@ -12,7 +12,6 @@ import torch
 
 from camp_model.checkpoint import load_checkpoint
 from camp_model.encoding import as_read, encode_captions, encode_images
-from camp_model.joint import pooled_vectors
 from camp_model.regions import RegionStore
 from stages.contracts import read_fingerprint
 from stages.evaluation.folds import read_split
@@ -35,7 +34,7 @@ def measure(root: Path, sentences: int) -> None:
     regions, mask = encode_images(model, store, [store.row_of(image_id) for image_id in split.images])
     words = encode_captions(model, captions, split.rows[drawn])
     scores = model.score_matrix(regions, mask, *words).T  # [C, I]
-    cosines = pooled_vectors(*words) @ pooled_vectors(regions, mask).T
+    cosines = model.caption_vectors(*words) @ model.image_vectors(regions, mask).T
     own = torch.from_numpy(split.caption_image[drawn])[:, None]
     best = scores.argsort(dim=1, descending=True)
     order = cosines.argsort(dim=1, descending=True)

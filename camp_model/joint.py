@@ -1,7 +1,8 @@
 """One vector for a picture and one for a caption, beside the matcher: what a shortlist is searched with.
 
 CAMP meets every picture for every caption. The means of the encoders' outputs need no meeting, so an index can hold
-them; the contrastive term makes them comparable (InfoNCE, van den Oord et al. 2018, in both directions as in CLIP).
+them (`CAMP.image_vectors`, which has a joint embedding's own instead); the contrastive term makes them comparable
+(InfoNCE, van den Oord et al. 2018, in both directions as in CLIP).
 """
 
 import torch
@@ -18,10 +19,8 @@ def pooled_vectors(states: Tensor, mask: Tensor) -> Tensor:
 
 
 def joint_contrastive(
-    regions: Tensor,
-    region_mask: Tensor,
-    words: Tensor,
-    word_mask: Tensor,
+    images: Tensor,
+    captions: Tensor,
     image_index: Tensor,
     *,
     caption_index: Tensor | None = None,
@@ -33,14 +32,14 @@ def joint_contrastive(
     Beyond the paper. Each pair's own partner is right; others of the same image or text are left out.
 
     Args:
-        regions, region_mask, words, word_mask, image_index, caption_index, pairs: as in `camp_model.losses`.
+        images, captions: unit vectors of the pairs, [B, d] each (`CAMP.image_vectors`, `CAMP.caption_vectors`).
+        image_index, caption_index, pairs: as in `camp_model.losses`.
         temperature: what cosines are divided by.
 
     Returns:
         The mean over the wanted pairs and both directions.
     """
-    with torch.autocast(regions.device.type, enabled=False):
-        images, captions = pooled_vectors(regions, region_mask), pooled_vectors(words, word_mask)
+    with torch.autocast(images.device.type, enabled=False):
         cosines = images @ captions.T / temperature
     own = torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)
     allowed = negative_pairs(image_index, caption_index).to(cosines.device) | own

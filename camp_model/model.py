@@ -5,10 +5,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from camp_model.config import CampConfig
 from camp_model.encoders import PLACE, RegionEncoder, TextEncoder, length_mask, places
+from camp_model.joint import pooled_vectors
 from camp_model.matchers.base import KernelPlan, Matched, Matcher
+from camp_model.matchers.matching import at_least_float32
 from camp_model.matchers.prepared import PAIRS, Layout, Prepared
 from camp_model.registry import MATCHERS, TEXT_ENCODERS
 from camp_model.scoring.all_pairs import score_matrix
@@ -95,6 +98,33 @@ class CAMP(nn.Module):
         """
         encoded: Tensor = self.caption_encoder(tokens, lengths, self.dropout)
         return encoded
+
+    def image_vectors(self, regions: Tensor, region_mask: Tensor) -> Tensor:
+        """The unit vectors by which an index finds images, and on which a contrastive term acts.
+
+        What the score itself compares, where it is a cosine of vectors (`Matcher.has_vectors`); otherwise the means of
+        the encoded regions.
+
+        Args:
+            regions: [I, R, d], from `encode_regions`.
+            region_mask: bool [I, R].
+
+        Returns:
+            [I, d], in float32 or wider.
+        """
+        return self._vectors(self.prepare_regions, regions, region_mask)
+
+    def caption_vectors(self, words: Tensor, word_mask: Tensor) -> Tensor:
+        """As `image_vectors`, of captions: [C, N, d], bool [C, N] -> [C, d]."""
+        return self._vectors(self.prepare_words, words, word_mask)
+
+    def _vectors(self, prepare: Callable[[Tensor, Tensor], Prepared], states: Tensor, mask: Tensor) -> Tensor:
+        if not self.matcher.has_vectors:
+            return pooled_vectors(states, mask)
+        with torch.autocast(states.device.type, enabled=False):
+            pooled = prepare(at_least_float32(states), mask).pooled
+        assert pooled is not None
+        return normalize(pooled, dim=-1)
 
     def forward(self, features: Tensor, region_mask: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Logits [P] of aligned pairs: [P, R, region_dim], bool [P, R], int64 [P, N], int64 [P]."""

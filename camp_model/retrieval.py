@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from camp_model.encoders import length_mask
 from camp_model.encoding import Regions, device_of, encode_batches, encode_images
@@ -58,14 +57,14 @@ class JointEmbedding:
     @torch.inference_mode()
     def images(self, features: Tensor, region_mask: Tensor) -> npt.NDArray[np.float32]:
         """[I, R, region_dim], bool [I, R] -> [I, d]."""
-        prepared = self.model.prepare_regions(self.model.encode_regions(features, region_mask), region_mask)
-        return _unit(prepared.pooled)
+        vectors = self.model.image_vectors(self.model.encode_regions(features, region_mask), region_mask)
+        return np.asarray(vectors.cpu().numpy())
 
     @torch.inference_mode()
     def captions(self, tokens: Tensor, lengths: Tensor) -> npt.NDArray[np.float32]:
         """int64 [C, N], int64 [C] -> [C, d]."""
         mask = length_mask(lengths.to(tokens.device), tokens.shape[1])
-        return _unit(self.model.prepare_words(self.model.encode_captions(tokens, lengths), mask).pooled)
+        return np.asarray(self.model.caption_vectors(self.model.encode_captions(tokens, lengths), mask).cpu().numpy())
 
 
 def build_index(
@@ -183,10 +182,4 @@ class Retriever:
 def _vectors(joint: JointEmbedding, regions: Regions, rows: npt.NDArray[np.int64], batch_size: int) -> Any:
     with torch.inference_mode():
         for encoded, mask in encode_batches(joint.model, regions, rows, batch_size):
-            yield _unit(joint.model.prepare_regions(encoded, mask).pooled)
-
-
-def _unit(pooled: Tensor | None) -> npt.NDArray[np.float32]:
-    assert pooled is not None
-    vectors: npt.NDArray[np.float32] = normalize(pooled.float(), dim=-1).cpu().numpy()
-    return vectors
+            yield joint.model.image_vectors(encoded, mask).cpu().numpy()

@@ -14,7 +14,6 @@ import numpy.typing as npt
 import torch
 
 from camp_model.checkpoint import load_checkpoint
-from camp_model.joint import pooled_vectors
 from camp_model.model import CAMP
 from search.answers import Answer, Hit, UnknownPicture
 from search.captions import CaptionRanker
@@ -178,7 +177,7 @@ class PictureCollection:
     @torch.inference_mode()
     def _vector_of(self, features: Features) -> npt.NDArray[np.float32]:
         """Features [R, region_dim] of one picture -> [1, d]."""
-        return np.asarray(pooled_vectors(*self._encoded(features)).numpy())
+        return np.asarray(self.model.image_vectors(*self._encoded(features)).numpy())
 
     @torch.inference_mode()
     def _encoded(self, features: Features) -> tuple[torch.Tensor, torch.Tensor]:

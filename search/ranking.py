@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from camp_model.encoding import encode_images, encode_sentences
-from camp_model.joint import pooled_vectors
 from camp_model.matchers.prepared import Prepared
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
@@ -78,7 +77,7 @@ class Ranker:
             positions = np.arange(len(pictures))
             scores = self._score_all(pictures, words, word_mask)
         else:
-            vector = pooled_vectors(words, word_mask).numpy()
+            vector = self.model.caption_vectors(words, word_mask).numpy()
             positions = np.sort(pictures.nearest(vector, self.shortlist)[0]).astype(np.int64)
             scores = self._score(pictures, positions, words, word_mask)
         if not np.isfinite(scores).all():

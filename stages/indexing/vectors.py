@@ -9,11 +9,13 @@ import torch
 
 from camp_model.encoding import Regions, encode_batches
 from camp_model.files import replacing, sha256_of
-from camp_model.joint import pooled_vectors
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from camp_model.seal import check_seal, seal
 from stages.indexing.engines import Ids, Vectors
+
+VERSION = 2
+"""Of what is a picture's vector. 2: a joint embedding's own, however it pools; 1 had the mean of its regions."""
 
 
 @torch.inference_mode()
@@ -23,7 +25,7 @@ def picture_vectors(model: CAMP, regions: Regions, rows: Sequence[int] | Ids) ->
     Raises:
         ValueError: the store's features are damaged.
     """
-    batches = [pooled_vectors(*batch).cpu().numpy() for batch in encode_batches(model, regions, rows)]
+    batches = [model.image_vectors(*batch).cpu().numpy() for batch in encode_batches(model, regions, rows)]
     return np.concatenate([np.zeros((0, model.config.dim), np.float32), *batches])
 
 
@@ -34,7 +36,7 @@ def weights_key(checkpoint: Path) -> str:
 
 def vector_file(weights: str, shard: str) -> str:
     """Name of the file of the vectors that a model makes of a shard; shards are named by their content."""
-    return hashlib.sha256(f"{weights} {shard}".encode()).hexdigest()[:40] + ".npy"
+    return hashlib.sha256(f"{VERSION} {weights} {shard}".encode()).hexdigest()[:40] + ".npy"
 
 
 def store_vectors(

@@ -45,8 +45,10 @@ def batch_loss(
             for part, wanted in parts if wanted
         ]).sum()  # fmt: skip
         if params.joint_weight:
+            all_regions, all_region_mask, all_words, all_word_mask, image_index = everyone.tensors
             joint = joint_contrastive(
-                *everyone.tensors, caption_index=everyone.caption_index, temperature=params.joint_temperature,
+                model.image_vectors(all_regions, all_region_mask), model.caption_vectors(all_words, all_word_mask),
+                image_index, caption_index=everyone.caption_index, temperature=params.joint_temperature,
                 pairs=everyone.pairs,
             )  # fmt: skip
             loss = loss + params.joint_weight * joint

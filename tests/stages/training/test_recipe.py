@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from camp_model.all_negatives import all_negatives_bce, all_negatives_triplet
 from camp_model.checkpoint import load_checkpoint
 from camp_model.encoders import length_mask
-from camp_model.joint import joint_contrastive
+from camp_model.joint import joint_contrastive, pooled_vectors
 from camp_model.losses import hardest_negative_bce, triplet_loss
 from camp_model.metrics import retrieval_metrics
 from camp_model.vocabulary import END, START, Vocabulary
@@ -152,7 +152,8 @@ def test_negatives_are_searched_within_parts_of_a_batch(make_data, params):
     words = model.encode_captions(batch.tokens, batch.lengths)
     word_mask = length_mask(batch.lengths, batch.tokens.shape[1])
     encoded = (regions, mask, words, word_mask, batch.image_index)
-    expected = 0.7 * joint_contrastive(*encoded, caption_index=batch.caption_index)  # among all of the batch
+    vectors = pooled_vectors(regions, mask), pooled_vectors(words, word_mask), batch.image_index
+    expected = 0.7 * joint_contrastive(*vectors, caption_index=batch.caption_index)  # among all of the batch
     for part in (slice(0, 4), slice(4, 8), slice(8, 12)):
         tensors = [tensor[part] for tensor in encoded]
         of_part = hardest_negative_bce(model, *tensors, caption_index=batch.caption_index[part])
