@@ -31,7 +31,7 @@ class FoilBatch:
     positions: Tensor
     """int64 [P], of the changed word"""
     weights: Tensor
-    """float32 [P], as `camp_model.foils.balance` makes them"""
+    """float32 [P], as `camp_model.foils.balance` makes them, 1 in the mean; in an epoch all kinds weigh the same"""
 
     def to(self, device: torch.device) -> "FoilBatch":
         """The same on `device`, but for what stays on the CPU."""
@@ -59,9 +59,6 @@ class TrainingFoils:
         count = Counter(foils.kinds)
         share = np.array([1 / count[kind] for kind in foils.kinds])
         of_kind = np.array(foils.kinds)
-        for kind in count:  # balanced, kinds whose words are of unequal frequency would weigh less
-            weights = self.weights[of_kind == kind]
-            self.weights[of_kind == kind] = weights / max(weights.mean(), 1e-6)
         row_of = {caption: row for row, caption in enumerate(captions.caption_ids.tolist())}
         rows: defaultdict[int, list[int]] = defaultdict(list)
         for foil, caption in enumerate(foils.captions.caption_ids.tolist()):
@@ -74,6 +71,14 @@ class TrainingFoils:
             if self.weights[foil] and foils.kinds[foil] in kinds:
                 rows[row_of[caption]].append(foil)
         self.choices = {row: (np.array(some), share[some] / share[some].sum()) for row, some in rows.items()}
+        # What an epoch draws of a kind is not what there is of it: a caption has one foil a step, and many have foils
+        # of one kind alone. And kinds whose words are of unequal frequency have smaller weights.
+        drawn: defaultdict[str, float] = defaultdict(float)
+        for some, chances in self.choices.values():
+            for foil, chance in zip(some, chances, strict=True):
+                drawn[foils.kinds[foil]] += float(chance * self.weights[foil])
+        for kind, weight in drawn.items():
+            self.weights[of_kind == kind] *= len(self.choices) / len(drawn) / weight
         used = Counter(foils.kinds[foil] for some in rows.values() for foil in some)
         of_all = ", ".join(f"{kind} {used[kind]} of {count[kind]}" for kind in kinds)
         print(f"train.foil_kinds: {of_all} foils of {path} are used, those whose words are each other's")
@@ -89,7 +94,7 @@ class TrainingFoils:
         return drawn
 
     def draw(self, captions: Indices, seed: tuple[int, ...]) -> FoilBatch | None:
-        """A foil of each caption that has some, every kind equally often; None where none has."""
+        """A foil of each caption that has some; None where none has."""
         pairs = [pair for pair, row in enumerate(captions.tolist()) if row in self.choices]
         if not pairs:
             return None

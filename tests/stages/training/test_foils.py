@@ -76,7 +76,16 @@ def test_every_kind_weighs_the_same_and_its_words_are_balanced(make_data):
     colour = (table["kind"] == "colour").to_numpy()
     assert balanced[colour].mean() < 0.9 * balanced[~colour].mean()
     for kind in (colour, ~colour):
-        np.testing.assert_allclose(foils.weights[kind], balanced[kind] / balanced[kind].mean(), rtol=1e-6)
+        weights = foils.weights[kind] / foils.weights[kind].sum()
+        np.testing.assert_allclose(weights, balanced[kind] / balanced[kind].sum(), rtol=1e-6)
+    everyone, cost, captions_drawn = np.arange(len(captions)), Counter(), 0
+    for epoch in range(400):
+        batch = foils.draw(everyone, (0, epoch))
+        captions_drawn += len(batch.pairs)
+        for position, weight in zip(batch.positions.tolist(), batch.weights.tolist(), strict=True):
+            cost["object" if position else "colour"] += weight
+    assert cost["colour"] / cost["object"] == pytest.approx(1, abs=0.05)
+    assert cost.total() / captions_drawn == pytest.approx(1, abs=0.05)
 
 
 def test_foils_change_a_training_that_goes_on_as_if_it_had_never_stopped(make_data, params, run_train):
