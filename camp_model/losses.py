@@ -91,7 +91,7 @@ def triplet_loss(
     generator: torch.Generator | None = None,
     **options: Unpack[BatchOptions],
 ) -> Tensor:
-    """Hinge with the hardest negatives, on the bare cosine or, for `matching: mlp`, on the probability.
+    """Hinge with the hardest negatives, on the bare cosine or, where a logit is more than that, on the probability.
 
     [margin - s(I, T) + s(I, T^)]+ + [margin - s(I, T) + s(I^, T)]+; arguments as in the module's docstring.
     """

@@ -64,8 +64,9 @@ def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference],
         f"measured once on the {SPLIT} split.\n",
         f"![Difference in rsum to the full model]({path.stem}-differences.svg)\n",
         table(_recall_rows(outcomes, differences, study)),
-        "The difference is the full model minus the row, on the same images, with its 95 % bootstrap interval over "
-        f"images{' and seeds' if len(study.seeds) > 1 else ''}: where it holds 0, no difference was found.\n",
+        "The difference is the full model minus the row, on the same images, with its 95 % interval, a bootstrap over "
+        f"images{' and a t distribution over seeds' if len(study.seeds) > 1 else ''}: where it holds 0, no difference "
+        "was found.\n",
         *_hardly_begun(outcomes, study),
         *([page.remarks] if page.remarks else []),
         *beliefs(outcomes, differences, study),
@@ -167,12 +168,14 @@ def _kinds(outcomes: Outcomes) -> list[str]:
 
 def _foil_rows(outcomes: Outcomes, study: StudyInput) -> list[dict[str, Any]]:
     columns = {}  # head -> kind, key
+    counts: dict[str, float | None] = {}
+    first = next(iter(outcomes.values()))[0].foils
     for kind in _kinds(outcomes):
         columns[kind] = kind, "true_first"
+        counts[kind] = first.get(kind, {}).get("foils", 0)
         if kind in BALANCED:
-            columns[f"{kind}, balanced"] = kind, "true_first_balanced"
-    first = next(iter(outcomes.values()))[0].foils
-    counts = {head: first.get(kind, {}).get("foils", 0) for head, (kind, _) in columns.items()}
+            columns[head := f"{kind}, balanced"] = kind, "true_first_balanced"
+            counts[head] = first.get(kind, {}).get("foils_balanced", 0)
     rows: list[dict[str, Any]] = [{"model": "*foils*", **counts}]
     for name, of_variant in outcomes.items():
         cells = {head: foil(of_variant, *column) for head, column in columns.items()}

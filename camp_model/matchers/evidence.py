@@ -6,7 +6,7 @@ of, its arguments: "left" what is there and what it is left of, "two" the noun t
 region i (`camp_model.encoders.places`; an encoder that learns would lose it), s_ij whether two boxes surround the same
 thing, x_li the affinity of word l, and a_li its attention:
 
-    b_kjl  = softmax_l (<q_kj, k_kl> + d_k(l - j))         argument k = 1, 2 of word j, from the caption alone
+    b_kjl  = softmax_l (<q_kj, k_kl> / 8 + d_k(l - j))     argument k = 1, 2 of word j, from the caption alone
     n_l    = 1 / sum_ij c_li s_ij c_lj,                    how many things word l looks at, c_l = softmax(t x_l)
     e_j    = [tanh(r sum_l (b_2jl - b_1jl) sum_i a_li p_i),  exp(-2 (n - sum_l b_2jl n_l)^2) for n = 0 .. 6]
     z_j    = <t_j, message_j> + <e_j, w(t_j)>              what was the gate's logit, and the evidence for it

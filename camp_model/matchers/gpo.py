@@ -1,4 +1,4 @@
-"""Generalised pooling: the aggregator of VSE-infinity (Chen et al., CVPR 2021, section 3.2).
+"""Generalised pooling: the aggregator of VSE-infinity (Chen et al., CVPR 2021, sections 3.2 and 3.3).
 
 Each channel of L vectors is sorted, the largest first, and its sorted values are summed with weights theta that depend
 on their place and on L alone (equations 2 to 5):
@@ -6,7 +6,9 @@ on their place and on L alone (equations 2 to 5):
     pooled_c = sum_k theta_k max_k({x_lc}),   theta = softmax_k(w . h_k / 0.1),   h = BiGRU(p_1, ..., p_L)
 
 p_k is the sinusoidal encoding of place k and h_k the mean of the GRU's two directions. The temperature, and the sizes
-of encodings and states, are those of the released code. Mean and max pooling are special cases of it.
+of encodings and states, are those of the released code. Mean and max pooling are special cases of it. VSE-infinity
+adds a two-layer MLP to its linear encoder of region features, and decays weights by 1e-4; here the encoder is linear,
+for all matchers alike.
 """
 
 import math

@@ -10,10 +10,11 @@ With unit vectors v_i and t_j:
     SAF         the result is unit(sum_p b_p s_p), b = sigmoid(W_f s_p) / sum_q sigmoid(W_f s_q)
     score       sigmoid(w . the result); both: the mean of the scores of SGR and SAF
 
-Biases and the attended vectors' unit length are the released code's. Two things of it are not here: dropout within the
-self-attention, and batch normalisation (in the self-attention, by the number of a region, and in SAF), which would make
-a pair's score depend on the pairs beside it. Where a model is used it is a scale and a shift, which the layer before it
-can hold. (The paper's SGRAF is two models that are trained apart, as `evaluate.ensemble` has it.)
+Biases and the attended vectors' unit length are the released code's. Three things of it are not here: dropout within
+the self-attention and of word embeddings (`train.dropout`), and batch normalisation. While training, that would make a
+pair's score depend on the pairs beside it; in SAF it ends as a scale and a shift, which the layer before it can hold,
+but in the self-attention it has a scale for the number of a region, so that the order of regions counts. (The paper's
+SGRAF is two models that are trained apart, as `evaluate.ensemble` has it.)
 """
 
 import torch

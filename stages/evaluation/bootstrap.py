@@ -1,7 +1,9 @@
-"""Paired bootstrap of rsum: how far a difference between two models depends on the images and seeds it was seen on.
+"""How far a difference in rsum between two models depends on the images and seeds it was seen on.
 
-An image brings its own query and those of its captions, so images are drawn and not captions; every model is measured
-on the same draw. Seeds are drawn too: a training is one sample of what its params give.
+An image brings its own query and those of its captions, so images are drawn (a paired bootstrap) and not captions;
+every model is measured on the same draw. A training is one sample of what its params give, too, but three seeds are too
+few to draw from: three drawn of three have two thirds of the variance of three new ones, and their deviation may be far
+from the true one. What seeds add is Student's t with the deviation that they have.
 """
 
 from collections.abc import Sequence
@@ -54,7 +56,7 @@ def image_hits(
 def rsum_difference(
     models: Sequence[ImageHits], others: Sequence[ImageHits], *, draws: int = 2000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float, float]:
-    """Mean difference in rsum, `models` minus `others`, and its bootstrap interval.
+    """Mean difference in rsum, `models` minus `others`, and its interval; one seed says nothing of seeds.
 
     Args:
         models, others: one entry per seed, in the same order of seeds, over the same images.
@@ -74,9 +76,10 @@ def rsum_difference(
     (images,) = sizes
     weights = rng.multinomial(images, np.full(images, 1 / images), size=draws).astype(np.float64)
     by_seed = np.stack([one.rsum(weights) - other.rsum(weights) for one, other in zip(models, others, strict=True)])
-    chosen = rng.integers(len(models), size=(draws, len(models)))
-    drawn = by_seed[chosen, np.arange(draws)[:, None]].mean(1)
     whole = np.ones(images)
-    mean = np.mean([one.rsum(whole) - other.rsum(whole) for one, other in zip(models, others, strict=True)])
+    seen = np.array([one.rsum(whole) - other.rsum(whole) for one, other in zip(models, others, strict=True)])
+    drawn = by_seed.mean(0)
+    if (seeds := len(seen)) > 1:
+        drawn = drawn + seen.std(ddof=1) / np.sqrt(seeds) * rng.standard_t(seeds - 1, draws)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return float(mean), float(low), float(high)
+    return float(seen.mean()), float(low), float(high)

@@ -130,8 +130,9 @@ def foil_metrics(table: pa.Table) -> dict[str, dict[str, float | int | None]]:
 
     foils: how many there are. true_first: percent whose caption scores higher. true_first_balanced: the same, weighed
     by `camp_model.foils.balance`, under which who reads the two words alone is right in 50 %; None where no two words
-    stand for each other. guilty_by_score, guilty_by_gate: percent whose changed word is held responsible (None where
-    words have no gates); chance: by a guess among the candidates.
+    stand for each other. foils_balanced: as many of equal weight would say as much (Kish's effective sample size).
+    guilty_by_score, guilty_by_gate: percent whose changed word is held responsible (None where words have no gates);
+    chance: by a guess among the candidates.
     """
     columns = table.to_pydict()
     kinds, position = np.array(columns["kind"], dtype=object), np.array(columns["position"], dtype=int)
@@ -151,6 +152,7 @@ def foil_metrics(table: pa.Table) -> dict[str, dict[str, float | int | None]]:
                 "foils": int(of_kind.sum()),
                 "true_first": 100 * float(truths[of_kind].mean()),
                 "true_first_balanced": balanced,
+                "foils_balanced": round(weight**2 / float((weights[of_kind] ** 2).sum())) if weight else 0,
                 "guilty_by_score": 100 * float(by_score[of_kind].mean()),
                 "guilty_by_gate": None if np.isnan(gated).any() else 100 * float(gated.mean()),
                 "chance": 100 * float(chance[of_kind].mean()),

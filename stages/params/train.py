@@ -65,7 +65,8 @@ class TrainParams(Section):
     weight_decay: float = Field(default=0.0, ge=0)
     """Weight decay of the optimizer; 0: none."""
     gradient_clip: float = Field(default=2.0, ge=0)
-    """Largest norm of the gradient; 0: no clipping."""
+    """Largest norm of the gradient of the mean loss; 0: no clipping. Of a loss summed over B pairs, as published, it is
+    B times as much."""
     dropout: Share = 0.0
     """Dropout of region features and word embeddings."""
     region_dropout: Share = 0.0

@@ -24,7 +24,7 @@ def learning_rate(params: TrainParams, step: int, steps_per_epoch: int) -> float
     if params.schedule == "step":
         return params.learning_rate * 0.1 ** (step // steps_per_epoch // params.step_epochs)
     if params.schedule == "cosine":
-        done = (step - warmup + 1) / (total - warmup)
+        done = (step - warmup + 1) / (total - warmup) if total - warmup > 1 else 0.0  # a single step is worth its rate
         return params.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
     return params.learning_rate
 

@@ -54,7 +54,7 @@ def test_what_is_believed_is_what_the_intervals_allow(tmp_path):
     text = (tmp_path / "study.md").read_text()
     said = text[text.index("## What we believe now") : text.index("## The answers")].splitlines()[2:-1]
     assert [line[:60] for line in said] == [
-        "- Messages are worth +225.0 [+30.0, +450.0] rsum (1 of 2 see",
+        "- Messages are worth +225.0 [-2056.8, +2067.1] rsum: the int",
         "- Gates, supervised as in the full model, are worth +240.0 [",
         "- Gates of a trained model, against the same held open, are ",
         "- Supervision of the gates is worth -30.0 [-75.0, +0.0] rsum",
@@ -78,7 +78,7 @@ def test_one_seed_has_no_spread(tmp_path):
     write_document(tmp_path / "study.md", outcomes, study)
     text = (tmp_path / "study.md").read_text()
     assert "±" not in text and "| full model | 540.0 | 90.0 | 90.0 |" in text
-    assert "one training seed (0)" in text and "bootstrap interval over images: " in text
+    assert "one training seed (0)" in text and "interval, a bootstrap over images: " in text
 
 
 def test_a_seed_is_not_set_for_every_row():

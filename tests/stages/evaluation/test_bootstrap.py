@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stages.evaluation.bootstrap import image_hits, rsum_difference
+from stages.evaluation.bootstrap import ImageHits, image_hits, rsum_difference
 
 
 def random_ranks(seed, images=40):
@@ -54,6 +54,24 @@ def test_seeds_that_disagree_widen_the_interval():
     steady = rsum_difference([up, up, up], [plain, plain, plain])
     shaky = rsum_difference([up, up, plain], [plain, plain, up])
     assert shaky[2] - shaky[1] > steady[2] - steady[1]
+
+
+@pytest.mark.parametrize(("seeds", "deviation"), [(3, 12.0), (3, 1.0), (8, 5.0)])
+def test_the_interval_holds_the_true_difference_as_often_as_it_says(seeds, deviation):
+    """Of two kinds of model that are equally good, whose trainings differ and which few images tell apart."""
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(300):
+        captions, count = rng.integers(0, 4, 100).astype(float), np.ones(100)
+        sides = [
+            [
+                ImageHits(rng.binomial(3, 0.5, 100) + rng.normal(0, deviation / 2**0.5 / 100), captions, count)
+                for _ in range(seeds)
+            ]
+            for _ in range(2)
+        ]
+        _, low, high = rsum_difference(*sides, draws=400)
+        held += low <= 0 <= high
+    assert held / 300 > 0.92
 
 
 def test_unequal_sides_are_an_error():

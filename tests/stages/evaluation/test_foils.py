@@ -139,11 +139,11 @@ def test_percentages_of_foils_by_hand():
     assert list(found) == ["colour", "count", "all"]
     assert found["colour"] == pytest.approx({
         "foils": 3, "true_first": 100 / 3, "true_first_balanced": 25.0, "guilty_by_score": 200 / 3,
-        "guilty_by_gate": 100 / 3, "chance": 100 / 3,
+        "guilty_by_gate": 100 / 3, "chance": 100 / 3, "foils_balanced": 3,  # (1/2 + 1/2 + 1)^2 / (1/4 + 1/4 + 1)
     })  # fmt: skip
     assert found["count"] == {
         "foils": 1, "true_first": 100.0, "true_first_balanced": None, "guilty_by_score": 100.0, "guilty_by_gate": 0.0,
-        "chance": 20.0,
+        "chance": 20.0, "foils_balanced": 0,
     }  # fmt: skip
     assert found["all"]["true_first"] == 50.0 and found["all"]["chance"] == pytest.approx(30.0)
     gateless = table.set_column(

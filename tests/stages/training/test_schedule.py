@@ -27,6 +27,10 @@ def test_cosine_ends_at_zero_and_is_half_in_the_middle():
     assert all(a > b for a, b in itertools.pairwise(values))
 
 
+def test_a_single_step_of_a_cosine_has_its_rate():
+    assert learning_rate(TrainParams(epochs=1, schedule="cosine", learning_rate=0.1), 0, 1) == 0.1
+
+
 def test_cosine_after_a_warm_up():
     values = rates(range(40), schedule="cosine", epochs=4, warmup_steps=8)
     assert values[7] == 1.0 and values[23] == pytest.approx(0.5) and values[39] == pytest.approx(0.0)
