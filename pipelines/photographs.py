@@ -40,9 +40,11 @@ AT_ONCE = Path("presets/best.yaml")
 STARTS = Path("models/photographs")
 """Where the joint embeddings that others start from are put, below the main workspace."""
 _CHANGES = "full no-gates no-messages published-gates mean-pooling cosine-ranking foils counts"
-_AS_ENCODED = Variant("vectors as long as encoded", {"model.feature_norm": 0.0})
-ROWS: dict[str, Variant] = {name: STUDY[name] for name in _CHANGES.split()} | {"as-encoded": _AS_ENCODED}
-"""Changes to the full model: those of the scenes, and one that matters where it starts from a joint embedding."""
+_COSINE = "cosine of fused vectors beside the joint one, ranking loss"
+_FURTHER = {"cosine-ranking": replace(STUDY["cosine-ranking"], label=_COSINE),
+            "as-encoded": Variant("vectors as long as encoded", {"model.feature_norm": 0.0})}  # fmt: skip
+ROWS: dict[str, Variant] = {name: STUDY[name] for name in _CHANGES.split()} | _FURTHER
+"""Changes to the full model. The joint cosine is in their logits, so that a ranking loss acts on the probability."""
 _TUNED = {"train.freeze": [], "train.epochs": 1, "train.learning_rates": {
     "matcher.joint": 50, "region_encoder": 0.1, "caption_encoder": 0.1}}  # fmt: skip
 TUNED: dict[str, Variant] = {
@@ -281,10 +283,8 @@ def _laid_out(experiment: str) -> Path:
 def main() -> None:
     exit_when_asked()
     parser = argparse.ArgumentParser(description="The study on photographs: CAMP on the encoders of a joint embedding.")
-    parser.add_argument("--only", nargs="+", default=[], help="these rows, full and joint-embedding besides",
-                        metavar="NAME")  # fmt: skip
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED",
-                        help="training seeds of every row (default: 0 1 2)")  # fmt: skip
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="rows besides full and joint-embedding")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="default: 0 1 2")
     parser.add_argument("--set", action="append", type=setting, default=[], metavar="KEY=VALUE",
                         help="a param of every row that says nothing else, as train.epochs=5")  # fmt: skip
     parser.add_argument("--first", default=str(FIRST), help="preset of the joint embedding (default: %(default)s)")
