@@ -82,7 +82,7 @@ def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference],
         "## Subtle mismatch\n",
         "One word of a test caption is changed so that it is no longer true of the picture. How often the true caption "
         "scores higher than its foil, in percent, by the kind of the word. *Balanced*: foils are weighed so that who "
-        "reads the two words alone is right in 50 %.\n",
+        "reads the two words alone is right in 50 %; they say as much as that many of equal weight.\n",
         table(_foil_rows(outcomes, study)),
         "Which word is held responsible: among the foil's content words, counts and relations, the one whose removal "
         "(`<unk>`) raises the score most, or the one with the lowest gate; how often that is the changed word, in "
