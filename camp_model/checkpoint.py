@@ -129,10 +129,11 @@ def load_checkpoint(
 
 
 def load_weights(model: CAMP, weights: dict[str, torch.Tensor], source: str) -> None:
-    """Put weights into a model after checking every name and shape.
+    """Put weights into a model after checking every name, shape and number.
 
     Raises:
-        ValueError: a missing or unknown name or another shape; the message names `source` and the key.
+        ValueError: a missing or unknown name, another shape, or a number that is not finite; the message names `source`
+            and the key.
     """
     own = model.state_dict()
     for name, value in own.items():
@@ -140,6 +141,8 @@ def load_weights(model: CAMP, weights: dict[str, torch.Tensor], source: str) -> 
             raise ValueError(f"{source}: {name}: is missing; expected shape {list(value.shape)}")
         if weights[name].shape != value.shape:
             raise ValueError(f"{source}: {name}: shape {list(weights[name].shape)}; expected {list(value.shape)}")
+        if not weights[name].isfinite().all():
+            raise ValueError(f"{source}: {name}: holds numbers that are not finite; expected trained weights")
     unknown = sorted(weights.keys() - own.keys())
     if unknown:
         raise ValueError(f"{source}: {unknown[0]}: the model of config.json has no such weight")

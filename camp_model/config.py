@@ -19,9 +19,16 @@ CHOICES: dict[str, Collection[str]] = {
     "sgraf": ("saf", "sgr", "both"),
 }
 
+WIDEST = 16_384
+"""Of vectors; weights between two such are a gigabyte."""
+
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_width(value: object) -> bool:
+    return _is_count(value) and int(str(value)) <= WIDEST
 
 
 def _is_switch(value: object) -> bool:
@@ -112,8 +119,8 @@ class CampConfig:
             if getattr(self, key) not in tuple(allowed):
                 raise ValueError(f"model.{key}: {repr(getattr(self, key))[:80]} is not one of {', '.join(allowed)}")
         for keys, fits, expected in (
-            (("vocab_size", "region_dim", "word_dim", "dim", "pooling_heads", "similarity_dim"), _is_count,
-             "a whole number of 1 or more"),
+            (("vocab_size", "region_dim"), _is_count, "a whole number of 1 or more"),
+            (("word_dim", "dim", "pooling_heads", "similarity_dim"), _is_width, f"a whole number of 1 to {WIDEST}"),
             (("residual", "joint_score", "transformer_frozen", "gate_evidence"), _is_switch, "true or false"),
             (("geometry", "gate_context", "feature_norm"), _is_amount, "a number of 0 or more"),
         ):  # fmt: skip

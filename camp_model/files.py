@@ -52,7 +52,7 @@ def replacing(path: Path) -> Iterator[Path]:
     _remove_left(path, f".{path.name}.{host}-")
     temporary = path.with_name(f".{path.name}.{host}-{os.getpid()}-{uuid.uuid4().hex[:12]}.tmp")
     try:
-        with _naming(path):
+        with _naming(path, temporary):
             yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
@@ -63,11 +63,19 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """A place that cannot be written is an OSError that names `path`, whatever the library that wrote makes of it."""
+def _naming(path: Path, temporary: Path) -> Iterator[None]:
+    """A place that cannot be written is an OSError that names `path`, whatever the library that wrote makes of it.
+
+    What names another file, as one that was to be read, is left as it is.
+    """
     try:
         yield
     except Exception as error:
+        named = getattr(error, "filename", None)
+        if isinstance(named, str | bytes | os.PathLike):
+            place = Path(os.fsdecode(named))
+            if place != path.parent and not any(place.is_relative_to(one) for one in (path, temporary)):
+                raise
         stated = re.search(r"\(os error (\d+)\)", str(error))
         number = getattr(error, "errno", None) or (int(stated[1]) if stated else None)
         if number is None and isinstance(error, OSError | RuntimeError):
@@ -108,7 +116,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        with _naming(path):
+        with _naming(path, temporary):
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():

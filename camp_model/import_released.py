@@ -106,6 +106,9 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
         raise ValueError(f"{path}: model: is missing; expected a list of three state dicts")
     if len(content["model"]) != 3:
         raise ValueError(f"{path}: model: {len(content['model'])} state dicts; expected image, text and scoring")
+    for number, state in enumerate(content["model"]):
+        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise ValueError(f"{path}: model[{number}]: is no state dict; expected names of weights with a tensor each")
     _check_options(path, content.get("opt"))
     return content
 
@@ -248,8 +251,9 @@ def main() -> None:
             model = convert(content["model"], str(path))
             save_checkpoint(folder, model, vocabulary, {"released": path.name, "epoch": content.get("epoch")})
             print(f"{folder}: {model.config}")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        place = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        print(f"error: {place}", file=sys.stderr)
         raise SystemExit(2) from None
     print(
         f"Their captions are cut by the tokenizer {vocabulary.tokenizer}, which vocabulary.json records: set "

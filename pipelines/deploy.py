@@ -5,7 +5,6 @@ be there before the first run. Doing it again changes nothing but what has chang
 """
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,8 +12,9 @@ import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.events.schemas.automations import AutomationCore
 
-from pipelines.commands import saying_how_to_go_on
+from pipelines.commands import run_command, saying_how_to_go_on
 from pipelines.forms import present_params
+from stages.errors import InputError
 
 AUTOMATIONS = Path("deploy/automations.yaml")
 
@@ -36,16 +36,19 @@ def deploy(pool: str, pool_type: str, prefect_file: Path) -> None:
     """Create the pool if it is not there, and deploy the automations and the flows of a file.
 
     Raises:
-        InputError: params.yaml, whose values the run form gets, is wrong.
+        InputError: params.yaml, whose values the run form gets, is wrong, or there is no such file; nothing is changed.
+        CommandFailed: Prefect refuses the pool or a flow.
     """
     present_params()
+    if not prefect_file.is_file():
+        raise InputError(f"--prefect-file: {prefect_file} is no file; expected one such as prefect.yaml")
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
     with get_client(sync_client=True) as client:
         pools = client.request("POST", "/work_pools/filter", json={}).json()
         if pool not in {known["name"] for known in pools}:
-            subprocess.run([*prefect, "work-pool", "create", "--type", pool_type, pool], check=True)
+            run_command([*prefect, "work-pool", "create", "--type", pool_type, pool], print)
         deploy_automations(client)
-    subprocess.run([*prefect, "deploy", "--all", "--prefect-file", str(prefect_file)], check=True)
+    run_command([*prefect, "deploy", "--all", "--prefect-file", str(prefect_file)], print)
 
 
 def main() -> None:

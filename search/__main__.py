@@ -49,9 +49,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="camp search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("sentence", nargs="?", help="without one the page is served")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="a folder of pictures (default: this workspace's)")
-    parser.add_argument("--model", type=Path, metavar="DIR", help=f"for --images (default: {SHIPPED})")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="what is known of pictures (default: your cache)")
+    parser.add_argument(
+        "--images", type=_folder, metavar="DIR", help="a folder of pictures (default: this workspace's)"
+    )
+    parser.add_argument("--model", type=_folder, metavar="DIR", help=f"for --images (default: {SHIPPED})")
+    parser.add_argument("--cache", type=_folder, metavar="DIR", help="what is known of pictures (default: your cache)")
     parser.add_argument("--top", type=_count, default=10, metavar="N", help="pictures printed (default: 10)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--host", default="127.0.0.1", help="address of the page (default: 127.0.0.1)")
@@ -62,8 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _folder(text: str) -> Path:
+    if not text:  # as of a variable that is not set; a path would make the folder of it that one stands in
+        raise argparse.ArgumentTypeError("is empty; expected a folder")
+    return Path(text)
+
+
 def _count(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= 100_000:
+    if not text.isdecimal() or not 1 <= int(text) <= 100_000:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from 1 to 100000")
     return int(text)
 

@@ -5,12 +5,12 @@ python -m search.shipping pretrained/flickr8k
 
 import argparse
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from camp_model.checkpoint import load_checkpoint
+from camp_model.files import replacing
 from camp_model.regions import RegionStore
 from search.features import Extraction, Looker, copy_detector
 from search.sample import TOLERANCE, difference, sample_picture, write_sample
@@ -18,6 +18,7 @@ from search.workspace import Workspace
 from stages.contracts import input_errors, read_fingerprint
 from stages.detectors.base import Description
 from stages.detectors.images import RejectedImage, read_image
+from stages.entry import stage_main
 from stages.errors import InputError, shown
 from stages.params.section import PARAMS
 
@@ -31,7 +32,8 @@ def ship(workspace: Workspace, out: Path) -> None:
 
     Raises:
         InputError: the model is damaged, or its features cannot be computed for other pictures, or are others today; or
-            `out` cannot be written. Nothing is written then.
+            `out` is a file. Nothing is written then.
+        OSError: `out` cannot be written; no weights are in it then.
     """
     with input_errors():
         load_checkpoint(workspace.model)
@@ -48,11 +50,12 @@ def ship(workspace: Workspace, out: Path) -> None:
     if out.resolve() == workspace.model.resolve() or not (out.is_dir() or not out.exists()):
         raise InputError(f"{out}: expected a folder of its own for the model, or a new name")
     out.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        shutil.copyfile(workspace.model / name, out / name)
     extraction.write(out)
     copy_detector(looker.folder, params.detector, out)
     write_sample(sample, out / "detector")
+    for name in reversed(FILES):  # the weights last: without them it is no model
+        with replacing(out / name) as temporary:
+            shutil.copyfile(workspace.model / name, temporary)
 
 
 def check_features(workspace: Workspace, looker: Looker) -> None:
@@ -82,12 +85,8 @@ def check_features(workspace: Workspace, looker: Looker) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="FOLDER", help="is made where it is missing; other files in it stay")
-    try:
-        ship(Workspace(Path()), parser.parse_args().out)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    ship(Workspace(Path()), parser.parse_args().out)
 
 
 if __name__ == "__main__":
-    main()
+    stage_main(main, arguments=True)

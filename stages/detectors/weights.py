@@ -205,7 +205,7 @@ def fit(network: torch.nn.Module, state: State, source: str) -> None:
     """Load `state` into the network.
 
     Raises:
-        InputError: a parameter is missing, unknown or of another shape; the message names it.
+        InputError: a parameter is missing, unknown, of another shape or not finite; the message names it.
     """
     own = network.state_dict()
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
@@ -220,4 +220,7 @@ def fit(network: torch.nn.Module, state: State, source: str) -> None:
         raise InputError(
             f"{source}: {name}: has shape {list(state[name].shape)}; the architecture has {list(own[name].shape)}"
         )
+    for name in own:
+        if name in state and not state[name].isfinite().all():
+            raise InputError(f"{source}: {name}: holds numbers that are not finite; expected trained weights")
     network.load_state_dict(state, strict=False)

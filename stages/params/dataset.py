@@ -5,7 +5,7 @@ from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from stages.params.section import Section, Share, Split
+from stages.params.section import Section, Seed, Share, Split
 from stages.workspace import named_path
 
 SPLITS: tuple[str, ...] = get_args(Split)
@@ -26,7 +26,7 @@ class ScenesParams(Section):
     """Side of the square images, in pixels."""
     twin_share: Share = 0.4
     """Share of each split's scenes that are near twins of another scene of the split."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Which scenes are drawn: the same seed, the same pictures."""
 
 

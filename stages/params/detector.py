@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.params.section import Section, Share
+from stages.params.section import Section, Seed, Share
 
 Backend = Literal["torchvision", "detectron2", "precomputed", "timm"]
 """A module of stages/detectors each, and what it alone needs to know a section of the same name below."""
@@ -19,7 +19,7 @@ class DetectorTrainParams(Section):
     """Images per optimizer step."""
     learning_rate: float = Field(default=0.002, ge=0)
     """Highest learning rate of its schedule."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of the first weights and of the order of the images."""
 
 

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.params.section import Device, Section, Split
+from stages.params.section import Device, Section, Split, check_no_output
 
 
 class EvaluateParams(Section):
@@ -32,6 +32,14 @@ class EvaluateParams(Section):
     """trained (that in which the model was trained and validated), fp32, tf32, bf16 or fp16."""
     device: Device = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
+
+    @model_validator(mode="after")
+    def _other_models(self) -> Self:
+        for folder in self.ensemble:
+            check_no_output("evaluate.ensemble", folder)
+        if twice := [folder for folder in self.ensemble if self.ensemble.count(folder) > 1]:
+            raise ValueError(f"evaluate.ensemble: {twice[0]} is there twice; expected each model once")
+        return self
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

@@ -1,5 +1,6 @@
 """What every section of params.yaml is: typed once, frozen, checked whole, with errors that say what is allowed."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -11,6 +12,7 @@ from stages.errors import InputError, shown
 from stages.params import document
 
 PARAMS = Path("params.yaml")
+OWN_MODEL = "models/camp"
 _SAYS = {
     "int_type": "is not a whole number",
     "float_type": "is not a number",
@@ -48,7 +50,17 @@ def _device(name: str) -> str:
 
 Split = Literal["train", "val", "test"]
 Share = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Device = Annotated[str, AfterValidator(_device)]
+
+
+def check_no_output(key: str, folder: str) -> None:
+    """Raise ValueError where a folder is the one that train writes, which DVC removes before it runs."""
+    if os.path.normpath(folder) == OWN_MODEL:
+        raise ValueError(
+            f"{key}: {folder} is the model that train itself writes; expected another, such as a copy of it "
+            f"(cp -r {OWN_MODEL} models/first)"
+        )
 
 
 class Section(BaseModel):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.params.section import Device, Section, Share
+from stages.params.section import Device, Section, Seed, Share, check_no_output
 
 FoilKind = Literal["object", "colour", "size", "texture", "count", "relation"]
 
@@ -101,8 +101,14 @@ class TrainParams(Section):
     """Parameter name prefixes that are held fixed."""
     start_from: str | None = None
     """A checkpoint folder whose weights to start from."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of the first weights, the order of the pairs and dropout."""
+
+    @model_validator(mode="after")
+    def _starts_elsewhere(self) -> Self:
+        if self.start_from is not None:
+            check_no_output("train.start_from", self.start_from)
+        return self
 
     @model_validator(mode="after")
     def _divides(self) -> Self:

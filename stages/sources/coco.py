@@ -92,6 +92,20 @@ def _corners(record: dict[str, Any], where: str) -> tuple[float, float, float, f
     return x, y, x + width, y + height
 
 
+def _categories(content: dict[str, Any], file: Path) -> dict[int, str]:
+    """The names of the classes of objects, by their ids."""
+    categories: dict[int, str] = {}
+    for number, record in enumerate(take(content, "categories", list, str(file))):
+        where = f"{file}: categories[{number}]"
+        name = take(record, "name", str, where)
+        if not is_unicode(name):
+            raise BadRecord(f"{where}.name", f"{shown(name)} holds half a character (a lone surrogate)")
+        category = take(record, "id", int, where)
+        if categories.setdefault(category, name) != name:
+            raise BadRecord(f"{where}.id", f"{category} is {shown(categories[category])} already, here {shown(name)}")
+    return categories
+
+
 def _read_boxes(file: Path, part: _Part, ids: dict[int, str], source: Source) -> None:
     """The objects of the images in `ids` (COCO id -> image id); crowds, empty boxes and those of other images, all of
     which COCO's own files hold, are left out and counted.
@@ -102,13 +116,7 @@ def _read_boxes(file: Path, part: _Part, ids: dict[int, str], source: Source) ->
         InputError: all boxes are of other images: the file belongs to another caption file.
     """
     content = read_json(file, "the file that dataset.coco.parts.instances names")
-    categories: dict[int, str] = {}
-    for number, record in enumerate(take(content, "categories", list, str(file))):
-        where = f"{file}: categories[{number}]"
-        name = take(record, "name", str, where)
-        if not is_unicode(name):
-            raise BadRecord(f"{where}.name", f"{shown(name)} holds half a character (a lone surrogate)")
-        categories[take(record, "id", int, where)] = name
+    categories = _categories(content, file)
     images = content.get("images", [])
     for record in images if isinstance(images, list) else []:
         coco_id = record.get("id") if isinstance(record, dict) else None

@@ -29,6 +29,21 @@ def fill_splits(source: Source, val_share: float, test_share: float) -> None:
     ]
 
 
+def say_shared_groups(source: Source) -> None:
+    """Count and name the groups whose images are in several splits, as those of a table that states both may be."""
+    splits_of: defaultdict[str, set[str]] = defaultdict(set)
+    for image in source.images:
+        if image.group:
+            splits_of[image.group].add(image.split)
+    shared = sorted(group for group, splits in splits_of.items() if len(splits) > 1)
+    if shared:
+        names = ", ".join(f"{shown(group)} ({', '.join(sorted(splits_of[group]))})" for group in shared[:10])
+        print(
+            f"{len(shared)} of {len(splits_of)} groups are in several splits, for a stated split goes first: "
+            f"{names}{', ...' if len(shared) > 10 else ''}"
+        )
+
+
 def check_shared_pictures(source: Source, max_share: float) -> None:
     """Count and name the images whose file is also, byte for byte, an image of another split.
 

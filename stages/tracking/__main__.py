@@ -28,12 +28,18 @@ def serve(root: Path, page: str, host: str, port: int) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", "--no-serve-artifacts", *store, *where])
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) < 2**16:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a port, a whole number from 1 to 65535")
+    return int(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.tracking", description="MLflow, from this repository.")
     commands = parser.add_subparsers(dest="command", required=True)
     ui = commands.add_parser("ui", help="open the store in a browser")
     ui.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    ui.add_argument("--port", type=int, default=5000, help="(default: %(default)s)")
+    ui.add_argument("--port", type=_port, default=5000, help="(default: %(default)s)")
     commands.add_parser("sync", help="deliver what the server did not take when it happened")
     find = commands.add_parser("find", help="the runs that trained the model of a commit, or began at it")
     find.add_argument("commit", help="as git names it: a hash, a branch, HEAD~1")
@@ -52,8 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bound_waiting(10)
     try:
         _answer(chosen, root)
-    except Exception as error:  # OSError: of a store that is a file, and of `requests`
-        if not isinstance(error, OSError) and type(error).__name__ != "MlflowException":  # whose import takes a second
+    except Exception as error:  # OSError: of a store that is a file, and of `requests`; ImportError: of a driver
+        names = {kind.__name__ for kind in type(error).__mro__}  # the import of MLflow's own takes a second
+        if not isinstance(error, OSError | ImportError) and "MlflowException" not in names:
             raise
         raise InputError(f"{without_password(store_uri(root))}: {describe(error)}") from None
 

@@ -68,6 +68,10 @@ def change_config(folder, **values):
             r"bias: shape \[3\]; expected \[1\]",
         ),
         (lambda f: change_weight(f, "more", torch.zeros(3)), r"model.safetensors: more: "),
+        (
+            lambda f: change_weight(f, "matcher.matching.output.bias", torch.tensor([float("nan")])),
+            r"model.safetensors: matcher.matching.output.bias: holds numbers that are not finite",
+        ),
         (lambda f: change_config(f, gate="soft"), r"config.json: model.gate: 'soft'"),
         (lambda f: change_config(f, colour=1), r"config.json: .*colour"),
         (lambda f: change_config(f, dim=8), r"model.safetensors: .*: shape"),

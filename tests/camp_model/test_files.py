@@ -57,6 +57,18 @@ def test_a_folder_takes_its_place_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["data", "dataset", "new"]
 
 
+@pytest.mark.parametrize("writing", [replacing, replacing_folder])
+def test_a_file_that_cannot_be_read_on_the_way_is_not_taken_for_what_is_written(writing, tmp_path: Path) -> None:
+    (source := tmp_path / "features.npz").mkdir()
+    with pytest.raises(IsADirectoryError) as read, writing(tmp_path / "out"):
+        source.read_bytes()
+    assert read.value.filename == str(source)
+    with pytest.raises(IsADirectoryError) as written, writing(tmp_path / "out") as temporary:
+        temporary.mkdir(exist_ok=True)
+        temporary.write_bytes(b"")
+    assert written.value.filename == str(tmp_path / "out")
+
+
 def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"b": [1], "a": "é"})
     assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "b": [\n    1\n  ],\n  "a": "é"\n}\n'

@@ -238,6 +238,9 @@ def test_another_file_is_an_error(tmp_path, content):
     (tmp_path / "a.pth.tar").write_bytes(content)
     with pytest.raises(ValueError, match="a.pth.tar"):
         read_checkpoint(tmp_path / "a.pth.tar")
+    torch.save({"model": [{"fc.weight": torch.zeros(2)}, {"embed.weight": 1}, {}]}, tmp_path / "b.pth.tar")
+    with pytest.raises(ValueError, match=r"b.pth.tar: model\[1\]: is no state dict"):
+        read_checkpoint(tmp_path / "b.pth.tar")
     with pytest.raises(ValueError, match="missing.pth.tar: is missing"):
         read_checkpoint(tmp_path / "missing.pth.tar")
 

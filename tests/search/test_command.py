@@ -120,7 +120,16 @@ def test_what_is_wrong_is_said_in_one_line(
     assert says in said and len(said.splitlines()) == 1
 
 
-@pytest.mark.parametrize("arguments", [["a dog", "--top", "0"], ["a dog", "--top", "many"], ["--json"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["a dog", "--top", "0"],
+        ["a dog", "--top", "many"],
+        ["a dog", "--top", "²"],
+        ["--json"],
+        ["a dog", "--images", ""],
+    ],
+)
 def test_options_that_make_no_sense_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         command.main(arguments)
@@ -211,6 +220,10 @@ def test_what_is_shipped_was_trained_on_the_features_of_today(photographs: Photo
     facts = json.loads((root / "models/camp/fingerprint.json").read_text())
     # As if the code had changed since the training: pictures are looked at again, and found to be the same.
     (root / "models/camp/fingerprint.json").write_text(json.dumps(facts | {"detector": "0" * 64}))
+    (root / "full/config.json").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"config\.json"):
+        ship(Workspace(root), root / "full")
+    assert not (root / "full/model.safetensors").exists(), "what cannot be written whole is no model"
     ship(Workspace(root), root / "shipped")
     sample = np.load(root / "shipped/detector/sample.npy")
     seen = Workspace(root).looker().look(sample_picture()).features

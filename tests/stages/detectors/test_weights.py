@@ -131,6 +131,7 @@ def test_weights_that_do_not_fit_name_the_parameter(tmp_path: Path, state: dict[
         ({key: value for key, value in state.items() if key != name}, f"{name}: is missing"),
         (state | {"extra": torch.zeros(1)}, "extra: is unknown"),
         (state | {name: torch.zeros(99)}, rf"{name}: has shape \[99\]"),
+        (state | {name: torch.full_like(state[name], torch.nan)}, rf"weights.safetensors: {name}: holds numbers that"),
         ({"a": torch.zeros(1)}, r"box_predictor.cls_score.weight: is missing"),
     ):
         save_state(change, tmp_path)

@@ -43,6 +43,18 @@ def test_a_group_is_never_cut(prepare: Callable[..., Path], tmp_path: Path) -> N
         prepare("image,caption,group\n1.jpg,x,a\n1.jpg,y,b\n2.jpg,z,\n")
 
 
+def test_a_group_that_stated_splits_cut_is_said(
+    prepare: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [("train", "a"), ("val", "a"), ("test", "b"), ("train", "c"), ("train", "c"), ("test", "")]
+    for number in range(len(rows)):
+        picture(tmp_path / f"raw/{number}.jpg", number)
+    table = "".join(f"{number}.jpg,x {number},{split},{group}\n" for number, (split, group) in enumerate(rows))
+    prepare(f"image,caption,split,group\n{table}")
+    said = "1 of 3 groups are in several splits, for a stated split goes first: 'a' (train, val)\n"
+    assert said in capsys.readouterr().out
+
+
 def test_shares_that_leave_no_training_images_are_an_error() -> None:
     with pytest.raises(InputError, match=r"dataset\.table"):
         DatasetParams.from_dict({"table": {"val_share": 0.5, "test_share": 0.5}})

@@ -164,6 +164,20 @@ def test_a_store_that_does_not_answer_is_said_soon(repository, monkeypatch):
     assert time.monotonic() - begun < 60 and "secret" not in str(said.value)
 
 
+@pytest.mark.parametrize(("place", "says"), [("http://a b", "http://a b: "), ("postgresql://u:p@h/db", "psycopg")])
+def test_an_address_that_mlflow_cannot_use_is_said_in_a_line(repository, monkeypatch, place, says):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place)
+    with pytest.raises(InputError, match=says):
+        commands(["find", "HEAD"])
+
+
+@pytest.mark.parametrize("port", ["99999", "0", "web"])
+def test_a_port_that_is_none_is_refused(repository, port, capsys):
+    with pytest.raises(SystemExit) as ended:
+        commands(["ui", "--port", port])
+    assert ended.value.code == 2 and f"--port: '{port}' is not a port" in capsys.readouterr().err
+
+
 def test_model_hash():
     assert model_hash("stages: {train: {outs: [{path: a, md5: x}, {path: models/camp, md5: y.dir}]}}") == "y.dir"
     assert model_hash("schema: '2.0'") is None
