@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from tqdm import tqdm
 
 from camp_model.vocabulary import Vocabulary
 from stages.foils.facts import photograph_facts, scene_facts
@@ -38,7 +39,9 @@ def foil_rows(
     else:
         facts = photograph_facts(lexicon, images, words, dataset / "boxes.parquet")
     rows = []
-    for caption_id, image_id, text, caption, known in zip(ids, images, texts, words, facts, strict=True):
+    captions = zip(ids, images, texts, words, facts, strict=True)
+    shown = tqdm(captions, "foils", len(ids), unit="caption", delay=5, mininterval=2, dynamic_ncols=True)
+    for caption_id, image_id, text, caption, known in shown:
         for foil in foils_of(caption_id, text, caption[: params.max_words], known, lexicon, vocabulary):
             tokens = encode(vocabulary, foil.words, params)
             rows.append(
