@@ -212,7 +212,7 @@ def run_command(
         process.stdout.close()
     tail = "\n".join(lines)
     if code:
-        name = " ".join(word for word in command if word != sys.executable)
+        name = " ".join(word for word in command if word != sys.executable).removeprefix("-m ")
         raise CommandFailed(name, code, "error" if _ending else why(code, tail), "\n".join(lines[-20:]))
     return tail
 

@@ -63,8 +63,7 @@ def read_dag(targets: tuple[str, ...] = ()) -> Dag:
         targets: only these stages and what they depend on; all if empty.
 
     Raises:
-        InputError: there is no DVC repository, or dvc.yaml is wrong.
-        ValueError: a target is no stage.
+        InputError: there is no DVC repository, dvc.yaml is wrong, or a target is no stage.
     """
     import networkx
 
@@ -73,7 +72,7 @@ def read_dag(targets: tuple[str, ...] = ()) -> Dag:
         names = {stage: stage.addressing for stage in graph}
         unknown = set(targets) - set(names.values())
         if unknown:
-            raise ValueError(f"dvc.yaml: {sorted(unknown)[0]}: is no stage; there are {', '.join(names.values())}")
+            raise InputError(f"dvc.yaml: {sorted(unknown)[0]}: is no stage; there are {', '.join(names.values())}")
         wanted = set(graph)
         if targets:
             chosen = [stage for stage in graph if names[stage] in targets]

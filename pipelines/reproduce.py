@@ -30,7 +30,8 @@ else:
     from pipelines.forms import ParamsForm
 
 DVC = (sys.executable, "-m", "dvc")
-UNCHANGED = ("didn't change, skipping", "is cached - skipping run")
+UNCHANGED, RESTORED = "didn't change, skipping", "is cached - skipping run"
+"""What DVC says of a stage whose results are here, and of one whose results it has put here: not those of before."""
 SMALLER = {"train": ("train", "micro_batch", "batch_size"), "extract_regions": ("regions", "batch_size", "batch_size")}
 """Stage -> section, the key to halve when memory runs out, and the key to start from while it is 0. Neither changes
 what the stage computes."""
@@ -51,15 +52,19 @@ def can_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     task_run_name="{name}",
 )
 def run_stage(name: str, stale: bool, upstream: list[str]) -> Any:
-    """Run one stage through DVC; "ran", or "cached" where DVC had nothing to do.
+    """Run one stage through DVC.
 
     Args:
         name: of the stage.
         stale: whether DVC found it changed before the flow began.
-        upstream: "ran" or "cached" for each stage that it depends on.
+        upstream: what this returned for each stage that it depends on.
+
+    Returns:
+        "ran"; "cached" where DVC had nothing to do; "restored" where it had the result, which is another than before,
+        so that what depends on it may be stale.
     """
     logger = get_run_logger()
-    if not stale and "ran" not in upstream:
+    if not stale and set(upstream) <= {"cached"}:
         return Completed(name="Cached", message="DVC: nothing changed", data="cached")
     try:
         output = run_command(
@@ -69,7 +74,9 @@ def run_stage(name: str, stale: bool, upstream: list[str]) -> Any:
         if error.reason == "memory" and name in SMALLER:
             logger.warning("out of memory: the next try takes %s", _halve(*SMALLER[name]))
         raise
-    if any(sign in output for sign in UNCHANGED):
+    if RESTORED in output:
+        return Completed(name="Cached", message="DVC: had the result, and put it here", data="restored")
+    if UNCHANGED in output:
         return Completed(name="Cached", message="DVC: the result was there", data="cached")
     return "ran"
 
@@ -110,6 +117,7 @@ def reproduce(
         transfers: pull before and push after, where a DVC remote of your own is the default.
     """
     logger = get_run_logger()
+    read_dag(targets=tuple(stages))  # a wrong target changes nothing
     if changed := write_params(params):
         logger.info("params.yaml: changed %s", ", ".join(changed))
     dag = read_dag(targets=tuple(stages))

@@ -55,6 +55,7 @@ def connect(root: Path, uri: str) -> "MlflowClient":
         Path.home()
     except RuntimeError:  # a user without one, as in a container: MLflow does not start
         os.environ["HOME"] = str(root / ".tracking")
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # with the password that the address may hold
     import mlflow
     from sqlalchemy.engine import make_url
 

@@ -52,7 +52,8 @@ def test_an_opened_picture_shows_gates_attention_and_what_counts_against_it(
     assert gates == pytest.approx([gate / 1000 for gate in view.details["wordGates"]], abs=0.006)
     rows = tab.run("[...document.querySelectorAll('.effects .num')].map(n => n.textContent)")
     assert rows == [
-        "unknown" if effect is None else f"{effect:+.2f}".replace("-", "\N{MINUS SIGN}") for effect in view.effects
+        "unknown" if effect is None else f"{effect:+.2f}".replace("-0.00", "+0.00").replace("-", "\N{MINUS SIGN}")
+        for effect in view.effects
     ]
     unknown = view.details["unknown"]
     assert 4 in unknown and len(unknown) < 8

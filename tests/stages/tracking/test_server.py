@@ -17,6 +17,7 @@ import stages
 from stages.errors import InputError
 from stages.tracking import track
 from stages.tracking.__main__ import main as commands
+from stages.tracking.delivery import sync
 
 REPORT = "fetch(document.querySelector('iframe').src).then(answer => answer.text())"
 DRAWN = " && document.querySelector('{}')"
@@ -107,6 +108,22 @@ def test_a_server_that_runs_already_is_only_named(server, tmp_path, monkeypatch,
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server[0])
     commands(["ui"])
     assert capsys.readouterr().out == f"MLflow: {server[0]}/#/experiments/1/runs?viewStateShareKey=camp\n"
+
+
+@pytest.mark.timeout(300)
+def test_a_password_is_not_shown_by_a_delivery_that_goes_well(server, tmp_path, monkeypatch, capfd):
+    """MLflow's client prints the address of a run that ends, with all that is in it."""
+    (tmp_path / ".dvc").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server[0].replace("//", "//person:pa55-w0rd@"))
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "secrets")
+    monkeypatch.setattr("stages.tracking._deliver", lambda *_: None)
+    with track("report", {"model": {"gate": "none"}}, name="secret"):
+        pass
+    assert sync(tmp_path) == (1, [])
+    shown = capfd.readouterr()
+    assert "pa55-w0rd" not in shown.out + shown.err
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and b"pa55-w0rd" in path.read_bytes()] == []
 
 
 def test_mlflow_shows_and_compares_the_runs(server, page):
