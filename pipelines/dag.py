@@ -126,7 +126,7 @@ def shared_stages(keys: Iterable[str]) -> list[str]:
 
 
 def metrics_diff(base: str) -> list[dict[str, object]]:
-    """What `dvc metrics diff BASE` says, a row per number: metric, before, now, change.
+    """What `dvc metrics diff BASE` says, a row per number, recalls first: metric, before, now, change.
 
     Empty where there is no such revision, or nothing to compare.
     """
@@ -142,6 +142,6 @@ def metrics_diff(base: str) -> list[dict[str, object]]:
     return [
         {"metric": f"{Path(path).stem}: {name}", base: change.get("old"), "now": change.get("new"),
          "change": change.get("diff")}
-        for path, numbers in diff.get("diff", {}).items()
-        for name, change in numbers.items()
+        for path, numbers in sorted(diff.get("diff", {}).items(), key=lambda item: "retrieval" not in item[0])
+        for name, change in sorted(numbers.items())
     ]  # fmt: skip

@@ -1,6 +1,7 @@
 """How params.yaml and presets are read and written: YAML 1.2, the dialect in which DVC reads and writes them too."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,9 @@ def _lay(document: Any, values: Mapping[str, Any]) -> None:
             comments = document.ca.items.get(key)
             if comments and not comments[3]:
                 comments[3] = None  # empty after a list over several lines, it would join the lines that follow
+            if comments and comments[2]:  # a longer value has pushed it, and it would stay there
+                columns = Counter(item[2].start_mark.column for item in document.ca.items.values() if item[2])
+                comments[2].start_mark.column = columns.most_common(1)[0][0]
 
 
 def _quoted(value: Any) -> Any:

@@ -22,7 +22,7 @@ def serve(root: Path, page: str, host: str, port: int) -> None:
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     # Without its job runner the server is two processes instead of ten.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
-    print(f"MLflow (Ctrl-C ends it): http://{host}:{port}{page}", flush=True)
+    print(f"MLflow starts (Ctrl-C ends it), in a moment at http://{host}:{port}{page}", flush=True)
     store = ["--backend-store-uri", store_uri(root), "--default-artifact-root", (root / "mlartifacts").as_uri()]
     where = ["--host", host, "--port", str(port), "--workers", "1"]
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", "--no-serve-artifacts", *store, *where])
