@@ -7,7 +7,6 @@ python -m pipelines.photographs --jobs 2
 """
 
 import argparse
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,138 +14,27 @@ from typing import Any
 from prefect import flow, get_run_logger
 
 from camp_model.files import replacing_folder
-from pipelines.ablation import RANKING, STUDY, Variant, check_seeds, data_line, setting, true_by_chance_here, with_seeds
+from pipelines.ablation import check_seeds, data_line, setting, true_by_chance_here, with_seeds
 from pipelines.commands import begin, exit_when_asked, run_command, saying_how_to_go_on
 from pipelines.experiments import side_by_side
+from pipelines.photograph_rows import ADDITIONS, FIRST, JOINT, WORDS, rows_of, start_of
 from pipelines.reproduce import DVC
 from pipelines.study import SPLIT, commit_of, difference_of, read_outcome
 from pipelines.study_answers import Outcomes, StudyInput, interval
 from pipelines.study_document import Page, write_document
 from pipelines.summary import costs_markdown, table
-from pipelines.variants import check_splits, overridden, params_of, say_what_rows_keep
+from pipelines.variants import check_splits, params_of, say_what_rows_keep
 from stages.errors import InputError
 from stages.params.document import rewrite
 from stages.params.pipeline import Params
-from stages.params.presets import compose
 from stages.params.section import PARAMS
 from stages.tracking.machine import checked_out
 from stages.workspace import main_root
 
-JOINT = "joint-embedding"
-WORDS = "trained-words"
-FIRST = Path("presets/best_1_joint.yaml")
-TRAINED_WORDS = Path("presets/trained_words_joint.yaml")
-AT_ONCE = Path("presets/best.yaml")
 STARTS = Path("models/photographs")
 """Where the joint embeddings that others start from are put, below the main workspace."""
-_CHANGES = "full no-gates no-messages published-gates mean-pooling cosine-ranking foils counts"
-_COSINE = "cosine of fused vectors beside the joint one, ranking loss"
-_FURTHER = {"cosine-ranking": replace(STUDY["cosine-ranking"], label=_COSINE),
-            "as-encoded": Variant("vectors as long as encoded", {"model.feature_norm": 0.0})}  # fmt: skip
-ROWS: dict[str, Variant] = {name: STUDY[name] for name in _CHANGES.split()} | _FURTHER
-"""Changes to the full model. The joint cosine is in their logits, so that a ranking loss acts on the probability."""
-_TUNED = {"train.freeze": [], "train.epochs": 1, "train.learning_rates": {
-    "matcher.joint": 50, "region_encoder": 0.1, "caption_encoder": 0.1}}  # fmt: skip
-TUNED: dict[str, Variant] = {
-    "tuned": Variant("full model, one epoch, its encoders trained on", _TUNED),
-    "tuned-without-term": Variant("the same without the joint term", {**_TUNED, "train.joint_weight": 0.0}),
-}
-"""What the joint term costs or brings: where the encoders stay, as in the full model, it changes no score."""
-PEERS: dict[str, Variant] = {
-    JOINT: Variant("joint embedding, which the others start from"),
-    "vse-infinity": Variant("VSE-infinity", {"model.pooling": "gpo", "train.drop_regions": 0.2, "train.drop_words": 0.2,
-                                             "train.all_negatives_epochs": 1}),
-    "scan": Variant("SCAN, text to image", {"model.matcher": "scan"}),
-    "scan-image-to-text": Variant("SCAN, image to text", {"model.matcher": "scan",
-                                                          "model.scan_direction": "image_to_text"}),
-    "sgraf": Variant("SGRAF", {"model.matcher": "sgraf"}),
-}  # fmt: skip
-"""Changes to the joint embedding; all but itself with the ranking loss, which they are published with."""
-RANKED = {**RANKING, "train.joint_weight": 0.0, "train.batch_size": 128, "train.learning_rate": 0.0005,
-          "train.epochs": 6}  # fmt: skip
-"""Of the peers: they score all pairs of a batch, and learn from the hardest; at SCAN's learning rate on COCO."""
-ADDITIONS: dict[str, Variant] = {
-    "gpo": Variant("generalised pooling", {"model.pooling": "gpo"}),
-    "ema": Variant("averaged weights", {"train.ema_decay": 0.99}),
-    "drop-regions": Variant("a fifth of the regions left out", {"train.drop_regions": 0.2}),
-    "drop-words": Variant("a fifth of the words left out", {"train.drop_words": 0.2}),
-    "all-negatives": Variant("first epoch on all negatives", {"train.all_negatives_epochs": 1}),
-    "validation": Variant("epochs measured on a fifth of val", {"train.validation_share": 0.2}),
-}
-"""Changes to the full model and to the joint embedding, one by one and (but for the last) all together."""
 SHARED = ("prepare_dataset", "extract_regions", "tokenize_captions")
 """Stages whose results all rows have."""
-
-
-def start_of(row: Variant) -> str | None:
-    """The row whose model, of the same seed, a row's training starts from; None: from nothing, as other matchers do and
-    what trains the transformer, too."""
-    return None if row.overrides.keys() & {"model.matcher", "model.transformer_frozen"} else JOINT
-
-
-def rows_of(full: Params, first: Path, base: Mapping[str, Any]) -> tuple[dict[str, Variant], dict[str, str]]:
-    """Every row that can be trained, as changes to `full`, and why each of the others cannot.
-
-    Args:
-        full: what params.yaml says, with `base`.
-        first: the preset of the joint embedding.
-        base: params that are changed for all rows: presets and recipes yield to them, not what a row is named after.
-
-    Raises:
-        InputError: a preset cannot be read, or is wrong.
-    """
-    to_joint = _changes(full, _with_model(full, base, first))
-    ranked = {key: value for key, value in RANKED.items() if key not in base}
-    rows = ROWS | TUNED
-    for name, peer in PEERS.items():
-        rows[name] = Variant(peer.label, {**to_joint, **({} if name == JOINT else ranked), **peer.overrides})
-    for under_name, label, under in (("full", "full model", {}), (JOINT, "joint embedding", to_joint)):
-        some: dict[str, Any] = {}
-        for name, addition in ADDITIONS.items():
-            rows[f"{under_name}-{name}"] = Variant(f"{label}, {addition.label}", {**under, **addition.overrides})
-            if name != "validation" and not _obstacle(full, {**under, **addition.overrides}):
-                some |= addition.overrides
-        rows[f"{under_name}-all-of-these"] = Variant(f"{label}, all of these", {**under, **some})
-    if full.model.text == "transformer":
-        trained = Variant("joint embedding", _changes(full, _with_model(full, base, first, TRAINED_WORDS)))
-        at_once = _changes(full, _with_model(full, base, AT_ONCE))
-        changed = {name: Variant(STUDY[name].label, {**at_once, **STUDY[name].overrides})
-                   for name in ("full", "no-gates", "no-messages")}  # fmt: skip
-        for name, row in {JOINT: trained, **changed}.items():
-            rows[f"{name}-{WORDS}"] = Variant(f"{row.label}, trained with the transformer", row.overrides)
-    obstacles = {name: obstacle for name, row in rows.items() if (obstacle := _obstacle(full, row.overrides))}
-    return {name: row for name, row in rows.items() if name not in obstacles}, obstacles
-
-
-def _with_model(full: Params, base: Mapping[str, Any], *presets: Path) -> Params:
-    """The params with the model and training of these presets in place of their own, below `base`."""
-    other, _ = compose(presets)
-    try:
-        return overridden(full.replace(model=other.model, train=other.train), base)
-    except InputError as error:
-        raise InputError(f"{presets[-1]}, with what is set for every row: {error}") from None
-
-
-def _changes(full: Params, other: Params) -> dict[str, Any]:
-    """What makes `other` of `full`, as dotted keys of model and train."""
-    changes: dict[str, Any] = {}
-    for section in ("model", "train"):
-        own, wanted = full.to_dict()[section], other.to_dict()[section]
-        changes |= {f"{section}.{key}": value for key, value in wanted.items() if own[key] != value}
-    return changes
-
-
-def _obstacle(full: Params, overrides: Mapping[str, Any]) -> str | None:
-    """Why a row cannot be trained; None where it can."""
-    try:
-        train = overridden(full, overrides).train
-    except InputError as error:
-        return str(error)
-    if train.all_negatives_epochs >= train.epochs:
-        return f"train.epochs: {train.epochs} leaves none after those on all negatives"
-    if train.validation_share < 1 and train.epochs == 1:
-        return "train.validation_share: there is one epoch to choose from"
-    return None
 
 
 @flow(name="photographs")

@@ -7,17 +7,8 @@ from typing import Any
 import pytest
 
 from camp_model.vocabulary import Vocabulary
-from pipelines.photographs import (
-    AT_ONCE,
-    FIRST,
-    JOINT,
-    TRAINED_WORDS,
-    _remarks,
-    effects,
-    photographs,
-    rows_of,
-    start_of,
-)
+from pipelines.photograph_rows import AT_ONCE, FIRST, JOINT, TRAINED_WORDS, rows_of, start_of
+from pipelines.photographs import _remarks, effects, photographs
 from pipelines.variants import overridden
 from stages.errors import InputError
 from stages.params.document import rewrite
