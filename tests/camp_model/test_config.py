@@ -22,7 +22,7 @@ from camp_model import CampConfig
         ({"joint_score": 1}, "model.joint_score: 1 is not true or false"),
         ({"fusion": "message"}, "model.fusion: message needs"),
         ({"sgraf": "gat"}, "model.sgraf: 'gat' is not one of saf, sgr, both"),
-        ({"similarity_dim": 0}, "model.similarity_dim: 0 is not a whole number of 1 or more"),
+        ({"similarity_dim": 0}, "model.similarity_dim: 0 is not a whole number of 1 to 16384"),
         ({"scan_direction": "t2i"}, "model.scan_direction: 't2i' is not one of text_to_image, image_to_text, both"),
     ],
 )

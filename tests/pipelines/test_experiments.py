@@ -166,7 +166,7 @@ def test_an_experiment_that_fails_ends_a_sweep_with_its_reason(prefect_server, r
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
     said = done.stderr[done.stderr.rindex("\nerror: ") :]
-    assert said.startswith("\nerror: 1 of 2 experiments failed: epochs-3. The first: -m dvc exp run")
+    assert said.startswith("\nerror: 1 of 2 experiments failed: epochs-3. The first: dvc exp run")
     assert "no third epoch" in said
     assert said.endswith(
         "What is finished stays: `python -m pipelines.experiments '{\"train.epochs\": [1, 3]}'` goes on.\n"

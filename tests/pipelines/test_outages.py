@@ -183,7 +183,7 @@ def test_a_flow_whose_stage_fails_ends_with_the_command_that_goes_on(prefect_ser
     command = [sys.executable, "-m", "pipelines.reproduce"]
     done = subprocess.run(command, env=server_environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    said = done.stderr[done.stderr.rindex("\nerror: -m dvc repro") :]
+    said = done.stderr[done.stderr.rindex("\nerror: dvc repro") :]
     assert "params.yaml: wrong" in said
     assert "What is finished stays: `python -m pipelines.reproduce` goes on." in said and "Traceback" not in said
 

@@ -195,6 +195,7 @@ def test_keys_alone_search_and_walk_over_the_pictures(tab: Any, server: Server) 
     tab.key("Enter", 13, "\r")
     arrive(tab, "/picture.*at=3")
     tab.call("Page.resetNavigationHistory")  # as in a tab of its own, where there is nothing to go back to
+    tab.wait("!navigation.canGoBack")  # the page hears of it later
     tab.key("Escape", 27)
     arrive(tab, r"/\?q=a\+dog")
     assert tab.errors == []
