@@ -28,7 +28,7 @@ def _is_count(value: object) -> bool:
 
 
 def _is_width(value: object) -> bool:
-    return _is_count(value) and int(str(value)) <= WIDEST
+    return isinstance(value, int) and _is_count(value) and value <= WIDEST
 
 
 def _is_switch(value: object) -> bool:

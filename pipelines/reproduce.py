@@ -117,10 +117,10 @@ def reproduce(
         transfers: pull before and push after, where a DVC remote of your own is the default.
     """
     logger = get_run_logger()
-    read_dag(targets=tuple(stages))  # a wrong target changes nothing
+    dag = read_dag(targets=tuple(stages))  # before params are written: a wrong target changes nothing
     if changed := write_params(params):
         logger.info("params.yaml: changed %s", ", ".join(changed))
-    dag = read_dag(targets=tuple(stages))
+        dag = read_dag(targets=tuple(stages))
     begin()
     if transfers and dag.remote and any(stage.stale and not stage.watches for stage in dag.stages):
         pulled = transfer.with_options(name="pull")("pull", dag.remote, return_state=True)

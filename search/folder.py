@@ -172,20 +172,13 @@ class FolderSource:
             self._engine.add(vector_ids([names[i] for i in chosen]), vectors[chosen])
         gone = self._indexed.keys() - wanted.keys()
         self._indexed = wanted
-        self._pictures = self._snapshot(self._pictures)
+        self._pictures = self._snapshot()
         self._engine.remove(vector_ids(sorted(gone)))
 
-    def _snapshot(self, before: Pictures | None = None) -> Pictures:
-        """The pictures of the last listing that are known, in the order of the folder; `before`: as they were."""
+    def _snapshot(self) -> Pictures:
+        """The pictures of the last listing that are known, in the order of the folder."""
         ids: Sequence[str] = [sha256 for sha256 in self._listing.paths if sha256 in self._indexed]
         store = self._cache.store([self._cache.rows[sha256] for sha256 in ids])
         names = self._listing.paths
-        known = before.files if before else {}
-        # Of 100,000 pictures, with a hundred more at a time, making all paths anew would take a fifth of the time.
-        files = {
-            sha256: file
-            if (file := known.get(sha256)) is not None and file.name == names[sha256]
-            else PictureFile(self.root / names[sha256], sha256, names[sha256])
-            for sha256 in ids
-        }
+        files = {sha256: PictureFile(self.root, sha256, names[sha256]) for sha256 in ids}
         return Pictures(store, ids, np.arange(len(ids), dtype=np.int64), files, self._engine)

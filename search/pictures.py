@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,15 +13,20 @@ from camp_model.regions import ImageRegions, RegionStore
 from stages.indexing.engines import Engine, Vectors, vector_ids
 
 
-@dataclass(frozen=True)
-class PictureFile:
+class PictureFile(NamedTuple):
     """Where a picture lies."""
 
-    path: Path
+    folder: Path
+    """Of the pictures."""
     sha256: str
     """Of the bytes that were indexed; empty where nobody knows."""
     name: str
-    """Where it lies below the folder of the pictures, as people read it."""
+    """Where it lies below the folder, as people read it."""
+
+    @property
+    def path(self) -> Path:
+        """Where it lies; made when it is asked for, which is of few pictures."""
+        return self.folder / self.name
 
 
 @dataclass(frozen=True)

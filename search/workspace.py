@@ -82,7 +82,7 @@ class Workspace:
         for name, relative, sha256 in zip(*columns, strict=True):
             if not Path(os.path.normpath(root / relative)).is_relative_to(os.path.normpath(root)):
                 raise InputError(f"{path}: path: {shown(relative)} leads out of the folder of the images")
-            files[name] = PictureFile(root / relative, sha256, relative)
+            files[name] = PictureFile(root, sha256, relative)
         return files
 
     def looker(self) -> Looker:

@@ -2,6 +2,8 @@
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Iterable
+from itertools import islice
 
 from stages.errors import InputError, shown
 from stages.sources.base import Source, SourceImage
@@ -29,6 +31,12 @@ def fill_splits(source: Source, val_share: float, test_share: float) -> None:
     ]
 
 
+def _first(names: Iterable[str]) -> str:
+    """Ten of some names, and whether there are more."""
+    some = list(islice(names, 11))
+    return ", ".join([*some[:10], *(["..."] if len(some) > 10 else [])])
+
+
 def say_shared_groups(source: Source) -> None:
     """Count and name the groups whose images are in several splits, as those of a table that states both may be."""
     splits_of: defaultdict[str, set[str]] = defaultdict(set)
@@ -37,11 +45,8 @@ def say_shared_groups(source: Source) -> None:
             splits_of[image.group].add(image.split)
     shared = sorted(group for group, splits in splits_of.items() if len(splits) > 1)
     if shared:
-        names = ", ".join(f"{shown(group)} ({', '.join(sorted(splits_of[group]))})" for group in shared[:10])
-        print(
-            f"{len(shared)} of {len(splits_of)} groups are in several splits, for a stated split goes first: "
-            f"{names}{', ...' if len(shared) > 10 else ''}"
-        )
+        names = _first(f"{shown(group)} ({', '.join(sorted(splits_of[group]))})" for group in shared)
+        print(f"{len(shared)} of {len(splits_of)} groups are in several splits, for a stated split goes first: {names}")
 
 
 def check_shared_pictures(source: Source, max_share: float) -> None:
@@ -60,11 +65,8 @@ def check_shared_pictures(source: Source, max_share: float) -> None:
     )
     if not shared:
         return
-    names = ", ".join(f"{shown(image.image_id)} ({image.split})" for image in shared[:10])
-    message = (
-        f"{len(shared)} of {len(source.images)} images are the same picture in two splits: "
-        f"{names}{', ...' if len(shared) > 10 else ''}"
-    )
+    names = _first(f"{shown(image.image_id)} ({image.split})" for image in shared)
+    message = f"{len(shared)} of {len(source.images)} images are the same picture in two splits: {names}"
     if len(shared) > max_share * len(source.images):
         raise InputError(f"{message}; that is more than dataset.max_shared_share: {max_share:g} allows")
     print(message)

@@ -80,9 +80,9 @@ def test_stages_run_are_cached_and_run_again(prefect_server, repository, wait_fo
 @pytest.mark.timeout(240)
 def test_what_follows_a_result_that_dvc_has_from_before_is_not_left_as_it_was(prefect_server, repository):
     """As from one setting to another and back: the first stage has its result at once, and it is not the last one."""
-    stage = Path("stage.py").read_text()
-    seed = 'if name == "prepare": sources = ["params.yaml"]\nprint(f'
-    Path("stage.py").write_text(stage.replace("print(f", seed, 1))
+    code = Path("stage.py").read_text()
+    reads_params = 'if name == "prepare": sources = ["params.yaml"]\nprint(f'
+    Path("stage.py").write_text(code.replace("print(f", reads_params, 1))
     for number, expected in ((1, "ran"), (2, "ran"), (1, "restored")):
         state, _ = run_flow(params={"dataset": {"scenes": {"seed": number}}})
         assert set(state.result().values()) == {expected}
