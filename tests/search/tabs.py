@@ -41,3 +41,13 @@ def loaded(tab: Any) -> None:
         "[...document.images].filter(i => i.getBoundingClientRect().top < innerHeight)"
         ".every(i => i.complete && i.naturalWidth)"
     )
+
+
+def everything(tab: Any) -> None:
+    """Scroll until every picture is listed, after which nothing on the page moves."""
+    for _ in range(100):
+        tab.run("scrollTo(0, document.documentElement.scrollHeight)")
+        if tab.run("document.querySelector('#more') === null"):
+            return
+        tab.run("new Promise(wake => setTimeout(wake, 60))")
+    raise AssertionError(f"{tab.count('#tiles li')} pictures, and more are said to come")

@@ -8,7 +8,7 @@ import pytest
 
 from search.collection import PictureCollection
 from tests.search.conftest import Photographs, Server
-from tests.search.tabs import SENTENCE, WIDTHS, arrive, loaded, searched
+from tests.search.tabs import SENTENCE, WIDTHS, arrive, everything, loaded, searched
 
 
 def order(tab: Any) -> list[str]:
@@ -145,13 +145,22 @@ def test_scrolling_brings_one_more_row_until_all_are_there(
     expected = [hit.picture_id for hit in collection.search(SENTENCE, 100).hits]
     seen = len(order(tab))
     assert seen < len(expected) or width > 600
-    for _ in range(40):
+    everything(tab)
+    assert order(tab) == expected
+    assert tab.errors == []
+
+
+def test_what_is_below_the_pictures_can_be_reached_and_more_are_asked_for(tab: Any, server: Server) -> None:
+    tab.open(searched(server), 390)
+    tab.run("document.querySelector('#tiles').dataset.round = 26")
+    for _ in range(10):
         tab.run("scrollTo(0, document.documentElement.scrollHeight)")
         tab.run("new Promise(wake => setTimeout(wake, 60))")
-        if tab.count("#tiles li") == len(expected):
-            break
-    assert order(tab) == expected
-    tab.wait("document.querySelector('#more') === null")
+    assert tab.count("#tiles li") == 26, "one round, however often somebody scrolls"
+    assert tab.run("document.querySelector('footer').getBoundingClientRect().bottom <= innerHeight + 1")
+    tab.click("#more a")
+    tab.wait("document.querySelectorAll('#tiles li').length > 26")
+    everything(tab)
     assert tab.errors == []
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from search.collection import PictureCollection
 from tests.search.conftest import HOSTILE_CAPTION, HOSTILE_NAME, Photographs, Server
-from tests.search.tabs import SENTENCE, WIDTHS, arrive, loaded, searched
+from tests.search.tabs import SENTENCE, WIDTHS, arrive, everything, loaded, searched
 from tests.stages.reporting.test_browser import contrast
 
 
@@ -56,6 +56,7 @@ def test_names_and_captions_are_text(tab: Any, server: Server, photographs: Phot
 
 def test_broken_pictures_are_listed_with_their_reasons(tab: Any, server: Server, collection: PictureCollection) -> None:
     tab.open(searched(server))
+    everything(tab)  # else a row that comes would push away what is pressed
     tab.click("footer summary")
     ((name, reason),) = collection.status().rejected
     assert tab.text(".rejected li").split() == f"{name} {reason}".split()

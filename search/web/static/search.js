@@ -20,8 +20,9 @@
   // ---- one more row on scrolling -------------------------------------------------------------------------------
   const columns = (list) => getComputedStyle(list).gridTemplateColumns.split(" ").length;
   let filling = false;
+  let rounds = 1; // scrolling ends after as many rounds, so that what is below the list can be reached
 
-  /** Puts whole rows at the end of the list until the window and a little more are full. */
+  /** Puts whole rows at the end of the list until the window and a little more are full, or the rounds are over. */
   async function fill() {
     const list = byId("tiles"), more = byId("more");
     if (filling || !list || !more || list.dataset.more !== "yes") return;
@@ -29,6 +30,7 @@
     try {
       while (more.getBoundingClientRect().top < innerHeight + 400) {
         const across = columns(list), have = list.children.length;
+        if (have >= rounds * Number(list.dataset.round)) return;
         const count = across - (have % across);
         const rows = await ask(`/rows?${new URLSearchParams({ q: list.dataset.q, offset: have, count })}`);
         list.insertAdjacentHTML("beforeend", rows); // the server's own, in which every text is escaped
@@ -173,6 +175,12 @@
   if (byId("more")) {
     addEventListener("scroll", fill, { passive: true });
     addEventListener("resize", fill);
+    byId("more").addEventListener("click", (event) => {
+      if (event.ctrlKey || event.metaKey || event.shiftKey || byId("tiles").dataset.more !== "yes") return;
+      event.preventDefault();
+      rounds = 1 + Math.ceil(byId("tiles").children.length / Number(byId("tiles").dataset.round));
+      fill();
+    });
     fill();
   }
   if (byId("progress").dataset.indexing === "yes") watch();
