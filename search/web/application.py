@@ -72,7 +72,8 @@ def _refusals(application: FastAPI, pages: Pages) -> None:
     """Have what was refused said: as a page to those who look at one, as JSON to programs."""
 
     def refuse(request: Request, status: int, message: str) -> Response:
-        if request.url.path in ("/", "/picture", "/rescan"):
+        looks = "text/html" in request.headers.get("accept", "") and not request.url.path.startswith("/api/")
+        if looks or request.url.path in ("/", "/picture", "/rescan"):
             return pages.problem(status, message)
         return JSONResponse({"error": message}, status)
 
@@ -100,4 +101,5 @@ def _refusals(application: FastAPI, pages: Pages) -> None:
 
     @application.exception_handler(HTTPException)
     def not_served(request: Request, error: HTTPException) -> Response:
-        return refuse(request, error.status_code, str(error.detail)[:300])
+        message = f"nothing is at {request.url.path}" if error.status_code == 404 else str(error.detail)
+        return refuse(request, error.status_code, message[:300])
