@@ -37,7 +37,9 @@ def _current_config(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def save_checkpoint(folder: Path, model: CAMP, vocabulary: Vocabulary, extra: dict[str, Any] | None = None) -> None:
+def save_checkpoint(
+    folder: Path | str, model: CAMP, vocabulary: Vocabulary, extra: dict[str, Any] | None = None
+) -> None:
     """Write a model; an older one in `folder` is replaced file by file, other files there stay.
 
     Args:
@@ -47,8 +49,9 @@ def save_checkpoint(folder: Path, model: CAMP, vocabulary: Vocabulary, extra: di
         extra: JSON-able facts to keep with the model.
 
     Raises:
-        ValueError: the vocabulary is not of the model's size.
+        ValueError: the vocabulary is not of the model's size, or a weight is not a finite number.
     """
+    folder = Path(folder)
     if len(vocabulary) != model.config.vocab_size:
         raise ValueError(f"vocabulary: {len(vocabulary)} words, but the model reads {model.config.vocab_size}")
     metadata = {
@@ -63,6 +66,10 @@ def save_checkpoint(folder: Path, model: CAMP, vocabulary: Vocabulary, extra: di
     if facts := model.caption_encoder.facts():
         metadata["text"] = json.dumps(facts)
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    if broken := [name for name, value in weights.items() if not value.isfinite().all()]:
+        raise ValueError(
+            f"{broken[0]}: holds numbers that are not finite; {folder / 'model.safetensors'} stays as it was"
+        )
     # All are written before the first takes its place. A crash while they do, the last first, leaves a mixture of two
     # models; hash and shapes make that an error on loading.
     with (
@@ -77,7 +84,7 @@ def save_checkpoint(folder: Path, model: CAMP, vocabulary: Vocabulary, extra: di
 
 
 def load_checkpoint(
-    folder: Path, device: torch.device | str = "cpu", vocabulary: Vocabulary | None = None
+    folder: Path | str, device: torch.device | str = "cpu", vocabulary: Vocabulary | None = None
 ) -> tuple[CAMP, Vocabulary, dict[str, Any]]:
     """Read a model, in evaluation mode.
 
@@ -94,7 +101,7 @@ def load_checkpoint(
             message names the file and the key.
     """
     config_path, words_path, weights_path = (
-        folder / name for name in ("config.json", "vocabulary.json", "model.safetensors")
+        Path(folder) / name for name in ("config.json", "vocabulary.json", "model.safetensors")
     )
     stated = read_object(config_path, "a model's config")
     config = _config(stated, config_path)

@@ -99,7 +99,13 @@ def as_read(models: Sequence[CAMP], vocabulary: Vocabulary, captions: CaptionTab
 
 
 def encode_sentences(model: CAMP, sentences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Words [C, N, d] and mask [C, N] of some sentences, each its word ids, on the model's device."""
+    """Words [C, N, d] and mask [C, N] of some sentences, each its word ids, on the model's device.
+
+    Raises:
+        ValueError: no sentence, or one without a word.
+    """
+    if not sentences:
+        raise ValueError("no sentence; expected at least one")
     lengths = torch.tensor([len(ids) for ids in sentences])
     tokens = pad_sequence([torch.tensor(ids) for ids in sentences], batch_first=True).to(device_of(model))
     return model.encode_captions(tokens, lengths), length_mask(lengths.to(tokens.device), tokens.shape[1])

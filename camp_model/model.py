@@ -12,7 +12,7 @@ from camp_model.encoders import PLACE, RegionEncoder, TextEncoder, length_mask, 
 from camp_model.joint import pooled_vectors
 from camp_model.matchers.base import KernelPlan, Matched, Matcher
 from camp_model.matchers.matching import at_least_float32
-from camp_model.matchers.prepared import PAIRS, Layout, Prepared
+from camp_model.matchers.prepared import PAIRS, Layout, Prepared, check_mask
 from camp_model.registry import MATCHERS, TEXT_ENCODERS
 from camp_model.scoring.all_pairs import score_matrix
 
@@ -39,6 +39,8 @@ class PairDetails:
 
 class CAMP(nn.Module):
     """Cross-Modal Adaptive Message Passing (Wang et al., ICCV 2019).
+
+    Weights are float32 or wider; 16 bits are for autocast.
 
     Args:
         config: the switches.
@@ -139,7 +141,7 @@ class CAMP(nn.Module):
             regions: [P, R, d], from `encode_regions`.
             region_mask: bool [P, R], True at real regions.
             words: [P, N, d], from `encode_captions`.
-            word_mask: bool [P, N], True at real words.
+            word_mask: bool [P, N], True at real words, which come first.
 
         Returns:
             [P]; the sigmoid of a logit is the paper's matching score (of a cosine: `CosineMatching`).
@@ -219,11 +221,21 @@ class CAMP(nn.Module):
         return self.matcher.gate_logits(images, captions, layout)
 
     def prepare_regions(self, regions: Tensor, mask: Tensor) -> Prepared:
-        """As `Matcher.prepare_regions`."""
+        """As `Matcher.prepare_regions`.
+
+        Raises:
+            ValueError: a mask of another shape.
+        """
+        check_mask("regions", regions, mask)
         return self.matcher.prepare_regions(regions, mask)
 
     def prepare_words(self, words: Tensor, mask: Tensor) -> Prepared:
-        """As `Matcher.prepare_words`."""
+        """As `Matcher.prepare_words`.
+
+        Raises:
+            ValueError: a mask of another shape.
+        """
+        check_mask("words", words, mask)
         return self.matcher.prepare_words(words, mask)
 
     def match(self, images: Prepared, captions: Prepared, layout: Layout) -> Matched:

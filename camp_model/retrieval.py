@@ -100,16 +100,16 @@ def build_index(
     return index
 
 
-def save_index(index: Any, path: Path) -> None:
+def save_index(index: Any, path: Path | str) -> None:
     """Write a faiss index; the file is whole or not there."""
     import faiss
 
-    with replacing(path) as temporary:
+    with replacing(Path(path)) as temporary:
         faiss.write_index(index, str(temporary))
         seal(temporary, append=True)
 
 
-def load_index(path: Path) -> Any:
+def load_index(path: Path | str) -> Any:
     """Read a faiss index.
 
     Raises:
@@ -118,7 +118,7 @@ def load_index(path: Path) -> Any:
     import faiss
 
     try:
-        check_seal(path)
+        check_seal(Path(path))
         return faiss.read_index(str(path))
     except (OSError, RuntimeError):
         raise ValueError(f"{path}: cannot be read as an index; expected a faiss index") from None
@@ -157,7 +157,12 @@ class Retriever:
             lengths: int64 [Q].
             shortlist: K, images per sentence that CAMP ranks.
             top_k: results per sentence.
+
+        Raises:
+            ValueError: fewer than one of either.
         """
+        if min(shortlist, top_k) < 1:
+            raise ValueError(f"shortlist {shortlist}, top_k {top_k}; expected 1 or more of both")
         device = device_of(self.model)
         depth = min(shortlist, len(self.regions))
         _, shortlists = self.index.search(self.joint.captions(tokens.to(device), lengths), depth)

@@ -6,8 +6,7 @@ is not here (a second clone, which pulled the results alone) keeps the hash that
 
 Where something is named, the DVC pipeline that it also writes, named/dvc.yaml, has one stage that `dvc repro` always
 runs: it looks again and writes what it saw into named/watched.json, on which this stage depends. All three files are in
-Git, and belong there as dvc.lock does: a clone without the pipeline would never look. They are looked after in the main
-workspace; an experiment's own one takes what Git has of them.
+Git, and belong there as dvc.lock does: a clone, or who applies an experiment, would never look without the pipeline.
 """
 
 import argparse
@@ -73,11 +72,9 @@ def named_files(params: NamedFilesSections, watch: bool = False) -> None:
     Raises:
         InputError: as `content_now`.
     """
-    root, content = main_root(), content_now(params)
+    content = content_now(params)
     if not watch:
         write_json(FOLDER / "content.json", content)
-    if root != Path.cwd().resolve() and not watch:
-        return
     named = any(content.values())
     write_json(FOLDER / "watched.json", content if named else {})
     if watch:

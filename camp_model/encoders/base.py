@@ -95,10 +95,16 @@ class TextEncoder(nn.Module, ABC):
             [C, N, d].
 
         Raises:
-            ValueError: a caption of no words, or of more than N.
+            ValueError: not one length for each caption; a caption of no words, or of more than N.
         """
-        lengths = lengths.cpu()
+        if tokens.ndim != 2 or lengths.shape != tokens.shape[:1]:
+            raise ValueError(
+                f"tokens: shape {list(tokens.shape)}, lengths {list(lengths.shape)}; expected [C, N] and [C]"
+            )
         size = tokens.shape[1]
+        if not len(tokens):
+            return torch.zeros(0, size, self.config.dim, device=tokens.device)
+        lengths = lengths.cpu()
         wrong = ((lengths < 1) | (lengths > size)).nonzero()
         if len(wrong):
             row = int(wrong[0])

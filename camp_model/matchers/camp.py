@@ -16,6 +16,9 @@ from camp_model.matchers.pooling import Pooling
 from camp_model.matchers.prepared import PAIRS, TILES, Layout, Prepared
 from camp_model.matchers.receiver import Receiver
 
+WEIGHTED = ("attention", "mlp", "mean")
+"""Poolings that the kernel knows: sums of vectors by weights."""
+
 
 class CampMatcher(Matcher):
     """Cross-modal adaptive message passing; reads every switch of `CampConfig`.
@@ -103,7 +106,7 @@ class CampMatcher(Matcher):
         config = self.config
         if self.messages is None or config.hops == 2 or config.fusion == "message" or config.gate == "elementwise":
             return None
-        if config.pooling == "gpo":
+        if config.pooling not in WEIGHTED:
             return None
         both = self.messages.to_regions is not None and self.messages.to_words is not None
         mlp = self.matching if isinstance(self.matching, MlpMatching) else None

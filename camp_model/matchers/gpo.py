@@ -70,11 +70,12 @@ class GeneralisedPooling(nn.Module):
             real = torch.ones((*[1] * (features.ndim - 2), size), dtype=torch.bool, device=features.device)
         else:
             real = mask
-        counts = real.sum(-1).clamp(min=1)
-        weights = self.place_weights(counts, size).to(features.dtype)[..., None]  # [..., L, 1]
+        counts = real.sum(-1)
+        beyond = torch.arange(size, device=features.device) >= counts[..., None]
+        # All places are beyond where nothing is real: the pooled vector is then 0.
+        weights = self.place_weights(counts.clamp(min=1), size).to(features.dtype).masked_fill(beyond, 0.0)[..., None]
         low = features.masked_fill(~real[..., None], torch.finfo(features.dtype).min)
         ordered, places = low.sort(dim=-2, descending=True)
-        beyond = torch.arange(size, device=features.device) >= counts[..., None]
         pooled = (ordered.masked_fill(beyond[..., None], 0.0) * weights).sum(-2)
         with torch.no_grad():
             shares = torch.zeros_like(ordered).scatter_(-2, places, weights.expand_as(ordered)).mean(-1)

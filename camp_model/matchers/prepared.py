@@ -37,6 +37,12 @@ TILES = Layout("ird,cnd->icrn", "icrn,cnd->icrd", "icnr,ird->icnd", 1, 0)
 """Every image with every caption."""
 
 
+def check_mask(name: str, values: Tensor, mask: Tensor) -> None:
+    """ValueError unless values are [B, L, d] with a mask [B, L]."""
+    if values.ndim != 3 or mask.shape != values.shape[:2]:
+        raise ValueError(f"{name}: shape {list(values.shape)}, mask {list(mask.shape)}; expected [B, L, d], [B, L]")
+
+
 @dataclass(frozen=True)
 class Prepared:
     """All that can be computed of images without captions, or of captions without images. `L` is R or N.

@@ -49,7 +49,9 @@ def _shape(name: str, info: StoreInfo) -> tuple[int, ...]:
 
 
 def storable(info: StoreInfo, regions: ImageRegions) -> str | None:
-    """Why a store cannot hold the numbers of these regions; None: it can."""
+    """Why a store cannot hold these regions of an image; None: it can."""
+    if not len(regions.features):
+        return "no region"
     if not all(np.isfinite(values).all() for values in (regions.boxes, regions.scores, regions.attribute_scores)):
         return "a box or a score is not finite"
     if not np.isfinite(regions.features).all():
@@ -72,7 +74,7 @@ def write_shard(
     """Write one sealed shard under a temporary name and rename it; the same input gives the same bytes.
 
     Raises:
-        ValueError: an image has more than `max_regions` regions or features of another width, or a number is not
+        ValueError: an image has no region, more than `max_regions` or features of another width, or a number is not
             finite or outside what the stored dtype holds.
     """
     r, d = info.max_regions, info.region_dim

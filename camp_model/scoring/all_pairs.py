@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from camp_model.matchers.base import PairScorer
-from camp_model.matchers.prepared import TILES, Prepared
+from camp_model.matchers.prepared import TILES, Prepared, check_mask
 from camp_model.scoring.fitting import Tiles, in_parts
 from camp_model.scoring.tiles import KernelTiles
 
@@ -113,9 +113,8 @@ def score_blocks(
         Positions of some images [i] and some captions [c], and their logits [i, c]. Every pair comes once; all images
         come for a set of captions before the next captions.
     """
-    for name, values, mask in (("regions", regions, region_mask), ("words", words, word_mask)):
-        if values.ndim != 3 or mask.shape != values.shape[:2]:
-            raise ValueError(f"{name}: shape {list(values.shape)}, mask {list(mask.shape)}; expected [B, L, d], [B, L]")
+    check_mask("regions", regions, region_mask)
+    check_mask("words", words, word_mask)
     images, captions = _Sorted(regions, region_mask), _Sorted(words, word_mask)
     if not len(words) or not len(regions):
         return

@@ -122,8 +122,6 @@ def _blocks(
                 model.score_matrix(regions, mask, *some, progress=progress).float()
                 for model, (_, regions, mask), some in zip(models, blocks, words, strict=True)
             ])  # fmt: skip
-            if not bool(logits.isfinite().all()):
-                raise ValueError("model.safetensors: gives scores that are not finite; expected weights that do")
             rows = blocks[0][0]
             yield torch.arange(rows.start, rows.stop, device=device), caption_rows, logits
 

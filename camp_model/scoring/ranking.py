@@ -82,7 +82,7 @@ def rank_queries(
         progress: called now and then with the number of pairs scored since the last call.
 
     Raises:
-        ValueError: shapes that do not fit each other, or no images or captions.
+        ValueError: shapes that do not fit each other, no images or captions, or as `rank_blocks`.
     """
     if not len(words) or not len(regions) or caption_image.shape != (len(words),):
         raise ValueError(
@@ -114,6 +114,10 @@ def rank_blocks(
         images: I.
         caption_image, top_k, caption_text: as of `rank_queries`.
         share: where several processes share the captions; then with `top_k` 0.
+
+    Raises:
+        ValueError: a score that is not a finite number, or an image's best own caption scores otherwise in its block
+            than among `own_scores`.
     """
     answers = RightAnswers(caption_image, caption_text)
     captions = len(caption_image)
@@ -126,6 +130,8 @@ def rank_blocks(
     rights: list[Tensor] = []
     done = 0
     for image_rows, caption_rows, logits in blocks:
+        if not bool(logits.isfinite().all()):
+            raise ValueError("the model gives scores that are not finite; expected weights that do")
         own = caption_image[caption_rows] == image_rows[:, None]  # [i, c]
         right = answers.right(image_rows[:, None], caption_rows)
         queries.add(image_rows, logits, own, right)
@@ -215,6 +221,17 @@ class _ImageQueries:
         self.close = [(images[one], scores[one], merged)]
         self.held = len(keys)
 
+    def _check(self, best: Tensor) -> None:
+        """Where pairs and tiles score differently, what was forgotten counts, and ranks would be wrong unseen."""
+        wrong = (self.is_query & ((best - self.estimate).abs() > self.margin)).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
+            raise ValueError(
+                f"image {row}: its best own caption scores {float(best[row]):.4g} among all pairs, but "
+                f"{float(self.estimate[row]):.4g} alone; expected a matcher that scores the same in every layout, and "
+                "in its kernel_plan"
+            )
+
     def ranks(self, share: WorkShare | None) -> Tensor:
         """int64 [I], 0 where an image has no caption."""
         best, count = self.best, self.count.clone()
@@ -223,6 +240,7 @@ class _ImageQueries:
             of_each[share.rank] = best
             share.sum_(of_each)
             best = of_each.amax(0)
+        self._check(best)
         for images, scores, counts in self.close:
             count.index_add_(0, images, (scores >= best[images]) * counts)
         if share is not None:

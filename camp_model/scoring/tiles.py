@@ -102,12 +102,13 @@ class KernelTiles:
         self.hidden = _Linear(plan.layers[0].weight, plan.layers[0].bias, relu=True) if plan.layers else None
 
     def fits(self, images: Prepared, captions: Prepared) -> bool:
-        """Whether these are float32 with real vectors first, and with gates of their own."""
+        """Whether these are float32 with real vectors first, at least one of each, and with gates of their own."""
         sides = (images, captions)
         return all(
             side.features.dtype == torch.float32
             and side.gates is None
             and bool((side.real[:, 1:] <= side.real[:, :-1]).all())
+            and bool(side.real[:, :1].all())
             for side in sides
         )
 

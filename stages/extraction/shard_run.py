@@ -71,6 +71,9 @@ class ShardRun:
             self._accept(image, result)
 
     def _accept(self, image: PlannedImage, regions: ImageRegions) -> None:
+        if not len(regions.features):
+            self._set_aside(image, "the detector returned no region")
+            return
         regions = with_geometry(regions, self.params)
         if reason := storable(self.info, regions):
             self._set_aside(image, f"{reason} (regions.dtype: {self.info.dtype})")

@@ -115,6 +115,8 @@ def _take_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary, detector: st
         print(f"{folder}: not taken: {', '.join(left)}")
     if others := list(_other_switches(source.config.to_dict(), camp.config.to_dict())):
         print(f"{folder}: was trained with {', '.join(others)}")
+    if camp.config.joint_score and renamed and source.config.pooling != "mean":
+        print(f"{folder}: pools by {source.config.pooling}, model.joint_score by the mean: other scores at first")
     if None not in (detector, its_detector) and detector != its_detector:
         print(f"{folder}: was trained on features of another detector, or of other settings of it")
     return list(taken)

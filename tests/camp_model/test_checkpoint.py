@@ -187,3 +187,13 @@ def test_a_checkpoint_from_before_matchers_still_gives_its_scores(tmp_path, refe
     again = load_checkpoint(tmp_path / "new")[0]
     assert again.config == model.config
     assert torch.equal(again(features, torch.ones(1, 4).bool(), tokens, torch.tensor([3])), score)
+
+
+def test_weights_that_are_no_numbers_are_not_saved(folder):
+    model, vocabulary, _ = load_checkpoint(str(folder))
+    before = (folder / "model.safetensors").read_bytes()
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] = torch.nan
+    with pytest.raises(ValueError, match=r"region_encoder\.linear\.weight: holds numbers that are not finite"):
+        save_checkpoint(str(folder), model, vocabulary)
+    assert (folder / "model.safetensors").read_bytes() == before

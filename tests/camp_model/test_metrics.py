@@ -94,6 +94,7 @@ def test_tensors_and_arrays_agree():
 @pytest.mark.parametrize(
     ("scores", "index", "message"),
     [
+        (np.zeros((2, 3)), np.array([0.5, 1, 1]), "no positions of images"),
         (np.zeros((2, 3)), np.array([0, 1]), "expected \\[I, C\\] and \\[C\\]"),
         (np.zeros((2, 3)), np.array([0, 1, 2]), "between 0 and 1"),
         (np.full((2, 2), np.nan), np.array([0, 1]), "NaN"),

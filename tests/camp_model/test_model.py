@@ -215,3 +215,11 @@ def test_of_one_norm_how_long_encoded_vectors_are_changes_no_score(make_batch):
 def test_half_precision_features_are_read(make_batch):
     batch = make_batch(CONFIG, counts=[4, 2], lengths=[3, 5])
     assert batch.model.float().encode_regions(batch.features.half(), batch.region_mask).dtype == torch.float32
+
+
+def test_every_caption_has_a_length_and_none_is_encoded_to_nothing():
+    model = CAMP(CampConfig(vocab_size=5, region_dim=3, word_dim=2, dim=4))
+    with pytest.raises(ValueError, match=r"tokens: shape \[4, 5\], lengths \[2\]"):
+        model.encode_captions(torch.ones(4, 5, dtype=torch.int64), torch.tensor([2, 5]))
+    none = torch.zeros(0, 5, dtype=torch.int64)
+    assert model.encode_captions(none, none[:, 0]).shape == (0, 5, model.config.dim)

@@ -78,7 +78,7 @@ def test_other_indexes(parts, kind, tmp_path):
 
 
 def test_parts_that_do_not_fit_are_an_error(parts, tmp_path):
-    model, joint, index, collection, _, _ = parts
+    model, joint, index, collection, tokens, lengths = parts
     with pytest.raises(ValueError, match="joint embedding: needs"):
         JointEmbedding(model)
     with pytest.raises(ValueError, match="index: 60 vectors"):
@@ -87,7 +87,9 @@ def test_parts_that_do_not_fit_are_an_error(parts, tmp_path):
         Retriever(CAMP(CampConfig(**(SIZES | {"vocab_size": 13}))), joint, index, collection)
     (tmp_path / "x").write_bytes(b"junk")
     with pytest.raises(ValueError, match="expected a faiss index"):
-        load_index(tmp_path / "x")
+        load_index(str(tmp_path / "x"))
+    with pytest.raises(ValueError, match="shortlist 0, top_k 10; expected 1 or more"):
+        Retriever(model, joint, index, collection).search(tokens, lengths, shortlist=0)
 
 
 def test_vectors_are_units(parts):

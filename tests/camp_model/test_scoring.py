@@ -198,3 +198,32 @@ def test_without_a_compiler_scoring_still_works(monkeypatch):
         assert "the CPU kernel cannot be built" in str(caught[-1].message)
     finally:
         native.library.cache_clear()
+
+
+@pytest.mark.parametrize("switches", [{}, {"pooling": "mean"}, {"pooling": "gpo"}, {"message_passing": "none"}])
+def test_items_without_a_real_vector_score_as_their_pairs_do(switches):
+    """No detector or tokenizer here makes them; the library's users may."""
+    model, (regions, region_mask, words, word_mask) = make(**switches), encoded(images=20, captions=60)
+    region_mask[:7], word_mask[50:] = False, False
+    regions[~region_mask], words[~word_mask] = 0.0, 0.0  # as encoders leave padding
+    owner = torch.arange(60) // 3
+    with torch.no_grad():
+        matrix = model.score_matrix(regions, region_mask, words, word_mask)
+        pairs = model.score_pairs(regions[owner], region_mask[owner], words, word_mask)
+        torch.testing.assert_close(matrix[owner, torch.arange(60)], pairs, rtol=1e-4, atol=1e-4)
+        ranked = rank_queries(model, regions, region_mask, words, word_mask, owner)
+    assert ranked.i2t_ranks.tolist() == i2t_ranks(matrix, owner).tolist()
+
+
+def test_a_score_that_is_no_number_is_an_error_and_no_rank():
+    model, (regions, region_mask, words, word_mask) = make(), encoded(images=5, captions=10)
+    regions[2, region_mask[2]] = torch.nan
+    with pytest.raises(ValueError, match="scores that are not finite"):
+        rank_queries(model, regions, region_mask, words, word_mask, torch.arange(10) // 2)
+
+
+def test_a_mask_of_another_shape_is_an_error_with_gradients_and_without():
+    model, (regions, region_mask, words, word_mask) = make(), encoded(images=4, captions=4)
+    for score in (model.score_matrix, model.score_pairs, torch.no_grad()(model.score_matrix)):
+        with pytest.raises(ValueError, match=r"regions: shape \[4, 9, 48\], mask \[1, 9\]"):
+            score(regions, region_mask[:1], words, word_mask)

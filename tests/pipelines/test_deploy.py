@@ -195,6 +195,22 @@ def test_a_lost_child_server_or_worker_is_recovered_from(deployed, wait_for, end
         wait_for(lambda: request("POST", "/flow_runs/filter", json=wanted), 180)
 
 
+def test_the_nightly_look_is_scheduled(deployed):
+    """By the server's own scheduler, which a library of another version than Prefect expects stops without a word."""
+    (refresh,) = (item for item in request("POST", "/deployments/filter", json={}) if "refresh" in item["entrypoint"])
+    with get_client(sync_client=True) as client:
+        client.request("POST", f"/deployments/{refresh['id']}/schedule", json={"min_runs": 1}).raise_for_status()
+    wanted = {
+        "deployments": {"id": {"any_": [refresh["id"]]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+    }
+    planned = request("POST", "/flow_runs/filter", json=wanted)
+    assert planned and all("T03:00" in run["expected_start_time"] for run in planned)
+    with get_client(sync_client=True) as client:  # whenever this test runs, it is not three o'clock
+        for run in planned:
+            client.request("DELETE", f"/flow_runs/{run['id']}")
+
+
 def test_the_shipped_files_are_valid():
     for entry in yaml.safe_load((ROOT / "deploy" / "automations.yaml").read_text())["automations"]:
         AutomationCore.model_validate(entry)

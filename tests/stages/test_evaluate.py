@@ -139,9 +139,10 @@ class Constant(torch.nn.Module):
 
     matcher = SimpleNamespace(cosine=None)
 
-    def __init__(self, value: float) -> None:
+    def __init__(self, value: float, best: torch.Tensor | None = None) -> None:
+        """`best`: features [R, D] of the one image that is a little better than the others."""
         super().__init__()
-        self.value = torch.nn.Parameter(torch.tensor(value), requires_grad=False)
+        self.value, self.best = torch.nn.Parameter(torch.tensor(value), requires_grad=False), best
 
     def encode_regions(self, features, mask):
         return features
@@ -150,18 +151,17 @@ class Constant(torch.nn.Module):
         return tokens[..., None].float()
 
     def score_matrix(self, regions, region_mask, words, word_mask, *, progress):
-        # The first image is a little better than the others.
-        bonus = torch.zeros(len(regions), 1)
-        bonus[0] = 1.0
-        return self.value + bonus.expand(len(regions), len(words))
+        return self.score_pairs(regions, region_mask, words, word_mask)[:, None].expand(len(regions), len(words))
 
     def score_pairs(self, regions, region_mask, words, word_mask):
-        return self.value.expand(len(regions))
+        return self.value + (torch.zeros(len(regions)) if self.best is None else (regions == self.best).all((1, 2)))
 
 
 def test_scores_of_an_ensemble_stay_apart_near_one(small):
     store = RegionStore(small.regions)
-    ranked = rank_fold([Constant(40.0), Constant(41.0)], store, read_split("test", small.token_tables, store))
+    fold = read_split("test", small.token_tables, store)
+    best = torch.from_numpy(store.features([store.row_of(fold.images[0])])[0][0]).float()
+    ranked = rank_fold([Constant(40.0, best), Constant(41.0, best)], store, fold)
     assert (ranked.t2i_top[:, 0] == 0).all() and ranked.t2i_scores.isfinite().all()
     assert (ranked.t2i_scores[:, 0] > ranked.t2i_scores[:, 1]).all()
     assert (ranked.i2t_scores[0] > ranked.i2t_scores[1:]).all()

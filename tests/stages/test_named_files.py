@@ -146,6 +146,15 @@ def test_other_content_at_the_same_path_makes_what_reads_it_stale_and_nothing_el
     assert run(workspace, "git", "diff", "--stat", "begin", "--", "named/dvc.yaml") == ""
     assert "Data and pipelines are up to date" in run(workspace, "dvc", "repro")
 
+    # An experiment that is the first to name a file: who applies it looks at that file from then on.
+    run(workspace, "git", "add", "-A")
+    run(workspace, "git", "commit", "-qm", "nothing is named")
+    run(workspace, "dvc", "exp", "run", "--temp", "-n", "warm", "-S", "train.word_vectors=data/raw/glove.txt")
+    run(workspace, "dvc", "exp", "apply", "warm")
+    assert ran(workspace, "repro") == ["named/dvc.yaml:watch"]
+    vectors.write_text("red 5 5\n")
+    assert [name for name in ran(workspace, "repro") if "named" not in name] == ["train"]
+
 
 @pytest.mark.parametrize("damage", ["", "<<<<<<< HEAD\n{}\n", '{"train": 5}', '{"train": {"train.word_vectors": {}}}'])
 def test_damaged_records_are_an_error_that_says_how_they_are_made_again(tmp_path, monkeypatch, damage):

@@ -1,5 +1,7 @@
 """Pictures that cannot be used, or whose features no number holds, are set aside; too many of them are an error."""
 
+import dataclasses
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -58,7 +60,7 @@ def test_too_many_rejected_images_stop_the_stage(workplace) -> None:
 class Overflowing:
     """The plan's detector, with numbers in some images that no float16 holds."""
 
-    def __init__(self, plan, values: dict[int, float]) -> None:
+    def __init__(self, plan, values: dict[int, float | None]) -> None:
         self._detector, self._values, self._looked_at = load(plan, "cpu"), values, 0
 
     def __getattr__(self, name: str) -> object:
@@ -66,32 +68,37 @@ class Overflowing:
 
     def forward(self, batch, given=None):
         results = self._detector.forward(batch, given)
-        for result in results:
-            result.features[0, 0] = self._values.get(self._looked_at, 1)
+        for place, result in enumerate(results):
+            if (value := self._values.get(self._looked_at, 1)) is None:
+                arrays = {name: item for name, item in vars(result).items() if isinstance(item, np.ndarray)}
+                results[place] = dataclasses.replace(result, **{name: item[:0] for name, item in arrays.items()})
+            else:
+                result.features[0, 0] = value
             self._looked_at += 1
         return results
 
 
 def test_an_image_with_a_feature_out_of_range_is_set_aside_and_the_run_goes_on(workplace) -> None:
     plan = workplace.plan()
-    values = {2: 70_000.0, 11: float("nan"), 20: -1e30}
+    values = {2: 70_000.0, 11: float("nan"), 20: -1e30, 30: None}
     extract_missing(plan, workplace.folder, loading=lambda plan, _: Overflowing(plan, values))
     counts = stage.finish_store(plan, workplace.folder, workplace.out)
-    assert counts == (COUNT - 3, 3)
+    assert counts == (COUNT - 4, 4)
     reasons = pq.read_table(workplace.out / "rejected.parquet")["reason"].to_pylist()
     assert sorted(reasons) == [
         "a feature is not finite (regions.dtype: float16)",
         "a feature is not finite in float16: it is 1e+30, above 6.55e+04 (regions.dtype: float16)",
         "a feature is not finite in float16: it is 7e+04, above 6.55e+04 (regions.dtype: float16)",
+        "the detector returned no region",
     ]
-    features, mask = RegionStore(workplace.out).features(range(COUNT - 3))
+    features, mask = RegionStore(workplace.out).features(range(COUNT - 4))
     assert np.isfinite(features).all() and mask.any(axis=1).all()
     # What was wrong with numbers is remembered: the shards are whole.
     assert missing_shards(plan.shards, workplace.folder) == []
-    # float32 holds two of the three.
+    # float32 holds two of them.
     wide = workplace.plan(dtype="float32")
     extract_missing(wide, workplace.folder, loading=lambda plan, _: Overflowing(plan, values))
-    assert stage.finish_store(wide, workplace.folder, workplace.out) == (COUNT - 1, 1)
+    assert stage.finish_store(wide, workplace.folder, workplace.out) == (COUNT - 2, 2)
     # Too many of them stop the stage as unreadable pictures do.
     with pytest.raises(InputError, match="max_rejected_share: 1 of 40 images are rejected so far"):
         extract_missing(
