@@ -75,8 +75,9 @@ def all_maps(network: Any, images: torch.Tensor, earlier: Sequence[int], size: t
     count = len(network.feature_info)
     if max(earlier) >= count:
         raise ValueError(f"has {count} maps, counted from 0, but detector.timm.earlier_maps asks for {max(earlier)}")
-    last, maps = network.forward_intermediates(images, indices=sorted(set(earlier)), output_fmt="NCHW")
-    by_index = dict(zip(sorted(set(earlier)), maps, strict=True))
+    indices = sorted({*earlier, count - 1})  # with the last, for some networks stop behind the largest
+    last, maps = network.forward_intermediates(images, indices=indices, output_fmt="NCHW")
+    by_index = dict(zip(indices, maps, strict=True))
     return [as_map(last, network, size), *(by_index[index] for index in earlier)]
 
 
@@ -87,13 +88,39 @@ def _check_patches(network: Any, size: tuple[int, int]) -> None:
         raise ValueError(f"has patches of {list(patch)} pixels, which do not cover an input of {list(size)}")
 
 
-def _class_names(network: Any) -> list[str]:
+def _check_cover(network: Any, places: tuple[int, ...], size: tuple[int, int], own: tuple[int, int]) -> None:
+    """ValueError where a network whose places tile its own input leaves a margin of another one out."""
+    try:
+        tiled = as_map(network.forward_features(torch.zeros(1, 3, *own)), network, own).shape[2:]
+    except Exception:  # made for the other size alone: then its patches have been looked at
+        return
+    for side, count, own_side, own_count in zip(size, places, own, tiled, strict=True):
+        stride, beside = divmod(own_side, own_count)
+        if not beside and count * stride < side:
+            raise ValueError(
+                f"has {count} places for {side} pixels, which cover {count * stride}; expected a multiple of {stride}"
+            )
+
+
+def _class_names(network: Any, last: torch.Tensor) -> list[str]:
     """Names of the classes, where the network classifies the mean of its map into those of ImageNet; else none."""
     pools = [module.pool_type for module in network.modules() if isinstance(module, SelectAdaptivePool2d)]
     subset = infer_imagenet_subset({"num_classes": network.num_classes})
     if subset is None or pools not in (["avg"], ["fast"], ["fastavg"]):
         return []
+    drawn = torch.rand(last.shape, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():  # some heads do more than a mean before they classify
+        whole, mean = (_head(network, maps) for maps in (drawn, drawn.mean((2, 3), keepdim=True)))
+    if not torch.allclose(whole, mean, rtol=1e-3, atol=1e-3 * float(whole.abs().max())):
+        return []
     return [name.split(",")[0] for name in ImageNetInfo(subset).label_descriptions()]
+
+
+def _head(network: Any, maps: torch.Tensor) -> torch.Tensor:
+    """What the network's classifier says of maps [B, C, h, w]."""
+    channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
+    logits: torch.Tensor = network.forward_head(maps.permute(0, 2, 3, 1) if channels_last else maps)
+    return logits
 
 
 class TimmExtractor:
@@ -170,12 +197,7 @@ class TimmExtractor:
         """The classifier's logits of features [n, region_dim]: [n, classes]; no columns where it does not read such."""
         if not self.categories:
             return features.new_zeros(len(features), 0)
-        features = features[:, : self.network.num_features]
-        channel = -1 if getattr(self.network, "output_fmt", "NCHW") == "NHWC" else 1
-        shape = [len(features), 1, 1, 1]
-        shape[channel] = self.network.num_features
-        logits: torch.Tensor = self.network.forward_head(features.reshape(shape))
-        return logits
+        return _head(self.network, features[:, : self.network.num_features, None, None])
 
     def _described(
         self, batch: Sequence[NetworkInput], boxes: Sequence[np.ndarray], features: torch.Tensor
@@ -231,10 +253,14 @@ def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
     key = "timm.image_size" if asked else "architecture"
     if params.timm.earlier_maps:
         key = "timm.earlier_maps"
+    size = config["input_size"][0], config["input_size"][1]
     try:
+        network.to(memory_format=torch.channels_last)  # as the extractor has it
         with torch.inference_mode():
-            picture = torch.zeros(1, 3, *config["input_size"])
-            maps = all_maps(network, picture, params.timm.earlier_maps, tuple(config["input_size"]))
+            maps = all_maps(network, torch.zeros(1, 3, *size), params.timm.earlier_maps, size)
+            if asked:
+                own = settings["input_size"][1:]
+                _check_cover(network, tuple(maps[0].shape[2:]), size, (own[0], own[1]))
     except Exception as error:  # each of a thousand networks has its own
         raise InputError(f"params.yaml: detector.{key}: {shown(params.architecture)} {str(error)[:300]}") from None
     sizes = ", ".join(f"{one.shape[2]} x {one.shape[3]} places of {one.shape[1]} features" for one in maps)
@@ -245,7 +271,7 @@ def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
         weights_source=source,
         weights_sha256=save_state(network.state_dict(), out),
         region_dim=sum(one.shape[1] for one in maps),
-        categories=_class_names(network),
+        categories=_class_names(network, maps[0]),
         config=config
         | {
             "num_classes": network.num_classes,

@@ -8,7 +8,7 @@ import timm
 import torch
 
 from camp_model.packages import PREFIX
-from stages.detectors.weights import State, calm, fit, load_state, locate
+from stages.detectors.weights import State, calm, check_finite, fit, load_state, locate
 from stages.errors import InputError, shown
 from stages.params.detector import DetectorParams
 
@@ -139,13 +139,15 @@ def _with_weights(architecture: str, state: State, source: str, image_size: int 
             return network
         except InputError as error:
             first = first or error
-    try:
-        converted = build(
-            architecture, None, image_size, pretrained=True, pretrained_cfg_overlay={"state_dict": dict(state)}
-        )
-    except InputError:
-        raise first or InputError(f"{source}: holds no parameters") from None
-    return converted
+    for num_classes in _class_counts(architecture, state):
+        overlay = {"state_dict": dict(state)} | ({} if num_classes is None else {"num_classes": num_classes})
+        try:
+            converted = build(architecture, num_classes, image_size, pretrained=True, pretrained_cfg_overlay=overlay)
+        except InputError:
+            continue
+        check_finite(converted, dict(converted.named_parameters()), source)
+        return converted
+    raise first or InputError(f"{source}: holds no parameters")
 
 
 def _class_counts(architecture: str, state: State) -> list[int | None]:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from camp_model.files import replacing, sha256_of
 from camp_model.packages import PREFIX, package_folder
 from stages.detectors.pickled_arrays import read_arrays
-from stages.errors import InputError
+from stages.errors import InputError, shown
 from stages.workspace import main_root, named_path
 
 State = dict[str, torch.Tensor]
@@ -139,7 +139,8 @@ def _packaged(source: str) -> Path:
 
 def _reason(error: Exception) -> str:
     """The first line of an error, never long and never empty."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    said = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    return (said.strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def load_state(path: Path) -> State:
@@ -150,7 +151,7 @@ def load_state(path: Path) -> State:
     """
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _plain(load_file(path), path)
         if path.suffix == ".pkl":
             return read_arrays(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -168,7 +169,26 @@ def load_state(path: Path) -> State:
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{path}: is no state dict; expected names of parameters with a tensor each")
-    return state
+    return _plain(state, path)
+
+
+def _plain(state: dict[Any, torch.Tensor], path: Path) -> State:
+    """The state without what DataParallel puts before every name.
+
+    Raises:
+        InputError: a name that is none, or a tensor of other numbers than networks here have.
+    """
+    for name, value in state.items():
+        kind = str(value.dtype).removeprefix("torch.")
+        odd = value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_complex()
+        if not isinstance(name, str) or odd or kind.startswith("float8"):
+            raise InputError(
+                f"{path}: {str(name)[:200]}: is {shown(name)} with a tensor of {kind}, {value.layout}; expected the "
+                "name of a parameter with whole or floating-point numbers of 16 bits or more"
+            )
+    prefix = "module."
+    shared = state and all(name.startswith(prefix) for name in state)
+    return {name.removeprefix(prefix): value for name, value in state.items()} if shared else state
 
 
 def save_state(state: State, folder: Path) -> str:
@@ -220,7 +240,14 @@ def fit(network: torch.nn.Module, state: State, source: str) -> None:
         raise InputError(
             f"{source}: {name}: has shape {list(state[name].shape)}; the architecture has {list(own[name].shape)}"
         )
-    for name in own:
-        if name in state and not state[name].isfinite().all():
-            raise InputError(f"{source}: {name}: holds numbers that are not finite; expected trained weights")
+    check_finite(network, state, source)
     network.load_state_dict(state, strict=False)
+
+
+def check_finite(network: torch.nn.Module, state: State, source: str) -> None:
+    """InputError where a number of `state` is not finite, unless the network itself is made with such: a limit that is
+    none."""
+    buffers = dict(network.named_buffers())
+    for name, value in state.items():
+        if not value.isfinite().all() and not (name in buffers and torch.equal(value, buffers[name])):
+            raise InputError(f"{source}: {name}: holds numbers that are not finite; expected trained weights")

@@ -114,6 +114,11 @@ def test_earlier_maps_stand_behind_the_last_one(architecture: str, tmp_path: Pat
     )
 
 
+def test_networks_that_stop_behind_the_last_map_asked_for_go_on_to_their_own(tmp_path: Path) -> None:
+    description = detector(tmp_path, "hiera_tiny_224", earlier=(0,))
+    assert description.region_dim == 768 + 96
+
+
 def test_an_earlier_map_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"detector\.timm\.earlier_maps: 'resnet18' has 5 maps, counted from 0.*asks for 7"

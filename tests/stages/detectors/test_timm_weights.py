@@ -13,7 +13,7 @@ import pytest
 import timm as library
 import torch
 from PIL import Image
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 
 from stages.detectors import timm_weights
 from stages.detectors.base import Description, extract
@@ -69,6 +69,11 @@ def test_without_a_classifier_of_means_there_is_no_class(tmp_path: Path) -> None
     assert extractor.box_logits(regions.features).shape == (10, 0)
 
 
+@pytest.mark.parametrize(("architecture", "classes"), [("resnet18", 1000), ("vgg11", 0), ("efficientvit_b0", 0)])
+def test_classes_are_those_of_heads_that_read_the_mean_alone(architecture: str, classes: int, tmp_path: Path) -> None:
+    assert len(detector(tmp_path, architecture, image_size=64).categories) == classes
+
+
 def test_a_file_of_weights_by_name_by_order_and_of_other_classes(tmp_path: Path) -> None:
     network = library.create_model("resnet18", num_classes=7).eval()
     own = network.state_dict()
@@ -94,6 +99,18 @@ def test_weights_of_another_size_of_input_are_converted_as_timm_does(tmp_path: P
     torch.save(library.create_model("vit_tiny_patch16_224").state_dict(), tmp_path / "vit.pth")
     detector(tmp_path / "detector", "vit_tiny_patch16_224", str(tmp_path / "vit.pth"), 96)
     assert loaded(tmp_path / "detector").network.pos_embed.shape == (1, 37, 192)
+    seven = library.create_model("vit_tiny_patch16_224", num_classes=7).state_dict()
+    headless = {name: tensor for name, tensor in seven.items() if not name.startswith("head.")}
+    for name, content, classes in (("seven", seven, 7), ("headless", headless, 0)):
+        torch.save(content, tmp_path / f"{name}.pth")
+        detector(tmp_path / name, "vit_tiny_patch16_224", str(tmp_path / f"{name}.pth"), 96)
+        network = loaded(tmp_path / name).network
+        assert network.pos_embed.shape == (1, 37, 192) and network.num_classes == classes
+        if classes:
+            torch.testing.assert_close(network.head.weight, seven["head.weight"])
+    torch.save(seven | {"blocks.3.norm1.weight": torch.full((192,), torch.nan)}, tmp_path / "nan.pth")
+    with pytest.raises(InputError, match=r"nan\.pth: blocks\.3\.norm1\.weight: holds numbers that are not finite"):
+        detector(tmp_path / "nan", "vit_tiny_patch16_224", str(tmp_path / "nan.pth"), 96)
 
 
 def test_weights_that_do_not_fit_are_named_with_file_and_tensor(
@@ -111,6 +128,10 @@ def test_weights_that_do_not_fit_are_named_with_file_and_tensor(
         "fewer": (dict(list(renamed.items())[:9]), r"holds 8 parameters; the architecture has 77"),
         "ending": ({k.replace("running_mean", "scale"): v for k, v in renamed.items()}, r"a3\.scale: .*running_mean"),
         "empty": ({}, r"holds 0 parameters"),
+        "nan": (own | {"fc.bias": own["fc.bias"] * torch.nan}, r"fc\.bias: holds numbers that are not finite"),
+        "numbers": ({3: torch.zeros(3)}, r"3: is 3 with a tensor of float32"),
+        "small": ({"a": torch.zeros(3).to(torch.float8_e4m3fn)}, r"a: is 'a' with a tensor of float8_e4m3fn"),
+        "sparse": ({"a": torch.eye(3).to_sparse()}, r"a: is 'a' with a tensor of float32, torch\.sparse_coo"),
     }  # fmt: skip
     for name, (content, says) in wrong.items():
         path = tmp_path / f"{name}.pth"
@@ -118,6 +139,10 @@ def test_weights_that_do_not_fit_are_named_with_file_and_tensor(
         with pytest.raises(InputError, match=rf"{name}\.pth: {says}"):
             detector(tmp_path / "detector", "test_resnet", str(path), 64)
     assert not (tmp_path / "detector" / "weights.safetensors").exists()
+    parallel = {f"module.{name}": tensor for name, tensor in own.items()}
+    save_file(parallel, tmp_path / "parallel.safetensors")
+    detector(tmp_path / "detector", "test_resnet", str(tmp_path / "parallel.safetensors"), 64)
+    torch.testing.assert_close(loaded(tmp_path / "detector").network.fc.weight, own["fc.weight"])
     assert not asked, "where a file is named, nothing comes from the hub"
 
 
@@ -201,6 +226,8 @@ def test_a_pickle_that_would_run_code_is_refused_unrun(tmp_path: Path) -> None:
             100,
             r"timm\.image_size: .* patches of \[16, 16\] pixels, which do not",
         ),
+        ("convnext_atto", 255, r"timm\.image_size: .* 7 places for 255 pixels, which cover 224; .* multiple of 32"),
+        ("lambda_resnet26t", None, "'lambda_resnet26t' required rank 4 tensor to use channels_last format"),
     ],
 )
 def test_a_network_that_gives_no_map_is_refused_by_name(
