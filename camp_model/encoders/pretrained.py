@@ -7,6 +7,7 @@ comes with them is run.
 import hashlib
 import importlib
 import json
+import string
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +28,10 @@ OF_THIS_MACHINE = ("_name_or_path", "dtype", "torch_dtype", "transformers_versio
 """What a config says besides the network's shape."""
 _CUTTING = threading.Lock()
 """Tokenizers are not for several threads at once."""
+
+PROBED = "the of and in on with is two man woman people dog The Dog"
+PROBES = (*PROBED.split(), *string.ascii_lowercase)
+"""Words by whose pieces a tokenizer is known again."""
 
 T = TypeVar("T")
 
@@ -54,6 +59,14 @@ def sha256_of_weights(place: str) -> str:
     return digest.hexdigest()
 
 
+def _check_place(source: str, place: str) -> None:
+    """ValueError where a folder is meant, by the form of its name, and none is there."""
+    if (place.startswith(("/", ".", "~")) or place.count("/") > 1) and not Path(place).is_dir():
+        raise ValueError(
+            f"model.transformer: {source:.200}: is no folder; expected one, a name of the hub, or {PREFIX}NAME"
+        )
+
+
 def load_network(source: str) -> nn.Module:
     """The pretrained network that `source` (as `CampConfig.transformer`) names, in float32 on the CPU.
 
@@ -61,6 +74,7 @@ def load_network(source: str) -> nn.Module:
         ValueError: it cannot be loaded, or is no encoder of text; the message names `source`.
     """
     place = weights_place(source)
+    _check_place(source, place)
 
     def load(library: Any) -> Any:
         config = library.AutoConfig.from_pretrained(place, trust_remote_code=False).get_text_config()
@@ -82,6 +96,12 @@ def load_network(source: str) -> nn.Module:
                 f"model.transformer: {source:.200}: {name} {why} ({len(random)} such); expected all weights of the "
                 "network that its config.json says"
             )
+        for name, value in network.state_dict().items():
+            if not value.isfinite().all():
+                raise ValueError(
+                    f"model.transformer: {source:.200}: {name}: holds numbers that are not finite; expected trained "
+                    "weights"
+                )
         _check_states(source, network)
     return network
 
@@ -140,6 +160,8 @@ def word_pieces(source: str, words: Sequence[str]) -> list[list[int]]:
 class PieceCutter:
     """The tokenizer of `source` (as `CampConfig.transformer`), which cuts words into pieces as it does in a sentence.
 
+    A word has the same pieces wherever it stands: those that it has behind another one.
+
     Raises:
         ValueError: there is no tokenizer; the message names `source`.
     """
@@ -174,11 +196,20 @@ class PieceCutter:
         return pieces
 
     def cut(self, words: Sequence[str]) -> list[list[int]]:
-        """The pieces of each word; the unknown piece for a word of which nothing is left."""
+        """The pieces of each word; the unknown piece for a word of which nothing is left.
+
+        Raises:
+            ValueError: the tokenizer fails; the message names `source`.
+        """
         if not words:
             return []
-        # Behind another word: many tokenizers spell the first word of a text otherwise than all that follow.
-        inside, alone = self._pieces([f"a {word}" for word in words]), self._pieces(list(words))
+        try:
+            # Behind another word: many tokenizers spell the first word of a text otherwise than all that follow.
+            inside, alone = self._pieces([f"a {word}" for word in words]), self._pieces(list(words))
+        except Exception as error:  # whatever a folder of another's making brings about in the library
+            raise ValueError(
+                f"model.transformer: {self.source:.200}: its tokenizer fails ({' '.join(str(error).split()):.300})"
+            ) from None
         size = len(self._before)
         chosen = [
             following[size:] if following[:size] == self._before else own

@@ -15,6 +15,7 @@ from camp_model.config import CampConfig
 from camp_model.encoders.base import SERVING_BYTES, TextEncoder, length_mask
 from camp_model.encoders.pretrained import (
     LONGEST_WORD,
+    PROBES,
     PieceCutter,
     architecture_of,
     load_network,
@@ -69,6 +70,8 @@ class TransformerEncoder(TextEncoder):
         # A name of the hub is not asked for its tokenizer while a sentence waits.
         self._has_tokenizer = config.transformer.startswith(PREFIX) or Path(config.transformer).is_dir()
         self._cutter: PieceCutter | None = None
+        self._probes: list[list[int]] = []
+        """Pieces of `PROBES`; none in a checkpoint from before them."""
         self._further: dict[int, list[int]] = {}
         """Pieces of words outside the vocabulary, by their ids."""
 
@@ -84,7 +87,9 @@ class TransformerEncoder(TextEncoder):
 
     def read_vocabulary(self, vocabulary: Vocabulary) -> None:
         """As `TextEncoder.read_vocabulary`: the pieces of every word."""
-        self._set_pieces(word_pieces(self.config.transformer, vocabulary.words))
+        pieces = word_pieces(self.config.transformer, [*vocabulary.words, *PROBES])
+        self._set_pieces(pieces[: len(vocabulary)])
+        self._probes = pieces[len(vocabulary) :]
 
     def _set_pieces(self, pieces: list[list[int]]) -> None:
         where = f"model.transformer: {self.config.transformer:.200}: pieces of its tokenizer"
@@ -124,14 +129,28 @@ class TransformerEncoder(TextEncoder):
     def _cut(self, words: Sequence[str]) -> list[list[int]]:
         if words and self._has_tokenizer and self._cutter is None:
             try:
-                self._cutter = PieceCutter(self.config.transformer)
+                self._cutter = self._own_cutter()
             except ValueError:  # gone since the training
                 self._has_tokenizer = False
-        cutter = self._cutter
-        if not words or cutter is None or cutter.specials != self._pieces[: len(SPECIALS)]:
+        if not words or self._cutter is None:
             return [self._pieces[UNK]] * len(words)
+        try:
+            cut = self._cutter.cut(words)
+        except ValueError:  # a tokenizer that cannot say that it does not know a word
+            cut = [self._pieces[UNK]] * len(words)
         largest = int(self.network.config.vocab_size) - 1  # type: ignore[union-attr, arg-type]
-        return [pieces if max(pieces) <= largest else self._pieces[UNK] for pieces in cutter.cut(words)]
+        return [pieces if max(pieces) <= largest else self._pieces[UNK] for pieces in cut]
+
+    def _own_cutter(self) -> PieceCutter:
+        """The tokenizer that the words of the vocabulary were cut with.
+
+        Raises:
+            ValueError: there is none, or another.
+        """
+        cutter = PieceCutter(self.config.transformer)
+        if cutter.specials != self._pieces[: len(SPECIALS)] or (self._probes and cutter.cut(PROBES) != self._probes):
+            raise ValueError(f"model.transformer: {self.config.transformer:.200}: has another tokenizer")
+        return cutter
 
     def facts(self) -> dict[str, Any]:
         """As `TextEncoder.facts`."""
@@ -139,7 +158,7 @@ class TransformerEncoder(TextEncoder):
             about: dict[str, Any] = {"sha256": sha256_of_weights(weights_place(self.config.transformer))}
         else:
             about = {"architecture": architecture_of(self.network)}
-        return about | {"pieces": self._pieces}
+        return about | {"pieces": self._pieces, "probes": self._probes}
 
     @classmethod
     def restored(cls, config: CampConfig, facts: dict[str, Any]) -> Self:
@@ -155,6 +174,7 @@ class TransformerEncoder(TextEncoder):
                 )
             encoder = cls(config)
         encoder._set_pieces(facts.get("pieces", []))
+        encoder._probes = facts.get("probes", [])
         return encoder
 
     def encode(self, tokens: Tensor, lengths: Tensor, dropout: nn.Module) -> Tensor:

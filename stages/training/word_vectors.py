@@ -92,7 +92,7 @@ def _of_text(source: str, vocabulary: Vocabulary, dim: int) -> dict[int, Tensor]
                 word = " ".join(fields[:-dim])  # some files hold words with blanks in them
                 if (i := ids.get(word)) is not None and i not in vectors:
                     vectors[i] = _vector(path, number, fields[-dim:])
-                elif len(fields) <= dim and (begin := line.split(maxsplit=1)[:1]) and begin[0] in ids:
+                elif (begin := line.split(maxsplit=1)[:1]) and begin[0] in ids and _numbers(fields[1:-dim]):
                     other.setdefault(begin[0], number)
     except OSError as error:
         raise InputError(f"train.word_vectors: {path}: cannot be read ({error.strerror})") from None
@@ -100,7 +100,7 @@ def _of_text(source: str, vocabulary: Vocabulary, dim: int) -> dict[int, Tensor]
         word, number = next(iter(lost.items()))
         print(
             f"train.word_vectors: {path}: {len(lost)} words of the vocabulary, such as {shown(word)} in line {number}, "
-            f"stand there without {dim} numbers after blanks; they begin at random"
+            f"stand there without just {dim} numbers after blanks; they begin at random"
         )
     return vectors
 
@@ -110,6 +110,14 @@ def _check_dimension(path: Path, line: int, numbers: int, expected: int) -> None
         raise InputError(
             f"train.word_vectors: {path}: line {line}: {numbers} numbers; expected model.word_dim, {expected}"
         )
+
+
+def _numbers(fields: list[str]) -> bool:
+    """Whether these are numbers alone, none among them: then they are no more of a word with blanks in it."""
+    try:
+        return bool(np.array(fields, dtype=np.float32).ndim)
+    except ValueError:
+        return False
 
 
 def _vector(path: Path, line: int, fields: list[str]) -> Tensor:

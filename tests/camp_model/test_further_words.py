@@ -1,5 +1,6 @@
 """Words outside a vocabulary: how text encoders that know spelling read them, and what others make of them."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -143,6 +144,21 @@ def test_a_table_is_spelt_out_for_models_that_read_spelling(tmp_path, framed, pl
         expected = model.caption_encoder.linear(loop_over_pieces(plain, texts[2]))
         assert (words[0, int(framed) : int(framed) + 5] - expected).abs().max().item() < 2e-3
     assert spelt.text_index.tolist() == [0, 1, 2, 3] and table.batch([0])[0][0, int(framed) + 1] == UNK
+
+
+def test_another_tokenizer_in_the_same_folder_spells_nothing(own, tmp_path):
+    """Its special pieces are the same, as those of BERT's cased and uncased ones are."""
+    model = new(transformer=str(own))
+    save_checkpoint(tmp_path / "saved", model, VOCABULARY)
+    (read,) = word_ids(load_checkpoint(tmp_path / "saved")[0], VOCABULARY, ["wombat"])
+    content = json.loads((own / "tokenizer.json").read_text())
+    table = content["model"]["vocab"]
+    kept = set(table) - {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
+    numbers = [table[piece] for piece in sorted(kept)]
+    table.update(zip(sorted(kept), numbers[1:] + numbers[:1], strict=True))
+    (own / "tokenizer.json").write_text(json.dumps(content))
+    (other,) = word_ids(load_checkpoint(tmp_path / "saved")[0], VOCABULARY, ["wombat"])
+    assert read >= FIRST and other == UNK
 
 
 def test_a_network_of_the_hub_is_not_asked_for_its_tokenizer(own):

