@@ -44,7 +44,8 @@ def content_hash(path: Path, cache: Path) -> str:
 def file_hashes(files: Sequence[Path], cache: Path | None) -> Iterator[str | OSError]:
     """Hex sha256 of each file, in order, or why it cannot be read.
 
-    A file whose size, time of change and inode are those of last time is not read again.
+    A file whose size, inode and time of change, the inode's own that no program sets back, are those of last time is
+    not read again.
 
     Args:
         cache: the SQLite file of hashes, made where it is missing; None: every file is read.
@@ -70,7 +71,7 @@ def file_hashes(files: Sequence[Path], cache: Path | None) -> Iterator[str | OSE
             ]
             try:
                 with store:
-                    store.executemany("insert or replace into hashes values (?, ?, ?, ?, ?)", new)
+                    store.executemany("insert or replace into seen values (?, ?, ?, ?, ?)", new)
             except sqlite3.OperationalError as error:
                 store = opened.enter_context(closing(_instead(cache, error)))
             for i, row in enumerate(rows):
@@ -93,7 +94,7 @@ def _open(cache: Path | None) -> sqlite3.Connection:
     with _naming(cache):
         store = sqlite3.connect(cache or ":memory:", timeout=PATIENCE)
     try:
-        store.execute("create table if not exists hashes (path text primary key, size, mtime, inode, sha256)")
+        store.execute("create table if not exists seen (path text primary key, size, changed, inode, sha256)")
     except sqlite3.OperationalError as error:  # held by another process, or not to be written
         store.close()
         return _instead(cache, error)
@@ -139,8 +140,8 @@ def _remembered(store: sqlite3.Connection, file: Path) -> tuple[str, int, int, i
     except OSError as error:
         return error
     name = os.fsencode(file.resolve()).decode("utf-8", "backslashreplace")  # SQLite keeps UTF-8 alone
-    state = name, about.st_size, about.st_mtime_ns, about.st_ino
-    question = "select sha256 from hashes where path = ? and size = ? and mtime = ? and inode = ?"
+    state = name, about.st_size, about.st_ctime_ns, about.st_ino
+    question = "select sha256 from seen where path = ? and size = ? and changed = ? and inode = ?"
     answer = store.execute(question, state).fetchone()
     return (*state, answer[0] if answer else None)
 

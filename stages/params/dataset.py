@@ -1,9 +1,10 @@
 """The section `dataset`: where images and captions come from."""
 
-from pathlib import Path
-from typing import Literal, Self, get_args
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from stages.params.section import Section, Seed, Share, Split
 from stages.workspace import named_path
@@ -11,6 +12,17 @@ from stages.workspace import named_path
 SPLITS: tuple[str, ...] = get_args(Split)
 SourceName = Literal["scenes", "karpathy", "coco", "table"]
 """A module of stages/sources each, and what it alone needs to know a section of the same name below."""
+
+
+def _below(name: str) -> str:
+    """A path below dataset.root: of what lies elsewhere nobody would see that it has changed."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts:
+        raise PydanticCustomError("below", "leaves dataset.root; expected a path below it")
+    return name
+
+
+Below = Annotated[str, AfterValidator(_below)]
 
 
 class ScenesParams(Section):
@@ -33,9 +45,9 @@ class ScenesParams(Section):
 class KarpathyParams(Section):
     """A split JSON in the form of dataset_flickr8k.json, dataset_flickr30k.json and dataset_coco.json."""
 
-    annotations: str = "dataset.json"
+    annotations: Below = "dataset.json"
     """The split JSON, below dataset.root."""
-    images: str = "images"
+    images: Below = "images"
     """Folder of the pictures, below dataset.root."""
     restval: Literal["train", "val", "test", "skip"] = "train"
     """Where the split `restval` goes: train, val, test or skip."""
@@ -46,11 +58,11 @@ class CocoPart(Section):
 
     split: Split
     """train, val or test."""
-    images: str
+    images: Below
     """Folder of the pictures, below dataset.root."""
-    captions: str
+    captions: Below
     """The caption annotations, below dataset.root."""
-    instances: str | None = None
+    instances: Below | None = None
     """The instance annotations that bring the boxes, below dataset.root."""
 
 
@@ -66,9 +78,9 @@ class CocoParams(Section):
 class TableParams(Section):
     """A CSV or Parquet with the columns image and caption, and maybe split or group: a person's own pictures."""
 
-    file: str = "captions.csv"
+    file: Below = "captions.csv"
     """The table, below dataset.root."""
-    images: str = "."
+    images: Below = "."
     """Folder that the column `image` starts from, below dataset.root."""
     val_share: Share = 0.1
     """Share of the images that becomes the val split where the table has no column `split`; chosen by a hash."""

@@ -105,6 +105,8 @@ def test_a_tokenizer_that_cannot_say_unknown_is_named_or_reads_it_as_unknown(own
     content = json.loads((own / "tokenizer.json").read_text())
     content["model"]["unk_token"] = "[NONE]"
     (own / "tokenizer.json").write_text(json.dumps(content))
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]"}
+    (own / "tokenizer_config.json").write_text(json.dumps(kind))
     with pytest.raises(ValueError, match=r"model\.transformer: .*own: its tokenizer fails \(.*[Mm]issing"):
         PieceCutter(str(own)).cut(["\U00013080"])
     model.caption_encoder._cutter = PieceCutter(str(own))

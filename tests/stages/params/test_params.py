@@ -81,6 +81,20 @@ def test_a_wrong_param_is_named_with_what_is_allowed(dotted: str, value: object,
     assert says in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"table": {"file": "/elsewhere/captions.csv"}}, r"dataset\.table\.file"),
+        ({"karpathy": {"annotations": "../dataset.json"}}, r"dataset\.karpathy\.annotations"),
+        ({"coco": {"parts": [{"split": "val", "images": "a", "captions": "b/../../c"}]}},
+         r"dataset\.coco\.parts\[0\]\.captions"),
+    ],
+)  # fmt: skip
+def test_what_a_source_reads_lies_below_its_root_where_other_content_is_seen(values, key):
+    with pytest.raises(InputError, match=rf"^{key}: '.*' leaves dataset\.root; expected a path below it"):
+        Params.from_dict({"dataset": values})
+
+
 @pytest.mark.parametrize("key", ["gate", "message_passing"])
 def test_gates_that_are_off_cannot_be_supervised(key: str) -> None:
     off = {"model": {key: "none"}}

@@ -15,14 +15,12 @@ from stages.content.hashes import content_hash, file_hashes
 from stages.params.dataset import DatasetParams
 from stages.prepare_dataset import prepare_dataset
 
-YEAR_2001 = 10**18
-
 
 def test_one_added_picture_is_the_only_one_that_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashes, "SETTLED", 0.0)
     rows = ["image,caption,split"]
     for number, split in enumerate(("train", "val", "test", "train")):
         Image.new("L", (8, 8), number).save(tmp_path / f"{number}.png")
-        os.utime(tmp_path / f"{number}.png", ns=(YEAR_2001, YEAR_2001))
         rows.append(f"{number}.png,text,{split}")
     read: list[str] = []
     plain = hashes._read
@@ -69,12 +67,12 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_hashes_that_another_process_holds_are_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], held: str
 ) -> None:
+    monkeypatch.setattr(hashes, "SETTLED", 0.0)
     monkeypatch.setattr(hashes, "PATIENCE", 0.2)
     monkeypatch.setattr(hashes, "BATCH", 2)
     files = [tmp_path / str(number) for number in range(6)]
     for file in files:
         file.write_text(file.name)
-        os.utime(file, ns=(YEAR_2001, YEAR_2001))
     cache = tmp_path / "hashes.sqlite"
     list(file_hashes(files[:1], cache))
     with closing(sqlite3.connect(cache)) as other:
@@ -85,4 +83,4 @@ def test_hashes_that_another_process_holds_are_not_waited_for(
     said = capsys.readouterr().out
     assert said.count("another process holds it") == 1 and str(cache) in said
     with closing(sqlite3.connect(cache)) as store:
-        assert store.execute("select count(*) from hashes").fetchone()[0] == (1 if not first else 2)
+        assert store.execute("select count(*) from seen").fetchone()[0] == (1 if not first else 2)
