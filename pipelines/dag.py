@@ -1,10 +1,11 @@
 """The DAG of dvc.yaml, as DVC itself reads it."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages.errors import InputError
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 SHIPPED_REMOTE = "camp-dvc-remote"
 """The folder beside the repository that .dvc/config names for `dvc push` by hand; nobody has chosen it, and tens of GB
 may not fit beside the repository, so flows leave it alone."""
+
+PATIENCE, LOOK_AGAIN = 600.0, 5.0
+"""Seconds to wait for who else runs stages here, and between two looks."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,25 @@ def _repository() -> Iterator["Repo"]:
         raise InputError(f"{Path.cwd()}: {error}; `dvc status` says more") from None
 
 
+def _when_free(look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What DVC answers once nobody else, such as a person at the terminal, runs a stage in this workspace.
+
+    Raises:
+        DvcException: as `look`; LockError where that lasts.
+    """
+    from dvc.lock import LockError
+
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return look()
+        except LockError as error:
+            if time.monotonic() > until:
+                raise
+            print(f"waiting for another run in this workspace: {str(error).splitlines()[0]}", flush=True)
+            time.sleep(LOOK_AGAIN)
+
+
 def read_dag(targets: tuple[str, ...] = ()) -> Dag:
     """Read the stages of the working directory and which of them are stale.
 
@@ -77,7 +100,7 @@ def read_dag(targets: tuple[str, ...] = ()) -> Dag:
         if targets:
             chosen = [stage for stage in graph if names[stage] in targets]
             wanted = set(chosen).union(*(networkx.descendants(graph, stage) for stage in chosen))
-        stale = repo.status()
+        stale = _when_free(repo.status)
         order = [stage for stage in networkx.dfs_postorder_nodes(graph) if stage in wanted]
         stages = tuple(
             Stage(

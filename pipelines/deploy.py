@@ -7,10 +7,12 @@ be there before the first run. Doing it again changes nothing but what has chang
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.events.schemas.automations import AutomationCore
+from prefect.settings import PREFECT_API_URL
 
 from pipelines.commands import run_command, saying_how_to_go_on
 from pipelines.forms import present_params
@@ -32,22 +34,41 @@ def deploy_automations(client: SyncPrefectClient, path: Path = AUTOMATIONS) -> l
     return names
 
 
+def limit_queues(client: SyncPrefectClient, pool: str, content: Any) -> None:
+    """Make the work queues that a file's deployments name, each for one run at a time."""
+    named = {entry["work_pool"].get("work_queue_name") for entry in content["deployments"]} - {None}
+    path = {"work_pool_name": pool}
+    answer = client.request("POST", "/work_pools/{work_pool_name}/queues/filter", path_params=path, json={})
+    known = {queue["name"] for queue in answer.json()}
+    for name in sorted(named):
+        body = {"name": name, "concurrency_limit": 1}
+        if name in known:
+            one = path | {"name": name}
+            client.request("PATCH", "/work_pools/{work_pool_name}/queues/{name}", path_params=one, json=body)
+        else:
+            client.request("POST", "/work_pools/{work_pool_name}/queues", path_params=path, json=body)
+
+
 def deploy(pool: str, pool_type: str, prefect_file: Path) -> None:
     """Create the pool if it is not there, and deploy the automations and the flows of a file.
 
     Raises:
-        InputError: params.yaml, whose values the run form gets, is wrong, or there is no such file; nothing is changed.
+        InputError: params.yaml, whose values the run form gets, is wrong, there is no such file, or no server is
+            named; nothing is changed.
         CommandFailed: Prefect refuses the pool or a flow.
     """
     present_params()
     if not prefect_file.is_file():
         raise InputError(f"--prefect-file: {prefect_file} is no file; expected one such as prefect.yaml")
+    if not PREFECT_API_URL.value():
+        raise InputError("PREFECT_API_URL: is not set; expected the address of the server that flows are deployed to")
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
     with get_client(sync_client=True) as client:
         pools = client.request("POST", "/work_pools/filter", json={}).json()
         if pool not in {known["name"] for known in pools}:
             run_command([*prefect, "work-pool", "create", "--type", pool_type, pool], print)
         deploy_automations(client)
+        limit_queues(client, pool, yaml.safe_load(prefect_file.read_text(encoding="utf-8")))
     run_command([*prefect, "deploy", "--all", "--prefect-file", str(prefect_file)], print)
 
 

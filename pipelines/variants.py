@@ -74,11 +74,17 @@ def variants_of(grid: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
     variants: dict[str, dict[str, Any]] = {}
     for values in itertools.product(*grid.values()):
         overrides = dict(zip(grid, values, strict=True))
-        name = "-".join(f"{key.split('.')[-1]}-{value}" for key, value in overrides.items()) or "as-is"
+        name = "-".join(f"{key.split('.')[-1]}-{_label(value)}" for key, value in overrides.items()) or "as-is"
         if name in variants:
             raise InputError(f"grid: {variants[name]} and {overrides} are both {name}; expected every value once")
         variants[name] = overrides
     return variants
+
+
+def _label(value: Any) -> str:
+    """A value as part of a name that MLflow takes."""
+    text = "_".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return re.sub(r"[^\w./-]+", "_", text, flags=re.ASCII)
 
 
 def params_of(variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Params]:

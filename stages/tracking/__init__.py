@@ -173,8 +173,8 @@ def track(
     status = "FINISHED"
     try:
         yield run
-    except Exception:
-        status = "FAILED"
+    except Exception as error:  # who read what it prints is gone: the flow or the worker that had started it
+        status = "KILLED" if isinstance(error, BrokenPipeError) else "FAILED"
         raise
     except BaseException as error:
         status = "FINISHED" if isinstance(error, SystemExit) and not error.code else "KILLED"
@@ -255,4 +255,6 @@ def _wait(process: subprocess.Popen[bytes], root: Path, key: str) -> None:
         reason = f"did not take this run: {(root / SPOOL / key / 'problem').read_text(encoding='utf-8').rstrip('.')}"
     server = without_password(os.environ.get("MLFLOW_TRACKING_URI") or "mlflow.db")
     after = "Nothing is lost: the next run delivers it, or `python -m stages.tracking sync`."
+    if (refused := root / SPOOL / key / "refused.jsonl").exists():
+        after = f"It has the rest; what it refuses, and why, is in {refused}."
     print(f"warning: MLflow at {server} {reason}. {after}", file=sys.stderr)

@@ -222,8 +222,9 @@ class Trainer:
                 progress.best_epoch = epoch
                 if self.processes.rank == 0:
                     self.resume.save_best(epoch, self.model, self.vocabulary)
-        self._save()
+        # Before the state is saved: who is killed in between records the epoch twice, not never.
         self.run.log_metrics({f"val/{name}": value for name, value in metrics.items()}, step=progress.step)
+        self._save()
         if self.processes.rank:
             return
         loss = sum(progress.losses[-self.epoch_steps :]) / self.epoch_steps

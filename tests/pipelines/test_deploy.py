@@ -195,8 +195,15 @@ def test_a_lost_child_server_or_worker_is_recovered_from(deployed, wait_for, end
         wait_for(lambda: request("POST", "/flow_runs/filter", json=wanted), 180)
 
 
-def test_the_nightly_look_is_scheduled(deployed):
+def test_the_nightly_look_is_scheduled_and_waits_for_other_runs_in_the_workspace(deployed):
     """By the server's own scheduler, which a library of another version than Prefect expects stops without a word."""
+    (queue,) = (
+        item for item in request("POST", "/work_pools/camp/queues/filter", json={}) if item["name"] != "default"
+    )
+    shared = [item["entrypoint"] for item in request("POST", "/deployments/filter", json={})
+              if item["work_queue_name"] == queue["name"]]  # fmt: skip
+    assert queue["concurrency_limit"] == 1
+    assert sorted(name.partition(":")[2] for name in shared) == ["extract", "refresh", "reproduce"]
     (refresh,) = (item for item in request("POST", "/deployments/filter", json={}) if "refresh" in item["entrypoint"])
     with get_client(sync_client=True) as client:
         client.request("POST", f"/deployments/{refresh['id']}/schedule", json={"min_runs": 1}).raise_for_status()
@@ -279,6 +286,26 @@ def test_the_next_pod_finds_what_a_lost_one_has_left(prefect_server, repository,
     assert (second / "new.txt").exists()
     assert (second / "params.yaml").read_bytes() == (repository / "params.yaml").read_bytes()
     assert state.read_text() == "half done" and (second / "dvc.lock").exists()
+
+
+def test_a_worker_of_slurm_ends_with_its_allocation(deployed):
+    worker = subprocess.Popen(
+        ["bash", str(ROOT / "deploy/slurm/worker.sbatch")],
+        env=deployed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert worker.stdout is not None
+    for line in worker.stdout:
+        if "started!" in line:
+            break
+    (child,) = psutil.Process(worker.pid).children()
+    worker.terminate()
+    try:
+        worker.communicate(timeout=60)
+    finally:
+        worker.kill()
+        if left := child.is_running():
+            child.kill()
+    assert not left
 
 
 @pytest.mark.parametrize("script", ["worker", "dask"])

@@ -83,6 +83,8 @@ def test_variants_of():
     }
     with pytest.raises(InputError, match=r"model\.gate"):
         variants_of({"model.gate": []})
+    kinds = variants_of({"train.foil_kinds": [["count"], ["count", "relation"]], "train.start_from": ["models/a b"]})
+    assert list(kinds) == ["foil_kinds-count-start_from-models/a_b", "foil_kinds-count_relation-start_from-models/a_b"]
 
 
 @pytest.mark.timeout(400)

@@ -53,6 +53,26 @@ def test_the_dag_is_dvcs(repository):
         read_dag(targets=("nothing",))
 
 
+def test_who_runs_a_stage_at_the_terminal_is_waited_for(repository, monkeypatch, capsys):
+    monkeypatch.setattr("pipelines.dag.LOOK_AGAIN", 0.2)
+    Path("held").touch()
+    holding = (
+        "import time; from pathlib import Path; from dvc.repo import Repo\n"
+        "with Repo() as repo, repo.lock:\n    print('held', flush=True)\n"
+        "    while Path('held').exists(): time.sleep(0.05)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", holding], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None and other.stdout.readline() == "held\n"
+    with ThreadPoolExecutor(1) as threads:
+        reading = threads.submit(read_dag)
+        while "waiting for another run in this workspace" not in capsys.readouterr().out:
+            assert not reading.done()
+            time.sleep(0.1)
+        Path("held").unlink()
+        assert [stage.name for stage in reading.result(60).stages]
+    assert other.wait(30) == 0
+
+
 def test_a_dvc_yaml_that_cannot_be_read_is_wrong_input(repository):
     Path("dvc.yaml").write_text("stages: [\n")
     for reading in (read_dag, lambda: shared_stages(["train.seed"])):
