@@ -235,6 +235,14 @@ def test_a_cancelled_run_waits_for_no_server(workspace, monkeypatch):
     assert late.info.status == "KILLED" and late.data.metrics["train/loss"] == 1.0
 
 
+def test_a_run_whose_reader_is_gone_was_killed(workspace):
+    """The flow or the worker that read what a training prints: the training goes on when it is started again."""
+    with pytest.raises(BrokenPipeError), track("train", {}) as run:
+        raise BrokenPipeError
+    wait_for(delivered, 60)
+    assert runs(workspace)[run.run_id].info.status == "KILLED"
+
+
 def test_the_next_run_delivers_what_an_earlier_one_left(workspace):
     left = Spool(workspace, "a" * 32)
     left.write("start", kind="train", name="left", parent=None, uri="", experiment="camp", resumed=False)
