@@ -36,7 +36,8 @@ def deploy_automations(client: SyncPrefectClient, path: Path = AUTOMATIONS) -> l
 
 def limit_queues(client: SyncPrefectClient, pool: str, content: Any) -> None:
     """Make the work queues that a file's deployments name, each for one run at a time."""
-    named = {entry["work_pool"].get("work_queue_name") for entry in content["deployments"]} - {None}
+    entries = content.get("deployments") or []
+    named = {str(name) for entry in entries if (name := (entry.get("work_pool") or {}).get("work_queue_name"))}
     path = {"work_pool_name": pool}
     answer = client.request("POST", "/work_pools/{work_pool_name}/queues/filter", path_params=path, json={})
     known = {queue["name"] for queue in answer.json()}
