@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
 
 from filelock import FileLock
 
@@ -30,7 +31,20 @@ def experiment_name() -> str:
 
 def local_uri(root: Path) -> str:
     """The SQLite file at the repository root."""
-    return f"sqlite:///{root / 'mlflow.db'}".replace("%", "%25").replace("?", "%3F")  # SQLAlchemy reads these two
+    return _uri(root / "mlflow.db")
+
+
+def _uri(file: Path) -> str:
+    """A SQLite file as SQLAlchemy takes it: a question mark in a path only where the path is a URI itself."""
+    return f"sqlite:///file:{quote(str(file))}?uri=true" if "?" in str(file) else f"sqlite:///{file}"
+
+
+def _file(uri: str) -> Path:
+    """The SQLite file of an address."""
+    from sqlalchemy.engine import make_url
+
+    database = make_url(uri).database or ""
+    return Path(unquote(database.removeprefix("file:")) if database.startswith("file:") else database)
 
 
 def store_uri(root: Path) -> str:
@@ -57,12 +71,11 @@ def connect(root: Path, uri: str) -> "MlflowClient":
         os.environ["HOME"] = str(root / ".tracking")
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # with the password that the address may hold
     import mlflow
-    from sqlalchemy.engine import make_url
 
     if uri.startswith("sqlite:///"):
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        path = Path(make_url(uri).database or "")
+        path = _file(uri)
         (root / ".tracking").mkdir(parents=True, exist_ok=True)
         with FileLock(root / ".tracking" / "store.lock", timeout=120):
             if not path.exists():
@@ -70,7 +83,7 @@ def connect(root: Path, uri: str) -> "MlflowClient":
                 new.unlink(missing_ok=True)
                 # The folder is for MLflow's own experiment, which it would place in this one: into SQL as Python writes
                 # a text, which a quote, a colon or a backslash in the path breaks.
-                SqlAlchemyStore(f"{uri}.new", _artifacts(root))  # type: ignore[no-untyped-call]
+                SqlAlchemyStore(_uri(new), _artifacts(root))  # type: ignore[no-untyped-call]
                 new.replace(path)
     return mlflow.MlflowClient(uri, uri)
 
