@@ -131,7 +131,7 @@ def rank_blocks(
     done = 0
     for image_rows, caption_rows, logits in blocks:
         if not bool(logits.isfinite().all()):
-            raise ValueError("the model gives scores that are not finite; expected weights that do")
+            raise ValueError("model.safetensors: gives scores that are not finite; expected weights that do")
         own = caption_image[caption_rows] == image_rows[:, None]  # [i, c]
         right = answers.right(image_rows[:, None], caption_rows)
         queries.add(image_rows, logits, own, right)
