@@ -99,7 +99,10 @@ def start(**params):
 def in_training(serving):
     """The processes of a worker's run, the engine first, once the stage `train` is among them."""
     engines = serving.children()
-    family = [*engines, *(process for engine in engines for process in engine.children(recursive=True))]
+    family = list(engines)
+    for engine in engines:
+        with contextlib.suppress(psutil.NoSuchProcess):  # that of the run before, which has just ended
+            family += engine.children(recursive=True)
     return family if any(command_of(process)[1:3] == ["stage.py", "train"] for process in family) else None
 
 
