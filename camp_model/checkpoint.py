@@ -68,7 +68,7 @@ def save_checkpoint(
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     if broken := [name for name, value in weights.items() if not value.isfinite().all()]:
         raise ValueError(
-            f"{broken[0]}: holds numbers that are not finite; {folder / 'model.safetensors'} stays as it was"
+            f"{folder / 'model.safetensors'}: {broken[0]}: holds numbers that are not finite; expected trained weights"
         )
     # All are written before the first takes its place. A crash while they do, the last first, leaves a mixture of two
     # models; hash and shapes make that an error on loading.

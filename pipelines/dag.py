@@ -91,6 +91,7 @@ def read_dag(targets: tuple[str, ...] = ()) -> Dag:
     import networkx
 
     with _repository() as repo:
+        stale = _when_free(repo.status)  # first: who is waited for may change the graph
         graph = repo.index.graph  # an edge leads from a stage to one it depends on
         names = {stage: stage.addressing for stage in graph}
         unknown = set(targets) - set(names.values())
@@ -100,7 +101,6 @@ def read_dag(targets: tuple[str, ...] = ()) -> Dag:
         if targets:
             chosen = [stage for stage in graph if names[stage] in targets]
             wanted = set(chosen).union(*(networkx.descendants(graph, stage) for stage in chosen))
-        stale = _when_free(repo.status)
         order = [stage for stage in networkx.dfs_postorder_nodes(graph) if stage in wanted]
         stages = tuple(
             Stage(

@@ -19,6 +19,8 @@ from pipelines.forms import present_params
 from stages.errors import InputError
 
 AUTOMATIONS = Path("deploy/automations.yaml")
+SHARED = "workspace"
+"""The work queue of flows that write in the workspace itself."""
 
 
 def deploy_automations(client: SyncPrefectClient, path: Path = AUTOMATIONS) -> list[str]:
@@ -34,20 +36,20 @@ def deploy_automations(client: SyncPrefectClient, path: Path = AUTOMATIONS) -> l
     return names
 
 
-def limit_queues(client: SyncPrefectClient, pool: str, content: Any) -> None:
-    """Make the work queues that a file's deployments name, each for one run at a time."""
-    entries = content.get("deployments") or []
-    named = {str(name) for entry in entries if (name := (entry.get("work_pool") or {}).get("work_queue_name"))}
+def limit_queue(client: SyncPrefectClient, pool: str, content: Any) -> None:
+    """Make the queue of runs that share the workspace, one at a time, where deployments into a pool name it."""
+    pools = [entry.get("work_pool") or {} for entry in content.get("deployments") or []]
+    if not any(each.get("work_queue_name") == SHARED and each.get("name", pool) == pool for each in pools):
+        return
     path = {"work_pool_name": pool}
     answer = client.request("POST", "/work_pools/{work_pool_name}/queues/filter", path_params=path, json={})
     known = {queue["name"] for queue in answer.json()}
-    for name in sorted(named):
-        body = {"name": name, "concurrency_limit": 1}
-        if name in known:
-            one = path | {"name": name}
-            client.request("PATCH", "/work_pools/{work_pool_name}/queues/{name}", path_params=one, json=body)
-        else:
-            client.request("POST", "/work_pools/{work_pool_name}/queues", path_params=path, json=body)
+    body = {"name": SHARED, "concurrency_limit": 1}
+    if SHARED in known:
+        one = path | {"name": SHARED}
+        client.request("PATCH", "/work_pools/{work_pool_name}/queues/{name}", path_params=one, json=body)
+    else:
+        client.request("POST", "/work_pools/{work_pool_name}/queues", path_params=path, json=body)
 
 
 def deploy(pool: str, pool_type: str, prefect_file: Path) -> None:
@@ -69,7 +71,7 @@ def deploy(pool: str, pool_type: str, prefect_file: Path) -> None:
         if pool not in {known["name"] for known in pools}:
             run_command([*prefect, "work-pool", "create", "--type", pool_type, pool], print)
         deploy_automations(client)
-        limit_queues(client, pool, yaml.safe_load(prefect_file.read_text(encoding="utf-8")))
+        limit_queue(client, pool, yaml.safe_load(prefect_file.read_text(encoding="utf-8")))
     run_command([*prefect, "deploy", "--all", "--prefect-file", str(prefect_file)], print)
 
 

@@ -217,6 +217,14 @@ class PieceCutter:
         ]
         return [pieces[:LONGEST_WORD] or self.specials[UNK] for pieces in chosen]
 
+    def cut_known(self, words: Sequence[str]) -> list[list[int]]:
+        """As `cut`, with the unknown piece for a word on which the tokenizer fails."""
+        try:
+            return self.cut(words)
+        except ValueError:
+            alone = [self.cut_known([word]) for word in words] if len(words) > 1 else []
+            return [pieces for (pieces,) in alone] or [self.specials[UNK]]
+
 
 def _encoder(source: str, network: Any) -> nn.Module:
     sizes = all(hasattr(network.config, name) for name in ("hidden_size", "vocab_size"))

@@ -134,12 +134,8 @@ class TransformerEncoder(TextEncoder):
                 self._has_tokenizer = False
         if not words or self._cutter is None:
             return [self._pieces[UNK]] * len(words)
-        try:
-            cut = self._cutter.cut(words)
-        except ValueError:  # a tokenizer that cannot say that it does not know a word
-            cut = [self._pieces[UNK]] * len(words)
         largest = int(self.network.config.vocab_size) - 1  # type: ignore[union-attr, arg-type]
-        return [pieces if max(pieces) <= largest else self._pieces[UNK] for pieces in cut]
+        return [pieces if max(pieces) <= largest else self._pieces[UNK] for pieces in self._cutter.cut_known(words)]
 
     def _own_cutter(self) -> PieceCutter:
         """The tokenizer that the words of the vocabulary were cut with.

@@ -119,6 +119,7 @@ def rank_blocks(
         ValueError: a score that is not a finite number, or an image's best own caption scores otherwise in its block
             than among `own_scores`.
     """
+    _check_finite(own_scores)
     answers = RightAnswers(caption_image, caption_text)
     captions = len(caption_image)
     queries = _ImageQueries(own_scores, caption_image, images)
@@ -130,8 +131,7 @@ def rank_blocks(
     rights: list[Tensor] = []
     done = 0
     for image_rows, caption_rows, logits in blocks:
-        if not bool(logits.isfinite().all()):
-            raise ValueError("model.safetensors: gives scores that are not finite; expected weights that do")
+        _check_finite(logits)
         own = caption_image[caption_rows] == image_rows[:, None]  # [i, c]
         right = answers.right(image_rows[:, None], caption_rows)
         queries.add(image_rows, logits, own, right)
@@ -154,6 +154,11 @@ def rank_blocks(
         queries.ranks(share), t2i_ranks, best_captions.positions, best_captions.scores, best_images.positions,
         best_images.scores, hardest_images,
     )  # fmt: skip
+
+
+def _check_finite(scores: Tensor) -> None:
+    if not bool(scores.isfinite().all()):
+        raise ValueError("model.safetensors: gives scores that are not finite; expected weights that do")
 
 
 def _own_scores(
@@ -223,7 +228,7 @@ class _ImageQueries:
 
     def _check(self, best: Tensor) -> None:
         """Where pairs and tiles score differently, what was forgotten counts, and ranks would be wrong unseen."""
-        wrong = (self.is_query & ((best - self.estimate).abs() > self.margin)).nonzero()
+        wrong = (self.is_query & ~((best - self.estimate).abs() <= self.margin)).nonzero()
         if len(wrong):
             row = int(wrong[0])
             raise ValueError(

@@ -94,6 +94,7 @@ def _open(cache: Path | None) -> sqlite3.Connection:
     with _naming(cache):
         store = sqlite3.connect(cache or ":memory:", timeout=PATIENCE)
     try:
+        store.execute("drop table if exists hashes")  # of before, by the time of modification
         store.execute("create table if not exists seen (path text primary key, size, changed, inode, sha256)")
     except sqlite3.OperationalError as error:  # held by another process, or not to be written
         store.close()

@@ -6,7 +6,7 @@ HARMLESS: dict[str, str] = {
     "3fddbf6f0ea1f62f96ac113842f6817c3b8e703854f53cf2ff479e4f8de71c73": "e06d3bf3e2608f7299323b79175d27debf6e14c80b4d48ba1d728c600e68f4c3",
     "e65689595122f932f882e4f20e0fb78aa054eb944f296de2874dc24fd7a288f8": "24b203ec8a0fd1872e8408e89ec7a11fe104330893dd5802a3e9024ffa8fac7c",
     # Which networks have classes is tried; what they are given is refused earlier: timm.
-    "4a7c1e9100cab4114a7a7dd37908eb894a38855392a196af420364bab94db050": "e06d3bf3e2608f7299323b79175d27debf6e14c80b4d48ba1d728c600e68f4c3",
+    "e0f2a96c7ba41de2bdf413c3c9e1d76020474c2ab0b023ea94817275bb92f7dc": "e06d3bf3e2608f7299323b79175d27debf6e14c80b4d48ba1d728c600e68f4c3",
     # Pictures are normalised in place, and not converted where they are RGB: timm, torchvision.
     "c966e8c0cf0e28fc11a6754875b4435db7b2434ba00064d2a6794fe66112cee3": "3fddbf6f0ea1f62f96ac113842f6817c3b8e703854f53cf2ff479e4f8de71c73",
     "d302aa6fa979ad1c1bcf8637f1d84737a3dcb0809ec8fcdcff610cc0a8773cb6": "b3723da49ea84cd58267a0ac4393e2adcac0060892729239df2ce6faba05459a",

@@ -89,14 +89,14 @@ def _check_patches(network: Any, size: tuple[int, int]) -> None:
 
 
 def _check_cover(network: Any, places: tuple[int, ...], size: tuple[int, int], own: tuple[int, int]) -> None:
-    """ValueError where a network whose places tile its own input leaves a margin of another one out."""
+    """ValueError where places, a stride apart as in the network's own input, leave a margin of this one out."""
     try:
         tiled = as_map(network.forward_features(torch.zeros(1, 3, *own)), network, own).shape[2:]
+        stride = int(network.feature_info[-1]["reduction"])
     except Exception:  # made for the other size alone: then its patches have been looked at
         return
     for side, count, own_side, own_count in zip(size, places, own, tiled, strict=True):
-        stride, beside = divmod(own_side, own_count)
-        if not beside and count * stride < side:
+        if own_count in (own_side // stride, -(-own_side // stride)) and count * stride < side:
             raise ValueError(
                 f"has {count} places for {side} pixels, which cover {count * stride}; expected a multiple of {stride}"
             )

@@ -1,5 +1,6 @@
 """timm's networks and where their weights come from: its hub, a file, a URL, an installed package, or nowhere."""
 
+import contextlib
 import difflib
 from dataclasses import dataclass, field
 from typing import Any
@@ -139,14 +140,11 @@ def _with_weights(architecture: str, state: State, source: str, image_size: int 
             return network
         except InputError as error:
             first = first or error
+    check_finite(network, state, source)
     for num_classes in _class_counts(architecture, state):
         overlay = {"state_dict": dict(state)} | ({} if num_classes is None else {"num_classes": num_classes})
-        try:
-            converted = build(architecture, num_classes, image_size, pretrained=True, pretrained_cfg_overlay=overlay)
-        except InputError:
-            continue
-        check_finite(converted, dict(converted.named_parameters()), source)
-        return converted
+        with contextlib.suppress(InputError):
+            return build(architecture, num_classes, image_size, pretrained=True, pretrained_cfg_overlay=overlay)
     raise first or InputError(f"{source}: holds no parameters")
 
 

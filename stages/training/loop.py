@@ -221,7 +221,10 @@ class Trainer:
             if metrics["rsum"] > best:
                 progress.best_epoch = epoch
                 if self.processes.rank == 0:
-                    self.resume.save_best(epoch, self.model, self.vocabulary)
+                    try:
+                        self.resume.save_best(epoch, self.model, self.vocabulary)
+                    except ValueError as error:
+                        raise TrainingError(f"train: after step {progress.step}: {error}") from None
         # Before the state is saved: who is killed in between records the epoch twice, not never.
         self.run.log_metrics({f"val/{name}": value for name, value in metrics.items()}, step=progress.step)
         self._save()

@@ -113,7 +113,7 @@ def _check_dimension(path: Path, line: int, numbers: int, expected: int) -> None
 
 
 def _numbers(fields: list[str]) -> bool:
-    """Whether these are numbers alone, none among them: then they are no more of a word with blanks in it."""
+    """Whether all of these are numbers, also if there are none, and so not the rest of a word with blanks in it."""
     try:
         return bool(np.array(fields, dtype=np.float32).ndim)
     except ValueError:

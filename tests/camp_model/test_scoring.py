@@ -9,7 +9,7 @@ import torch
 from camp_model.metrics import i2t_ranks, t2i_ranks
 from camp_model.scoring import all_pairs as scoring
 from camp_model.scoring import native
-from camp_model.scoring.ranking import rank_queries
+from camp_model.scoring.ranking import rank_blocks, rank_queries
 from camp_model.scoring.tiles import KernelTiles
 from tests.camp_model.encoded_batches import encoded, float64_scores, make
 
@@ -220,6 +220,12 @@ def test_a_score_that_is_no_number_is_an_error_and_no_rank():
     regions[2, region_mask[2]] = torch.nan
     with pytest.raises(ValueError, match="scores that are not finite"):
         rank_queries(model, regions, region_mask, words, word_mask, torch.arange(10) // 2)
+
+
+def test_an_own_score_that_is_no_number_is_an_error_and_no_rank():
+    blocks = [(torch.arange(2), torch.arange(2), torch.tensor([[0.0, 1.0], [1.0, 0.0]]))]
+    with pytest.raises(ValueError, match="scores that are not finite"):
+        rank_blocks(blocks, torch.tensor([torch.nan, 0.0]), 2, torch.arange(2), 1)
 
 
 def test_a_mask_of_another_shape_is_an_error_with_gradients_and_without():

@@ -1,5 +1,6 @@
 """`reproduce` against a real server, on a small real DAG."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -63,7 +64,8 @@ def test_who_runs_a_stage_at_the_terminal_is_waited_for(repository, monkeypatch,
     )
     other = subprocess.Popen([sys.executable, "-c", holding], stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None and other.stdout.readline() == "held\n"
-    with ThreadPoolExecutor(1) as threads:
+    with ThreadPoolExecutor(1) as threads, contextlib.ExitStack() as ending:
+        ending.callback(Path("held").unlink, missing_ok=True)
         reading = threads.submit(read_dag)
         while "waiting for another run in this workspace" not in capsys.readouterr().out:
             assert not reading.done()

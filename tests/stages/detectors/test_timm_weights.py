@@ -74,6 +74,10 @@ def test_classes_are_those_of_heads_that_read_the_mean_alone(architecture: str, 
     assert len(detector(tmp_path, architecture, image_size=64).categories) == classes
 
 
+def test_a_size_that_is_covered_is_taken_where_places_overhang_the_networks_own(tmp_path: Path) -> None:
+    detector(tmp_path, "efficientvit_m0", image_size=256)  # 4 places, 64 pixels apart, at 224 and here
+
+
 def test_a_file_of_weights_by_name_by_order_and_of_other_classes(tmp_path: Path) -> None:
     network = library.create_model("resnet18", num_classes=7).eval()
     own = network.state_dict()
@@ -129,6 +133,7 @@ def test_weights_that_do_not_fit_are_named_with_file_and_tensor(
         "ending": ({k.replace("running_mean", "scale"): v for k, v in renamed.items()}, r"a3\.scale: .*running_mean"),
         "empty": ({}, r"holds 0 parameters"),
         "nan": (own | {"fc.bias": own["fc.bias"] * torch.nan}, r"fc\.bias: holds numbers that are not finite"),
+        "variance": (own | {"bn1.running_var": own["bn1.running_var"] * torch.nan}, r"bn1\.running_var: holds numbers"),
         "numbers": ({3: torch.zeros(3)}, r"3: is 3 with a tensor of float32"),
         "small": ({"a": torch.zeros(3).to(torch.float8_e4m3fn)}, r"a: is 'a' with a tensor of float8_e4m3fn"),
         "sparse": ({"a": torch.eye(3).to_sparse()}, r"a: is 'a' with a tensor of float32, torch\.sparse_coo"),
