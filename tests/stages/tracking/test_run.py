@@ -236,7 +236,6 @@ def test_a_cancelled_run_waits_for_no_server(workspace, monkeypatch):
 
 
 def test_a_run_whose_reader_is_gone_was_killed(workspace):
-    """The flow or the worker that read what a training prints: the training goes on when it is started again."""
     with pytest.raises(BrokenPipeError), track("train", {}) as run:
         raise BrokenPipeError
     wait_for(delivered, 60)

@@ -1,0 +1,70 @@
+"""The DAG of dvc.yaml, as DVC reads it."""
+
+import contextlib
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pipelines import commands
+from pipelines.dag import read_dag, shared_stages
+from stages.errors import InputError
+
+
+def test_the_dag_is_dvcs(repository):
+    dag = read_dag()
+    assert dag.stages[0].name == "prepare"
+    assert {stage.name: stage.upstream for stage in dag.stages} == {
+        "prepare": (), "extract": ("prepare",), "tokenize": ("prepare",), "train": ("extract", "tokenize")
+    }  # fmt: skip
+    assert all(stage.stale for stage in dag.stages)
+    assert [stage.name for stage in read_dag(targets=("tokenize",)).stages] == ["prepare", "tokenize"]
+    with pytest.raises(InputError, match="nothing: is no stage"):
+        read_dag(targets=("nothing",))
+
+
+def test_who_runs_a_stage_at_the_terminal_is_waited_for(repository, monkeypatch, capsys):
+    monkeypatch.setattr("pipelines.dag.LOOK_AGAIN", 0.2)
+    Path("held").touch()
+    holding = (
+        "import time; from pathlib import Path; from dvc.repo import Repo\n"
+        "with Repo() as repo, repo.lock:\n    print('held', flush=True)\n"
+        "    while Path('held').exists(): time.sleep(0.05)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", holding], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None and other.stdout.readline() == "held\n"
+    with ThreadPoolExecutor(1) as threads, contextlib.ExitStack() as ending:
+        ending.callback(Path("held").unlink, missing_ok=True)
+        reading = threads.submit(read_dag)
+        while "waiting for another run in this workspace" not in capsys.readouterr().out:
+            assert not reading.done()
+            time.sleep(0.1)
+        Path("held").unlink()
+        assert [stage.name for stage in reading.result(60).stages]
+    assert other.wait(30) == 0
+
+
+def test_a_dvc_yaml_that_cannot_be_read_is_wrong_input(repository):
+    Path("dvc.yaml").write_text("stages: [\n")
+    for reading in (read_dag, lambda: shared_stages(["train.seed"])):
+        with pytest.raises(InputError, match=r"unable to read: 'dvc\.yaml'"):
+            reading()
+
+
+def test_the_remote_beside_the_repository_is_nobodys_choice(repository, monkeypatch):
+    """Its own .dvc/config names one for `dvc push` by hand: a flow pushes only to a remote that a person has set."""
+
+    def dvc(*command):
+        subprocess.run([sys.executable, "-m", "dvc", *command], check=True, capture_output=True)
+
+    assert read_dag().remote is None
+    Path(".dvc/config").write_bytes((Path(commands.__file__).parents[1] / ".dvc/config").read_bytes())
+    assert read_dag().remote is None
+    dvc("remote", "add", "--local", "--default", "mine", str(repository.parent / "remote"))
+    assert read_dag().remote == "mine"
+    dvc("remote", "remove", "--local", "mine")
+    dvc("remote", "add", "--force", "--default", "local", "s3://bucket/camp")
+    assert read_dag().remote == "local"
