@@ -66,10 +66,7 @@ def save_checkpoint(
     if facts := model.caption_encoder.facts():
         metadata["text"] = json.dumps(facts)
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    if broken := [name for name, value in weights.items() if not value.isfinite().all()]:
-        raise ValueError(
-            f"{folder / 'model.safetensors'}: {broken[0]}: holds numbers that are not finite; expected trained weights"
-        )
+    _check_finite(weights, str(folder / "model.safetensors"))
     # All are written before the first takes its place. A crash while they do, the last first, leaves a mixture of two
     # models; hash and shapes make that an error on loading.
     with (
@@ -148,12 +145,17 @@ def load_weights(model: CAMP, weights: dict[str, torch.Tensor], source: str) -> 
             raise ValueError(f"{source}: {name}: is missing; expected shape {list(value.shape)}")
         if weights[name].shape != value.shape:
             raise ValueError(f"{source}: {name}: shape {list(weights[name].shape)}; expected {list(value.shape)}")
-        if not weights[name].isfinite().all():
-            raise ValueError(f"{source}: {name}: holds numbers that are not finite; expected trained weights")
     unknown = sorted(weights.keys() - own.keys())
     if unknown:
         raise ValueError(f"{source}: {unknown[0]}: the model of config.json has no such weight")
+    _check_finite(weights, source)
     model.load_state_dict(weights)
+
+
+def _check_finite(weights: dict[str, torch.Tensor], source: str) -> None:
+    for name, value in weights.items():
+        if not value.isfinite().all():
+            raise ValueError(f"{source}: {name}: holds numbers that are not finite; expected trained weights")
 
 
 def _read_weights(path: Path, device: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
