@@ -1,4 +1,4 @@
-"""Data that an installed Python package brings: `package:NAME`, where params name a file or a folder."""
+"""What params name: data that an installed Python package brings (`package:NAME`), a folder, or a name of a hub."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,3 +19,8 @@ def package_folder(source: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(f"{source:.80}: is not installed; expected it after pip install {name.replace('_', '-'):.80}")
     return Path(spec.submodule_search_locations[0])
+
+
+def names_folder(name: str) -> bool:
+    """Whether a name is one of a folder by its form alone: no hub has such names, which are OWNER/NAME or NAME."""
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1

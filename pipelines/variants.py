@@ -130,7 +130,7 @@ def named_content(params: Mapping[str, Params]) -> dict[str, Content]:
     content = {}
     for name, of_variant in params.items():
         sections = NamedFilesSections.from_dict(of_variant.to_dict())
-        paths = json.dumps(named_paths(sections), sort_keys=True)
+        paths = json.dumps([named_paths(sections), sections.model.transformer], sort_keys=True)
         if paths not in known:  # most variants name the same
             try:
                 known[paths] = content_now(sections)

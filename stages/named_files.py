@@ -63,7 +63,8 @@ def content_now(params: NamedFilesSections) -> Content:
     Raises:
         InputError: as `content_of`, or what was recorded is damaged.
     """
-    return content_of(named_paths(params), _recorded(), main_root() / CACHE)
+    recorded = _recorded()
+    return content_of(named_paths(params, recorded), recorded, main_root() / CACHE)
 
 
 def named_files(params: NamedFilesSections, watch: bool = False) -> None:

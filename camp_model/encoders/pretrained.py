@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from camp_model.files import sha256_of
-from camp_model.packages import PREFIX, package_folder
+from camp_model.packages import PREFIX, names_folder, package_folder
 from camp_model.vocabulary import SPECIALS, UNK
 
 LONGEST_WORD = 16
@@ -61,7 +61,7 @@ def sha256_of_weights(place: str) -> str:
 
 def _check_place(source: str, place: str) -> None:
     """ValueError where a folder is meant, by the form of its name, and none is there."""
-    if (place.startswith(("/", ".", "~")) or place.count("/") > 1) and not Path(place).is_dir():
+    if names_folder(place) and not Path(place).is_dir():
         raise ValueError(
             f"model.transformer: {source:.200}: is no folder; expected one, a name of the hub, or {PREFIX}NAME"
         )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from camp_model.packages import PREFIX
+from camp_model.packages import PREFIX, names_folder
 from stages.content.hashes import content_hash
 from stages.content.paths import content_path
 from stages.errors import InputError
@@ -31,11 +31,18 @@ class NamedFilesSections(StageSections):
     evaluate: EvaluateParams = EvaluateParams()
 
 
-def named_paths(params: NamedFilesSections) -> dict[str, dict[str, str]]:
-    """Stage -> params key -> the file or folder that it names; stages and keys that name none are left out."""
+def named_paths(params: NamedFilesSections, recorded: Content | None = None) -> dict[str, dict[str, str]]:
+    """Stage -> params key -> the file or folder that it names; stages and keys that name none are left out.
+
+    `recorded` is what they held before: a transformer that was a folder is one still, though it is not here, where its
+    name alone could be one of a hub.
+    """
     dataset, detector, captions, train = params.dataset, params.detector, params.captions, params.train
     transformer = params.model.transformer if params.model.text == "transformer" else None
-    if transformer and not (transformer.startswith(PREFIX) or named_path(transformer).is_dir()):
+    before = (recorded or {}).get("train", {}).get("model.transformer", {}).get("path")
+    if transformer and transformer != before and not (
+        transformer.startswith(PREFIX) or names_folder(transformer) or named_path(transformer).is_dir()
+    ):  # fmt: skip
         transformer = None  # of a hub
     fetched = detector.weights in ("train", "default", "random") or "://" in detector.weights
     candidates: dict[str, dict[str, str | None]] = {

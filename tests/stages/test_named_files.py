@@ -243,6 +243,13 @@ def test_the_content_of_a_package_is_seen_without_what_python_compiles_in_it(tmp
     assert named_paths(NamedFilesSections.from_dict({}))["train"] == {}
     hub = {"model": {"text": "transformer", "transformer": "some-one/some-model"}}
     assert named_paths(NamedFilesSections.from_dict(hub))["train"] == {}
+    # A folder of such a name that was hashed elsewhere, as a second clone finds it; and one that no hub could mean.
+    recorded = {"train": {"model.transformer": {"path": "some-one/some-model", "sha256": "ab"}}}
+    kept = named_paths(NamedFilesSections.from_dict(hub), recorded)
+    assert content_of(kept, recorded, tmp_path / "cache")["train"] == recorded["train"]
+    gone = {"model": {"text": "transformer", "transformer": "models/of/mine"}}
+    with pytest.raises(InputError, match=r"model\.transformer: models/of/mine: is not here; expected a file or a fo"):
+        content_of(named_paths(NamedFilesSections.from_dict(gone)), {}, tmp_path / "cache")
     first = content_of(named, {}, tmp_path / "cache")
     (package / "__pycache__" / "x.pyc").write_text("compiled")
     assert content_of(named, {}, tmp_path / "cache") == first
