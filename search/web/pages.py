@@ -1,6 +1,8 @@
 """The pages that people read: the search, and one picture. Everything but a dropped picture works without scripts."""
 
+import unicodedata
 from collections.abc import Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -42,7 +44,7 @@ class Pages:
             trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
         self._environment.globals |= {"static": static.address, "address": address, "max_upload": MAX_BYTES}
-        self._environment.filters |= {"count": "{:,}".format, "score": score_text}
+        self._environment.filters |= {"count": "{:,}".format, "score": score_text, "pictures": pictures_text}
 
     def render(self, template: str, status: int = 200, **context: Any) -> HTMLResponse:
         """A page; no-cache, for the next time its collection may be another."""
@@ -52,6 +54,7 @@ class Pages:
     def home(self, q: str, like: str, count: int) -> HTMLResponse:
         """The search: an answer to the sentence `q`, what is like the picture `like`, or the first pictures."""
         page: dict[str, Any] = {"q": q, "answer": None, "like": None, "tiles": [], "problem": None, "count": count}
+        page["symbols"] = list(dict.fromkeys(c for c in q if unicodedata.category(c) == "So"))  # emoji are no words
         status = 200
         try:
             if q.strip():
@@ -80,8 +83,10 @@ class Pages:
         page: dict[str, Any] = {"id": picture_id, "q": q, "pair": None, "problem": None}
         try:
             page["name"] = self.queries.name(picture_id)
-        except UnknownPicture as error:
-            return self.problem(404, str(error))
+        except UnknownPicture:
+            return self.problem(
+                404, "This picture is not in the collection: it was moved, changed or deleted since.", q
+            )
         status = 200
         try:
             if q.strip():
@@ -96,13 +101,14 @@ class Pages:
             **page,
             at=place,
             total=total,
+            back=address("/", q=q, count=min(-(-place // FIRST) * FIRST, MOST)) + (f"#at{place}" if place else ""),
             neighbours=neighbours,
             at_hand=self.queries.collection.has_captions,
         )
 
-    def problem(self, status: int, message: str) -> HTMLResponse:
-        """A page that says what is wrong."""
-        return self.render("problem.html.jinja", status, message=message)
+    def problem(self, status: int, message: str, q: str = "") -> HTMLResponse:
+        """A page that says what is wrong, and leads back to the search for `q`."""
+        return self.render("problem.html.jinja", status, heading=HTTPStatus(status).phrase, message=message, q=q)
 
     def _state(self) -> dict[str, Any]:
         state = self.queries.status()
@@ -200,9 +206,9 @@ def page_routes(pages: Pages, uploads: Uploads) -> APIRouter:
         return pages.render("captions.html.jinja", captions=fitting.captions, at_hand=queries.collection.has_captions)
 
     @router.post("/rescan")
-    def rescan() -> RedirectResponse:
+    def rescan(q: Text = "", like: Id = "") -> RedirectResponse:
         queries.collection.rescan()
-        return RedirectResponse("/", 303)
+        return RedirectResponse(address("/", q=q, like=like), 303)
 
     return router
 
@@ -211,6 +217,11 @@ def address(path: str, **query: object) -> str:
     """An address of this server; what is empty or 0 is left out."""
     given = {name: value for name, value in query.items() if value not in ("", 0, None)}
     return f"{path}?{urlencode(given)}" if given else path
+
+
+def pictures_text(count: int) -> str:
+    """A number of pictures, in words."""
+    return "1 picture" if count == 1 else f"{count:,} pictures" if count else "No pictures"
 
 
 def score_text(logit: float) -> str:

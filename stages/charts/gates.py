@@ -82,13 +82,15 @@ def gate_epochs(curve: Mapping[str, Sequence[float]]) -> dict[str, Markup]:
     epochs, bins = sorted(set(curve.get("epoch", ()))), sorted(set(curve.get("gate", ())))
     drawn = {}
     for side, name in GATE_SIDES.items():
-        parts = []
+        parts, last = [], []
         for index, kind in enumerate(("positive", "negative")):
             if f"{side}_{kind}" not in curve:
                 continue
             left, step = LEFT + index * (panel + gap), panel / len(epochs)
             # [epochs, bins], written in that order
             counts = np.reshape(curve[f"{side}_{kind}"], (len(epochs), len(bins)))
+            if counts[-1].any():
+                last.append(f"{GATE_KINDS[kind]} {np.average(bins, weights=counts[-1]):.2f}")
             for row, column in zip(*np.nonzero(counts), strict=True):
                 y = base - (column + 1) / len(bins) * tall
                 share = counts[row, column] / counts[row].max()
@@ -106,8 +108,9 @@ def gate_epochs(curve: Mapping[str, Sequence[float]]) -> dict[str, Markup]:
             parts.append(tick(LEFT - 8, base - value * tall + 4, f"{value:g}", "end"))
         parts.append(tick(width / 2, base + 34, "epoch"))
         drawn[side] = chart_svg(
-            parts, f"Mean gates over a pair's {name} after each of {len(epochs)} epochs", width, base + 40
-        )
+            parts, f"Mean gates over a pair's {name} after each of {len(epochs)} epochs; after the last, about "
+            + ", ".join(last), width, base + 40,
+        )  # fmt: skip
     return drawn
 
 

@@ -80,7 +80,7 @@ function drawStage(view) {
   if (dims) svg.append(mask, make("rect", { class: "shade", mask: "url(#dim)", ...all }));
   svg.append(...boxes);
   return make("figure", {},
-    make("div", { class: `picture ${shown.kind}`, style: `max-width:${Math.round((440 * image.w) / image.h)}px` },
+    make("div", { class: `picture ${shown.kind}`, style: `max-width:${Math.round((440 * image.w) / image.h)}px;--ratio:${image.w / image.h}` },
       pictureOf(image, { width: image.w, height: image.h }), svg),
     make("figcaption", { class: `key ${shown.kind}` }, dims ? make("i", {}) : null,
       `${shown.title}: ${!dims ? "the stronger its line, the more" : shown.full ? "dimmed 0, clear 1" : "the clearer, the more"}`));
@@ -94,7 +94,7 @@ function drawWords(view) {
     ...pair.words.map((word, index) => {
       const gate = shareOf(pair.wordGates, index);
       const marks = view.marks(index);
-      const spoken = [word, ...marks, ...(gate === null ? [] : [`gate ${gate.toFixed(2)}`])].join(", ");
+      const spoken = [word, ...marks, ...(gate === null ? [] : [`gate ${gateText(gate)}`])].join(", ");
       return make("button", { type: "button", class: ["word", pair.unknown.includes(index) && "unknown", ...marks].filter(Boolean).join(" "),
         "data-word": index,
         "aria-pressed": String(view.word === index), "aria-label": spoken,

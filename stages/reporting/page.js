@@ -149,7 +149,7 @@
   }
 
   /** `#t2i-3/1/w4`: the fourth query, its second result, its fifth word. False where the address names no query. */
-  function follow() {
+  function follow(reveal) {
     const [key, ...rest] = location.hash.slice(1).split("/");
     const direction = key.split("-")[0];
     if (!(direction in DIRECTIONS)) return false;
@@ -163,15 +163,21 @@
     byId("search").value = "";
     if (word < results[result].words.length) choose({ word });
     else if (region < data.images[results[result].image].boxes.length) choose({ region });
-    byId("explore").scrollIntoView();
+    if (reveal) byId("explore").scrollIntoView();
     return true;
   }
 
   for (const image of document.querySelectorAll("img[data-image]")) image.src = data.images[image.dataset.image].uri;
   for (const part of document.querySelectorAll(".controls, .explorer")) part.hidden = false;
   byId("search").addEventListener("input", (event) => filter({ text: event.target.value }));
-  window.addEventListener("hashchange", follow);
-  if (!follow()) {
+  let opened = false;
+  for (const link of document.querySelectorAll("a.failure")) link.addEventListener("click", () => { opened = true; });
+  window.addEventListener("hashchange", () => {
+    const reveal = opened; // otherwise it is a step back, whose place the browser knows
+    opened = false;
+    if (follow(reveal) && reveal) byId("detail").focus({ preventScroll: true });
+  });
+  if (!follow(true)) {
     const address = location.hash;
     select({ direction: data.queries.t2i.length ? "t2i" : "i2t", query: 0 });
     history.replaceState(null, "", address || location.pathname + location.search);

@@ -185,8 +185,10 @@ def test_keys_alone_search_and_walk_over_the_pictures(tab: Any, server: Server) 
     tab.key("Enter", 13, "\r")
     arrive(tab, "/picture.*")
     assert tab.run("new URLSearchParams(location.search).get('at')") == str(across + 1)
+    entries = tab.run("history.length")
     tab.key("ArrowRight", 39)
     arrive(tab, f"/picture.*at={across + 2}")
+    assert tab.run("history.length") == entries  # so that back leads to the list from there, too
     tab.run("document.querySelector('#words .word').focus()")
     tab.key("ArrowRight", 39)
     assert tab.run("document.activeElement.dataset.word") == "1"
@@ -196,7 +198,6 @@ def test_keys_alone_search_and_walk_over_the_pictures(tab: Any, server: Server) 
     tab.run("document.querySelectorAll('#tiles a')[2].focus()")
     tab.key("Enter", 13, "\r")
     arrive(tab, "/picture.*at=3")
-    entries = tab.run("history.length")
     tab.key("Escape", 27)
     arrive(tab, r"/\?q=a\+dog")
     assert tab.run("history.length") == entries  # it went back, so that going back does not lead to the picture again
@@ -206,8 +207,58 @@ def test_keys_alone_search_and_walk_over_the_pictures(tab: Any, server: Server) 
     tab.call("Page.resetNavigationHistory")  # as in a tab of its own, where there is nothing to go back to
     tab.wait("!navigation.canGoBack")  # the page hears of it later
     tab.key("Escape", 27)
-    arrive(tab, r"/\?q=a\+dog")
+    arrive(tab, r"/\?q=a\+dog&count=24#at3")
+    assert tab.run("document.querySelector(':target a').getBoundingClientRect().top >= 0")
     assert tab.errors == []
+
+
+def test_the_focus_stays_on_words_and_regions_and_is_never_under_the_header(tab: Any, server: Server) -> None:
+    tab.open(searched(server))
+    tab.open(tab.run("document.querySelector('#tiles a').href"))
+    tab.run("document.querySelector('#words .word:last-child').focus()")
+    tab.key("Tab", 9)
+    assert tab.run("document.activeElement.closest('#regions button') !== null")
+    tab.run("new Promise(wake => setTimeout(wake, 50))")  # what the word's blur draws anew
+    assert tab.run("document.activeElement.closest('#regions button') !== null")
+    region = tab.run("document.activeElement.dataset.region")
+    tab.key("Enter", 13, "\r")
+    assert tab.run("[document.activeElement.dataset.region, document.activeElement.ariaPressed]") == [region, "true"]
+    tab.key("ArrowRight", 39)
+    assert "/picture" in tab.run("location.pathname") and tab.run("document.activeElement.dataset.region") == region
+    for width, height in ((640, 450), (390, 800)):
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        tab.call("Emulation.setDeviceMetricsOverride", **size)
+        tab.run("document.documentElement.style.scrollBehavior = 'auto'; scrollTo(0, 1e6); "
+                "document.querySelector('footer a, .like a').focus()")  # fmt: skip
+        under = """(() => {
+            const head = document.querySelector("header.top"), at = document.activeElement.getBoundingClientRect();
+            const sticks = getComputedStyle(head).position === "sticky" && !head.contains(document.activeElement);
+            return sticks && at.top < head.getBoundingClientRect().bottom - 1;
+        })()"""
+        for _ in range(12):
+            tab.call(
+                "Input.dispatchKeyEvent", type="keyDown", key="Tab", code="Tab", windowsVirtualKeyCode=9, modifiers=8
+            )
+            tab.call(
+                "Input.dispatchKeyEvent", type="keyUp", key="Tab", code="Tab", windowsVirtualKeyCode=9, modifiers=8
+            )
+            assert not tab.run(under), tab.run("document.activeElement.outerHTML")
+    assert tab.errors == []
+
+
+def test_a_tall_picture_is_seen_whole(tab: Any, server: Server) -> None:
+    tab.open(searched(server))
+    tab.open(tab.run("document.querySelector('#tiles a').href"))
+    image = tab.run("JSON.parse(document.querySelector('#pair').textContent).image")
+    ratio = "+getComputedStyle(document.querySelector('#shown .picture')).getPropertyValue('--ratio')"
+    assert tab.run(ratio) == pytest.approx(image["w"] / image["h"])
+    height = tab.run("""(() => {
+        const of = {...JSON.parse(document.querySelector("#pair").textContent), word: null, region: null};
+        of.image = {...of.image, w: 30, h: 3000};
+        document.querySelector("#shown").replaceChildren(drawStage({...of, marks: () => [], toggle() {}}));
+        return document.querySelector(".picture").getBoundingClientRect().height / innerHeight;
+    })()""")
+    assert 0 < height < 0.79
 
 
 def test_without_scripts_it_searches_and_a_picture_can_be_read(

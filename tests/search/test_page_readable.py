@@ -61,7 +61,7 @@ def test_broken_pictures_are_listed_with_their_reasons(tab: Any, server: Server,
     ((name, reason),) = collection.status().rejected
     assert tab.text(".rejected li").split() == f"{name} {reason}".split()
     tab.click("footer form button")
-    arrive(tab, r":\d+/")
+    arrive(tab, r"/\?q=a\+man\+riding.*")  # the search stays
     assert tab.count("#tiles img") >= 24
 
 

@@ -13,10 +13,11 @@
     const current = () => viewOf(pointed.word === null ? picked : { word: pointed.word, region: null });
 
     function drawPicture() {
-      const view = current();
+      const view = current(), held = document.activeElement?.closest("#regions button")?.dataset.region;
       byId("shown").replaceChildren(drawStage(view));
       byId("say").textContent = sentenceOf(view);
       if (named) byId("regions").replaceChildren(drawRegions(view));
+      if (held) (byId("regions").querySelector(`[data-region="${held}"]`) ?? byId("regions").querySelector("button"))?.focus({ preventScroll: true });
       for (const row of document.querySelectorAll(".effects [data-word]")) {
         row.classList.toggle("lit", Number(row.dataset.word) === view.word);
       }
@@ -30,7 +31,8 @@
         word.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && point(index));
         word.addEventListener("pointerleave", () => point(null));
         word.addEventListener("focus", () => word.matches(":focus-visible") && point(index));
-        word.addEventListener("blur", () => point(null));
+        // Once the focus is where it goes: drawing anew takes away what it may be on its way to.
+        word.addEventListener("blur", () => setTimeout(() => pointed.word === index && point(null)));
       }
       byId("words").replaceChildren(row);
       if (inside && held) row.querySelector(`[data-word="${held}"]`).focus({ preventScroll: true });
@@ -62,14 +64,33 @@
     drawAll();
   }
 
+  /** Whether one step back is the list that this page was opened from; never in a tab of its own. */
+  function fromList() {
+    const at = window.navigation?.currentEntry?.index ?? 0;
+    const before = at > 0 && navigation.entries()[at - 1]?.url;
+    if (!before || new URL(before).pathname !== "/") return false;
+    const sentence = (address) => new URL(address).searchParams.get("q") ?? "";
+    return sentence(before) === sentence(location.href);
+  }
+
+  /** What a plain click does in place of a link. */
+  const onPlainClick = (link, act) => link?.addEventListener("click", (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+    event.preventDefault();
+    act(link.href);
+  });
+  // The list as the browser left it, and without a way forward and back again; the link leads to the same place anew.
+  onPlainClick(byId("back"), (address) => (fromList() ? history.back() : location.assign(address)));
+  // One after the other is one step of the browser's: back leads to the list.
+  for (const name of ["before", "after"]) onPlainClick(byId(name), (address) => location.replace(address));
+
+  // A file that misses the search page must not take this one's place.
+  for (const name of ["dragover", "drop"]) addEventListener(name, (event) => event.preventDefault());
+
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.key === "Escape" && document.activeElement !== byId("q")) {
-      // Where this page was opened from: as the browser left it, and without a way forward and back again.
-      const here = document.referrer === byId("back").href && window.navigation?.canGoBack;
-      return here ? history.back() : byId("back").click(); // a tab of its own has nothing to go back to
-    }
-    if (document.activeElement?.closest("input, [role=group]")) return;
+    if (event.key === "Escape" && document.activeElement !== byId("q")) return byId("back").click();
+    if (document.activeElement?.closest("input, [role=group], #regions")) return;
     if (event.key === "/") {
       event.preventDefault();
       byId("q").focus();

@@ -9,7 +9,7 @@
 
   /** What the server says, as text of a page's part; an Error with its reason where it refuses. */
   async function ask(path, options = {}) {
-    const answer = await fetch(path, options);
+    const answer = await fetch(path, options).catch(() => { throw new Error("the server does not answer. Is it still running?"); });
     const text = await answer.text();
     if (answer.ok) return text;
     let reason = `the server answered ${answer.status}`;
@@ -34,15 +34,16 @@
         const count = across - (have % across);
         const rows = await ask(`/rows?${new URLSearchParams({ q: list.dataset.q, offset: have, count })}`);
         list.insertAdjacentHTML("beforeend", rows); // the server's own, in which every text is escaped
+        more.querySelector("span")?.remove();
         if (list.children.length < have + count) {
           list.dataset.more = "no";
           more.remove();
           return;
         }
       }
-    } catch (error) {
-      list.dataset.more = "no"; // the link stays
-      more.append(` No more came: ${error.message}`);
+    } catch (error) { // tried again on scrolling, or by the link
+      const said = more.querySelector("span") ?? more.appendChild(document.createElement("span"));
+      said.textContent = ` No more came: ${error.message}`;
     } finally {
       filling = false;
     }
@@ -69,6 +70,8 @@
     const limit = Number(document.documentElement.dataset.maxUpload || 32e6);
     if (file.size > limit) return failed(`The picture has ${(file.size / 1e6).toFixed(0)} MB; at most ${limit / 1e6} MB can be sent.`);
     document.body.classList.add("busy");
+    byId("answer").setAttribute("aria-busy", "true");
+    byId("spoken").textContent = "Looking at your picture…";
     try {
       const sent = { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } };
       const parsed = new DOMParser().parseFromString(await ask("/like", sent), "text/html");
@@ -79,15 +82,22 @@
       sought.className = "sought";
       sought.append(own, beside);
       const number = shown.size;
-      shown.set(number, { nodes: [sought, ...parsed.body.children], title: "Like a picture of yours · CAMP search", sentence: "", top: 0 });
+      const heading = document.createElement("h1");
+      Object.assign(heading, { className: "lead", textContent: "Like a picture of yours" });
+      shown.set(number, { nodes: [heading, sought, ...parsed.body.children], title: "Like a picture of yours · CAMP search", sentence: "", top: 0 });
       history.pushState({ dropped: number }, "", "/#dropped");
       show(number);
       byId("main").focus({ preventScroll: true });
-      beside.innerHTML = await ask("/captions", sent); // the server's own, in which every text is escaped
+      ask("/captions", sent).then(
+        (captions) => { beside.innerHTML = captions; }, // the server's own, in which every text is escaped
+        (error) => { beside.textContent = `No captions came: ${error.message}`; },
+      );
     } catch (error) {
       failed(`The picture could not be searched by: ${error.message}`);
     } finally {
       document.body.classList.remove("busy");
+      byId("answer").removeAttribute("aria-busy");
+      byId("spoken").textContent = "";
     }
   }
 
@@ -111,13 +121,17 @@
     if (!carriesFile(event)) return;
     event.preventDefault();
     byId("veil").hidden = true;
-    if (event.dataTransfer.files.length) searchBy(event.dataTransfer.files[0]);
+    if (event.dataTransfer.items[0]?.webkitGetAsEntry?.()?.isDirectory) failed("A folder cannot be searched by: drop a picture.");
+    else if (event.dataTransfer.files.length) searchBy(event.dataTransfer.files[0]);
   });
   addEventListener("paste", (event) => {
+    // Office programs put a picture of the text beside it.
+    if (event.target === byId("q") && event.clipboardData?.types.includes("text/plain")) return;
     const file = [...(event.clipboardData?.files ?? [])].find((item) => item.type.startsWith("image/"));
     if (file) searchBy(file);
   });
   byId("choose").hidden = false;
+  if (byId("or-drop")) byId("or-drop").hidden = false;
   byId("choose").addEventListener("click", () => byId("file").click());
   byId("file").addEventListener("change", (event) => {
     if (event.target.files.length) searchBy(event.target.files[0]);
@@ -130,6 +144,7 @@
   async function watch() {
     const box = byId("progress");
     const begun = Number(box.dataset.ready);
+    let spoken = "";
     for (;;) {
       await new Promise((wake) => setTimeout(wake, document.hidden ? 5000 : 1000));
       let health;
@@ -139,7 +154,12 @@
       box.querySelector("p").textContent = health.problem ? `Indexing has stopped: ${health.problem}`
         : health.indexing ? `${number(health.ready)} of ${number(health.total)} pictures can be searched; the others are being looked at.`
           : `All ${number(health.ready)} pictures can be searched.`;
+      const tenths = Math.floor(10 * health.ready / (health.total || 1));
+      if (`${tenths}` !== spoken || !health.indexing) byId("spoken").textContent = box.querySelector("p").textContent;
+      spoken = `${tenths}`;
       byId("again").hidden = health.ready <= begun;
+      // Nothing is on the page yet, nor being typed: the first pictures take the place of "0 pictures".
+      if (health.ready > begun && !byId("tiles")?.children.length && !location.search && !byId("q").value && current === 0) location.reload();
       if (!health.indexing) return;
     }
   }

@@ -198,6 +198,15 @@ def test_an_address_opens_a_query_and_a_failure_leads_to_one(page, report):
     key = page.run("document.querySelector('.failure').getAttribute('href')")
     page.click(".failure")
     page.wait(f"document.querySelector('[aria-current]').dataset.query === {json.dumps(key[1:])}")
+    page.wait("document.activeElement.id === 'detail'")  # so that keys go on where the view is
+    page.run("document.documentElement.style.scrollBehavior = 'auto'; "
+             "document.querySelector('#failures').scrollIntoView()")  # fmt: skip
+    left = page.run("scrollY")
+    page.click(".failures li:nth-child(2) .failure")
+    page.wait(f"scrollY < {left} && document.activeElement.id === 'detail'")
+    page.run("history.back()")
+    page.wait(f"document.querySelector('[aria-current]').dataset.query === {json.dumps(key[1:])}")
+    page.wait(f"Math.abs(scrollY - {left}) < 300")
     page.open(report + "#i2t-999/7/w99", 1280)  # names nothing: the page opens as usual
     assert page.run("document.querySelector('[aria-current]').dataset.query") == "t2i-0"
     page.open(report + "#t2i-0/99/w999", 1280)
