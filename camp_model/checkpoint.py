@@ -115,9 +115,7 @@ def load_checkpoint(
         )
     with torch.device(device):
         try:
-            facts = json.loads(metadata.get("text", "{}"))
-            if not isinstance(facts, dict):
-                raise ValueError("text: is no JSON object")
+            facts, extra = (_facts(metadata, key) for key in ("text", "extra"))
             encoder = TEXT_ENCODERS[config.text].load().restored(config, facts)
         except ValueError as error:
             raise ValueError(f"{weights_path}: {error}") from None
@@ -129,7 +127,18 @@ def load_checkpoint(
             f"{config_path}: is another config than the one that {weights_path} was trained with (its config_sha256)"
         )
     check_seal(weights_path)
-    return model.eval(), own, json.loads(metadata.get("extra", "{}"))
+    return model.eval(), own, extra
+
+
+def _facts(metadata: dict[str, str], key: str) -> dict[str, Any]:
+    """An entry of a file's metadata; ValueError where it is no JSON object."""
+    try:
+        facts = json.loads(metadata.get(key, "{}"))
+    except (ValueError, RecursionError):
+        facts = None
+    if not isinstance(facts, dict):
+        raise ValueError(f"{key}: is no JSON object")
+    return facts
 
 
 def load_weights(model: CAMP, weights: dict[str, torch.Tensor], source: str) -> None:

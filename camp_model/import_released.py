@@ -25,6 +25,7 @@ from torch import Tensor
 from camp_model.checkpoint import load_weights, save_checkpoint
 from camp_model.config import CampConfig
 from camp_model.model import CAMP
+from camp_model.pickle_ops import check_ops
 from camp_model.vocabulary import Vocabulary
 
 Weights = dict[str, Tensor]
@@ -211,6 +212,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
         return Vocabulary.load(path, "treebank")
     try:
         with path.open("rb") as file:
+            check_ops(file)
             words = getattr(_VocabularyPickle(file, encoding="utf-8").load(), "idx2word", None)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); expected a vocabulary") from None

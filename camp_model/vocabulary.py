@@ -20,6 +20,8 @@ _BOUNDARY = regex.compile(r"\b", regex.VERSION1 | regex.WORD)  # Unicode's word 
 _HAS_LETTER_OR_DIGIT = regex.compile(r"[\p{L}\p{N}]", regex.VERSION1)
 # Soft hyphens, direction marks and the like are invisible; joiners spell words and a zero-width space ends them.
 _INVISIBLE = regex.compile(r"[\p{Cf}--[\u200b-\u200d]]", regex.VERSION1)
+_FURTHER_MARKS = regex.compile(r"(?<=\p{M}{30})\p{M}+", regex.VERSION1)
+"""Beyond 30 on one letter (UAX 15's limit): sorting them takes the square of their number."""
 _APOSTROPHES = str.maketrans("\u2019\u02bc\uff07", "'''")
 
 
@@ -31,7 +33,7 @@ def tokenize(text: str) -> list[str]:
     without spaces are split as UAX 29 does without a dictionary (Chinese: one word per character). Splitting the
     joined result again gives the same words.
     """
-    text = _INVISIBLE.sub("", text.translate(_APOSTROPHES))
+    text = _FURTHER_MARKS.sub("", _INVISIBLE.sub("", text.translate(_APOSTROPHES)))
     text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).lower())
     return [part for part in _BOUNDARY.split(text) if _HAS_LETTER_OR_DIGIT.search(part)]
 

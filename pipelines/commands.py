@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from stages.errors import InputError
+from stages.tracking.store import without_password
 
 LOG_EVERY = 10.0
 """Seconds between two states of a progress bar in the log."""
@@ -119,7 +120,7 @@ def saying_how_to_go_on() -> Iterator[None]:
         last.append(f"error: {error}\n{_rest()}.")
         sys.exit(1)
     except httpx.TransportError as error:
-        server = os.environ.get("PREFECT_API_URL", "that this program has brought along")
+        server = without_password(os.environ.get("PREFECT_API_URL", "that this program has brought along"))
         reason = str(error) or type(error).__name__
         last.append(f"error: the Prefect server {server} does not answer ({reason}). {_rest()} once it does.")
         sys.exit(1)

@@ -18,6 +18,7 @@ from pipelines.dag import read_dag
 from pipelines.forms import present_params
 from pipelines.reproduce import DVC, reproduce
 from stages.errors import InputError
+from stages.tracking.store import without_password
 
 SOURCE_CHANGED = "camp.source.changed"
 """The event that the deployment of `refresh` waits for."""
@@ -61,7 +62,7 @@ def announce() -> None:
             client.request("POST", "/events", json=[event.model_dump(mode="json")])
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"PREFECT_API_URL: {server}: has not taken the event ({reason})") from None
+        raise InputError(f"PREFECT_API_URL: {without_password(server)}: has not taken the event ({reason})") from None
 
 
 def main() -> None:

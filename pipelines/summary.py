@@ -90,7 +90,7 @@ def mlflow_link(checkpoint: Path) -> str | None:
     from stages.tracking import trained_by
     from stages.tracking.delivery import bound_waiting
     from stages.tracking.restore import find_run
-    from stages.tracking.store import store_uri
+    from stages.tracking.store import store_uri, without_password
     from stages.workspace import main_root
 
     try:
@@ -109,4 +109,6 @@ def mlflow_link(checkpoint: Path) -> str | None:
     except Exception as error:  # the page is published without the link
         why = "MLflow has no such run yet" if isinstance(error, InputError) else "the server does not answer now"
         return f"`{key}` (tag camp.run or camp.model; {why})"
-    return f"[{run.info.run_name}]({base}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id})"
+    return (
+        f"[{run.info.run_name}]({without_password(base)}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id})"
+    )

@@ -5,6 +5,7 @@ pictures, and never changed. So a process that is killed has lost the shard that
 spoil anything; the lock only keeps them from extracting the same pictures twice.
 """
 
+import errno
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from camp_model.seal import check_seal
 from search.features import Extraction, Looker
 from stages.detectors.base import Description
 from stages.detectors.images import PASSING_REASONS
+from stages.errors import InputError
 from stages.extraction.describing import PlannedImage, store_info
 from stages.extraction.filling import read_ahead
 from stages.extraction.plan import ExtractSections, Plan, Shard, extraction_head, shard_key
@@ -80,7 +82,8 @@ class FeatureCache:
                 file = _file(path)
                 mapped, header = map_shard(path, check=False), read_header(path, check=False)
                 whole = header.key == path.stem and header.info == mapped.info == self.info
-            except ValueError:
+            except ValueError as error:
+                _check_of_the_file(path, error)
                 whole = False
             if not whole:
                 path.unlink(missing_ok=True)
@@ -182,6 +185,13 @@ def _file(path: Path) -> tuple[int, int] | None:
 def _whole(path: Path) -> bool:
     try:
         check_seal(path)
-    except (ValueError, OSError):
+    except (ValueError, FileNotFoundError):
         return False
     return True
+
+
+def _check_of_the_file(path: Path, error: ValueError) -> None:
+    """InputError where a shard could not be read for want of memory or open files: it may be whole."""
+    reason = error.__context__
+    if isinstance(reason, MemoryError) or (isinstance(reason, OSError) and reason.errno not in (None, errno.ENOENT)):
+        raise InputError(f"{path}: cannot be read now ({reason}); expected memory and a disk to read it") from None

@@ -76,7 +76,11 @@ def hold_outputs(stage: str, folder: Path = FOLDER, patience: float = PATIENCE) 
         Held: another process still holds them after `patience` seconds.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{stage}.lock").open("a+", encoding="utf-8") as file:
+
+    def own(path: str, flags: int) -> int:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)  # what a link leads to would be overwritten
+
+    with open(folder / f"{stage}.lock", "a+", encoding="utf-8", opener=own) as file:
         os.set_inheritable(file.fileno(), True)  # a stage may replace itself by torchrun
         _acquire(file, stage, patience)
         file.seek(0)

@@ -52,6 +52,14 @@ def _cpu() -> str:
         return platform.processor()
 
 
+def _check_owner(place: Path) -> None:
+    """OSError where another person could have written what is there: it would be run."""
+    if not place.is_absolute():
+        raise OSError(f"XDG_CACHE_HOME: {place.parent} is not absolute")
+    if place.exists() and ((about := place.stat()).st_uid not in (0, os.geteuid()) or about.st_mode & 0o002):
+        raise OSError(f"{place}: others can write it; expected a folder and a file of your own")
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernel, or None where it cannot be had."""
@@ -71,6 +79,8 @@ def library() -> ctypes.CDLL | None:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "camp-retrieval"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = folder / name
+        for place in (folder, path):
+            _check_owner(place)
         if not path.exists():
             with replacing(path) as built:
                 command = [compiler, *FLAGS, str(SOURCE), "-o", str(built)]

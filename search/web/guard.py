@@ -34,7 +34,8 @@ def guard(app: Starlette, allowed_hosts: Sequence[str]) -> None:
         InputError: a name that is none.
     """
     for name in allowed_hosts:
-        if not name or "/" in name or "*" in name[1:] or (name.startswith("*") and not name.startswith("*.")):
+        bare = name.removeprefix("*.")
+        if not bare.strip(".") or "/" in bare or "*" in bare:
             raise InputError(f"--allow-host: {shown(name)} is no host name; expected one such as pictures.example.org")
     # The last that is added is the first that a request meets.
     app.add_middleware(OwnPagesOnly)

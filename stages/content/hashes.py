@@ -58,7 +58,7 @@ def file_hashes(files: Sequence[Path], cache: Path | None) -> Iterator[str | OSE
             batch = files[start : start + BATCH]
             try:
                 rows = [_remembered(store, file) for file in batch]
-            except sqlite3.OperationalError as error:
+            except sqlite3.DatabaseError as error:
                 store = opened.enter_context(closing(_instead(cache, error)))
                 rows = [_remembered(store, file) for file in batch]
             missing = [i for i, row in enumerate(rows) if not isinstance(row, OSError) and row[-1] is None]
@@ -72,7 +72,7 @@ def file_hashes(files: Sequence[Path], cache: Path | None) -> Iterator[str | OSE
             try:
                 with store:
                     store.executemany("insert or replace into seen values (?, ?, ?, ?, ?)", new)
-            except sqlite3.OperationalError as error:
+            except sqlite3.DatabaseError as error:
                 store = opened.enter_context(closing(_instead(cache, error)))
             for i, row in enumerate(rows):
                 yield row if isinstance(row, OSError) else read.get(i) or str(row[-1])
@@ -96,25 +96,24 @@ def _open(cache: Path | None) -> sqlite3.Connection:
     try:
         store.execute("drop table if exists hashes")  # of before, by the time of modification
         store.execute("create table if not exists seen (path text primary key, size, changed, inode, sha256)")
-    except sqlite3.OperationalError as error:  # held by another process, or not to be written
-        store.close()
-        return _instead(cache, error)
     except sqlite3.DatabaseError as error:
         store.close()
-        if cache is None:
-            raise
-        print(f"{cache}: cannot be read ({error}); all files are hashed again")
-        cache.unlink()
-        return _open(cache)
+        return _instead(cache, error)
     return store
 
 
-def _instead(cache: Path | None, error: sqlite3.OperationalError) -> sqlite3.Connection:
-    """A table in memory where another process holds the file of hashes, which nobody need wait for.
+def _instead(cache: Path | None, error: sqlite3.DatabaseError) -> sqlite3.Connection:
+    """Another table: in memory where another process holds the file of hashes, which nobody need wait for; a new file
+    where it is damaged, or holds a table of another form.
 
     Raises:
         OSError: the error is another one; as `_naming`.
     """
+    damaged = not isinstance(error, sqlite3.OperationalError) or "column" in str(error)
+    if cache is not None and damaged:
+        print(f"{cache}: cannot be read ({error}); all files are hashed again", flush=True)
+        cache.unlink(missing_ok=True)
+        return _open(cache)
     with _naming(cache):
         if "locked" not in str(error):
             raise error

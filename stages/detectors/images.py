@@ -37,6 +37,12 @@ DARK_16_BIT = 64
 """16-bit colour comes out of Pillow as its upper bytes; all below this is 14 bits or fewer, or all but black."""
 
 
+MOST_SCANS = 100
+"""Of a JPEG; cameras and programs write about ten. Each takes as long as the whole picture, however short it is."""
+_SEGMENT = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
+"""A JPEG's marker that something of stated length follows; none is within what a scan holds."""
+
+
 class RejectedImage(Exception):
     """An image that cannot be used; the message is the reason."""
 
@@ -81,6 +87,11 @@ def decode(data: bytes, max_pixels: int) -> np.ndarray:
                 raise RejectedImage(f"claims {image.width} x {image.height} pixels, above regions.max_pixels")
             if image.width * image.height == 0:
                 raise RejectedImage("has no pixels")
+            tile_width, tile_height = (getattr(image, "tag_v2", {}).get(tag, 0) for tag in (322, 323))
+            if tile_width * tile_height > max_pixels:  # a TIFF's, which is decoded whole, however small the picture
+                raise RejectedImage(f"has a tile of {tile_width} x {tile_height} pixels, above regions.max_pixels")
+            if data.startswith(b"\xff\xd8") and (scans := _scans(data)) > MOST_SCANS:
+                raise RejectedImage(f"has {scans} scans; expected at most {MOST_SCANS}")
             return _pixels(image)
     except RejectedImage:
         raise
@@ -88,6 +99,18 @@ def decode(data: bytes, max_pixels: int) -> np.ndarray:
         raise RejectedImage("is no image of a known format") from None
     except Exception as error:  # Pillow's decoders report damage with almost anything
         raise RejectedImage(f"cannot be decoded: {str(error)[:200] or type(error).__name__}") from None
+
+
+def _scans(jpeg: bytes) -> int:
+    """The scans of a JPEG."""
+    scans, at = 0, 2
+    while marker := _SEGMENT.search(jpeg, at):
+        kind, length = jpeg[marker.start() + 1], int.from_bytes(jpeg[marker.end() : marker.end() + 2])
+        if kind == 0xD9:  # its end, after which a telephone's second picture may follow
+            break
+        scans += kind == 0xDA
+        at = marker.end() + max(2, length)
+    return scans
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

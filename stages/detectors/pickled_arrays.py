@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from camp_model.pickle_ops import check_ops
 from stages.errors import InputError, shown
 
 State = dict[str, torch.Tensor]
@@ -171,6 +172,7 @@ def read_arrays(path: Path) -> State:
     """
     try:
         with path.open("rb") as file:
+            check_ops(file)
             content = _ArrayUnpickler(file, encoding="latin1").load()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from stages.contracts import read_lines, read_table
 from stages.detectors.precomputed_names import ImageNames
-from stages.detectors.precomputed_records import BrokenRecord, read_npz, read_tsv
+from stages.detectors.precomputed_records import LARGEST_RECORD, BrokenRecord, read_npz, read_tsv
 from stages.errors import InputError, shown
 
 PATTERNS = {"scan": "*_ims.npy", "tsv": "*.tsv", "npz": "*.npz"}
@@ -46,7 +46,7 @@ def _npy(path: Path) -> np.ndarray:
     """An array that stays on disk."""
     try:
         array: np.ndarray = np.lib.format.open_memmap(path, mode="r")  # not np.load, which takes archives too
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, OverflowError, EOFError) as error:
         raise InputError(f"{path}: cannot be read as .npy ({str(error)[:200]})") from None
     if array.ndim != 3 or array.dtype.kind != "f" or not array.size:
         raise InputError(f"{path}: holds {array.dtype} {list(array.shape)}; expected floats [rows, regions, dim]")
@@ -102,7 +102,11 @@ def _tsv_lines(folder: Path, files: list[Path]) -> Iterator[tuple[str, str, int]
             tqdm(total=file.stat().st_size, unit="B", unit_scale=True, desc=file.name, mininterval=2) as bar,
         ):
             offset = 0
-            for line in lines:
+            while line := lines.readline(LARGEST_RECORD):
+                if len(line) == LARGEST_RECORD:
+                    raise InputError(
+                        f"{file}: byte {offset:,}: a line of more than {LARGEST_RECORD:,} bytes; expected a record"
+                    )
                 name = line.split(b"\t", 1)[0].strip()
                 if 0 < len(name) <= LONGEST_NAME:
                     yield name.decode("utf-8", "replace"), str(file.relative_to(folder)), offset

@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+LARGEST_RECORD = 2**28
+"""Bytes of one image's regions, in a .tsv or .npz."""
+
 BUTD_FIELDS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 LXMERT_FIELDS = ("image_id", "image_h", "image_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes",
                  "boxes", "features")  # fmt: skip
@@ -136,6 +139,9 @@ def read_npz(path: Path) -> dict[str, Any]:
         "height": ("image_h", "image_height", "height"),
     }
     with np.load(path, allow_pickle=False) as arrays:  # members that need unpickling are never opened
+        unpacked = sum(member.file_size for member in arrays.zip.infolist())
+        if unpacked > LARGEST_RECORD:
+            raise ValueError(f"unpacks to {unpacked:,} bytes; expected one image's regions, at most {LARGEST_RECORD:,}")
         keys = {name: next((key for key in known if key in arrays), None) for name, known in names.items()}
         if keys["features"] is None:
             raise ValueError(

@@ -47,6 +47,11 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         _check_scheme(newurl)
+        if (
+            urllib.parse.urlsplit(newurl).hostname in LOOPBACK
+            and urllib.parse.urlsplit(req.full_url).hostname not in LOOPBACK
+        ):
+            raise ValueError(f"{newurl[:200]}: another machine leads to this one")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

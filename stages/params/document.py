@@ -9,6 +9,9 @@ from typing import Any
 from camp_model.files import replacing
 from stages.errors import InputError, shown
 
+MOST_VALUES = 1_000_000
+"""Of a document, aliases written out."""
+
 
 def parse(text: str) -> Any:
     """The value of a YAML 1.2 text.
@@ -20,7 +23,7 @@ def parse(text: str) -> Any:
 
     try:
         values = YAML(typ="safe", pure=True).load(text)
-        _check_ends(values, set(), set())
+        _size(values, set(), {})
     except Exception as error:  # a damaged file can raise almost anything from the parser
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -29,21 +32,29 @@ def parse(text: str) -> Any:
     return values
 
 
-def _check_ends(value: Any, around: set[int], checked: set[int]) -> None:
-    """ValueError where a value holds itself, as an alias can make it.
+def _size(value: Any, around: set[int], sizes: dict[int, int]) -> int:
+    """How many values `leaves` makes of a value: of a list one, of a mapping all, each alias counted.
 
     Args:
         around: ids of the mappings and lists that it lies in.
-        checked: ids of those that were looked through.
+        sizes: by id, of the mappings and lists that were looked through.
+
+    Raises:
+        ValueError: it holds itself, as an alias can make it, or more than anybody writes, as aliases of aliases can.
     """
     if id(value) in around:
         raise ValueError("a value holds itself (an alias to what it is in)")
-    if isinstance(value, dict | list) and id(value) not in checked:
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in sizes:
         around.add(id(value))
-        for item in value.values() if isinstance(value, dict) else value:
-            _check_ends(item, around, checked)
+        items = value.values() if isinstance(value, dict) else value
+        held = sum([_size(item, around, sizes) for item in items])
+        sizes[id(value)] = 1 + held if isinstance(value, dict) else 1
         around.discard(id(value))
-        checked.add(id(value))
+        if sizes[id(value)] > MOST_VALUES:
+            raise ValueError(f"aliases make more than {MOST_VALUES:,} values of it")
+    return sizes[id(value)]
 
 
 def _text(path: Path) -> str:

@@ -103,7 +103,8 @@ class ImageRoot:
 
 
 def _short(file: Path) -> str:
-    return str(file) if len(str(file)) < 300 else f"{str(file)[:300]}..."
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(file)[:300])
+    return text if len(str(file)) < 300 else f"{text}..."
 
 
 def _is_file(file: Path) -> bool:

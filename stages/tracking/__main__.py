@@ -23,7 +23,8 @@ def serve(root: Path, page: str, host: str, port: int) -> None:
     # Without its job runner the server is two processes instead of ten.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     print(f"MLflow starts (Ctrl-C ends it), in a moment at http://{host}:{port}{page}", flush=True)
-    store = ["--backend-store-uri", store_uri(root), "--default-artifact-root", (root / "mlartifacts").as_uri()]
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = store_uri(root)  # others see the arguments of a process
+    store = ["--default-artifact-root", (root / "mlartifacts").as_uri()]
     where = ["--host", host, "--port", str(port), "--workers", "1"]
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", "--no-serve-artifacts", *store, *where])
 

@@ -211,7 +211,7 @@ def sync(root: Path, moved: bool = True) -> tuple[int, list[str]]:
         except Exception as error:
             if not folder.exists():  # another process has just delivered it
                 continue
-            if not isinstance(error, InputError):
+            if not isinstance(error, InputError | PermissionError):  # these are of the folder, not of the store
                 away[goal] = error
             problems.append(f"{folder.name}: {without_password(goal)} did not take it: {describe(error)}")
     return delivered, problems

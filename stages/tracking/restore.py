@@ -109,8 +109,18 @@ def _restore_files(client: "MlflowClient", run: "Run", into: Path) -> list[str]:
             if name == "changes.patch":
                 subprocess.run(["git", "-C", str(into), "apply", "--whitespace=nowarn", path], check=True)
             else:
-                shutil.copyfile(path, into / name)
+                shutil.copyfile(path, _inside(into, name))
     return ["its uncommitted changes" if name == "changes.patch" else name for name in names]
+
+
+def _inside(into: Path, name: str) -> Path:
+    """Where a file of the run goes; InputError where its code has put a link there, which could lead anywhere."""
+    place = into
+    for part in Path(name).parts:
+        place /= part
+        if place.is_symlink():
+            raise InputError(f"{place}: is a link to {place.readlink()} in the run's code; expected a file or a folder")
+    return place
 
 
 def _restore_data(root: Path, into: Path) -> list[str]:
@@ -150,5 +160,5 @@ def _restore_model(client: "MlflowClient", run: "Run", into: Path) -> str:
         source, store = f"models:/{versions[0].name}/{versions[0].version}", client.tracking_uri
         with tempfile.TemporaryDirectory() as folder:
             local = Path(download_artifacts(source, dst_path=folder, tracking_uri=store, registry_uri=store))
-            shutil.copytree(next(local.glob("artifacts/*")), into / MODEL)
+            shutil.copytree(next(local.glob("artifacts/*")), _inside(into, MODEL))
     return f"the model in {MODEL}" if (into / MODEL).exists() else "no model: the run has logged none"

@@ -65,7 +65,7 @@ def writer_alive(folder: Path) -> bool:
     try:
         with FileLock(folder / "writer.lock", timeout=0):
             return False
-    except Timeout:
+    except (Timeout, PermissionError):  # of another person, who delivers it
         return True
 
 
@@ -76,9 +76,17 @@ def read_events(folder: Path, offset: int = 0) -> Iterator[tuple[int, Event | No
         while (line := file.readline()).endswith(b"\n"):
             offset += len(line)
             try:
-                yield offset, dict(json.loads(line))
-            except (ValueError, TypeError):
-                yield offset, None
+                event = json.loads(line)
+            except ValueError:
+                event = None
+            yield offset, event if _is_event(event) else None
+
+
+def _is_event(value: Any) -> bool:
+    """Whether this is what `Spool.write` writes, as far as a reader relies on it."""
+    if not (isinstance(value, dict) and isinstance(value.get("event"), str) and isinstance(value.get("time"), int)):
+        return False
+    return value["event"] != "metrics" or (isinstance(value.get("values"), dict) and "step" in value)
 
 
 def undelivered(folder: Path) -> Iterator[tuple[int, Event]]:
@@ -115,5 +123,8 @@ def pending(root: Path) -> list[Path]:
     starts = {}
     for path in (root / SPOOL).glob("*/events.jsonl"):
         with contextlib.suppress(FileNotFoundError):  # it is being delivered and removed right now
-            starts[path.parent] = (started(path.parent) or {"time": 0})["time"]
+            try:
+                starts[path.parent] = (started(path.parent) or {"time": 0})["time"]
+            except PermissionError:  # another person's, to be told of
+                starts[path.parent] = 0
     return sorted(starts, key=lambda folder: (starts[folder], folder.name))

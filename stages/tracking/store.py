@@ -109,7 +109,8 @@ def experiment_id(client: "MlflowClient", root: Path, name: str) -> str:
         return created
     if experiment.lifecycle_stage == "deleted":
         raise InputError(
-            f"the experiment {name!r} is deleted there: `MLFLOW_TRACKING_URI={client.tracking_uri} mlflow experiments "
+            f"the experiment {name!r} is deleted there: "
+            f"`MLFLOW_TRACKING_URI={without_password(client.tracking_uri)} mlflow experiments "
             f"restore -x {experiment.experiment_id}` brings it back, or name another one in MLFLOW_EXPERIMENT_NAME"
         )
     return str(experiment.experiment_id)

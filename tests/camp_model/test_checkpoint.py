@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from camp_model import CAMP, CampConfig
@@ -197,3 +198,14 @@ def test_weights_that_are_no_numbers_are_not_saved(folder):
     with pytest.raises(ValueError, match=r"region_encoder\.linear\.weight: holds numbers that are not finite"):
         save_checkpoint(str(folder), model, vocabulary)
     assert (folder / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("value", ["{", "[" * 100_000, "[]"])
+@pytest.mark.parametrize("key", ["text", "extra"])
+def test_facts_that_are_none_are_named(folder, key, value):
+    path = folder / "model.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = dict(file.metadata())
+    save_file(load_file(path), path, metadata | {key: value})
+    with pytest.raises(ValueError, match=rf"model\.safetensors: {key}: is no JSON object"):
+        load_checkpoint(folder)

@@ -158,3 +158,22 @@ def test_gradients_of_a_large_matrix_are_computed_in_tiles(monkeypatch):
         model.score_matrix(*batch).square().sum().backward()
     for name, gradient in expected.items():
         torch.testing.assert_close(dict(model.named_parameters())[name].grad, gradient, rtol=1e-4, atol=1e-3, msg=name)
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C compiler for the CPU kernel")
+def test_a_kernel_that_others_could_have_written_is_not_loaded(tmp_path, monkeypatch):
+    build = native.library.__wrapped__
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert build() is not None
+    (kernel,) = (tmp_path / "camp-retrieval").iterdir()
+    for place in (kernel.parent, kernel):
+        mode = place.stat().st_mode
+        place.chmod(0o777)
+        with pytest.warns(UserWarning, match="others can write it; expected a folder and a file of your own"):
+            assert build() is None
+        place.chmod(mode)
+    assert build() is not None
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
+    with pytest.warns(UserWarning, match="XDG_CACHE_HOME: here is not absolute"):
+        assert build() is None

@@ -1,9 +1,11 @@
 """Shards of a folder's pictures that are torn, changed, removed or made again while they are searched."""
 
+import errno
 import threading
 import time
 from pathlib import Path
 
+import pyarrow
 import pytest
 
 from search.collection import Hit, PictureCollection
@@ -93,6 +95,23 @@ def test_a_torn_shard_is_looked_at_again(folder: Folder, opened: PictureCollecti
     assert wait_for(again).ready == 7
     assert again.search(SENTENCE, top=100).hits == hits
     again.close()
+
+
+def test_a_shard_that_cannot_be_read_for_want_of_memory_stays(
+    folder: Folder, opened: PictureCollection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shard,) = shards(folder)
+
+    def full(_: str) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(pyarrow, "memory_map", full)
+    again = folder.open()
+    again.start()
+    problem = wait_for(again).problem
+    assert problem and shard.name in problem and "Cannot allocate memory" in problem
+    again.close()
+    assert shard.exists()
 
 
 def test_a_changed_byte_of_a_shard_is_seen_and_its_pictures_are_looked_at_again(

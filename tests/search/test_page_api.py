@@ -208,7 +208,7 @@ def test_a_port_that_is_taken_and_a_wrong_name_are_said(collection: PictureColle
             serve(collection, port=port)
     with pytest.raises(InputError, match="cannot be listened on"):
         serve(collection, port=70_000)
-    for name in ("", "http://x", "a*b", "*b"):
+    for name in ("", "http://x", "a*b", "*b", "*.", "."):
         with pytest.raises(InputError, match="--allow-host"):
             serve(collection, allowed_hosts=[name])
 

@@ -4,6 +4,7 @@ import http.server
 import importlib
 import pickle
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torchvision.models import detection
 
 from camp_model.files import sha256_of
 from stages.detectors import torchvision, weights
-from stages.detectors.weights import cache_folder, download, load_state, locate, save_state
+from stages.detectors.weights import _SafeRedirects, cache_folder, download, load_state, locate, save_state
 from stages.errors import InputError
 from stages.params.detector import DetectorParams
 
@@ -188,6 +189,13 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_another_machine_does_not_lead_to_this_one() -> None:
+    asked = urllib.request.Request("https://weights.example/w.pth")
+    with pytest.raises(ValueError, match="another machine leads to this one"):
+        _SafeRedirects().redirect_request(asked, None, 302, "", {}, "http://127.0.0.1:5000/api")
+    assert _SafeRedirects().redirect_request(asked, None, 302, "", {}, "https://other.example/w.pth") is not None
 
 
 def test_a_url_is_fetched_once(tmp_path: Path, server: str) -> None:

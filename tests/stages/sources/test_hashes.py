@@ -3,6 +3,7 @@
 import hashlib
 import os
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from stages.content import hashes
-from stages.content.hashes import content_hash, file_hashes
+from stages.content.hashes import SETTLED, content_hash, file_hashes
 from stages.params.dataset import DatasetParams
 from stages.prepare_dataset import prepare_dataset
 
@@ -61,6 +62,31 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, capsys: pytest.CaptureFixt
     assert list(file_hashes([tmp_path / "file"], cache)) == expected
     assert "cache.sqlite: cannot be read" in capsys.readouterr().out
     assert list(file_hashes([tmp_path / "file"], cache)) == expected and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["pages", "another table"])
+def test_a_cache_that_opens_but_cannot_be_read_is_made_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    files = [tmp_path / f"{number}" for number in range(3000)]
+    for file in files:
+        file.write_bytes(file.name.encode())
+        os.utime(file, (1, 1))
+    expected = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    time.sleep(SETTLED + 0.2)  # else they are not remembered
+    cache = tmp_path / "cache.sqlite"
+    assert list(file_hashes(files, cache)) == expected
+    if damage == "pages":
+        content = bytearray(cache.read_bytes())
+        content[8192 : len(content)] = b"\xa5" * (len(content) - 8192)  # the first holds the tables' names
+        cache.write_bytes(content)
+    else:
+        cache.unlink()
+        with closing(sqlite3.connect(cache)) as other:
+            other.execute("create table seen (a)")
+    assert list(file_hashes(files, cache)) == expected
+    assert "cache.sqlite: cannot be read" in capsys.readouterr().out
+    assert list(file_hashes(files, cache)) == expected and not capsys.readouterr().out
 
 
 @pytest.mark.parametrize("held", ["from the beginning", "once some are written"])

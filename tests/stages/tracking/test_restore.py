@@ -156,6 +156,23 @@ def test_new_files_of_the_code_are_restored_and_equal_models_have_the_last_run(r
         commands(["restore", sha256[:20]])
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_nothing_is_written_through_a_link_that_a_run_brings(repository, tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_text("of this person")
+    (repository / "params.yaml").unlink()
+    (repository / "params.yaml").symlink_to(outside)
+    with track("train", {}) as trained:
+        pass
+    until = time.monotonic() + 300
+    while pending(repository) and time.monotonic() < until:
+        time.sleep(0.5)
+    outside.write_text("changed since")
+    with pytest.raises(InputError, match=r"params\.yaml: is a link to .*outside in the run's code"):
+        commands(["restore", trained.run_id, "--into", str(tmp_path / "back")])
+    assert outside.read_text() == "changed since" and not (tmp_path / "back").exists()
+
+
 def test_a_store_that_does_not_answer_is_said_soon(repository, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://person:secret@127.0.0.1:9")
     begun = time.monotonic()

@@ -2,6 +2,7 @@
 
 import base64
 import os
+import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 
 from stages import tracking
 from stages.tracking import track
+from stages.tracking.__main__ import serve
 from stages.tracking.delivery import describe, sync
+from stages.tracking.machine import changes
 from stages.tracking.store import without_password
 
 PASSWORD = "pa55-w0rd"
@@ -68,6 +71,31 @@ def test_a_password_in_the_address_is_neither_shown_nor_written(workspace: Path,
     assert {"events.jsonl", "delivery.log"} <= {path.name for path in files}
     assert [path for path in files if PASSWORD.encode() in path.read_bytes()] == []
     assert PASSWORD in os.environ["MLFLOW_TRACKING_URI"]
+
+
+def test_what_dvc_is_told_of_its_remotes_stays_out_of_the_patch(workspace: Path) -> None:
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=workspace, check=True)
+
+    (workspace / "code.py").write_text("before\n")
+    (workspace / ".dvc" / "config").write_text("[core]\n")
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    (workspace / "code.py").write_text("after\n")
+    (workspace / ".dvc" / "config").write_text(f"['remote \"mine\"']\n    secret_access_key = {PASSWORD}\n")
+    patch = changes()
+    assert patch is not None and b"+after" in patch and PASSWORD.encode() not in patch
+
+
+def test_the_page_of_mlflow_is_started_without_a_password_in_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://person:{PASSWORD}@127.0.0.1:9/mlflow")
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "")
+    monkeypatch.setattr(os, "execv", lambda _, command: started.append(command))
+    serve(Path.cwd(), "/", "127.0.0.1", 5000)
+    assert started and PASSWORD not in " ".join(started[0])
+    assert PASSWORD in os.environ["MLFLOW_BACKEND_STORE_URI"]
 
 
 def test_what_is_shown_of_an_address() -> None:

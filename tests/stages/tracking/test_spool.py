@@ -1,6 +1,10 @@
 """The spool of a run, whose last line may be torn."""
 
-from stages.tracking.spool import Spool, read_events, undelivered, writer_alive
+import pytest
+
+from stages.tracking import track
+from stages.tracking.delivery import sync
+from stages.tracking.spool import SPOOL, Spool, pending, read_events, undelivered, writer_alive
 
 
 def test_the_spool_survives_a_torn_line(tmp_path):
@@ -16,3 +20,36 @@ def test_the_spool_survives_a_torn_line(tmp_path):
     again.write("end", status="FINISHED")
     again.close()
     assert [event and event["event"] for _, event in read_events(spool.folder, 0)] == ["start", None, "end"]
+
+
+@pytest.mark.parametrize(
+    "line", ['{"x": 1}', '{"event": "start", "time": "soon"}', '{"event": "metrics", "time": 1}', "[]"]
+)
+def test_a_damaged_folder_of_before_costs_no_other_run_anything(tmp_path, monkeypatch, line):
+    (tmp_path / ".dvc").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "CAMP_TRACKING", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / SPOOL / "before"
+    folder.mkdir(parents=True)
+    (folder / "events.jsonl").write_text(f"{line}\n{line}\n")
+    with track("train", {"train": {"epochs": 1}}) as run:
+        run.log_metrics({"val/rsum": 1.0})
+    sync(tmp_path)
+    assert [left.name for left in pending(tmp_path)] in ([], ["before"])
+
+
+def test_the_folder_of_another_person_is_left_to_them(tmp_path, monkeypatch):
+    """Permissions do not bind the superuser that tests may run as: opening is made to fail as it does for others."""
+    spool = Spool(tmp_path, "theirs")
+    spool.write("start", kind="train")
+    spool.close()
+
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied", "writer.lock")
+
+    monkeypatch.setattr("stages.tracking.spool.FileLock", refused)
+    monkeypatch.setattr("stages.tracking.delivery.FileLock", refused)
+    assert writer_alive(spool.folder)
+    delivered, (problem,) = sync(tmp_path)
+    assert delivered == 0 and problem.startswith("theirs: ") and "Permission denied" in problem
