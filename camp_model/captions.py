@@ -67,9 +67,12 @@ def write_captions(
 
 
 def _letters(text: str) -> str:
-    """The letters and digits of a text, or all of it where it has none: spelling in other respects says nothing."""
+    """The letters, their marks and digits of a text, or all of it where it has none: other spelling says nothing.
+
+    Vowels are marks in the scripts of India and Thailand.
+    """
     plain = unicodedata.normalize("NFC", text).lower()
-    return "".join(filter(str.isalnum, plain)) or plain
+    return "".join(character for character in plain if unicodedata.category(character)[0] in "LMN") or plain
 
 
 def _numbers(keys: Iterable[Hashable]) -> np.ndarray:

@@ -7,6 +7,7 @@
 - `npz`: a folder of one .npz per image, named like it: features as x, features or feat; boxes as bbox or boxes.
 """
 
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,8 +39,8 @@ class StoredRecord(NamedTuple):
 
 
 def _plain(caption: str) -> str:
-    """Letters and digits alone: tokenizers differ in spaces, case and punctuation."""
-    return "".join(filter(str.isalnum, caption.lower()))
+    """Letters, their marks and digits alone: tokenizers differ in spaces, case and punctuation."""
+    return "".join(character for character in caption.lower() if unicodedata.category(character)[0] in "LMN")
 
 
 def _npy(path: Path) -> np.ndarray:
@@ -59,9 +60,13 @@ def _runs(path: Path, rows: int) -> Iterator[tuple[int, int]]:
     for row in range(rows):
         if row % MAPPED_ROWS == 0:
             # Mapped anew: a map holds on to the pages around all that it was asked for.
-            firsts = np.array(_npy(path)[row : row + MAPPED_ROWS, 0])
+            array = _npy(path)
+            firsts = np.array(array[row : row + MAPPED_ROWS, 0])
         first = firsts[row % MAPPED_ROWS]
-        if held is not None and not np.array_equal(first, held, equal_nan=True):
+        # Images may share a region, such as one of padding: rows whose first is equal are compared whole.
+        if held is not None and not (
+            np.array_equal(first, held, equal_nan=True) and np.array_equal(array[row], array[row - 1], equal_nan=True)
+        ):
             yield start, row
             start = row
         held = first
@@ -70,9 +75,10 @@ def _runs(path: Path, rows: int) -> Iterator[tuple[int, int]]:
 
 def _scan_places(folder: Path, dataset: Path) -> Iterator[StoredRecord]:
     table = read_table(dataset / "captions.parquet", ("image_id", "text"))
-    images_with = defaultdict(set)
+    images_with, captions_of = defaultdict(set), defaultdict(set)
     for image_id, text in zip(table["image_id"].to_pylist(), table["text"].to_pylist(), strict=True):
         images_with[_plain(text)].add(image_id)
+        captions_of[image_id].add(_plain(text))
     for file in files_of(folder, "scan"):
         rows, texts = len(_npy(file)), file.with_name(file.name.replace("_ims.npy", "_caps.txt"))
         if not texts.is_file():
@@ -82,10 +88,14 @@ def _scan_places(folder: Path, dataset: Path) -> Iterator[StoredRecord]:
         if rest or not per_row:
             raise InputError(f"{texts}: {len(captions)} captions do not divide among the {rows} rows of {file.name}")
         for start, stop in _runs(file, rows):
-            votes = Counter(
-                image for line in captions[start * per_row : stop * per_row] for image in images_with[_plain(line)]
-            )
-            best = votes.most_common(2)
+            lines = [_plain(line) for line in captions[start * per_row : stop * per_row]]
+            votes = Counter(image for line in lines for image in images_with.get(line, ()))
+            # Images share captions: most of the row's must be an image's, or most of an image's the row's.
+            best = [
+                (image, count)
+                for image, count in votes.most_common()
+                if 2 * count > len(lines) or 2 * len(captions_of[image].intersection(lines)) > len(captions_of[image])
+            ][:2]
             if len(best) == 2 and best[0][1] == best[1][1]:
                 raise InputError(
                     f"{file}: row {start}: its captions fit {shown(best[0][0])} and {shown(best[1][0])} alike"

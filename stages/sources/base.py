@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import pyarrow as pa
 
 from stages.errors import InputError, shown
+from stages.params.dataset import SPLITS
 from stages.sources.frames import Frame
 
 T = TypeVar("T")
@@ -113,6 +114,12 @@ def image_ids(paths: list[str]) -> list[str]:
         stem if stems[stem := PurePosixPath(path).stem] == 1 and (stem == path or stem not in different) else path
         for path in paths
     ]
+
+
+def split_named(name: str) -> str:
+    """The split that a name means, such as val for Validation; a name that means none as it is."""
+    plain = name.strip().lower()
+    return {"validation": "val", "valid": "val", "dev": "val"}.get(plain, plain if plain in SPLITS else name)
 
 
 def join(*parts: str) -> str:

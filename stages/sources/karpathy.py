@@ -14,6 +14,7 @@ from stages.sources.base import (
     SourceImage,
     image_ids,
     join,
+    split_named,
     take,
 )
 from stages.workspace import named_path
@@ -35,7 +36,7 @@ class _Record(NamedTuple):
 
 def _record(record: Any, where: str, options: KarpathyParams, seen: dict[int, str]) -> _Record | None:
     """One image of the file; None where its split is skipped."""
-    split = take(record, "split", str, where)
+    split = split_named(take(record, "split", str, where))
     if split not in (*SPLITS, "restval"):
         raise BadRecord(f"{where}.split", f"{shown(split)} is not one of {', '.join(SPLITS)}, restval")
     split = options.restval if split == "restval" else split

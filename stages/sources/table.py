@@ -17,12 +17,20 @@ import pyarrow.parquet as pq
 from stages.contracts import read_text
 from stages.errors import InputError, shown
 from stages.params.dataset import SPLITS, DatasetParams
-from stages.sources.base import BadRecord, Source, SourceCaption, SourceImage, image_ids, join
+from stages.sources.base import BadRecord, Source, SourceCaption, SourceImage, image_ids, join, split_named
 from stages.workspace import named_path
 
 COLUMNS, OPTIONAL = ("image", "caption"), ("split", "group")
-DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
+ALSO = {"image_name": "image", "comment": "caption"}
+"""What the CSV of Flickr30K that goes around calls the columns."""
+DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 """What may stand between the cells of a CSV: Excel writes semicolons where numbers have decimal commas."""
+
+
+def _meant(name: str) -> str:
+    """The column that a name of a file's header means."""
+    plain = name.strip().strip('"').strip().lower()
+    return ALSO.get(plain, plain)
 
 
 def _check_columns(file: Path, names: Sequence[str], delimited: str = "") -> dict[str, str]:
@@ -30,7 +38,7 @@ def _check_columns(file: Path, names: Sequence[str], delimited: str = "") -> dic
     found = {}
     for column in (*COLUMNS, *OPTIONAL):
         # The very name goes before others that only look like it.
-        same = [name for name in names if name == column] or [name for name in names if name.strip().lower() == column]
+        same = [name for name in names if name == column] or [name for name in names if _meant(name) == column]
         if len(same) != 1 and (column in COLUMNS or same):
             header = ", ".join(str(name)[:40] for name in names[:12])
             raise InputError(
@@ -49,7 +57,7 @@ _Cells = list[Any] | str | None
 def _delimiter(header: str) -> str:
     """What stands between the cells of a CSV: that which divides its header into the columns, or else a comma."""
     for delimiter in DELIMITERS:
-        if {name.strip().strip('"').strip().lower() for name in header.split(delimiter)} >= set(COLUMNS):
+        if {_meant(name) for name in header.split(delimiter)} >= set(COLUMNS):
             return delimiter
     return ","
 
@@ -145,9 +153,9 @@ def _read_parquet(file: Path) -> tuple[list[str], list[_Cells]]:
 
 def _read_rows(file: Path) -> tuple[list[str], list[_Cells]]:
     """The columns that are there, and their cells in every row, as they stand in the file."""
-    readers = {".csv": _read_csv, ".parquet": _read_parquet}
+    readers = {".csv": _read_csv, ".tsv": _read_csv, ".txt": _read_csv, ".parquet": _read_parquet}
     if file.suffix.lower() not in readers:
-        raise InputError(f"{file}: dataset.table.file must end in .csv or .parquet")
+        raise InputError(f"{file}: dataset.table.file must end in {', '.join(readers)}")
     if not file.is_file():
         raise InputError(f"{file}: no such file; dataset.table.file names it")
     try:
@@ -174,6 +182,7 @@ def _row(columns: list[str], cells: list[Any], where: str) -> _Row:
         if not empty and (not isinstance(cell, str) or not cell.strip()):
             raise BadRecord(where, f"column {column!r} holds {shown(cell)}; expected a text")
     split, group = (str(values.get(name) or "").strip() for name in OPTIONAL)
+    split = split_named(split)
     if "split" in columns and split not in SPLITS:
         raise BadRecord(where, f"split {shown(split)} is not one of {', '.join(SPLITS)}")
     return _Row(where, values["image"].strip(), values["caption"], split, group)
@@ -204,6 +213,10 @@ def read_source(params: DatasetParams, image_out: Path) -> Source:
     if all(cells is None for cells in rows):
         ended = ", ended by a newline" if file.suffix.lower() == ".csv" else ""
         raise InputError(f"{file}: holds no rows; expected one for each caption{ended}")
+    if "split" in columns and not any(isinstance(row, list) and row[columns.index("split")] for row in rows):
+        place = columns.index("split")  # of which nothing is said: a hash decides
+        rows = [row[:place] + row[place + 1 :] if isinstance(row, list) else row for row in rows]
+        columns = [column for column in columns if column != "split"]
     source = Source(images=[], captions=[], folders={"dataset.table.images": root / options.images})
     images: dict[str, _Row] = {}
     captions: list[tuple[str, _Row]] = []

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from camp_model.captions import SCHEMA, CaptionTable, write_captions
+from camp_model.vocabulary import UNK
 
 
 @pytest.fixture
@@ -47,6 +48,20 @@ def test_captions_say_the_same_only_where_unknown_and_cut_words_are_the_same_too
     table = CaptionTable.load(path)
     assert table.text_index.tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3]
     assert table.wording_index.tolist() == [0, 0, 1, 2, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["दिन", "दान", "दीन", "दून"],  # Hindi: vowels are marks on one pair of consonants
+        ["มา", "มี", "มู", "เม"],  # Thai
+        ["كَتَبَ", "كُتِبَ"],  # pointed Arabic
+    ],
+)
+def test_unknown_words_that_differ_in_their_vowel_signs_are_others(tmp_path, texts):
+    path = tmp_path / "val.parquet"
+    write_captions(path, list(range(len(texts))), texts, texts, [[UNK]] * len(texts))
+    assert CaptionTable.load(path).wording_index.tolist() == list(range(len(texts)))
 
 
 def test_image_index_follows_the_order_given(path):

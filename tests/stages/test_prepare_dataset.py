@@ -163,7 +163,7 @@ def escape_by_folder_link(root: Path) -> None:
         (table(ROWS.replace("2.jpg", "sub")), r"row 3: no image file .*raw/sub"),
         (escape_by_link, r"row 3: path '2\.jpg' leaves the image root"),
         (escape_by_folder_link, r"row 4: path 'sub/3\.png' leaves the image root"),
-        (table(ROWS.replace(",val", ",dev")), r"captions\.csv: row 3: split 'dev' is not one of train, val, test"),
+        (table(ROWS.replace(",val", ",extra")), r"captions\.csv: row 3: split 'extra' is not one of train, val, test"),
         (table(ROWS.replace(",val", ",train")), r"the split val holds no image"),
         (table(ROWS.replace("a cat", "")), r"captions\.csv: row 3: column 'caption'"),
         (table("image,text\n1.jpg,x\n"), r"captions\.csv: column 'caption'"),

@@ -27,13 +27,9 @@ def report(make_run: Callable[..., Any], tmp_path_factory: pytest.TempPathFactor
         make_run(root)
         inputs = Inputs()
         evaluate(
-            EvaluateParams(device="cpu", gate_pairs=40),
-            regions=inputs.regions,
-            captions=inputs.captions,
-            model=inputs.model,
-            out=inputs.evaluation,
-            metrics=inputs.metrics,
-        )
+            EvaluateParams(device="cpu", gate_pairs=40), regions=inputs.regions, captions=inputs.captions,
+            model=inputs.model, out=inputs.evaluation, metrics=inputs.metrics,
+        )  # fmt: skip
         write_report(Params(report=ReportParams(queries=30)), inputs, Path("report/index.html"))
         yield (root / "report/index.html").as_uri()
 
@@ -199,9 +195,7 @@ def test_an_address_opens_a_query_and_a_failure_leads_to_one(page, report):
     page.click(".failure")
     page.wait(f"document.querySelector('[aria-current]').dataset.query === {json.dumps(key[1:])}")
     page.wait("document.activeElement.id === 'detail'")  # so that keys go on where the view is
-    page.run("document.documentElement.style.scrollBehavior = 'auto'; "
-             "document.querySelector('#failures').scrollIntoView()")  # fmt: skip
-    left = page.run("scrollY")
+    left = page.run("(document.querySelector('#failures').scrollIntoView({behavior: 'instant'}), scrollY)")
     page.click(".failures li:nth-child(2) .failure")
     page.wait(f"scrollY < {left} && document.activeElement.id === 'detail'")
     page.run("history.back()")

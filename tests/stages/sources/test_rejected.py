@@ -19,7 +19,7 @@ BAD = (
     "4.jpg,,train\n"  # no caption: the picture of the row has another one
     "4.jpg,four,train\n"
     "missing.jpg,none,train\nmissing.jpg,none either,train\n"
-    "5.jpg,five,dev\n"
+    "5.jpg,five,extra\n"
     "1.jpg,one again,val\n"
     "../raw/6.jpg,six,train\n"
 )
@@ -35,7 +35,7 @@ def test_every_bad_row_is_named_and_the_others_are_written(
     ]  # fmt: skip
     for row, reason in zip(
         rows,
-        ("column 'caption' holds ''", "split 'dev' is not one of", "in the split 'val' here and in 'train' at",
+        ("column 'caption' holds ''", "split 'extra' is not one of", "in the split 'val' here and in 'train' at",
          "no image file", "leaves the image root"),
         strict=True,
     ):  # fmt: skip
@@ -67,8 +67,8 @@ def test_rows_whose_absence_leaves_a_split_empty_are_told(
     prepare: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(InputError, match="the split val holds no image"):
-        prepare(GOOD.replace(",val", ",validation"), max_rejected_share=0.5)
-    assert "row 2: split 'validation' is not one of train, val, test" in capsys.readouterr().out
+        prepare(GOOD.replace(",val", ",evaluation"), max_rejected_share=0.5)
+    assert "row 2: split 'evaluation' is not one of train, val, test" in capsys.readouterr().out
 
 
 def test_a_picture_that_cannot_be_measured_is_listed_and_named(prepare: Callable[..., Path], tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_table_with_byte_order_mark_and_other_column_order(tmp_path: Path) -> No
         ("image,split\n1.jpg,x\n", r"captions\.csv: column 'caption' is there 0 times; .*found image, split"),
         ("image,caption,split,split\n1.jpg,x,val,val\n", r"column 'split' is there 2 times"),
         ("image,caption,split\n1.jpg,a dog, running,train\n", r"captions\.csv: is not a CSV .*line 2"),
-        ("image,caption,split\n1.jpg,x\n", r"captions\.csv: row 1: column 'split' holds"),
+        ("image,caption,split\n1.jpg,x,val\n2.jpg,x\n", r"captions\.csv: row 2: column 'split' holds"),
         ("image,caption,split\n1.jpg,x,val\n2.jpg,  ,val\n", r"captions\.csv: row 2: column 'caption' holds '  '"),
         ("image,caption,split\n,x,val\n", r"row 1: column 'image' holds"),
         ("image,caption,split\n1.jpg,x,val\n1.jpg,y,train\n",
@@ -80,7 +80,9 @@ def test_table_wrong_csv(tmp_path: Path, text: str, message: str) -> None:
 def test_table_wrong_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"captions\.csv: no such file; dataset\.table\.file"):
         read(tmp_path)
-    with pytest.raises(InputError, match=r"captions\.xlsx: dataset\.table\.file must end in \.csv or \.parquet"):
+    with pytest.raises(
+        InputError, match=r"captions\.xlsx: dataset\.table\.file must end in \.csv, \.tsv, \.txt, \.parquet"
+    ):
         read(tmp_path, file="captions.xlsx")
     (tmp_path / "captions.csv").write_bytes(b"image,caption,split\n1.jpg,\xff\xfe,val\n")
     with pytest.raises(InputError, match=r"captions\.csv: is not a CSV in UTF-8"):
@@ -181,7 +183,7 @@ def test_quotes_that_are_right_are_read(tmp_path: Path) -> None:
     assert texts == ['"Hello" says the dog', 'he said "hi"', "two\nlines, one cell"]
 
 
-@pytest.mark.parametrize(("delimiter", "name"), [(";", "semicolon"), ("\t", "tab")])
+@pytest.mark.parametrize(("delimiter", "name"), [(";", "semicolon"), ("\t", "tab"), ("|", "vertical bar")])
 def test_semicolons_and_tabs_of_excel_are_read(tmp_path: Path, delimiter: str, name: str) -> None:
     rows = [("image", "caption", "split"), ("1.jpg", "red, and blue", "train"), ("2.jpg", f'"a{delimiter} b"', "val")]
     lines = [delimiter.join(row) for row in (*rows, ("3.jpg", f"c{delimiter} d", "test"))]
@@ -192,6 +194,35 @@ def test_semicolons_and_tabs_of_excel_are_read(tmp_path: Path, delimiter: str, n
     assert f"line 4 (row 3): 4 cells; expected 3, and double quotes around a text that holds a {name}" in str(
         source.rejected[0]
     )
+
+
+def test_the_csv_of_flickr30k_is_read_as_it_goes_around(tmp_path: Path) -> None:
+    """With a row that lacks a bar, as the real one does."""
+    lines = ["image_name| comment_number| comment", '1.jpg| 0| Two "friends" , outside .', "1.jpg| 1   A dog runs ."]
+    (tmp_path / "results.csv").write_text("\n".join(lines) + "\n")
+    params = {"source": "table", "root": str(tmp_path), "table": {"file": "results.csv"}}
+    source = table.read_source(DatasetParams.from_dict(params), tmp_path)
+    assert [caption.text.strip() for caption in source.captions] == ['Two "friends" , outside .']
+    assert [image.path for image in source.images] == ["1.jpg"]
+    assert "row 2: column 'caption' holds ''" in str(source.rejected[0])
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "txt", "parquet"])
+def test_usual_names_of_splits_and_none_at_all(tmp_path: Path, suffix: str) -> None:
+    def write(splits: list[str | None]) -> str:
+        rows = [(f"{number}.jpg", "a dog", split) for number, split in enumerate(splits)]
+        frame, file = pd.DataFrame(rows, columns=["image", "caption", "split"]), tmp_path / f"captions.{suffix}"
+        frame.to_parquet(file) if suffix == "parquet" else frame.to_csv(
+            file, index=False, sep="\t" if suffix == "tsv" else ","
+        )
+        return file.name
+
+    source = read(tmp_path, file=write(["Train", "validation", "DEV", "valid", "TEST"]))
+    assert [image.split for image in source.images] == ["train", "val", "val", "val", "test"]
+    source = read(tmp_path, file=write([None, None]))
+    assert [image.split for image in source.images] == ["", ""] and source.hashed_splits, "a hash decides"
+    with pytest.raises(InputError, match=r"row 2: split '' is not one of train, val, test|row 2: column 'split' holds"):
+        read(tmp_path, file=write(["train", None]))
 
 
 def test_names_of_columns_may_be_in_capitals_and_between_spaces(tmp_path: Path) -> None:
@@ -239,4 +270,4 @@ def test_a_blank_row_before_the_header_is_none(tmp_path: Path) -> None:
 
 def test_another_sign_between_cells_is_said_before_quotes_that_it_makes_wrong(prepare: Callable[..., Path]) -> None:
     with pytest.raises(InputError, match="column 'image' is there 0 times; .* divided by commas, found image"):
-        prepare(GOOD.replace(",", "|") + '4.jpg|"a dog", he says|train\n')
+        prepare(GOOD.replace(",", "~") + '4.jpg~"a dog", he says~train\n')

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -47,6 +48,37 @@ def test_scan_rows_that_fit_two_images_are_named(dataset: Path) -> None:
     np.save(folder / "train_ims.npy", np.zeros((0, 4, DIM), np.float32))
     with pytest.raises(InputError, match=r"train_ims\.npy: holds float32 \[0, 4, 16\]"):
         convert(dataset, "scan", folder)
+
+
+def test_a_caption_that_two_images_share_gives_neither_the_regions_of_another(dataset: Path) -> None:
+    """The file holds more images than the data set, as published ones do; one of them shares a caption with ours."""
+    folder = scan_files(dataset.parent / "scan")
+    for name, captions in (("train", ["a red bus", "a car", "a street"]), ("dev", ["a man and a dog", "x", "y"])):
+        (folder / f"{name}_caps.txt").write_text("\n".join(captions) + "\n")
+    assert convert(dataset, "scan", folder, max_rejected_share=0.7).image_ids == [IDS[1]]
+
+
+def test_few_captions_of_an_image_tell_its_row_too(dataset: Path) -> None:
+    """The data set keeps one caption of an image, and the file has all."""
+    folder = scan_files(dataset.parent / "scan")
+    table = pq.read_table(dataset / "captions.parquet")
+    pq.write_table(table.filter(pc.field("text") != "the bus stops").slice(0, 7), dataset / "captions.parquet")
+    store = convert(dataset, "scan", folder)
+    np.testing.assert_array_equal(store.features([2])[0][0, :4], features(2, 4))
+
+
+def test_images_whose_first_region_is_equal_are_two(dataset: Path) -> None:
+    folder = scan_files(dataset.parent / "scan")
+    rows = np.stack([features(IDS.index(name), 4) for name in (IDS[0], IDS[1])])
+    rows[:, 0] = 0
+    np.save(folder / "dev_ims.npy", np.repeat(rows, 3, axis=0))
+    texts = (folder / "dev_caps.txt").read_text() + (folder / "test_caps.txt").read_text()
+    (folder / "dev_caps.txt").write_text(texts)
+    for name in ("test_ims.npy", "test_caps.txt"):
+        (folder / name).unlink()
+    store = convert(dataset, "scan", folder)
+    for row in range(2):
+        np.testing.assert_array_equal(store.features([row])[0][0, :4], rows[row])
 
 
 @pytest.mark.parametrize("character", ["\u2028", "\u0085", "\f", "\v", "\r"])
