@@ -215,6 +215,10 @@ class PrecomputedExtractor:
         count = len(features)
         if count == 0:
             raise RejectedImage("has no precomputed regions")
+        if not np.isfinite(features).all():
+            raise RejectedImage(f"{where}: a feature is not finite")
+        if not features.any():  # as failed extractions leave them
+            raise RejectedImage(f"{where}: every feature is 0")
         if features.shape[1] != self.region_dim:
             raise RejectedImage(f"{where}: features are {list(features.shape)}; expected [regions, {self.region_dim}]")
         if count > self.params.per_image:

@@ -109,7 +109,22 @@ class ImageNames:
                     raise InputError(
                         f"{source}: {shown(other)} and {shown(name)} both fit the image {shown(image_id)}; expected one"
                     )
+        self._say_numbers({name: image_of.get(name) for name in by_number}, source)
         return image_of
+
+    def _say_numbers(self, image_of: dict[str, str | None], source: Path) -> None:
+        """Say which images were found by a number alone, and refuse numbers that count from 0 where ours do from 1."""
+        found = [f"{shown(name)} for {shown(image)}" for name, image in image_of.items() if image]
+        if not found:
+            return
+        bare = {int(number) for prefix, number in map(_numbered, map(_stem, image_of)) if not prefix and number}
+        ours = {int(number) for number in self._numbers}
+        if bare == set(range(len(bare))) and ours == set(range(1, len(ours) + 1)) and len(bare) == len(ours) > 1:
+            raise InputError(
+                f"{source}: its records are numbered from 0 and the pictures from 1, so that each would get another's "
+                "regions; expected names or numbers of the pictures"
+            )
+        print(f"{source}: {len(found)} found by the number in their names alone: {', '.join(found[:3])}")
 
     def _says_more(self, name: str) -> bool:
         """Whether a name has a prefix of its own before its number: it is not just the number written otherwise."""

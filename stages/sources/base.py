@@ -138,6 +138,10 @@ def check_folder(folder: Path, key: str) -> None:
         raise InputError(f"{folder}: no such folder; {key} names it")
 
 
+KINDS: dict[type, str] = {int: "a whole number", str: "a text", list: "a list", dict: "an object"}
+"""What a type is called in an error."""
+
+
 def take(record: Any, key: str, kind: type[T], where: str) -> T:
     """`record[key]`, checked to be a `kind`.
 
@@ -150,5 +154,5 @@ def take(record: Any, key: str, kind: type[T], where: str) -> T:
         raise BadRecord(f"{where}.{key}", "is missing")
     value = record[key]
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise BadRecord(f"{where}.{key}", f"{shown(value)} is not a {kind.__name__}")
+        raise BadRecord(f"{where}.{key}", f"{shown(value)} is not {KINDS.get(kind, kind.__name__)}")
     return value

@@ -144,7 +144,8 @@ def _read_boxes(file: Path, part: _Part, ids: dict[int, str], source: Source) ->
             else:
                 left_out["without an area"] += 1
     if left_out[UNLISTED] and not own:
-        raise InputError(f"{file}: annotations: all boxes are {UNLISTED}; expected those of {part.file}")
+        of = f". Of its records {len(source.rejected)} cannot be used: {source.rejected[0]}" if source.rejected else ""
+        raise InputError(f"{file}: annotations: all boxes are {UNLISTED}; expected those of {part.file}{of}")
     for reason, count in left_out.items():
         print(f"{file}: {count} boxes {reason} are left out")
 

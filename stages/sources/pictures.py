@@ -57,6 +57,8 @@ class ImageRoot:
         if "\0" in image.path or not is_unicode(image.path):
             raise BadRecord(image.where, f"{shown(image.path)} is not a path")
         leaves = f"path {shown(image.path)} leaves the image root {self.root}"
+        if pure.is_absolute() and pure.is_relative_to(self.root.absolute()):
+            raise BadRecord(image.where, f"path {shown(image.path)} is absolute; expected it as below {self.root}")
         if pure.is_absolute() or ".." in pure.parts:
             raise BadRecord(image.where, leaves)
         file = self.root / pure

@@ -56,9 +56,19 @@ def check_shared_pictures(source: Source, max_share: float) -> None:
         InputError: they are more than `max_share` of all images.
     """
     splits_of: defaultdict[str, set[str]] = defaultdict(set)
+    first_of: dict[tuple[str, str], str] = {}
+    copies = []
     for image in source.images:
         if image.sha256:
             splits_of[image.sha256].add(image.split)
+            first = first_of.setdefault((image.sha256, image.split), image.image_id)
+            if first != image.image_id:
+                copies.append(f"{shown(image.image_id)} and {shown(first)} ({image.split})")
+    if copies:
+        print(
+            f"{len(copies)} of {len(source.images)} images are the same picture as another of their split, though not "
+            f"the right answer for its captions: {_first(copies)}"
+        )
     shared = sorted(
         (image for image in source.images if len(splits_of.get(image.sha256, ())) > 1),
         key=lambda image: (image.sha256, image.split),

@@ -137,6 +137,10 @@ def table(text: str) -> Callable[[Path], None]:
     return lambda root: (root / "captions.csv").write_text(text) and None
 
 
+def absolute_below(root: Path) -> None:
+    table(ROWS.replace("2.jpg", str(root.absolute() / "2.jpg")))(root)
+
+
 def escape_by_link(root: Path) -> None:
     outside = root.parent / "outside"
     outside.mkdir()
@@ -160,6 +164,7 @@ def escape_by_folder_link(root: Path) -> None:
             r"captions\.csv: row 3: path '\.\./raw/2\.jpg' leaves the image",
         ),
         (table(ROWS.replace("2.jpg", "/etc/hostname")), r"row 3: path '/etc/hostname' leaves the image root"),
+        (absolute_below, r"row 3: path '/.*raw/2\.jpg' is absolute; expected it as below"),
         (table(ROWS.replace("2.jpg", "sub")), r"row 3: no image file .*raw/sub"),
         (escape_by_link, r"row 3: path '2\.jpg' leaves the image root"),
         (escape_by_folder_link, r"row 4: path 'sub/3\.png' leaves the image root"),

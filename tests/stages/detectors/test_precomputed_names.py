@@ -87,3 +87,15 @@ def test_a_long_name_is_not_printed_whole(match: Match) -> None:
     with pytest.raises(InputError) as error:
         match(["12.jpg"], ["a" * 900 + "_12", "b" * 900 + "_12"])
     assert len(str(error.value)) < 500
+
+
+def test_what_a_number_alone_has_found_is_said(match: Match, capsys: pytest.CaptureFixture[str]) -> None:
+    assert match(["a/IMG_0003.jpg", "a/IMG_0007.jpg"], ["3", "7"]) == {"3": "IMG_0003", "7": "IMG_0007"}
+    assert "2 found by the number in their names alone: '3' for 'IMG_0003'" in capsys.readouterr().out
+
+
+def test_rows_numbered_from_0_are_not_pictures_numbered_from_1(match: Match) -> None:
+    pictures = [f"IMG_{number:04}.jpg" for number in range(1, 21)]
+    with pytest.raises(InputError, match="its records are numbered from 0 and the pictures from 1"):
+        match(pictures, [str(number) for number in range(20)])
+    assert len(match(pictures, [str(number) for number in range(1, 21)])) == 20

@@ -25,11 +25,9 @@ def report(make_run: Callable[..., Any], tmp_path_factory: pytest.TempPathFactor
         patch.chdir(root)
         patch.setenv("CAMP_TRACKING", "off")
         make_run(root)
-        inputs = Inputs()
-        evaluate(
-            EvaluateParams(device="cpu", gate_pairs=40), regions=inputs.regions, captions=inputs.captions,
-            model=inputs.model, out=inputs.evaluation, metrics=inputs.metrics,
-        )  # fmt: skip
+        inputs, params = Inputs(), EvaluateParams(device="cpu", gate_pairs=40)
+        evaluate(params, regions=inputs.regions, captions=inputs.captions, model=inputs.model,
+                 out=inputs.evaluation, metrics=inputs.metrics)  # fmt: skip
         write_report(Params(report=ReportParams(queries=30)), inputs, Path("report/index.html"))
         yield (root / "report/index.html").as_uri()
 

@@ -102,7 +102,7 @@ def test_karpathy_restval(
         (lambda r: r[1].pop("split"), r"dataset\.json: images\[1\]\.split: is missing"),
         (lambda r: r[1].update(split="extra"), r"images\[1\]\.split: 'extra' is not one of train, val, test, restval"),
         (lambda r: r[2].pop("filename"), r"images\[2\]\.filename: is missing"),
-        (lambda r: r[2].update(filename=7), r"images\[2\]\.filename: 7 is not a str"),
+        (lambda r: r[2].update(filename=7), r"images\[2\]\.filename: 7 is not a text"),
         (lambda r: r[0].pop("sentences"), r"images\[0\]\.sentences: is missing"),
         (lambda r: r[0].update(sentences=["text"]), r"images\[0\]\.sentences\[0\]"),
         (lambda r: r[0]["sentences"][1].clear(), r"images\[0\]\.sentences\[1\]\.raw: is missing"),

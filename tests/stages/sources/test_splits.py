@@ -65,11 +65,13 @@ def test_one_picture_in_two_splits_is_counted_and_named(
 ) -> None:
     (tmp_path / "raw/2.jpg").write_bytes((tmp_path / "raw/1.jpg").read_bytes())
     (tmp_path / "raw/4.jpg").write_bytes((tmp_path / "raw/3.jpg").read_bytes())
-    rows = GOOD + "4.jpg,four,test\n"  # a copy within a split does no harm
+    rows = GOOD + "4.jpg,four,test\n"
     with pytest.raises(InputError, match=r"2 of 4 images are the same picture in two splits: '1' \(train\), '2' \(val"):
         prepare(rows)
     assert len(splits(prepare(rows, max_shared_share=0.5))) == 4
-    assert "2 of 4 images are the same picture in two splits" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 of 4 images are the same picture in two splits" in said
+    assert "1 of 4 images are the same picture as another of their split" in said and "'4' and '3' (test)" in said
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,17 @@ def test_the_number_of_boxes_may_be_an_array_and_the_boxes_padded(dataset: Path,
     np.testing.assert_array_equal(store.boxes(0), boxes(0, 3))
 
 
+@pytest.mark.parametrize(("value", "reason"), [(0, "every feature is 0"), (np.nan, "a feature is not finite")])
+def test_what_a_failed_extraction_leaves_is_set_aside(dataset: Path, value: float, reason: str) -> None:
+    source = dataset.parent / "npz"
+    source.mkdir()
+    for number, name in enumerate(IDS):
+        np.savez(source / f"{name}.npz", x=features(number, 2) * 0 + value if number == 1 else features(number, 2))
+    assert convert(dataset, "npz", source, max_rejected_share=0.5).image_ids == [IDS[0], IDS[2]]
+    (row,) = pq.read_table(dataset.parent / "regions" / "rejected.parquet").to_pylist()
+    assert row["reason"].endswith(reason)
+
+
 def test_an_image_without_regions_is_rejected(dataset: Path) -> None:
     source = dataset.parent / "npz"
     source.mkdir()
