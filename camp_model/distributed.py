@@ -98,5 +98,5 @@ class _Gather(torch.autograd.Function):
 
 
 def _gather(values: Tensor) -> Tensor:
-    gathered: Tensor = _Gather.apply(values)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(values)  # type: ignore[no-untyped-call, unused-ignore]
     return gathered

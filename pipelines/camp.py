@@ -6,6 +6,7 @@ camp --repository ~/camp reproduce
 import argparse
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 COMMANDS = {
@@ -50,6 +51,8 @@ def main() -> None:
     repository = next((folder for folder in candidates if (folder / "dvc.yaml").is_file()), None)
     if repository is None:
         parser.error(f"{candidates[0]}: is no repository of the pipeline (no dvc.yaml); name one with --repository")
+    if arguments.command != "import" and not all(map(find_spec, ("pydantic", "prefect", "mlflow", "dvc"))):
+        parser.error(f"{arguments.command} needs the pipeline's packages: pip install 'camp-retrieval[pipeline]'")
     os.environ[STARTED_IN] = str(here)
     os.chdir(repository)
     os.execv(sys.executable, [sys.executable, "-m", COMMANDS[arguments.command][0], *arguments.arguments])

@@ -194,11 +194,14 @@ def test_it_listens_on_this_machine_alone_and_ends_cleanly(
     photographs: Photographs, listening: Callable[[int], set[str]], number: int
 ) -> None:
     server = Server(photographs.root)
-    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", server.address)
-    assert listening(server.process.pid) == {"127.0.0.1"}
-    with httpx.Client(base_url=server.address, trust_env=False) as client:
-        assert client.get("/api/health").status_code == 200  # its connection stays open
-        assert server.end(number) == (0, "")
+    try:
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", server.address)
+        assert listening(server.process.pid) == {"127.0.0.1"}
+        with httpx.Client(base_url=server.address, trust_env=False) as client:
+            assert client.get("/api/health").status_code == 200  # its connection stays open
+            assert server.end(number) == (0, "")
+    finally:
+        server.process.kill()
 
 
 def test_a_port_that_is_taken_and_a_wrong_name_are_said(collection: PictureCollection) -> None:
