@@ -158,8 +158,7 @@
       if (`${tenths}` !== spoken || !health.indexing) byId("spoken").textContent = box.querySelector("p").textContent;
       spoken = `${tenths}`;
       byId("again").hidden = health.ready <= begun;
-      // Nothing is on the page yet, nor being typed: the first pictures take the place of "0 pictures".
-      if (health.ready > begun && !byId("tiles")?.children.length && !location.search && !byId("q").value && current === 0) location.reload();
+      if (byId("count")) byId("count").textContent = health.ready === 1 ? "1 picture" : `${number(health.ready)} pictures`;
       if (!health.indexing) return;
     }
   }
