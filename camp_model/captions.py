@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from camp_model.files import read_table, write_table
 from camp_model.further_words import FURTHER_WORDS
-from camp_model.vocabulary import START, UNK, Vocabulary
+from camp_model.vocabulary import START, UNK, Vocabulary, without_further_marks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +71,7 @@ def _letters(text: str) -> str:
 
     Vowels are marks in the scripts of India and Thailand.
     """
-    plain = unicodedata.normalize("NFC", text).lower()
+    plain = unicodedata.normalize("NFC", without_further_marks(text)).lower()
     return "".join(character for character in plain if unicodedata.category(character)[0] in "LMN") or plain
 
 

@@ -2,8 +2,9 @@
 
 import pickle
 import pickletools
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+OPERATIONS = {operation.code: operation for operation in pickletools.opcodes}
 DEEPEST = 8
 """Tuples within each other by reference; a pickled array has about three."""
 
@@ -21,22 +22,38 @@ def check_ops(file: BinaryIO) -> None:
     size = file.seek(0, 2)
     file.seek(0)
     depths: dict[int, int] = {}  # of the tuples in the memo
-    place, within, tuple_depth = -1, 0, 0
-    for operation, argument, _ in pickletools.genops(file):
-        name = operation.name
+    place, within, top = -1, 0, 0  # `top`: the depth of what lies on top of the stack, 0 of what is no tuple
+    name = ""
+    while name != "STOP":
+        before, (name, argument) = name, _next(file)
         if name == "DUP":
             raise pickle.UnpicklingError("it doubles what it holds")
         if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            place = place + 1 if name == "MEMOIZE" else int(argument or 0)
+            if before in ("POP", "POP_MARK"):  # what is on top now was looked at before
+                raise pickle.UnpicklingError("it remembers what it has uncovered, as no pickler does")
+            place = place + 1 if name == "MEMOIZE" else int(argument)
             if place > size:
                 raise pickle.UnpicklingError(f"it asks for place {place:,} of a memo, in a file of {size:,} bytes")
-            if tuple_depth:
-                depths[place] = tuple_depth
+            if top:
+                depths[place] = top
         elif name in ("GET", "BINGET", "LONG_BINGET"):
-            within = max(within, depths.get(int(argument or 0), 0))
-        tuple_depth = 0
-        if name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
-            tuple_depth, within = within + 1, 0
-            if tuple_depth > DEEPEST:
+            top = depths.get(int(argument), 0)
+            within = max(within, top)
+        elif name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
+            top, within = within + 1, 0
+            if top > DEEPEST:
                 raise pickle.UnpicklingError(f"it holds tuples within each other, more than {DEEPEST} deep")
+        elif name not in ("FRAME", "PROTO"):
+            top = 0
     file.seek(0)
+
+
+def _next(file: BinaryIO) -> tuple[str, Any]:
+    """The name of the next operation and its argument; of a text of Python 2, which may hold any bytes, none."""
+    operation = OPERATIONS.get(file.read(1).decode("latin1"))
+    if operation is None:
+        raise pickle.UnpicklingError("it is none, or torn")
+    if operation.name == "STRING":
+        file.readline()
+        return operation.name, None
+    return operation.name, None if operation.arg is None else operation.arg.reader(file)

@@ -25,6 +25,11 @@ _FURTHER_MARKS = regex.compile(r"(?<=\p{M}{30})\p{M}+", regex.VERSION1)
 _APOSTROPHES = str.maketrans("\u2019\u02bc\uff07", "'''")
 
 
+def without_further_marks(text: str) -> str:
+    """A text with 30 combining marks at most on each letter, which can be normalised in time of its length."""
+    return str(_FURTHER_MARKS.sub("", text))
+
+
 def tokenize(text: str) -> list[str]:
     """The lower-cased words of `text`, split at the word boundaries of Unicode (UAX 29).
 
@@ -33,7 +38,7 @@ def tokenize(text: str) -> list[str]:
     without spaces are split as UAX 29 does without a dictionary (Chinese: one word per character). Splitting the
     joined result again gives the same words.
     """
-    text = _FURTHER_MARKS.sub("", _INVISIBLE.sub("", text.translate(_APOSTROPHES)))
+    text = without_further_marks(_INVISIBLE.sub("", text.translate(_APOSTROPHES)))
     text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).lower())
     return [part for part in _BOUNDARY.split(text) if _HAS_LETTER_OR_DIGIT.search(part)]
 

@@ -119,8 +119,9 @@ class FeatureCache:
         Args:
             weights: of the model.
         """
+        damaged = {name for name in shards if not _whole(self.folder / name)}
         for name in shards:
-            if not _whole(self.folder / name):
+            if name in damaged:
                 (self.folder / name).unlink(missing_ok=True)
             (self.vectors / vector_file(weights, name)).unlink(missing_ok=True)
             for known in (self._shards, self._mapped, self._files):
@@ -185,13 +186,21 @@ def _file(path: Path) -> tuple[int, int] | None:
 def _whole(path: Path) -> bool:
     try:
         check_seal(path)
-    except (ValueError, FileNotFoundError):
+    except (ValueError, OSError) as error:
+        if _is_passing(error):
+            raise
         return False
     return True
+
+
+def _is_passing(error: BaseException | None) -> bool:
+    """Whether an error says something of the machine at this moment, not of the file."""
+    few = errno.ENOMEM, errno.EMFILE, errno.ENFILE
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in few)
 
 
 def _check_of_the_file(path: Path, error: ValueError) -> None:
     """InputError where a shard could not be read for want of memory or open files: it may be whole."""
     reason = error.__context__
-    if isinstance(reason, MemoryError) or (isinstance(reason, OSError) and reason.errno not in (None, errno.ENOENT)):
+    if _is_passing(reason):
         raise InputError(f"{path}: cannot be read now ({reason}); expected memory and a disk to read it") from None

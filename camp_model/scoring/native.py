@@ -4,6 +4,7 @@ The library is built with the machine's C compiler on first use (about a second)
 Where there is no compiler, or CAMP_NATIVE=0 is set, `library()` is None and scoring takes its PyTorch path.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -11,6 +12,7 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,12 +54,11 @@ def _cpu() -> str:
         return platform.processor()
 
 
-def _check_owner(place: Path) -> None:
-    """OSError where another person could have written what is there: it would be run."""
+def _is_own(place: Path) -> bool:
+    """Whether neither another person nor everybody can have written what is there."""
     if not place.is_absolute():
-        raise OSError(f"XDG_CACHE_HOME: {place.parent} is not absolute")
-    if place.exists() and ((about := place.stat()).st_uid not in (0, os.geteuid()) or about.st_mode & 0o002):
-        raise OSError(f"{place}: others can write it; expected a folder and a file of your own")
+        return False
+    return not place.exists() or ((about := place.stat()).st_uid in (0, os.geteuid()) and not about.st_mode & 0o002)
 
 
 @functools.cache
@@ -79,13 +80,15 @@ def library() -> ctypes.CDLL | None:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "camp-retrieval"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = folder / name
-        for place in (folder, path):
-            _check_owner(place)
-        if not path.exists():
-            with replacing(path) as built:
-                command = [compiler, *FLAGS, str(SOURCE), "-o", str(built)]
-                subprocess.run(command, capture_output=True, check=True, timeout=120)
-        loaded = ctypes.CDLL(str(path))
+        with contextlib.ExitStack() as stack:
+            if not all(map(_is_own, (folder, path))):  # what is there would be run: a second of building instead
+                path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / name
+            if not path.exists():
+                with replacing(path) as built:
+                    command = [compiler, *FLAGS, str(SOURCE), "-o", str(built)]
+                    subprocess.run(command, capture_output=True, check=True, timeout=120)
+                    built.chmod(0o700)
+            loaded = ctypes.CDLL(str(path))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         warnings.warn(f"the CPU kernel cannot be built, so scoring is slower: {error}", stacklevel=2)
         return None

@@ -108,8 +108,8 @@ def gate_epochs(curve: Mapping[str, Sequence[float]]) -> dict[str, Markup]:
             parts.append(tick(LEFT - 8, base - value * tall + 4, f"{value:g}", "end"))
         parts.append(tick(width / 2, base + 34, "epoch"))
         drawn[side] = chart_svg(
-            parts, f"Mean gates over a pair's {name} after each of {len(epochs)} epochs; after the last, about "
-            + ", ".join(last), width, base + 40,
+            parts, f"Mean gates over a pair's {name} after each of {len(epochs)} epochs"
+            + (f"; after the last, about {', '.join(last)}" if last else ""), width, base + 40,
         )  # fmt: skip
     return drawn
 

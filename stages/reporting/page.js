@@ -171,12 +171,19 @@
   for (const part of document.querySelectorAll(".controls, .explorer")) part.hidden = false;
   byId("search").addEventListener("input", (event) => filter({ text: event.target.value }));
   let opened = false;
-  for (const link of document.querySelectorAll("a.failure")) link.addEventListener("click", () => { opened = true; });
-  window.addEventListener("hashchange", () => {
-    const reveal = opened; // otherwise it is a step back, whose place the browser knows
+  function open() {
     opened = false;
-    if (follow(reveal) && reveal) byId("detail").focus({ preventScroll: true });
-  });
+    if (follow(true)) byId("detail").focus({ preventScroll: true });
+  }
+  for (const link of document.querySelectorAll("a.failure")) {
+    link.addEventListener("click", (event) => {
+      if (event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+      if (link.hash === location.hash) open(); // no change of the address follows
+      else opened = true;
+    });
+  }
+  // Where no link was pressed it is a step back, whose place the browser knows.
+  window.addEventListener("hashchange", () => (opened ? open() : follow(false)));
   if (!follow(true)) {
     const address = location.hash;
     select({ direction: data.queries.t2i.length ? "t2i" : "i2t", query: 0 });

@@ -38,7 +38,8 @@ def _check_columns(file: Path, names: Sequence[str], delimited: str = "") -> dic
     found = {}
     for column in (*COLUMNS, *OPTIONAL):
         # The very name goes before others that only look like it.
-        same = [name for name in names if name == column] or [name for name in names if _meant(name) == column]
+        plain = [name for name in names if name.strip().lower() == column]
+        same = [name for name in names if name == column] or plain or [n for n in names if _meant(n) == column]
         if len(same) != 1 and (column in COLUMNS or same):
             header = ", ".join(str(name)[:40] for name in names[:12])
             raise InputError(
@@ -67,7 +68,7 @@ def _read_csv(file: Path) -> tuple[list[str], list[_Cells]]:
     text = read_text(file, "a CSV in UTF-8").replace("\r\n", "\n")
     # To Python's reader a carriage return does, so another character, that the text does not hold, stands for it.
     stand_in = next((chr(code) for code in range(0xE000, 0xF900) if chr(code) not in text), "\r")
-    first = next((line for line in io.StringIO(text) if line.strip(" \t\r\n,;")), "").rstrip("\n")
+    first = next((line for line in io.StringIO(text) if line.strip(" \t\r\n,;|")), "").rstrip("\n")
     delimiter, divided = _delimiter(first), ", divided by commas"
     # Before quotes further down, which may mean nothing where something else divides the cells.
     if first and '"' not in first:
@@ -211,10 +212,11 @@ def read_source(params: DatasetParams, image_out: Path) -> Source:
     file = root / options.file
     columns, rows = _read_rows(file)
     if all(cells is None for cells in rows):
-        ended = ", ended by a newline" if file.suffix.lower() == ".csv" else ""
+        ended = "" if file.suffix.lower() == ".parquet" else ", ended by a newline"
         raise InputError(f"{file}: holds no rows; expected one for each caption{ended}")
     if "split" in columns and not any(isinstance(row, list) and row[columns.index("split")] for row in rows):
-        place = columns.index("split")  # of which nothing is said: a hash decides
+        place = columns.index("split")
+        print(f"{file}: the column split holds nothing: a hash decides")
         rows = [row[:place] + row[place + 1 :] if isinstance(row, list) else row for row in rows]
         columns = [column for column in columns if column != "split"]
     source = Source(images=[], captions=[], folders={"dataset.table.images": root / options.images})

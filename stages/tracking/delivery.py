@@ -211,7 +211,8 @@ def sync(root: Path, moved: bool = True) -> tuple[int, list[str]]:
         except Exception as error:
             if not folder.exists():  # another process has just delivered it
                 continue
-            if not isinstance(error, InputError | PermissionError):  # these are of the folder, not of the store
+            of_store = isinstance(error, OSError) and not isinstance(error, PermissionError)
+            if of_store or type(error).__name__ == "MlflowException":  # others are of the folder
                 away[goal] = error
             problems.append(f"{folder.name}: {without_password(goal)} did not take it: {describe(error)}")
     return delivered, problems

@@ -11,7 +11,7 @@ from pathlib import Path
 CODE = ("camp_model", "stages", "pipelines", "search", "presets")
 """Folders whose new files are part of what ran, though git does not know them yet."""
 DIFF = ("git", "diff", "--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/",
-        "HEAD", "--", ".", ":(top,exclude).dvc/config")  # fmt: skip
+        "HEAD", "--", ":/", ":(top,exclude,glob)**/.dvc/config")  # fmt: skip
 """All that differs from the commit that is checked out, in git's own form: a person's settings may colour or filter.
 But not what DVC is told of its remotes: it may hold keys.
 What it prints is bytes: a tracked file may be in any encoding."""

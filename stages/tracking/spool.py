@@ -77,7 +77,7 @@ def read_events(folder: Path, offset: int = 0) -> Iterator[tuple[int, Event | No
             offset += len(line)
             try:
                 event = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 event = None
             yield offset, event if _is_event(event) else None
 
@@ -86,6 +86,8 @@ def _is_event(value: Any) -> bool:
     """Whether this is what `Spool.write` writes, as far as a reader relies on it."""
     if not (isinstance(value, dict) and isinstance(value.get("event"), str) and isinstance(value.get("time"), int)):
         return False
+    if value["event"] == "start":
+        return isinstance(value.get("kind"), str) and isinstance(value.get("uri"), str | None)
     return value["event"] != "metrics" or (isinstance(value.get("values"), dict) and "step" in value)
 
 

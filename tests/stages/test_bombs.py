@@ -57,6 +57,13 @@ def _deep(count: int, again: Callable[[int], bytes]) -> bytes:
 BOMBS = {
     "memo": (b"\x80\x02}r" + struct.pack("<I", 120_000_000) + b".", "asks for place 120,000,000 of a memo"),
     "doubled": (_deep(31, lambda _: b"2"), "doubles what it holds"),
+    "uncovered": (
+        _deep(31, lambda number: b"N0q" + bytes([number]) + b"h" + bytes([number])), "remembers what it has uncovered"
+    ),
+    "moved": (
+        _deep(31, lambda n: b"q" + bytes([2 * n]) + b"q" + bytes([2 * n + 1]) + b"h" + bytes([2 * n])),
+        "tuples within each other",
+    ),
     "referred": (
         _deep(31, lambda number: b"q" + bytes([number]) + b"h" + bytes([number])), "tuples within each other"
     ),
@@ -72,6 +79,18 @@ def test_a_pickle_of_a_few_bytes_takes_no_more(tmp_path: Path, bomb: str) -> Non
         read_arrays(path)
     with pytest.raises(ValueError, match=reason):
         read_vocabulary(path)
+
+
+def test_pickles_of_python_2_hold_any_bytes(tmp_path: Path) -> None:
+    """As its protocol 0 writes an array of one float32, -1, and a vocabulary's word."""
+    array = (
+        b"(dp0\nS'w'\np1\ncnumpy.core.multiarray\n_reconstruct\np2\n(cnumpy\nndarray\np3\n(I0\ntp4\nS'b'\np5\ntp6\nRp7\n"
+        b"(I1\n(I1\ntp8\ncnumpy\ndtype\np9\n(S'f4'\np10\nI0\nI1\ntp11\nRp12\n(I3\nS'<'\np13\nNNNI-1\nI-1\nI0\ntp14\nb"
+        b"I00\nS'\\x00\\x00\x80\xbf'\np15\ntp16\nbs."
+    )
+    path = tmp_path / "weights.pkl"
+    path.write_bytes(array)
+    assert read_arrays(path)["w"].tolist() == [-1.0]
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

@@ -68,7 +68,7 @@
   function fromList() {
     const at = window.navigation?.currentEntry?.index ?? 0;
     const before = at > 0 && navigation.entries()[at - 1]?.url;
-    if (!before || new URL(before).pathname !== "/") return false;
+    if (!before || new URL(before).pathname !== "/" || /[?&]like=|#dropped$/.test(before)) return false;
     const sentence = (address) => new URL(address).searchParams.get("q") ?? "";
     return sentence(before) === sentence(location.href);
   }
@@ -85,7 +85,9 @@
   for (const name of ["before", "after"]) onPlainClick(byId(name), (address) => location.replace(address));
 
   // A file that misses the search page must not take this one's place.
-  for (const name of ["dragover", "drop"]) addEventListener(name, (event) => event.preventDefault());
+  for (const name of ["dragover", "drop"]) {
+    addEventListener(name, (event) => [...(event.dataTransfer?.types ?? [])].includes("Files") && event.preventDefault());
+  }
 
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;

@@ -19,13 +19,13 @@
 
   // ---- one more row on scrolling -------------------------------------------------------------------------------
   const columns = (list) => getComputedStyle(list).gridTemplateColumns.split(" ").length;
-  let filling = false;
+  let filling = false, resting = 0;
   let rounds = 1; // scrolling ends after as many rounds, so that what is below the list can be reached
 
   /** Puts whole rows at the end of the list until the window and a little more are full, or the rounds are over. */
   async function fill() {
     const list = byId("tiles"), more = byId("more");
-    if (filling || !list || !more || list.dataset.more !== "yes") return;
+    if (filling || !list || !more || list.dataset.more !== "yes" || Date.now() < resting) return;
     filling = true;
     try {
       while (more.getBoundingClientRect().top < innerHeight + 400) {
@@ -41,7 +41,8 @@
           return;
         }
       }
-    } catch (error) { // tried again on scrolling, or by the link
+    } catch (error) { // tried again on scrolling in a while, or by the link
+      resting = Date.now() + 5000;
       const said = more.querySelector("span") ?? more.appendChild(document.createElement("span"));
       said.textContent = ` No more came: ${error.message}`;
     } finally {
@@ -197,6 +198,7 @@
     byId("more").addEventListener("click", (event) => {
       if (event.ctrlKey || event.metaKey || event.shiftKey || byId("tiles").dataset.more !== "yes") return;
       event.preventDefault();
+      resting = 0;
       rounds = 1 + Math.ceil(byId("tiles").children.length / Number(byId("tiles").dataset.round));
       fill();
     });

@@ -207,6 +207,13 @@ def test_the_csv_of_flickr30k_is_read_as_it_goes_around(tmp_path: Path) -> None:
     assert "row 2: column 'caption' holds ''" in str(source.rejected[0])
 
 
+@pytest.mark.parametrize("header", ["Image,Caption,Comment", "Image,Caption,image_name"])
+def test_a_column_that_is_also_called_so_is_another_where_the_name_is_there(tmp_path: Path, header: str) -> None:
+    (tmp_path / "captions.csv").write_text(f"{header},split\n1.jpg,a dog,other,val\n")
+    source = read(tmp_path)
+    assert (source.images[0].path, source.captions[0].text) == ("1.jpg", "a dog")
+
+
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "txt", "parquet"])
 def test_usual_names_of_splits_and_none_at_all(tmp_path: Path, suffix: str) -> None:
     def write(splits: list[str | None]) -> str:

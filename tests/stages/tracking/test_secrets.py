@@ -73,7 +73,9 @@ def test_a_password_in_the_address_is_neither_shown_nor_written(workspace: Path,
     assert PASSWORD in os.environ["MLFLOW_TRACKING_URI"]
 
 
-def test_what_dvc_is_told_of_its_remotes_stays_out_of_the_patch(workspace: Path) -> None:
+def test_what_dvc_is_told_of_its_remotes_stays_out_of_the_patch(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def git(*arguments: str) -> None:
         subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=workspace, check=True)
 
@@ -84,6 +86,13 @@ def test_what_dvc_is_told_of_its_remotes_stays_out_of_the_patch(workspace: Path)
     git("commit", "-qm", "first")
     (workspace / "code.py").write_text("after\n")
     (workspace / ".dvc" / "config").write_text(f"['remote \"mine\"']\n    secret_access_key = {PASSWORD}\n")
+    patch = changes()
+    assert patch is not None and b"+after" in patch and PASSWORD.encode() not in patch
+    (workspace / "sub" / ".dvc").mkdir(parents=True)  # a workspace in a folder of a larger repository
+    (workspace / "sub" / ".dvc" / "config").write_text("[core]\n")
+    git("add", "sub")
+    (workspace / "sub" / ".dvc" / "config").write_text(f"[core]\n    password = {PASSWORD}\n")
+    monkeypatch.chdir(workspace / "sub")
     patch = changes()
     assert patch is not None and b"+after" in patch and PASSWORD.encode() not in patch
 

@@ -25,7 +25,16 @@ def test_the_spool_survives_a_torn_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ['{"x": 1}', '{"event": "start", "time": "soon"}', '{"event": "metrics", "time": 1}', "[]"]
+    "line",
+    [
+        '{"event": "start", "time": 1}',
+        '{"event": "start", "time": 1, "kind": "train", "uri": 5}',
+        pytest.param("[" * 100_000, id="deep"),
+        '{"x": 1}',
+        '{"event": "start", "time": "soon"}',
+        '{"event": "metrics", "time": 1}',
+        "[]",
+    ],
 )
 def test_a_damaged_folder_of_before_costs_no_other_run_anything(tmp_path, monkeypatch, line):
     (tmp_path / ".dvc").mkdir()
