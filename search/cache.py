@@ -83,7 +83,8 @@ class FeatureCache:
                 mapped, header = map_shard(path, check=False), read_header(path, check=False)
                 whole = header.key == path.stem and header.info == mapped.info == self.info
             except ValueError as error:
-                _check_of_the_file(path, error)
+                if _is_passing(reason := error.__context__):  # it may be whole
+                    raise InputError(f"{path}: cannot be read now ({reason}); expected memory to read it") from None
                 whole = False
             if not whole:
                 path.unlink(missing_ok=True)
@@ -197,10 +198,3 @@ def _is_passing(error: BaseException | None) -> bool:
     """Whether an error says something of the machine at this moment, not of the file."""
     few = errno.ENOMEM, errno.EMFILE, errno.ENFILE
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in few)
-
-
-def _check_of_the_file(path: Path, error: ValueError) -> None:
-    """InputError where a shard could not be read for want of memory or open files: it may be whole."""
-    reason = error.__context__
-    if _is_passing(reason):
-        raise InputError(f"{path}: cannot be read now ({reason}); expected memory and a disk to read it") from None

@@ -202,8 +202,12 @@ def _begin(run: Run, spool: Spool, kind: str, name: str | None, tags: Mapping[st
     )
     run._write("params", values=run._params)
     commit = (output("git", "rev-parse", "HEAD") or b"").decode().strip() or None
-    around = any((folder / ".git").exists() for folder in (Path.cwd(), *Path.cwd().parents))
-    if commit is None and around and output("git", "rev-parse", "--git-dir") is None:
+    here = Path.cwd()
+    if (
+        commit is None
+        and any((folder / ".git").exists() for folder in (here, *here.parents))
+        and output("git", "rev-parse", "--git-dir") is None
+    ):
         warnings.warn(
             "git does not answer here (`git status` says why): the run holds no commit, and `restore` will not find "
             "its code; another person's clone needs git's safe.directory", stacklevel=4,

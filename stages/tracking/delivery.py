@@ -29,6 +29,8 @@ LONG = 5000
 """Characters of a param or tag: what is longer is cut there, and a file of the run holds it whole."""
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS", "MALFORMED_REQUEST")
 """Answers that say that an event is wrong, not that the server is away."""
+OF_FOLDER = (InputError, PermissionError, LookupError, TypeError, ValueError)
+"""What a damaged spool folder, or another person's, raises: it says nothing of the store."""
 
 
 def bound_waiting(seconds: int) -> None:
@@ -211,8 +213,7 @@ def sync(root: Path, moved: bool = True) -> tuple[int, list[str]]:
         except Exception as error:
             if not folder.exists():  # another process has just delivered it
                 continue
-            of_store = isinstance(error, OSError) and not isinstance(error, PermissionError)
-            if of_store or type(error).__name__ == "MlflowException":  # others are of the folder
+            if not isinstance(error, OF_FOLDER):
                 away[goal] = error
             problems.append(f"{folder.name}: {without_password(goal)} did not take it: {describe(error)}")
     return delivered, problems

@@ -6,7 +6,6 @@ it does not take), `problem` (why the last delivery failed) and `writer.lock`, h
 the system lets it go when that process dies, however it dies.
 """
 
-import contextlib
 import json
 import shutil
 import time
@@ -124,9 +123,11 @@ def pending(root: Path) -> list[Path]:
     """The spool folders, oldest first. A folder that is wholly delivered is removed, so each holds something."""
     starts = {}
     for path in (root / SPOOL).glob("*/events.jsonl"):
-        with contextlib.suppress(FileNotFoundError):  # it is being delivered and removed right now
-            try:
-                starts[path.parent] = (started(path.parent) or {"time": 0})["time"]
-            except PermissionError:  # another person's, to be told of
-                starts[path.parent] = 0
+        try:
+            start = started(path.parent)
+        except FileNotFoundError:  # it is being delivered and removed right now
+            continue
+        except PermissionError:  # another person's, to be told of
+            start = None
+        starts[path.parent] = start["time"] if start else 0
     return sorted(starts, key=lambda folder: (starts[folder], folder.name))
