@@ -57,7 +57,7 @@ def gather_batch(
         own = (regions, region_mask, words, word_mask, image_index)
         return GlobalBatch(own, slice(0, len(regions)), caption_index)
     sizes = torch.tensor([len(regions), regions.shape[1], words.shape[1]], device=regions.device)
-    every_size = torch.stack(_all_gather(sizes))
+    every_size = torch.stack(_all_gather(sizes)).cpu()
     if not bool((every_size[:, 0] == len(regions)).all()):
         raise ValueError(f"pairs per process: {every_size[:, 0].tolist()}; expected the same number on each")
     num_regions, num_words = int(every_size[:, 1].max()), int(every_size[:, 2].max())

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from camp_model.config import CampConfig
 from camp_model.further_words import FIRST
+from camp_model.moving import moved
 from camp_model.vocabulary import UNK, Vocabulary
 
 SERVING_BYTES = 2**26
@@ -109,7 +110,7 @@ class TextEncoder(nn.Module, ABC):
         if len(wrong):
             row = int(wrong[0])
             raise ValueError(f"caption {row} of the batch: length {int(lengths[row])} is not between 1 and {size}")
-        real = length_mask(lengths, size).to(tokens.device)
+        real = moved(length_mask(lengths, size), tokens.device)
         if not self.reads_spelling:
             tokens = tokens.masked_fill(tokens >= FIRST, UNK)
         return self.encode(tokens, lengths, dropout).masked_fill(~real[..., None], 0.0)

@@ -27,6 +27,7 @@ from camp_model.encoders.pretrained import (
 )
 from camp_model.encoders.word_states import WordStates
 from camp_model.further_words import FIRST, FURTHER_WORDS, HELD
+from camp_model.moving import moved
 from camp_model.packages import PREFIX
 from camp_model.vocabulary import END, SPECIALS, START, UNK, Vocabulary
 
@@ -211,8 +212,9 @@ class TransformerEncoder(TextEncoder):
         """
         if not len(self.piece_table):
             raise ValueError("text encoder: knows no words yet; call read_vocabulary first")
-        words, table, sizes = self._table(tokens.where(length_mask(lengths.to(tokens.device), tokens.shape[1]), 0))
-        words, counts = self._framed(words, lengths.to(tokens.device), sizes)  # [C, N + 2]
+        lengths = moved(lengths, tokens.device)
+        words, table, sizes = self._table(tokens.where(length_mask(lengths, tokens.shape[1]), 0))
+        words, counts = self._framed(words, lengths, sizes)  # [C, N + 2]
         order = counts.sum(1).argsort(stable=True)
         states = [self._means(table, words[rows], counts[rows]) for rows in torch.split(order, AT_ONCE)]
         return torch.cat(states)[order.argsort()][:, 1:-1]
@@ -222,15 +224,16 @@ class TransformerEncoder(TextEncoder):
         places = counts.cumsum(1) - counts
         pieces = torch.arange(int(counts.max()), device=words.device)  # [P]
         real = pieces < counts[..., None]  # [C, N, P]
-        at = (places[..., None] + pieces)[real]
-        rows = torch.arange(len(words), device=words.device)[:, None, None].expand(real.shape)[real]
+        # Looked up once: a GPU is waited for each time.
+        rows, *_ = chosen = real.nonzero(as_tuple=True)
+        at = (places[..., None] + pieces)[chosen]
         totals = counts.sum(1)
         ids = words.new_zeros(len(words), int(totals.max()))
-        ids[rows, at] = table[words][..., : len(pieces)][real]
+        ids[rows, at] = table[words][..., : len(pieces)][chosen]
         mask = length_mask(totals, ids.shape[1])
         hidden = self.network(input_ids=ids, attention_mask=mask.long()).last_hidden_state  # [C, L, width]
         gathered = hidden.new_zeros(*real.shape, hidden.shape[-1])
-        gathered[real] = hidden[rows, at]
+        gathered[chosen] = hidden[rows, at]
         means: Tensor = gathered.sum(2) / counts.clamp(min=1)[..., None]
         return means
 

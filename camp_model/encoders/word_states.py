@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from camp_model.moving import moved
+
 KEPT_BYTES = 4 * 2**30
 """Of kept states at most, for each encoder; what lies around them takes a sixth more. 40,000 captions of 12 words, 384
 wide: 0.4 of 4 GiB."""
@@ -59,7 +61,7 @@ class WordStates:
         padded = pad_sequence([states[key] if key in states else self._states[key] for key in keys], batch_first=True)
         self._keep(states)
         missing = tokens.shape[1] - padded.shape[1]
-        return torch.nn.functional.pad(padded, (0, 0, 0, missing)).to(tokens.device)
+        return moved(torch.nn.functional.pad(padded, (0, 0, 0, missing)), tokens.device)
 
     @staticmethod
     def _read(

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from camp_model.moving import moved
+
 PLACE_DIM, STATE_DIM = 32, 32
 """Length of a place's encoding, and of the GRU's states."""
 TEMPERATURE = 0.1
@@ -46,9 +48,9 @@ class GeneralisedPooling(nn.Module):
         distinct, row = torch.unique(counts, return_inverse=True)
         weight = self.score.weight
         with torch.autocast(weight.device.type, enabled=False):
-            encodings = place_encodings(size).to(weight).expand(len(distinct), size, PLACE_DIM)
-            packed = pack_padded_sequence(encodings, distinct.cpu(), batch_first=True, enforce_sorted=False)
-            states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=size)
+            encodings = moved(place_encodings(size).to(weight.dtype), weight.device).expand(len(distinct), -1, -1)
+            packed = pack_padded_sequence(encodings, distinct.cpu().flip(0), batch_first=True)  # the largest first
+            states = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=size)[0].flip(0)
             scores = self.score((states[..., :STATE_DIM] + states[..., STATE_DIM:]) / 2).squeeze(-1) / TEMPERATURE
         beyond = torch.arange(size, device=counts.device) >= distinct[:, None]
         weights: Tensor = scores.masked_fill(beyond, -torch.inf).softmax(-1)[row]

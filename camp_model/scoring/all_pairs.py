@@ -171,7 +171,8 @@ class Scorer:
             return self.kernel.score(images, captions, progress)
         if self.tiles is None:
             self.tiles = Tiles(self._tile_pairs(images, captions))
-        sizes = images.real.sum(1), captions.real.sum(1)
+        # Read at once: each tile asks for some of them, and would wait for a GPU each time.
+        sizes = torch.cat([images.real.sum(1), captions.real.sum(1)]).cpu().tensor_split([len(images.features)])
         rows = []
         width = min(len(captions.features), self.tiles.pairs, int(2 * self.tiles.pairs**0.5))
         height = max(1, self.tiles.pairs // width)

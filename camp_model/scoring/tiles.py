@@ -88,11 +88,14 @@ class KernelTiles:
     @classmethod
     def build(cls, model: PairScorer) -> "KernelTiles | None":
         """None if the matcher, its weights or this machine are not for the kernel."""
-        plan, lanes = model.kernel_plan(), native.lanes()
-        if plan is None or not lanes or plan.dim % lanes or torch.is_autocast_enabled("cpu"):
+        plan = model.kernel_plan()
+        if plan is None or torch.is_autocast_enabled("cpu"):
             return None
         weight = next(iter(model.parameters()))
-        return cls(plan) if weight.dtype == torch.float32 and weight.device.type == "cpu" else None
+        if weight.dtype != torch.float32 or weight.device.type != "cpu":
+            return None
+        lanes = native.lanes()  # last, for it may compile
+        return cls(plan) if lanes and plan.dim % lanes == 0 else None
 
     def __init__(self, plan: KernelPlan) -> None:
         self.plan = plan

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from camp_model.captions import CaptionTable
+from camp_model.moving import moved
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
 from stages.contracts import input_errors
@@ -48,9 +49,9 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`, its features in float32."""
         names = ("features", "region_mask", "tokens", "image_index", "caption_index")
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
-        moved["features"] = moved["features"].float()
-        return replace(self, **moved, foils=None if self.foils is None else self.foils.to(device))
+        there = {name: moved(getattr(self, name), device) for name in names}
+        there["features"] = there["features"].float()
+        return replace(self, **there, foils=None if self.foils is None else self.foils.to(device))
 
     def pinned(self) -> "Batch":
         """The batch in pinned memory, from where a GPU fetches it while it computes."""
