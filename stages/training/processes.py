@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from camp_model.moving import moved
 from stages.device import choose_device
 from stages.errors import InputError
 from stages.params.train import TrainParams
@@ -89,7 +90,7 @@ class Processes:
             return loss.detach()
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         is_used = torch.tensor([p.grad is not None for p in parameters])
-        facts = torch.cat([loss.detach().reshape(1), is_used.to(loss)]).to(gradients[0].dtype)
+        facts = torch.cat([loss.detach().reshape(1), moved(is_used.to(loss.dtype), loss.device)]).to(gradients[0].dtype)
         flat = torch.cat([facts, *(g.reshape(-1) for g in gradients)])
         dist.all_reduce(flat)
         flat /= self.count
@@ -114,7 +115,8 @@ def in_processes(params: TrainParams, module: str) -> Iterator[tuple[torch.devic
     device = choose_device(params.device)
     launch(params, device, module)
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
+        if device.index is None or params.processes > 1:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())

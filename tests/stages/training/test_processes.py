@@ -12,7 +12,7 @@ import torch
 
 from stages.errors import InputError
 from stages.params.train import TrainParams
-from stages.training.processes import MEETING_FILE, launch
+from stages.training.processes import MEETING_FILE, in_processes, launch
 
 
 def test_two_processes_train_as_one_does_and_survive_being_killed(make_job, params, listening):
@@ -80,6 +80,20 @@ def test_gradients_are_averaged_and_a_parameter_that_no_process_used_does_not_de
 def test_one_gpu_is_not_for_several_processes():
     with pytest.raises(InputError, match=r"train\.device: cuda:1 is one device for train\.processes, 2"):
         launch(TrainParams(processes=2), torch.device("cuda:1"), "stages.train")
+
+
+@pytest.mark.parametrize(("name", "own"), [("cuda", "cuda:3"), ("cuda:1", "cuda:1")])
+def test_a_gpu_that_is_named_is_taken_on_several_machines_too(name, own, monkeypatch):
+    for function, answer in {"is_available": True, "device_count": 4, "set_device": None}.items():
+        monkeypatch.setattr(torch.cuda, function, lambda *_, answer=answer: answer)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with in_processes(TrainParams(device=name, machines=2), "stages.train") as (device, *_):
+            assert device == torch.device(own)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def machines(*jobs):
