@@ -30,9 +30,9 @@ from torch.utils.checkpoint import checkpoint
 
 from camp_model.matchers.prepared import PAIRS, TILES, Layout, Prepared
 from camp_model.model import CAMP
-from camp_model.moving import moved
 from camp_model.negatives import drawn_negatives, hardest, mine_hardest, negative_pairs
 from camp_model.scoring.all_pairs import score_prepared
+from camp_model.tensors import moved
 
 __all__ = ["BatchOptions", "EncodedBatch", "gate_bce", "hardest_negative_bce", "mine_hardest", "triplet_loss"]
 

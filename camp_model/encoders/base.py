@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from camp_model.config import CampConfig
 from camp_model.further_words import FIRST
-from camp_model.moving import moved
+from camp_model.tensors import moved
 from camp_model.vocabulary import UNK, Vocabulary
 
 SERVING_BYTES = 2**26

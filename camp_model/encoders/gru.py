@@ -6,7 +6,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from camp_model.config import CampConfig
 from camp_model.encoders.base import TextEncoder
-from camp_model.moving import moved
+from camp_model.tensors import moved
 
 
 class GruEncoder(TextEncoder):

@@ -27,8 +27,8 @@ from camp_model.encoders.pretrained import (
 )
 from camp_model.encoders.word_states import WordStates
 from camp_model.further_words import FIRST, FURTHER_WORDS, HELD
-from camp_model.moving import moved
 from camp_model.packages import PREFIX
+from camp_model.tensors import moved
 from camp_model.vocabulary import END, SPECIALS, START, UNK, Vocabulary
 
 AT_ONCE = 64

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from camp_model.moving import moved
+from camp_model.tensors import moved
 
 KEPT_BYTES = 4 * 2**30
 """Of kept states at most, for each encoder; what lies around them takes a sixth more. 40,000 captions of 12 words, 384

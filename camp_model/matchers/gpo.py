@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from camp_model.moving import moved
+from camp_model.tensors import moved, take_rows
 
 PLACE_DIM, STATE_DIM = 32, 32
 """Length of a place's encoding, and of the GRU's states."""
@@ -53,7 +53,7 @@ class GeneralisedPooling(nn.Module):
             states = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=size)[0].flip(0)
             scores = self.score((states[..., :STATE_DIM] + states[..., STATE_DIM:]) / 2).squeeze(-1) / TEMPERATURE
         beyond = torch.arange(size, device=counts.device) >= distinct[:, None]
-        weights: Tensor = scores.masked_fill(beyond, -torch.inf).softmax(-1)[row]
+        weights: Tensor = take_rows(scores.masked_fill(beyond, -torch.inf).softmax(-1), row)
         return weights
 
     def forward(self, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from camp_model.tensors import take_rows
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -97,7 +99,9 @@ class Prepared:
 
     def take(self, rows: Tensor | slice) -> "Prepared":
         """The chosen images or captions."""
-        return self._map(lambda value, _: value[rows])
+        if isinstance(rows, slice):
+            return self._map(lambda value, _: value[rows])
+        return self._map(lambda value, _: take_rows(value, rows))
 
     def contiguous(self) -> "Prepared":
         """The same, every tensor in one piece."""

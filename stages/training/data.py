@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from camp_model.captions import CaptionTable
-from camp_model.moving import moved
 from camp_model.regions import RegionStore
+from camp_model.tensors import moved
 from camp_model.vocabulary import Vocabulary
 from stages.contracts import input_errors
 from stages.errors import InputError

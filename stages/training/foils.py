@@ -12,7 +12,7 @@ from torch import Tensor
 
 from camp_model.captions import CaptionTable
 from camp_model.foils import balance
-from camp_model.moving import moved
+from camp_model.tensors import moved
 from stages.errors import InputError
 from stages.foils.table import read_foils
 

@@ -15,7 +15,7 @@ from camp_model.foils import foil_bce
 from camp_model.joint import joint_contrastive
 from camp_model.losses import BatchOptions, gate_bce, hardest_negative_bce, triplet_loss
 from camp_model.model import CAMP
-from camp_model.moving import moved
+from camp_model.tensors import moved, take_rows
 from stages.device import Precision
 from stages.params.train import TrainParams
 from stages.training.data import Batch
@@ -93,7 +93,7 @@ def _foil_loss(model: CAMP, batch: Batch, params: TrainParams, *encoded: Tensor)
     foils = batch.foils
     if foils is None:
         return None
-    regions, words, word_mask = (values[foils.pairs] for values in encoded)
+    regions, words, word_mask = (take_rows(values, foils.pairs) for values in encoded)
     foil_words = model.encode_captions(foils.tokens, foils.lengths)
     foil_mask = moved(length_mask(foils.lengths, foils.tokens.shape[1]), words.device)
     total = foil_bce(

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from camp_model.moving import moved
+from camp_model.tensors import moved
 from stages.device import choose_device
 from stages.errors import InputError
 from stages.params.train import TrainParams

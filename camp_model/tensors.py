@@ -1,0 +1,24 @@
+"""What PyTorch's own indexing and copies do slower, or not each time in the same way."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding
+
+
+def take_rows(values: Tensor, rows: Tensor) -> Tensor:
+    """`values[rows]`, [B, ...] and [K] -> [K, ...], with a gradient that is the same each time.
+
+    Several threads add up that of `values[rows]` in whatever order they come, and take six times as long.
+    """
+    if not values.requires_grad:
+        return values[rows]
+    return embedding(rows, values.reshape(len(values), -1)).view(-1, *values.shape[1:])
+
+
+def moved(values: Tensor, device: torch.device) -> Tensor:
+    """`values` on `device`; what CUDA still has to do is not waited for.
+
+    Elsewhere it is: MPS may read what it copies only after that has been released (pytorch issue 189690), and what
+    comes to the CPU may be read before it is there.
+    """
+    return values.to(device, non_blocking=device.type == "cuda")
