@@ -76,7 +76,7 @@ class CocoParams(Section):
 
 
 class TableParams(Section):
-    """A CSV or Parquet with the columns image and caption, and maybe split or group: a person's own pictures."""
+    """A CSV, Parquet or JSONL with the columns image and caption, and maybe split or group: a person's own pictures."""
 
     file: Below = "captions.csv"
     """The table, below dataset.root."""

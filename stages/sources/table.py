@@ -1,4 +1,6 @@
-"""A CSV or Parquet with the columns image and caption, one row for each caption: a person's own pictures.
+"""A CSV, Parquet or JSONL with the columns image and caption: a person's own pictures.
+
+A row is a caption, or in a Parquet or JSONL an image with a list of them.
 
 A column `split` says where an image belongs. Without it a hash of the picture decides, or of what stands in a column
 `group`, so that the pictures of one group (the views of a product, the frames of a film) stay together.
@@ -6,7 +8,8 @@ A column `split` says where an image belongs. Without it a hash of the picture d
 
 import csv
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +24,11 @@ from stages.sources.base import BadRecord, Source, SourceCaption, SourceImage, i
 from stages.workspace import named_path
 
 COLUMNS, OPTIONAL = ("image", "caption"), ("split", "group")
-ALSO = {"image_name": "image", "comment": "caption"}
-"""What the CSV of Flickr30K that goes around calls the columns."""
+ALSO = {
+    "image_name": "image", "comment": "caption", "file_name": "image", "filename": "image", "filepath": "image",
+    "text": "caption", "captions": "caption", "title": "caption",
+}  # fmt: skip
+"""What Flickr30K's CSV, image folders of Hugging Face (metadata.csv or .jsonl) and OpenCLIP call the columns."""
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 """What may stand between the cells of a CSV: Excel writes semicolons where numbers have decimal commas."""
 
@@ -121,19 +127,44 @@ def _records(reader: Any, file: Path) -> list[tuple[int, list[str]]]:
     return records
 
 
+_LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType)
+
+
 def _texts(column: pa.ChunkedArray) -> list[Any]:
     """What a column holds; where texts are not UTF-8 their bytes, which `_row` finds to be no text."""
     try:
         return list(column.to_pylist())
     except UnicodeDecodeError:
-        return [_decoded(cell) for cell in column.cast(pa.large_binary()).to_pylist()]
+        kind = pa.large_list(pa.large_binary()) if isinstance(column.type, _LISTS) else pa.large_binary()
+        return [_decoded(cell) for cell in column.cast(kind).to_pylist()]
 
 
-def _decoded(cell: bytes | None) -> str | bytes | None:
+def _decoded(cell: Any) -> Any:
+    if isinstance(cell, list):
+        return [_decoded(one) for one in cell]
     try:
         return cell.decode() if cell is not None else None
     except UnicodeDecodeError:
         return cell
+
+
+def _read_jsonl(file: Path) -> tuple[list[str], list[_Cells]]:
+    lines = read_text(file, "JSON objects in UTF-8, one in a line").split("\n")
+    records = [_record(line, number) if line.strip() else None for number, line in enumerate(lines, start=1)]
+    names = dict.fromkeys(key for record in records if isinstance(record, dict) for key in record)
+    columns = _check_columns(file, list(names))
+    return list(columns), [
+        [record.get(name) for name in columns.values()] if isinstance(record, dict) else record for record in records
+    ]
+
+
+def _record(line: str, number: int) -> dict[str, Any] | str:
+    """The object that stands in a line of a JSONL, or why it is none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return f"is not JSON at line {number}: {str(error)[:200]}"
+    return record if isinstance(record, dict) else f"holds {shown(record)} at line {number}; expected a JSON object"
 
 
 def _read_parquet(file: Path) -> tuple[list[str], list[_Cells]]:
@@ -141,10 +172,11 @@ def _read_parquet(file: Path) -> tuple[list[str], list[_Cells]]:
         schema = pq.read_schema(file)
         columns = _check_columns(file, schema.names)
         for column, name in columns.items():
-            kind = schema.field(name).type
+            held = schema.field(name).type
+            kind = held.value_type if column == "caption" and isinstance(held, _LISTS) else held
             # Pictures as bytes, as in the data sets of Hugging Face: named by their type, never read.
             if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-                raise InputError(f"{file}: column {column!r} holds {str(kind)[:80]}; expected texts")
+                raise InputError(f"{file}: column {column!r} holds {str(held)[:80]}; expected texts")
         table = pq.read_table(file, columns=list(columns.values()), partitioning=None)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: of the names of columns
         raise InputError(f"{file}: is not a Parquet file: {str(error)[:200]}") from None
@@ -154,7 +186,9 @@ def _read_parquet(file: Path) -> tuple[list[str], list[_Cells]]:
 
 def _read_rows(file: Path) -> tuple[list[str], list[_Cells]]:
     """The columns that are there, and their cells in every row, as they stand in the file."""
-    readers = {".csv": _read_csv, ".tsv": _read_csv, ".txt": _read_csv, ".parquet": _read_parquet}
+    readers = {
+        ".csv": _read_csv, ".tsv": _read_csv, ".txt": _read_csv, ".parquet": _read_parquet, ".jsonl": _read_jsonl,
+    }  # fmt: skip
     if file.suffix.lower() not in readers:
         raise InputError(f"{file}: dataset.table.file must end in {', '.join(readers)}")
     if not file.is_file():
@@ -163,6 +197,17 @@ def _read_rows(file: Path) -> tuple[list[str], list[_Cells]]:
         return readers[file.suffix.lower()](file)
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror}); dataset.table.file names it") from None
+
+
+def _captions_of(columns: list[str], rows: list[_Cells]) -> Iterator[tuple[int, list[Any] | str]]:
+    """The number of its row, from 1, and the cells of every caption: a row with a list of them is as many."""
+    place = columns.index("caption")
+    for number, cells in enumerate(rows, start=1):
+        if isinstance(cells, list) and isinstance(cells[place], list):
+            for caption in cells[place] or [None]:
+                yield number, [*cells[:place], caption, *cells[place + 1 :]]
+        elif cells is not None:
+            yield number, cells
 
 
 class _Row(NamedTuple):
@@ -212,7 +257,7 @@ def read_source(params: DatasetParams, image_out: Path) -> Source:
     file = root / options.file
     columns, rows = _read_rows(file)
     if all(cells is None for cells in rows):
-        ended = "" if file.suffix.lower() == ".parquet" else ", ended by a newline"
+        ended = "" if file.suffix.lower() in (".parquet", ".jsonl") else ", ended by a newline"
         raise InputError(f"{file}: holds no rows; expected one for each caption{ended}")
     if "split" in columns and not any(isinstance(row, list) and row[columns.index("split")] for row in rows):
         place = columns.index("split")
@@ -223,9 +268,7 @@ def read_source(params: DatasetParams, image_out: Path) -> Source:
     images: dict[str, _Row] = {}
     captions: list[tuple[str, _Row]] = []
     path_of = cache(partial(join, options.images))
-    for number, cells in enumerate(rows, start=1):
-        if cells is None:
-            continue
+    for number, cells in _captions_of(columns, rows):
         with source.setting_aside("caption"):
             if isinstance(cells, str):
                 raise BadRecord(str(file), cells)

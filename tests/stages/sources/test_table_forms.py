@@ -1,0 +1,105 @@
+"""The source `table`: the forms and names that data sets of others have."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stages.errors import InputError
+from stages.params.dataset import DatasetParams
+from stages.sources import table
+from stages.sources.base import Source
+
+
+def read(root: Path, file: str) -> Source:
+    params = DatasetParams.from_dict({"source": "table", "root": str(root), "table": {"file": file}})
+    return table.read_source(params, root / "unused")
+
+
+def texts(source: Source) -> list[tuple[str, str]]:
+    return [(caption.image_id, caption.text) for caption in source.captions]
+
+
+def write_lines(file: Path, records: list[Any]) -> None:
+    lines = (record if isinstance(record, str) else json.dumps(record) for record in records)
+    file.write_text("\n".join(lines), encoding="utf-8-sig")
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.string()), pa.large_list(pa.large_string()), pa.list_(pa.string(), 2)])
+def test_a_parquet_may_have_a_list_of_captions_for_each_image(tmp_path: Path, kind: pa.DataType) -> None:
+    captions = pa.array([["a dog", "it runs"], ["a cat", "a cat"]], kind)
+    pq.write_table(pa.table({"filename": ["1.jpg", "2.jpg"], "captions": captions, "split": ["train", "val"]}),
+                   tmp_path / "t.parquet")  # fmt: skip
+    source = read(tmp_path, "t.parquet")
+    assert texts(source) == [("1", "a dog"), ("1", "it runs"), ("2", "a cat"), ("2", "a cat")]
+    assert [image.split for image in source.images] == ["train", "val"]
+    assert source.captions[2].where.endswith("row 2")
+
+
+def test_what_is_no_caption_in_a_list_is_set_aside_alone(tmp_path: Path) -> None:
+    texts_of = pa.Array.from_buffers(pa.string(), 3, pa.array([b"a dog", b"\xff\xfe", b"it runs"]).buffers())
+    lists = pa.ListArray.from_arrays(pa.array([0, 3, None, 3, 3]), texts_of)
+    pq.write_table(pa.table({"image": ["1", "2", "3", "4"], "caption": lists}), tmp_path / "t.parquet")
+    source = read(tmp_path, "t.parquet")
+    assert texts(source) == [("1", "a dog"), ("1", "it runs")]
+    held = [(rejected.where[-5:], rejected.reason.split(";")[0]) for rejected in source.rejected]
+    assert held == [
+        ("row 1", r"column 'caption' holds b'\xff\xfe'"),
+        *((f"row {row}", "column 'caption' holds None") for row in (2, 3, 4)),
+    ]
+
+
+@pytest.mark.parametrize("caption", [[[["a"]]], [[{"raw": "a"}]], [[b"a"]]])
+def test_lists_of_something_else_are_refused(tmp_path: Path, caption: list[Any]) -> None:
+    pq.write_table(pa.table({"image": ["1"], "caption": pa.array(caption)}), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"t\.parquet: column 'caption' holds list<.*; expected texts"):
+        read(tmp_path, "t.parquet")
+
+
+def test_json_lines_are_read(tmp_path: Path) -> None:
+    records = [
+        {"file_name": "1.jpg", "text": "a dog\u2028runs", "split": "train", "width": 3},
+        {"split": "validation", "text": ["a cat", 7, "it sleeps"], "file_name": "2.jpg"},
+        "",
+        "{'file_name': 3}",
+        "[1]",
+        '"a text"',
+        {"file_name": "4.jpg", "split": "test"},
+        {"file_name": {"path": "5.jpg"}, "text": "a cow", "split": "test"},
+    ]
+    write_lines(tmp_path / "metadata.jsonl", records)
+    source = read(tmp_path, "metadata.jsonl")
+    assert texts(source) == [("1", "a dog\u2028runs"), ("2", "a cat"), ("2", "it sleeps")]
+    assert [image.split for image in source.images] == ["train", "val"]
+    name = tmp_path / "metadata.jsonl"
+    assert [str(rejected).split(";")[0] for rejected in source.rejected] == [
+        f"{name}: row 2: column 'caption' holds 7",
+        f"{name}: is not JSON at line 4: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+        f"{name}: holds [1] at line 5",
+        f"{name}: holds 'a text' at line 6",
+        f"{name}: row 7: column 'caption' holds None",
+        f"{name}: row 8: column 'image' holds {{'path': '5.jpg'}}",
+    ]
+
+
+@pytest.mark.parametrize("records", [[], ["[]"], [{"image": "1.jpg"}], ['[{"image": "1.jpg", "caption": "a dog"}]']])
+def test_json_lines_without_the_columns_are_refused(tmp_path: Path, records: list[Any]) -> None:
+    write_lines(tmp_path / "t.jsonl", records)
+    with pytest.raises(InputError, match=r"t\.jsonl: column '(image|caption)' is there 0 times; expected the columns"):
+        read(tmp_path, "t.jsonl")
+
+
+@pytest.mark.parametrize("header", ["file_name,text", "filepath\ttitle", "filename;Captions", "image,text"])
+def test_the_names_that_others_give_the_columns(tmp_path: Path, header: str) -> None:
+    delimiter = next(sign for sign in ",;\t" if sign in header)
+    (tmp_path / "t.csv").write_text(f"{header}\n1.jpg{delimiter}a dog\n", encoding="utf-8")
+    assert texts(read(tmp_path, "t.csv")) == [("1", "a dog")]
+
+
+def test_two_columns_that_may_be_meant_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("file_name,filepath,caption\na.jpg,b/a.jpg,a dog\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"column 'image' is there 2 times.*found file_name, filepath, caption"):
+        read(tmp_path, "t.csv")
