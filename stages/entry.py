@@ -129,12 +129,15 @@ def read_params(sections: type[S], path: Path = PARAMS) -> S:
     """The sections of params.yaml that a stage reads, once the whole file has been found right.
 
     Raises:
-        InputError: the file cannot be read, or holds a wrong key or value anywhere; the message names both.
+        InputError: the file cannot be read, or holds a wrong key or value anywhere; the message names both. Or it lacks
+            a key that DVC compares.
     """
     # Here and not in the stage: what other stages read must not make this one stale.
-    from stages.params.pipeline import Params
+    from stages.params.pipeline import Params, check_compared
 
     Params.load(path)
+    if "DVC_STAGE" in os.environ:
+        check_compared(path)
     return sections.load(path)
 
 

@@ -1,9 +1,13 @@
 """All of params.yaml: the sections together."""
 
-from typing import Self
+import json
+from pathlib import Path
+from typing import Any, Self
 
 from pydantic import model_validator
 
+from stages.errors import InputError
+from stages.params import document
 from stages.params.captions import CaptionsParams
 from stages.params.dataset import DatasetParams
 from stages.params.detector import DetectorParams
@@ -12,8 +16,14 @@ from stages.params.index import IndexParams
 from stages.params.model import ModelParams
 from stages.params.regions import RegionsParams, check_backend
 from stages.params.report import ReportParams
-from stages.params.section import Section
+from stages.params.section import PARAMS, Section
 from stages.params.train import TrainParams
+
+FORMER = {
+    "regions.nms_iou": "is detector.torchvision.nms_iou and detector.detectron2.nms_iou now; expected it there",
+    "train.gate_negatives": "is no more: pairs that do not match weigh as much as others; expected no such key",
+}
+"""Keys that there were, and what has become of each."""
 
 
 class Params(Section):
@@ -28,6 +38,17 @@ class Params(Section):
     index: IndexParams = IndexParams()
     evaluate: EvaluateParams = EvaluateParams()
     report: ReportParams = ReportParams()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former(cls, values: Any) -> Any:
+        """No key that there was; the message says what has become of it."""
+        for key, now in FORMER.items():
+            if _at(values, key):
+                raise ValueError(f"{key}: {now}")
+        if _at(values, "model.matching") == ["scan"]:
+            raise ValueError("model.matching: scan is model.matcher: scan now; expected it there, mlp or cosine here")
+        return values
 
     @model_validator(mode="after")
     def _fit(self) -> Self:
@@ -55,3 +76,33 @@ class Params(Section):
                 "model.gate_evidence: true reads where regions lie, but regions.geometry is false; expected true"
             )
         return self
+
+
+def check_compared(path: Path = PARAMS, pipeline: Path = Path("dvc.yaml")) -> None:
+    """Have the keys said that dvc.yaml names and params.yaml lacks, as one of before may: each has a default here, but
+    DVC refuses the stage, maybe hours after the first.
+
+    Raises:
+        InputError: there are such keys.
+    """
+    if not pipeline.is_file():
+        return
+    values, defaults = document.read(path), Params().to_dict()
+    stages = document.read(pipeline).get("stages", {}).values()
+    keys = dict.fromkeys(key for stage in stages for key in stage.get("params", ()) if isinstance(key, str))
+    lacking = [key for key in keys if not _at(values, key)]
+    if lacking:
+        expected = ", ".join(f"{key}: {json.dumps(next(iter(_at(defaults, key)), None))}" for key in lacking)
+        raise InputError(
+            f"{path}: lacks {', '.join(lacking)}, without which DVC runs no stage that reads it; expected, such as the "
+            f"defaults, {expected}"
+        )
+
+
+def _at(values: Any, dotted: str) -> list[Any]:
+    """The value at a dotted key, in a list; an empty one where there is none."""
+    for key in dotted.split("."):
+        if not isinstance(values, dict) or key not in values:
+            return []
+        values = values[key]
+    return [values]
