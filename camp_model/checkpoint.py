@@ -102,6 +102,11 @@ def load_checkpoint(
     )
     stated = read_object(config_path, "a model's config")
     config = _config(stated, config_path)
+    if config.gate_evidence and "geometry" not in stated:
+        raise ValueError(
+            f"{config_path}: geometry: is missing: its gate_evidence is of before features ended with places, and its "
+            "weights read others; expected a model that is trained again"
+        )
     own = Vocabulary.load(words_path)
     weights, metadata = _read_weights(weights_path, str(device))
     if len(own) != config.vocab_size or own.sha256 != metadata.get("vocabulary_sha256"):
@@ -119,7 +124,10 @@ def load_checkpoint(
             encoder = TEXT_ENCODERS[config.text].load().restored(config, facts)
         except ValueError as error:
             raise ValueError(f"{weights_path}: {error}") from None
-        model = CAMP(config, caption_encoder=encoder)
+        try:
+            model = CAMP(config, caption_encoder=encoder)
+        except ValueError as error:
+            raise ValueError(f"{config_path}: {error}") from None
     load_weights(model, {current_name(name): value for name, value in weights.items()}, str(weights_path))
     # After what can be said more exactly. Older checkpoints say nothing of their config, and have no seal.
     if metadata.get("config_sha256") not in (None, digest_of_values(stated)):

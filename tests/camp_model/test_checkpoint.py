@@ -209,3 +209,18 @@ def test_facts_that_are_none_are_named(folder, key, value):
     save_file(load_file(path), path, metadata | {key: value})
     with pytest.raises(ValueError, match=rf"model\.safetensors: {key}: is no JSON object"):
         load_checkpoint(folder)
+
+
+def test_evidence_of_before_it_read_places_is_named_with_its_file(tmp_path):
+    """Its weights are of other evidence: nothing but the config, which says nothing of boxes, tells."""
+    config = CampConfig(vocab_size=len(VOCABULARY), region_dim=9, geometry=1.0, word_dim=3, dim=8, gate_evidence=True)
+    save_checkpoint(tmp_path, CAMP(config), VOCABULARY)
+    path = tmp_path / "config.json"
+    stated = json.loads(path.read_text())
+    path.write_text(json.dumps(stated | {"geometry": 0.0}))
+    with pytest.raises(ValueError, match=r"config\.json: model\.gate_evidence: true reads where regions lie"):
+        load_checkpoint(tmp_path)
+    del stated["geometry"]
+    path.write_text(json.dumps(stated))
+    with pytest.raises(ValueError, match=r"config\.json: geometry: is missing.*expected a model that is trained again"):
+        load_checkpoint(tmp_path)
