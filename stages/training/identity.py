@@ -23,6 +23,8 @@ from stages.workspace import main_root
 FREE = ("checkpoint_steps", "micro_batch", "device", "processes", "machines", "word_vectors", "start_from")
 """Params that leave the result alone (but for the order in which numbers are added up), or that stand for something
 else: for content, for the batches that they make, for where training computes."""
+CODE = ("code", "torch", "transformers")
+"""Of the values of a key, what computes: another leaves what is trained as it is."""
 DRAWN = ("dropout", "region_dropout", "drop_regions", "drop_words")
 """Params of what a process draws for itself."""
 UNRELATED = ("stages.tracking", "stages.entry")
@@ -32,8 +34,8 @@ PACKAGES = {"camp_model": Path(camp_model.__file__).parent, "stages": Path(stage
 
 def training_key(
     model: ModelParams, train: TrainParams, data: Mapping[str, str], pairs: int, processes: int, device: torch.device
-) -> str:
-    """The key of a training: a hash of everything that decides its result.
+) -> tuple[str, str]:
+    """The key of a training, a hash of everything that decides its result, and a hash of all of that but the code.
 
     Args:
         data: name -> hash of what is trained and validated on.
@@ -60,7 +62,7 @@ def training_key(
         "transformers": version("transformers") if is_pretrained else None,
         "device": device.type,
     }
-    return run_key(values)
+    return run_key(values), run_key({name: value for name, value in values.items() if name not in CODE})
 
 
 def imported_files(module: str) -> list[Path]:

@@ -74,11 +74,15 @@ def run_key(values: dict[str, Any]) -> str:
 
 
 class Resume:
-    """The place of one training's state, `folder`/<key>; states of other keys are left alone."""
+    """The place of one training's state, `folder`/<key>; states of other keys are left alone.
 
-    def __init__(self, folder: Path, key: str) -> None:
+    `task` is a hash of what the key is of, but for the code: another state of the same is told of.
+    """
+
+    def __init__(self, folder: Path, key: str, task: str = "") -> None:
         self.folder = folder / key[:16]
         self.key = key
+        self.task = task
         self.state = self.folder / "state.safetensors"
 
     def save(
@@ -98,7 +102,12 @@ class Resume:
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         facts = asdict(progress)
         tensors["losses"] = torch.tensor(facts.pop("losses"), dtype=torch.float64)
-        metadata = {"key": self.key, "progress": json.dumps(facts), "scaler": json.dumps(scaler.state_dict())}
+        metadata = {
+            "key": self.key,
+            "task": self.task,
+            "progress": json.dumps(facts),
+            "scaler": json.dumps(scaler.state_dict()),
+        }
         with replacing(self.state) as temporary:
             save_file(tensors, temporary, metadata=metadata | BLANK)
             seal(temporary)
@@ -115,6 +124,7 @@ class Resume:
     ) -> Progress | None:
         """Put a saved state into model, optimizer, scaler and average; None where there is none for this training."""
         if not self.state.is_file():
+            self._tell_of_other_code()
             return None
         try:
             check_seal(self.state)
@@ -142,6 +152,21 @@ class Resume:
             for name, value in average.weights.items():
                 value.copy_(tensors[f"average.{name}"])
         return progress
+
+    def _tell_of_other_code(self) -> None:
+        """Say that this training was begun, by code of before an update: it would else start anew without a word."""
+        for state in self.folder.parent.glob("*/state.safetensors"):
+            try:
+                with safe_open(state, framework="pt") as file:
+                    metadata = file.metadata() or {}
+                step = json.loads(metadata["progress"])["step"]
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+                continue  # damaged, or just replaced or removed by its own training
+            if self.task and metadata.get("task") == self.task:
+                print(
+                    f"{state.parent}: this training as far as step {step:,}, by other code or another torch; it starts "
+                    "anew here, and goes on there with what it was begun with"
+                )
 
     def best(self, epoch: int) -> Path:
         """The folder of the weights of an epoch that was the best so far."""

@@ -60,13 +60,17 @@ def test_asked_to_stop_it_saves_the_very_step(make_data, params, run_train):
 
 
 def load_progress(state, paths, settings):
-    vocabulary = Vocabulary.load(paths.captions / "vocabulary.json")
-    model = CAMP(settings.model.config(vocab_size=len(vocabulary), region_dim=16))
     resume = Resume(state.parent.parent, "")
     resume.folder, resume.state = state.parent, state
     with safe_open(state, framework="pt") as file:
         resume.key = file.metadata()["key"]
-    return resume.load(model, torch.optim.AdamW(model.parameters()), torch.GradScaler("cpu", enabled=False))
+    return resume.load(*untrained(paths, settings))
+
+
+def untrained(paths, settings):
+    vocabulary = Vocabulary.load(paths.captions / "vocabulary.json")
+    model = CAMP(settings.model.config(vocab_size=len(vocabulary), region_dim=16))
+    return model, torch.optim.AdamW(model.parameters()), torch.GradScaler("cpu", enabled=False)
 
 
 @pytest.mark.parametrize("change", ["params", "captions", "regions", "vocabulary"])
@@ -105,6 +109,19 @@ def test_how_often_to_save_may_change(make_data, params, run_train, capsys):
     assert "going on after step 4 of 9" in capsys.readouterr().out
 
 
+def test_a_training_that_other_code_has_begun_is_told_of(make_data, params, run_train, capsys):
+    paths = make_data(images=15)
+    with pytest.raises(Killed):
+        run_train(params(**EVERYTHING), paths, stop=kill_after(4))
+    (state,) = paths.work.glob("*/state.safetensors")
+    with safe_open(state, framework="pt") as file:
+        of_code = file.metadata()["task"]
+    for task, said in ((of_code, True), ("b" * 64, False)):
+        resume = Resume(paths.work, "a" * 64, task)  # the key that other code makes of the same training
+        assert resume.load(*untrained(paths, params(**EVERYTHING))) is None
+        assert ("this training as far as step 4, by other code" in capsys.readouterr().out) == said
+
+
 @pytest.mark.parametrize("change", [{"micro_batch": 4}, {"device": "auto"}, {"processes": 2}, {"machines": 2}])
 def test_what_leaves_the_result_alone_does_not_lose_a_training(make_data, params, run_train, capsys, change):
     whole, paths = make_data("whole", images=15), make_data("killed", images=15)
@@ -122,7 +139,7 @@ def test_what_leaves_the_result_alone_does_not_lose_a_training(make_data, params
 
 
 def key_of(params, processes=1, pairs=32):
-    return training_key(params.model, params.train, {"train": "a"}, pairs, processes, torch.device("cpu"))
+    return training_key(params.model, params.train, {"train": "a"}, pairs, processes, torch.device("cpu"))[0]
 
 
 def test_processes_count_where_they_change_batches_or_dropout(params):

@@ -147,7 +147,7 @@ def test_a_trained_network_is_not_left_behind(tmp_path, params):
 def test_what_the_network_holds_is_part_of_a_trainings_identity(params, own):
     def key(**switches):
         settings = params(switches)
-        return training_key(settings.model, settings.train, {}, 32, 1, torch.device("cpu"))
+        return training_key(settings.model, settings.train, {}, 32, 1, torch.device("cpu"))[0]
 
     plain, packaged = key(), key(text="transformer")
     first = key(text="transformer", transformer=str(own))
