@@ -124,7 +124,7 @@ def _take_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary, detector: st
 
 def _other_switches(there: dict[str, Any], here: dict[str, Any]) -> Iterator[str]:
     for name, value in here.items():
-        if name not in ("vocab_size", "region_dim") and there[name] != value:
+        if name not in ("vocab_size", "region_dim", "geometry") and there[name] != value:
             yield f"model.{name} {there[name]}, here {value}"
 
 

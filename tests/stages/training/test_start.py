@@ -181,6 +181,14 @@ def test_a_checkpoint_of_other_switches_gives_what_fits(tmp_path, capsys):
     assert "first: was trained with model.pooling mean, here attention, model.matching cosine, here mlp\n" in said
 
 
+def test_what_the_data_say_is_no_switch_of_a_checkpoint(tmp_path, capsys):
+    """One of before the config said how features end with boxes says nothing of them."""
+    save_checkpoint(tmp_path / "first", start(seed=5), VOCABULARY)
+    train = TrainParams(start_from=str(tmp_path / "first"))
+    new_model(ModelParams(dim=8, word_dim=3), train, VOCABULARY, region_dim=5, geometry=4.0)
+    assert "was trained with" not in capsys.readouterr().out
+
+
 def test_nothing_more_is_said_of_a_checkpoint_that_fits(tmp_path, capsys):
     save_checkpoint(tmp_path / "first", start(), VOCABULARY)
     start(start_from=str(tmp_path / "first"))
