@@ -107,7 +107,7 @@ def foil_rows(metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
             "name": kind,
             "cells": [
                 f"{values['foils']:,}",
-                *("\N{EN DASH}" if values[c] is None else f"{values[c]:.1f}" for c in columns),
+                *("\N{EN DASH}" if values.get(c) is None else f"{values[c]:.1f}" for c in columns),
             ],
         }
         for kind, values in metrics.items()
