@@ -39,7 +39,18 @@ def plain_code(tree: ast.AST) -> str:
         for name in ("body", "orelse", "finalbody"):
             if isinstance(statements := getattr(node, name, None), list) and statements:
                 setattr(node, name, [item for item in statements if not _is_text(item)] or [ast.Pass()])
-    return ast.unparse(tree)
+    return ast.unparse(_PartsOfTexts().visit(tree))
+
+
+class _PartsOfTexts(ast.NodeTransformer):
+    """Has an f-string as the tuple of its parts: Python 3.12 writes it with other quotes than 3.11."""
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
+        return ast.Tuple([self.visit(part) for part in node.values], ast.Load())
+
+    def visit_FormattedValue(self, node: ast.FormattedValue) -> ast.AST:
+        form = ast.Constant(None) if node.format_spec is None else self.visit(node.format_spec)
+        return ast.Tuple([self.visit(node.value), ast.Constant(node.conversion), form], ast.Load())
 
 
 def _is_text(node: Any) -> bool:

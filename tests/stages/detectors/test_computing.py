@@ -53,6 +53,16 @@ def test_what_counts_in_a_file(before: str, after: str, same: bool) -> None:
     assert (computing.plain_code(ast.parse(changed)) == computing.plain_code(ast.parse(CODE))) == same
 
 
+def test_f_strings_count_by_their_parts_alone() -> None:
+    """Python 3.12 lays them out with other quotes than 3.11."""
+    code = """say(f'{name!r:>{width}} is {at["key"]}')"""
+    plain = computing.plain_code(ast.parse(code))
+    assert plain == "say(((name, 114, ('>', (width, -1, None))), ' is ', (at['key'], -1, None)))"
+    for part in ("!r", ">", "width", " is ", "key"):
+        changed = code.replace(part, "!s" if part == "!r" else "<" if part == ">" else "x")
+        assert computing.plain_code(ast.parse(changed)) != plain
+
+
 def test_the_code_of_a_detector_is_what_it_imports_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text(CODE)
     monkeypatch.syspath_prepend(str(tmp_path))
