@@ -8,7 +8,7 @@ from torch.nn.functional import embedding
 def take_rows(values: Tensor, rows: Tensor) -> Tensor:
     """`values[rows]`, [B, ...] and [K] -> [K, ...], with a gradient that is the same each time.
 
-    Several threads add up that of `values[rows]` in whatever order they come, and take six times as long.
+    Several threads add up that of `values[rows]` in whatever order they come, and take longer.
     """
     if not values.requires_grad:
         return values[rows]
