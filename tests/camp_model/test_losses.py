@@ -1,5 +1,7 @@
 """Losses against plain loops and the all-pairs graph: values, gradients, shares, precision."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -55,10 +57,11 @@ def test_gradient_is_that_of_the_all_pairs_graph(make_batch, switches, micro_bat
         torch.testing.assert_close(got[name], gradient, rtol=0, atol=1e-10, msg=name)
 
 
-def test_loss_equals_the_loop_reference(make_batch, reference):
-    batch = batch_of(make_batch)
+@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, gate="none"), replace(CONFIG, message_passing="none")])
+def test_loss_equals_the_loop_reference(make_batch, reference, config):
+    batch = batch_of(make_batch, config)
     images, captions = batch.plain(reference)
-    scores = [[reference.score(batch.state, CONFIG, v, t)[0] for t in captions] for v in images]
+    scores = [[reference.score(batch.state, config, v, t)[0] for t in captions] for v in images]
     loss = hardest_negative_bce(batch.model, *batch.encode(), INDEX)
     assert loss.item() == pytest.approx(reference.hardest_bce(scores, INDEX.tolist()), abs=1e-9)
 
@@ -90,6 +93,14 @@ def test_triplet_is_the_hinge_on_similarities(make_batch, matching):
         expected += max(0.0, 0.3 - s[i, i].item() + max(s[j, i].item() for j in others)) / 5
     loss = triplet_loss(batch.model, *encoded, INDEX, margin=0.3)
     assert loss.item() == pytest.approx(expected)
+    pairs, (captions, images) = torch.arange(5), mine_hardest(logits, INDEX)
+    own, of_caption, of_image = (
+        batch.model.gate_logits(encoded[0][i], encoded[1][i], encoded[2][j], encoded[3][j])
+        for i, j in ((pairs, pairs), (pairs, captions), (images, pairs))
+    )
+    gates = -(2 * logsigmoid(own) + logsigmoid(-of_caption) + logsigmoid(-of_image)).mean().item()
+    supervised = triplet_loss(batch.model, *encoded, INDEX, margin=0.3, gate_supervision=0.5)
+    assert supervised.item() == pytest.approx(expected + 0.5 * gates)
     if matching == "cosine":  # the bare cosine has no scale to learn
         assert not {"matcher.matching.log_scale", "matcher.matching.shift"} & {
             n for n, g in gradients(batch, loss).items() if g.abs().max() > 0
@@ -139,8 +150,11 @@ def test_a_confident_model_keeps_a_finite_loss(make_batch):
 
 def test_a_batch_that_is_not_aligned_is_an_error(make_batch):
     batch = batch_of(make_batch)
+    regions, region_mask, words, word_mask = batch.encode()
     with pytest.raises(ValueError, match="aligned pairs"):
-        hardest_negative_bce(batch.model, *batch.encode(), INDEX[:4])
+        hardest_negative_bce(batch.model, regions, region_mask, words, word_mask, INDEX[:4])
+    with pytest.raises(ValueError, match="aligned pairs: 4 images, 5 captions, 5 image_index"):
+        hardest_negative_bce(batch.model, regions[:4], region_mask[:4], words, word_mask, INDEX)
 
 
 @pytest.mark.parametrize("switches", [{}, {"hops": 2}, {"gate": "elementwise"}, {"matching": "cosine"}])

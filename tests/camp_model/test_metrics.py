@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from camp_model.metrics import coco_folds, i2t_ranks, mean_metrics, ranks_to_metrics, retrieval_metrics, t2i_ranks
+from camp_model.metrics import (
+    AT_ONCE,
+    coco_folds,
+    i2t_ranks,
+    mean_metrics,
+    ranks_to_metrics,
+    retrieval_metrics,
+    t2i_ranks,
+)
 
 
 def test_a_matrix_worked_out_by_hand():
@@ -89,6 +97,22 @@ def test_tensors_and_arrays_agree():
     index = torch.arange(8) // 2
     assert retrieval_metrics(scores, index) == retrieval_metrics(scores.numpy(), index.numpy())
     assert retrieval_metrics(scores.bfloat16(), index)["rsum"] >= 0
+    assert retrieval_metrics(scores.clone().requires_grad_(), index) == retrieval_metrics(scores, index)
+
+
+def test_queries_beyond_those_ranked_at_a_time_are_ranked_alike():
+    size = AT_ONCE + 3
+    scores = np.random.default_rng(1).permutation(size * size).reshape(size, size)
+    index = np.random.default_rng(2).permutation(size)
+    own = scores[index, np.arange(size)]
+    assert t2i_ranks(scores, index).tolist() == (scores >= own).sum(0).tolist()
+    of_image = own[np.argsort(index)]
+    assert i2t_ranks(scores, index).tolist() == (scores >= of_image[:, None]).sum(1).tolist()
+
+
+def test_without_captions_there_are_no_ranks():
+    nothing = np.zeros((2, 0)), np.zeros(0, dtype=int)
+    assert i2t_ranks(*nothing).tolist() == t2i_ranks(*nothing).tolist() == []
 
 
 @pytest.mark.parametrize(
@@ -96,8 +120,10 @@ def test_tensors_and_arrays_agree():
     [
         (np.zeros((2, 3)), np.array([0.5, 1, 1]), "no positions of images"),
         (np.zeros((2, 3)), np.array([0, 1]), "expected \\[I, C\\] and \\[C\\]"),
+        (np.zeros((2, 3, 1)), np.array([0, 1, 1]), "expected \\[I, C\\] and \\[C\\]"),
         (np.zeros((2, 3)), np.array([0, 1, 2]), "between 0 and 1"),
-        (np.full((2, 2), np.nan), np.array([0, 1]), "NaN"),
+        (np.zeros((2, 3)), np.array([0, 1, -1]), "between 0 and 1"),
+        (np.array([[0.0, np.nan], [0.0, 0.0]]), np.array([0, 1]), "NaN"),
     ],
 )
 def test_wrong_input_is_an_error(scores, index, message):
@@ -105,9 +131,10 @@ def test_wrong_input_is_an_error(scores, index, message):
         retrieval_metrics(scores, index)
 
 
-def test_no_queries_are_an_error():
-    with pytest.raises(ValueError, match="i2t ranks"):
-        ranks_to_metrics([], [1])
+@pytest.mark.parametrize(("i2t", "t2i", "which"), [([], [1], "i2t"), ([1], [], "t2i"), ([1], [2, 0], "t2i")])
+def test_no_queries_and_ranks_below_the_first_are_an_error(i2t, t2i, which):
+    with pytest.raises(ValueError, match=f"{which} ranks"):
+        ranks_to_metrics(i2t, t2i)
 
 
 def test_coco_folds_are_measured_apart():
@@ -120,3 +147,9 @@ def test_coco_folds_are_measured_apart():
     with pytest.raises(ValueError, match="6 images"):
         coco_folds(index, num_images=5, size=2, count=3)
     assert mean_metrics([{"rsum": 100.0}, {"rsum": 300.0}]) == {"rsum": 200.0}
+    assert mean_metrics([{"rsum": 100.0}]) == {"rsum": 100.0}
+
+
+def test_five_thousand_images_are_just_enough_for_five_folds():
+    folds = coco_folds(np.arange(5000), num_images=5000)
+    assert [(f[0].start, f[0].stop, len(f[1])) for f in folds] == [(i, i + 1000, 1000) for i in range(0, 5000, 1000)]
