@@ -177,3 +177,12 @@ def test_own_scores_may_be_as_coarse_as_the_numbers_that_models_compute_in():
     assert ranked.i2t_ranks.tolist() == i2t_ranks(scores, owner).tolist()
     with pytest.raises(ValueError, match="expected a matcher that scores the same in every layout"):
         rank_blocks(blocks, coarse, 40, owner, 3)  # the error is large enough to matter
+
+
+@pytest.mark.parametrize("error", [0.5, -0.5])
+def test_own_scores_that_are_all_too_high_or_all_too_low_are_an_error(error):
+    scores, owner = torch.randn(6, 12, generator=torch.Generator().manual_seed(0)), torch.arange(12) // 2
+    own, blocks = scores[owner, torch.arange(12)], [(torch.arange(6), torch.arange(12), scores)]
+    assert rank_blocks(blocks, own, 6, owner, 3).i2t_ranks.tolist() == i2t_ranks(scores, owner).tolist()
+    with pytest.raises(ValueError, match="image 0: its best own caption scores"):
+        rank_blocks(blocks, own + error, 6, owner, 3)

@@ -113,6 +113,24 @@ def test_one_sided_messages_leave_the_other_side_without_gates(make_batch):
     details = batch.model.inspect_pairs(*batch.encode())
     assert details.region_gates is None and details.region_attention is None
     assert details.word_gates is not None
+    config = CampConfig(**(CONFIG.to_dict() | {"gate": "none"}))
+    batch = make_batch(config, counts=[4, 2], lengths=[3, 5])
+    details = batch.model.inspect_pairs(*batch.encode())
+    assert details.word_gates is None and details.word_attention is not None
+
+
+@pytest.mark.parametrize(("hops", "fusion", "columns"), [(1, "concat", 128), (1, "sum", 64), (2, "concat", 128)])
+def test_fusion_begins_in_the_released_range(hops, fusion, columns):
+    """Uniform within sqrt(3 / dim); a second hop has weights of its own and no bias."""
+    receiver = CAMP(CampConfig(vocab_size=12, region_dim=5, word_dim=3, dim=64, hops=hops, fusion=fusion))
+    receiver = receiver.matcher.messages.to_words
+    weight, most = receiver.fusion.weight, (3 / 64) ** 0.5
+    assert weight.shape == (64, columns) and -most <= weight.min() < -0.95 * most and 0.95 * most < weight.max() <= most
+    if hops == 1:
+        assert receiver.fusion.bias.tolist() == [0.0] * 64
+    assert {name for name, _ in receiver.named_parameters()} == {
+        "fusion.weight", *(("fusion.bias",) if hops == 1 else ("hop_query.weight", "hop_key.weight"))
+    }  # fmt: skip
 
 
 def test_a_joint_embedding_is_what_no_messages_and_a_cosine_were():

@@ -222,10 +222,20 @@ def test_a_score_that_is_no_number_is_an_error_and_no_rank():
         rank_queries(model, regions, region_mask, words, word_mask, torch.arange(10) // 2)
 
 
-def test_an_own_score_that_is_no_number_is_an_error_and_no_rank():
-    blocks = [(torch.arange(2), torch.arange(2), torch.tensor([[0.0, 1.0], [1.0, 0.0]]))]
-    with pytest.raises(ValueError, match="scores that are not finite"):
-        rank_blocks(blocks, torch.tensor([torch.nan, 0.0]), 2, torch.arange(2), 1)
+def test_any_score_that_is_no_number_is_an_error_and_no_rank():
+    rows = torch.arange(2)
+    for own, other in ((torch.nan, 1.0), (0.0, torch.nan)):
+        blocks = [(rows, rows, torch.tensor([[0.0, other], [1.0, 0.0]]))]
+        with pytest.raises(ValueError, match="scores that are not finite"):
+            rank_blocks(blocks, torch.tensor([own, 0.0]), 2, rows, 1)
+
+
+@pytest.mark.parametrize(("images", "captions", "owners"), [(0, 3, 3), (3, 0, 0), (3, 4, 3)])
+def test_ranking_needs_images_captions_and_the_image_of_each(images, captions, owners):
+    regions, region_mask, words, word_mask = encoded(images=3, captions=4)
+    batch = regions[:images], region_mask[:images], words[:captions], word_mask[:captions]
+    with pytest.raises(ValueError, match=rf"ranking: {images} images, {captions} captions, caption_image \[{owners}\]"):
+        rank_queries(make(), *batch, torch.zeros(owners, dtype=torch.int64))
 
 
 def test_a_mask_of_another_shape_is_an_error_with_gradients_and_without():

@@ -56,6 +56,18 @@ def test_seeds_that_disagree_widen_the_interval():
     assert shaky[2] - shaky[1] > steady[2] - steady[1]
 
 
+@pytest.mark.parametrize(("differences", "quantile"), [([5.0, 9.0], 12.706), ([1.0, 2.0, 6.0], 4.303)])
+def test_where_all_images_are_alike_the_interval_is_students(differences, quantile):
+    """By the t table at 97.5 %, for one and for two degrees of freedom."""
+    same, count = np.zeros(4), np.ones(4)
+    models = [ImageHits(same + difference / 100, same, count) for difference in differences]
+    others = [ImageHits(same, same, count)] * len(models)
+    mean, low, high = rsum_difference(models, others, draws=100_000)
+    half = quantile * np.std(differences, ddof=1) / np.sqrt(len(differences))
+    assert (mean, low, high) == pytest.approx((np.mean(differences), mean - half, mean + half), rel=0.05)
+    assert rsum_difference(models[:1], others[:1]) == pytest.approx((differences[0],) * 3), "one seed has no deviation"
+
+
 @pytest.mark.parametrize(("seeds", "deviation"), [(3, 12.0), (3, 1.0), (8, 5.0)])
 def test_the_interval_holds_the_true_difference_as_often_as_it_says(seeds, deviation):
     """Of two kinds of model that are equally good, whose trainings differ and which few images tell apart."""
