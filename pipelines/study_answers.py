@@ -111,7 +111,7 @@ def beliefs(outcomes: Outcomes, differences: Mapping[str, Difference], study: St
             f"- Gates without supervision need not open where the caption is true: their mean is {means[0]} on "
             f"matching pairs and {means[1]} on random ones, AUC {told}."
         )
-    if "counts" in differences and "full" in outcomes:
+    if "counts" in differences:
         count, relation = (
             [foil(outcomes[row], kind, "true_first_balanced") for row in ("counts", "full")]
             for kind in ("count", "relation")

@@ -1,0 +1,98 @@
+"""The sentences of a study's page, about outcomes that are made up."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipelines.study import Difference, compare, hits_of, spread
+from pipelines.study_answers import StudyInput, answers, beliefs, hardly_learnt, title
+from tests.pipelines.test_study import outcome
+
+ALIKE = Difference(0.0, -1.0, 1.0)
+
+
+def study_of(outcomes):
+    return StudyInput({name: name.upper() for name in outcomes}, [0], {}, "made up", "0", None, None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([], "The full model"),
+        (["counts"], "The full model"),
+        (["cosine-bce"], "Question 3 of the paper's five"),
+        (["no-gates", "scan"], "Questions 1 and 5 of the paper's five"),
+        (["scan", "no-residual", "cosine-bce", "warm-up", "no-gates"], "The paper's five questions"),
+    ],
+)
+def test_a_page_is_named_after_the_questions_that_its_rows_answer(rows, said):
+    assert title(dict.fromkeys(rows, ALIKE)) == said
+
+
+def test_each_question_is_answered_by_its_own_rows():
+    gates = {f"gate_{kind}_mean": value for kind, value in (("positive", 0.9), ("negative", 0.2), ("hardest", 0.4))}
+    outcomes = {
+        "full": [outcome(4, **gates)], "scan": [outcome(8)], "cosine-bce": [outcome(4)],
+        "gates-open": [outcome(2, **gates)], "no-gates": [outcome(6)],
+    }  # fmt: skip
+    said = answers(outcomes, compare(outcomes), study_of(outcomes))
+    foils = [f"- *{name}*: the true caption beats its foil in 82.0 % of cases" for name in ("FULL", "SCAN")]
+    gated = [
+        f"- *{name}*: mean word gate 0.900 on matching pairs, 0.200 on random negatives, 0.400 on the hardest"
+        for name in ("FULL", "GATES-OPEN")
+    ]
+    lines = [[line.split(" by ")[0] for line in section.splitlines() if line.startswith("-")] for section in said]
+    assert [section[:6] for section in said] == ["### 1.", "### 2.", "### 3.", "### 5."]
+    assert lines == [
+        ["- against *SCAN*: the full model is better", *foils],
+        ["- against *GATES-OPEN*: the full model is not told apart (-30.0 [-75.0, +0.0] rsum)", *gated],
+        ["- against *COSINE-BCE*: the full model is not told apart (+0.0 [+0.0, +0.0] rsum)"],
+        ["- against *NO-GATES*: the full model is not told apart (+30.0 [+0.0, +75.0] rsum)",
+         "- against *GATES-OPEN*: the full model is not told apart (-30.0 [-75.0, +0.0] rsum)", *gated],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rsums", "slow", "said"),
+    [
+        ([60.0, 120.0], 0, ""),
+        ([59.9, 60.0], 1, " (1 of 2 seeds without it hardly learnt, the best reached 60.0)."),
+        ([59.9, 30.0], 2, " (2 of 2 seeds without it hardly learnt)."),
+        ([200.0, 100.0], 0, ""),
+        ([200.0, 99.0], 1, " (1 of 2 seeds without it hardly learnt, the best reached 200.0)."),
+    ],
+)
+def test_what_hardly_learnt_is_below_a_tenth_of_everything_or_half_of_the_best(rsums, slow, said):
+    outcomes = {"full": [outcome(4)] * 2, "no-gates": [replace(outcome(4), recall={"rsum": rsum}) for rsum in rsums]}
+    assert hardly_learnt("no-gates", outcomes) == slow
+    _, line = beliefs(outcomes, compare(outcomes), study_of(outcomes))
+    assert line.endswith(" rsum: the interval holds 0" + (said or ".") + "\n")
+
+
+@pytest.mark.parametrize("lacks", [("counts", "count"), ("counts", "relation"), ("full", "count")])
+def test_counts_and_places_are_only_spoken_of_where_both_kinds_of_foils_were_asked(lacks):
+    shares = {kind: {"true_first_balanced": 55.0} for kind in ("count", "relation")}
+    outcomes = {row: [replace(outcome(4), foils=shares)] for row in ("full", "counts")}
+    assert "with another relation in 55.0" in "".join(beliefs(outcomes, compare(outcomes), study_of(outcomes)))
+    row, kind = lacks
+    outcomes[row] = [replace(outcome(4), foils={other: shares[other] for other in shares if other != kind})]
+    assert beliefs(outcomes, compare(outcomes), study_of(outcomes)) == []
+
+
+def test_hits_find_each_captions_image_whatever_the_order_of_the_rows():
+    queries = pd.DataFrame(
+        [("t2i", "7", 2), ("i2t", "b", 1), ("t2i", "30", 11), ("i2t", "a", 6), ("t2i", "4", 1)],
+        columns=["direction", "query_id", "rank"],
+    )
+    captions = pd.DataFrame({"caption_id": [4, 7, 30], "image_id": ["b", "a", "b"]})
+    hits = hits_of(queries, captions)
+    # a: its own query at 6, caption 7 at 2; b: its own query at 1, caption 4 at 1 and caption 30 at 11.
+    assert (hits.image.tolist(), hits.captions.tolist(), hits.count.tolist()) == ([1, 3], [2, 3], [1, 2])
+
+
+def test_a_number_that_one_seed_lacks_has_no_mean():
+    assert spread([1.0, None]) is None and spread([]) is None
+    assert spread([3.0]) == (3.0, None)
+    assert spread([1.0, 3.0]) == (2.0, pytest.approx(np.sqrt(2)))
