@@ -42,8 +42,6 @@ def measure_gates(
     before = np.cumsum([0, *(len(fold.rows) for fold in folds)])
     for number, fold in enumerate(folds):
         picked = chosen[of_fold[chosen] == number] - before[number]
-        if not len(picked):
-            continue
         of_kinds = gates_by_kind(model, fold.collection(store), picked, hardest[number], generator, content)
         for kind, (images, gates) in of_kinds.items():
             columns["kind"] += [kind] * len(picked)

@@ -10,11 +10,12 @@ import torch
 
 from camp_model.checkpoint import load_checkpoint, save_checkpoint
 from camp_model.encoders import length_mask
-from camp_model.gates import area_under_curve
+from camp_model.gates import KINDS, area_under_curve
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from stages.errors import InputError
-from stages.evaluation.folds import read_split
+from stages.evaluation.folds import COCO_FOLDS, read_split
+from stages.evaluation.tables import PAIR_SCHEMA
 from tests.camp_model import reference
 from tests.stages.evaluation.running import PARAMS, run
 
@@ -63,6 +64,30 @@ def test_gate_means_are_those_of_the_pairs_listed(small):
         )  # fmt: skip
     real = details.word_gates[0, : lengths[0]]
     assert row["words"] == pytest.approx(real.mean().item(), abs=1e-5)  # the padding beside it changes nothing
+
+
+@pytest.mark.parametrize("pairs", [1, 30, 1000])
+def test_pairs_of_several_folds_stay_in_their_own(small, monkeypatch, pairs):
+    monkeypatch.setitem(COCO_FOLDS, "coco_1k", (5, 4))
+    _, gates, rows = run(small, PARAMS.replace(protocol="coco_1k", gate_pairs=pairs))
+    path = small.root / "data/evaluation/gates_test.parquet"
+    assert pq.read_schema(path).equals(PAIR_SCHEMA)
+    table = pq.read_table(path).to_pylist()
+    store = RegionStore(small.regions)
+    fold = {image_id: place // 5 for place, image_id in enumerate(read_split("test", small.token_tables, store).images)}
+    owner = {caption_id: image_id for caption_id, image_id, _ in small.captions}
+    of_kind = {kind: [row for row in table if row["kind"] == kind] for kind in KINDS}
+    captions = [row["caption_id"] for row in of_kind["positive"]]
+    assert len(captions) == len(set(captions)) == min(pairs, len(small.captions)), "no caption twice"
+    assert {fold[owner[caption]] for caption in captions} == set(range(4)) or pairs == 1
+    first = {row["query_id"]: row["top_ids"] for row in rows if row["direction"] == "t2i"}
+    for kind, some in of_kind.items():
+        assert [row["caption_id"] for row in some] == captions
+        for row in some:
+            own = owner[row["caption_id"]]
+            assert (row["image_id"] == own) == (kind == "positive") and fold[row["image_id"]] == fold[own]
+            assert kind != "hardest" or row["image_id"] == next(i for i in first[str(row["caption_id"])] if i != own)
+    assert gates["test"]["gate_positive_mean"] == pytest.approx(np.mean([row["words"] for row in of_kind["positive"]]))
 
 
 @pytest.mark.parametrize(
