@@ -30,6 +30,7 @@ from stages.params.evaluate import EvaluateParams
 
 CPU = torch.device("cpu")
 PARAMS = EvaluateParams(device="cpu", gate_pairs=40)
+BLUE_CIRCLE = ("colour", "a blue circle number 0", 1, "red", "blue")
 
 
 def run(small, params=PARAMS):
@@ -78,7 +79,7 @@ def measured(small, model, rows, lexicon):
     owner = {caption_id: image_id for caption_id, image_id, _ in small.captions}
     path = small.token_tables / "foils_test.parquet"
     write_foils(path, [
-        {"caption_id": c, "image_id": owner[c], "text": text, "tokens": vocabulary.encode(text.split()),
+        {"caption_id": c, "image_id": owner.get(c, small.images[0]), "text": text, "tokens": vocabulary.encode(text.split()),
          "length": len(text.split()), "kind": kind, "position": at, "word": word, "foil_word": foil_word}
         for c, kind, text, at, word, foil_word in rows
     ])  # fmt: skip
@@ -96,12 +97,12 @@ def test_the_guilty_word_is_that_whose_loss_raises_the_score_most_and_that_with_
     # <unk> is worth -1: without "blue" the foil gains 2, without "circle" 1, without "number" 9; "square" is not there.
     values = {ids["red"]: 2.0, ids["blue"]: -3.0, ids["circle"]: -2.0, ids["number"]: -10.0, UNK: -1.0}
     gates = {ids["blue"]: 0.5, ids["circle"]: 0.3, ids["number"]: 0.1, ids["red"]: 0.9}
-    foil = (0, "colour", "a blue circle number 0", 1, "red", "blue")
+    foil = (0, *BLUE_CIRCLE)
     lexicon = ["red", "blue", "circle", "square"]
     (row,) = measured(small, Additive(values, gates), [foil], lexicon).to_pylist()
     assert (row["caption_score"], row["foil_score"]) == (-10.0, -15.0)
     assert (row["guilty_by_score"], row["guilty_by_gate"], row["candidates"]) == (1, 2, 2)
-    assert (row["caption"], row["foil"], row["kind"]) == ("A red circle number 0.", foil[2], "colour")
+    assert (row["caption"], row["foil"], row["kind"]) == ("A red circle number 0.", BLUE_CIRCLE[1], "colour")
     (row,) = measured(small, Additive(values, gates), [foil], [*lexicon, "number"]).to_pylist()
     assert (row["guilty_by_score"], row["guilty_by_gate"], row["candidates"]) == (3, 3, 3)
     (row,) = measured(small, Additive(values, gates, gate="none"), [foil], lexicon).to_pylist()
@@ -116,38 +117,39 @@ def test_the_guilty_word_is_that_whose_loss_raises_the_score_most_and_that_with_
 
 def test_a_foil_whose_word_the_lexicon_lacks_is_an_error(small):
     with pytest.raises(InputError, match=r"foils_test.parquet: the word 'blue': is not in .*lexicon.json"):
-        measured(
-            small, Additive({}, {}), [(0, "colour", "a blue circle number 0", 1, "red", "blue")], ["red", "circle"]
-        )
+        measured(small, Additive({}, {}), [(0, *BLUE_CIRCLE)], ["red", "circle"])
+    with pytest.raises(InputError, match=r"foils_test.parquet: caption 77: is not in test.parquet or lexicon.json"):
+        measured(small, Additive({}, {}), [(77, *BLUE_CIRCLE)], ["red", "blue"])
 
 
 def test_percentages_of_foils_by_hand():
     columns = {
-        "kind": ["colour", "colour", "colour", "count"],
-        "caption_score": [2.0, 1.0, 0.0, 5.0],
-        "foil_score": [1.0, 1.0, 3.0, -5.0],  # won, a tie counts against the model, lost, won
-        "position": [1, 2, 3, 4],
-        "guilty_by_score": [1, 2, 0, 4],
-        "guilty_by_gate": [1, 0, 0, 0],
-        "candidates": [2, 4, 4, 5],
+        "kind": ["colour"] * 5 + ["count"],
+        "caption_score": [2.0, 1.0, 0.0, 3.0, 3.0, 5.0],
+        "foil_score": [1.0, 1.0, 3.0, 1.0, 1.0, -5.0],  # won, a tie counts against the model, lost, won three times
+        "position": [1, 2, 3, 1, 1, 4],
+        "guilty_by_score": [1, 2, 0, 1, 0, 4],
+        "guilty_by_gate": [1, 0, 0, 0, 0, 0],
+        "candidates": [2, 4, 4, 2, 2, 5],
     }
-    others = {name: [""] * 4 for name in ("image_id", "caption", "foil")} | {
-        "caption_id": [1] * 4, "word": ["red", "red", "blue", "two"], "foil_word": ["blue", "blue", "red", "three"]
+    others = {name: [""] * 6 for name in ("image_id", "caption", "foil")} | {
+        "caption_id": [1] * 6, "word": ["red", "red", "blue", "red", "red", "two"],
+        "foil_word": ["blue", "blue", "red", "blue", "blue", "three"],
     }  # fmt: skip
     table = pa.table(columns | others).select(FOIL_SCHEMA.names).cast(FOIL_SCHEMA)
     found = foil_metrics(table)
     assert list(found) == ["colour", "count", "all"]
     assert found["colour"] == pytest.approx({
-        "foils": 3, "true_first": 100 / 3, "true_first_balanced": 25.0, "guilty_by_score": 200 / 3,
-        "guilty_by_gate": 100 / 3, "chance": 100 / 3, "foils_balanced": 3,  # (1/2 + 1/2 + 1)^2 / (1/4 + 1/4 + 1)
+        "foils": 5, "true_first": 60.0, "true_first_balanced": 37.5, "guilty_by_score": 60.0,
+        "guilty_by_gate": 20.0, "chance": 40.0, "foils_balanced": 3,  # (4/4 + 1)^2 / (4/16 + 1)
     })  # fmt: skip
     assert found["count"] == {
         "foils": 1, "true_first": 100.0, "true_first_balanced": None, "guilty_by_score": 100.0, "guilty_by_gate": 0.0,
         "chance": 20.0, "foils_balanced": 0,
     }  # fmt: skip
-    assert found["all"]["true_first"] == 50.0 and found["all"]["chance"] == pytest.approx(30.0)
+    assert found["all"]["true_first"] == pytest.approx(400 / 6) and found["all"]["chance"] == pytest.approx(220 / 6)
     gateless = table.set_column(
-        table.schema.get_field_index("guilty_by_gate"), "guilty_by_gate", pa.nulls(4, pa.int32())
+        table.schema.get_field_index("guilty_by_gate"), "guilty_by_gate", pa.nulls(6, pa.int32())
     )
     assert foil_metrics(gateless)["all"]["guilty_by_gate"] is None
     assert foil_metrics(table.slice(0, 0)) == {}
