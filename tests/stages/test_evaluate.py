@@ -184,8 +184,9 @@ def test_coco_folds_are_thousands_of_images_in_order(small):
     assert all(len(fold.images) == 1000 and len(fold.rows) == 2000 for fold in folds)
     assert [big.images[owner[row]] for row in folds[3].rows[:4]] == ["i3000", "i3000", "i3001", "i3001"]
     assert folds[3].caption_image[:4].tolist() == [0, 0, 1, 1]
-    (whole,) = folds_of(big, "coco_5k")
-    assert whole.images[-1] == "i4999" and len(whole.rows) == 10_000
+    for protocol in ("coco_5k", "coco"):
+        (whole,) = folds_of(big, protocol)
+        assert whole.images[-1] == "i4999" and len(whole.rows) == 10_000
     (all_of_it,) = folds_of(big, "full")
     assert len(all_of_it.images) == images
     for protocol in ("coco_1k", "coco_5k", "coco"):

@@ -80,7 +80,8 @@ def measured(small, model, rows, lexicon):
     path = small.token_tables / "foils_test.parquet"
     write_foils(path, [
         {"caption_id": c, "image_id": owner.get(c, small.images[0]), "text": text,
-         "tokens": vocabulary.encode(text.split()), "length": len(text.split()), "kind": kind, "position": at, "word": word, "foil_word": foil_word}
+         "tokens": vocabulary.encode(text.split()), "length": len(text.split()), "kind": kind, "position": at,
+         "word": word, "foil_word": foil_word}
         for c, kind, text, at, word, foil_word in rows
     ])  # fmt: skip
     foils = read_foils(path)
