@@ -107,6 +107,9 @@ def test_anything_but_cocos_test_split_is_refused(coco, tmp_path, monkeypatch):
         EccvCaption(Fold("test", ["a", "b"], table, np.arange(4), np.array([0, 1, 0, 1])))
     with pytest.raises(InputError, match=r"test\.parquet: image_id: captions are not grouped by picture"):
         EccvCaption(replace(fold, caption_image=np.roll(fold.caption_image, 1)))
+    apart = np.where(np.arange(len(fold.rows)) == 0, len(fold.images), fold.caption_image)
+    with pytest.raises(InputError, match=r"test\.parquet: image_id: captions are not grouped by picture"):
+        EccvCaption(replace(fold, images=[*fold.images, "another"], caption_image=apart))
     monkeypatch.setitem(sys.modules, "eccv_caption", None)
     with pytest.raises(InputError, match=r"evaluate\.eccv: needs the package eccv-caption; expected .*'\.\[eccv\]'"):
         EccvCaption(fold)
