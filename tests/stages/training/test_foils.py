@@ -9,11 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from camp_model.foils import balance
+from camp_model.foils import balance, foil_bce
+from stages.device import Precision
 from stages.errors import InputError
 from stages.foils.table import read_foils, write_foils
 from stages.training.data import load_splits
 from stages.training.foils import TrainingFoils
+from stages.training.loss import batch_loss
+from stages.training.start import new_model
+
+CPU = torch.device("cpu")
 
 
 def add_foils(paths, leave_out=()):
@@ -86,6 +91,36 @@ def test_every_kind_weighs_the_same_and_its_words_are_balanced(make_data):
             cost["object" if position else "colour"] += weight
     assert cost["colour"] / cost["object"] == pytest.approx(1, abs=0.05)
     assert cost.total() / captions_drawn == pytest.approx(1, abs=0.05)
+
+
+def test_what_foils_cost_is_added_for_whole_captions(make_data, params):
+    """Per pair of the batch, whichever pairs have one, and without leaving out words."""
+    paths = make_data("data")
+    captions = add_foils(paths)
+    splits, vocabulary = load_splits(paths.regions, paths.captions)
+    foils = TrainingFoils(paths.captions / "foils_train.parquet", captions, ["colour", "object"])
+    rows = np.arange(len(captions))[::2]
+    batch = replace(splits["train"].batch(rows), foils=foils.draw(rows, (0, 1))).to(CPU)
+    assert 0 < len(batch.foils.pairs) < len(rows)
+    settings = params(gate_supervision=0.4, drop_words=0.5)
+    model = new_model(settings.model, settings.train, vocabulary, 16).eval()
+
+    def loss(batch):
+        torch.manual_seed(0)
+        return batch_loss(model, batch, settings.train.replace(foil_weight=0.7), 0, 5, Precision("fp32", CPU))
+
+    total = 0.0
+    for number, pair in enumerate(batch.foils.pairs.tolist()):
+        here, one = slice(pair, pair + 1), slice(number, number + 1)
+        lengths, foil_lengths = batch.lengths[here], batch.foils.lengths[one]
+        words, foil_words = batch.tokens[here, : int(lengths)], batch.foils.tokens[one, : int(foil_lengths)]
+        total += foil_bce(
+            model, model.encode_regions(batch.features[here], batch.region_mask[here]), batch.region_mask[here],
+            model.encode_captions(words, lengths), torch.ones_like(words).bool(),
+            model.encode_captions(foil_words, foil_lengths), torch.ones_like(foil_words).bool(),
+            positions=batch.foils.positions[one], weights=batch.foils.weights[one], gate_supervision=0.4,
+        )  # fmt: skip
+    torch.testing.assert_close(loss(batch) - loss(replace(batch, foils=None)), 0.7 * total / len(rows))
 
 
 def test_foils_change_a_training_that_goes_on_as_if_it_had_never_stopped(make_data, params, run_train):

@@ -147,13 +147,13 @@ def test_a_loss_sees_only_what_is_not_left_out(make_data, params, side):
 
 def test_negatives_are_searched_within_parts_of_a_batch(make_data, params):
     settings = params(gate_supervision=0.0)
-    model, batch, loss = make_batch(make_data(images=12), settings, joint_weight=0.7)
+    model, batch, loss = make_batch(make_data(images=12), settings, joint_weight=0.7, joint_temperature=0.2)
     regions, mask = model.encode_regions(batch.features, batch.region_mask), batch.region_mask
     words = model.encode_captions(batch.tokens, batch.lengths)
     word_mask = length_mask(batch.lengths, batch.tokens.shape[1])
     encoded = (regions, mask, words, word_mask, batch.image_index)
     vectors = pooled_vectors(regions, mask), pooled_vectors(words, word_mask), batch.image_index
-    expected = 0.7 * joint_contrastive(*vectors, caption_index=batch.caption_index)  # among all of the batch
+    expected = 0.7 * joint_contrastive(*vectors, caption_index=batch.caption_index, temperature=0.2)  # of the whole
     for part in (slice(0, 4), slice(4, 8), slice(8, 12)):
         tensors = [tensor[part] for tensor in encoded]
         of_part = hardest_negative_bce(model, *tensors, caption_index=batch.caption_index[part])
@@ -188,6 +188,24 @@ def test_first_epochs_on_all_negatives(make_data, params, loss, first, then):
     assert losses[first] != pytest.approx(losses[then])
     for step, of in ((0, first), (9, first), (10, then)):  # five steps an epoch
         assert of_step(step).item() == pytest.approx(losses[of])
+
+
+@pytest.mark.parametrize(("loss", "of"), [("hardest_bce", hardest_negative_bce), ("triplet", triplet_loss)])
+def test_the_hardest_of_a_few_is_drawn_anew_in_every_step(make_data, params, loss, of):
+    settings = params(loss=loss, batch_size=16, curriculum_steps=4, margin=0.3, seed=2, gate_supervision=0.0)
+    model, batch, of_step = make_batch(make_data(images=12), settings)
+    encoded = (
+        model, model.encode_regions(batch.features, batch.region_mask), batch.region_mask,
+        model.encode_captions(batch.tokens, batch.lengths), length_mask(batch.lengths, batch.tokens.shape[1]),
+        batch.image_index,
+    )  # fmt: skip
+    options = {"caption_index": batch.caption_index} | ({"margin": 0.3} if loss == "triplet" else {})
+    values = []
+    for step, count in ((1, 2), (2, 4), (3, 8), (4, 0), (5, 0)):
+        generator = torch.Generator().manual_seed(hash((2, step)))
+        values.append(of(*encoded, candidates=count, generator=generator, **options).item())
+        assert of_step(step).item() == pytest.approx(values[-1])
+    assert len({round(value, 6) for value in values}) > 2 and values[-1] == values[-2] == max(values)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ import itertools
 import pytest
 
 from stages.params.train import TrainParams
+from stages.training.loss import candidates
 from stages.training.schedule import cut_short, learning_rate
 
 NEVER = "the hardest of all negatives is never looked for"
@@ -42,6 +43,14 @@ def test_a_warm_up_takes_a_quarter_of_all_steps_at_most():
     assert rates([0], epochs=1, warmup_steps=10)[0] == 0.5, "two of ten steps"
     params = TrainParams(learning_rate=1.0, epochs=1, warmup_steps=50)
     assert [learning_rate(params, 0, steps) for steps in (1, 3)] == [1, 1], "no room for any"
+
+
+def test_the_curriculum_goes_from_one_negative_to_all_by_a_power_of_the_batch():
+    params = TrainParams(batch_size=64, random_negative_steps=2, curriculum_steps=3)
+    assert [candidates(params, step) for step in range(7)] == [1, 1, 1, 4, 16, 0, 0], "0: the hardest of all"
+    assert [candidates(TrainParams(batch_size=64, curriculum_steps=2), step) for step in range(3)] == [1, 8, 0]
+    assert [candidates(TrainParams(random_negative_steps=1), step) for step in range(2)] == [1, 0]
+    assert candidates(TrainParams(), 0) == 0
 
 
 @pytest.mark.parametrize(
