@@ -187,3 +187,8 @@ def test_hinges_over_all_negatives_are_summed(make_batch, matching, micro_batch)
                 expected += max(0.0, 0.3 - scores[i, i].item() + scores[i, j].item())
                 expected += max(0.0, 0.3 - scores[i, i].item() + scores[j, i].item())
     assert loss.item() == pytest.approx(expected / len(INDEX))
+    own_gates = [
+        (of(batch.model, *encoded, INDEX, gate_supervision=0.5) - of(batch.model, *encoded, INDEX)).item()
+        for of in (all_negatives_triplet, all_negatives_bce)
+    ]
+    assert own_gates[0] == pytest.approx(own_gates[1]) and own_gates[0] > 0.1, "as beside cross-entropy"
