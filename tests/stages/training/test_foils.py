@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -83,14 +84,29 @@ def test_every_kind_weighs_the_same_and_its_words_are_balanced(make_data):
     for kind in (colour, ~colour):
         weights = foils.weights[kind] / foils.weights[kind].sum()
         np.testing.assert_allclose(weights, balanced[kind] / balanced[kind].sum(), rtol=1e-6)
-    everyone, cost, captions_drawn = np.arange(len(captions)), Counter(), 0
+    everyone, cost, captions_drawn, rare = np.arange(len(captions)), Counter(), 0, []
+    both = np.isin(everyone, [row for row, (some, _) in foils.choices.items() if len(some) == 2])
     for epoch in range(400):
         batch = foils.draw(everyone, (0, epoch))
         captions_drawn += len(batch.pairs)
+        rare.append((batch.positions[both[batch.pairs]] == 0).double().mean().item())
         for position, weight in zip(batch.positions.tolist(), batch.weights.tolist(), strict=True):
             cost["object" if position else "colour"] += weight
     assert cost["colour"] / cost["object"] == pytest.approx(1, abs=0.05)
+    assert np.mean(rare) == pytest.approx((~colour).sum() / len(table), abs=0.02), "the rarer a kind, the likelier"
     assert cost.total() / captions_drawn == pytest.approx(1, abs=0.05)
+
+
+def test_a_foil_whose_words_are_nowhere_exchanged_is_never_drawn(make_data, capsys):
+    paths = make_data("data")
+    captions = add_foils(paths)
+    path = paths.captions / "foils_train.parquet"
+    table = pq.read_table(path)
+    words = ["colour9", *table["foil_word"].to_pylist()[1:]]
+    pq.write_table(table.set_column(table.schema.get_field_index("foil_word"), "foil_word", pa.array(words)), path)
+    foils, kinds = TrainingFoils(path, captions, ["colour", "object"]), table["kind"].to_pylist()
+    assert kinds[0] == "colour" and foils.drawn.tolist() == list(range(1, len(words)))
+    assert f"colour {kinds.count('colour') - 1} of {kinds.count('colour')}, object" in capsys.readouterr().out
 
 
 def test_what_foils_cost_is_added_for_whole_captions(make_data, params):
