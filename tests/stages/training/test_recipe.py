@@ -244,6 +244,8 @@ def test_epochs_are_measured_on_some_images_and_the_kept_model_on_all(make_data,
     model, split = load_checkpoint(paths.model)[0], load_splits(paths.regions, paths.captions)[0]["val"]
     images = images_for(split, 0.4)
     assert len(images) == 12 and set(images) < set(split.images)
+    assert images.tolist() == sorted(images_for(split, 0.4)) and len(images_for(split, 0.41)) == 13
+    assert len(images_for(split, 0.001)) == 2 and images_for(split, 1.0).tolist() == split.images.tolist()
     chosen = np.flatnonzero(np.isin(split.rows, images))
     with torch.no_grad():
         features, mask = split.regions(split.images)
