@@ -14,7 +14,7 @@ from camp_model.foils import balance, foil_bce
 from stages.device import Precision
 from stages.errors import InputError
 from stages.foils.table import read_foils, write_foils
-from stages.training.data import load_splits
+from stages.training.data import epoch_batches, load_splits
 from stages.training.foils import TrainingFoils
 from stages.training.loss import batch_loss
 from stages.training.start import new_model
@@ -137,6 +137,25 @@ def test_what_foils_cost_is_added_for_whole_captions(make_data, params):
             positions=batch.foils.positions[one], weights=batch.foils.weights[one], gate_supervision=0.4,
         )  # fmt: skip
     torch.testing.assert_close(loss(batch) - loss(replace(batch, foils=None)), 0.7 * total / len(rows))
+
+
+def test_foils_are_drawn_anew_in_every_epoch(make_data, params, run_train):
+    """A training that hardly moves shows what each epoch, here of one step, was asked."""
+    paths = make_data("data")
+    captions = add_foils(paths)
+    settings = params(
+        epochs=2, batch_size=64, learning_rate=1e-12, foil_weight=1.0, foil_kinds=("colour", "object"), seed=5
+    )
+    run_train(settings, paths)
+    losses = [float(row.split(",")[1]) for row in (paths.plots / "train_loss.csv").read_text().splitlines()[1:]]
+    splits, vocabulary = load_splits(paths.regions, paths.captions)
+    model = new_model(settings.model, settings.train, vocabulary, 16)
+    foils, expected = TrainingFoils(paths.captions / "foils_train.parquet", captions, ["colour", "object"]), []
+    for epoch in range(2):
+        (rows,) = epoch_batches(len(captions), 64, seed=5, epoch=epoch)
+        batch = replace(splits["train"].batch(rows), foils=foils.draw(rows, (5, epoch))).to(CPU)
+        expected.append(batch_loss(model, batch, settings.train, epoch, 1, Precision("fp32", CPU)).item())
+    assert losses == pytest.approx(expected, rel=1e-5) and len({f"{loss:.4f}" for loss in losses}) == 2
 
 
 def test_foils_change_a_training_that_goes_on_as_if_it_had_never_stopped(make_data, params, run_train):

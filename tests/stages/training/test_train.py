@@ -85,7 +85,7 @@ def cpu(name="fp32"):
 def test_validation_measures_all_pairs_and_the_processes_share_them(make_data, monkeypatch):
     split = load_split(make_data(images=2, val_images=9), "val")
     torch.manual_seed(0)
-    model = CAMP(ModelParams(dim=8, word_dim=4).config(vocab_size=20, region_dim=16)).eval()
+    model = CAMP(ModelParams(dim=8, word_dim=4).config(vocab_size=20, region_dim=16), dropout=0.5).eval()
     monkeypatch.setattr("camp_model.scoring.collection.CAPTIONS_AT_ONCE", 4)
     monkeypatch.setattr("camp_model.scoring.collection.OWN_PAIRS_AT_ONCE", 3)
     features, mask = split.store.features(split.images)
@@ -94,8 +94,8 @@ def test_validation_measures_all_pairs_and_the_processes_share_them(make_data, m
     words = model.encode_captions(tokens, lengths)
     scores = model.score_matrix(regions, torch.from_numpy(mask), words, length_mask(lengths, tokens.shape[1]))
     expected = retrieval_metrics(scores.detach(), torch.from_numpy(split.rows - 2))
-    metrics, _ = validate(model, split, cpu(), Processes())
-    assert {name: metrics[name] for name in expected} == expected
+    metrics, _ = validate(model.train(), split, cpu(), Processes())
+    assert {name: metrics[name] for name in expected} == expected, "nothing is dropped"
 
     scored = []
     of_each, both = [None, None], Barrier(2, timeout=60)
@@ -156,21 +156,23 @@ def test_one_epoch_follows_the_equations_of_adam_and_the_loss(make_data, params,
 
     paths, settings = make_data(images=10), params(
         epochs=1, weight_decay=0.1, gradient_clip=0.5, gate_supervision=0.5, gate_target=target, gate_temperature=3.0,
+        schedule="cosine", dropout=0.3, seed=3,
     )  # fmt: skip
     run_train(settings, paths)
     split = load_split(paths, "train")
     model = new_model(settings.model, settings.train, Vocabulary.load(paths.captions / "vocabulary.json"), 16)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=0.005, weight_decay=0.1)  # half of 0.01, then 0
     losses = []
-    for step, captions in enumerate(epoch_batches(20, 12, seed=0, epoch=0)):
+    for step, captions in enumerate(epoch_batches(20, 12, seed=3, epoch=0)):
         batch = split.batch(captions)
+        torch.manual_seed(hash((3, step, 0)))  # what is dropped is new in every step
         regions = model.encode_regions(batch.features.float(), batch.region_mask)
         words = model.encode_captions(batch.tokens, batch.lengths)
         mask = length_mask(batch.lengths, batch.tokens.shape[1])
         encoded = (model, regions, batch.region_mask, words, mask, batch.image_index)
         loss = hardest_negative_bce(*encoded, gate_supervision=0.5 if target == "pair" else 0.0)
         if target == "words":
-            generator = torch.Generator().manual_seed(hash((0, step)))
+            generator = torch.Generator().manual_seed(hash((3, step)))
             loss = loss + 0.5 * gate_bce(*encoded, temperature=3.0, generator=generator)
         optimizer.zero_grad()
         loss.backward()
