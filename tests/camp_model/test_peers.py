@@ -1,5 +1,6 @@
 """What the matchers of others offer beyond the scores that `test_model.py` compares with loops."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -66,6 +67,52 @@ def test_all_pairs_in_tiles_are_the_pairs_one_by_one(peer):
             columns = (rows + shift) % 29
             pairs = model.score_pairs(regions[:29], region_mask[:29], words[columns], word_mask[columns])
             torch.testing.assert_close(matrix[rows, columns], pairs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("direction", ["text_to_image", "image_to_text", "both"])
+def test_scan_says_what_attends_to_what_and_how_much_it_counts(make_batch, reference, direction):
+    batch = make_batch(CampConfig(**SIZES, matcher="scan", scan_direction=direction), [4, 2], [1, 5], spare=1)
+    details = batch.model.inspect_pairs(*batch.encode())
+    for i, (regions, words) in enumerate(zip(*batch.plain(reference), strict=True)):
+        of_words, of_regions = [], []
+        for found, queries, keys, sharpness, own, other in (
+            (details.word_attention, words, regions, 9.0, of_words, of_regions),
+            (details.region_attention, regions, words, 4.0, of_regions, of_words),
+        ):
+            if found is None:
+                continue
+            attention = found[i, : len(queries), : len(keys)].detach().numpy()
+            attended = np.array(reference.attended_vectors(queries, keys, sharpness))
+            np.testing.assert_allclose(attention @ np.array([reference.unit(key) for key in keys]), attended)
+            assert attention.sum() == pytest.approx(found[i].sum().item()), "nothing attends to padding, or from it"
+            own.append(np.full(len(queries), 1 / len(queries)))
+            other.append(attention.mean(0))
+        for pooling, expected in ((details.word_pooling, of_words), (details.region_pooling, of_regions)):
+            np.testing.assert_allclose(pooling[i, : len(expected[0])].detach().numpy(), np.mean(expected, axis=0))
+    assert (details.word_attention is None) == (direction == "image_to_text")
+    assert (details.region_attention is None) == (direction == "text_to_image")
+
+
+@pytest.mark.parametrize("way", ["saf", "sgr", "both"])
+def test_sgraf_says_what_attends_to_what_and_how_much_its_filter_lets_pass(make_batch, reference, way):
+    batch = make_batch(CampConfig(**SIZES, matcher="sgraf", sgraf=way, similarity_dim=4), [4, 2], [3, 5], spare=1)
+    details = batch.model.inspect_pairs(*batch.encode())
+    assert details.region_attention is None
+    for i, (regions, words) in enumerate(zip(*batch.plain(reference), strict=True)):
+        attention = details.word_attention[i, : len(words), : len(regions)].detach().numpy()
+        units = [[reference.unit(x) for x in side] for side in (regions, words)]
+        attended = reference.attended_vectors(words, regions, 9.0)
+        np.testing.assert_allclose(attention @ np.array(units[0]), np.array(attended))
+        if way == "sgr":
+            assert details.word_pooling is None and details.region_pooling is None
+            continue
+        opened = []
+        for word, seen in zip(units[1], attended, strict=True):
+            similarity = reference.layer(batch.state, "local_similarity", (reference.unit(seen) - word) ** 2)
+            opened.append(reference.sigmoid(reference.layer(batch.state, "filter", reference.unit(similarity))[0]))
+        shares = np.array(opened) / sum(opened)
+        np.testing.assert_allclose(details.word_pooling[i, : len(words)].detach().numpy(), shares)
+        np.testing.assert_allclose(details.region_pooling[i, : len(regions)].detach().numpy(), shares @ attention)
 
 
 def test_a_peer_comes_back_from_its_checkpoint(tmp_path, make_batch, peer):
