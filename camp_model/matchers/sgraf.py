@@ -48,12 +48,12 @@ class GlobalVector(nn.Module):
         self.local, self.whole = _layer(dim, dim), _layer(dim, dim)
         self.score = _layer(dim, 1, bias=False)  # here and in `ReasoningStep.key` a softmax would not see a bias
 
-    def forward(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The vectors [B, d] and the weights [B, L]: [B, L, d], bool [B, L]."""
+    def forward(self, values: Tensor, mask: Tensor) -> Tensor:
+        """The vectors [B, d]: [B, L, d], bool [B, L]."""
         mean = (values * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
         common = self.local(values).tanh() * self.whole(mean).tanh()[:, None]
         weights = masked_softmax(at_least_float32(self.score(common).squeeze(-1)), mask)
-        return normalize((weights[..., None] * values).sum(1), dim=-1), weights
+        return normalize((weights[..., None] * values).sum(1), dim=-1)
 
 
 class ReasoningStep(nn.Module):
@@ -94,8 +94,7 @@ class SgrafMatcher(Matcher):
 
     def _prepare(self, values: Tensor, mask: Tensor, pool: GlobalVector) -> Prepared:
         values = normalize(at_least_float32(values), dim=-1)
-        pooled, weights = pool(values, mask)
-        return Prepared(values, mask, pooled=pooled, pooling=weights)
+        return Prepared(values, mask, pooled=pool(values, mask))
 
     def prepare_regions(self, regions: Tensor, mask: Tensor) -> Prepared:
         """As `Matcher.prepare_regions`; with the images' global vectors."""

@@ -7,6 +7,7 @@ import torch
 from camp_model import CAMP, CampConfig
 from camp_model.checkpoint import load_checkpoint, save_checkpoint
 from camp_model.encoders import length_mask
+from camp_model.matchers.prepared import PAIRS, TILES
 from camp_model.vocabulary import SPECIALS, Vocabulary
 
 SIZES = {"vocab_size": 12, "region_dim": 5, "word_dim": 3, "dim": 6}
@@ -67,6 +68,29 @@ def test_all_pairs_in_tiles_are_the_pairs_one_by_one(peer):
             columns = (rows + shift) % 29
             pairs = model.score_pairs(regions[:29], region_mask[:29], words[columns], word_mask[columns])
             torch.testing.assert_close(matrix[rows, columns], pairs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [PAIRS, TILES])
+def test_scores_are_in_float32_where_layers_compute_in_16_bits(make_batch, peer, layout):
+    """Sixteen bits would tie thousands of candidates."""
+    batch = make_batch(peer, counts=[4, 2, 3], lengths=[3, 5, 2])
+    model, features = batch.model.float(), batch.features.float()
+
+    def scores():
+        regions, words = model.encode_regions(features, batch.region_mask), model.encode_captions(*texts)
+        images, captions = (
+            model.prepare_regions(regions, batch.region_mask),
+            model.prepare_words(words, batch.word_mask),
+        )
+        return model.match(images, captions, layout)
+
+    texts = batch.tokens, batch.lengths
+    with torch.no_grad():
+        exact = scores()
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = scores()
+    assert rough.logits.dtype == rough.similarity.dtype == torch.float32
+    torch.testing.assert_close(rough.logits, exact.logits, rtol=0.1, atol=0.2)
 
 
 @pytest.mark.parametrize("direction", ["text_to_image", "image_to_text", "both"])
