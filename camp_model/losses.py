@@ -131,7 +131,7 @@ def gate_bce(
         """Mean log-likelihood [2, P] of open and of closed gates."""
         images, captions = batch.images.take(image_rows), batch.captions.take(caption_rows)
         logits, real = model.each_gate_logit(images, captions, PAIRS)
-        logits = (logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits) / temperature
+        logits = logits / temperature
         of_words = torch.stack([logsigmoid(logits), logsigmoid(-logits)]) * real
         return of_words.sum(-1) / real.sum(-1).clamp(min=1)
 
@@ -254,8 +254,7 @@ class EncodedBatch:
         scores = [matched.logits, matched.similarity]
         if self.gated:
             scores.append(self.model.mean_gate_logits(images, captions, matched, layout))
-        stacked = torch.stack(scores)
-        return stacked.float() if stacked.dtype in (torch.float16, torch.bfloat16) else stacked
+        return torch.stack(scores)
 
     def _saving(self, run: Callable[..., Tensor], image_rows: Tensor, caption_rows: Tensor) -> Tensor:
         """`run(image_rows, caption_rows)`; with micro-batches its activations are computed again going backward."""

@@ -21,7 +21,8 @@ class Received:
     attention: Tensor
     """[..., L, M], each region's weights over words or each word's over regions."""
     gate_logits: Tensor | None = None
-    """[..., L], before the sigmoid; mean over d where gates are elementwise; None without gates."""
+    """[..., L], before the sigmoid, in float32 or wider; mean over d where gates are elementwise; None without
+    gates."""
     gates: Tensor | None = None
     """[..., L], mean over d where gates are elementwise."""
     evidence: Tensor | None = None
@@ -133,7 +134,8 @@ class Matcher(nn.Module, ABC):
         """Gate logits of a pair's words, or of its regions where words receive no messages, and which are real.
 
         Returns:
-            [..., N] or [..., R], and a bool mask that broadcasts to it; leading dimensions as the layout says.
+            [..., N] or [..., R], in float32 or wider, and a bool mask that broadcasts to it; leading dimensions as the
+            layout says.
 
         Raises:
             ValueError: there are no gates.

@@ -10,6 +10,7 @@ from torch.nn.functional import logsigmoid
 from camp_model import CampConfig
 from camp_model.all_negatives import all_negatives_bce, all_negatives_triplet
 from camp_model.losses import (
+    gate_bce,
     hardest_negative_bce,
     mine_hardest,
     triplet_loss,
@@ -169,6 +170,19 @@ def test_mixed_precision_keeps_a_float32_loss(make_batch, loss, switches):
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, exact, rtol=0.1, atol=0.1)
     assert all(gradient.isfinite().all() for gradient in gradients(batch, value).values())
+
+
+@pytest.mark.parametrize("switches", [{}, {"hops": 2}, {"gate": "elementwise"}, {"message_passing": "text_to_image"}])
+def test_mixed_precision_keeps_a_float32_loss_of_gates(make_batch, switches):
+    batch = batch_of(make_batch, CampConfig(**SIZES, **switches))
+    batch.model.float()
+    batch.features = batch.features.float()
+    exact, rough = (torch.Generator().manual_seed(1) for _ in range(2))
+    expected = gate_bce(batch.model, *batch.encode(), INDEX, generator=exact)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = gate_bce(batch.model, *batch.encode(), INDEX, generator=rough)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, expected, rtol=0.1, atol=0.1)
 
 
 @pytest.mark.parametrize("micro_batch", [0, 7])
