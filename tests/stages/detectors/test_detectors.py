@@ -232,19 +232,19 @@ def test_real_photographs_and_the_boxes_people_drew(extractor: RegionExtractor, 
 
 
 def test_selection_is_fixed_or_adaptive_and_suppresses_within_a_class() -> None:
-    boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 9.5], [20, 20, 30, 30], [40, 40, 50, 50]]).float()
-    scores = torch.tensor([0.9, 0.8, 0.7, 0.3, 0.1])
-    classes = torch.tensor([0, 0, 1, 1, 2])
+    corners = [[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 9.5], [20, 20, 30, 30], [40, 40, 50, 50], [0, 0, 9, 10]]
+    boxes, scores = torch.tensor(corners).float(), torch.tensor([0.9, 0.8, 0.7, 0.25, 0.1, 0.85])
+    classes = torch.tensor([0, 0, 1, 1, 2, 0])
 
     def kept(low: int, high: int) -> list[int]:
-        params = RegionsParams(per_image=high, min_per_image=low, min_score=0.2)
+        params = RegionsParams(per_image=high, min_per_image=low, min_score=0.25)
         return select(boxes, scores, classes, params, 0.5).tolist()
 
-    assert kept(1, 5) == [0, 2, 3], "box 1 is of box 0's class, box 4 is not confident"
+    assert kept(1, 6) == [0, 2, 3], "boxes 1 and 5 are of box 0's class, box 4 is not confident"
     assert kept(1, 2) == [0, 2]
-    assert kept(4, 5) == [0, 2, 3, 4]
-    assert kept(5, 5) == [0, 1, 2, 3, 4], "what NMS suppressed fills up, most confident first"
-    assert kept(9, 9) == [0, 1, 2, 3, 4], "never more than there are"
+    assert kept(4, 6) == [0, 2, 3, 4]
+    assert kept(5, 5) == [0, 5, 2, 3, 4], "the best that NMS suppressed fills up, in its place by confidence"
+    assert kept(9, 9) == [0, 5, 1, 2, 3, 4], "never more than there are"
 
 
 def test_given_boxes_of_a_dataset_are_made_fit() -> None:
