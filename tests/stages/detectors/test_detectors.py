@@ -252,6 +252,8 @@ def test_given_boxes_of_a_dataset_are_made_fit() -> None:
     assert given_boxes(boxes, 100, 80, 9).tolist() == [[0, 0, 20, 20], [0, 0, 100, 80], [10, 10, 15, 15]]
     assert given_boxes(boxes, 100, 80, 2).tolist() == [[0, 0, 20, 20], [0, 0, 100, 80]], "the largest, in their order"
     assert given_boxes(np.zeros((0, 4)), 100, 80, 2).tolist() == [[0, 0, 100, 80]]
+    thin = np.array([[50, 50, 51, 60], [99.5, 0, 120, 80]], dtype=np.float32)
+    assert given_boxes(thin, 100, 80, 2).tolist() == [[50, 50, 51, 60]], "a pixel is enough, once clipped"
 
 
 def test_geometry_is_the_box_as_shares_of_the_image(extractor: RegionExtractor, pictures: list[np.ndarray]) -> None:
