@@ -95,6 +95,29 @@ def test_boxes_of_the_upright_frame_stay_and_half_turns_follow_the_quarter_turns
     )
 
 
+def test_where_quarter_turns_contradict_one_another_a_half_turn_brings_no_boxes(tmp_path: Path) -> None:
+    for number, orientation in ((1, 6), (2, 6), (3, 3)):
+        turned(tmp_path / f"images/{number}.png", orientation, number)
+    stated = {1: (WIDTH, HEIGHT), 2: (HEIGHT, WIDTH), 3: (WIDTH, HEIGHT)}
+    images = [{"id": n, "file_name": f"{n}.png", "width": w, "height": h} for n, (w, h) in stated.items()]
+    out = prepare(tmp_path, images, {1: BOX, 2: (1, 2, 3, 4), 3: BOX})
+    assert boxes_of(out).keys() == {"1", "2"}
+    (row,) = pq.read_table(out / "rejected.parquet").to_pylist()
+    assert row["what"] == "boxes" and "images[3]" in row["where"]
+
+
+def test_a_turned_square_contradicts_nothing(tmp_path: Path) -> None:
+    """Its sides do not tell which frame it is in, but those of another picture do."""
+    turned(tmp_path / "images/1.png", 6, 1, (36, 36))
+    turned(tmp_path / "images/2.png", 6, 2)
+    stored = turned(tmp_path / "images/3.png", 3, 3)
+    stated = {1: (36, 36), 2: (HEIGHT, WIDTH), 3: (WIDTH, HEIGHT)}
+    images = [{"id": n, "file_name": f"{n}.png", "width": w, "height": h} for n, (w, h) in stated.items()]
+    assert boxes_of(prepare(tmp_path, images, {3: tuple(stored)})) == {"3": stored}
+    images[1] |= {"width": WIDTH, "height": HEIGHT}
+    assert boxes_of(prepare(tmp_path, images, {3: BOX})) == {"3": stored}
+
+
 def test_boxes_of_a_shrunk_picture_are_scaled_and_of_a_cut_one_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -153,15 +176,16 @@ def test_boxes_of_no_stated_frame_that_reach_beyond_the_picture_are_refused(tmp_
 
 def test_boxes_that_reach_beyond_a_picture_of_the_stated_size_are_refused(tmp_path: Path) -> None:
     """As corners do that are read as left, top, width and height; less than two pixels are rounding."""
-    images = [{"id": n, "file_name": f"{n}.png", "width": WIDTH, "height": HEIGHT} for n in (1, 2, 3)]
-    for number in (1, 2, 3):
+    images = [{"id": n, "file_name": f"{n}.png", "width": WIDTH, "height": HEIGHT} for n in (1, 2, 3, 4)]
+    for number in (1, 2, 3, 4):
         turned(tmp_path / f"images/{number}.png", 1, number)
     corners = (30, 20, 30 + 50, 20 + 30)
     rounded = (-0.9, -0.4, WIDTH + 1.9, HEIGHT + 0.6)
-    out = prepare(tmp_path, images, {1: BOX, 2: corners, 3: rounded})
+    out = prepare(tmp_path, images, {1: BOX, 2: corners, 3: rounded, 4: (5, -2.1, 20, 20)})
     assert list(boxes_of(out)) == ["1", "3"]
-    (row,) = pq.read_table(out / "rejected.parquet").to_pylist()
-    assert row["what"] == "boxes" and row["reason"] == "the boxes reach beyond the picture of 60 x 36 pixels"
+    for row in (rejected := pq.read_table(out / "rejected.parquet").to_pylist()):
+        assert row["what"] == "boxes" and row["reason"] == "the boxes reach beyond the picture of 60 x 36 pixels"
+    assert len(rejected) == 2
 
 
 def test_a_negative_box_is_set_aside_and_an_empty_one_counted(
@@ -191,6 +215,13 @@ def test_a_picture_with_damaged_exif_is_listed_and_rejected_by_extraction(tmp_pa
     out = prepare(tmp_path, [{"id": 1, "file_name": "1.jpg", "width": WIDTH, "height": HEIGHT}], {1: BOX})
     row = next(row for row in pq.read_table(out / "images.parquet").to_pylist() if row["image_id"] == "1")
     assert (row["width"], row["height"]) in {(WIDTH, HEIGHT), (0, 0)} and row["sha256"]
+
+
+def test_a_picture_whose_size_cannot_be_read_keeps_its_boxes_and_those_behind_it_are_turned(tmp_path: Path) -> None:
+    expected = turned(tmp_path / "images/2.png", 6, 2)
+    (tmp_path / "images/1.png").write_bytes(b"no picture")
+    images = [{"id": n, "file_name": f"{n}.png", "width": WIDTH, "height": HEIGHT} for n in (1, 2)]
+    assert boxes_of(prepare(tmp_path, images, {1: BOX, 2: BOX})) == {"1": list(BOX), "2": expected}
 
 
 def test_a_box_that_is_none_is_set_aside(tmp_path: Path) -> None:
