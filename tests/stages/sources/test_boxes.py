@@ -188,20 +188,31 @@ def test_boxes_that_reach_beyond_a_picture_of_the_stated_size_are_refused(tmp_pa
     assert len(rejected) == 2
 
 
+def test_captions_and_boxes_behind_those_of_an_unusable_record_are_read(tmp_path: Path) -> None:
+    for number in (2, 3):
+        turned(tmp_path / f"images/{number}.png", 1, number)
+    images = [{"id": 1, "width": WIDTH}, {"id": 2, "file_name": "2.png"}]
+    images.append({"id": 3, "file_name": "3.png", "width": 2 * WIDTH})  # half a size says nothing
+    out = prepare(tmp_path, images, dict.fromkeys((1, 2, 3), BOX))
+    assert boxes_of(out) == {"2": list(BOX), "3": list(BOX)}
+    assert {"2", "3"} < set(pq.read_table(out / "captions.parquet")["image_id"].to_pylist())
+    assert [row["what"] for row in pq.read_table(out / "rejected.parquet").to_pylist()] == ["image"]
+
+
 def test_a_negative_box_is_set_aside_and_an_empty_one_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images = [{"id": n, "file_name": f"{n}.png", "width": WIDTH, "height": HEIGHT} for n in (1, 2, 3, 4)]
-    for number in (1, 2, 3, 4):
+    images = [{"id": n, "file_name": f"{n}.png", "width": WIDTH, "height": HEIGHT} for n in (1, 2, 3, 4, 5)]
+    for number in (1, 2, 3, 4, 5):
         turned(tmp_path / f"images/{number}.png", 1, number)
-    boxes = {1: (30, 20, 20, 10), 2: (5, 5, 5, 9), 3: BOX, 4: (5, 9, 9, 5)}
+    boxes = {1: (30, 20, 20, 10), 2: (5, 5, 5, 9), 3: BOX, 4: (5, 9, 9, 5), 5: (5, 9, 9, 9)}
     out = prepare(tmp_path, images, boxes)
     assert boxes_of(out) == {"3": list(BOX)}
     rows = pq.read_table(out / "rejected.parquet").to_pylist()
     assert [row["what"] for row in rows] == ["box", "box"]
     assert rows[0]["where"].endswith("annotations[0].bbox")
     assert rows[0]["reason"] == "[30, 20, -10, -10] is less than nothing; expected left, top, width and height"
-    assert "instances.json: 1 boxes without an area are left out" in capsys.readouterr().out
+    assert "instances.json: 2 boxes without an area are left out" in capsys.readouterr().out
     with pytest.raises(InputError, match="2 of 3 box records are rejected"):
         prepare(tmp_path, images, boxes, max_rejected_share=0.5)
 
