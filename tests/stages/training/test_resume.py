@@ -193,6 +193,18 @@ def test_a_file_that_another_training_replaces_meanwhile_is_no_error(tmp_path):
     assert used.is_dir()
 
 
+def test_a_training_keeps_its_own_state_however_old_and_reads_none_of_a_key_that_begins_alike(tmp_path):
+    model = torch.nn.Linear(2, 1)
+    state = model, torch.optim.AdamW(model.parameters()), torch.GradScaler("cpu", enabled=False)
+    own, other = (Resume(tmp_path, "a" * 16 + rest * 48) for rest in "ab")
+    own.save(Progress(step=3), *state)
+    long_ago = time.time() - (UNUSED_DAYS + 1) * 24 * 3600
+    for path in (own.state, own.folder):
+        os.utime(path, (long_ago, long_ago))
+    own.remove_unused()
+    assert own.load(*state).step == 3 and own.folder == other.folder and other.load(*state) is None
+
+
 def test_a_killed_experiment_goes_on_in_another_workspace(make_job, params):
     """Its own workspace goes with it; the state lies in the main one."""
     settings = params(**(EVERYTHING | {"epochs": 12}))
