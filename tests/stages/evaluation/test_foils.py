@@ -134,15 +134,15 @@ def test_percentages_of_foils_by_hand():
         "candidates": [2, 4, 4, 2, 2, 5],
     }
     others = {name: [""] * 6 for name in ("image_id", "caption", "foil")} | {
-        "caption_id": [1] * 6, "word": ["red", "red", "blue", "red", "red", "two"],
-        "foil_word": ["blue", "blue", "red", "blue", "blue", "three"],
+        "caption_id": [1] * 6, "word": ["red", "red", "blue", "blue", "red", "two"],
+        "foil_word": ["blue", "blue", "red", "red", "blue", "three"],
     }  # fmt: skip
     table = pa.table(columns | others).select(FOIL_SCHEMA.names).cast(FOIL_SCHEMA)
     found = foil_metrics(table)
     assert list(found) == ["colour", "count", "all"]
     assert found["colour"] == pytest.approx({
-        "foils": 5, "true_first": 60.0, "true_first_balanced": 37.5, "guilty_by_score": 60.0,
-        "guilty_by_gate": 20.0, "chance": 40.0, "foils_balanced": 3,  # (4/4 + 1)^2 / (4/16 + 1)
+        "foils": 5, "true_first": 60.0, "true_first_balanced": 700 / 12, "guilty_by_score": 60.0,
+        "guilty_by_gate": 20.0, "chance": 40.0, "foils_balanced": 5,  # (3 * 2/3 + 2)^2 / (3 * 4/9 + 2)
     })  # fmt: skip
     assert found["count"] == {
         "foils": 1, "true_first": 100.0, "true_first_balanced": None, "guilty_by_score": 100.0, "guilty_by_gate": 0.0,
@@ -178,6 +178,7 @@ def test_scores_are_those_of_each_pair_alone(small):
     store = RegionStore(small.regions)
     known = set(word_ids(load_words(small.token_tables / "lexicon.json"), vocabulary))
     assert len(rows) == metrics["test"]["all"]["foils"] > 80
+    assert len({(row["caption_id"], row["foil"]) for row in rows}) == len(rows), "none twice"
 
     def score(image_id, ids):
         features, mask = store.features([store.row_of(image_id)])
