@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 from torch.utils.checkpoint import checkpoint
 
+from camp_model.matchers.matching import at_least_float32
 from camp_model.matchers.prepared import PAIRS, TILES, Layout, Prepared
 from camp_model.model import CAMP
 from camp_model.negatives import drawn_negatives, hardest, mine_hardest, negative_pairs
@@ -131,7 +132,7 @@ def gate_bce(
         """Mean log-likelihood [2, P] of open and of closed gates."""
         images, captions = batch.images.take(image_rows), batch.captions.take(caption_rows)
         logits, real = model.each_gate_logit(images, captions, PAIRS)
-        logits = logits / temperature
+        logits = at_least_float32(logits) / temperature
         of_words = torch.stack([logsigmoid(logits), logsigmoid(-logits)]) * real
         return of_words.sum(-1) / real.sum(-1).clamp(min=1)
 
@@ -254,7 +255,7 @@ class EncodedBatch:
         scores = [matched.logits, matched.similarity]
         if self.gated:
             scores.append(self.model.mean_gate_logits(images, captions, matched, layout))
-        return torch.stack(scores)
+        return at_least_float32(torch.stack(scores))
 
     def _saving(self, run: Callable[..., Tensor], image_rows: Tensor, caption_rows: Tensor) -> Tensor:
         """`run(image_rows, caption_rows)`; with micro-batches its activations are computed again going backward."""
