@@ -12,7 +12,7 @@ def take_rows(values: Tensor, rows: Tensor) -> Tensor:
     """
     if not values.requires_grad:
         return values[rows]
-    return embedding(rows, values.reshape(len(values), -1)).view(-1, *values.shape[1:])
+    return embedding(rows, values[:, None].flatten(1)).view(len(rows), *values.shape[1:])
 
 
 def moved(values: Tensor, device: torch.device) -> Tensor:

@@ -26,7 +26,7 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("shape", [(5,), (5, 3), (5, 3, 2)])
+@pytest.mark.parametrize("shape", [(5,), (5, 3), (5, 3, 2), (5, 0, 2)])
 def test_rows_and_their_gradient_are_those_of_indexing(shape: tuple[int, ...]) -> None:
     values, rows = torch.randn(shape, dtype=torch.float64, requires_grad=True), torch.tensor([4, 0, 4, 4, 2])
     taken = take_rows(values, rows)
