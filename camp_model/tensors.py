@@ -6,13 +6,13 @@ from torch.nn.functional import embedding
 
 
 def take_rows(values: Tensor, rows: Tensor) -> Tensor:
-    """`values[rows]`, [B, ...] and [K] -> [K, ...], with a gradient that is the same each time.
+    """`values[rows]`, [B, ...] at int [...] -> [..., ...], with a gradient that is the same each time.
 
     Several threads add up that of `values[rows]` in whatever order they come, and take longer.
     """
     if not values.requires_grad:
         return values[rows]
-    return embedding(rows, values[:, None].flatten(1)).view(len(rows), *values.shape[1:])
+    return embedding(rows, values[:, None].flatten(1)).view(rows.shape + values.shape[1:])
 
 
 def moved(values: Tensor, device: torch.device) -> Tensor:

@@ -44,7 +44,7 @@ PEERS: dict[str, Variant] = {
     "scan": Variant("SCAN, text to image", {"model.matcher": "scan"}),
     "scan-image-to-text": Variant("SCAN, image to text", {"model.matcher": "scan",
                                                           "model.scan_direction": "image_to_text"}),
-    # Stuck on hardest negatives from the first step; every pair of val takes as long as an epoch.
+    # The hardest negatives at once teach it nothing: they come over two epochs. All pairs of val take an epoch's time.
     "sgraf": Variant("SGRAF", {"model.matcher": "sgraf", "train.curriculum_steps": 470, "train.validation_share": 0.2}),
 }  # fmt: skip
 """Changes to the joint embedding; all but itself with the ranking loss, which they are published with."""

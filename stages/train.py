@@ -72,7 +72,7 @@ def train(
     data = data_hashes(paths.regions, paths.captions, foils=params.train.foil_weight > 0)
     model = new_model(params.model, params.train, vocabulary, info.region_dim, info.geometry, info.detector).to(device)
     key, task = training_key(params.model, params.train, data, len(splits["train"]), processes.count, device)
-    resume = Resume(paths.work, key, task)
+    resume = Resume(paths.work, key, "" if processes.rank else task)  # told of once
     with contextlib.ExitStack() as held:
         if not processes.rank:
             held.enter_context(hold_outputs(f"train-{resume.folder.name}", paths.work.parent / "locks"))

@@ -224,8 +224,8 @@ class TransformerEncoder(TextEncoder):
         places = counts.cumsum(1) - counts
         pieces = torch.arange(int(counts.max()), device=words.device)  # [P]
         real = pieces < counts[..., None]  # [C, N, P]
-        # Looked up once: a GPU is waited for each time.
-        rows, *_ = chosen = real.nonzero(as_tuple=True)
+        chosen = real.nonzero(as_tuple=True)  # a mask as an index waits for a GPU each time that it is used
+        rows = chosen[0]
         at = (places[..., None] + pieces)[chosen]
         totals = counts.sum(1)
         ids = words.new_zeros(len(words), int(totals.max()))

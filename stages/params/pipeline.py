@@ -88,11 +88,11 @@ def check_compared(path: Path = PARAMS, pipeline: Path = Path("dvc.yaml")) -> No
     if not pipeline.is_file():
         return
     values, defaults = document.read(path), Params().to_dict()
-    stages = document.read(pipeline).get("stages", {}).values()
-    keys = dict.fromkeys(key for stage in stages for key in stage.get("params", ()) if isinstance(key, str))
-    lacking = [key for key in keys if not _at(values, key)]
+    stages = (document.read(pipeline).get("stages") or {}).values()
+    keys = dict.fromkeys(key for stage in stages for key in (stage or {}).get("params") or () if isinstance(key, str))
+    lacking = [key for key in keys if _at(defaults, key) and not _at(values, key)]
     if lacking:
-        expected = ", ".join(f"{key}: {json.dumps(next(iter(_at(defaults, key)), None))}" for key in lacking)
+        expected = ", ".join(f"{key}: {json.dumps(_at(defaults, key)[0])}" for key in lacking)
         raise InputError(
             f"{path}: lacks {', '.join(lacking)}, without which DVC runs no stage that reads it; expected, such as the "
             f"defaults, {expected}"

@@ -8,8 +8,9 @@ A column `split` says where an image belongs. Without it a hash of the picture d
 
 import csv
 import io
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,22 +22,26 @@ from stages.contracts import read_text
 from stages.errors import InputError, shown
 from stages.params.dataset import SPLITS, DatasetParams
 from stages.sources.base import BadRecord, Source, SourceCaption, SourceImage, image_ids, join, split_named
+from stages.sources.checks import is_unicode
 from stages.workspace import named_path
 
 COLUMNS, OPTIONAL = ("image", "caption"), ("split", "group")
-ALSO = {
-    "image_name": "image", "comment": "caption", "file_name": "image", "filename": "image", "filepath": "image",
+FLICKR30K = {"image_name": "image", "comment": "caption"}
+"""What the CSV of Flickr30K that goes around calls the columns."""
+ALSO = FLICKR30K | {
+    "file_name": "image", "filename": "image", "filepath": "image",
     "text": "caption", "captions": "caption", "title": "caption",
 }  # fmt: skip
-"""What Flickr30K's CSV, image folders of Hugging Face (metadata.csv or .jsonl) and OpenCLIP call the columns."""
+"""What image folders of Hugging Face (metadata.csv or .jsonl) and OpenCLIP call them; the names above go first."""
+_LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType)
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 """What may stand between the cells of a CSV: Excel writes semicolons where numbers have decimal commas."""
 
 
-def _meant(name: str) -> str:
+def _meant(name: str, also: Mapping[str, str]) -> str:
     """The column that a name of a file's header means."""
     plain = name.strip().strip('"').strip().lower()
-    return ALSO.get(plain, plain)
+    return also.get(plain, plain)
 
 
 def _check_columns(file: Path, names: Sequence[str], delimited: str = "") -> dict[str, str]:
@@ -45,7 +50,9 @@ def _check_columns(file: Path, names: Sequence[str], delimited: str = "") -> dic
     for column in (*COLUMNS, *OPTIONAL):
         # The very name goes before others that only look like it.
         plain = [name for name in names if name.strip().lower() == column]
-        same = [name for name in names if name == column] or plain or [n for n in names if _meant(n) == column]
+        same = [name for name in names if name == column] or plain
+        for also in (FLICKR30K, ALSO):
+            same = same or [name for name in names if _meant(name, also) == column]
         if len(same) != 1 and (column in COLUMNS or same):
             header = ", ".join(str(name)[:40] for name in names[:12])
             raise InputError(
@@ -63,8 +70,8 @@ _Cells = list[Any] | str | None
 
 def _delimiter(header: str) -> str:
     """What stands between the cells of a CSV: that which divides its header into the columns, or else a comma."""
-    for delimiter in DELIMITERS:
-        if {_meant(name) for name in header.split(delimiter)} >= set(COLUMNS):
+    for also, delimiter in itertools.product((FLICKR30K, ALSO), DELIMITERS):
+        if {_meant(name, also) for name in header.split(delimiter)} >= set(COLUMNS):
             return delimiter
     return ","
 
@@ -125,9 +132,6 @@ def _records(reader: Any, file: Path) -> list[tuple[int, list[str]]]:
             'with them, and those inside it to be doubled: """Hello"" says the dog"'
         ) from None
     return records
-
-
-_LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType)
 
 
 def _texts(column: pa.ChunkedArray) -> list[Any]:
@@ -225,7 +229,7 @@ def _row(columns: list[str], cells: list[Any], where: str) -> _Row:
         values["group"] = str(int(group))  # numbers of products; with gaps, pandas writes them as floats
     for column, cell in values.items():
         empty = column == "group" and (cell is None or cell == "")
-        if not empty and (not isinstance(cell, str) or not cell.strip()):
+        if not empty and (not isinstance(cell, str) or not cell.strip() or not is_unicode(cell)):
             raise BadRecord(where, f"column {column!r} holds {shown(cell)}; expected a text")
     split, group = (str(values.get(name) or "").strip() for name in OPTIONAL)
     split = split_named(split)

@@ -76,7 +76,7 @@ def run_key(values: dict[str, Any]) -> str:
 class Resume:
     """The place of one training's state, `folder`/<key>; states of other keys are left alone.
 
-    `task` is a hash of what the key is of, but for the code: another state of the same is told of.
+    `task`: a hash of all that the key is of but the code; a state of the same task under another key is told of.
     """
 
     def __init__(self, folder: Path, key: str, task: str = "") -> None:
@@ -154,7 +154,9 @@ class Resume:
         return progress
 
     def _tell_of_other_code(self) -> None:
-        """Say that this training was begun, by code of before an update: it would else start anew without a word."""
+        """Say that code of before an update has begun this training: it would else start anew without a word."""
+        if not self.task:
+            return
         for state in self.folder.parent.glob("*/state.safetensors"):
             try:
                 with safe_open(state, framework="pt") as file:
@@ -162,10 +164,10 @@ class Resume:
                 step = json.loads(metadata["progress"])["step"]
             except (OSError, ValueError, KeyError, TypeError, SafetensorError):
                 continue  # damaged, or just replaced or removed by its own training
-            if self.task and metadata.get("task") == self.task:
+            if metadata.get("task") == self.task:
                 print(
-                    f"{state.parent}: this training as far as step {step:,}, by other code or another torch; it starts "
-                    "anew here, and goes on there with what it was begun with"
+                    f"{state.parent}: other code or another torch has begun this training, as far as step {step:,}; it "
+                    "starts anew, and that state stays for what began it"
                 )
 
     def best(self, epoch: int) -> Path:

@@ -1,12 +1,14 @@
 """With several threads, too, a training step is the same each time, to the bit."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from camp_model import CAMP, CampConfig
 from camp_model.encoders import length_mask
+from camp_model.losses import EncodedBatch
 from camp_model.tensors import take_rows
 from stages.device import Precision
 from stages.params.train import TrainParams
@@ -27,8 +29,9 @@ def threads() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("shape", [(5,), (5, 3), (5, 3, 2), (5, 0, 2)])
-def test_rows_and_their_gradient_are_those_of_indexing(shape: tuple[int, ...]) -> None:
-    values, rows = torch.randn(shape, dtype=torch.float64, requires_grad=True), torch.tensor([4, 0, 4, 4, 2])
+@pytest.mark.parametrize("chosen", [[4, 0, 4, 4, 2], [[4, 0], [4, 2]], [[1], [1]], [[]], 3])
+def test_rows_and_their_gradient_are_those_of_indexing(shape: tuple[int, ...], chosen: Any) -> None:
+    values, rows = torch.randn(shape, dtype=torch.float64, requires_grad=True), torch.tensor(chosen, dtype=torch.long)
     taken = take_rows(values, rows)
     weights = torch.randn_like(taken)
     (gradient,) = torch.autograd.grad((taken * weights).sum(), values)
@@ -71,3 +74,21 @@ def test_a_step_repeats_itself(switches: dict[str, object], training: dict[str, 
     for _ in range(7):
         again = gradients()
         assert all(a is b if b is None else torch.equal(a, b) for a, b in zip(again, first, strict=True))
+
+
+@pytest.mark.parametrize("pooling", ["attention", "mlp", "mean", "gpo"])
+@pytest.mark.parametrize("passing", ["both", "text_to_image", "none"])
+def test_all_pairs_have_the_scores_with_gradients_that_they_have_without(pooling: str, passing: str) -> None:
+    torch.manual_seed(0)
+    config = CampConfig(vocab_size=9, region_dim=4, word_dim=3, dim=8, pooling=pooling, message_passing=passing)
+    model = CAMP(config)
+    regions, words = torch.randn(6, 5, 8), torch.randn(6, 4, 8)
+    masks = length_mask(torch.tensor([5, 2, 3, 1, 5, 4]), 5), length_mask(torch.tensor([4, 1, 3, 2, 2, 4]), 4)
+    options = {"caption_index": torch.arange(6)}
+
+    def scores() -> torch.Tensor:
+        return EncodedBatch(model, regions, masks[0], words, masks[1], torch.arange(6), **options).all_scores()[0]
+
+    with torch.no_grad():
+        expected = scores()
+    torch.testing.assert_close(scores().detach(), expected)

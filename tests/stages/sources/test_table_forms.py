@@ -69,6 +69,7 @@ def test_json_lines_are_read(tmp_path: Path) -> None:
         '"a text"',
         {"file_name": "4.jpg", "split": "test"},
         {"file_name": {"path": "5.jpg"}, "text": "a cow", "split": "test"},
+        '{"file_name": "6.jpg", "text": "a cow", "split": "\\ud83d"}',
     ]
     write_lines(tmp_path / "metadata.jsonl", records)
     source = read(tmp_path, "metadata.jsonl")
@@ -82,6 +83,7 @@ def test_json_lines_are_read(tmp_path: Path) -> None:
         f"{name}: holds 'a text' at line 6",
         f"{name}: row 7: column 'caption' holds None",
         f"{name}: row 8: column 'image' holds {{'path': '5.jpg'}}",
+        f"{name}: row 9: column 'split' holds '\\ud83d'",
     ]
 
 
@@ -96,6 +98,14 @@ def test_json_lines_without_the_columns_are_refused(tmp_path: Path, records: lis
 def test_the_names_that_others_give_the_columns(tmp_path: Path, header: str) -> None:
     delimiter = next(sign for sign in ",;\t" if sign in header)
     (tmp_path / "t.csv").write_text(f"{header}\n1.jpg{delimiter}a dog\n", encoding="utf-8")
+    assert texts(read(tmp_path, "t.csv")) == [("1", "a dog")]
+
+
+@pytest.mark.parametrize(
+    "header", ["image_name,comment,title", "image,comment,text", "image_name,caption,filepath", "Image,Caption,Title"]
+)
+def test_names_that_were_read_before_go_first(tmp_path: Path, header: str) -> None:
+    (tmp_path / "t.csv").write_text(f"{header}\n1.jpg,a dog,other\n", encoding="utf-8")
     assert texts(read(tmp_path, "t.csv")) == [("1", "a dog")]
 
 

@@ -119,7 +119,7 @@ def test_a_training_that_other_code_has_begun_is_told_of(make_data, params, run_
     for task, said in ((of_code, True), ("b" * 64, False)):
         resume = Resume(paths.work, "a" * 64, task)  # the key that other code makes of the same training
         assert resume.load(*untrained(paths, params(**EVERYTHING))) is None
-        assert ("this training as far as step 4, by other code" in capsys.readouterr().out) == said
+        assert ("begun this training, as far as step 4; it starts anew" in capsys.readouterr().out) == said
 
 
 @pytest.mark.parametrize("change", [{"micro_batch": 4}, {"device": "auto"}, {"processes": 2}, {"machines": 2}])
