@@ -171,7 +171,7 @@ def escape_by_folder_link(root: Path) -> None:
         (table(ROWS.replace(",val", ",extra")), r"captions\.csv: row 3: split 'extra' is not one of train, val, test"),
         (table(ROWS.replace(",val", ",train")), r"the split val holds no image"),
         (table(ROWS.replace("a cat", "")), r"captions\.csv: row 3: column 'caption'"),
-        (table("image,text\n1.jpg,x\n"), r"captions\.csv: column 'caption'"),
+        (table("image,words\n1.jpg,x\n"), r"captions\.csv: column 'caption'"),
         (remove("captions.csv"), r"captions\.csv: no such file"),
     ],
 )
