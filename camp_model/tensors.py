@@ -5,12 +5,12 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 
-def take_rows(values: Tensor, rows: Tensor) -> Tensor:
+def take_rows(values: Tensor, rows: Tensor | slice) -> Tensor:
     """`values[rows]`, [B, ...] at int [...] -> [..., ...], with a gradient that is the same each time.
 
     Several threads add up that of `values[rows]` in whatever order they come, and take longer.
     """
-    if not values.requires_grad:
+    if isinstance(rows, slice) or not values.requires_grad:
         return values[rows]
     return embedding(rows, values[:, None].flatten(1)).view(rows.shape + values.shape[1:])
 

@@ -99,8 +99,6 @@ class Prepared:
 
     def take(self, rows: Tensor | slice) -> "Prepared":
         """The chosen images or captions."""
-        if isinstance(rows, slice):
-            return self._map(lambda value, _: value[rows])
         return self._map(lambda value, _: take_rows(value, rows))
 
     def contiguous(self) -> "Prepared":

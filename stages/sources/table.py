@@ -49,9 +49,8 @@ def _check_columns(file: Path, names: Sequence[str], delimited: str = "") -> dic
     found = {}
     for column in (*COLUMNS, *OPTIONAL):
         # The very name goes before others that only look like it.
-        plain = [name for name in names if name.strip().lower() == column]
-        same = [name for name in names if name == column] or plain
-        for also in (FLICKR30K, ALSO):
+        same = [name for name in names if name == column]
+        for also in ({}, FLICKR30K, ALSO):
             same = same or [name for name in names if _meant(name, also) == column]
         if len(same) != 1 and (column in COLUMNS or same):
             header = ", ".join(str(name)[:40] for name in names[:12])
