@@ -8,6 +8,7 @@ Shapes: B images of a batch, C channels of a map, h and w its places, n regions 
 the channels of the last map and of the earlier ones that are asked for.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from torchvision.ops import roi_align
 
 from camp_model.regions import ImageRegions
 from stages.detectors.base import Description, NetworkInput
+from stages.detectors.folding import fold_norms
 from stages.detectors.grid import cell_boxes, cell_shares
 from stages.detectors.timm_weights import build, check_architecture, load_network, packaged
 from stages.detectors.weights import fit, load_saved, save_state
@@ -62,14 +64,14 @@ def as_map(output: Any, network: Any, size: tuple[int, int]) -> torch.Tensor:
     raise ValueError(f"gives {form} for an input of {list(size)}, which is no map of {channels} features or patches")
 
 
-def all_maps(network: Any, images: torch.Tensor, earlier: Sequence[int], size: tuple[int, int]) -> list[torch.Tensor]:
-    """The network's last map and some earlier ones of normalised images [B, 3, H, W].
+def outputs(network: Any, images: torch.Tensor, earlier: Sequence[int]) -> tuple[Any, dict[int, torch.Tensor]]:
+    """What the network's body gives for normalised images [B, 3, H, W], and some earlier maps of it by their index.
 
     Raises:
-        ValueError: as `as_map`, or it has no such earlier map.
+        ValueError: it has no such earlier map.
     """
     if not earlier:
-        return [as_map(network.forward_features(images), network, size)]
+        return network.forward_features(images), {}
     if not hasattr(network, "forward_intermediates"):
         raise ValueError("gives no earlier maps")
     count = len(network.feature_info)
@@ -77,8 +79,17 @@ def all_maps(network: Any, images: torch.Tensor, earlier: Sequence[int], size: t
         raise ValueError(f"has {count} maps, counted from 0, but detector.timm.earlier_maps asks for {max(earlier)}")
     indices = sorted({*earlier, count - 1})  # with the last, for some networks stop behind the largest
     last, maps = network.forward_intermediates(images, indices=indices, output_fmt="NCHW")
-    by_index = dict(zip(indices, maps, strict=True))
-    return [as_map(last, network, size), *(by_index[index] for index in earlier)]
+    return last, dict(zip(indices, maps, strict=True))
+
+
+def all_maps(network: Any, images: torch.Tensor, earlier: Sequence[int], size: tuple[int, int]) -> list[torch.Tensor]:
+    """The network's last map and some earlier ones of normalised images [B, 3, H, W].
+
+    Raises:
+        ValueError: as `as_map`, or as `outputs`.
+    """
+    last, maps = outputs(network, images, earlier)
+    return [as_map(last, network, size), *(maps[index] for index in earlier)]
 
 
 def _check_patches(network: Any, size: tuple[int, int]) -> None:
@@ -134,10 +145,11 @@ class TimmExtractor:
         self.attributes = description.attributes
         self.params = params
         self.device = torch.device(device)
-        # Channels last: a third quicker through convolutions, on a CPU too.
-        self.network = network.to(self.device, memory_format=torch.channels_last).eval()
         self.size: tuple[int, int] = tuple(description.config["input_size"])
         self.earlier: list[int] = list(description.config["earlier_maps"])
+        fold_norms(network.eval(), functools.partial(outputs, earlier=self.earlier))
+        # Channels last: a third quicker through convolutions, on a CPU too.
+        self.network = network.to(self.device, memory_format=torch.channels_last)
         self.resampling = RESAMPLING[description.config["interpolation"]]
         self.mean, self.std = (
             torch.tensor(description.config[name], dtype=torch.float32, device=self.device)[:, None, None]

@@ -13,12 +13,11 @@ from PIL import Image
 from torch.nn.functional import adaptive_avg_pool2d
 from torchvision.ops import roi_align
 
-from stages.detectors import timm
 from stages.detectors.base import Description, extract, load_detector
 from stages.detectors.grid import cell_boxes, cell_shares
 from stages.errors import InputError
 from stages.params.regions import RegionsParams
-from tests.stages.detectors.timm_detectors import GRID, detector, loaded, picture, shipped
+from tests.stages.detectors.timm_detectors import GRID, detector, loaded, own_network, picture, shipped
 
 __all__ = ["shipped"]  # a fixture
 FAMILIES = {
@@ -36,9 +35,10 @@ FAMILIES = {
 """Model -> side of its input: a class token, two, none, tokens, maps of either layout."""
 
 
-def own_map(extractor: timm.TimmExtractor, image: np.ndarray) -> torch.Tensor:
+def own_map(folder: Path, image: np.ndarray) -> torch.Tensor:
     """timm's own answer, [C, h, w]: its transform without the crop, its forward, its own way to a map."""
-    config, network = extractor.description.config, extractor.network
+    description, network = Description.load(folder), own_network(folder)
+    config = description.config
     transform = library.data.create_transform(
         (3, *config["input_size"]), mean=config["mean"], std=config["std"], interpolation=config["interpolation"],
         crop_pct=1.0, crop_mode="squash",
@@ -54,7 +54,7 @@ def own_map(extractor: timm.TimmExtractor, image: np.ndarray) -> torch.Tensor:
             if maps.shape[1:] == tokens.shape:
                 torch.testing.assert_close(tokens, maps[0], atol=1e-5, rtol=1e-4)
             return tokens
-    nhwc = "swin" in extractor.description.architecture
+    nhwc = "swin" in description.architecture
     return output[0].permute(2, 0, 1) if nhwc else output[0]
 
 
@@ -63,7 +63,7 @@ def test_cells_are_means_of_timms_own_map(architecture: str, tmp_path: Path) -> 
     description = detector(tmp_path, architecture, image_size=FAMILIES[architecture])
     extractor, image = loaded(tmp_path), picture(200, 120)
     (regions,) = extract(extractor, [image])
-    wanted = own_map(extractor, image)
+    wanted = own_map(tmp_path, image)
     channels, height, width = wanted.shape
     assert description.region_dim == channels == regions.features.shape[1]
     cells = [wanted.mean(dim=(1, 2))]
@@ -93,7 +93,7 @@ def test_earlier_maps_stand_behind_the_last_one(architecture: str, tmp_path: Pat
     pixels = extractor.prepare(image).pixels[None]
     images = (pixels / 255 - extractor.mean) / extractor.std
     with torch.inference_mode():
-        maps = extractor.network.forward_intermediates(
+        maps = own_network(tmp_path / "more").forward_intermediates(
             images, indices=[1, 2], intermediates_only=True, output_fmt="NCHW"
         )
     wanted = [last.features]
@@ -145,7 +145,7 @@ def test_given_boxes_are_what_roi_align_says(tmp_path: Path) -> None:
     extractor, image = loaded(tmp_path, GRID.replace(boxes="given")), picture(200, 120)
     boxes = np.array([[0, 0, 200, 120], [10, 20, 90, 100], [150, 5, 199, 60]], np.float32)
     (regions,) = extract(extractor, [image], [boxes])
-    wanted = own_map(extractor, image)
+    wanted = own_map(tmp_path, image)
     scaled = torch.from_numpy(boxes * np.array([96 / 200, 96 / 120] * 2, np.float32))
     aligned = roi_align(wanted[None], [scaled], 7, spatial_scale=3 / 96, aligned=True).mean(dim=(2, 3))
     np.testing.assert_allclose(regions.features, aligned.numpy(), atol=1e-4 * float(aligned.abs().max()))

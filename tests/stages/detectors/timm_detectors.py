@@ -1,13 +1,16 @@
 """Detectors of timm, and a picture, for the tests of their features and of their weights."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from stages.detectors import timm
 from stages.detectors.base import Description, load_detector
+from stages.detectors.timm_weights import build
 from stages.params.detector import TIMM_ARCHITECTURE, TIMM_WEIGHTS, DetectorParams
 from stages.params.regions import RegionsParams
 
@@ -32,6 +35,14 @@ def loaded(folder: Path, params: RegionsParams = GRID) -> timm.TimmExtractor:
     extractor = load_detector(folder, params)
     assert isinstance(extractor, timm.TimmExtractor)
     return extractor
+
+
+def own_network(folder: Path) -> Any:
+    """The network as timm has it, with the weights that train_detector has kept."""
+    description = Description.load(folder)
+    network = build(description.architecture, description.config["num_classes"], description.config["image_size"])
+    network.load_state_dict(load_file(folder / "weights.safetensors"))
+    return network
 
 
 def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
