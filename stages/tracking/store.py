@@ -2,10 +2,12 @@
 
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
+from urllib.request import url2pathname
 
 from filelock import FileLock
 
@@ -97,12 +99,12 @@ def experiment_id(client: "MlflowClient", root: Path, name: str) -> str:
     """The id of the experiment `name`, created where there is none.
 
     Raises:
-        InputError: it is deleted.
+        InputError: it is deleted, or the folder of a local store was moved: MLflow would make the old one anew.
     """
     experiment = client.get_experiment_by_name(name)
+    remote = "://" in client.tracking_uri and not client.tracking_uri.startswith("sqlite:")
     if experiment is None:
         # A server knows where its artifacts go; beside the local file they are ours to place.
-        remote = "://" in client.tracking_uri and not client.tracking_uri.startswith("sqlite:")
         place = None if remote else _artifacts(root)
         created: str = client.create_experiment(name, artifact_location=place, tags=TRAININGS)
         show(client, created)
@@ -112,6 +114,13 @@ def experiment_id(client: "MlflowClient", root: Path, name: str) -> str:
             f"the experiment {name!r} is deleted there: "
             f"`MLFLOW_TRACKING_URI={without_password(client.tracking_uri)} mlflow experiments "
             f"restore -x {experiment.experiment_id}` brings it back, or name another one in MLFLOW_EXPERIMENT_NAME"
+        )
+    where = urlsplit(experiment.artifact_location)
+    old = Path(url2pathname(where.path)).parent
+    if not remote and where.scheme == "file" and not old.exists():
+        raise InputError(
+            f"{_file(client.tracking_uri)}: the files of the experiment {name!r} belong in {old}, which was moved or "
+            f"removed; `ln -s {shlex.quote(str(root))} {shlex.quote(str(old))}` leads there, or move it back"
         )
     return str(experiment.experiment_id)
 

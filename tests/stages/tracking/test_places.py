@@ -36,6 +36,26 @@ def test_a_workspace_below_any_name(root, beside, capsys):
     assert MlflowClient(local_uri(root)).list_artifacts(late.info.run_id, "plots")[0].path == "plots/curve.csv"
 
 
+def test_runs_of_a_moved_workspace_wait_until_their_files_have_a_place(root, tmp_path, monkeypatch):
+    """MLflow knows places from their roots: it would make the old folder anew, and put the files of runs there."""
+    with track("train", {}):
+        pass
+    assert sync(root) == (1, [])
+    moved = root.rename(tmp_path / "it's moved")
+    monkeypatch.chdir(moved)
+    Path("curve.csv").write_text("step\n")
+    with track("train", {}) as run:
+        run.log_artifact("curve.csv", "plots")
+    delivered, (problem,) = sync(moved)
+    assert delivered == 0 and not root.exists()
+    assert f"mlflow.db: the files of the experiment 'camp' belong in {root}" in problem
+    link = problem[problem.index("`ln") + 1 : problem.index("` leads")]
+    subprocess.run(link, shell=True, check=True)
+    assert sync(moved) == (1, [])
+    assert run_of(moved, run.run_id).info.status == "FINISHED"
+    assert len(list((moved / "mlartifacts").rglob("plots/curve.csv"))) == 1
+
+
 HOMELESS = """
 import os, pwd
 os.environ.pop("HOME", None)
