@@ -56,15 +56,19 @@ def test_seeds_that_disagree_widen_the_interval():
     assert shaky[2] - shaky[1] > steady[2] - steady[1]
 
 
-@pytest.mark.parametrize(("differences", "quantile"), [([5.0, 9.0], 12.706), ([1.0, 2.0, 6.0], 4.303)])
-def test_where_all_images_are_alike_the_interval_is_students(differences, quantile):
-    """By the t table at 97.5 %, for one and for two degrees of freedom."""
-    same, count = np.zeros(4), np.ones(4)
+@pytest.mark.parametrize("images", [4, 512, 1000])
+@pytest.mark.parametrize(
+    ("differences", "quantile"),
+    [([5.0, 9.0], 12.706), ([1.0, 2.0, 6.0], 4.303), ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 9.0], 2.365)],
+)
+def test_where_all_images_are_alike_the_interval_is_students(differences, quantile, images):
+    """By the t table at 97.5 %, for one, two and seven degrees of freedom."""
+    same, count = np.zeros(images), np.ones(images)
     models = [ImageHits(same + difference / 100, same, count) for difference in differences]
     others = [ImageHits(same, same, count)] * len(models)
-    mean, low, high = rsum_difference(models, others, draws=100_000)
+    mean, low, high = rsum_difference(models, others)
     half = quantile * np.std(differences, ddof=1) / np.sqrt(len(differences))
-    assert (mean, low, high) == pytest.approx((np.mean(differences), mean - half, mean + half), rel=0.05)
+    assert (mean, low, high) == pytest.approx((np.mean(differences), mean - half, mean + half), rel=0.04)
     assert rsum_difference(models[:1], others[:1]) == pytest.approx((differences[0],) * 3), "one seed has no deviation"
 
 
