@@ -58,7 +58,8 @@ def measure_foils(
     """Score foils and their captions against the captions' own pictures; a table of FOIL_SCHEMA.
 
     The word held responsible is one of the foil's words that the lexicon has. By score: the word whose replacement by
-    <unk> raises the foil's logit the most. By gate: the word whose gate, in the first model, is the lowest.
+    <unk> raises the foil's logit the most. By gate: the word whose gate, in the first model, is the lowest. Of equal
+    ones it is one that was not changed: a tie counts against the model.
 
     Args:
         chosen: rows of `foils`.
@@ -98,8 +99,10 @@ def _case(split: Fold, foils: Foils, foil: int, row_of: Mapping[int, int], known
     """Positions that could be held responsible; the caption, the foil, and the foil without each of them."""
     caption_id = int(foils.captions.caption_ids[foil])
     own = foils.captions.batch([foil])[0][0].tolist()
-    candidates = [position for position, word in enumerate(own) if word in known]
-    if caption_id not in row_of or foils.positions[foil] not in candidates:
+    changed = foils.positions[foil]
+    # The changed word last, so that of equal ones another is the first.
+    candidates = sorted((at for at, word in enumerate(own) if word in known), key=lambda at: (at == changed, at))
+    if caption_id not in row_of or changed not in candidates:
         what = f"caption {caption_id}" if caption_id not in row_of else f"the word {foils.foil_words[foil]!r}"
         raise InputError(
             f"{foils.captions.path}: {what}: is not in {split.captions.path.name} or lexicon.json beside it; expected "

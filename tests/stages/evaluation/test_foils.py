@@ -108,6 +108,8 @@ def test_the_guilty_word_is_that_whose_loss_raises_the_score_most_and_that_with_
     assert (row["guilty_by_score"], row["guilty_by_gate"], row["candidates"]) == (3, 3, 3)
     (row,) = measured(small, Additive(values, gates, gate="none"), [foil], lexicon).to_pylist()
     assert row["guilty_by_gate"] is None and row["guilty_by_score"] == 1
+    (row,) = measured(small, Additive({}, {}), [foil], lexicon).to_pylist()
+    assert (row["guilty_by_score"], row["guilty_by_gate"]) == (2, 2), "a tie counts against the model"
     # Two models: m is averaged, and the gates are the first one's.
     other = Additive({ids["red"]: 1.0}, {ids["blue"]: 0.0})
     (row,) = measured(small, [Additive(values, gates), other], [foil], lexicon).to_pylist()
