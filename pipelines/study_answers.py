@@ -107,9 +107,12 @@ def beliefs(outcomes: Outcomes, differences: Mapping[str, Difference], study: St
     told = mean_gate(outcomes.get("published-gates", ()), "gate_auc", 3)
     if told:
         means = [mean_gate(outcomes["published-gates"], f"gate_{kind}_mean", 3) for kind in ("positive", "negative")]
+        seeds = outcomes["published-gates"]
+        shut = sum((outcome.gates["gate_auc"] or 0) < 0.5 for outcome in seeds)
+        less = f"; with {shut} of {len(seeds)} seeds they open less where the caption is true" if shut else ""
         lines.append(
-            f"- Gates without supervision need not open where the caption is true: their mean is {means[0]} on "
-            f"matching pairs and {means[1]} on random ones, AUC {told}."
+            f"- Gates without supervision have a mean of {means[0]} on matching pairs and of {means[1]} on random "
+            f"ones, AUC {told}{less}."
         )
     if "counts" in differences:
         count, relation = (

@@ -71,6 +71,25 @@ def test_what_hardly_learnt_is_below_a_tenth_of_everything_or_half_of_the_best(r
     assert line.endswith(" rsum: the interval holds 0" + (said or ".") + "\n")
 
 
+@pytest.mark.parametrize(
+    ("areas", "less"),
+    [
+        ([0.96, 0.95], "."),
+        ([0.5, 0.9], "."),
+        ([0.49, 0.9], "; with 1 of 2 seeds they open less where the caption is true."),
+        ([0.02], "; with 1 of 1 seeds they open less where the caption is true."),
+    ],
+)
+def test_unsupervised_gates_are_only_said_to_open_less_where_they_do(areas, less):
+    means = {"gate_positive_mean": 0.951, "gate_negative_mean": 0.46}
+    gated = [outcome(4, **means, gate_auc=area) for area in areas]
+    outcomes = {"full": [outcome(4)] * len(areas), "published-gates": gated}
+    said = beliefs(outcomes, compare(outcomes), study_of(outcomes))[1].splitlines()[-1]
+    assert said.startswith("- Gates without supervision have a mean of 0.951") and "of 0.460" in said
+    deviation = f" ± {np.std(areas, ddof=1):.3f}" if len(areas) > 1 else ""
+    assert said.endswith(f"on random ones, AUC {np.mean(areas):.3f}{deviation}{less}")
+
+
 @pytest.mark.parametrize("lacks", [("counts", "count"), ("counts", "relation"), ("full", "count")])
 def test_counts_and_places_are_only_spoken_of_where_both_kinds_of_foils_were_asked(lacks):
     shares = {kind: {"true_first_balanced": 55.0} for kind in ("count", "relation")}
