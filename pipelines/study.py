@@ -39,10 +39,13 @@ class Difference:
     low: float
     high: float
 
+    def __neg__(self) -> "Difference":
+        return Difference(-self.mean, -self.high, -self.low)
+
     @property
     def verdict(self) -> str:
-        """What the interval allows to say of the full model."""
-        return "better" if self.low > 0 else "worse" if self.high < 0 else "no difference found"
+        """What the interval, as it is printed, allows to say of the full model."""
+        return "better" if round(self.low, 1) > 0 else "worse" if round(self.high, 1) < 0 else "no difference found"
 
 
 def commit_of(experiment: str) -> str | None:

@@ -90,7 +90,7 @@ def title(differences: Mapping[str, Difference]) -> str:
 
 
 def beliefs(outcomes: Outcomes, differences: Mapping[str, Difference], study: StudyInput) -> list[str]:
-    """What each part of the model is worth, the nearest peer, unsupervised gates, and what counts and places tell."""
+    """What each part of the model is worth, the best peer, unsupervised gates, and what counts and places tell."""
     lines = [
         f"- {claim} {_worth(differences[row])}{_but(row, outcomes)}." for row, claim in BELIEFS if row in differences
     ]
@@ -99,10 +99,10 @@ def beliefs(outcomes: Outcomes, differences: Mapping[str, Difference], study: St
         lines.append(f"- Gates without supervision, where a joint embedding teaches the encoders, are worth {worth}.")
     peers = [row for row in PEERS if row in differences]
     if peers:
-        nearest = min(peers, key=lambda row: differences[row].mean)
+        best = min(peers, key=lambda row: differences[row].mean)
         lines.append(
-            f"- Of other people's models on the same features, *{study.labels[nearest]}* comes nearest: the full model "
-            f"is {_say(differences[nearest])}."
+            f"- Of other people's models, those under question 1, *{study.labels[best]}* has the highest rsum: the "
+            f"full model is {_say(differences[best])}."
         )
     told = mean_gate(outcomes.get("published-gates", ()), "gate_auc", 3)
     if told:
@@ -169,7 +169,8 @@ def answers(outcomes: Outcomes, differences: Mapping[str, Difference], study: St
 def _say(difference: Difference) -> str:
     if difference.verdict == "no difference found":
         return f"not told apart ({interval(difference)} rsum)"
-    return f"{difference.verdict} by {interval(difference)} rsum"
+    amount = -difference if difference.verdict == "worse" else difference
+    return f"{difference.verdict} by {interval(amount)} rsum"
 
 
 def _suppression(outcomes: Outcomes, study: StudyInput, names: Sequence[str]) -> list[str]:
@@ -200,4 +201,4 @@ def cell(values: Sequence[float | None], digits: int = 1) -> str:
 
 
 def interval(difference: Difference) -> str:
-    return f"{difference.mean:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]"
+    return f"{difference.mean:+z.1f} [{difference.low:+z.1f}, {difference.high:+z.1f}]"  # z: no -0.0

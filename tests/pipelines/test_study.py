@@ -59,14 +59,14 @@ def test_what_is_believed_is_what_the_intervals_allow(tmp_path):
         "- Gates of a trained model, against the same held open, are ",
         "- Supervision of the gates is worth -30.0 [-75.0, +0.0] rsum",
         "- A learnt score, against a cosine, is worth +0.0 [+0.0, +0.",
-        "- Of other people's models on the same features, *baseline: ",
+        "- Of other people's models, those under question 1, *baselin",
         "- Gates without supervision have a mean of 0.100 ± 0.000 on ",
     ]
     assert said[0].endswith(" (1 of 2 seeds without it hardly learnt, the best reached 480.0).")
     assert "*without messages* (1 of 2 seeds)." in text
     assert said[2].endswith("worth +510.0 [+435.0, +570.0] rsum.") and "tested* (2 of" not in text  # it was not trained
     assert said[4].endswith("rsum: the interval holds 0.")
-    assert "*baseline: SCAN, text to image* comes nearest: the full model is better by +120.0 [" in said[5]
+    assert "*baseline: SCAN, text to image* has the highest rsum: the full model is better by +120.0 [" in said[5]
     assert "and of 0.400 ± 0.000 on random ones, AUC 0.020 ± 0.000; with 2 of 2 seeds they" in said[6]
     assert "| model | count | count, balanced | all |" in text
     assert "| without gates | 82.0 ± 0.0 | 50.0 ± 0.0 | 82.0 ± 0.0 |" in text

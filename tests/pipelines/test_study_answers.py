@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from pipelines.study import Difference, compare, hits_of, spread
-from pipelines.study_answers import StudyInput, answers, beliefs, hardly_learnt, title
+from pipelines.study_answers import StudyInput, _say, answers, beliefs, hardly_learnt, title
 from tests.pipelines.test_study import outcome
 
 ALIKE = Difference(0.0, -1.0, 1.0)
@@ -29,6 +29,30 @@ def study_of(outcomes):
 )
 def test_a_page_is_named_after_the_questions_that_its_rows_answer(rows, said):
     assert title(dict.fromkeys(rows, ALIKE)) == said
+
+
+@pytest.mark.parametrize(
+    ("difference", "said"),
+    [
+        (Difference(3.0, 0.06, 6.0), "better by +3.0 [+0.1, +6.0] rsum"),
+        (Difference(-3.0, -6.0, -0.5), "worse by +3.0 [+0.5, +6.0] rsum"),
+        # The page says that an interval which holds 0 tells nothing apart, and its reader sees what is printed.
+        (Difference(3.0, 0.04, 6.0), "not told apart (+3.0 [+0.0, +6.0] rsum)"),
+        (Difference(-3.0, -6.0, -0.04), "not told apart (-3.0 [-6.0, +0.0] rsum)"),
+        (Difference(-0.04, -3.1, 3.0), "not told apart (+0.0 [-3.1, +3.0] rsum)"),
+    ],
+)
+def test_what_is_said_of_a_difference_is_what_its_printed_interval_allows(difference, said):
+    assert _say(difference) == said
+
+
+def test_the_best_peer_is_named_where_several_are_better():
+    outcomes = {"full": [outcome(8)], "scan": [outcome(2)], "joint-embedding": [outcome(7)]}
+    differences = {"scan": Difference(-90.0, -120.0, -60.0), "joint-embedding": Difference(-15.0, -40.0, 10.0)}
+    assert (
+        "*SCAN* has the highest rsum: the full model is worse by +90.0 [+60.0, +120.0] rsum."
+        in beliefs(outcomes, differences, study_of(outcomes))[1]
+    )
 
 
 def test_each_question_is_answered_by_its_own_rows():
