@@ -66,7 +66,7 @@ def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference],
         table(_recall_rows(outcomes, differences, study)),
         "The difference is the full model minus the row, on the same images, with its 95 % interval, a bootstrap over "
         f"images{' and a t distribution over seeds' if len(study.seeds) > 1 else ''}: where it holds 0, no difference "
-        "was found.\n",
+        "was found. Each interval is for itself: of twenty, one misses the true difference by chance.\n",
         *_hardly_begun(outcomes, study),
         *([page.remarks] if page.remarks else []),
         *beliefs(outcomes, differences, study),

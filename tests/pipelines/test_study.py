@@ -79,6 +79,7 @@ def test_one_seed_has_no_spread(tmp_path):
     text = (tmp_path / "study.md").read_text()
     assert "±" not in text and "| full model | 540.0 | 90.0 | 90.0 |" in text
     assert "one training seed (0)" in text and "interval, a bootstrap over images: " in text
+    assert "of twenty, one misses the true difference by chance." in text
 
 
 def test_a_seed_is_not_set_for_every_row():
