@@ -65,8 +65,8 @@ def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference],
         f"![Difference in rsum to the full model]({path.stem}-differences.svg)\n",
         table(_recall_rows(outcomes, differences, study)),
         "The difference is the full model minus the row, on the same images, with its 95 % interval, a bootstrap over "
-        f"images{' and a t distribution over seeds' if len(study.seeds) > 1 else ''}: where it holds 0, no difference "
-        "was found. Each interval is for itself: of twenty, one misses the true difference by chance.\n",
+        f"images{_over_seeds(outcomes)}: where it holds 0, no difference was found. Each interval is for itself: of "
+        "twenty, one misses the true difference by chance.\n",
         *_hardly_begun(outcomes, study),
         *([page.remarks] if page.remarks else []),
         *beliefs(outcomes, differences, study),
@@ -103,6 +103,14 @@ def _seeds(study: StudyInput) -> str:
     if len(study.seeds) == 1:
         return f"one training seed ({study.seeds[0]}), without a deviation"
     return f"mean and standard deviation over {len(study.seeds)} training seeds ({', '.join(map(str, study.seeds))})"
+
+
+def _over_seeds(outcomes: Outcomes) -> str:
+    """What the intervals say of seeds; those of a row with one seed say nothing."""
+    counts = {len(of_variant) for name, of_variant in outcomes.items() if name != "full"} or {1}
+    if counts == {1}:
+        return " alone, which says nothing of other seeds"
+    return f" and{', where a row has several seeds,' if 1 in counts else ''} a t distribution over seeds"
 
 
 def _further_seeds(outcomes: Outcomes, study: StudyInput) -> str:

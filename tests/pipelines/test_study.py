@@ -78,8 +78,24 @@ def test_one_seed_has_no_spread(tmp_path):
     write_document(tmp_path / "study.md", outcomes, study)
     text = (tmp_path / "study.md").read_text()
     assert "±" not in text and "| full model | 540.0 | 90.0 | 90.0 |" in text
-    assert "one training seed (0)" in text and "interval, a bootstrap over images: " in text
+    assert "one training seed (0)" in text
+    assert "interval, a bootstrap over images alone, which says nothing of other seeds: " in text
     assert "of twenty, one misses the true difference by chance." in text
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        (1, "images and, where a row has several seeds, a t distribution over seeds: "),
+        (2, "images and a t distribution over seeds: "),
+    ],
+)
+def test_the_page_says_which_intervals_know_of_seeds(tmp_path, seeds, said):
+    """Of rows with further seeds there are several even where the others have one."""
+    outcomes = {"full": [outcome(4)] * 3, "mlp-ranking": [outcome(8)] * 3, "no-gates": [outcome(8)] * seeds}
+    study = StudyInput({n: STUDY[n].label for n in outcomes}, [*range(seeds)], {}, "made up", "0", None, None)
+    write_document(tmp_path / "study.md", outcomes, study)
+    assert f"interval, a bootstrap over {said}" in (tmp_path / "study.md").read_text()
 
 
 def test_a_seed_is_not_set_for_every_row():
