@@ -54,6 +54,6 @@ def rates_markdown(rated: Rated, labels: Mapping[str, str], seed: int) -> str:
     return (
         "## Each row's own learning rate\n\n"
         f"Seed {seed} again with other learning rates: validation rsum with each multiple of the one above, and the "
-        "test rsum of the best on validation. The interval is over images alone, for there is one seed.\n\n"
-        + table(rows)
+        "test rsum of the best on validation. The interval is over images alone, for there is one seed. Where the best "
+        "is an end of what was tried, one beyond it may be better.\n\n" + table(rows)
     )

@@ -171,7 +171,7 @@ def test_each_row_is_trained_with_multiples_of_its_own_learning_rate_and_the_bes
         "scan": {1.0: replace(outcome(2), val_rsum=300.0), 2.0: replace(outcome(10), val_rsum=310.0)},
     }
     text = rates_markdown(rated, {name: STUDY[name].label for name in rated}, 0)
-    assert "| full model | 560.0 | 550.0 | x 1 | 540.0 |  |" in text
+    assert "| full model | 560.0 | 550.0 | x 1 | 540.0 |  |" in text and "an end of what was tried, one beyond" in text
     assert "| baseline: SCAN, text to image | 300.0 | 310.0 | x 2 | 450.0 | +90.0 [" in text
 
 
