@@ -26,7 +26,8 @@ from stages.cost import resident_bytes
 from stages.detectors import DETECTORS
 from stages.detectors.base import Description, NetworkInput, RegionExtractor, load_detector
 from stages.detectors.images import read_image
-from stages.detectors.timm import TimmExtractor, outputs
+from stages.detectors.timm import TimmExtractor
+from stages.detectors.timm_maps import outputs
 from stages.detectors.timm_weights import build
 from stages.extract_regions import extract_regions
 from stages.extraction.filling import devices, extract_missing

@@ -15,7 +15,7 @@ from torch import nn
 
 from stages.detectors.base import Description, extract
 from stages.detectors.folding import fold_norms
-from stages.detectors.timm import outputs
+from stages.detectors.timm_maps import outputs
 from stages.detectors.weights import save_state
 from tests.stages.detectors.timm_detectors import detector, loaded, own_network, picture
 
