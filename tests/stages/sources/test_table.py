@@ -81,7 +81,7 @@ def test_table_wrong_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"captions\.csv: no such file; dataset\.table\.file"):
         read(tmp_path)
     with pytest.raises(
-        InputError, match=r"captions\.xlsx: dataset\.table\.file must end in \.csv, \.tsv, \.txt, \.parquet"
+        InputError, match=r"captions\.xlsx: dataset\.table\.file must end in \.csv, \.tsv, \.txt, \.token, \.parquet"
     ):
         read(tmp_path, file="captions.xlsx")
     (tmp_path / "captions.csv").write_bytes(b"image,caption,split\n1.jpg,\xff\xfe,val\n")

@@ -59,6 +59,29 @@ def test_lists_of_something_else_are_refused(tmp_path: Path, caption: list[Any])
         read(tmp_path, "t.parquet")
 
 
+@pytest.mark.parametrize("name", ["Flickr8k.token.txt", "results_20130124.token"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_token_files_of_flickr_are_read(tmp_path: Path, name: str, end: str) -> None:
+    lines = [
+        '1.jpg#0\t"A dog , 3 # 4 , runs .',
+        "2_b#c.jpg#1\tA cat\tor two .",
+        "3.jpg.1#0\tA cow .",
+        "",
+        "4.jpg#x\tNo number .",
+        "4.jpg A caption without a tab .",
+        "1.jpg#1\t",
+    ]
+    (tmp_path / name).write_bytes(end.join(lines).encode())
+    source = read(tmp_path, name)
+    assert texts(source) == [("1", '"A dog , 3 # 4 , runs .'), ("2_b#c", "A cat\tor two ."), ("3.jpg", "A cow .")]
+    file, expected = str(tmp_path / name), "expected image#number, a tab and a caption"
+    assert [(rejected.where, rejected.reason) for rejected in source.rejected] == [
+        (file, f"holds '4.jpg#x\\tNo number .' at line 5; {expected}"),
+        (file, f"holds '4.jpg A caption without a tab .' at line 6; {expected}"),
+        (f"{file}: row 7", "column 'caption' holds ''; expected a text"),
+    ]
+
+
 def test_json_lines_are_read(tmp_path: Path) -> None:
     records = [
         {"file_name": "1.jpg", "text": "a dog\u2028runs", "split": "train", "width": 3},
