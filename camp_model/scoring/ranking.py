@@ -192,7 +192,7 @@ class _ImageQueries:
         self.count = torch.zeros(images, dtype=torch.int64, device=estimates.device)
         self.close: list[tuple[Tensor, Tensor, Tensor]] = []
         """Positions of images, scores near their best own one, and how many captions have that score."""
-        self.held = 0
+        self.held, self.room = 0, CLOSE_HELD
 
     def add(self, image_rows: Tensor, logits: Tensor, own: Tensor, right: Tensor) -> None:
         """Take the scores [i, c] of some images with some captions.
@@ -211,15 +211,24 @@ class _ImageQueries:
             images, scores = image_rows[close[:, 0]], logits[close[:, 0], close[:, 1]]
             self.close.append((images, scores, torch.ones_like(images)))
             self.held += len(close)
-            if self.held > CLOSE_HELD and scores.dtype != torch.float64:
+            if self.held > self.room and scores.dtype != torch.float64:
                 self._compact()
+                # As many again may come: where nearly all stay, each addition would else go through all of them.
+                self.room = max(CLOSE_HELD, 2 * self.held)
 
     def _compact(self) -> None:
-        """Forget scores below the best own one so far, and hold equal scores of an image once, with their number: a
-        model that gives every pair the same score would otherwise have all pairs held."""
+        """Forget scores below the best own one so far and, where many are left, hold equal scores of an image once,
+        with their number: a model that gives every pair the same score would otherwise have all pairs held."""
+        self.close = [
+            (images[above], scores[above], counts[above])
+            for images, scores, counts in self.close
+            for above in (scores >= self.best[images],)
+        ]
+        self.held = sum(len(images) for images, *_ in self.close)
+        if self.held <= CLOSE_HELD // 2:
+            return
         images, scores, counts = (torch.cat(values) for values in zip(*self.close, strict=True))
-        above = scores >= self.best[images]
-        images, scores, counts = images[above], scores[above], counts[above]
+        self.close = []
         keys, where = torch.unique((images << 32) + _ordered(scores), return_inverse=True)
         merged = torch.zeros_like(keys).index_add_(0, where, counts)
         one = torch.empty_like(keys).scatter_(0, where, torch.arange(len(where), device=keys.device))

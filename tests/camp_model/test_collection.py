@@ -166,6 +166,25 @@ def test_a_model_that_scores_all_alike_is_ranked_without_holding_all_pairs(monke
     assert held and max(held) <= 2 * 30, "two scores of each image"
 
 
+def test_scores_that_are_all_close_and_all_different_are_gone_through_a_few_times_not_with_each_addition(monkeypatch):
+    monkeypatch.setattr(ranking, "CLOSE_HELD", 100)
+    seen = []
+    compact = ranking._ImageQueries._compact
+
+    def compacted(self):
+        seen.append(self.held)
+        compact(self)
+
+    monkeypatch.setattr(ranking._ImageQueries, "_compact", compacted)
+    owner = torch.arange(30).repeat_interleave(20)
+    levels = 1e-6 * torch.rand(30, 600, generator=torch.Generator().manual_seed(0))
+    levels[owner, torch.arange(600)] *= 0.1
+    blocks = [(torch.arange(30), columns, levels[:, columns]) for columns in torch.arange(600).split(10)]
+    ranked = rank_blocks(blocks, levels[owner, torch.arange(600)], 30, owner, 3)
+    assert ranked.i2t_ranks.tolist() == i2t_ranks(levels, owner).tolist()
+    assert seen and sum(seen) <= 3 * levels.numel(), "of each addition all would be 30 times as many"
+
+
 def test_own_scores_may_be_as_coarse_as_the_numbers_that_models_compute_in():
     generator = torch.Generator().manual_seed(0)
     scores, owner = 20 + 4 * torch.randn(40, 200, generator=generator), torch.arange(40).repeat_interleave(5)
