@@ -16,7 +16,7 @@ from stages.entry import read_params, stage_main
 from stages.errors import InputError
 from stages.foils.lexicon import choose_lexicon
 from stages.foils.rows import foil_rows
-from stages.foils.table import write_foils
+from stages.foils.table import foil_table, write_foils
 from stages.foils.words import KINDS, save_words
 from stages.params.captions import CaptionsParams
 from stages.params.dataset import SPLITS
@@ -61,7 +61,10 @@ def tokenize_captions(params: CaptionsParams, dataset: Path, rejected: Path, out
     vocabulary = vocabulary or build_vocabulary(params, words["train"])
     lexicon = choose_lexicon(params.lexicon, tokenize)
     foiled = [split for split in SPLITS if split != "train" or params.train_foils]
-    foils = {split: foil_rows(params, lexicon, vocabulary, dataset, splits[split], words[split]) for split in foiled}
+    foils = {
+        split: foil_table(foil_rows(params, lexicon, vocabulary, dataset, splits[split], words[split]))
+        for split in foiled
+    }
     out.mkdir(parents=True, exist_ok=True)
     for split, part in splits.items():
         tokens = [encode(vocabulary, caption, params) for caption in words[split]]
@@ -71,10 +74,10 @@ def tokenize_captions(params: CaptionsParams, dataset: Path, rejected: Path, out
         print_summary(split, vocabulary, words[split], params, equal)
     vocabulary.save(out / "vocabulary.json")
     save_words(lexicon.words, out / "lexicon.json")
-    for split, rows in foils.items():
-        write_foils(out / f"foils_{split}.parquet", rows)
-        count = Counter(row["kind"] for row in rows)
-        print(f"{split}: {len(rows)} foils ({', '.join(f'{kind} {count[kind]}' for kind in KINDS)})")
+    for split, table in foils.items():
+        write_foils(out / f"foils_{split}.parquet", table)
+        count = Counter(table["kind"].to_pylist())
+        print(f"{split}: {len(table)} foils ({', '.join(f'{kind} {count[kind]}' for kind in KINDS)})")
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """The foils of a split's captions, as rows of the table of foils."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ def foil_rows(
     dataset: Path,
     part: pa.Table,
     words: Sequence[list[str]],
-) -> list[dict[str, Any]]:
-    """The rows of a split's table of foils.
+) -> Iterator[dict[str, Any]]:
+    """The rows of a split's table of foils, made as they are asked for.
 
     Args:
         dataset: the folder that prepare_dataset writes, for what is known of the pictures.
@@ -38,15 +38,13 @@ def foil_rows(
         facts = scene_facts(dataset / "scenes.parquet", images, texts)
     else:
         facts = photograph_facts(lexicon, images, words, dataset / "boxes.parquet")
-    rows = []
     captions = zip(ids, images, texts, words, facts, strict=True)
     shown = tqdm(captions, "foils", len(ids), unit="caption", delay=5, mininterval=2, dynamic_ncols=True)
     for caption_id, image_id, text, caption, known in shown:
         for foil in foils_of(caption_id, text, caption[: params.max_words], known, lexicon, vocabulary):
             tokens = encode(vocabulary, foil.words, params)
-            rows.append(
-                {"caption_id": caption_id, "image_id": image_id, "text": foil.text, "tokens": tokens,
-                 "length": len(tokens), "kind": foil.kind, "position": foil.position + params.start_end,
-                 "word": foil.word, "foil_word": foil.foil_word}
-            )  # fmt: skip
-    return rows
+            yield {
+                "caption_id": caption_id, "image_id": image_id, "text": foil.text, "tokens": tokens,
+                "length": len(tokens), "kind": foil.kind, "position": foil.position + params.start_end,
+                "word": foil.word, "foil_word": foil.foil_word,
+            }  # fmt: skip

@@ -1,7 +1,8 @@
 """The table of foils: one Parquet file per split, a row per foil."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ _MORE = (
 )
 SCHEMA = pa.schema([*CAPTION_SCHEMA, *_MORE], CAPTION_SCHEMA.metadata)
 """A caption table whose texts and tokens are those of the foils, with four more columns; a caption may come often."""
+AT_ONCE = 10_000
+"""Rows that become a part of a table together."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,17 @@ class Foils:
         return len(self.captions)
 
 
-def write_foils(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write one split's foils, rows of SCHEMA; the file appears whole or not at all."""
-    write_table(path, pa.Table.from_pylist(list(rows), SCHEMA))
+def foil_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Rows of SCHEMA as a table; never more than AT_ONCE of them are held, for a row takes many times its bytes."""
+    rows, tables = iter(rows), [SCHEMA.empty_table()]
+    while some := list(islice(rows, AT_ONCE)):
+        tables.append(pa.Table.from_pylist(some, SCHEMA))
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def write_foils(path: Path, foils: pa.Table) -> None:
+    """Write one split's foils, a `foil_table`; the file appears whole or not at all."""
+    write_table(path, foils)
 
 
 def read_foils(path: Path) -> Foils:

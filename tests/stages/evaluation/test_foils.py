@@ -24,7 +24,7 @@ from stages.evaluate import evaluate
 from stages.evaluation.foils import choose_foils, foil_metrics, measure_foils
 from stages.evaluation.folds import read_split
 from stages.evaluation.tables import FOIL_SCHEMA
-from stages.foils.table import read_foils, write_foils
+from stages.foils.table import foil_table, read_foils, write_foils
 from stages.foils.words import KINDS, load_words, word_ids
 from stages.params.evaluate import EvaluateParams
 
@@ -78,12 +78,12 @@ def measured(small, model, rows, lexicon):
     split = read_split("test", small.token_tables, store)
     owner = {caption_id: image_id for caption_id, image_id, _ in small.captions}
     path = small.token_tables / "foils_test.parquet"
-    write_foils(path, [
+    write_foils(path, foil_table(
         {"caption_id": c, "image_id": owner.get(c, small.images[0]), "text": text,
          "tokens": vocabulary.encode(text.split()), "length": len(text.split()), "kind": kind, "position": at,
          "word": word, "foil_word": foil_word}
         for c, kind, text, at, word, foil_word in rows
-    ])  # fmt: skip
+    ))  # fmt: skip
     foils = read_foils(path)
     ids = vocabulary.encode(lexicon)
     return measure_foils(

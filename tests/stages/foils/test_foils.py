@@ -1,6 +1,7 @@
 """Foils: one word changed, known to the vocabulary, and false of the picture, by an independent reading of it."""
 
 import itertools
+import weakref
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pytest
 
 from camp_model.captions import CaptionTable
 from camp_model.vocabulary import Vocabulary, tokenize
+from stages.foils import table as foil_tables
 from stages.foils.facts import SceneFacts, true_by_chance
 from stages.foils.lexicon import scenes_lexicon
 from stages.foils.making import foils_of
@@ -224,3 +226,24 @@ def test_the_words_of_scenes_are_all_the_words_that_their_captions_name_things_w
     every |= set(written.PLURALS.values()) - {"shapes", "objects", "things"} | {"left", "right", "higher"}
     every |= {"above", "over", "below", "under", "beneath", "stripes", "dots", "spots", "checks"}
     assert set(words_of(SCENES.words)) == every - {"medium-sized"}
+
+
+def test_a_table_is_made_of_rows_few_of_which_are_held_at_a_time(monkeypatch):
+    class Row(dict):
+        """A dict that can be watched."""
+
+    def rows():
+        for number in range(53):
+            row = Row(caption_id=number, image_id="a", text=f"two dogs {number}", tokens=[4, 5], length=2, kind="count",
+                      position=0, word="three", foil_word="two")  # fmt: skip
+            made.append(weakref.ref(row))
+            held.append(sum(ref() is not None for ref in made))
+            yield row
+
+    monkeypatch.setattr(foil_tables, "AT_ONCE", 5)
+    made, held = [], []
+    table = foil_tables.foil_table(rows())
+    assert max(held) <= 2 * 5
+    assert table.equals(pa.Table.from_pylist([dict(row) for row in rows()], foil_tables.SCHEMA))
+    assert {column.num_chunks for column in table.columns} == {1}, "it is written as if made at once"
+    assert foil_tables.foil_table([]).equals(foil_tables.SCHEMA.empty_table())
