@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from stages.indexing.faiss_engine import FaissEngine
 
 FIRST, MOST = 32, 128
 """Pictures in a shard: few at first, so that there is soon something to search."""
+PUBLISHED = 64
+"""What is new can be searched once it is this share of what can: each time takes as long as there are pictures."""
 WATCHED = 60.0
 """Seconds between two looks at the folder."""
 
@@ -126,17 +129,24 @@ class FolderSource:
             raise GivenUp
         self._listing, self._passing = listing, {}
         self._publish()
-        while missing := self._missing():
+        missing = deque(filter(self._is_missing, listing.paths))
+        new = 0
+        while missing:
             with held(self._cache.lock, self._wait):
                 self._cache.refresh()  # what another process has seen meanwhile
-                if chunk := self._missing()[: min(MOST, max(FIRST, len(self._pictures) // 4))]:
+                before = len(missing)
+                if chunk := self._next(missing):
                     paths = [(sha256, listing.paths[sha256]) for sha256 in chunk]
                     self._passing |= self._cache.extract(self.root, paths, lambda: not self._stop.is_set())
                     looked += len(chunk)
+                    self._cache.refresh()
             if self._stop.is_set():
                 raise GivenUp
-            self._publish()
-            if self._missing() == missing:
+            new += before - len(missing)
+            if new * PUBLISHED >= len(self._pictures) or not missing:
+                self._publish()
+                new = 0
+            if any(map(self._is_missing, chunk)):
                 raise InputError(f"{self._cache.folder}: does not hold what was written; is the disk full?")
         if looked:
             seconds = time.monotonic() - begun
@@ -153,9 +163,16 @@ class FolderSource:
             self._publish()
         return not self._stop.is_set()
 
-    def _missing(self) -> list[str]:
-        known = self._cache.rows
-        return [sha256 for sha256 in self._listing.paths if sha256 not in known and not self._why_not(sha256)]
+    def _is_missing(self, sha256: str) -> bool:
+        return sha256 not in self._cache.rows and not self._why_not(sha256)
+
+    def _next(self, missing: deque[str]) -> list[str]:
+        """Take the pictures of the next shard out of `missing`, and what is known by now."""
+        chunk: list[str] = []
+        while missing and len(chunk) < min(MOST, max(FIRST, len(self._pictures) // 4)):
+            if self._is_missing(sha256 := missing.popleft()):
+                chunk.append(sha256)
+        return chunk
 
     def _publish(self) -> None:
         """Make what is known of the folder's pictures what can be searched."""

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from search.collection import PictureCollection, UnknownPicture
+from search.folder import FolderSource
+from search.pictures import Pictures
 from stages.errors import InputError
 from tests.search.folders import Folder, make_model, shards, wait_for
 
@@ -255,6 +257,28 @@ def test_what_is_seen_in_a_picture_does_not_depend_on_what_it_was_looked_at_with
     np.testing.assert_array_equal(features, pictures.store.features(range(7))[0])
     assert again.search(SENTENCE, top=100).hits == hits
     again.close()
+
+
+def test_what_is_new_can_be_searched_in_steps_that_grow_with_what_is_there(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"FIRST": 1, "MOST": 1, "PUBLISHED": 2}.items():
+        monkeypatch.setattr(f"search.folder.{name}", value)
+    ready: list[int] = []
+    snapshot = FolderSource._snapshot
+
+    def noted(source: FolderSource) -> Pictures:
+        pictures = snapshot(source)
+        ready.append(len(pictures))
+        return pictures
+
+    monkeypatch.setattr(FolderSource, "_snapshot", noted)
+    collection = folder.open()
+    collection.start()
+    wait_for(collection)
+    collection.close()
+    assert ready == [0, 1, 2, 3, 5, 7], "each goes through all pictures"
+    assert len(shards(folder)) == 7
 
 
 def test_two_processes_share_the_work_on_one_folder(folder: Folder) -> None:
