@@ -1,11 +1,12 @@
 """The content of files and folders as a hash, remembered for files that have not changed since."""
 
 import errno
+import functools
 import hashlib
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -52,15 +53,16 @@ def file_hashes(files: Sequence[Path], cache: Path | None) -> Iterator[str | OSE
     """
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
+    resolved = functools.cache(Path.resolve)  # of the folders, once each: of every path it takes most of the time
     with ExitStack() as opened, ThreadPoolExecutor() as threads:
         store = opened.enter_context(closing(_open(cache)))
         for start in range(0, len(files), BATCH):
             batch = files[start : start + BATCH]
             try:
-                rows = [_remembered(store, file) for file in batch]
+                rows = [_remembered(store, file, resolved) for file in batch]
             except sqlite3.DatabaseError as error:
                 store = opened.enter_context(closing(_instead(cache, error)))
-                rows = [_remembered(store, file) for file in batch]
+                rows = [_remembered(store, file, resolved) for file in batch]
             missing = [i for i, row in enumerate(rows) if not isinstance(row, OSError) and row[-1] is None]
             read = dict(zip(missing, threads.map(_read, [batch[i] for i in missing]), strict=True))
             settled = (time.time() - SETTLED) * 1e9
@@ -133,13 +135,16 @@ def _files_below(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in files if Path(parent, name).is_file())
 
 
-def _remembered(store: sqlite3.Connection, file: Path) -> tuple[str, int, int, int, str | None] | OSError:
+def _remembered(
+    store: sqlite3.Connection, file: Path, resolved: Callable[[Path], Path]
+) -> tuple[str, int, int, int, str | None] | OSError:
     """The file's row: path, size, time of change in nanoseconds, inode, and its hash where it is known."""
     try:
         about = file.stat()
     except OSError as error:
         return error
-    name = os.fsencode(file.resolve()).decode("utf-8", "backslashreplace")  # SQLite keeps UTF-8 alone
+    place = file.resolve() if file.is_symlink() else resolved(file.parent) / file.name
+    name = os.fsencode(place).decode("utf-8", "backslashreplace")  # SQLite keeps UTF-8 alone
     state = name, about.st_size, about.st_ctime_ns, about.st_ino
     question = "select sha256 from seen where path = ? and size = ? and changed = ? and inode = ?"
     answer = store.execute(question, state).fetchone()

@@ -48,6 +48,22 @@ def test_a_file_as_new_as_the_clock_is_read_again(tmp_path: Path) -> None:
     assert list(file_hashes([file], cache)) == [hashlib.sha256(b"two").hexdigest()]
 
 
+def test_a_file_is_known_by_its_own_place_however_links_lead_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashes, "SETTLED", -60.0)
+    monkeypatch.chdir(tmp_path)
+    folder, cache = tmp_path / "a/b", tmp_path / "cache.sqlite"
+    folder.mkdir(parents=True)
+    (folder / "1.jpg").write_bytes(b"one")
+    (tmp_path / "linked").symlink_to(folder)
+    (tmp_path / "2.jpg").symlink_to("linked/1.jpg")
+    ways = [folder / "1.jpg", Path("a/b/1.jpg"), Path("linked/1.jpg"), Path("a/../linked/1.jpg"), Path("2.jpg")]
+    assert set(file_hashes(ways, cache)) == {hashlib.sha256(b"one").hexdigest()}
+    with closing(sqlite3.connect(cache)) as store:
+        assert store.execute("select path from seen").fetchall() == [(str(folder / "1.jpg"),)]
+
+
 def test_a_file_that_cannot_be_read_is_said_and_the_others_are_hashed(tmp_path: Path) -> None:
     (tmp_path / "1").write_bytes(b"one")
     missing, one = file_hashes([tmp_path / "0", tmp_path / "1"], None)
