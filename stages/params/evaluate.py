@@ -16,20 +16,20 @@ class EvaluateParams(Section):
     """full, coco_1k (mean of five folds of 1,000 images), coco_5k (the first 5,000 images) or coco (both: coco_5k under
     the split's name, coco_1k beside it)."""
     eccv: bool = False
-    """ECCV Caption and CxC beside the recalls of COCO's test split, whose captions must bear COCO's own ids."""
+    """Also measure ECCV Caption and CxC on COCO's test split; captions must have COCO's own ids."""
     ensemble: tuple[str, ...] = ()
-    """Checkpoint folders whose scores are averaged with the trained model's: cosines where all of them are, as SCAN's
-    ensemble, else probabilities."""
+    """Checkpoint folders whose scores are averaged with the trained model's: cosines if all of them score by cosine, as
+    in SCAN's ensemble, otherwise probabilities."""
     gate_pairs: int = Field(default=2000, ge=1)
-    """Pairs of each kind that the gate means are taken over."""
+    """Number of pairs of each kind (matching, random, hardest) over which gate means are taken."""
     gates: Literal["trained", "open", "another"] = "trained"
-    """Which scalar gates are applied: trained; open: every message is fused whole; another: those that words have with
-    the first split's first picture, and regions with its first caption. Trained ones are measured all the same, so that
-    what gates do for a trained model can be told from what training with them did."""
+    """Which scalar gates are applied. trained: the pair's own; open: every message is fused whole; another: the gates
+    that words have with the first split's first picture, and regions with its first caption. open and another separate
+    what gates do in a trained model from what training with them did; gate metrics always are of the pair's own."""
     foils: int = Field(default=3000, ge=0)
-    """Foils scored at most, as many of each kind as can be; 0: none."""
+    """Largest number of foils scored, shared equally among their kinds where possible; 0: none."""
     precision: Literal["trained", "fp32", "tf32", "bf16", "fp16"] = "trained"
-    """trained (that in which the model was trained and validated), fp32, tf32, bf16 or fp16."""
+    """trained (as the model was trained and validated), fp32, tf32, bf16 or fp16."""
     device: Device = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
 
@@ -45,7 +45,7 @@ class EvaluateParams(Section):
     def _whole(self) -> Self:
         if self.eccv and (self.protocol == "coco_1k" or "test" not in self.splits):
             raise ValueError(
-                f"evaluate.eccv: ranks all of the test split at once, but evaluate.protocol is {self.protocol} and "
+                f"evaluate.eccv: true needs the whole test split, but evaluate.protocol is {self.protocol} and "
                 f"evaluate.splits are {', '.join(self.splits)}; expected full, coco_5k or coco, and test"
             )
         return self

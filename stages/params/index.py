@@ -16,10 +16,11 @@ class IndexParams(Section):
     """Where the pictures' vectors are searched, and how many pictures the model then ranks."""
 
     engine: str = "faiss"
-    """faiss (embedded, a file beside the vectors), or a Milvus server's URL (`http://host:19530`), or the path of a
-    file of Milvus Lite, which ends in .db."""
+    """faiss (embedded, one file in data/index), the URL of a Milvus server (`http://host:19530`), or the path of a
+    Milvus Lite file, which ends in .db."""
     shortlist: int = Field(default=200, ge=1)
-    """Pictures per sentence that CAMP ranks where the model was trained with a joint term; without one it ranks all."""
+    """Nearest pictures per sentence that CAMP ranks, if the model was trained with train.joint_weight above 0; without
+    it, CAMP ranks all pictures."""
 
     @model_validator(mode="after")
     def _known(self) -> Self:

@@ -23,7 +23,7 @@ FORMER = {
     "regions.nms_iou": "is detector.torchvision.nms_iou and detector.detectron2.nms_iou now; expected it there",
     "train.gate_negatives": "is no more: pairs that do not match weigh as much as others; expected no such key",
 }
-"""Keys that there were, and what has become of each."""
+"""Former keys, and what replaces each."""
 
 
 class Params(Section):
@@ -42,7 +42,7 @@ class Params(Section):
     @model_validator(mode="before")
     @classmethod
     def _former(cls, values: Any) -> Any:
-        """No key that there was; the message says what has become of it."""
+        """Reject former keys; the message says what replaces them."""
         for key, now in FORMER.items():
             if _at(values, key):
                 raise ValueError(f"{key}: {now}")
@@ -52,7 +52,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _fit(self) -> Self:
-        """What the keys of several sections must be together."""
+        """Check keys that depend on keys of other sections."""
         check_backend(self.regions, self.detector.backend)
         source, supervision, foils = self.dataset.source, self.train.gate_supervision, self.train.foil_weight
         if self.regions.boxes == "given" and source not in ("scenes", "coco"):
@@ -79,11 +79,11 @@ class Params(Section):
 
 
 def check_compared(path: Path = PARAMS, pipeline: Path = Path("dvc.yaml")) -> None:
-    """Have the keys said that dvc.yaml names and params.yaml lacks, as one of before may: each has a default here, but
-    DVC refuses the stage, maybe hours after the first.
+    """Check that params.yaml has every key that dvc.yaml names: each has a default here, but DVC refuses a stage whose
+    key is missing, possibly hours after the first stage began.
 
     Raises:
-        InputError: there are such keys.
+        InputError: a key is missing, as in a params.yaml from before an update.
     """
     if not pipeline.is_file():
         return

@@ -20,7 +20,7 @@ def merged(base: dict[str, Any], overlay: dict[str, Any], sections: object) -> d
 
 
 def compose(presets: Sequence[Path]) -> tuple[Params, list[str]]:
-    """The params that the defaults and the presets make, and what a later preset says otherwise than an earlier one.
+    """The params that the defaults and the presets make, and a note on each key that a later preset overrides.
 
     Raises:
         InputError: a preset cannot be read, or what it says is wrong; the message names it.
@@ -49,7 +49,7 @@ def compose(presets: Sequence[Path]) -> tuple[Params, list[str]]:
 
 
 def apply_presets(presets: Sequence[Path], path: Path = PARAMS) -> list[str]:
-    """Give params.yaml the params of `compose`; comments and the order of keys stay. Returns the notes of `compose`.
+    """Write the params of `compose` to params.yaml, keeping comments and the order of keys. Returns its notes.
 
     Raises:
         InputError: as `compose`, or params.yaml cannot be read or written; it stays as it was.

@@ -11,27 +11,27 @@ class RegionsParams(Section):
     """Which regions are kept of an image, and how they are extracted."""
 
     per_image: int = Field(default=36, ge=1)
-    """At most this many regions are kept of an image."""
+    """Largest number of regions kept per image."""
     min_per_image: int = Field(default=36, ge=1)
-    """At least this many; below per_image the number adapts to how many score min_score."""
+    """Smallest number of regions kept per image. If it is below per_image, min_score decides on the others."""
     min_score: Share = 0.2
     """Confidence from which a region beyond min_per_image is kept."""
     boxes: Literal["detected", "given", "grid"] = "detected"
-    """detected, given (the boxes that the dataset brings), or grid (the cells of `grids`)."""
+    """detected, given (the dataset's boxes; sources scenes and coco), or grid (the cells of `grids`; backend timm)."""
     grids: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(6,), min_length=1)
-    """Cells on a side of each grid that is laid over an image where boxes is grid: (6) is 36 regions, (1, 2, 6) is 41;
-    in the order given, each row by row."""
+    """For boxes grid, number of cells on a side of each grid: (6) gives 36 regions, (1, 2, 6) gives 41, in this order,
+    each grid row by row."""
     geometry: bool = False
-    """Put the box (its corners and area as shares of the image) at the end of each feature: what a caption says of
-    places is not in the pooled features."""
+    """Append the box (corners and area as shares of the image) to each feature. Captions speak of places, which pooled
+    features do not contain."""
     dtype: Literal["float16", "float32"] = "float16"
-    """float16 or float32: how features are stored."""
+    """Type in which features are stored: float16 or float32."""
     batch_size: int = Field(default=8, ge=1)
     """Images in one forward pass."""
     shard_size: int = Field(default=256, ge=1)
-    """Images in one shard, the unit of resuming and of fan-out."""
+    """Largest number of images in one shard, the unit of resuming and of distribution over workers."""
     max_pixels: int = Field(default=50_000_000, ge=1)
-    """An image that claims more pixels than this is rejected before it is decoded."""
+    """Number of pixels above which an image is rejected before it is decoded."""
     max_rejected_share: Share = 0.01
     """Share of rejected images above which the stage stops."""
     device: Device = "auto"
@@ -58,7 +58,7 @@ class RegionsParams(Section):
 
 
 def check_backend(regions: RegionsParams, backend: str) -> None:
-    """ValueError where boxes are asked for that the backend cannot give."""
+    """Raise ValueError if the backend cannot give the boxes that `regions.boxes` asks for."""
     if regions.boxes == "detected" and backend == "timm":
         raise ValueError(
             "regions.boxes: detected needs a detector that finds boxes, not detector.backend timm; expected grid or "

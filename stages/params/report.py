@@ -11,8 +11,8 @@ class ReportParams(Section):
     queries: int = Field(default=12, ge=1)
     """Queries shown in each direction."""
     top_k: int = Field(default=5, ge=1, le=10)
-    """Results shown for a query, of the ten that evaluation keeps."""
+    """Results shown per query; evaluation keeps ten."""
     foils: int = Field(default=2, ge=0)
-    """Foils of each kind shown, and half as many of the worst; 0: none."""
+    """Random foils shown of each kind, and half as many of the worst; 0: none."""
     seed: int = 0
     """Seed of the choice of queries."""

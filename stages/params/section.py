@@ -29,11 +29,11 @@ _SAYS = {
     "too_short": "is empty; expected at least one",
     "literal_error": "is not one of {expected}",
 }
-"""What an error of pydantic's means, after the key and the value; the fields of `ctx` in braces."""
+"""Our wording of pydantic's error types, which follows the key and the value; braces are fields of its `ctx`."""
 
 
 def _check_text(text: str) -> None:
-    """PydanticCustomError where a text can neither be written nor name a file."""
+    """Raise PydanticCustomError if a text cannot be encoded, or is too long to name a file."""
     try:
         size = max(map(len, text.encode().split(b"/"))) if "://" not in text else 0
     except UnicodeEncodeError:
@@ -55,7 +55,7 @@ Device = Annotated[str, AfterValidator(_device)]
 
 
 def check_no_output(key: str, folder: str) -> None:
-    """Raise ValueError where a folder is the one that train writes, which DVC removes before it runs."""
+    """Raise ValueError if `folder` is the output of train, which DVC removes before train runs."""
     if os.path.normpath(folder) == OWN_MODEL:
         raise ValueError(
             f"{key}: {folder} is the model that train itself writes; expected another, such as a copy of it "
@@ -76,7 +76,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known(cls, values: Any) -> Any:
-        """Only keys that there are; lists as tuples."""
+        """Reject unknown keys; turn lists into tuples."""
         if not isinstance(values, dict):
             return values
         unknown = [key for key in values if key not in cls.model_fields]
@@ -92,7 +92,7 @@ class Section(BaseModel):
     @field_validator("*")
     @classmethod
     def _writable(cls, value: Any) -> Any:
-        """Texts can be written, and can name files."""
+        """Reject texts that `_check_text` rejects."""
         for text in value if isinstance(value, tuple | dict) else (value,):
             if isinstance(text, str):
                 _check_text(text)
@@ -100,7 +100,7 @@ class Section(BaseModel):
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
-        """The section from plain values.
+        """Make the section from plain values.
 
         Raises:
             InputError: an unknown key, a key of another type, or a value that is not allowed.
@@ -112,7 +112,7 @@ class Section(BaseModel):
 
     @classmethod
     def load(cls, path: Path = PARAMS) -> Self:
-        """Read it from a YAML file.
+        """Read the section from a YAML file.
 
         Raises:
             InputError: the file cannot be read, or holds a wrong key or value; the message names both.
@@ -128,7 +128,7 @@ class Section(BaseModel):
         return self.model_dump(mode="json")
 
     def replace(self, **changes: Any) -> Self:
-        """The section with other values, checked.
+        """Return a checked copy with some values changed.
 
         Raises:
             InputError: as `from_dict`.
@@ -137,11 +137,11 @@ class Section(BaseModel):
 
 
 class StageSections(Section, extra="allow"):
-    """The sections that one stage reads. What else params.yaml holds is carried along unread, for MLflow to record."""
+    """The sections that one stage reads. Other sections of params.yaml are kept unchecked, for MLflow to record."""
 
 
 def said(wrong: ValidationError) -> str:
-    """The first error of pydantic's in our form: key, what it is, what is allowed."""
+    """The first error of pydantic in our form: key, its value, what is allowed."""
     error = wrong.errors(include_url=False)[0]
     where = "".join(f"[{at}]" if isinstance(at, int) else f".{at}" for at in error["loc"]).removeprefix(".")
     context = error.get("ctx", {})

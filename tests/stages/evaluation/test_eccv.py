@@ -117,5 +117,5 @@ def test_anything_but_cocos_test_split_is_refused(coco, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("values", [{"protocol": "coco_1k"}, {"splits": ("val",)}])
 def test_it_needs_the_whole_test_split(values):
-    with pytest.raises(InputError, match=r"evaluate\.eccv: ranks all of the test split at once.*expected full"):
+    with pytest.raises(InputError, match=r"evaluate\.eccv: true needs the whole test split.*expected full"):
         EvaluateParams.from_dict(values | {"eccv": True})
