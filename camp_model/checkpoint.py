@@ -22,16 +22,16 @@ from camp_model.vocabulary import Vocabulary
 
 FORMAT, VERSION = "camp.model", "1"
 OLD_MODULES = ("messages", "region_pooling", "word_pooling", "matching")
-"""Where weights lay in the model before there was more than one matcher; they are the matcher's now."""
+"""Modules of older checkpoints, from before there were several matchers, that are now parts of `matcher`."""
 
 
 def current_name(name: str) -> str:
-    """The name of a weight, or of a prefix of weights, that may be from before matchers."""
+    """The current name of a weight, or of a prefix of weights, of any checkpoint."""
     return f"matcher.{name}" if name.split(".", maxsplit=1)[0] in OLD_MODULES else name
 
 
 def _current_config(values: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a config that may be from before matchers, when SCAN was a way of matching."""
+    """The current form of a config; before there were several matchers, SCAN was a value of `matching`."""
     if "matcher" not in values and values.get("matching") == "scan":
         return {name: value for name, value in values.items() if name != "matching"} | {"matcher": "scan"}
     return values
@@ -40,16 +40,16 @@ def _current_config(values: dict[str, Any]) -> dict[str, Any]:
 def save_checkpoint(
     folder: Path | str, model: CAMP, vocabulary: Vocabulary, extra: dict[str, Any] | None = None
 ) -> None:
-    """Write a model; an older one in `folder` is replaced file by file, other files there stay.
+    """Write a model into a folder. Files of an older model are replaced, other files stay.
 
     Args:
         folder: created if needed.
-        model: its config must have the vocabulary's size.
+        model: its `vocab_size` must be that of the vocabulary.
         vocabulary: the words whose ids the model reads.
-        extra: JSON-able facts to keep with the model.
+        extra: further facts to store with the model, as JSON.
 
     Raises:
-        ValueError: the vocabulary is not of the model's size, or a weight is not a finite number.
+        ValueError: the vocabulary has another size, or a weight is not finite.
     """
     folder = Path(folder)
     if len(vocabulary) != model.config.vocab_size:
@@ -86,15 +86,15 @@ def load_checkpoint(
     """Read a model, in evaluation mode.
 
     Args:
-        folder: as `save_checkpoint` wrote it.
-        device: where the weights go.
-        vocabulary: the one that captions were tokenized with, if it must be the model's.
+        folder: a folder that `save_checkpoint` wrote.
+        device: the device of the weights.
+        vocabulary: the one that captions were tokenized with; an error if the model has another. None: no check.
 
     Returns:
         The model, its vocabulary and `extra`.
 
     Raises:
-        ValueError: a file is missing or damaged, the weights do not fit the config, or the vocabulary is another; the
+        ValueError: a file is missing or damaged, the weights do not fit the config, or the vocabulary differs; the
             message names the file and the key.
     """
     config_path, words_path, weights_path = (
@@ -104,8 +104,8 @@ def load_checkpoint(
     config = _config(stated, config_path)
     if config.gate_evidence and "geometry" not in stated:
         raise ValueError(
-            f"{config_path}: geometry: is missing: its gate_evidence is of before features ended with places, and its "
-            "weights read others; expected a model that is trained again"
+            f"{config_path}: geometry: is missing: this gate_evidence was trained before features ended with places; "
+            "expected a model that is trained again"
         )
     own = Vocabulary.load(words_path)
     weights, metadata = _read_weights(weights_path, str(device))
@@ -150,11 +150,13 @@ def _facts(metadata: dict[str, str], key: str) -> dict[str, Any]:
 
 
 def load_weights(model: CAMP, weights: dict[str, torch.Tensor], source: str) -> None:
-    """Put weights into a model after checking every name, shape and number.
+    """Load weights into a model after checking every name, shape and number.
+
+    Args:
+        source: names the weights in error messages.
 
     Raises:
-        ValueError: a missing or unknown name, another shape, or a number that is not finite; the message names `source`
-            and the key.
+        ValueError: a missing or unknown name, another shape, or a number that is not finite.
     """
     own = model.state_dict()
     for name, value in own.items():

@@ -1,4 +1,4 @@
-"""Images and captions through the encoders in batches, so that features never lie in memory all at once."""
+"""Encode images and captions in batches, so that features are never in memory all at once."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -15,17 +15,17 @@ from camp_model.model import CAMP
 from camp_model.vocabulary import Vocabulary
 
 BATCH = 128
-"""Images, or captions to remember, encoded at a time."""
+"""Images, or captions to cache, encoded at a time."""
 HELD_BYTES = 4 * 2**30
-"""Encoded images held on the CPU at most."""
+"""Largest size in bytes of the encoded images held on the CPU."""
 HELD_SHARE = 0.25
 """Share of a GPU's free memory for encoded images."""
 BLOCK = 8192
-"""Images in one block: that many are encoded together where they are not held."""
+"""Images in one block of `EncodedImages.blocks`."""
 
 
 class Regions(Protocol):
-    """Where region features are read from; `camp_model.regions.RegionStore` is one."""
+    """A source of region features, such as `camp_model.regions.RegionStore`."""
 
     def __len__(self) -> int: ...
 
@@ -64,7 +64,7 @@ def encode_batches(
 def encode_images(
     model: CAMP, regions: Regions, rows: Sequence[int] | npt.NDArray[np.int64], batch_size: int = BATCH
 ) -> tuple[Tensor, Tensor]:
-    """Regions [I, R, d] and mask [I, R] of some images of a store, all held; `encode_batches` otherwise."""
+    """Encode some images of a store at once: regions [I, R, d] and mask [I, R]; arguments as in `encode_batches`."""
     batches = list(encode_batches(model, regions, rows, batch_size))
     return torch.cat([encoded for encoded, _ in batches]), torch.cat([mask for _, mask in batches])
 
@@ -72,15 +72,15 @@ def encode_images(
 def encode_captions(
     model: CAMP, captions: CaptionTable, rows: Sequence[int] | npt.NDArray[np.int64]
 ) -> tuple[Tensor, Tensor]:
-    """Words [C, N, d] and mask [C, N] of some captions of a table, on the model's device."""
+    """Encode some captions of a table: words [C, N, d] and mask [C, N], on the model's device."""
     tokens, lengths = captions.batch(rows)
     tokens = tokens.to(device_of(model))
     return model.encode_captions(tokens, lengths), length_mask(lengths.to(tokens.device), tokens.shape[1])
 
 
 def word_ids(model: CAMP, vocabulary: Vocabulary, words: Sequence[str]) -> list[int]:
-    """The id of each word of a sentence as a model reads it: of its vocabulary, or of its spelling where the text
-    encoder reads that; <unk> for a word that it cannot read."""
+    """The id of each word of a sentence: from the vocabulary; else one for its spelling, valid in this process, if the
+    text encoder reads spelling; else that of <unk>."""
     ids = vocabulary.encode(words)
     outside = list(dict.fromkeys(word for word in words if word not in vocabulary))
     further = dict(zip(outside, model.caption_encoder.further_ids(outside), strict=True))
@@ -88,7 +88,7 @@ def word_ids(model: CAMP, vocabulary: Vocabulary, words: Sequence[str]) -> list[
 
 
 def as_read(models: Sequence[CAMP], vocabulary: Vocabulary, captions: CaptionTable) -> CaptionTable:
-    """A table of captions as some models read it: words outside their vocabulary by their spelling, where one does.
+    """A table of captions as some models read it: if one reads spelling, words outside the vocabulary get own ids.
 
     Raises:
         ValueError: the table's word ids are of another vocabulary.
@@ -99,10 +99,10 @@ def as_read(models: Sequence[CAMP], vocabulary: Vocabulary, captions: CaptionTab
 
 
 def encode_sentences(model: CAMP, sentences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Words [C, N, d] and mask [C, N] of some sentences, each its word ids, on the model's device.
+    """Encode sentences, each given as word ids: words [C, N, d] and mask [C, N], on the model's device.
 
     Raises:
-        ValueError: no sentence, or one without a word.
+        ValueError: there is no sentence, or one has no word.
     """
     if not sentences:
         raise ValueError("no sentence; expected at least one")
@@ -117,12 +117,12 @@ def remember_captions(
     rows: npt.NDArray[np.int64] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> None:
-    """Encode every distinct caption of a table once, where the text encoder keeps what it encodes.
+    """Encode every distinct caption of a table once, if the text encoder caches captions.
 
-    Always in the same order and in the same batches, so that a training that goes on has the same states to the bit.
+    Order and batches are always the same, so that a resumed training has the same states to the bit.
 
     Args:
-        rows: int64 [n], of the captions that are meant; None: all.
+        rows: int64 [n], rows of the captions to encode; None: all.
         progress: called with the number of captions encoded since the last call.
     """
     rows = np.arange(len(captions)) if rows is None else rows
@@ -137,11 +137,11 @@ def remember_captions(
 
 
 class EncodedImages:
-    """A set of images to go through again and again: held encoded where that fits, otherwise encoded anew each time.
+    """Images that are read repeatedly: kept encoded if they fit into memory, otherwise encoded anew each time.
 
     Args:
         rows: int64 [I], rows of the store.
-        share: what of the memory for encoded images this set may take: one of several models' takes a part.
+        share: share of the memory for encoded images that this set may take, below 1 for one of several models.
     """
 
     def __init__(self, model: CAMP, regions: Regions, rows: npt.NDArray[np.int64], share: float = 1.0) -> None:
@@ -151,7 +151,7 @@ class EncodedImages:
         self.held = encode_images(model, regions, rows) if needed <= share * _room(first.device) else None
 
     def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Positions of some images, their regions [i, R, d] and mask [i, R]; every image comes once."""
+        """Yield blocks of images: their positions, regions [i, R, d] and mask [i, R]; every image comes once."""
         for start in range(0, len(self.rows), BLOCK):
             block = slice(start, min(start + BLOCK, len(self.rows)))
             if self.held is not None:

@@ -1,21 +1,20 @@
-"""Training losses over a batch of aligned pairs (paper section 3.4; the triplet loss is its ablation).
+"""Training losses with hardest negatives over a batch of aligned pairs (paper section 3.4).
 
-Those with hardest negatives; `camp_model.all_negatives` has those with all.
+The triplet loss is an ablation of the paper. `camp_model.all_negatives` has losses with all negatives.
 
-A loss with hardest negatives touches only the B positives and 2B negatives. All B x B pairs are scored without
-gradients to pick them; forward and backward then run on 3B pairs. The gradient is that of the all-pairs graph.
+All B x B pairs are scored without gradients to pick the hardest negatives; forward and backward then run on 3B pairs,
+the B positives and 2B negatives. The gradient is that of the all-pairs graph.
 
-All losses take the encoded batch, and what `BatchOptions` says of it:
+All losses take these arguments, and those of `BatchOptions`:
     model: a `CAMP`.
-    regions, region_mask, words, word_mask: [B, R, d], bool [B, R], [B, N, d], bool [B, N].
+    regions, region_mask, words, word_mask: the encoded batch, [B, R, d], bool [B, R], [B, N, d], bool [B, N].
     image_index: int64 [B]; pairs with an equal index show the same image and are never each other's negatives.
-Beside these each has its own, among them:
-    gate_supervision: weight of binary cross-entropy on the pairs' mean gate logits, for the pairs already picked.
-        Beyond the paper: it makes gates open on matching pairs and close on others. 0: as published.
-    candidates, generator: pick the hardest of this many negatives drawn at random from `generator`, or of all where a
-        batch has no more; 0: of all.
-They return the mean over pairs, in float32 or wider, and raise a ValueError for gate supervision of a model without
-gates. A pair without any possible negative contributes its positive term alone.
+Several losses also take:
+    gate_supervision: weight of a binary cross-entropy on the mean gate logits of the picked pairs, which opens gates on
+        matching pairs and closes them on others. Beyond the paper; 0: as published.
+    candidates, generator: pick the hardest of `candidates` random negatives, drawn from `generator`; 0: of all.
+They return the mean over pairs, a scalar in float32 or wider, and raise ValueError for gate supervision of a model
+without gates. A pair without any possible negative contributes only its positive term.
 """
 
 from collections.abc import Callable
@@ -41,17 +40,17 @@ LOGIT, SIMILARITY, GATE_LOGIT = 0, 1, 2
 
 
 class BatchOptions(TypedDict, total=False):
-    """What every loss may be told of its batch."""
+    """Optional arguments of every loss."""
 
     caption_index: Tensor | None
-    """int64 [B]; pairs with an equal index have captions of the same text, which are never each other's negatives
-    either, nor those of the images that have them in this batch; None: no two are equal."""
+    """int64 [B]; pairs with an equal index have captions of the same text. Such captions are never each other's
+    negatives, nor negatives of images that have a caption of this text in the batch. None: all texts differ."""
     pairs: slice | None
-    """The pairs of the batch whose loss is wanted, with negatives from the whole batch; None: all of them. For training
-    over several processes, see `camp_model.distributed`."""
+    """The pairs whose loss is returned, with negatives from the whole batch; None: all pairs. For training on several
+    processes, see `camp_model.distributed`."""
     micro_batch: int
-    """At most this many pairs in one forward and backward pass, whose activations are recomputed in the backward pass;
-    0: all at once. The loss and its gradient are the same."""
+    """Largest number of pairs in one forward and backward pass; activations are then recomputed in the backward pass.
+    0: all at once. Loss and gradient are the same."""
 
 
 def hardest_negative_bce(
@@ -69,8 +68,8 @@ def hardest_negative_bce(
 ) -> Tensor:
     """Binary cross-entropy with the hardest negatives (paper equation 13), on logits.
 
-    -[2 log m(I, T) + log(1 - m(I, T^)) + log(1 - m(I^, T))], T^ and I^ the highest-scoring negatives; arguments as in
-    the module's docstring.
+    -[2 log m(I, T) + log(1 - m(I, T^)) + log(1 - m(I^, T))], where T^ and I^ are the highest-scoring negatives. The
+    module's docstring has arguments, result and errors.
     """
     gated = bool(gate_supervision)
     batch = EncodedBatch(model, regions, region_mask, words, word_mask, image_index, gated=gated, **options)
@@ -93,9 +92,10 @@ def triplet_loss(
     generator: torch.Generator | None = None,
     **options: Unpack[BatchOptions],
 ) -> Tensor:
-    """Hinge with the hardest negatives, on the bare cosine or, where a logit is more than that, on the probability.
+    """Hinge loss with the hardest negatives; s is the cosine, or the probability if the logit is not just a cosine.
 
-    [margin - s(I, T) + s(I, T^)]+ + [margin - s(I, T) + s(I^, T)]+; arguments as in the module's docstring.
+    [margin - s(I, T) + s(I, T^)]+ + [margin - s(I, T) + s(I^, T)]+. The module's docstring has arguments, result and
+    errors.
     """
     gated = bool(gate_supervision)
     batch = EncodedBatch(model, regions, region_mask, words, word_mask, image_index, gated=gated, **options)
@@ -116,12 +116,12 @@ def gate_bce(
     generator: torch.Generator | None = None,
     **options: Unpack[BatchOptions],
 ) -> Tensor:
-    """Binary cross-entropy of every word's gate: open on its own image, closed on a random other one.
+    """Binary cross-entropy of every word's gate: open on its own image, closed on a random other (beyond the paper).
 
-    -[2 mean log s(g(I, T)) + mean log s(-g(I, T')) + mean log s(-g(I', T))], beyond the paper: s is the sigmoid, g the
-    gate logits of a pair's words (regions where words receive no messages) divided by `temperature`, T' and I' are
-    random negatives. The gates themselves stay undivided, so that above 1 one that is right more often than not is
-    nearly open or closed. Other arguments as in the module's docstring.
+    -[2 mean log s(g(I, T)) + mean log s(-g(I, T')) + mean log s(-g(I', T))], where s is the sigmoid, g the gate logits
+    of a pair's words (of regions if words receive no messages) divided by `temperature`, T' and I' random negatives.
+    Only this loss divides by `temperature`, so values above 1 make the applied gates sharper. Other arguments are as in
+    the module's docstring.
 
     Raises:
         ValueError: the model has no gates.
@@ -145,7 +145,7 @@ def gate_bce(
 
 @dataclass(frozen=True)
 class _Picked:
-    """Positives and one negative of each kind, [3, b] each: logits, similarities, mean gate logits."""
+    """Scores [3, b] of positives and of one negative of each kind: logits, similarities, mean gate logits."""
 
     positive: Tensor
     negative_caption: Tensor
@@ -167,7 +167,7 @@ class _Picked:
 
 
 class EncodedBatch:
-    """An encoded batch, and the rows of it whose loss is wanted."""
+    """An encoded batch, and the rows whose loss is returned."""
 
     def __init__(
         self,
@@ -258,7 +258,7 @@ class EncodedBatch:
         return at_least_float32(torch.stack(scores))
 
     def _saving(self, run: Callable[..., Tensor], image_rows: Tensor, caption_rows: Tensor) -> Tensor:
-        """`run(image_rows, caption_rows)`; with micro-batches its activations are computed again going backward."""
+        """`run(image_rows, caption_rows)`; with micro-batches the backward pass recomputes its activations."""
         if self.micro_batch:
             values: Tensor = checkpoint(run, image_rows, caption_rows, use_reentrant=False, preserve_rng_state=False)
             return values

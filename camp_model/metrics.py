@@ -2,12 +2,12 @@
 
 A tie counts against the model: the rank of a query is 1 + the number of WRONG candidates that score at least as high
 as the best right one. Right candidates never push each other down, so an image with the same caption twice can still
-be first. Images without a caption are candidates but no queries.
+be first. Images without a caption are candidates, but not queries.
 
-`caption_text` [C] says which captions have the same text, by equal numbers (`CaptionTable.wording_index`); without it
-no two have. With it, right is what `camp_model.answers` calls right: an image is ranked by its best own caption, and
-captions of others with the text of one of its own do not count as wrong; a caption is ranked by the best of the images
-that have a caption of its text.
+`caption_text` [C] has equal numbers for captions of the same text (`CaptionTable.wording_index`); without it all texts
+are taken to differ. Captions of the same text share their right images (`camp_model.answers`): for an image, captions
+of other images with the text of one of its own are not wrong; a caption is ranked by the best of the images that have
+a caption of its text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,7 +57,10 @@ def i2t_ranks(
         caption_text: [C], as in the module's docstring.
 
     Returns:
-        One rank, from 1, for each image with a caption, in their order.
+        int64, one rank from 1 for each image with a caption, in the order of images.
+
+    Raises:
+        ValueError: as `retrieval_metrics`.
     """
     values, index = _checked(scores, caption_image)
     answers = _answers(index, caption_text)
@@ -75,7 +78,7 @@ def i2t_ranks(
 def t2i_ranks(
     scores: Tensor | Array, caption_image: Tensor | Array, caption_text: Tensor | Array | None = None
 ) -> npt.NDArray[np.int64]:
-    """Rank of each caption's best right image among all images: [I, C], [C] -> [C], from 1."""
+    """Rank from 1 of each caption's best right image among all images: [I, C], [C] -> int64 [C]; as `i2t_ranks`."""
     values, index = _checked(scores, caption_image)
     answers = _answers(index, caption_text)
     ranks = np.zeros(len(index), dtype=np.int64)
@@ -128,7 +131,7 @@ def ranks_to_metrics(
 def retrieval_metrics(
     scores: Tensor | Array, caption_image: Tensor | Array, caption_text: Tensor | Array | None = None
 ) -> dict[str, float]:
-    """Metrics of both directions, as in `ranks_to_metrics`, from scores [I, C] and the image [C] of each caption.
+    """Metrics of both directions, as `ranks_to_metrics` returns them; arguments as in `i2t_ranks`.
 
     Raises:
         ValueError: shapes that do not match, an index out of range, or a score that is NaN.
@@ -148,13 +151,13 @@ def coco_folds(
     """The folds of the COCO 1K protocol: the first count x size images, in order.
 
     Args:
-        caption_image: [C].
-        num_images: images in all.
-        size: images of a fold.
-        count: folds.
+        caption_image: [C], position of the image that each caption belongs to.
+        num_images: number of all images.
+        size: images per fold.
+        count: number of folds.
 
     Returns:
-        For each fold its images, the positions of its captions, and `caption_image` of those within the fold.
+        For each fold: the slice of its images, int64 positions of its captions, and their images within the fold.
 
     Raises:
         ValueError: fewer than count x size images.

@@ -19,7 +19,7 @@ from camp_model.scoring.all_pairs import score_matrix
 
 @dataclass(frozen=True)
 class PairDetails:
-    """How `P` aligned pairs came to their scores. Zero at padding."""
+    """Gates, attention and pooling weights behind the scores of `P` aligned pairs; zero at padding."""
 
     logits: Tensor
     """[P]"""
@@ -32,7 +32,7 @@ class PairDetails:
     region_attention: Tensor | None
     """[P, R, N]"""
     word_pooling: Tensor | None
-    """[P, N], each word's share in the match; None where a matcher knows of none."""
+    """[P, N], each word's share in the match; None if the matcher has no such shares."""
     region_pooling: Tensor | None
     """[P, R]"""
 
@@ -45,12 +45,12 @@ class CAMP(nn.Module):
     Args:
         config: the switches.
         dropout: share of region features and of word embeddings dropped while training.
-        region_dropout: share of the features dropped in all regions of an image at once. What is dropped in one region
-            alone, the others of the image still tell.
-        caption_encoder: in place of a new one, as `TextEncoder.restored` makes it.
+        region_dropout: share of the feature channels dropped, the same ones in all regions of an image; otherwise
+            regions of an image would reveal each other's dropped channels.
+        caption_encoder: used instead of a new one, for instance from `TextEncoder.restored`.
 
     Raises:
-        ValueError: the matcher reads places, and features have none, or d is too small for them.
+        ValueError: the matcher reads places, but features have none, or d is too small for them.
     """
 
     def __init__(
@@ -78,9 +78,9 @@ class CAMP(nn.Module):
             raise ValueError(f"model.dim: {config.dim} has no room beside the {PLACE} numbers of a region's place")
 
     def encode_regions(self, features: Tensor, region_mask: Tensor) -> Tensor:
-        """Regions in the joint space: [I, R, region_dim], bool [I, R] -> [I, R, d]; zero at padding.
+        """Map regions into the joint space: [I, R, region_dim], bool [I, R] -> [I, R, d]; zero at padding.
 
-        Where the matcher reads places, the last `PLACE` of the d are where a region lies, whatever has been learnt.
+        If the matcher reads places, the last `PLACE` of the d numbers are the region's place, not learnt.
         """
         dropped = self.dropout(features)
         if self.training and self.region_dropout.p:
@@ -93,19 +93,19 @@ class CAMP(nn.Module):
         return encoded
 
     def encode_captions(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Words in the joint space: int64 [C, N], int64 [C] -> [C, N, d]; zero at padding.
+        """Map words into the joint space: ids int64 [C, N], lengths int64 [C] -> [C, N, d]; zero at padding.
 
         Raises:
-            ValueError: a caption of no words, or of more than N.
+            ValueError: a caption without words, or with more than N.
         """
         encoded: Tensor = self.caption_encoder(tokens, lengths, self.dropout)
         return encoded
 
     def image_vectors(self, regions: Tensor, region_mask: Tensor) -> Tensor:
-        """The unit vectors by which an index finds images, and on which a contrastive term acts.
+        """One unit vector per image, for an index and for the contrastive loss.
 
-        What the score itself compares, where it is a cosine of vectors (`Matcher.has_vectors`); otherwise the means of
-        the encoded regions.
+        If the score is a cosine of vectors (`Matcher.has_vectors`), these are its vectors; otherwise they are the means
+        of the encoded regions.
 
         Args:
             regions: [I, R, d], from `encode_regions`.
@@ -117,7 +117,7 @@ class CAMP(nn.Module):
         return self._vectors(self.prepare_regions, regions, region_mask)
 
     def caption_vectors(self, words: Tensor, word_mask: Tensor) -> Tensor:
-        """As `image_vectors`, of captions: [C, N, d], bool [C, N] -> [C, d]."""
+        """One unit vector per caption, as `image_vectors`: [C, N, d], bool [C, N] -> [C, d]."""
         return self._vectors(self.prepare_words, words, word_mask)
 
     def _vectors(self, prepare: Callable[[Tensor, Tensor], Prepared], states: Tensor, mask: Tensor) -> Tensor:
@@ -129,13 +129,13 @@ class CAMP(nn.Module):
         return normalize(pooled, dim=-1)
 
     def forward(self, features: Tensor, region_mask: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Logits [P] of aligned pairs: [P, R, region_dim], bool [P, R], int64 [P, N], int64 [P]."""
+        """Encode and score aligned pairs: [P, R, region_dim], bool [P, R], int64 [P, N], int64 [P] -> logits [P]."""
         words = self.encode_captions(tokens, lengths)
         word_mask = length_mask(lengths.to(tokens.device), tokens.shape[1])
         return self.score_pairs(self.encode_regions(features, region_mask), region_mask, words, word_mask)
 
     def score_pairs(self, regions: Tensor, region_mask: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
-        """Logits of aligned pairs.
+        """Score aligned pairs: image p with caption p.
 
         Args:
             regions: [P, R, d], from `encode_regions`.
@@ -144,7 +144,10 @@ class CAMP(nn.Module):
             word_mask: bool [P, N], True at real words, which come first.
 
         Returns:
-            [P]; the sigmoid of a logit is the paper's matching score (of a cosine: `CosineMatching`).
+            Logits [P]; their sigmoid is the paper's matching score (for a cosine, see `CosineMatching`).
+
+        Raises:
+            ValueError: numbers of images and captions differ, or a mask has another shape.
         """
         return self._pairs(regions, region_mask, words, word_mask).logits
 
@@ -157,7 +160,7 @@ class CAMP(nn.Module):
         *,
         progress: Callable[[int], object] | None = None,
     ) -> Tensor:
-        """Logits of every image with every caption, computed in tiles.
+        """Score every image with every caption, in tiles.
 
         Args:
             regions: [I, R, d], from `encode_regions`.
@@ -167,7 +170,7 @@ class CAMP(nn.Module):
             progress: called now and then with the number of pairs scored since the last call.
 
         Returns:
-            [I, C]. Differentiable, though a training loss should touch fewer pairs (`camp_model.losses`).
+            Logits [I, C]. They are differentiable, but training losses score fewer pairs (`camp_model.losses`).
         """
         return score_matrix(self, regions, region_mask, words, word_mask, progress=progress)
 
@@ -193,7 +196,7 @@ class CAMP(nn.Module):
         )
 
     def gate_logits(self, regions: Tensor, region_mask: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
-        """Mean gate logit [P] of aligned pairs; shapes as in `score_pairs`, rule as in `mean_gate_logits`.
+        """Mean gate logit [P] of aligned pairs; arguments as in `score_pairs`, mean as in `mean_gate_logits`.
 
         Raises:
             ValueError: the model has no gates.
@@ -202,7 +205,7 @@ class CAMP(nn.Module):
         return self.mean_gate_logits(images, captions, self.match(images, captions, PAIRS), PAIRS)
 
     def mean_gate_logits(self, images: Prepared, captions: Prepared, matched: Matched, layout: Layout) -> Tensor:
-        """Mean gate logit over a pair's real words, or over its real regions where words receive no messages.
+        """Mean gate logit over a pair's real words, or over its real regions if words receive no messages.
 
         Returns:
             [P] or [I, C], as the layout says.

@@ -1,12 +1,12 @@
 """Search in large collections: a joint-embedding shortlist, then CAMP on the top K.
 
-CAMP meets every image with every caption, so its time grows with the collection. A second model, a joint embedding
-(`matcher: joint`), gives every image one vector; an index of these vectors (faiss, the extra
-`retrieval`) finds the K nearest images of a sentence in milliseconds, and CAMP ranks only those. Recall is then at most
-the shortlist's recall at K. Time and memory for up to 1e9 images: docs/scaling.md.
+CAMP scores every image with every caption, so its time grows with the collection. A second model, a joint embedding
+(`matcher: joint`), gives every image one vector; an index of these vectors (faiss, the extra `retrieval`) finds the K
+nearest images of a sentence in milliseconds, and CAMP ranks only those. Recall is then at most the shortlist's recall
+at K. docs/scaling.md has time and memory for up to 1e9 images.
 
-This is for two models over a region store, from a notebook. Where one CAMP was trained with a joint term
-(`camp_model.joint`), its own mean vectors make the shortlist: the search page ranks so, in `search.ranking`.
+This module is for two models over a region store, for instance in a notebook. A CAMP trained with a joint term
+(`camp_model.joint`) makes the shortlist from its own mean vectors: `search.ranking` does that for the search page.
 """
 
 from collections.abc import Callable
@@ -42,10 +42,10 @@ class JointEmbedding:
     """One unit vector per image and per caption.
 
     Args:
-        model: with a matcher whose scores are cosines of vectors, as `matcher: joint` is.
+        model: its matcher must score by cosines of vectors (`Matcher.has_vectors`), as `matcher: joint` does.
 
     Raises:
-        ValueError: another matcher.
+        ValueError: the matcher does not.
     """
 
     def __init__(self, model: CAMP) -> None:
@@ -74,10 +74,10 @@ def build_index(
     batch_size: int = 256,
     progress: Callable[[int], object] | None = None,
 ) -> Any:
-    """A faiss index of all images of a collection, by inner product of unit vectors.
+    """Build a faiss index of all images of a collection, by inner product of unit vectors.
 
     Args:
-        joint: makes the vectors.
+        joint: the model that makes the vectors.
         regions: the collection.
         kind: a faiss factory string: `Flat` is exact, `HNSW32` is for millions, `IVF65536_HNSW32,PQ64` for billions.
         batch_size: images encoded at a time.
@@ -125,16 +125,16 @@ def load_index(path: Path | str) -> Any:
 
 
 class Retriever:
-    """Ranks the images of a collection that does not change for many sentences at a time, by two models.
+    """Ranks the images of a collection for sentences, by two models. The collection must not change.
 
     Args:
         model: CAMP, for the final order.
         joint: the joint embedding, for the shortlist. Both models read the same vocabulary and regions.
-        index: of `build_index`, over the same collection.
+        index: from `build_index`, over the same collection.
         regions: the collection.
 
     Raises:
-        ValueError: models, index and collection that do not fit each other.
+        ValueError: models, index and collection do not fit each other.
     """
 
     def __init__(self, model: CAMP, joint: JointEmbedding, index: Any, regions: Regions) -> None:
@@ -159,7 +159,7 @@ class Retriever:
             top_k: results per sentence.
 
         Raises:
-            ValueError: fewer than one of either.
+            ValueError: `shortlist` or `top_k` is below 1.
         """
         if min(shortlist, top_k) < 1:
             raise ValueError(f"shortlist {shortlist}, top_k {top_k}; expected 1 or more of both")

@@ -1,4 +1,4 @@
-"""What every matcher offers: the interface that models, losses, scoring and evaluation know matchers by."""
+"""The interface of matchers, which is all that model, losses, scoring and evaluation use of them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -21,27 +21,26 @@ class Received:
     attention: Tensor
     """[..., L, M], each region's weights over words or each word's over regions."""
     gate_logits: Tensor | None = None
-    """[..., L], before the sigmoid, in float32 or wider; mean over d where gates are elementwise; None without
-    gates."""
+    """[..., L], before the sigmoid, in float32 or wider; mean over d for elementwise gates; None without gates."""
     gates: Tensor | None = None
-    """[..., L], mean over d where gates are elementwise."""
+    """[..., L], mean over d for elementwise gates."""
     evidence: Tensor | None = None
     """[...], what counts and places add to the pair's logit; None without `gate_evidence`."""
 
 
 @dataclass(frozen=True)
 class Matched:
-    """Scores, and what led to them. Leading dimensions are the layout's: [P] or [I, C]."""
+    """Scores, and what explains them. Leading dimensions are the layout's: [P] or [I, C]."""
 
     logits: Tensor
     """[...], in float32 or wider; the sigmoid of a logit is the matching score."""
     similarity: Tensor
-    """[...], what a ranking loss takes: the probability, or the bare cosine."""
+    """[...], the input of a ranking loss: the cosine if the logit is just that, otherwise the probability."""
     regions: Received | None = None
-    """None where regions receive nothing from the caption."""
+    """None if regions receive no messages."""
     words: Received | None = None
     region_pooling: Tensor | None = None
-    """[..., R], each region's share in the image's vector or score; None where there are no such shares."""
+    """[..., R], each region's share in the image's vector or score; None if the matcher has no such shares."""
     word_pooling: Tensor | None = None
     """[..., N]"""
 
@@ -80,7 +79,7 @@ class KernelPlan:
 
 
 class PairScorer(Protocol):
-    """What scoring asks of a matcher, or of a whole model, which passes it on to its matcher."""
+    """The methods that scoring calls, of a matcher or of a model, which delegates them to its matcher."""
 
     def prepare_regions(self, regions: Tensor, mask: Tensor) -> Prepared: ...
 
@@ -94,9 +93,9 @@ class PairScorer(Protocol):
 
 
 class Matcher(nn.Module, ABC):
-    """Scores pairs of encoded images and captions: prepared once each, then met pair by pair or all with all.
+    """Scores encoded images and captions: each is prepared once, then matched pair by pair or all with all.
 
-    A subclass stands in `camp_model.registry.MATCHERS` and calls this constructor before it makes its weights.
+    A subclass is listed in `camp_model.registry.MATCHERS` and calls this constructor before it creates its weights.
     """
 
     def __init__(self, config: CampConfig) -> None:
@@ -105,19 +104,19 @@ class Matcher(nn.Module, ABC):
 
     @abstractmethod
     def prepare_regions(self, regions: Tensor, mask: Tensor) -> Prepared:
-        """Everything about images that needs no caption: [I, R, d], bool [I, R]."""
+        """Compute everything about images that needs no caption: [I, R, d], bool [I, R]."""
 
     @abstractmethod
     def prepare_words(self, words: Tensor, mask: Tensor) -> Prepared:
-        """Everything about captions that needs no image: [C, N, d], bool [C, N]."""
+        """Compute everything about captions that needs no image: [C, N, d], bool [C, N]."""
 
     @abstractmethod
     def match(self, images: Prepared, captions: Prepared, layout: Layout) -> Matched:
-        """Score prepared images with prepared captions: aligned (`PAIRS`) or all with all (`TILES`)."""
+        """Score prepared images with prepared captions: aligned (`PAIRS`, [P]) or all with all (`TILES`, [I, C])."""
 
     @property
     def reads_places(self) -> bool:
-        """Whether encoded regions have to end with where they lie (`camp_model.encoders.places`)."""
+        """Whether encoded regions must end with their places (`camp_model.encoders.places`)."""
         return False
 
     @property
@@ -127,11 +126,11 @@ class Matcher(nn.Module, ABC):
 
     @property
     def cosine(self) -> CosineMatching | None:
-        """What makes logits of cosines, where a logit is nothing else."""
+        """The module that maps cosines to logits, if a logit is nothing but a scaled cosine; None otherwise."""
         return None
 
     def gate_logits(self, images: Prepared, captions: Prepared, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Gate logits of a pair's words, or of its regions where words receive no messages, and which are real.
+        """Gate logits of a pair's words, or of its regions if words receive no messages, and their mask.
 
         Returns:
             [..., N] or [..., R], in float32 or wider, and a bool mask that broadcasts to it; leading dimensions as the

@@ -1,4 +1,4 @@
-"""What a pair's two sides bring along, and how images and captions meet."""
+"""Prepared images and captions, and the layouts in which they are matched."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from camp_model.tensors import take_rows
 
 @dataclass(frozen=True)
 class Layout:
-    """How images and captions meet: the einsum of each product, and the axes on which either is repeated."""
+    """How images and captions are paired: the einsum of each product, and the axes along which either is repeated."""
 
     products: str
     """Regions, words -> all inner products between them."""
@@ -40,7 +40,7 @@ TILES = Layout("ird,cnd->icrn", "icrn,cnd->icrd", "icnr,ird->icnd", 1, 0)
 
 
 def check_mask(name: str, values: Tensor, mask: Tensor) -> None:
-    """ValueError unless values are [B, L, d] with a mask [B, L]."""
+    """Raise ValueError unless values are [B, L, d] with a mask [B, L]."""
     if values.ndim != 3 or mask.shape != values.shape[:2]:
         raise ValueError(f"{name}: shape {list(values.shape)}, mask {list(mask.shape)}; expected [B, L, d], [B, L]")
 
@@ -63,21 +63,21 @@ class Prepared:
     message: Tensor | None = None
     """[B, L, d], the features through the other side's fusion weights for messages."""
     hop: Tensor | None = None
-    """[B, L, L], affinities of the second hop between features, for the messages they make on the other side."""
+    """[B, L, L], affinities of the second hop between features, for messages to the other side."""
     gram: Tensor | None = None
-    """[B, L, L], inner products of the features, for the length of the messages they make."""
+    """[B, L, L], inner products of the features, for the length of messages."""
     hidden: Tensor | None = None
     """[B, L, outputs], the features through the hidden layer of this side's pooling, before its ReLU."""
     evidence: Tensor | None = None
     """[B, L, ...], what gate evidence needs of each (`camp_model.matchers.evidence`)."""
     arguments: Tensor | None = None
-    """Captions only. [B, L, 2, L], the two other words that each word speaks of."""
+    """Captions only. [B, L, 2, L], each word's weights over words for its two arguments."""
     pooled: Tensor | None = None
     """[B, d], if this side receives no messages."""
     pooling: Tensor | None = None
     """[B, L], the weights of `pooled`."""
     gates: Tensor | None = None
-    """[B, L], applied in place of a pair's own scalar gates, which are measured all the same; None: its own."""
+    """[B, L], applied instead of a pair's own scalar gates, which are still measured; None: its own."""
     vector: Tensor | None = None
     """[B, d], the mean of the encoder's output, of unit length, where it has a share in the score."""
 
@@ -102,7 +102,7 @@ class Prepared:
         return self._map(lambda value, _: take_rows(value, rows))
 
     def contiguous(self) -> "Prepared":
-        """The same, every tensor in one piece."""
+        """The same with contiguous tensors."""
         return self._map(lambda value, _: value.contiguous())
 
     def trim(self, size: int, ragged: bool) -> "Prepared":
@@ -119,7 +119,7 @@ class Prepared:
         return trimmed if ragged else dataclasses.replace(trimmed, mask=None)
 
     def cut(self, rows: slice, counts: Tensor) -> "Prepared":
-        """The items `rows`, no longer than the longest of them; `counts` [B] are everyone's real vectors."""
+        """The items `rows`, trimmed to the longest of them; `counts` [B] is the number of real vectors of each item."""
         chosen = counts[rows]
         longest = max(1, int(chosen.max()))
         return self.take(rows).trim(longest, ragged=bool(chosen.min() < longest))
