@@ -55,5 +55,5 @@ def interval_chart(intervals: Sequence[Interval], title: str, x_label: str) -> M
         drawn.append(f'<circle class="dot s2" cx="{x_at(interval.middle):.1f}" cy="{y}" r="4"/>')
         drawn.append(tick(names - 12, y + 4.5, interval.name, "end"))
     drawn.append(tick(names + PLOT / 2, base + 38, x_label))
-    spoken = "; ".join(f"{i.name}: {i.middle:+.1f} [{i.low:+.1f}, {i.high:+.1f}]" for i in intervals)
+    spoken = "; ".join(f"{i.name}: {i.middle:+z.1f} [{i.low:+z.1f}, {i.high:+z.1f}]" for i in intervals)
     return chart_svg(drawn, f"{title}: {spoken}", names + PLOT + RIGHT, base + BOTTOM)
