@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 class RightAnswers:
-    """Answers whether images and captions belong together.
+    """Says which captions are right for which images.
 
     Args:
         caption_image: int64 [C], position of each caption's image.
-        caption_text: int64 [C], equal where captions have the same text (`CaptionTable.wording_index`); None: no two.
+        caption_text: int64 [C], equal for captions of the same text (`CaptionTable.wording_index`); None: all differ.
     """
 
     def __init__(self, caption_image: Tensor, caption_text: Tensor | None = None) -> None:

@@ -19,10 +19,10 @@ from camp_model.model import CAMP
 
 
 def balance(words: Sequence[str], foil_words: Sequence[str]) -> npt.NDArray[np.float32]:
-    """Weights of foils [F] under which a word and what replaces it are right equally often.
+    """Weights of foils [F] under which each word of a pair is the true one equally often.
 
-    Three things are rarer than two, so that "three" is more often the foil than the truth, and who has read captions
-    alone would tell them apart. A foil that changes a to b weighs min(n_ab, n_ba) / n_ab, of how often a becomes b.
+    Three things are rarer than two, so "three" is more often the foil than the truth, and a model could answer from the
+    captions alone. A foil that changes a to b has the weight min(n_ab, n_ba) / n_ab, where n_ab counts such foils.
     """
     pairs = list(zip(words, foil_words, strict=True))
     count = Counter(pairs)
@@ -42,7 +42,7 @@ def foil_bce(
     weights: Tensor,
     gate_supervision: float = 0.0,
 ) -> Tensor:
-    """What a picture, a caption of it and a foil of that caption cost, summed over the pairs.
+    """Loss on a picture, a caption of it and a foil of that caption, summed over the pairs (beyond the paper).
 
     With s the logits of caption T and foil F, and z the gate logits of the word that was changed:
     -[log m(-s_F) + log m(s_T - s_F)], and gate_supervision times -[log m(z_T) + log m(-z_F) + log m(z_T - z_F)] where

@@ -36,11 +36,12 @@ Encode = Callable[[np.ndarray], tuple[Tensor, Tensor]]
 def random_others(
     own: np.ndarray, images: int, generator: np.random.Generator, answers: RightAnswers, captions: np.ndarray
 ) -> np.ndarray:
-    """For each of the positions `own` among `images` a random other one.
+    """Draw a random wrong image for each caption.
 
     Args:
-        answers, captions: what is right, and the position in it of each of `own`'s captions; an image that is right
-            is drawn again, a hundred times at most.
+        own: int64 [P], position of each caption's own image among `images` images.
+        answers, captions: the right answers, and the positions in them of the captions; right images are redrawn, at
+            most a hundred times.
     """
     others = (own + generator.integers(1, images, len(own))) % images
     for _ in range(100):

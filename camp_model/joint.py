@@ -1,7 +1,7 @@
-"""One vector for a picture and one for a caption, beside the matcher: what a shortlist is searched with.
+"""One vector per picture and per caption, beside the matcher, to search a shortlist with.
 
-CAMP meets every picture for every caption. The means of the encoders' outputs need no meeting, so an index can hold
-them (`CAMP.image_vectors`, which has a joint embedding's own instead); the contrastive term makes them comparable
+CAMP scores every picture with every caption. The means of the encoders' outputs need no such pairs, so an index can
+hold them (`CAMP.image_vectors`; for a joint embedding, its own vectors). A contrastive loss makes them comparable
 (InfoNCE, van den Oord et al. 2018, in both directions as in CLIP).
 """
 
@@ -27,14 +27,14 @@ def joint_contrastive(
     temperature: float = 0.05,
     pairs: slice | None = None,
 ) -> Tensor:
-    """Cross-entropy of finding each image's caption and each caption's image among those of the batch.
+    """Contrastive cross-entropy of each image's caption and each caption's image among those of the batch.
 
-    Beyond the paper. Each pair's own partner is right; others of the same image or text are left out.
+    Beyond the paper. Each pair's own partner is the target; others of the same image or text are left out.
 
     Args:
         images, captions: unit vectors of the pairs, [B, d] each (`CAMP.image_vectors`, `CAMP.caption_vectors`).
         image_index, caption_index, pairs: as in `camp_model.losses`.
-        temperature: what cosines are divided by.
+        temperature: cosines are divided by it.
 
     Returns:
         The mean over the wanted pairs and both directions.

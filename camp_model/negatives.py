@@ -1,4 +1,4 @@
-"""Which images and captions of a batch do not belong together, and which of them score highest."""
+"""Negatives of a batch: mismatched images and captions, and those among them that score highest."""
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ def mine_hardest(scores: Tensor, image_index: Tensor, caption_index: Tensor | No
 
 
 def negative_pairs(image_index: Tensor, caption_index: Tensor | None = None) -> Tensor:
-    """Which images and captions of a batch do not belong together: int64 [B] each -> bool [B, B], images by captions.
+    """Which images and captions of a batch are negatives: int64 [B] each -> bool [B, B], images by captions.
 
     A caption belongs to its own image, to images of captions with the same text, and so to whatever image has a
     caption of its text in the batch.
@@ -44,7 +44,7 @@ def hardest(scores: Tensor, negative: Tensor) -> Tensor:
 
 
 def drawn_negatives(draws: Tensor, negative: Tensor, count: int) -> Tensor:
-    """The `count` negatives of each row with the highest draws, all of a row that has no more.
+    """Select the `count` negatives of each row with the highest draws, or all if a row has no more.
 
     Args:
         draws: [b, B], random numbers of 0 or more.

@@ -1,6 +1,6 @@
-"""What `model.matcher` and `model.text` choose from: a line for each.
+"""The registries of `model.matcher` and `model.text`: one line per choice.
 
-Classes are named, not imported, so that reading params does not take the seconds that importing torch takes.
+Classes are named, not imported, so that reading params does not import torch, which takes seconds.
 """
 
 import importlib

@@ -241,19 +241,19 @@ def setting(text: str) -> tuple[str, Any]:
 def main() -> None:
     exit_when_asked()
     parser = argparse.ArgumentParser(description="The study: the paper's ablations and baselines, with several seeds.")
-    parser.add_argument("--only", nargs="+", choices=list(STUDY), help="these rows, full among them", metavar="NAME")
-    parser.add_argument("--all", action="store_true", help="every row; else those of an hour and a half")
+    parser.add_argument("--only", nargs="+", choices=list(STUDY), help="these rows; full is needed", metavar="NAME")
+    parser.add_argument("--all", action="store_true", help="every row (default: those that take an hour and a half)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED",
                         help="training seeds of every row (default: 0 1 2)")  # fmt: skip
     parser.add_argument("--more-seeds", nargs="+", type=int, default=[], metavar="SEED",
-                        help=f"further ones of {', '.join(CLOSE)}")  # fmt: skip
+                        help=f"further training seeds, of the rows {', '.join(CLOSE)}")  # fmt: skip
     parser.add_argument("--rates", nargs="+", type=float, default=[], metavar="X",
-                        help="train every row with its learning rate times X, too, with the first seed")  # fmt: skip
+                        help="also train every row with X times its learning rate, first seed only")  # fmt: skip
     parser.add_argument("--set", action="append", type=setting, default=[], metavar="KEY=VALUE",
-                        help="a param of every row that says nothing else, as train.epochs=5")  # fmt: skip
+                        help="a param of every row that does not set it itself, such as train.epochs=5")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=1, help="trainings that run at the same time (default: 1)")
-    parser.add_argument("--promote", action="store_true", help="call the best one's model champion in MLflow")
-    parser.add_argument("--document", default="docs/study.md", help="what is written (default: %(default)s)")
+    parser.add_argument("--promote", action="store_true", help="make the best model the champion in MLflow")
+    parser.add_argument("--document", default="docs/study.md", help="file to write (default: %(default)s)")
     arguments = parser.parse_args()
     variants = {name: STUDY[name].overrides for name in arguments.only or (STUDY if arguments.all else OVERRIDES)}
     with saying_how_to_go_on():

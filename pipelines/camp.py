@@ -11,15 +11,15 @@ from pathlib import Path
 
 COMMANDS = {
     "params": ("stages.params", "write params.yaml from presets, or check it"),
-    "reproduce": ("pipelines.reproduce", "bring the results up to date, each stage a task of a flow"),
-    "refresh": ("pipelines.refresh", "the same, if DVC says that something is stale"),
+    "reproduce": ("pipelines.reproduce", "run the stages that are out of date, each as a task of a Prefect flow"),
+    "refresh": ("pipelines.refresh", "the same, if DVC reports that something is out of date"),
     "extract": ("pipelines.extract", "extract missing region shards on many workers"),
     "sweep": ("pipelines.experiments", "train every combination of a grid side by side"),
     "ablation": ("pipelines.ablation", "the study: ablations and baselines with several seeds"),
-    "photographs": ("pipelines.photographs", "the same on photographs, from a joint embedding on"),
+    "photographs": ("pipelines.photographs", "the same on photographs, starting from a joint embedding"),
     "deploy": ("pipelines.deploy", "deploy the flows on a Prefect server"),
     "search": ("search", "find pictures by a sentence: printed, or on a page"),
-    "tracking": ("stages.tracking", "MLflow: show it, deliver what waits, restore a run, promote a model"),
+    "tracking": ("stages.tracking", "MLflow: open it, deliver waiting events, restore a run, promote a model"),
     "report": ("stages.report", "draw the report; --summary prints its numbers"),
     "import": ("camp_model.import_released", "turn checkpoints of the authors' code into this project's"),
 }
@@ -38,10 +38,10 @@ def main() -> None:
     )
     parser.add_argument(
         "--repository", type=Path, default=os.environ.get(REPOSITORY), metavar="DIR",
-        help=f"the repository to work in, where paths start (default: {REPOSITORY}, or the one around this folder)",
+        help=f"repository to run in (default: ${REPOSITORY}, or the repository that contains the current folder)",
     )  # fmt: skip
     parser.add_argument("command", nargs="?", choices=COMMANDS, metavar="COMMAND")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="of the command")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="arguments of the command")
     arguments = parser.parse_args()
     if arguments.command is None:
         parser.print_help()

@@ -79,9 +79,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Deploy the flows of prefect.yaml, or of another such file.")
     parser.add_argument("--pool", default="camp", help="name of the work pool (default: %(default)s)")
     parser.add_argument("--pool-type", default="process",
-                        help="of a new pool: process, kubernetes, ... (default: %(default)s)")  # fmt: skip
+                        help="type of a new pool: process, kubernetes, ... (default: %(default)s)")  # fmt: skip
     parser.add_argument("--prefect-file", type=Path, default=Path("prefect.yaml"), metavar="FILE",
-                        help="what is deployed (default: %(default)s)")  # fmt: skip
+                        help="file of the deployments (default: %(default)s)")  # fmt: skip
     arguments = parser.parse_args()
     with saying_how_to_go_on():
         deploy(arguments.pool, arguments.pool_type, arguments.prefect_file)

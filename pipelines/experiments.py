@@ -284,7 +284,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train every combination of a grid side by side.")
     parser.add_argument("grid", type=grid_of, help=f"JSON, dotted params key -> values, such as {GRID}")
     parser.add_argument("--jobs", type=int, default=1, help="trainings that run at the same time (default: 1)")
-    parser.add_argument("--promote", action="store_true", help="call the best one's model champion in MLflow")
+    parser.add_argument("--promote", action="store_true", help="make the best model the champion in MLflow")
     arguments = parser.parse_args()
     with saying_how_to_go_on():
         sweep(arguments.grid, jobs=arguments.jobs, promote=arguments.promote)

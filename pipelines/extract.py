@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--storage", help="folder or fsspec URL that the workers write to (default: .work/shards)")
     parser.add_argument("--shards-per-task", type=int, default=1, help="shards that a task fills (default: 1)")
     parser.add_argument("--resource", action="append", type=resource, default=[], metavar="NAME=COUNT",
-                        help="what a worker must offer, such as GPU=1")  # fmt: skip
+                        help="Dask resource that a worker must have, such as GPU=1")  # fmt: skip
     arguments = parser.parse_args()
     with saying_how_to_go_on():
         extract(arguments.cluster, arguments.workers, arguments.storage, arguments.shards_per_task,

@@ -174,10 +174,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="rows besides full and joint-embedding")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="default: 0 1 2")
     parser.add_argument("--set", action="append", type=setting, default=[], metavar="KEY=VALUE",
-                        help="a param of every row that says nothing else, as train.epochs=5")  # fmt: skip
+                        help="a param of every row that does not set it itself, such as train.epochs=5")  # fmt: skip
     parser.add_argument("--first", default=str(FIRST), help="preset of the joint embedding (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="trainings that run at the same time (default: 1)")
-    parser.add_argument("--document", default="docs/photographs.md", help="what is written (default: %(default)s)")
+    parser.add_argument("--document", default="docs/photographs.md", help="file to write (default: %(default)s)")
     arguments = parser.parse_args()
     with saying_how_to_go_on():
         photographs(arguments.only, arguments.seeds, dict(arguments.set), arguments.first, arguments.jobs,

@@ -67,8 +67,8 @@ def announce() -> None:
 
 def main() -> None:
     exit_when_asked()
-    parser = argparse.ArgumentParser(description="Bring the results up to date with the source.")
-    parser.add_argument("command", nargs="?", choices=["announce"], help="tell the server instead of running here")
+    parser = argparse.ArgumentParser(description="Run the pipeline if the source or anything else has changed.")
+    parser.add_argument("command", nargs="?", choices=["announce"], help="tell the server that the source has changed")
     command = announce if parser.parse_args().command == "announce" else refresh
     with saying_how_to_go_on():
         command()

@@ -1,4 +1,4 @@
-"""A sentence finds pictures, of a folder or of this workspace: printed, or on a page.
+"""Find pictures by a sentence, in a folder or in this workspace: printed, or on a page.
 
 camp search "two dogs in the snow" --images ~/photographs --top 5
 camp search --images ~/photographs          # the page
@@ -48,18 +48,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="camp search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sentence", nargs="?", help="without one the page is served")
+    parser.add_argument("sentence", nargs="?", help="what the pictures show; without it, the page is served")
     parser.add_argument(
         "--images", type=_folder, metavar="DIR", help="a folder of pictures (default: this workspace's)"
     )
     parser.add_argument("--model", type=_folder, metavar="DIR", help=f"for --images (default: {SHIPPED})")
-    parser.add_argument("--cache", type=_folder, metavar="DIR", help="what is known of pictures (default: your cache)")
+    parser.add_argument("--cache", type=_folder, metavar="DIR", help="folder for the index (default: your cache)")
     parser.add_argument("--top", type=_count, default=10, metavar="N", help="pictures printed (default: 10)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--host", default="127.0.0.1", help="address of the page (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=0, help="port of the page (default: any that is free)")
+    parser.add_argument("--port", type=int, default=0, help="port of the page (default: a free one)")
     parser.add_argument(
-        "--allow-host", action="append", default=[], metavar="NAME", help="a name under which others may ask the page"
+        "--allow-host", action="append", default=[], metavar="NAME", help="host name by which others may open the page"
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""Put a workspace's model into a folder that says itself which features it reads, to be used on any pictures.
+"""Export a workspace's model to a folder that also describes its features, so that it can search any pictures.
 
 python -m search.shipping pretrained/flickr8k
 """
@@ -23,7 +23,7 @@ from stages.errors import InputError, shown
 from stages.params.section import PARAMS
 
 COMPARED = 8
-"""Pictures of the workspace that are looked at again."""
+"""Pictures of the workspace whose features are computed again."""
 FILES = ("model.safetensors", "config.json", "vocabulary.json", "fingerprint.json")
 
 

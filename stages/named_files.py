@@ -87,9 +87,9 @@ def named_files(params: NamedFilesSections, watch: bool = False) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Hash the files and folders that params.yaml names, into named/content.json; DVC runs it so."
+        description="Hash the files and folders that params.yaml names into named/content.json, as DVC runs it."
     )
-    parser.add_argument("command", nargs="?", choices=["watch"], help="write named/watched.json alone")
+    parser.add_argument("command", nargs="?", choices=["watch"], help="write only named/watched.json")
     arguments = parser.parse_args()
     named_files(read_params(NamedFilesSections), watch=arguments.command == "watch")
 

@@ -69,7 +69,7 @@ def print_summary(metrics: Path, page: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draw the report page, or print a summary of the last run.")
-    parser.add_argument("--summary", action="store_true", help="print the recall table and where the report is")
+    parser.add_argument("--summary", action="store_true", help="print the recall table and the report's path")
     if parser.parse_args().summary:
         print_summary(Path("metrics"), PAGE)
     else:

@@ -1,4 +1,4 @@
-"""Region features and word ids into the joint space (paper section 3.1).
+"""Encoders, which map region features and word ids into the joint space (paper section 3.1).
 
 Neither output is L2-normalised: gates are inner products and open or close only on features of free length.
 """

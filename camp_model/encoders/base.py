@@ -1,4 +1,4 @@
-"""What every text encoder offers."""
+"""The interface of text encoders."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ from camp_model.tensors import moved
 from camp_model.vocabulary import UNK, Vocabulary
 
 SERVING_BYTES = 2**26
-"""What a process that serves keeps of the sentences it has encoded."""
+"""Largest size in bytes of the encoded sentences that a serving process caches."""
 
 
 def length_mask(lengths: Tensor, size: int) -> Tensor:
-    """True at real positions: int64 [B] -> bool [B, size]."""
+    """Mask of real positions from lengths: int64 [B] -> bool [B, size]."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
 class TextEncoder(nn.Module, ABC):
-    """Word ids into the joint space.
+    """Maps word ids into the joint space.
 
-    A subclass stands in `camp_model.registry.TEXT_ENCODERS` and calls this constructor before it makes its weights.
+    A subclass is listed in `camp_model.registry.TEXT_ENCODERS` and calls this constructor before it makes its weights.
     """
 
     def __init__(self, config: CampConfig) -> None:
@@ -33,54 +33,54 @@ class TextEncoder(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, tokens: Tensor, lengths: Tensor, dropout: nn.Module) -> Tensor:
-        """Encode captions; padding is free to hold anything, but never reaches a real word.
+        """Encode captions; the output may be anything at padding, but padding must not affect real words.
 
         Args:
             tokens: int64 [C, N] word ids.
             lengths: int64 [C] on the CPU, real words of each caption, from 1 to N.
-            dropout: to be applied to the word embeddings.
+            dropout: the encoder applies it to the word embeddings.
 
         Returns:
             [C, N, d].
         """
 
     def word_embeddings(self) -> Tensor | None:
-        """The table [vocab_size, word_dim] that `train.word_vectors` fills; None where an encoder has none."""
+        """The table [vocab_size, word_dim] that `train.word_vectors` fills; None if the encoder has none."""
         return None
 
     def read_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Learn how the words of a new model are spelt, where the encoder asks for more than their ids."""
+        """Receive the spelling of a new model's words, if the encoder needs more than their ids."""
 
     @property
     def reads_spelling(self) -> bool:
-        """Whether words outside the vocabulary can be read; if not, they are <unk> here."""
+        """Whether words outside the vocabulary can be read; otherwise they are <unk>."""
         return False
 
     def further_ids(self, words: Sequence[str]) -> list[int]:
-        """Ids of words that are not in the vocabulary; that of <unk> for one that cannot be read."""
+        """Ids of words outside the vocabulary; that of <unk> for words that cannot be read."""
         return [UNK] * len(words)
 
     def remember_at_most(self, size: int = SERVING_BYTES) -> None:
-        """Keep no more than `size` bytes of what is encoded; a process that serves meets ever new sentences."""
+        """Cache at most `size` bytes of encoded captions, because a serving process gets ever new sentences."""
 
     def facts(self) -> dict[str, Any]:
-        """What a checkpoint must hold beside config and weights to make the encoder anew, as JSON has it."""
+        """JSON-able facts that a checkpoint must store beside config and weights to restore the encoder."""
         return {}
 
     @classmethod
     def restored(cls, config: CampConfig, facts: dict[str, Any]) -> Self:
-        """The encoder of a checkpoint, before its weights are put in.
+        """Make the encoder of a checkpoint, before its weights are loaded.
 
         Raises:
-            ValueError: what `facts` ask for is not here.
+            ValueError: something that `facts` name is not available.
         """
         return cls(config)
 
     def remember(self, tokens: Tensor, lengths: Tensor) -> bool:
-        """Encode captions now that will be asked for again and again, if the encoder is one that keeps them.
+        """Encode captions and cache the result, if the encoder caches captions.
 
         Returns:
-            Whether it is, and has room for more.
+            Whether it does, and has room for more.
         """
         return False
 

@@ -86,7 +86,7 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 
 def mean_logits(logits: Sequence[Tensor]) -> Tensor:
-    """The logits of the mean of several scores m = sigmoid(logit), all of one shape.
+    """The logit of the mean of several scores m = sigmoid(logit), all of one shape.
 
     As logits, scores too close to 0 or 1 for a float stay apart.
     """

@@ -1,4 +1,4 @@
-"""Regions of an image, or words of a caption, into one vector (paper section 3.3)."""
+"""Pool the regions of an image, or the words of a caption, into one vector (paper section 3.3)."""
 
 import torch
 from torch import Tensor, nn

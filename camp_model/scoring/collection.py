@@ -1,4 +1,4 @@
-"""Ranks over a collection that is read from disk: encoded, scored and ranked without ever holding all scores.
+"""Rank a collection that is read from disk, without ever holding all scores.
 
 What is held grows with the images I and with the captions C, never with I x C: the encoded images where they fit, the
 scores of all images with CAPTIONS_AT_ONCE captions, and ranks and best results of every query.
@@ -47,10 +47,10 @@ class Collection:
 
 
 def ensemble_logits(models: Sequence[CAMP], logits: Sequence[Tensor]) -> Tensor:
-    """One logit for each pair from those of every model, all of one shape: of the mean of their probabilities.
+    """Combine the logits of several models, all of one shape, into the logit of their mean probability.
 
-    Where all are logits of cosines it is the mean of the cosines, as SCAN's ensemble has it, scaled and shifted as
-    they are on average: what a ranking loss has trained on cosines gives no probabilities.
+    If all models score by cosines, the cosines are averaged, as in SCAN's ensemble, then scaled and shifted by the mean
+    scale and shift, because cosines trained with a ranking loss give no probabilities.
     """
     cosines = [cosine for model in models if (cosine := model.matcher.cosine) is not None]
     if len(models) == 1 or len(cosines) < len(models):
@@ -69,12 +69,12 @@ def rank_collection(
     share: WorkShare | None = None,
     progress: Progress | None = None,
 ) -> RankedQueries:
-    """Rank all captions for every image and all images for every caption by one model, or by several ones' mean.
+    """Rank all captions for every image and all images for every caption, by one model or an ensemble.
 
     Args:
         models: in evaluation mode, on one device.
-        top_k: results kept of each query; fewer where there are fewer candidates.
-        share: where several processes share the work, with `top_k` 0.
+        top_k: results kept per query; fewer if there are fewer candidates.
+        share: this process's share of the work of several processes; needs `top_k` 0.
         progress: called now and then with the number of pairs scored, by any of the models, since the last call.
 
     Raises:

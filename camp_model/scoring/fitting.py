@@ -1,4 +1,4 @@
-"""What does not fit into memory is done in halves, with a warning; only a single item that does not fit is an error."""
+"""Work that does not fit into memory is halved, with a warning; it is an error only if a single item does not fit."""
 
 import warnings
 from collections.abc import Callable, Iterator

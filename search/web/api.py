@@ -26,30 +26,29 @@ class Picture(BaseModel):
     """A picture of an answer to a sentence."""
 
     id: str
-    name: str = Field(description="Where it lies below the folder of the pictures.")
+    name: str = Field(description="Path below the folder of the pictures.")
     score: float = Field(description="Matching score m, between 0 and 1.")
-    logit: float = Field(description="Logit of m, which tells scores near 0 and 1 apart.")
+    logit: float = Field(description="Logit of m, which separates scores near 0 or 1.")
 
 
 class SearchAnswer(BaseModel):
     """The pictures that a sentence describes, best first."""
 
     sentence: str
-    words: list[str] = Field(description="The sentence as the model reads it.")
-    unknown: list[str] = Field(description="Words of it that the model does not know.")
+    words: list[str] = Field(description="The words of the sentence, as the model reads them.")
+    unknown: list[str] = Field(description="Words that the model does not know.")
     by_spelling: list[str] = Field(
-        description="Words of it that are not in the vocabulary that the model was trained on, and that its text "
-        "encoder reads by their spelling."
+        description="Words outside the model's vocabulary that its text encoder reads by their spelling."
     )
-    dropped: int = Field(description="Words at its end that the model does not read.")
+    dropped: int = Field(description="Number of words at the end of the sentence that the model does not read.")
     offset: int
-    scored: int = Field(description="Pictures that CAMP has ranked: all, or those of the shortlist.")
-    total: int = Field(description="Pictures that could be searched.")
+    scored: int = Field(description="Number of pictures that CAMP ranked: all, or the shortlist.")
+    total: int = Field(description="Number of pictures that were searched.")
     pictures: list[Picture]
 
 
 class PairAnswer(BaseModel):
-    """How one picture and one sentence came to their score: N words, R regions; null where the model has no such."""
+    """Gates, attention and score of one picture and one sentence: N words, R regions; null if the model has none."""
 
     id: str
     name: str
@@ -63,12 +62,12 @@ class PairAnswer(BaseModel):
     )
     word_gates: list[float] | None = Field(description="[N], between 0 and 1.")
     region_gates: list[float] | None = Field(description="[R], between 0 and 1.")
-    word_attention: list[list[float]] | None = Field(description="[N][R], where each word looks; sums to 1.")
-    region_attention: list[list[float]] | None = Field(description="[R][N], what each region reads; sums to 1.")
-    width: int = Field(description="Of the picture, upright, in pixels.")
+    word_attention: list[list[float]] | None = Field(description="[N][R], words' weights over regions; sums to 1.")
+    region_attention: list[list[float]] | None = Field(description="[R][N], regions' weights over words; sums to 1.")
+    width: int = Field(description="Width of the upright picture, in pixels.")
     height: int
     boxes: list[list[float]] = Field(description="[R][4], XYXY, in pixels.")
-    labels: list[str] = Field(description="[R], what the detector calls each region.")
+    labels: list[str] = Field(description="[R], the detector's class of each region.")
 
 
 class SimilarPicture(BaseModel):
@@ -92,25 +91,25 @@ class SimilarAnswer(BaseModel):
 
     pictures: list[SimilarPicture]
     captions: list[FittingCaption] | None = Field(
-        description="Null where the captions that were trained on are not here: a model that was shipped comes without."
+        description="Null if the training captions are not available, as with a shipped model."
     )
 
 
 class Health(BaseModel):
-    """How far the collection is."""
+    """The progress of indexing."""
 
     status: str = Field(description="ok, or problem: indexing has stopped.")
     problem: str | None
-    indexing: bool = Field(description="Whether more may become ready.")
+    indexing: bool = Field(description="Whether more pictures may become ready.")
     total: int
-    ready: int = Field(description="Pictures that can be searched.")
-    rejected: int = Field(description="Pictures that cannot be used; /api/rejected has the reasons.")
-    copies: int = Field(description="Copies of other files, found under the first name alone.")
+    ready: int = Field(description="Number of pictures that can be searched.")
+    rejected: int = Field(description="Number of pictures that cannot be used; /api/rejected has the reasons.")
+    copies: int = Field(description="Number of copies of other files, found only under the first name.")
     model: str
 
 
 class RejectedPicture(BaseModel):
-    """A file that is no picture that could be used."""
+    """A file that cannot be used, and why."""
 
     name: str
     reason: str
@@ -123,7 +122,7 @@ class Refusal(BaseModel):
 
 
 def health(queries: Queries) -> Health:
-    """How far the collection of `queries` is."""
+    """The progress of indexing the collection of `queries`."""
     status = queries.status()
     return Health(
         status="problem" if status.problem else "ok", problem=status.problem, indexing=status.scanning,
@@ -171,7 +170,7 @@ def api_routes(queries: Queries, uploads: Uploads) -> APIRouter:
 
     @router.post("/api/similar", openapi_extra=UPLOAD, responses={c: {"model": Refusal} for c in (408, 413, 503)})
     async def similar_to_upload(request: Request, top: Top = 20, captions: Captions = 10) -> SimilarAnswer:
-        """The pictures most like the one in the body, and the training captions that fit it. Nothing of it is kept."""
+        """The pictures most like the one in the body, and the training captions that fit it. It is not stored."""
         return _similar(queries, await uploads.like(request, top, captions))
 
     _status_routes(router, queries)
@@ -181,7 +180,7 @@ def api_routes(queries: Queries, uploads: Uploads) -> APIRouter:
 def _status_routes(router: APIRouter, queries: Queries) -> None:
     @router.get("/api/health")
     def say_health() -> Health:
-        """How far the collection is."""
+        """The progress of indexing."""
         return health(queries)
 
     @router.get("/api/rejected")
@@ -191,7 +190,7 @@ def _status_routes(router: APIRouter, queries: Queries) -> None:
 
     @router.post("/api/rescan", status_code=202)
     def rescan() -> Health:
-        """Look for pictures that came, went or changed."""
+        """Scan the folder for added, removed and changed pictures."""
         queries.collection.rescan()
         return health(queries)
 

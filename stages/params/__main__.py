@@ -12,9 +12,9 @@ from stages.params.presets import apply_presets
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m stages.params",
-        description="Give params.yaml the defaults with presets laid over them (its comments stay), or check it alone.",
+        description="Write the defaults and then the presets to params.yaml (comments stay), or only check it.",
     )
-    parser.add_argument("presets", type=Path, nargs="*", help="files such as those of presets/; the later counts")
+    parser.add_argument("presets", type=Path, nargs="*", help="files such as those of presets/; later ones override")
     presets = parser.parse_args().presets
     if presets:
         for note in apply_presets(presets):

@@ -57,7 +57,7 @@ def test_the_page_is_there_at_once_and_pictures_become_ready(
                 client.get("/", params={"like": found[0]["id"]}).text,
                 client.post("/captions", content=(tmp_path / "images/later.jpg").read_bytes()).text,
             ):
-                assert "this model came without those that it was trained on" in text
+                assert "this model was shipped without its training captions" in text
             opened = client.get("/picture", params={"id": found[0]["id"]}).text
             assert "More like it" in opened and "training captions" not in opened
             assert page.errors == []
