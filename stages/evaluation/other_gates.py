@@ -12,7 +12,7 @@ from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from stages.errors import InputError
 from stages.evaluation.folds import Fold
-from stages.params.evaluate import EvaluateParams
+from stages.params.evaluate import EvaluateParams, check_gates
 
 
 def with_gates(params: EvaluateParams, folder: Path, model: CAMP, store: RegionStore, split: Fold) -> CAMP:
@@ -23,13 +23,10 @@ def with_gates(params: EvaluateParams, folder: Path, model: CAMP, store: RegionS
     """
     if params.gates == "trained":
         return model
-    why = model.config.why_no_gates()
-    if why is None and model.config.gate != "scalar":
-        why = f"model.gate is {model.config.gate}"
-    if why is None and model.config.gate_evidence:
-        why = "model.gate_evidence is true, whose evidence is in the score, too"
-    if why:
-        raise InputError(f"{folder / 'config.json'}: evaluate.gates: {params.gates} acts on scalar gates, but {why}")
+    try:
+        check_gates(params.gates, model.config)
+    except ValueError as error:
+        raise InputError(f"{folder / 'config.json'}: {error}") from None
     if params.gates == "open":
         other = CAMP(replace(model.config, gate="unapplied"), caption_encoder=model.caption_encoder)
     else:

@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from camp_model.config import CampConfig
 from stages.params.section import Device, Section, Split, check_no_output
 
 
@@ -49,3 +50,15 @@ class EvaluateParams(Section):
                 f"evaluate.splits are {', '.join(self.splits)}; expected full, coco_5k or coco, and test"
             )
         return self
+
+
+def check_gates(gates: str, config: CampConfig) -> None:
+    """ValueError where other gates than the trained ones are asked of a model in which none can stand in for them."""
+    why = None if gates == "trained" else config.why_no_gates()
+    if gates != "trained" and why is None:
+        if config.gate != "scalar":
+            why = f"model.gate is {config.gate}"
+        elif config.gate_evidence:
+            why = "model.gate_evidence is true, whose evidence is in the score, too"
+    if why:
+        raise ValueError(f"evaluate.gates: {gates} acts on scalar gates, but {why}; expected trained")

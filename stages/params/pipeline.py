@@ -11,7 +11,7 @@ from stages.params import document
 from stages.params.captions import CaptionsParams
 from stages.params.dataset import DatasetParams
 from stages.params.detector import DetectorParams
-from stages.params.evaluate import EvaluateParams
+from stages.params.evaluate import EvaluateParams, check_gates
 from stages.params.index import IndexParams
 from stages.params.model import ModelParams
 from stages.params.regions import RegionsParams, check_backend
@@ -64,8 +64,15 @@ class Params(Section):
                 f"captions.lexicon: scenes says nothing of the pictures of dataset.source {source}; expected "
                 "photographs or a lexicon's JSON file"
             )
-        if supervision and (why := self.model.config(vocab_size=4, region_dim=1).why_no_gates()):
+        config = self.model.config(vocab_size=4, region_dim=1)
+        check_gates(self.evaluate.gates, config)
+        if supervision and (why := config.why_no_gates()):
             raise ValueError(f"train.gate_supervision: {supervision:g} acts on gates, but {why}; expected 0")
+        if self.evaluate.eccv and source not in ("karpathy", "coco"):
+            raise ValueError(
+                f"evaluate.eccv: true needs captions that bear COCO's own ids, not those of dataset.source {source}; "
+                "expected karpathy, coco, or false"
+            )
         if foils and not self.captions.train_foils:
             raise ValueError(
                 f"train.foil_weight: {foils:g} needs foils of the captions that are trained on, but "

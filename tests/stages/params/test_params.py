@@ -250,3 +250,30 @@ def test_evidence_needs_features_that_end_with_boxes() -> None:
 
 def test_every_kind_of_foil_may_be_trained_with() -> None:
     assert get_args(FoilKind) == KINDS
+
+
+@pytest.mark.parametrize("gates", ["open", "another"])
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ({"gate": "none"}, "model.gate is none"),
+        ({"gate": "unapplied"}, "model.gate is unapplied"),
+        ({"matcher": "scan"}, "model.matcher is scan"),
+        ({"message_passing": "none"}, "model.message_passing is none"),
+        ({"gate_evidence": True}, "model.gate_evidence is true"),
+    ],
+)
+def test_other_gates_are_asked_of_no_model_without_them_before_it_is_trained(gates, model, reason) -> None:
+    values = {"model": model, "train": {"gate_supervision": 0}, "regions": {"geometry": True}}
+    with pytest.raises(InputError, match=f"^evaluate.gates: {gates} acts on .*, but {reason}.*; expected trained$"):
+        Params.from_dict(values | {"evaluate": {"gates": gates}})
+    Params.from_dict(values | {"evaluate": {"gates": "trained"}})
+
+
+@pytest.mark.parametrize("source", ["scenes", "table"])
+def test_only_captions_of_coco_bear_its_ids(source) -> None:
+    values = {"captions": {"lexicon": "photographs"}, "evaluate": {"eccv": True}}
+    lexicon = {"captions": {"lexicon": "scenes"}} if source == "scenes" else {}
+    with pytest.raises(InputError, match=f"^evaluate.eccv: true needs .* dataset.source {source}; expected karpathy"):
+        Params.from_dict(values | lexicon | {"dataset": {"source": source}})
+    Params.from_dict(values | {"dataset": {"source": "karpathy"}})
