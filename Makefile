@@ -33,26 +33,26 @@ repro: setup
 	dvc repro
 	python -m stages.report --summary
 
-# A page on which a sentence finds pictures: those of IMAGES, a folder, or the ones of this workspace.
+# The search page, for the pictures of IMAGES, a folder, or of this workspace. MODEL: folder of another model.
 search: setup
 	python -m search $(if $(IMAGES),--images "$(IMAGES)") $(if $(MODEL),--model "$(MODEL)")
 
-# The study, docs/study.md, two trainings at a time; interrupted, it goes on where it was. STUDY: its options, params set
-# for all rows and --all, which trains the page's further rows, too.
+# Writes docs/study.md, with two trainings at a time; if interrupted, run it again. STUDY: options, such as params for
+# all rows (--set) and further rows (--all).
 STUDY ?= --set train.epochs=3 --set evaluate.foils=1200
 study: setup
 	python -m pipelines.ablation --jobs 2 $(STUDY)
 
-# The study on photographs, of Flickr8k in data/raw (presets/flickr8k.yaml), two trainings at a time, into
-# docs/photographs.md; what is trained is not trained again. It takes presets; `python -m stages.params
-# presets/scenes.yaml` brings the scenes back. PHOTOGRAPHS: its options.
+# Writes docs/photographs.md: the study on Flickr8k in data/raw (presets/flickr8k.yaml), with two trainings at a time;
+# finished ones are not repeated. It overwrites params.yaml with presets; `python -m stages.params presets/scenes.yaml`
+# restores the scenes. PHOTOGRAPHS: options.
 DATA ?= presets/flickr8k.yaml presets/grid.yaml
 photographs: setup
 	python -m stages.params $(DATA) presets/best_2_camp.yaml
 	python -m pipelines.photographs --jobs 2 $(PHOTOGRAPHS)
 
-# PROCESSES of one thread each, for two would otherwise fight over the cores; in the order of tests/conftest.py. One more
-# than there are cores: some of them wait for servers most of the time.
+# Processes of one thread each, so that they do not compete for cores, in the order of tests/conftest.py. One more than
+# two cores, because some tests mostly wait for servers.
 PROCESSES ?= 3
 test: setup
 	OMP_NUM_THREADS=1 python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
