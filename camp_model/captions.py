@@ -28,10 +28,10 @@ SCHEMA = pa.schema(
     metadata={b"camp.format": b"captions", b"camp.version": b"1"},
 )
 EQUAL = b"camp.equal_captions"
-"""Key of the file's metadata: captions whose tokens are also those of a caption of another image."""
+"""Key of the file's metadata: number of captions whose tokens are also those of a caption of another image."""
 
 VOCABULARY = b"camp.vocabulary"
-"""Key of the file's metadata: the identity of the vocabulary whose ids the tokens are."""
+"""Key of the file's metadata: the identity of the vocabulary of the tokens."""
 
 
 def write_captions(
@@ -45,8 +45,8 @@ def write_captions(
 ) -> None:
     """Write one split's captions; the file appears whole or not at all.
 
-    Kept in the metadata: `equal`, the number of captions whose tokens are also those of a caption of another image, and
-    the identity of the `vocabulary` that the tokens are of.
+    The metadata hold `equal`, the number of captions whose tokens are also those of a caption of another image, and the
+    identity of the `vocabulary` of the tokens.
 
     Raises:
         ValueError: a caption without tokens.
@@ -67,7 +67,7 @@ def write_captions(
 
 
 def _letters(text: str) -> str:
-    """The letters, their marks and digits of a text, or all of it where it has none: other spelling says nothing.
+    """The letters, their marks and the digits of a text, or all of it if it has none: the rest carries no meaning.
 
     Vowels are marks in the scripts of India and Thailand.
     """
@@ -83,7 +83,7 @@ def _numbers(keys: Iterable[Hashable]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class CaptionTable:
-    """The captions of one split, in columns: a million captions take what their tokens and ids take."""
+    """The captions of one split, stored in columns, so that a million captions take little memory."""
 
     path: Path
     caption_ids: np.ndarray
@@ -132,16 +132,16 @@ class CaptionTable:
 
     @cached_property
     def text_index(self) -> np.ndarray:
-        """int64 [C], equal where captions have the same tokens, so that no model tells them apart; counted from 0."""
+        """int64 [C], from 0, equal for captions with the same tokens, which no model can distinguish."""
         ends = (self._starts + self.lengths).tolist()
         return _numbers(self._ids[start:end].tobytes() for start, end in zip(self._starts.tolist(), ends, strict=True))
 
     @cached_property
     def wording_index(self) -> np.ndarray:
-        """int64 [C], equal where captions say the same, so that one is right where the other is; counted from 0.
+        """int64 [C], from 0, equal for captions with the same wording, which are right for the same images.
 
-        That is the same tokens and, where these may leave something out, the same letters and digits: with an <unk>
-        among them, and in the longest captions, which may be cut.
+        Captions have the same wording if they have the same tokens. If the tokens may lack something (with an <unk>, or
+        in the longest captions, which may be cut), their letters and digits must be equal, too.
         """
         unknown = np.zeros(len(self), dtype=bool)
         unknown[np.searchsorted(self._starts, np.flatnonzero(self._ids == UNK), side="right") - 1] = True
@@ -150,9 +150,9 @@ class CaptionTable:
         return _numbers(zip(self.text_index.tolist(), rest, strict=True))
 
     def spelt_out(self, vocabulary: Vocabulary) -> "CaptionTable":
-        """The same captions for models that read spelling: words outside the vocabulary have ids of their own.
+        """The same captions for models that read spelling: words outside the vocabulary get their own ids.
 
-        Those ids hold in this process alone (`camp_model.further_words`).
+        These ids are valid only in this process (`camp_model.further_words`).
         """
         ids = self._ids.copy()
         unknown = np.flatnonzero(ids == UNK)
@@ -172,12 +172,12 @@ class CaptionTable:
 
     @property
     def equal(self) -> int | None:
-        """Captions whose tokens are also those of a caption of another image; None where they were not counted."""
+        """Number of captions whose tokens are also those of a caption of another image; None if not counted."""
         count = (self._table.schema.metadata or {}).get(EQUAL)
         return None if count is None else int(count)
 
     def check_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """ValueError where the tokens are ids of another vocabulary; files of older versions do not say of which."""
+        """Raise ValueError if the tokens are ids of another vocabulary; files of older versions do not record it."""
         expected = "expected both from one run of tokenize_captions"
         if self.largest_id >= len(vocabulary):
             raise ValueError(

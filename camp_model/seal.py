@@ -87,7 +87,7 @@ def seal(path: Path, append: bool = False) -> None:
 
 
 def check_seal(path: Path) -> None:
-    """Read a file once and compare it with its seal, if it has one; a file that was whole is not read again.
+    """Compare a file with its seal, if it has one. A file that passed the check is not read again until it changes.
 
     Raises:
         OSError: it cannot be read.
@@ -130,7 +130,7 @@ def unsealed(path: Path, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def digest_of_values(values: Any) -> str:
-    """Hex sha256 of JSON-able values, whatever the order of their keys and however they are laid out."""
+    """Hex sha256 of JSON-able values, independent of the order of keys and of layout."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -32,20 +32,19 @@ from camp_model.tensors import moved
 from camp_model.vocabulary import END, SPECIALS, START, UNK, Vocabulary
 
 AT_ONCE = 64
-"""Captions that the network reads at once, of about the same length: the pieces of a short one are not padded to those
-of the longest in a batch."""
+"""Captions that the network reads at once, of similar length, so that short ones need little padding."""
 
 
 class TransformerEncoder(TextEncoder):
     """A network of Hugging Face (`config.transformer`) over the pieces of words, frozen or trained.
 
-    A frozen network of an installed package belongs to the package and is no part of the module's weights: a checkpoint
-    names it and its hash. Every other one is the submodule `transformer`, and its weights are the checkpoint's. While
-    frozen, a network is never in training mode, computes in float32, and reads each distinct caption once.
+    A frozen network of an installed package is not among the module's weights; a checkpoint stores its name and hash.
+    Any other network is the submodule `transformer`, and a checkpoint stores its weights. A frozen network is always in
+    evaluation mode, computes in float32, and reads each distinct caption once.
 
     Args:
         config: the switches.
-        network: to be used in place of the one that `config.transformer` names.
+        network: used instead of the one that `config.transformer` names.
 
     Raises:
         ValueError: the network cannot be loaded.

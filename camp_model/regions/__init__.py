@@ -1,4 +1,4 @@
-"""The region store: what a detector saw in every image, in memory-mapped Arrow shards.
+"""The region store: features, boxes and classes of every image's regions, in memory-mapped Arrow shards.
 
 A store is a folder: shards `<content key>.arrow`, `manifest.parquet` (a row per image) and `rejected.parquet` (images
 that could not be read). Shards never change once written, so several processes may read one while others are added.

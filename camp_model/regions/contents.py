@@ -1,4 +1,4 @@
-"""What a region store holds, and the metadata by which each of its files says what it is."""
+"""The contents of a region store, and the metadata that identifies each of its files."""
 
 import json
 from dataclasses import asdict, dataclass, field

@@ -33,7 +33,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class ShardHeader:
-    """What a whole shard says of itself."""
+    """What a shard contains, without its features."""
 
     key: str
     image_ids: list[str]
@@ -49,7 +49,7 @@ def _shape(name: str, info: StoreInfo) -> tuple[int, ...]:
 
 
 def storable(info: StoreInfo, regions: ImageRegions) -> str | None:
-    """Why a store cannot hold these regions of an image; None: it can."""
+    """The reason why a store cannot hold these regions of an image; None if it can."""
     if not len(regions.features):
         return "no region"
     if not all(np.isfinite(values).all() for values in (regions.boxes, regions.scores, regions.attribute_scores)):
@@ -183,7 +183,7 @@ def map_shard(path: Path, check: bool = True) -> MappedShard:
 
 
 def read_header(path: Path, check: bool = True) -> ShardHeader:
-    """Who is in a shard, without its features; `check` as in `open_shard`.
+    """Read which images a shard holds, without their features; `check` as in `open_shard`.
 
     Raises:
         ValueError: the file is missing, torn, or no shard.

@@ -1,4 +1,4 @@
-"""A whole store: its tables, and what reads it."""
+"""Read a store, and write its tables."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,15 +29,15 @@ def write_rejected(folder: Path, info: StoreInfo, rows: Sequence[tuple[str, str,
 
 
 class RegionStore:
-    """Reads a store, memory-mapped: opening reads the manifest alone, workers share the pages of the shards.
+    """Reads a memory-mapped store. Opening it reads only the manifest; processes share the pages of the shards.
 
     Args:
         path: the folder.
-        check: the seal of a shard on its first use, for which all of it is read.
+        check: whether to check the seal of each shard on its first use, which reads all of it.
 
     Raises:
-        ValueError: the manifest is missing or no manifest; and, on first use of a shard, if that is missing, torn or
-            of another store.
+        ValueError: the manifest is missing or damaged; later, on its first use, a shard is missing, damaged or of
+            another store.
     """
 
     def __init__(self, path: Path, check: bool = True) -> None:
@@ -99,7 +99,7 @@ class RegionStore:
         return len(self.image_ids)
 
     def row_of(self, image_id: str) -> int:
-        """The row of an image. ValueError if the store does not hold it."""
+        """The row of an image; raises ValueError if the store does not hold it."""
         if self._row_of is None:
             self._row_of = {image_id: row for row, image_id in enumerate(self.image_ids)}
         try:
@@ -115,7 +115,7 @@ class RegionStore:
         return dict(zip(self._shard_names, groups, strict=True)) if len(self) else {}
 
     def map_all(self) -> None:
-        """Map every shard now: from then on the store can be read, whatever becomes of the files' names.
+        """Map every shard now, so that the store stays readable even if its files are removed.
 
         Raises:
             ValueError: a shard is missing, torn or of another store.
@@ -147,7 +147,7 @@ class RegionStore:
         return shard
 
     def features(self, rows: Sequence[int] | Array) -> tuple[Array, npt.NDArray[np.bool_]]:
-        """Features [n, R, D] in the stored dtype, 0 beyond an image's regions, and the mask [n, R], True at regions."""
+        """Features [n, R, D] in the stored dtype, 0 at padding, and the mask bool [n, R], True at real regions."""
         rows = np.asarray(rows, dtype=np.int64)
         out = np.empty((len(rows), self.max_regions, self.region_dim), dtype=self.info.dtype)
         for i, row in enumerate(rows):
