@@ -9,10 +9,10 @@ _REPR.maxlevel = 3
 
 
 class InputError(Exception):
-    """Something the user gave is wrong. The message names the file, the key and what was expected."""
+    """An error in a user's input. The message names the file, the key and what was expected."""
 
 
 def shown(value: object, limit: int = 120) -> str:
-    """`repr(value)`, shortened where it is long: a message never holds a value of any size whole."""
+    """`repr(value)`, shortened if it is long, so that a message stays readable."""
     text = _REPR.repr(value[: 2 * limit] if isinstance(value, bytes | str) else value)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."

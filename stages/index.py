@@ -1,4 +1,4 @@
-"""Stage index: a vector for each picture of the store, and the engine that searches them; no picture is opened."""
+"""Stage index: compute a vector for each picture of the region store, and put them into a search index."""
 
 from pathlib import Path
 
@@ -23,12 +23,11 @@ class IndexSections(StageSections):
 
 
 def index(params: IndexParams, *, regions: Path, model: Path, out: Path, work: Path) -> None:
-    """Write `out`: index.json, which says what is indexed, and index.faiss where faiss is the engine.
+    """Write `out`: index.json, which identifies regions and weights, and index.faiss if faiss is the engine.
 
     Args:
         regions, model: folders of the region store and the checkpoint.
-        work: folder of vectors by shard and model, from which those of shards that are known are read; and of what a
-            server holds.
+        work: folder that caches vectors by shard and model, and records what a server holds.
 
     Raises:
         InputError: the store or the checkpoint cannot be read or do not fit, or a server does not answer.

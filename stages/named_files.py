@@ -1,12 +1,12 @@
-"""Stage named_files: the content of every file and folder that params name by path, for DVC to compare.
+"""Stage named_files: hash every file and folder that params name by path, for DVC to compare.
 
-DVC sees another path in params.yaml, but not other content at the same path. This stage writes one hash for each such
-path into named/content.json, under the stage that reads it, and that stage depends on its key of the file. A path that
-is not here (a second clone, which pulled the results alone) keeps the hash that was recorded for it.
+DVC notices another path in params.yaml, but not changed content at the same path. This stage writes one hash for each
+such path into named/content.json, under the stage that reads it, and that stage depends on its key. If a path is
+missing (in a clone that pulled only the results), its recorded hash is kept.
 
-Where something is named, the DVC pipeline that it also writes, named/dvc.yaml, has one stage that `dvc repro` always
-runs: it looks again and writes what it saw into named/watched.json, on which this stage depends. All three files are in
-Git, and belong there as dvc.lock does: a clone, or who applies an experiment, would never look without the pipeline.
+If params name any path, this stage also writes the DVC pipeline named/dvc.yaml. Its only stage is run by every
+`dvc repro`: it hashes the files again and writes named/watched.json, on which this stage depends. Commit all three
+files with dvc.lock: without the pipeline, a clone or an applied experiment would never check the files.
 """
 
 import argparse
@@ -38,7 +38,7 @@ EXPECTED = "what the stage named_files writes; put {} in its place, and it is ma
 
 
 def _recorded() -> Content:
-    """What was written last; the watched content is the newer."""
+    """The recorded content; the watched content is the newer."""
     for path in (FOLDER / "watched.json", FOLDER / "content.json"):
         if path.is_file() and (values := _content(path)):
             return values

@@ -1,4 +1,4 @@
-"""Stage prepare_dataset: a source's pictures, captions and boxes, checked and written as Parquet."""
+"""Stage prepare_dataset: check a source's pictures, captions and boxes, and write them as Parquet."""
 
 import importlib
 from collections import Counter
@@ -36,11 +36,11 @@ def prepare_dataset(params: DatasetParams, out: Path, pictures: bool = True, has
         params: of the section `dataset`.
         out: folder of images.parquet, captions.parquet, boxes.parquet and, where records were set aside,
             rejected.parquet; their columns: stages/sources/tables.py.
-        pictures: whether files of the pictures are needed; not so where all regions are precomputed.
-        hashes: where the hashes of pictures are remembered (`stages.content.hashes`).
+        pictures: whether the picture files are needed; False if regions are precomputed.
+        hashes: file that caches the hashes of pictures (`stages.content.hashes`).
 
     Raises:
-        InputError: what the source holds is wrong, or too much of it; `out` is left as it was.
+        InputError: the source is wrong, or has too many wrong records; `out` is left as it was.
     """
     if params.source != "scenes":
         check_folder(params.image_root(out), "dataset.root")

@@ -1,4 +1,4 @@
-"""Stage tokenize_captions: captions become word ids, with a vocabulary from the train split alone; foils of the others.
+"""Stage tokenize_captions: turn captions into word ids, with the train split's vocabulary, and make foils.
 
 A foil is a caption with one word changed so that it is false of its picture (stages/foils).
 """
@@ -34,14 +34,13 @@ def tokenize_captions(params: CaptionsParams, dataset: Path, rejected: Path, out
     """Write {train,val,test}.parquet, vocabulary.json, lexicon.json and foils_{val,test}.parquet into `out`, and with
     `captions.train_foils` foils_train.parquet.
 
-    `dataset` is the folder that prepare_dataset writes: captions.parquet, and what else is known of the pictures.
-
-    Captions of rejected images are left out. A caption without any word (an emoji) is a single <unk>, so that it can
-    still be asked for and counts in the metrics. Captions whose tokens are those of another picture's are counted.
+    `dataset` is the folder that prepare_dataset writes. Captions of rejected images are left out. A caption without any
+    word (an emoji) becomes a single <unk>, so that it remains a query and counts in the metrics. Captions whose tokens
+    are those of another picture's caption are counted.
 
     Raises:
-        InputError: a file that cannot be read or lacks a column, a split that is empty, a vocabulary that is not
-            in SCAN's form, a lexicon in another form, or one that needs a ground truth that is not there.
+        InputError: a file cannot be read or lacks a column, a split is empty, the vocabulary is not in SCAN's form, or
+            the lexicon is in another form or needs a ground truth that is missing.
     """
     captions = dataset / "captions.parquet"
     columns = {"caption_id": pa.int64(), "image_id": pa.string(), "split": pa.string(), "text": None}

@@ -1,4 +1,4 @@
-"""Stage train: CAMP on region features and captions; the weights with the best rsum on val are the result."""
+"""Stage train: train CAMP on region features and captions; the weights with the best rsum on val are kept."""
 
 import contextlib
 from collections.abc import Callable
@@ -59,12 +59,12 @@ def train(
 ) -> None:
     """Train CAMP and write the checkpoint, metrics/train.json, train_loss.csv, val_recall.csv and val_gates.csv.
 
-    A training that was killed goes on at the exact step when it is called again with the same params, data and code.
+    A killed training resumes at the exact step when it is called again with the same params, data and code.
 
     Raises:
-        InputError: the data, or what training starts from, does not fit; or training cannot go on (TrainingError).
-        Stopped: `stop` said so; the state is saved.
-        Held: another process has been at the very same training for too long.
+        InputError: the data or the initial weights do not fit, or training cannot continue (TrainingError).
+        Stopped: `stop` asked for it; the state is saved.
+        Held: another process has run the same training for too long.
     """
     precision = Precision(params.train.precision, device)
     splits, vocabulary = load_splits(paths.regions, paths.captions)

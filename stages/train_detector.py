@@ -1,4 +1,4 @@
-"""Stage train_detector: the detector of the embedded scenes is trained; a pretrained one is fetched and identified."""
+"""Stage train_detector: train the detector of the embedded scenes, or fetch and identify a pretrained one."""
 
 import importlib
 from pathlib import Path
@@ -21,7 +21,7 @@ class TrainDetectorSections(StageSections):
 
 
 def train_detector(params: TrainDetectorSections, dataset: Path, out: Path, metrics: Path) -> None:
-    """Bring the detector that the params name into `out`, trained or fetched, and write its metrics.
+    """Train or fetch the detector that the params name into `out`, and write its metrics.
 
     Raises:
         InputError: the dataset or the weights cannot be used; `out` is left as it was.

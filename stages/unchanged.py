@@ -1,7 +1,7 @@
-"""That params and code are at a stage's end what they were when it began.
+"""Check that params and code did not change while a stage ran.
 
-DVC records of both what they are when the stage has ended: a value of params.yaml that somebody changes meanwhile, for
-the run after this one, would be recorded with a result of the old value, and nothing would be stale.
+DVC records both as they are when the stage ends. If somebody changes a value of params.yaml meanwhile, for the next
+run, DVC would record it with a result of the old value, and would see nothing to run.
 """
 
 import contextlib

@@ -33,11 +33,11 @@ from stages.training.validation import images_for, validate
 RECORDED_STEPS = 5000
 """Above this many steps, the tracking server gets means over several steps."""
 PRINTED = ("gate_positive_mean", "gate_negative_mean", "gate_auc")
-"""What is said of the gates at the end of an epoch."""
+"""The gate metrics that are printed at the end of an epoch."""
 
 
 class TrainingError(InputError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 class Stopped(SystemExit):
@@ -48,7 +48,7 @@ class Stopped(SystemExit):
 
 
 class Trainer:
-    """Trains a model in place; `fit` may be called again in another process and goes on where the last one ended."""
+    """Trains a model in place; `fit` may be called again in another process and resumes where the last one ended."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Trainer:
         self.record_every = max(self.read_every, math.ceil(params.epochs * self.epoch_steps / RECORDED_STEPS))
 
     def fit(self, run: Run) -> Progress:
-        """Train until the last epoch, or until `patience` epochs have brought nothing; `run` records it.
+        """Train until the last epoch, or until `patience` epochs have not improved rsum; `run` records it.
 
         Raises:
             TrainingError: a loss, or a gradient, that is not finite. The last saved state stays.

@@ -1,12 +1,11 @@
-"""What a killed training needs to go on at the exact step: one file, replaced as a whole.
+"""The state with which a killed training resumes at the exact step: one file, replaced as a whole.
 
-Every random number of a step comes from the seed and the step's number, and so does the sampler's order. What has to be
-kept is therefore: weights and their average, optimizer, loss scale, the step, and what has been measured so far. The
-best weights so far lie beside it. A file is only ever read by a training with the same key, a hash of params, data and
-code.
+All random numbers of a step, and the order of samples, depend only on the seed and the step's number. The state
+therefore holds weights and their average, optimizer, loss scale, the step, and the measurements so far; the best
+weights so far are beside it. Only a training with the same key, a hash of params, data and code, reads it.
 
-States lie in the main workspace, for an experiment's own one is thrown away with it. One that nothing has written for
-`UNUSED_DAYS` will not be used any more, since its params, data or code have changed: the next training removes it.
+States are in the main workspace, because an experiment's own workspace is removed with it. The next training removes
+states that were not written for `UNUSED_DAYS`.
 """
 
 import hashlib
@@ -154,7 +153,7 @@ class Resume:
         return progress
 
     def _tell_of_other_code(self) -> None:
-        """Say that code of before an update has begun this training: it would else start anew without a word."""
+        """Report that older code has begun this training, which now starts over."""
         if not self.task:
             return
         for state in self.folder.parent.glob("*/state.safetensors"):

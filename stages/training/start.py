@@ -28,10 +28,10 @@ def new_model(
     geometry: float = 0.0,
     detector: str | None = None,
 ) -> CAMP:
-    """A model with random weights from `train.seed`, then word vectors, then those of `train.start_from`.
+    """Make a model with random weights from `train.seed`, then word vectors, then the weights of `train.start_from`.
 
-    `geometry` is what the boxes that features end with are multiplied by; 0: features without boxes. `detector` is the
-    fingerprint of what made the features.
+    `geometry` is the factor of the boxes at the end of features; 0: features without boxes. `detector` is the
+    fingerprint of the detector that made the features.
 
     Raises:
         InputError: the word vectors, the checkpoint or the names in `train.freeze` do not fit.
