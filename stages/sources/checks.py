@@ -54,7 +54,7 @@ def check_source(source: Source, max_share: float = 0.0, gone: frozenset[str] = 
         gone: ids of images that were set aside before.
 
     Raises:
-        InputError: more were set aside, or a split is left without images.
+        InputError: more were set aside, or a split is left without images, or by a hash with one alone.
     """
     known = gone | {image.image_id for image in source.images}
     _check_images(source)
@@ -114,17 +114,18 @@ def check_rejected(source: Source, max_share: float) -> None:
 
 
 def check_splits(source: Source) -> None:
-    """InputError where a split is empty, and what was set aside is named; where a hash has still to decide, nothing."""
-    used = {image.split for image in source.images}
-    if "" in used:
+    """InputError where a split is empty, or where a hash has left it a single image, which has no other to be told
+    from; what was set aside is named. Where a hash has still to decide, nothing."""
+    count = Counter(image.split for image in source.images)
+    if "" in count:
         return
-    for split in SPLITS:
-        if split in used:
-            continue
+    empty = [split for split in SPLITS if not count[split]]
+    for split in empty or [split for split in SPLITS if count[split] == 1 and split in source.hashed_splits]:
         print_rejected(source)
         if split in source.hashed_splits:
             share, remedy = source.hashed_splits[split]
-            raise InputError(f"{share} left the split {split} empty, of {len(source.images)} images in all; {remedy}")
+            left = f"{share} left the split {split} {'a single image' if count[split] else 'empty'}"
+            raise InputError(f"{left}, of {len(source.images)} images in all; {remedy}")
         raise InputError(f"dataset: the split {split} holds no image; expected some in each of {', '.join(SPLITS)}")
 
 

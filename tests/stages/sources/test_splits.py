@@ -94,6 +94,28 @@ def test_a_split_that_a_hash_leaves_empty_says_what_fills_it(
         prepare(f"image,caption,group\n{rows}")
 
 
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ("bccde", r"dataset\.table\.test_share: 0\.1 left the split test a single image, of 5 images in all; raise it"),
+        ("bbcde", r"dataset\.table\.val_share: 0\.1 left the split val a single image, of 5 images in all; raise it"),
+        ("bbccd", r"dataset\.table\.val_share: 0\.1 and test_share: 0\.1 left the split train a single image.*; lower"),
+    ],
+)
+def test_a_split_that_a_hash_leaves_one_image_is_said_before_anything_is_trained(
+    prepare: Callable[..., Path], tmp_path: Path, groups: str, said: str
+) -> None:
+    """One image has no other to be told from: train and evaluate take two or more."""
+    for number in range(1, 7):
+        picture(tmp_path / f"raw/{number}.jpg", number)
+    rows = "".join(f"{number}.jpg,text,{group}\n" for number, group in enumerate(groups, start=1))
+    with pytest.raises(InputError, match=rf"^{said}"):
+        prepare(f"image,caption,group\n{rows}")
+    assert len(splits(prepare("image,caption,group\n" + "".join(
+        f"{number}.jpg,text,{group}\n" for number, group in enumerate("bbccde", start=1)
+    )))) == 6  # fmt: skip
+
+
 @pytest.mark.parametrize(("share", "split", "remedy"), [(0, "test", "raise"), (1, "val", "lower")])
 def test_a_split_that_the_share_of_coco_leaves_empty_says_so(
     tmp_path: Path, share: float, split: str, remedy: str
