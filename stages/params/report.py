@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from stages.params.section import Section
+from stages.params.section import Section, Seed
 
 
 class ReportParams(Section):
@@ -14,5 +14,5 @@ class ReportParams(Section):
     """Results shown per query; evaluation keeps ten."""
     foils: int = Field(default=2, ge=0)
     """Random foils shown of each kind, and half as many of the worst; 0: none."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the choice of queries."""

@@ -53,6 +53,7 @@ def test_the_shipped_params_are_valid_and_name_every_key(repository: Path) -> No
         ("train.ema_decay", 1.0, "train.ema_decay: 1.0 is not below 1"),
         ("train.learning_rate", float("nan"), "train.learning_rate: nan is not a finite number"),
         ("train.seed", 2**64, "train.seed: 18446744073709551616 is not below 9.22337e+18"),
+        ("report.seed", -1, "report.seed: -1 is below 0"),
         ("model.dim", 100_000, "model.dim: 100000 is not a whole number of 1 to 16384"),
         ("train.start_from", "models/camp/", "train.start_from: models/camp/ is the model that train itself writes"),
         ("evaluate.ensemble", ["./models/camp"], "evaluate.ensemble: ./models/camp is the model that train itself"),
