@@ -21,6 +21,11 @@ CHOICES: dict[str, Collection[str]] = {
 
 WIDEST = 16_384
 """Largest length of a vector; the weights between two such vectors take a gigabyte."""
+WIDTHS = ("word_dim", "dim", "pooling_heads", "similarity_dim")
+"""Whole numbers of 1 to WIDEST."""
+AMOUNTS = ("geometry", "gate_context", "feature_norm")
+"""Numbers of 0 or more."""
+HOPS = (1, 2)
 
 
 def _is_count(value: object) -> bool:
@@ -119,9 +124,9 @@ class CampConfig:
                 raise ValueError(f"model.{key}: {repr(getattr(self, key))[:80]} is not one of {', '.join(allowed)}")
         for keys, fits, expected in (
             (("vocab_size", "region_dim"), _is_count, "a whole number of 1 or more"),
-            (("word_dim", "dim", "pooling_heads", "similarity_dim"), _is_width, f"a whole number of 1 to {WIDEST}"),
+            (WIDTHS, _is_width, f"a whole number of 1 to {WIDEST}"),
             (("residual", "joint_score", "transformer_frozen", "gate_evidence"), _is_switch, "true or false"),
-            (("geometry", "gate_context", "feature_norm"), _is_amount, "a number of 0 or more"),
+            (AMOUNTS, _is_amount, "a number of 0 or more"),
         ):  # fmt: skip
             for key in keys:
                 value = getattr(self, key)
@@ -129,7 +134,7 @@ class CampConfig:
                     raise ValueError(f"model.{key}: {repr(value)[:80]} is not {expected}")
         if not isinstance(self.transformer, str) or not self.transformer:
             raise ValueError(f"model.transformer: {repr(self.transformer)[:80]} is not the name of a transformer")
-        if self.hops not in (1, 2):
+        if self.hops not in HOPS:
             raise ValueError(f"model.hops: {repr(self.hops)[:80]} is not 1 or 2")
         if self.hops == 2 and self.message_passing == "none":
             raise ValueError("model.hops: 2 needs messages, but model.message_passing is none")

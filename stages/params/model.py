@@ -4,11 +4,19 @@ from typing import Any, Self, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, create_model, model_validator, with_config
 
-from camp_model.config import CHOICES, CampConfig
+from camp_model.config import AMOUNTS, CHOICES, HOPS, WIDEST, WIDTHS, CampConfig
 from stages.params.section import Section
 
 _FROM_DATA = ("vocab_size", "region_dim", "geometry")
 """What the data says and params do not."""
+
+_ALLOWED: dict[str, dict[str, Any]] = {
+    **{name: {"enum": list(choices)} for name, choices in CHOICES.items()},
+    **{name: {"minimum": 1, "maximum": WIDEST} for name in WIDTHS},
+    **{name: {"minimum": 0} for name in AMOUNTS},
+    "hops": {"enum": list(HOPS)},
+}
+"""What Prefect's form says of a switch; CampConfig checks it."""
 
 
 def _switches() -> Any:
@@ -22,7 +30,7 @@ def _switches() -> Any:
             Field(
                 getattr(CampConfig, name),
                 description=properties[name]["description"],
-                json_schema_extra={"enum": list(CHOICES[name])} if name in CHOICES else None,
+                json_schema_extra=_ALLOWED.get(name),
             ),
         )
         for name, hint in hints.items()

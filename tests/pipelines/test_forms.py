@@ -11,6 +11,7 @@ from pipelines import forms
 from pipelines.deploy import deploy
 from pipelines.forms import form, present_params, write_params
 from stages.errors import InputError
+from stages.params.model import ModelParams
 from stages.params.pipeline import Params
 from stages.params.train import TrainParams
 
@@ -39,6 +40,23 @@ def test_every_field_of_the_form_is_explained():
     told = [entry.get("description") or entry.get("$ref", "").split("/")[-1] in sections for _, _, entry in fields]
     assert [(title, name) for (title, name, _), said in zip(fields, told, strict=True) if not said] == []
     assert "W[gv; gt]" in schema["$defs"]["ModelParams"]["properties"]["fusion"]["description"]  # from CampConfig
+
+
+def test_the_form_says_what_a_switch_of_the_model_may_be_and_the_config_holds_to_it():
+    fields = form(Params()).model_json_schema()["$defs"]["ModelParams"]["properties"]
+    unlimited = {name for name, entry in fields.items() if entry["type"] in ("integer", "number")
+                 and not entry.keys() & {"minimum", "enum"}}  # fmt: skip
+    assert unlimited == set()
+    for name, entry in fields.items():
+        for allowed in (*entry.get("enum", ()), *(entry[end] for end in ("minimum", "maximum") if end in entry)):
+            ModelParams.from_dict(
+                {name: allowed, "message_passing": "none"} if allowed == "message" else {name: allowed}
+            )
+        for end, wrong in (("minimum", -1), ("maximum", 1)):
+            if end in entry:
+                with pytest.raises(InputError, match=rf"^model\.{name}: "):
+                    ModelParams.from_dict({name: entry[end] + wrong})
+    assert fields["hops"]["enum"] == [1, 2]
 
 
 def test_what_is_left_alone_stays_as_it_is():
