@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from camp_model.config import CampConfig
-from camp_model.encoders import PLACE, RegionEncoder, TextEncoder, length_mask, places
+from camp_model.encoders import PLACE, RegionEncoder, TextEncoder, length_mask, region_places
 from camp_model.joint import pooled_vectors
 from camp_model.matchers.base import KernelPlan, Matched, Matcher
 from camp_model.matchers.matching import at_least_float32
@@ -88,7 +88,7 @@ class CAMP(nn.Module):
         encoded: Tensor = self.region_encoder(dropped, region_mask)
         if self.matcher.reads_places:
             boxes = features.to(self.region_encoder.linear.weight.dtype)  # not autocast's, which has too few digits
-            where = places(boxes, self.config.geometry).masked_fill(~region_mask[..., None], 0.0)
+            where = region_places(boxes, self.config.geometry).masked_fill(~region_mask[..., None], 0.0)
             encoded = torch.cat([encoded[..., :-PLACE].to(where.dtype), where], dim=-1)
         return encoded
 

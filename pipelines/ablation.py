@@ -17,7 +17,7 @@ from pipelines.study import SPLIT, read_outcome
 from pipelines.study_answers import StudyInput
 from pipelines.study_document import Page, write_document
 from pipelines.study_rates import rates_markdown, with_rates
-from pipelines.variants import check_splits, params_of, say_what_rows_keep
+from pipelines.variants import check_evaluated, params_of, say_what_rows_keep
 from stages.contracts import read_table
 from stages.errors import InputError
 from stages.foils.facts import true_by_chance
@@ -183,7 +183,7 @@ def ablation(
     check_seeds(seeds, more_seeds)
     params = params_of(with_seeds(variants, seeds[:1], base))
     if document:
-        check_splits(params, SPLIT)
+        check_evaluated(params, SPLIT)
     say_what_rows_keep(variants, base)
     close = {name: overrides for name, overrides in variants.items() if name in CLOSE}
     rated = with_rates(variants, rates, Params.load().train.learning_rate, base)

@@ -23,7 +23,7 @@ from pipelines.study import SPLIT, commit_of, difference_of, read_outcome
 from pipelines.study_answers import Outcomes, StudyInput, interval
 from pipelines.study_document import Page, write_document
 from pipelines.summary import costs_markdown, table
-from pipelines.variants import check_splits, params_of, say_what_rows_keep
+from pipelines.variants import check_evaluated, params_of, say_what_rows_keep
 from stages.errors import InputError
 from stages.params.document import rewrite
 from stages.params.pipeline import Params
@@ -67,7 +67,7 @@ def photographs(
     starting = {first_row for name in wanted if (first_row := start_of(known[name]))}
     chosen = {name: row for name, row in known.items() if name in wanted | starting}
     overrides = {name: row.overrides for name, row in chosen.items()}
-    check_splits(params_of(with_seeds(overrides, seeds[:1], base)), SPLIT)
+    check_evaluated(params_of(with_seeds(overrides, seeds[:1], base)), SPLIT)
     say_what_rows_keep(overrides, base)
     # Rows differ in what they start from, which a stage before these reads: they are brought up to date once, here.
     begin()

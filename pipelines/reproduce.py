@@ -22,7 +22,7 @@ from prefect.tasks import Task, exponential_backoff
 from pipelines.commands import CommandFailed, begin, end_all, exit_when_asked, run_command, saying_how_to_go_on
 from pipelines.dag import Stage, metrics_diff, read_dag
 from pipelines.forms import present_params, write_params
-from pipelines.summary import diff_markdown, mlflow_link, recall_rows, summary_markdown
+from pipelines.summary import diff_markdown, mlflow_link, rows_of_metrics, summary_markdown
 
 if TYPE_CHECKING:
     from stages.params.pipeline import Params as ParamsForm
@@ -156,7 +156,7 @@ def _run_stages(stages: tuple[Stage, ...]) -> dict[str, str]:
 
 def _publish(done: dict[str, str], base: str) -> None:
     """The artifacts of a run: a page with recall, changes and the MLflow run, and the recalls as a table."""
-    rows = recall_rows(Path("metrics/retrieval.json"))
+    rows = rows_of_metrics(Path("metrics/retrieval.json"))
     diff = metrics_diff(base)
     link = mlflow_link(Path("models/camp")) if "ran" in done.values() else None
     create_markdown_artifact(

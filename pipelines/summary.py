@@ -11,7 +11,7 @@ from stages.cost import Cost, cost_of
 DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
 
 
-def recall_rows(path: Path) -> list[dict[str, Any]]:
+def rows_of_metrics(path: Path) -> list[dict[str, Any]]:
     """A row per split and direction of metrics/retrieval.json; empty where there is no such file."""
     if not path.is_file():
         return []

@@ -103,7 +103,7 @@ def params_of(variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Params]:
     return params
 
 
-def check_splits(params: Mapping[str, Params], split: str) -> None:
+def check_evaluated(params: Mapping[str, Params], split: str) -> None:
     """InputError where a variant would be trained and not measured on the split that a study reports."""
     for name, of_variant in params.items():
         if split not in of_variant.evaluate.splits:

@@ -65,10 +65,10 @@ def prepare_dataset(params: DatasetParams, out: Path, pictures: bool = True, has
         for name, table in tables(source).items():
             metadata = {"camp.format": f"dataset.{name}", "camp.version": "1"}
             write_table(building / f"{name}.parquet", table.replace_schema_metadata(metadata))
-    print_summary(source)
+    print_source(source)
 
 
-def print_summary(source: Source) -> None:
+def print_source(source: Source) -> None:
     """Say what was written, and what was set aside."""
     count = Counter(image.split for image in source.images)
     print(

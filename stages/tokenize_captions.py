@@ -15,13 +15,13 @@ from stages.contracts import read_table
 from stages.entry import read_params, stage_main
 from stages.errors import InputError
 from stages.foils.lexicon import choose_lexicon
-from stages.foils.rows import foil_rows
+from stages.foils.rows import foils_of_split
 from stages.foils.table import foil_table, write_foils
 from stages.foils.words import KINDS, save_words
 from stages.params.captions import CaptionsParams
 from stages.params.dataset import SPLITS
 from stages.params.section import StageSections
-from stages.tokens.vocabulary import build_vocabulary, count_equal, encode, print_summary, read_vocabulary
+from stages.tokens.vocabulary import build_vocabulary, count_equal, encode, named_vocabulary, print_words
 
 
 class TokenizeSections(StageSections):
@@ -54,14 +54,14 @@ def tokenize_captions(params: CaptionsParams, dataset: Path, rejected: Path, out
         if not len(part):
             why = "" if len(kept) == len(table) else " once the rejected images are left out"
             raise InputError(f"{captions}: split: no caption is in {split}{why}; expected at least one")
-    vocabulary = read_vocabulary(params)
+    vocabulary = named_vocabulary(params)
     tokenize = TOKENIZERS[vocabulary.tokenizer if vocabulary else params.tokenizer or "unicode"]
     words = {split: [tokenize(text) for text in part["text"].to_pylist()] for split, part in splits.items()}
     vocabulary = vocabulary or build_vocabulary(params, words["train"])
     lexicon = choose_lexicon(params.lexicon, tokenize)
     foiled = [split for split in SPLITS if split != "train" or params.train_foils]
     foils = {
-        split: foil_table(foil_rows(params, lexicon, vocabulary, dataset, splits[split], words[split]))
+        split: foil_table(foils_of_split(params, lexicon, vocabulary, dataset, splits[split], words[split]))
         for split in foiled
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def tokenize_captions(params: CaptionsParams, dataset: Path, rejected: Path, out
         ids, images, texts = (part[name].to_pylist() for name in ("caption_id", "image_id", "text"))
         equal = count_equal(images, tokens)
         write_captions(out / f"{split}.parquet", ids, images, texts, tokens, equal, vocabulary)
-        print_summary(split, vocabulary, words[split], params, equal)
+        print_words(split, vocabulary, words[split], params, equal)
     vocabulary.save(out / "vocabulary.json")
     save_words(lexicon.words, out / "lexicon.json")
     for split, table in foils.items():

@@ -67,7 +67,7 @@ def _check_place(source: str, place: str) -> None:
         )
 
 
-def load_network(source: str) -> nn.Module:
+def load_text_network(source: str) -> nn.Module:
     """The pretrained network that `source` (as `CampConfig.transformer`) names, in float32 on the CPU.
 
     Raises:

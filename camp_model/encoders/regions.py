@@ -7,7 +7,7 @@ PLACE = 4
 """Numbers of a place: the middle of the box across and down, from -1 to 1, its area, and its lower edge."""
 
 
-def places(features: Tensor, geometry: float) -> Tensor:
+def region_places(features: Tensor, geometry: float) -> Tensor:
     """Where regions lie: [..., region_dim] -> [..., PLACE].
 
     Args:

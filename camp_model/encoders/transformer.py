@@ -18,7 +18,7 @@ from camp_model.encoders.pretrained import (
     PROBES,
     PieceCutter,
     architecture_of,
-    load_network,
+    load_text_network,
     longest_input,
     network_of,
     sha256_of_weights,
@@ -52,7 +52,7 @@ class TransformerEncoder(TextEncoder):
 
     def __init__(self, config: CampConfig, network: nn.Module | None = None) -> None:
         super().__init__(config)
-        network = load_network(config.transformer) if network is None else network
+        network = load_text_network(config.transformer) if network is None else network
         self._packaged: tuple[nn.Module, ...] = ()  # in a tuple a module is no submodule
         if config.transformer_frozen and config.transformer.startswith(PREFIX):
             self._packaged = (network,)

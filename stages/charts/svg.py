@@ -32,7 +32,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(step * i, 10) for i in range(first, last + 1)]
 
 
-def spread(positions: list[float], gap: float, low: float, high: float) -> list[float]:
+def moved_apart(positions: list[float], gap: float, low: float, high: float) -> list[float]:
     """Label positions moved apart to at least `gap` where there is room, in their order, within [low, high]."""
     order = sorted(range(len(positions)), key=positions.__getitem__)
     moved = list(positions)

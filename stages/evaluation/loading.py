@@ -15,7 +15,7 @@ from camp_model.vocabulary import Vocabulary
 from stages.contracts import check_trained_on, input_errors
 from stages.evaluation.folds import Fold
 from stages.foils.table import Foils, read_foils
-from stages.foils.words import CONTENT_KINDS, load_words, word_ids
+from stages.foils.words import CONTENT_KINDS, ids_of_kinds, load_words
 from stages.params.evaluate import EvaluateParams
 
 K = TypeVar("K", bound=str)
@@ -56,7 +56,7 @@ def read_lexicon(params: EvaluateParams, captions: Path, vocabulary: Vocabulary)
     words = load_words(captions / "lexicon.json")
     names = [name for name in params.splits if params.foils and name != "train"]
     foils: dict[str, Foils] = {name: read_foils(captions / f"foils_{name}.parquet") for name in names}
-    return LexiconIds(word_ids(words, vocabulary), word_ids(words, vocabulary, CONTENT_KINDS), foils)
+    return LexiconIds(ids_of_kinds(words, vocabulary), ids_of_kinds(words, vocabulary, CONTENT_KINDS), foils)
 
 
 def read_as(

@@ -15,7 +15,7 @@ from stages.params.captions import CaptionsParams
 from stages.tokens.vocabulary import encode
 
 
-def foil_rows(
+def foils_of_split(
     params: CaptionsParams,
     lexicon: Lexicon,
     vocabulary: Vocabulary,

@@ -65,6 +65,6 @@ def load_words(path: Path) -> Words:
     return check_words(read_object(path, FORM), str(path))
 
 
-def word_ids(words: Words, vocabulary: Vocabulary, kinds: Iterable[str] = KINDS) -> list[int]:
+def ids_of_kinds(words: Words, vocabulary: Vocabulary, kinds: Iterable[str] = KINDS) -> list[int]:
     """Ids of the single words of some kinds that the vocabulary knows, ascending."""
     return sorted(i for i in set(vocabulary.encode(words_of(words, kinds))) if i != UNK)

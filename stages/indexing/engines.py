@@ -54,7 +54,7 @@ def vector_ids(names: Sequence[str]) -> Ids:
     return ids
 
 
-def in_order(ids: Any, scores: Any, count: int) -> tuple[Ids, Vectors]:
+def best_first(ids: Any, scores: Any, count: int) -> tuple[Ids, Vectors]:
     """Results of one query as [count], best first, equal ones by id, filled up with -1 and -inf."""
     ids, scores = np.asarray(ids, np.int64), np.asarray(scores, np.float32)
     real = ids >= 0

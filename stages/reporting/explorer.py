@@ -10,7 +10,7 @@ import pyarrow as pa
 from stages.errors import InputError
 from stages.pair_view.details import region_labels
 from stages.params.report import ReportParams
-from stages.reporting.foils import choose_foils, foil_entry
+from stages.reporting.foils import foil_entry, shown_foils
 from stages.reporting.pictures import show_pictures
 from stages.reporting.queries import DIRECTIONS, Inspector, Pair, Query, choose_queries
 
@@ -49,7 +49,7 @@ def explorer_data(
             _query(f"{direction}-{number}", query, inspector.pairs(query, params.top_k), inspector)
             for number, query in enumerate(chosen)
         ]
-    entries = [foil_entry(f"foils-{i}", row, inspector) for i, row in enumerate(choose_foils(foils, params))]
+    entries = [foil_entry(f"foils-{i}", row, inspector) for i, row in enumerate(shown_foils(foils, params))]
     listed = [*(query for direction in DIRECTIONS for query in queries[direction]), *entries]
     used = sorted({pair["image"] for query in listed for pair in query["results"]})
     missing = [image_id for image_id in used if image_id not in paths]

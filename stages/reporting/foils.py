@@ -16,7 +16,7 @@ def won(row: Mapping[str, Any]) -> bool:
     return bool(row["caption_score"] > row["foil_score"])
 
 
-def choose_foils(rows: Sequence[dict[str, Any]], params: ReportParams) -> list[dict[str, Any]]:
+def shown_foils(rows: Sequence[dict[str, Any]], params: ReportParams) -> list[dict[str, Any]]:
     """Of each kind `params.foils` drawn at random, then the worst among the rest.
 
     The worst are those furthest above their captions. The draw depends on `params.seed` alone.

@@ -233,7 +233,9 @@ def _sentence(
     return SceneCaption(text, tuple(mentions), relations)
 
 
-def write_captions(scene: Scene, geometry: Geometry, index: ClaimIndex, family: int, side: int) -> list[SceneCaption]:
+def captions_of_scene(
+    scene: Scene, geometry: Geometry, index: ClaimIndex, family: int, side: int
+) -> list[SceneCaption]:
     """4 to 7 different captions; those of a near twin are true of no other scene of its family.
 
     Args:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from stages.entry import end_with_parent
 from stages.params.dataset import SPLITS, DatasetParams, ScenesParams
 from stages.sources.base import Source, SourceBox, SourceCaption, SourceImage
-from stages.sources.scene_captions import ClaimIndex, SceneCaption, write_captions
+from stages.sources.scene_captions import ClaimIndex, SceneCaption, captions_of_scene
 from stages.sources.scene_drawing import Geometry, draw_family
 from stages.sources.scene_graph import Scene, plan_split
 
@@ -83,7 +83,7 @@ def caption_scenes(scenes: list[Scene], geometries: dict[str, Geometry], side: i
             families[scene.family] |= 1 << bit
         for bit, scene in enumerate(members):
             others = families[scene.family] & ~(1 << bit)
-            captions[scene.image_id] = write_captions(scene, geometries[scene.image_id], index, others, side)
+            captions[scene.image_id] = captions_of_scene(scene, geometries[scene.image_id], index, others, side)
     return captions
 
 

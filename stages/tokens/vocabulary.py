@@ -9,7 +9,7 @@ from stages.params.captions import CaptionsParams
 from stages.workspace import named_path
 
 
-def read_vocabulary(params: CaptionsParams) -> Vocabulary | None:
+def named_vocabulary(params: CaptionsParams) -> Vocabulary | None:
     """The vocabulary that captions.vocabulary names, if it names one.
 
     Raises:
@@ -56,7 +56,7 @@ def count_equal(image_ids: Sequence[str], tokens: Sequence[Sequence[int]]) -> in
     return sum(len(images_of[key]) > 1 for key in keys)
 
 
-def print_summary(
+def print_words(
     split: str, vocabulary: Vocabulary, captions: list[list[str]], params: CaptionsParams, equal: int
 ) -> None:
     """Say how many captions of a split there are, and what the model does not read of them."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stages.entry import stage_main
 from stages.errors import InputError
-from stages.tracking.delivery import bound_waiting, describe, sync
+from stages.tracking.delivery import bound_waiting, in_one_line, sync
 from stages.tracking.model import promote
 from stages.tracking.restore import find_commit, find_run, restore
 from stages.tracking.store import connect, experiment_id, experiment_name, show, store_uri, without_password
@@ -16,7 +16,7 @@ from stages.tracking.view import KEY
 from stages.workspace import main_root
 
 
-def serve(root: Path, page: str, host: str, port: int) -> None:
+def become_server(root: Path, page: str, host: str, port: int) -> None:
     """Become an MLflow server on the store of `root`; `page` is what it prints the address of."""
     (root / "mlartifacts").mkdir(exist_ok=True)
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         names = {kind.__name__ for kind in type(error).__mro__}  # the import of MLflow's own takes a second
         if not isinstance(error, OSError | ImportError) and "MlflowException" not in names:
             raise
-        raise InputError(f"{without_password(store_uri(root))}: {describe(error)}") from None
+        raise InputError(f"{without_password(store_uri(root))}: {in_one_line(error)}") from None
 
 
 def _answer(chosen: argparse.Namespace, root: Path) -> None:
@@ -76,7 +76,7 @@ def _answer(chosen: argparse.Namespace, root: Path) -> None:
             if (server := store_uri(root)).startswith(("http://", "https://")):  # it is running already
                 print(f"MLflow: {without_password(server).rstrip('/')}{page}")
                 return
-            serve(root, page, chosen.host, chosen.port)
+            become_server(root, page, chosen.host, chosen.port)
         case "find":
             runs = find_commit(client, root, chosen.commit)
             for run in runs:

@@ -215,11 +215,11 @@ def sync(root: Path, moved: bool = True) -> tuple[int, list[str]]:
                 continue
             if not isinstance(error, OF_FOLDER):
                 away[goal] = error
-            problems.append(f"{folder.name}: {without_password(goal)} did not take it: {describe(error)}")
+            problems.append(f"{folder.name}: {without_password(goal)} did not take it: {in_one_line(error)}")
     return delivered, problems
 
 
-def describe(error: Exception) -> str:
+def in_one_line(error: Exception) -> str:
     """An error in one line of bounded length, without the password of an address in it."""
     text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
     return shorten(without_password(text), 1000)
@@ -243,9 +243,9 @@ def deliver_beside(root: Path, key: str) -> int:
                 others_tried = True
                 sync(root, moved=False)
         except Exception as error:
-            print(f"{time.strftime('%F %T')} {key}: {describe(error)}", file=sys.stderr, flush=True)
+            print(f"{time.strftime('%F %T')} {key}: {in_one_line(error)}", file=sys.stderr, flush=True)
             with contextlib.suppress(OSError):
-                (folder / "problem").write_text(describe(error), encoding="utf-8")
+                (folder / "problem").write_text(in_one_line(error), encoding="utf-8")
             delivery, pause = None, min(pause * 2, 60)
         if not alive:
             return 1  # another process is at it, or what is left needs `sync`

@@ -21,7 +21,7 @@ from camp_model.tensors import moved
 from camp_model.vocabulary import Vocabulary
 from stages.contracts import input_errors
 from stages.errors import InputError
-from stages.foils.words import CONTENT_KINDS, load_words, word_ids
+from stages.foils.words import CONTENT_KINDS, ids_of_kinds, load_words
 from stages.training.foils import FoilBatch, Indices
 
 PREFETCH = 4
@@ -106,7 +106,7 @@ def load_splits(regions: Path, captions: Path) -> tuple[dict[str, Split], Vocabu
     with input_errors():
         store = RegionStore(regions)
         vocabulary = Vocabulary.load(captions / "vocabulary.json")
-    content = word_ids(load_words(captions / "lexicon.json"), vocabulary, CONTENT_KINDS)
+    content = ids_of_kinds(load_words(captions / "lexicon.json"), vocabulary, CONTENT_KINDS)
     splits = {name: Split(store, captions / f"{name}.parquet", vocabulary, content) for name in ("train", "val")}
     for name, split in splits.items():
         if len(split.images) < 2:  # to be told from another; any model ranks a single one first

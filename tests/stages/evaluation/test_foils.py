@@ -25,7 +25,7 @@ from stages.evaluation.foils import choose_foils, foil_metrics, measure_foils
 from stages.evaluation.folds import read_split
 from stages.evaluation.tables import FOIL_SCHEMA
 from stages.foils.table import foil_table, read_foils, write_foils
-from stages.foils.words import KINDS, load_words, word_ids
+from stages.foils.words import KINDS, ids_of_kinds, load_words
 from stages.params.evaluate import EvaluateParams
 
 CPU = torch.device("cpu")
@@ -178,7 +178,7 @@ def test_scores_are_those_of_each_pair_alone(small):
     metrics, rows = run(small)
     model, vocabulary, _ = load_checkpoint(small.model)
     store = RegionStore(small.regions)
-    known = set(word_ids(load_words(small.token_tables / "lexicon.json"), vocabulary))
+    known = set(ids_of_kinds(load_words(small.token_tables / "lexicon.json"), vocabulary))
     assert len(rows) == metrics["test"]["all"]["foils"] > 80
     assert len({(row["caption_id"], row["foil"]) for row in rows}) == len(rows), "none twice"
 
@@ -285,7 +285,7 @@ def test_evaluation_and_validation_measure_the_same_gates(small):
     gates = json.loads((small.root / "metrics/gates.json").read_text())["test"]
     model, vocabulary, _ = load_checkpoint(small.model)
     store = RegionStore(small.regions)
-    content = word_ids(load_words(small.token_tables / "lexicon.json"), vocabulary, ("object", "colour"))
+    content = ids_of_kinds(load_words(small.token_tables / "lexicon.json"), vocabulary, ("object", "colour"))
     split = Split(store, small.token_tables / "test.parquet", vocabulary, content)
     found, _ = validate(model, split, Precision("fp32", CPU), Processes())
     for prefix in ("gate", "gate_content", "region_gate"):

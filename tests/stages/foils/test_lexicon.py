@@ -12,7 +12,7 @@ from stages.foils.facts import PhotographFacts
 from stages.foils.lexicon import choose_lexicon
 from stages.foils.making import foils_of
 from stages.foils.table import read_foils
-from stages.foils.words import load_words, word_ids
+from stages.foils.words import ids_of_kinds, load_words
 from stages.params.captions import CaptionsParams
 from stages.params.pipeline import Params
 from stages.tokenize_captions import tokenize_captions
@@ -97,7 +97,7 @@ def test_the_stage_takes_a_lexicon_file_and_shifts_positions_past_start(tmp_path
     assert tokens[0] == START and vocabulary.words[tokens[4]] == "cat"
     words = load_words(tmp_path / "out/lexicon.json")
     assert words == {"object": {"dog": ["dog", "dogs"], "cat": ["cat", "cats"]}}
-    assert [vocabulary.words[i] for i in word_ids(words, vocabulary)] == sorted(
+    assert [vocabulary.words[i] for i in ids_of_kinds(words, vocabulary)] == sorted(
         ("dog", "cat", "cats"), key=vocabulary.words.index
     )
 

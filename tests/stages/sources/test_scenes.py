@@ -16,7 +16,7 @@ from PIL import Image
 from stages.params.dataset import DatasetParams, ScenesParams
 from stages.sources import lexicon
 from stages.sources.base import Source
-from stages.sources.scene_captions import write_captions
+from stages.sources.scene_captions import captions_of_scene
 from stages.sources.scene_drawing import MIN_VISIBLE, draw_scene
 from stages.sources.scene_graph import Scene, SceneObject
 from stages.sources.scenes import draw, plan, read_source
@@ -251,4 +251,4 @@ def test_a_scene_never_runs_out_of_captions(rows: list[dict]) -> None:
     scene = Scene("a", (5,), objects, "a")
     index = ClaimIndex([scene, replace(scene, image_id="b")])
     geometry = Geometry(((20, 20), (90, 30)), ((0, 0, 1, 1),) * 2, (1.0, 1.0))
-    assert len(write_captions(scene, geometry, index, family=2, side=128)) >= 4
+    assert len(captions_of_scene(scene, geometry, index, family=2, side=128)) >= 4

@@ -11,8 +11,8 @@ import pytest
 
 from stages import tracking
 from stages.tracking import track
-from stages.tracking.__main__ import serve
-from stages.tracking.delivery import describe, sync
+from stages.tracking.__main__ import become_server
+from stages.tracking.delivery import in_one_line, sync
 from stages.tracking.machine import changes
 from stages.tracking.store import without_password
 
@@ -102,7 +102,7 @@ def test_the_page_of_mlflow_is_started_without_a_password_in_its_command(monkeyp
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://person:{PASSWORD}@127.0.0.1:9/mlflow")
     monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "")
     monkeypatch.setattr(os, "execv", lambda _, command: started.append(command))
-    serve(Path.cwd(), "/", "127.0.0.1", 5000)
+    become_server(Path.cwd(), "/", "127.0.0.1", 5000)
     assert started and PASSWORD not in " ".join(started[0])
     assert PASSWORD in os.environ["MLFLOW_BACKEND_STORE_URI"]
 
@@ -113,4 +113,4 @@ def test_what_is_shown_of_an_address() -> None:
     store = without_password("postgresql+pg8000://host/mlflow?user=me&password=im78&sslmode=require&sslkey=a.pem")
     assert store == "postgresql+pg8000://host/mlflow?user=...&password=...&sslmode=require&sslkey=..."
     assert without_password("sqlite:////tmp/a@b/mlflow.db") == "sqlite:////tmp/a@b/mlflow.db"
-    assert describe(OSError("Max retries: http://a:b@host/api")) == "OSError: Max retries: http://host/api"
+    assert in_one_line(OSError("Max retries: http://a:b@host/api")) == "OSError: Max retries: http://host/api"
