@@ -11,20 +11,20 @@ from stages.errors import InputError
 from stages.tracking.delivery import bound_waiting, in_one_line, sync
 from stages.tracking.model import promote
 from stages.tracking.restore import find_commit, find_run, restore
-from stages.tracking.store import connect, experiment_id, experiment_name, show, store_uri, without_password
+from stages.tracking.store import ARTIFACTS, connect, experiment_id, experiment_name, show, store_uri, without_password
 from stages.tracking.view import KEY
 from stages.workspace import main_root
 
 
 def become_server(root: Path, page: str, host: str, port: int) -> None:
     """Become an MLflow server on the store of `root`; `page` is what it prints the address of."""
-    (root / "mlartifacts").mkdir(exist_ok=True)
+    (root / ARTIFACTS).mkdir(exist_ok=True)
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     # Without its job runner the server is two processes instead of ten.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     print(f"MLflow starts (Ctrl-C ends it), in a moment at http://{host}:{port}{page}", flush=True)
     os.environ["MLFLOW_BACKEND_STORE_URI"] = store_uri(root)  # others see the arguments of a process
-    store = ["--default-artifact-root", (root / "mlartifacts").as_uri()]
+    store = ["--default-artifact-root", (root / ARTIFACTS).as_uri()]
     where = ["--host", host, "--port", str(port), "--workers", "1"]
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", "--no-serve-artifacts", *store, *where])
 

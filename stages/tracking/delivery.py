@@ -20,7 +20,7 @@ from camp_model.files import write_text
 from stages.errors import InputError
 from stages.tracking.model import log_model
 from stages.tracking.spool import SPOOL, Event, pending, started, undelivered, writer_alive
-from stages.tracking.store import connect, experiment_id, local_uri, search, store_uri, without_password
+from stages.tracking.store import check_place, connect, experiment_id, local_uri, search, store_uri, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -92,6 +92,7 @@ class Delivery:
             model = key.removeprefix("model-")
             named = f"tags.`camp.run` = '{key}'" if model == key else f"tags.`camp.model` = '{model}'"
             if runs := search(self.client, named):
+                check_place(self.client, self.root, runs[0].info.artifact_uri)
                 self._runs[key] = runs[0].info.run_id
         return self._runs.get(key)
 
@@ -140,6 +141,7 @@ class Delivery:
             if run_id := self._find(parent):
                 tags["mlflow.parentRunId"] = run_id
         experiment = experiment_id(self.client, self.root, self.experiment or event["experiment"] or "camp")
+        check_place(self.client, self.root, self.client.get_experiment(experiment).artifact_location)
         run = self.client.create_run(experiment, start_time=event["time"], tags=tags, run_name=event["name"])
         self._runs[key] = run.info.run_id
 

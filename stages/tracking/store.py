@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
+ARTIFACTS = "mlartifacts"
+"""Folder of a workspace with the files of a local store's runs."""
 TRAININGS = {"mlflow.experimentKind": "custom_model_development"}
 """Tag of an experiment whose pages are those of trainings, not of chats."""
 
@@ -92,20 +94,19 @@ def connect(root: Path, uri: str) -> "MlflowClient":
 
 def _artifacts(root: Path) -> str:
     """Where the files of a local store's runs lie."""
-    return (root / "mlartifacts").as_uri()
+    return (root / ARTIFACTS).as_uri()
 
 
 def experiment_id(client: "MlflowClient", root: Path, name: str) -> str:
     """The id of the experiment `name`, created where there is none.
 
     Raises:
-        InputError: it is deleted, or the folder of a local store was moved: MLflow would make the old one anew.
+        InputError: it is deleted.
     """
     experiment = client.get_experiment_by_name(name)
-    remote = "://" in client.tracking_uri and not client.tracking_uri.startswith("sqlite:")
     if experiment is None:
         # A server knows where its artifacts go; beside the local file they are ours to place.
-        place = None if remote else _artifacts(root)
+        place = None if _is_remote(client) else _artifacts(root)
         created: str = client.create_experiment(name, artifact_location=place, tags=TRAININGS)
         show(client, created)
         return created
@@ -115,14 +116,28 @@ def experiment_id(client: "MlflowClient", root: Path, name: str) -> str:
             f"`MLFLOW_TRACKING_URI={without_password(client.tracking_uri)} mlflow experiments "
             f"restore -x {experiment.experiment_id}` brings it back, or name another one in MLFLOW_EXPERIMENT_NAME"
         )
-    where = urlsplit(experiment.artifact_location)
-    old = Path(url2pathname(where.path)).parent
-    if not remote and where.scheme == "file" and not old.exists():
-        raise InputError(
-            f"{_file(client.tracking_uri)}: the files of the experiment {name!r} belong in {old}, which was moved or "
-            f"removed; `ln -s {shlex.quote(str(root))} {shlex.quote(str(old))}` leads there, or move it back"
-        )
     return str(experiment.experiment_id)
+
+
+def _is_remote(client: "MlflowClient") -> bool:
+    return "://" in client.tracking_uri and not client.tracking_uri.startswith("sqlite:")
+
+
+def check_place(client: "MlflowClient", root: Path, location: str) -> None:
+    """Check that files can go to `location`, an experiment's or a run's.
+
+    Raises:
+        InputError: it is below a workspace that was moved: MLflow would make the old folder anew.
+    """
+    where = urlsplit(location)
+    path = Path(url2pathname(where.path))
+    old = next((folder.parent for folder in (path, *path.parents) if folder.name == ARTIFACTS), None)
+    if where.scheme == "file" and old and not old.exists() and not _is_remote(client):
+        parent, link, here = (shlex.quote(str(folder)) for folder in (old.parent, old, root))
+        raise InputError(
+            f"{_file(client.tracking_uri)}: the files of its runs belong in {old}, which was moved or removed; "
+            f"`mkdir -p {parent} && ln -sfn {here} {link}` leads there, or move it back"
+        )
 
 
 def show(client: "MlflowClient", experiment: str) -> None:

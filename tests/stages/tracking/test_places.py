@@ -13,7 +13,7 @@ from stages.tracking import track
 from stages.tracking.__main__ import main as commands
 from stages.tracking.delivery import sync
 from stages.tracking.spool import pending
-from stages.tracking.store import connect, local_uri, search
+from stages.tracking.store import connect, experiment_id, local_uri, search
 from tests.stages.tracking.conftest import run_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -36,24 +36,35 @@ def test_a_workspace_below_any_name(root, beside, capsys):
     assert MlflowClient(local_uri(root)).list_artifacts(late.info.run_id, "plots")[0].path == "plots/curve.csv"
 
 
-def test_runs_of_a_moved_workspace_wait_until_their_files_have_a_place(root, tmp_path, monkeypatch):
+@pytest.mark.parametrize("root", ["above/main"], indirect=True)
+@pytest.mark.parametrize("resumed", [False, True])
+def test_runs_of_a_moved_workspace_wait_until_their_files_have_a_place(root, resumed, tmp_path, monkeypatch):
     """MLflow knows places from their roots: it would make the old folder anew, and put the files of runs there."""
+    with track("train", {}) as run:
+        pass
+    assert sync(root) == (1, [])
+    for now in ("it's moved", "once more"):  # then with a link to nowhere in the old place
+        moved = next(tmp_path.glob("*/main/mlflow.db")).parents[1].rename(tmp_path / now) / "main"
+        monkeypatch.chdir(moved)
+        Path("curve.csv").write_text("step\n")
+        with track("train", {}, run_id=run.run_id if resumed else None) as run:
+            run.log_artifact("curve.csv", now)
+        assert experiment_id(connect(moved, local_uri(moved)), moved, "camp") == "1"  # the page can be opened
+        delivered, (problem,) = sync(moved)
+        assert delivered == 0 and not root.exists()
+        assert f"mlflow.db: the files of its runs belong in {root}, " in problem
+        link = problem[problem.index("`mkdir") + 1 : problem.index("` leads")]
+        subprocess.run(link, shell=True, check=True)
+        assert sync(moved) == (1, [])
+        assert run_of(moved, run.run_id).info.status == "FINISHED"
+        assert len(list((moved / "mlartifacts").rglob(f"{now}/curve.csv"))) == 1
+
+
+def test_the_experiment_of_mlflow_itself_has_a_place(root, monkeypatch):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "Default")
     with track("train", {}):
         pass
     assert sync(root) == (1, [])
-    moved = root.rename(tmp_path / "it's moved")
-    monkeypatch.chdir(moved)
-    Path("curve.csv").write_text("step\n")
-    with track("train", {}) as run:
-        run.log_artifact("curve.csv", "plots")
-    delivered, (problem,) = sync(moved)
-    assert delivered == 0 and not root.exists()
-    assert f"mlflow.db: the files of the experiment 'camp' belong in {root}" in problem
-    link = problem[problem.index("`ln") + 1 : problem.index("` leads")]
-    subprocess.run(link, shell=True, check=True)
-    assert sync(moved) == (1, [])
-    assert run_of(moved, run.run_id).info.status == "FINISHED"
-    assert len(list((moved / "mlartifacts").rglob("plots/curve.csv"))) == 1
 
 
 HOMELESS = """
