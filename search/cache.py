@@ -158,6 +158,7 @@ class FeatureCache:
                 return passing
         run.finish()
         run.write()
+        self._shards.pop(shard.file_name, None)  # of the same pictures there may have been one, but without any
         return passing
 
     def identity(self, sha256: str) -> object:

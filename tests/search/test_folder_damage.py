@@ -1,6 +1,7 @@
 """Shards of a folder's pictures that are torn, changed, removed or made again while they are searched."""
 
 import errno
+import os
 import threading
 import time
 from pathlib import Path
@@ -158,3 +159,30 @@ def test_a_shard_that_another_process_has_made_again_is_read_again(
     for held in (first, second):
         assert held.collection.search(SENTENCE, top=100).hits == hits
         held.collection.close()
+
+
+@pytest.mark.parametrize("looks", [1, 2])
+def test_pictures_that_could_not_be_opened_for_a_while_are_looked_at_again(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, looks: int
+) -> None:
+    """As on a share that was away: the same pictures are a shard of the same name, which had none of them."""
+    read = Path.read_bytes
+
+    def away(path: Path) -> bytes:
+        if path.suffix == ".png":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(path)
+
+    collection = folder.open()
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", away)
+        collection.start()
+        for _ in range(looks):
+            status = wait_for(collection)
+            assert (status.ready, status.rejected_count, status.problem) == (0, 7, None)
+            collection.rescan()
+            wait_for(collection)
+    collection.rescan()
+    status = wait_for(collection)
+    collection.close()
+    assert (status.ready, status.rejected_count, status.problem) == (7, 0, None)
