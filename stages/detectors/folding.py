@@ -2,63 +2,112 @@
 
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from timm.layers import BatchNormAct2d, Conv2dSame
-from torch import fx, nn
+from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 # Exactly these classes: others, such as those that standardise their weights, compute something else of the same names.
 _CONVOLUTIONS, _NORMS = (nn.Conv2d, Conv2dSame), (nn.BatchNorm2d, BatchNormAct2d)
 
 
-class _Run(nn.Module):
-    """What is run of a network, as a module that can be traced."""
+class _Reads(TorchFunctionMode):
+    """Counts how often each tensor is read, but by the module that it is for; in this thread alone."""
 
-    def __init__(self, network: nn.Module, run: Callable[[Any, torch.Tensor], object]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.network, self.run = network, run
+        self.count: Counter[int] = Counter()
+        self.held: list[torch.Tensor] = []
+        """What was read, so that no other tensor takes its id."""
+        self.inside: list[torch.Tensor] = []
+        """The weight of the convolution, or the input of the norm, that is running."""
 
-    def forward(self, images: torch.Tensor) -> object:
-        return self.run(self.network, images)
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.read((args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+    def read(self, values: object) -> None:
+        tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+        self.held += tensors
+        self.count.update(id(one) for one in tensors if not any(one is own for own in self.inside))
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in _CONVOLUTIONS + _NORMS or super().is_leaf_module(m, module_qualified_name)
+def _foldable(
+    network: nn.Module, run: Callable[[Any, torch.Tensor], object], images: torch.Tensor
+) -> list[tuple[str, str]]:
+    """Names of the convolutions that feed one norm and nothing else, and of these norms, as `run` uses them once."""
+    names = {module: name for name, module in network.named_modules()}
+    calls: Counter[nn.Module] = Counter()
+    made: dict[int, nn.Module] = {}
+    pairs: list[tuple[nn.Module, nn.Module, torch.Tensor]] = []
+    reads = _Reads()
+
+    def before_convolution(module: Any, _: object) -> None:
+        reads.inside.append(module.weight)
+
+    def after_convolution(module: nn.Module, _: object, output: torch.Tensor) -> None:
+        reads.inside.pop()
+        reads.held.append(output)
+        calls[module] += 1
+        made[id(output)] = module
+
+    def before_norm(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        reads.inside.append(inputs[0])
+        if id(inputs[0]) in made:
+            pairs.append((made[id(inputs[0])], module, inputs[0]))
+
+    def after_norm(module: nn.Module, *_: object) -> None:
+        reads.inside.pop()
+        calls[module] += 1
+
+    for module in names:
+        if type(module) in _CONVOLUTIONS:
+            module.register_forward_pre_hook(before_convolution)
+            module.register_forward_hook(after_convolution)
+        elif type(module) in _NORMS:
+            module.register_forward_pre_hook(before_norm)
+            module.register_forward_hook(after_norm)
+    with torch.inference_mode(), reads:
+        reads.read(run(network, images))
+    return [
+        (names[conv], names[norm])
+        for conv, norm, between in pairs
+        if calls[conv] == calls[norm] == 1 and not reads.count[id(between)] + reads.count[id(conv.weight)]
+    ]
 
 
-def fold_norms(network: nn.Module, run: Callable[[Any, torch.Tensor], object]) -> int:
+def fold_norms(network: nn.Module, run: Callable[[Any, torch.Tensor], object], size: tuple[int, int]) -> int:
     """Fold each batch norm into the convolution that feeds it and nothing else, in place; count those folded.
 
-    The network must be in eval mode, and may afterwards be used for `run(network, images)` alone, the computation that
-    is traced. Where control flow depends on values, so that there is no trace, nothing is folded.
+    Args:
+        network: in eval mode; it may afterwards be used for `run(network, images)` alone.
+        run: what is computed of it; where that cannot be looked at without numbers, nothing is folded.
+        size: height and width of the images.
     """
     if not any(type(module) in _NORMS for module in network.modules()):
         return 0
     try:
-        graph = _Tracer().trace(_Run(copy.deepcopy(network), run))  # a copy: what a module caches would be a proxy
+        pairs = _foldable(copy.deepcopy(network).to("meta"), run, torch.zeros(2, 3, *size, device="meta"))
     except Exception:  # each of a thousand networks has its own
         return 0
-    whole, folded = _Run(network, run), 0
-    modules = dict(whole.named_modules())
-    calls = Counter(id(modules[str(node.target)]) for node in graph.nodes if node.op == "call_module")
-    for node in graph.nodes:
-        source = node.args[0] if node.op == "call_module" and node.args else None
-        if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) > 1:
-            continue
-        conv: Any = modules[str(source.target)]
-        norm: Any = modules[str(node.target)]
-        if type(conv) not in _CONVOLUTIONS or type(norm) not in _NORMS or calls[id(conv)] > 1 or calls[id(norm)] > 1:
-            continue
+    folded = 0
+    for conv_name, norm_name in pairs:
+        conv: Any = network.get_submodule(conv_name)
+        norm: Any = network.get_submodule(norm_name)
         if norm.running_mean is None:  # it normalises by the batch
             continue
         conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
         rest = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
-        whole.set_submodule(str(node.target), rest)
+        for name in [name for name, module in network.named_modules(remove_duplicate=False) if module is norm]:
+            network.set_submodule(name, rest)
         folded += 1
     return folded

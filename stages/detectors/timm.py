@@ -89,7 +89,7 @@ class TimmExtractor:
         self.device = torch.device(device)
         self.size: tuple[int, int] = tuple(description.config["input_size"])
         self.earlier: list[int] = list(description.config["earlier_maps"])
-        fold_norms(network.eval(), functools.partial(outputs, earlier=self.earlier))
+        fold_norms(network.eval(), functools.partial(outputs, earlier=self.earlier), self.size)
         # Channels last: a third quicker through convolutions, on a CPU too.
         self.network = network.to(self.device, memory_format=torch.channels_last)
         self.resampling = RESAMPLING[description.config["interpolation"]]

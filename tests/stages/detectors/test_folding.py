@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ FAMILIES = {
     "repvgg_a0": (61, 44),
     "resnetv2_18": (17, 8),
     "levit_128s": (4, 4),
-    "mobilevit_xxs": (32, 0),  # its control flow depends on values
+    "mobilevit_xxs": (32, 32),  # its control flow depends on the size of its input
     "vit_tiny_patch16_224": (0, 0),
 }
 
@@ -60,7 +61,7 @@ def test_maps_stay_and_every_norm_that_may_is_folded(architecture: str, earlier:
     folded = copy.deepcopy(network)
     count, expected = FAMILIES[architecture]
     assert norms_of(network) == count
-    assert fold_norms(folded, functools.partial(outputs, earlier=earlier)) == expected
+    assert fold_norms(folded, functools.partial(outputs, earlier=earlier), (side, side)) == expected
     assert norms_of(folded) == count - expected
     with torch.inference_mode():
         (last, maps), (own_last, own_maps) = outputs(folded, images, earlier), outputs(network, images, earlier)
@@ -73,7 +74,7 @@ class Odd(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.twice, self.shared, self.apart = (nn.Conv2d(4, 4, 1) for _ in range(3))
+        self.twice, self.shared, self.apart, self.read = (nn.Conv2d(4, 4, 1) for _ in range(4))
         self.standard, self.plain = StdConv2dSame(4, 4, 3), nn.Conv2d(4, 4, 3, padding=1, groups=2, bias=False)
         self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(5))
         self.ofbatch, self.factorless = nn.BatchNorm2d(4, track_running_stats=False), nn.BatchNorm2d(4, affine=False)
@@ -87,6 +88,7 @@ class Odd(nn.Module):
         x = self.norms[1](y) + y  # its output is read without the norm, too
         x = self.norms[2](self.apart(x)) + self.norms[2](x)  # a norm that is used twice
         x = self.norms[3](self.standard(x))  # weights that are standardised as they are used
+        x = self.norms[4](self.read(x)) + self.read.weight.mean()  # its weight is read without it, too
         x = self.ofbatch(self.before(x))  # the statistics of the batch
         return self.factorless(self.plain(x))  # this alone is folded
 
@@ -95,11 +97,52 @@ def test_only_exact_pairs_are_folded() -> None:
     network = Odd().eval()
     drawn_norms(network)
     folded = copy.deepcopy(network)
-    assert fold_norms(folded, lambda module, images: module(images)) == 1
+    assert fold_norms(folded, lambda module, images: module(images), (9, 9)) == 1
     assert isinstance(folded.factorless, nn.Identity) and folded.plain.bias is not None
     images = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         torch.testing.assert_close(folded(images), network(images), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_given_out_without_its_norm_stays() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    assert fold_norms(network, lambda module, images: [between := module[0](images), module[1](between)], (9, 9)) == 0
+
+
+class Named(nn.Module):
+    """A norm that its module knows by two names, and calls by the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        self.layers = nn.ModuleList([self.norm])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        normed: torch.Tensor = self.layers[0](self.conv(images))
+        return normed
+
+
+def test_a_norm_of_two_names_is_not_applied_twice() -> None:
+    network = Named().eval()
+    drawn_norms(network)
+    folded, images = copy.deepcopy(network), torch.randn(2, 3, 5, 5)
+    fold_norms(folded, lambda module, images: module(images), (9, 9))
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(images), network(images), rtol=1e-4, atol=1e-5)
+
+
+def test_other_threads_use_their_models_meanwhile() -> None:
+    """A server loads a detector in a thread while others answer."""
+    other, told = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)).eval(), list[torch.Tensor]()
+
+    def run(module: nn.Module, images: torch.Tensor) -> object:
+        answering = threading.Thread(target=lambda: told.append(other(torch.zeros(1, 3))))
+        answering.start()
+        answering.join()
+        return module(images)
+
+    assert fold_norms(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval(), run, (9, 9)) == 1
+    assert len(told) == 1
 
 
 def test_features_are_those_of_the_network_with_its_norms(tmp_path: Path) -> None:
