@@ -67,7 +67,7 @@ class PairAnswer(BaseModel):
     width: int = Field(description="Width of the upright picture, in pixels.")
     height: int
     boxes: list[list[float]] = Field(description="[R][4], XYXY, in pixels.")
-    labels: list[str] = Field(description="[R], the detector's class of each region.")
+    labels: list[str] = Field(description="[R], attribute and class of each region; `region 3` without a name.")
 
 
 class SimilarPicture(BaseModel):
