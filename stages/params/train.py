@@ -100,7 +100,7 @@ class TrainParams(Section):
     freeze: tuple[str, ...] = ()
     """Prefixes of the names of parameters that are not trained."""
     start_from: str | None = None
-    """A checkpoint folder whose weights training starts from; null: random weights."""
+    """A checkpoint folder whose weights training starts from; null: none."""
     seed: Seed = 0
     """Seed of the initial weights, the order of the pairs and dropout."""
 

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ui = commands.add_parser("ui", help="open the store in a browser")
     ui.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     ui.add_argument("--port", type=_port, default=5000, help="(default: %(default)s)")
-    commands.add_parser("sync", help="deliver events that wait because the server was down")
+    commands.add_parser("sync", help="deliver events that the server has not taken yet")
     find = commands.add_parser("find", help="list the runs that trained a commit's model, or started at the commit")
     find.add_argument("commit", help="a git revision: a hash, a branch, HEAD~1")
     back = commands.add_parser("restore", help="restore a run's code, params, data and model into a new folder")
