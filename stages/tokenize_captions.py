@@ -10,13 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from camp_model.captions import write_captions
+from camp_model.files import write_table
 from camp_model.vocabulary import TOKENIZERS
 from stages.contracts import read_table
 from stages.entry import read_params, stage_main
 from stages.errors import InputError
 from stages.foils.lexicon import choose_lexicon
 from stages.foils.rows import foils_of_split
-from stages.foils.table import foil_table, write_foils
+from stages.foils.table import foil_table
 from stages.foils.words import KINDS, save_words
 from stages.params.captions import CaptionsParams
 from stages.params.dataset import SPLITS
@@ -74,7 +75,7 @@ def tokenize_captions(params: CaptionsParams, dataset: Path, rejected: Path, out
     vocabulary.save(out / "vocabulary.json")
     save_words(lexicon.words, out / "lexicon.json")
     for split, table in foils.items():
-        write_foils(out / f"foils_{split}.parquet", table)
+        write_table(out / f"foils_{split}.parquet", table)
         count = Counter(table["kind"].to_pylist())
         print(f"{split}: {len(table)} foils ({', '.join(f'{kind} {count[kind]}' for kind in KINDS)})")
 

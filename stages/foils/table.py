@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from camp_model.captions import SCHEMA as CAPTION_SCHEMA
 from camp_model.captions import CaptionTable
-from camp_model.files import write_table
 from stages.contracts import input_errors, read_table
 
 _MORE = (
@@ -47,13 +46,8 @@ def foil_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     return pa.concat_tables(tables).combine_chunks()
 
 
-def write_foils(path: Path, foils: pa.Table) -> None:
-    """Write one split's foils, a `foil_table`; the file appears whole or not at all."""
-    write_table(path, foils)
-
-
 def read_foils(path: Path) -> Foils:
-    """Read a file that `write_foils` wrote.
+    """Read a file of a `foil_table`.
 
     Raises:
         InputError: the file cannot be read or is of another format.

@@ -16,14 +16,14 @@ from PIL import Image, ImageDraw
 from camp_model.captions import write_captions
 from camp_model.checkpoint import save_checkpoint
 from camp_model.config import CampConfig
-from camp_model.files import sha256_of
+from camp_model.files import sha256_of, write_table
 from camp_model.model import CAMP
 from camp_model.regions import ImageRegions, StoreInfo, write_manifest, write_rejected, write_shard
 from camp_model.vocabulary import Vocabulary, tokenize
 from stages.foils.facts import photograph_facts
 from stages.foils.lexicon import choose_lexicon
 from stages.foils.making import foils_of
-from stages.foils.table import foil_table, write_foils
+from stages.foils.table import foil_table
 from stages.foils.words import save_words
 from tests.stages.browser import Page
 
@@ -124,7 +124,7 @@ def _tables(root: Path, images: list[str], sizes: list[tuple[int, int]], caption
                 "tokens": vocabulary.encode(foil.words), "length": len(foil.words), "position": foil.position,
                 "word": foil.word, "foil_word": foil.foil_word,
             })  # fmt: skip
-    write_foils(root / "data/captions/foils_test.parquet", foil_table(foils))
+    write_table(root / "data/captions/foils_test.parquet", foil_table(foils))
 
 
 def _regions(folder: Path, images: list[str], sizes: list[tuple[int, int]], places: list[list], generator) -> None:

@@ -14,6 +14,7 @@ from camp_model import CampConfig
 from camp_model.captions import CaptionTable, write_captions
 from camp_model.checkpoint import load_checkpoint
 from camp_model.encoders import length_mask
+from camp_model.files import write_table
 from camp_model.gates import mean_gates, summarise
 from camp_model.matchers.matching import mean_logits
 from camp_model.model import PairDetails
@@ -24,7 +25,7 @@ from stages.evaluate import evaluate
 from stages.evaluation.foils import choose_foils, foil_metrics, measure_foils
 from stages.evaluation.folds import read_split
 from stages.evaluation.tables import FOIL_SCHEMA
-from stages.foils.table import foil_table, read_foils, write_foils
+from stages.foils.table import foil_table, read_foils
 from stages.foils.words import KINDS, ids_of_kinds, load_words
 from stages.params.evaluate import EvaluateParams
 
@@ -78,7 +79,7 @@ def measured(small, model, rows, lexicon):
     split = read_split("test", small.token_tables, store)
     owner = {caption_id: image_id for caption_id, image_id, _ in small.captions}
     path = small.token_tables / "foils_test.parquet"
-    write_foils(path, foil_table(
+    write_table(path, foil_table(
         {"caption_id": c, "image_id": owner.get(c, small.images[0]), "text": text,
          "tokens": vocabulary.encode(text.split()), "length": len(text.split()), "kind": kind, "position": at,
          "word": word, "foil_word": foil_word}

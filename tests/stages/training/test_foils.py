@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from camp_model.files import write_table
 from camp_model.foils import balance, foil_bce
 from stages.device import Precision
 from stages.errors import InputError
-from stages.foils.table import foil_table, read_foils, write_foils
+from stages.foils.table import foil_table, read_foils
 from stages.training.data import epoch_batches, load_splits
 from stages.training.foils import TrainingFoils
 from stages.training.loss import batch_loss
@@ -45,7 +46,7 @@ def add_foils(paths, leave_out=()):
                 "tokens": tokens, "length": len(tokens), "kind": kind, "position": position,
                 "word": words[position], "foil_word": changed[position],
             })  # fmt: skip
-    write_foils(paths.captions / "foils_train.parquet", foil_table(rows))
+    write_table(paths.captions / "foils_train.parquet", foil_table(rows))
     return captions
 
 
