@@ -1,4 +1,4 @@
-"""What finds the regions of an image. Adding a detector is one module and its name in stages.params.detector."""
+"""Detectors, which find the regions of an image. A new one is one module and its name in stages.params.detector."""
 
 from typing import get_args
 

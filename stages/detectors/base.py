@@ -23,7 +23,7 @@ from stages.params.regions import RegionsParams, check_backend
 
 @dataclass(frozen=True)
 class Description:
-    """data/detector/detector.json: everything about a detector that changes what it sees."""
+    """data/detector/detector.json: everything that determines a detector's regions."""
 
     backend: str
     architecture: str
@@ -37,7 +37,7 @@ class Description:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over all of it but where the weights came from, and over what computes here and now."""
+        """sha256 over all fields except the weights' source, and over the code and libraries that compute regions."""
         values = asdict(self) | {"weights_source": "", "computing": computing_digest(self.backend)}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
@@ -52,13 +52,13 @@ class Description:
         """Read detector.json.
 
         Raises:
-            InputError: it is missing, no JSON, or lacks a key.
+            InputError: the file is missing, not JSON, or lacks a key.
         """
         path = folder / "detector.json"
         values = read_object(path, "what the stage train_detector writes")
         try:
             weights = values.pop("weights")
-            for name in ("fingerprint", "computed_by"):  # of when it was written
+            for name in ("fingerprint", "computed_by"):  # as they were when the file was written
                 values.pop(name, None)
             return cls(weights_source=weights["source"], weights_sha256=weights["sha256"], **values)
         except (KeyError, TypeError) as error:
@@ -66,7 +66,8 @@ class Description:
 
 
 def tell_changes(before: Path, after: Path) -> None:
-    """Say what it costs, and how to avoid it, where two folders hold one detector and what computes has changed."""
+    """Say what a change of the code or libraries costs, and how to avoid that, if both folders hold the same
+    detector."""
     path = before / "detector.json"
     try:
         old, new = Description.load(before), Description.load(after)
@@ -74,7 +75,7 @@ def tell_changes(before: Path, after: Path) -> None:
         if old == new and values["fingerprint"] != new.fingerprint:
             print(changes_since(values["computed_by"], new.backend))
     except (InputError, OSError, ValueError, KeyError, TypeError):
-        return  # there was none, or one of before this was recorded
+        return  # no detector before, or one without computed_by
 
 
 @dataclass
@@ -85,14 +86,14 @@ class NetworkInput:
     """uint8 RGB [3, h, w] at the network's input size."""
     width: int
     height: int
-    """Of the original image, upright."""
+    """Width and height of the original image, upright."""
     group: tuple[int, int]
     """Padded (height, width). Only images of one group share a batch, so the padding of an image, and with it its
     features, never depends on its neighbours."""
 
 
 class RegionExtractor(Protocol):
-    """Finds regions in images and says what they look like."""
+    """Finds regions in images and describes each by a feature."""
 
     fingerprint: str
     region_dim: int
@@ -106,7 +107,7 @@ class RegionExtractor(Protocol):
     def forward(
         self, batch: Sequence[NetworkInput], image_boxes: Sequence[np.ndarray] | None = None
     ) -> list[ImageRegions]:
-        """Regions of images of one group; `image_boxes`: boxes [k, 4] per image to describe instead of detecting."""
+        """Return the regions of images of one group, detected or at the `image_boxes` [k, 4] of each image."""
         ...
 
     def box_logits(self, features: np.ndarray) -> np.ndarray:
@@ -115,7 +116,7 @@ class RegionExtractor(Protocol):
 
 
 class PrecomputedRegions(Protocol):
-    """Regions that somebody else extracted: looked up by image, no picture is opened."""
+    """Regions that others extracted, looked up by image; no picture is opened."""
 
     fingerprint: str
     region_dim: int
@@ -123,7 +124,7 @@ class PrecomputedRegions(Protocol):
     attributes: list[str]
 
     def read(self, image_id: str, path: str, width: int, height: int) -> ImageRegions:
-        """The regions of one image of images.parquet. InputError if there are none."""
+        """Return the regions of one image of images.parquet; RejectedImage if there are none."""
         ...
 
 
@@ -133,7 +134,7 @@ def extract(
     image_boxes: Sequence[np.ndarray] | None = None,
     batch_size: int = 8,
 ) -> list[ImageRegions]:
-    """Regions of a few images, uint8 RGB [H, W, 3], in their order: the stage's work without its files and threads."""
+    """Regions of a few images, uint8 RGB [H, W, 3], in their order, without the stage's files and threads."""
     prepared = [extractor.prepare(image) for image in images]
     results: list[ImageRegions | None] = [None] * len(images)
     for group in sorted({item.group for item in prepared}):
@@ -152,9 +153,9 @@ def load_detector(
     device: str = "cpu",
     options: DetectorParams = DetectorParams(),  # noqa: B008
 ) -> RegionExtractor | PrecomputedRegions:
-    """The detector that train_detector left in `folder`, ready to run on `device`.
+    """Load the detector that train_detector wrote to `folder`, ready to run on `device`.
 
-    `options` holds what its backend alone needs to know.
+    `options` holds the settings that only its backend reads.
 
     Raises:
         InputError: the description or the weights are missing or do not fit, or the backend is not installed.

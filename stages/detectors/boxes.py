@@ -1,4 +1,4 @@
-"""What is done with boxes around every detector: a dataset's own are made fit, and geometry goes beside features."""
+"""What all detectors share for boxes: a dataset's own boxes are cleaned, and geometry is appended to features."""
 
 from dataclasses import replace
 
@@ -6,15 +6,15 @@ import numpy as np
 
 from camp_model.regions import ImageRegions
 
-# Corners and area: what regions.geometry puts at the end of a feature, scaled to weigh like the rest of it.
+# regions.geometry appends corners and area to each feature, scaled to a magnitude like that of the rest.
 GEOMETRY_DIM = 5
 GEOMETRY_SCALE = 4.0
 
 
 def append_geometry(regions: ImageRegions) -> ImageRegions:
-    """The regions with (x0 / W, y0 / H, x1 / W, y1 / H, share of the area) at the end of each feature.
+    """Append (x0 / W, y0 / H, x1 / W, y1 / H, share of the area) to each feature.
 
-    Corners run from -1 to 1 and the area from 0 to 1, times GEOMETRY_SCALE.
+    Corners are mapped to -1..1 and the area to 0..1; all are multiplied by GEOMETRY_SCALE.
     """
     corners = regions.boxes / np.array([regions.width, regions.height] * 2, dtype=np.float32)
     area = np.prod(corners[:, 2:] - corners[:, :2], axis=1, keepdims=True)
@@ -23,10 +23,10 @@ def append_geometry(regions: ImageRegions) -> ImageRegions:
 
 
 def given_boxes(boxes: np.ndarray, width: int, height: int, limit: int) -> np.ndarray:
-    """The boxes [k, 4] that a dataset brings for one image, fit to be described.
+    """Clean the boxes [k, 4] that a dataset provides for one image, so that they can be described.
 
-    Clipped to the image; those thinner than a pixel are dropped; the largest `limit` are kept, in their own order;
-    an image without boxes is one region: all of it.
+    Boxes are clipped to the image. Those thinner than a pixel are dropped, and the largest `limit` are kept in their
+    order. An image without boxes gets one region that covers all of it.
     """
     clipped = np.clip(boxes, 0, np.array([width, height] * 2, dtype=np.float32)).astype(np.float32)
     sides = clipped[:, 2:] - clipped[:, :2]

@@ -1,4 +1,4 @@
-"""What computes regions: the code and the versions of the libraries, so that mended code extracts again."""
+"""Identifies what computes regions, by code and library versions, so that changed code extracts images again."""
 
 import ast
 import functools
@@ -21,20 +21,20 @@ LIBRARIES = {
     "PIL": "pillow",
     "detectron2": "detectron2",
 }
-"""Those whose numbers are the features: imported name -> distribution."""
+"""Libraries that compute features: imported name -> distribution."""
 FOLLOWED = ("stages.detectors.", "stages.sources.frames")
-# They bring weights, tables and reasons; what they read is in the description by its own hash.
+# They load weights, tables and reasons; the description has a hash of what they load.
 WITHOUT_EFFECT = {
     f"stages.detectors.{name}"
     for name in ("base", "detectron2_weights", "images", "pickled_arrays", "timm_weights", "weights")
 }
-# What extraction does around every detector, and to every picture.
+# The code around every detector, and the decoder of every picture.
 AROUND, DECODER = "stages.extraction.describing", "stages.detectors.images"
 WITHOUT_PICTURES = ("precomputed",)
 
 
 def plain_code(tree: ast.AST) -> str:
-    """The code without comments, docstrings and other lone texts, laid out anew."""
+    """The code without comments, docstrings and other standalone strings, reformatted."""
     for node in ast.walk(tree):
         for name in ("body", "orelse", "finalbody"):
             if isinstance(statements := getattr(node, name, None), list) and statements:
@@ -43,7 +43,7 @@ def plain_code(tree: ast.AST) -> str:
 
 
 class _PartsOfTexts(ast.NodeTransformer):
-    """Has an f-string as the tuple of its parts: Python 3.12 writes it with other quotes than 3.11."""
+    """Replaces an f-string by the tuple of its parts, because Python 3.12 unparses it with other quotes than 3.11."""
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
         return ast.Tuple([self.visit(part) for part in node.values], ast.Load())
@@ -58,7 +58,7 @@ def _is_text(node: Any) -> bool:
 
 
 def code_of(modules: Sequence[str]) -> tuple[dict[str, str], set[str]]:
-    """The code of modules and of the detector's modules that they import, by name; and the libraries that they use."""
+    """Return, by name, the code of modules and of the detector modules that they import; and the libraries used."""
     codes: dict[str, str] = {}
     libraries: set[str] = set()
     waiting = list(modules)
@@ -77,7 +77,7 @@ def code_of(modules: Sequence[str]) -> tuple[dict[str, str], set[str]]:
 
 
 def _version(library: str) -> str:
-    """The installed version; whether it was built for CPU or CUDA makes no difference, nor does the device."""
+    """The installed version, without the suffix for CPU or CUDA builds; the device makes no difference either."""
     try:
         distribution = importlib.metadata.distribution(library)
     except importlib.metadata.PackageNotFoundError:
@@ -104,19 +104,19 @@ def _computed_by(module: str | None, pictures: bool) -> dict[str, Any]:
 
 
 def computing_digest(backend: str) -> str:
-    """The digest of what first computed the features that the code and versions of now compute."""
+    """The digest of the code that first computed the features that the current code computes (see HARMLESS)."""
     return _first(computed_by(backend)["digest"])
 
 
 def _first(digest: str) -> str:
-    """The digest of what first computed the features that the code and versions of `digest` compute."""
+    """Follow HARMLESS back from `digest` to the first digest with the same features."""
     for _ in range(len(HARMLESS)):
         digest = HARMLESS.get(digest, digest)
     return digest
 
 
 def changes_since(before: Any, backend: str) -> str:
-    """What has changed since `before`, an earlier `computed_by`, and how to say that it is harmless."""
+    """A message that says what has changed since `before`, an earlier `computed_by`, and how to declare it harmless."""
     now, earlier = computed_by(backend), before["versions"]
     changes = [
         f"{library} {earlier.get(library, 'not used')} is now {version}"

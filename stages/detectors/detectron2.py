@@ -1,4 +1,4 @@
-"""Detectron2: any two-stage config of its model zoo or of a file, and the Visual Genome detector."""
+"""Detectron2: any two-stage config from its model zoo or a file, and the Visual Genome detector."""
 
 import importlib
 from functools import partial
@@ -30,7 +30,7 @@ NEEDED = ("detectron2.model_zoo", "detectron2.modeling", "detectron2.checkpoint.
 
 
 def _require() -> None:
-    """InputError with the command that installs what is missing, unless detectron2 and what it needs are here."""
+    """Raise an InputError with the installation command if detectron2 or a module that it needs is missing."""
     try:
         for module in NEEDED:
             importlib.import_module(module)
@@ -56,11 +56,11 @@ def read_config(architecture: str) -> Any:
         return config
     try:
         if named_path(architecture).is_file():
-            # Left to itself detectron2 runs code that a config file names.
+            # By default detectron2 runs code that a config file names.
             config.merge_from_file(str(named_path(architecture)), allow_unsafe=False)
             return config
         config = get_config(architecture)
-    except Exception as error:  # YAML of any kind, merged into a config of any shape
+    except Exception as error:  # any YAML may be merged into a config of any shape
         raise InputError(
             f"params.yaml: detector.architecture: {shown(architecture)} is not {visual_genome.NAME}, a file, or a "
             f"config of detectron2's model zoo such as COCO-Detection/faster_rcnn_R_50_C4_3x.yaml ({str(error)[:300]})"
@@ -73,7 +73,7 @@ def read_config(architecture: str) -> Any:
 
 
 def build(config: Any, architecture: str) -> Any:
-    """The model on CPU, its parameters as they were initialised.
+    """Build the model on CPU, with its initial parameters.
 
     Raises:
         InputError: it cannot be built, proposes no regions, or has no second stage that describes one region with one
@@ -103,7 +103,7 @@ def build(config: Any, architecture: str) -> Any:
 
 
 class Detectron2Extractor(TwoStageExtractor):
-    """A GeneralizedRCNN, C4 (res5, mean-pooled) or FPN (fc of the box head), taken apart into its two stages."""
+    """Runs the two stages of a GeneralizedRCNN one by one: C4 (res5, mean-pooled) or FPN (fc of the box head)."""
 
     def __init__(
         self, model: Any, config: Any, description: Description, params: RegionsParams, device: str, nms_iou: float
@@ -174,7 +174,7 @@ class Detectron2Extractor(TwoStageExtractor):
 
 
 def _names(path: Path | None, file: str, count: int, kind: str) -> list[str]:
-    """Names of classes or attributes from a vocabulary beside the weights (a line each), else numbered."""
+    """Names of classes or attributes from a vocabulary beside the weights (one per line); numbered if there is none."""
     vocabulary = path.parent / file if path is not None else None
     if vocabulary is None or not vocabulary.is_file():
         return [f"{kind} {i}" for i in range(count)]
@@ -196,10 +196,10 @@ def _categories(config: Any, architecture: str, path: Path | None) -> list[str]:
 
 
 def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
-    """Bring the config and weights that `params` names into `out`.
+    """Write the weights that `params` names to `out`, and describe the detector.
 
     Raises:
-        InputError: detectron2 is not installed, or the config or the weights cannot be had or do not fit.
+        InputError: detectron2 is not installed, or the config or the weights cannot be obtained or do not fit.
     """
     _require()
     config = read_config(params.architecture)
@@ -229,7 +229,7 @@ def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
 def load(
     folder: Path, description: Description, params: RegionsParams, device: str, options: DetectorParams
 ) -> Detectron2Extractor:
-    """The model that `description` describes, with the weights in `folder`."""
+    """Build the model that `description` describes, with the weights in `folder`."""
     _require()
     from detectron2.config import CfgNode, get_cfg
 

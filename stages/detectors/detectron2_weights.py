@@ -1,4 +1,4 @@
-"""Weights for detectron2's networks: where the params say they are, and under whose names their parameters come."""
+"""Finds the weights of detectron2's networks that params name, and matches their names to the model's."""
 
 import logging
 from pathlib import Path
@@ -13,7 +13,7 @@ from stages.params.detector import DetectorParams
 
 
 def named_weights(params: DetectorParams) -> tuple[State | None, str, Path | None]:
-    """The weights that `params` names (None: random), what to call them, and the file they came from."""
+    """Return the weights that `params` names (None: random), a label for them, and the file they came from."""
     if params.weights == "random":
         return None, f"random, seed {params.train.seed}", None
     source = params.weights
@@ -41,10 +41,10 @@ def _zoo_url(params: DetectorParams, name: str | None = None) -> str:
 
 
 def matched_names(model: Any, state: State, source: str) -> State:
-    """Parameters under the model's own names; files of Detectron 1 and Caffe2 are renamed as detectron2 does.
+    """Return the parameters under the model's own names; Detectron 1's and Caffe2's are renamed as detectron2 does.
 
     Raises:
-        InputError: detectron2 cannot tell which parameter is which.
+        InputError: detectron2 cannot match the parameters.
     """
     own = model.state_dict()
     buffers = {name: own[name] for name in ("pixel_mean", "pixel_std") if name in own}
@@ -64,7 +64,7 @@ def matched_names(model: Any, state: State, source: str) -> State:
 
 
 def _identity_statistics(model: Any, known: State) -> State:
-    """Running statistics that leave values alone, for normalisations of which only weight and bias are known.
+    """Running statistics that do not change values, for norms of which only weight and bias are known.
 
     Caffe2 and Detectron 1 folded the statistics into weight and bias; detectron2 fills them in like this.
     """

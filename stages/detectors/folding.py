@@ -1,4 +1,4 @@
-"""Batch normalisation folded into the convolutions before it: the same maps with one pass over memory less each."""
+"""Folds batch normalisation into the preceding convolutions: the same maps, with one pass over memory less per norm."""
 
 import copy
 from collections import Counter
@@ -12,18 +12,18 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-# Exactly these classes: others, such as those that standardise their weights, compute something else of the same names.
+# Exactly these classes: others, such as those that standardise weights, compute something else from the same names.
 _CONVOLUTIONS, _NORMS = (nn.Conv2d, Conv2dSame), (nn.BatchNorm2d, BatchNormAct2d)
 
 
 class _Reads(TorchFunctionMode):
-    """Counts how often each tensor is read, but by the module that it is for; in this thread alone."""
+    """Counts how often each tensor is read, except by the module that it belongs to, in this thread only."""
 
     def __init__(self) -> None:
         super().__init__()
         self.count: Counter[int] = Counter()
         self.held: list[torch.Tensor] = []
-        """What was read, so that no other tensor takes its id."""
+        """Tensors that were read; they are kept so that no other tensor gets the same id."""
         self.inside: list[torch.Tensor] = []
         """The weight of the convolution, or the input of the norm, that is running."""
 
@@ -42,7 +42,7 @@ class _Reads(TorchFunctionMode):
 def _foldable(
     network: nn.Module, run: Callable[[Any, torch.Tensor], object], images: torch.Tensor
 ) -> list[tuple[str, str]]:
-    """Names of the convolutions that feed one norm and nothing else, and of these norms, as `run` uses them once."""
+    """Names of convolutions, each with its norm, that `run` uses once and whose output only this norm reads."""
     names = {module: name for name, module in network.named_modules()}
     calls: Counter[nn.Module] = Counter()
     made: dict[int, nn.Module] = {}
@@ -84,24 +84,24 @@ def _foldable(
 
 
 def fold_norms(network: nn.Module, run: Callable[[Any, torch.Tensor], object], size: tuple[int, int]) -> int:
-    """Fold each batch norm into the convolution that feeds it and nothing else, in place; count those folded.
+    """Fold each batch norm, in place, into a convolution that feeds only this norm; return the number of folded norms.
 
     Args:
-        network: in eval mode; it may afterwards be used for `run(network, images)` alone.
-        run: what is computed of it; where that cannot be looked at without numbers, nothing is folded.
+        network: in eval mode; afterwards it may only be used for `run(network, images)`.
+        run: how the network is used. If it fails on meta tensors, nothing is folded.
         size: height and width of the images.
     """
     if not any(type(module) in _NORMS for module in network.modules()):
         return 0
     try:
         pairs = _foldable(copy.deepcopy(network).to("meta"), run, torch.zeros(2, 3, *size, device="meta"))
-    except Exception:  # each of a thousand networks has its own
+    except Exception:  # timm's networks fail in many ways
         return 0
     folded = 0
     for conv_name, norm_name in pairs:
         conv: Any = network.get_submodule(conv_name)
         norm: Any = network.get_submodule(norm_name)
-        if norm.running_mean is None:  # it normalises by the batch
+        if norm.running_mean is None:  # it normalises by the batch's own statistics
             continue
         conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias

@@ -1,7 +1,7 @@
-"""The cells of grids over a picture: their boxes, and the mean of a network's map over each.
+"""Grid cells over a picture: their boxes, and the mean of a network's map over each cell.
 
 Jiang et al., In Defense of Grid Features for Visual Question Answering, CVPR 2020. A grid of n cells a side is pooled
-as adaptive average pooling does it: where n does not divide the map, the places on a border count for both cells.
+like adaptive average pooling: if n does not divide the side of the map, places on a border count for both cells.
 """
 
 import math
@@ -21,9 +21,9 @@ def cell_boxes(grids: Sequence[int], width: int, height: int) -> np.ndarray:
 
 
 def cell_shares(grids: Sequence[int], height: int, width: int) -> torch.Tensor:
-    """How much each place of a map [height, width] counts for each cell: float32 [cells, height * width].
+    """The weight of each place of a map [height, width] in the mean of each cell: float32 [cells, height * width].
 
-    The product with a map is the mean over each cell of every grid at once, on every device.
+    Multiplied by a flattened map, they give the means over the cells of all grids at once, on any device.
     """
     shares = [
         torch.einsum("ry,cx->rcyx", _windows(side, height), _windows(side, width)).reshape(side * side, -1)
@@ -33,7 +33,7 @@ def cell_shares(grids: Sequence[int], height: int, width: int) -> torch.Tensor:
 
 
 def _windows(cells: int, places: int) -> torch.Tensor:
-    """Along one side: [cells, places], each row the shares of the places that a cell touches."""
+    """The weights along one side, [cells, places]: each row averages the places that a cell touches."""
     shares = torch.zeros(cells, places)
     for cell in range(cells):
         start, stop = cell * places // cells, math.ceil((cell + 1) * places / cells)

@@ -1,4 +1,4 @@
-"""Reading pictures that may be damaged, huge or no pictures at all: one decoder for the detector and the report."""
+"""Reads pictures that may be damaged, huge or not pictures at all: one decoder for the detectors and the report."""
 
 import hashlib
 import io
@@ -13,13 +13,13 @@ from stages.sources.frames import orientation_of
 
 # Raster formats that Pillow decodes by itself: none that starts another program or renders a page.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
-# Pillow's own limit only warns up to twice its value; the one of params.yaml is checked before anything is decoded.
+# Pillow's own limit only warns up to twice its value; that of params.yaml is checked before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
 
 CHANGED = "changed since prepare_dataset read it"
 MISSING = "the file is missing"
 UNOPENED = "the file cannot be opened"
-# These say something about the moment, not about the bytes: such an image is tried again in the next run.
+# Reasons that depend on the moment, not on the bytes: such an image is tried again in the next run.
 PASSING_REASONS = (CHANGED, MISSING, UNOPENED)
 
 TURNS = {
@@ -31,16 +31,16 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Largest values of the depths that cameras and scanners have; in a file of 16 or 32 bits nothing else says which.
+# Largest values of the bit depths that cameras and scanners have: nothing else tells a 16- or 32-bit file's depth.
 DEPTHS = (2**8 - 1, 2**10 - 1, 2**12 - 1, 2**14 - 1, 2**16 - 1)
 DARK_16_BIT = 64
-"""16-bit colour comes out of Pillow as its upper bytes; all below this is 14 bits or fewer, or all but black."""
+"""Pillow returns the upper bytes of 16-bit colour; all below this means 14 bits or fewer, or a nearly black picture."""
 
 
 MOST_SCANS = 100
-"""Of a JPEG; cameras and programs write about ten. Each takes as long as the whole picture, however short it is."""
+"""Scans of a JPEG at most; programs write about ten. Each takes as long as the whole picture, however short it is."""
 _SEGMENT = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
-"""A JPEG's marker that something of stated length follows; none is within what a scan holds."""
+"""A JPEG marker that is followed by a segment of stated length; none occurs in the data of a scan."""
 
 
 class RejectedImage(Exception):
@@ -48,15 +48,15 @@ class RejectedImage(Exception):
 
 
 def read_image(path: Path, sha256: str, max_pixels: int) -> np.ndarray:
-    """The picture in a file, as `decode` gives it.
+    """Read and decode a picture file.
 
     Args:
         path: the file.
-        sha256: what images.parquet says of its bytes.
+        sha256: of the file, as images.parquet has it.
         max_pixels: width times height above which it is not decoded.
 
     Raises:
-        RejectedImage: missing, changed, or what `decode` rejects.
+        RejectedImage: the file is missing, cannot be opened or has changed, or `decode` rejects it.
     """
     try:
         data = path.read_bytes()
@@ -70,25 +70,25 @@ def read_image(path: Path, sha256: str, max_pixels: int) -> np.ndarray:
 
 
 def decode(data: bytes, max_pixels: int) -> np.ndarray:
-    """The picture as uint8 RGB [H, W, 3]: its first frame, upright as its EXIF orientation says, transparency on white.
+    """Decode a picture to uint8 RGB [H, W, 3]: its first frame, upright by its EXIF orientation, transparency on white.
 
     Grey of more than 8 bits is scaled from the smallest of 8, 10, 12, 14 and 16 bits that holds its largest value,
-    unless the format says the depth; floats from 0..1 or 0..255.
+    unless the format states the depth; floats are scaled from 0..1 or 0..255.
 
     Raises:
-        RejectedImage: empty, no image, truncated, too large, or of a range of values that cannot be told.
+        RejectedImage: empty, not an image, truncated, too large, with too many scans, or of an unclear range of values.
     """
     if not data:
         raise RejectedImage("the file is empty")
     try:
-        # From memory: in a file that it maps, Pillow 13 garbles an uncompressed TIFF that is turned.
+        # From memory: when it maps a file, Pillow 13 garbles an uncompressed TIFF that has to be turned.
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise RejectedImage(f"claims {image.width} x {image.height} pixels, above regions.max_pixels")
             if image.width * image.height == 0:
                 raise RejectedImage("has no pixels")
             tile_width, tile_height = (getattr(image, "tag_v2", {}).get(tag, 0) for tag in (322, 323))
-            if tile_width * tile_height > max_pixels:  # a TIFF's, which is decoded whole, however small the picture
+            if tile_width * tile_height > max_pixels:  # a TIFF decodes whole tiles, however small it is
                 raise RejectedImage(f"has a tile of {tile_width} x {tile_height} pixels, above regions.max_pixels")
             if data.startswith(b"\xff\xd8") and (scans := _scans(data)) > MOST_SCANS:
                 raise RejectedImage(f"has {scans} scans; expected at most {MOST_SCANS}")
@@ -97,16 +97,16 @@ def decode(data: bytes, max_pixels: int) -> np.ndarray:
         raise
     except UnidentifiedImageError:
         raise RejectedImage("is no image of a known format") from None
-    except Exception as error:  # Pillow's decoders report damage with almost anything
+    except Exception as error:  # Pillow's decoders report damage with almost any exception
         raise RejectedImage(f"cannot be decoded: {str(error)[:200] or type(error).__name__}") from None
 
 
 def _scans(jpeg: bytes) -> int:
-    """The scans of a JPEG."""
+    """Count the scans of a JPEG."""
     scans, at = 0, 2
     while marker := _SEGMENT.search(jpeg, at):
         kind, length = jpeg[marker.start() + 1], int.from_bytes(jpeg[marker.end() : marker.end() + 2])
-        if kind == 0xD9:  # its end, after which a telephone's second picture may follow
+        if kind == 0xD9:  # the end, after which a phone's second picture may follow
             break
         scans += kind == 0xDA
         at = marker.end() + max(2, length)
@@ -114,13 +114,13 @@ def _scans(jpeg: bytes) -> int:
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    # Looked at first: loading, which asking a PNG for its EXIF data does too, forgets them.
+    # Read first: loading an image discards them, and reading a PNG's EXIF data loads it.
     tags, raw_mode = dict(getattr(image, "tag_v2", {})), str(getattr(image, "tile", ""))
-    # Pillow turns a TIFF itself when it loads it.
+    # Pillow itself turns a TIFF upright on loading.
     orientation = 1 if image.format == "TIFF" else orientation_of(image)
     image.load()
     if orientation in TURNS:
-        # Not by exif_transpose, which writes the EXIF data anew and fails on what it could read.
+        # Not exif_transpose: it writes the EXIF data anew, and fails on data that it could read.
         image = image.transpose(TURNS[orientation])
     if image.mode.startswith("I") or image.mode == "F":
         return np.repeat(_grey(image, tags)[:, :, None], 3, axis=2)
@@ -134,7 +134,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def _grey(image: Image.Image, tags: dict[int, Any]) -> np.ndarray:
-    """Grey of more than 8 bits as uint8 [H, W]."""
+    """Convert grey of more than 8 bits to uint8 [H, W]."""
     values = np.asarray(image).astype(np.float32)
     if not np.isfinite(values).all() or values.min() < 0:
         raise RejectedImage("holds values that are negative or not finite; expected grey from 0 up")
@@ -148,7 +148,7 @@ def _grey(image: Image.Image, tags: dict[int, Any]) -> np.ndarray:
     else:
         top = _stated_top(image, tags) or next(depth for depth in DEPTHS if highest <= depth)
     transparent = image.info.get("transparency")
-    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # white is zero, which Pillow heeds up to 8 bits alone
+    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # zero is white, which Pillow heeds only up to 8 bits
         values = top - values
     if isinstance(transparent, int):
         values[values == transparent] = top
@@ -157,8 +157,8 @@ def _grey(image: Image.Image, tags: dict[int, Any]) -> np.ndarray:
 
 
 def _stated_top(image: Image.Image, tags: dict[int, Any]) -> int | None:
-    """The largest value that the format has, where it says so."""
-    if image.format in ("PPM", "JPEG2000"):  # which Pillow scales to 16 bits
+    """The largest value that the format can hold, if the file states it."""
+    if image.format in ("PPM", "JPEG2000"):  # Pillow scales these to 16 bits
         return DEPTHS[-1]
     bits = tags.get(ExifTags.Base.BitsPerSample)
     return 2 ** bits[0] - 1 if isinstance(bits, tuple) and bits[0] < 16 else None

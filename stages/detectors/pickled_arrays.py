@@ -1,10 +1,10 @@
-"""Reading arrays out of pickles that are not trusted: no function of NumPy's is called with what a file says.
+"""Reads arrays from pickles that are not trusted, without NumPy's own functions for pickles.
 
 Detectron2's model zoo, and the Visual Genome weights converted from Caffe, are pickled dicts of NumPy arrays. A pickle
-names the functions that rebuild its content, any function of any module; here every name but the few that make up an
-array is refused before it is looked up, so opening a file cannot run what somebody put into it. NumPy's own builders
-are refused too: they take bytes for an array of objects, and read pointers from them. What stands in their places here
-makes arrays of numbers from bytes of just their length.
+names the functions that rebuild its content, and may name any function of any module. Here every name is refused before
+it is looked up, except the few that make up an array, so opening a file cannot run code from it. NumPy's own builders
+are refused too, because they accept bytes for an array of objects and read pointers from them. The replacements here
+build arrays of numbers from bytes of exactly the right length.
 """
 
 import collections
@@ -22,11 +22,11 @@ from stages.errors import InputError, shown
 
 State = dict[str, torch.Tensor]
 NUMBERS = frozenset({"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"})
-"""The types that a tensor can have: kind and bytes, as NumPy writes them."""
+"""The types that a tensor can have, in NumPy's notation: kind and bytes."""
 
 
 class _Builder:
-    """A function that a pickle may call; it can do nothing else to it, such as setting its attributes."""
+    """A function that a pickle may call but not otherwise affect, for instance by setting its attributes."""
 
     __slots__ = ("_build",)
 
@@ -41,7 +41,7 @@ class _Builder:
 
 
 class _NumberType:
-    """NumPy's dtype, of which a pickle says kind and size, then the byte order."""
+    """Stands for NumPy's dtype: a pickle states the kind and size, then the byte order."""
 
     __slots__ = ("name", "order")
 
@@ -62,7 +62,7 @@ class _NumberType:
         return "object" if self.name.startswith("O") else self.name
 
     def array(self, raw: Any) -> np.ndarray | None:
-        """The numbers [n] in some bytes; None where they are no numbers."""
+        """The numbers [n] in `raw`; None if this type is not numeric."""
         if self.name not in NUMBERS:
             return None
         content = raw.encode("latin1") if isinstance(raw, str) else raw  # Python 2 wrote bytes as texts
@@ -72,7 +72,7 @@ class _NumberType:
 
 
 class _PickledArray:
-    """An array or a number while its file is read: `values` is None where it is of no type of numbers."""
+    """An array or a number while its file is read; `values` is None if its type is not numeric."""
 
     __slots__ = ("kind", "values")
 
@@ -85,10 +85,10 @@ class _PickledArray:
         self.fill(kind, raw, shape, "F" if fortran else "C")
 
     def fill(self, kind: Any, raw: Any, shape: Any, order: str = "C") -> None:
-        """Take the numbers in `raw`, as many bytes as the `shape` needs, in the order C or F.
+        """Take the numbers in `raw`, exactly as many as the `shape` needs, in the order C or F.
 
         Raises:
-            pickle.UnpicklingError: this is no array.
+            pickle.UnpicklingError: this is not an array.
         """
         if not isinstance(kind, _NumberType) or not isinstance(shape, tuple):
             raise pickle.UnpicklingError("it holds an array without a type or a shape")
@@ -105,7 +105,7 @@ def _not_called(*_: Any) -> None:
 
 
 _NDARRAY = _Builder(_not_called)
-"""What a pickle names as the class of an array, and never calls."""
+"""Stands for numpy.ndarray, which a pickle names as the class of an array but never calls."""
 
 
 def _empty_dict() -> dict[Any, Any]:
@@ -113,7 +113,7 @@ def _empty_dict() -> dict[Any, Any]:
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """Protocol 2 writes bytes as text and the call that turns it back."""
+    """Protocol 2 writes bytes as text, and a call to this function that turns it back."""
     if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"encoding {encoding!r} of bytes")
     return text.encode("latin1")
@@ -133,7 +133,7 @@ def _scalar(kind: Any, raw: Any) -> _PickledArray:
 
 
 def _from_buffer(raw: Any, kind: Any, shape: Any, order: Any, axes: Any = None) -> _PickledArray:
-    """An array of protocol 5: in the order C or F, or in the order K: C, and its axes exchanged."""
+    """An array of protocol 5: in the order C or F, or in the order K, which is C with permuted axes."""
     array = _PickledArray()
     array.fill(kind, raw, shape, order)
     if array.values is not None and axes is not None:
@@ -165,10 +165,10 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def read_arrays(path: Path) -> State:
-    """The dict of names and values in a pickle, arrays as tensors; the part `model` or `blobs` where there is one.
+    """Read a pickled dict of names and values, arrays as tensors; only its part `model` or `blobs` if it has one.
 
     Raises:
-        InputError: the file is no pickle, or holds more than dicts, texts, numbers and numeric arrays.
+        InputError: the file is not a pickle, or holds more than dicts, texts, numbers and numeric arrays.
     """
     try:
         with path.open("rb") as file:
@@ -189,7 +189,7 @@ def read_arrays(path: Path) -> State:
 
 
 def _is_parameter(name: Any, value: Any) -> bool:
-    # Solver state of Caffe2 and texts are no parameters.
+    # Solver state of Caffe2 and texts are not parameters.
     return isinstance(value, _PickledArray) and not str(name).endswith("_momentum")
 
 

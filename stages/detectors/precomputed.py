@@ -1,8 +1,8 @@
-"""Regions that others extracted and published: read where they lie, image by image, into the region store.
+"""Regions that others extracted and published, read from their files into the region store image by image.
 
-train_detector finds out once which image lies where (index.parquet); extract_regions then maps or seeks, so a file of
-20 GB is never in memory. `detector.architecture` is the form (see `precomputed_forms`) and `detector.weights` the
-folder or file.
+train_detector finds out once where each image's regions are (index.parquet). extract_regions then maps the file or
+seeks in it, so that 20 GB are never in memory at once. `detector.architecture` names the format (see
+`precomputed_forms`), `detector.weights` the folder or file.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from stages.sources.frames import QUARTER_TURNS, Frame, WrongFrame, fits, uprigh
 from stages.workspace import named_path
 
 LOOKED_AT = 100
-"""Turned pictures by which an extraction shows whether it turned them."""
+"""Turned pictures that are checked to find out whether the extraction turned them upright."""
 
 
 def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
@@ -36,10 +36,10 @@ def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
 
 
 def _index(form: str, folder: Path, candidates: Sequence[StoredRecord]) -> dict[str, StoredRecord]:
-    """One place for each image: of several the first that is whole.
+    """Choose one record for each image: of several, the first that is not damaged.
 
     Raises:
-        InputError: two whole records of one image differ.
+        InputError: two undamaged records of one image differ.
     """
     records: dict[str, list[StoredRecord]] = {}
     for place in candidates:
@@ -67,7 +67,7 @@ def _index(form: str, folder: Path, candidates: Sequence[StoredRecord]) -> dict[
 
 
 def _region_dim(form: str, folder: Path, index: dict[str, StoredRecord]) -> int:
-    """The width of the features, as the first whole record has it. InputError if there is none."""
+    """The width of the features in the first undamaged record with regions. InputError if there is none."""
     reason = ""
     for place in index.values():
         try:
@@ -80,10 +80,10 @@ def _region_dim(form: str, folder: Path, index: dict[str, StoredRecord]) -> int:
 
 
 def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
-    """Write the index of the precomputed regions into `out`.
+    """Write the index of the precomputed regions to `out`, and describe them.
 
     Raises:
-        InputError: no such form, nothing of that form there, none of the dataset's images in it, or an image twice.
+        InputError: an unknown form, no file of it, none of the dataset's images in it, or records of one that differ.
     """
     form = params.architecture
     if form not in PATTERNS:
@@ -120,7 +120,7 @@ def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
 
 
 def _turned_frames(dataset: Path) -> dict[str, Frame]:
-    """The frames of the pictures that are stored turned, by image."""
+    """The frames, by image id, of pictures that are not stored upright."""
     table = read_table(dataset / "images.parquet", ())
     if "orientation" not in table.column_names:
         return {}
@@ -133,10 +133,10 @@ def _turned_frames(dataset: Path) -> dict[str, Frame]:
 
 
 def _reads_stored(form: str, folder: Path, index: dict[str, StoredRecord], turned: dict[str, Frame]) -> bool | None:
-    """Whether who extracted read pictures as they are stored, without turning them; None if nothing says so.
+    """Whether the extraction read pictures as they are stored, without turning them upright; None if that is unclear.
 
-    Pictures turned by a quarter say it, by the frames that their records state. It tells what a frame means that is
-    the same turned and not turned, as after half a turn.
+    It is seen from pictures turned by a quarter: their records state either the upright or the stored frame. The answer
+    is needed for frames that are the same both ways, as after half a turn.
     """
     said: set[bool] = set()
     quarter = [name for name, frame in turned.items() if name in index and frame.orientation in QUARTER_TURNS]
@@ -154,10 +154,10 @@ def _reads_stored(form: str, folder: Path, index: dict[str, StoredRecord], turne
 def placed_boxes(
     boxes: np.ndarray, stated: tuple[float, float] | None, frame: Frame, reads_stored: bool | None = None
 ) -> np.ndarray:
-    """Published boxes [k, 4] in pixels of our upright picture; the other arguments as of `upright_boxes`.
+    """Convert published boxes [k, 4] to pixels of our upright picture; for the other arguments see `upright_boxes`.
 
     Raises:
-        RejectedImage: they are no boxes in pixels, or of a frame that is not the picture's.
+        RejectedImage: the boxes are not in pixels, or their frame is not the picture's.
     """
     boxes = boxes.astype(np.float64)
     width, height = stated or frame[:2]
@@ -177,7 +177,7 @@ def placed_boxes(
 
 
 class PrecomputedExtractor:
-    """Looks an image's regions up in what others extracted."""
+    """Looks up an image's regions in files that others published."""
 
     def __init__(
         self,
@@ -189,7 +189,7 @@ class PrecomputedExtractor:
         self.folder = folder_of(source)
         self.form = description.architecture
         self.index = index
-        """Where an image's regions lie, and the EXIF orientation of its picture."""
+        """Image id -> its record, and the EXIF orientation of its picture."""
         self.reads_stored: bool | None = description.config.get("reads_stored")
         self.params = params
         self.fingerprint = description.fingerprint
@@ -198,10 +198,10 @@ class PrecomputedExtractor:
         self.attributes = description.attributes
 
     def read(self, image_id: str, path: str, width: int, height: int) -> ImageRegions:
-        """The regions of one image; width and height are of its upright picture, 0 where nobody knows them.
+        """Return the regions of one image; width and height are those of its upright picture, 0 if unknown.
 
         Raises:
-            RejectedImage: there are none, the record is damaged, or its boxes are not the picture's.
+            RejectedImage: there are none, the record is damaged, or its boxes do not fit the picture.
             InputError: a file cannot be read, or there are more regions than regions.per_image.
         """
         if image_id not in self.index:
@@ -239,10 +239,10 @@ class PrecomputedExtractor:
         )
 
     def _boxes(self, values: dict[str, Any], frame: Frame, where: str) -> tuple[np.ndarray, Frame]:
-        """The boxes [k, 4] in our frame, all 0 where none are known; and that frame, stated by the record if not by us.
+        """Return the boxes [k, 4] in our frame (0 if unknown), and this frame, from the record if we do not know it.
 
         Raises:
-            RejectedImage: they do not fit the features or the picture, or regions.geometry needs what is not known.
+            RejectedImage: they do not fit the features or the picture, or are unknown but needed for regions.geometry.
         """
         stated, boxes, count = values.get("frame"), values.get("boxes"), len(values["features"])
         if not (frame.width and frame.height) and stated is not None and all(0 < side < 2**31 for side in stated):
@@ -260,10 +260,10 @@ class PrecomputedExtractor:
 def load(
     folder: Path, description: Description, params: RegionsParams, device: str, options: DetectorParams
 ) -> PrecomputedExtractor:
-    """What `description` describes, with the index in `folder`.
+    """Open the regions that `description` describes, with the index in `folder`.
 
     Raises:
-        InputError: the index or the files are missing or changed, or the params ask for what they cannot give.
+        InputError: the index or the files are missing or changed, or the params need something that the files lack.
     """
     if params.boxes == "given":
         raise InputError(

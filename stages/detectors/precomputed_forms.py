@@ -1,10 +1,10 @@
-"""The forms in which regions are published: the records that lie in the files, and what one of them says.
+"""The formats in which regions are published: finds the records in their files, and reads one.
 
 - `scan`: SCAN's `{train,dev,test}_ims.npy` [rows, R, D] beside `{train,dev,test}_caps.txt`. They name no images, so an
   image is recognised by its captions. They hold no boxes.
 - `tsv`: the tab-separated base64 floats of bottom-up attention (image_id, image_w, image_h, num_boxes, boxes,
   features) and of LXMERT (with ids and confidences of objects and attributes); a file or a folder of them.
-- `npz`: a folder of one .npz per image, named like it: features as x, features or feat; boxes as bbox or boxes.
+- `npz`: a folder with one .npz per image, named like it: features as x, features or feat; boxes as bbox or boxes.
 """
 
 import unicodedata
@@ -23,30 +23,30 @@ from stages.errors import InputError, shown
 
 PATTERNS = {"scan": "*_ims.npy", "tsv": "*.tsv", "npz": "*.npz"}
 MAPPED_ROWS = 256
-"""Rows of a .npy that are looked at through one map of it."""
+"""Rows of a .npy that are read through one memory map."""
 LONGEST_NAME = 1000
-"""Bytes before the first tab of a .tsv line; more is no name of an image but a torn record."""
+"""Bytes before the first tab of a .tsv line at most; more are not an image's name but a torn record."""
 
 
 class StoredRecord(NamedTuple):
-    """Where one image's regions lie."""
+    """Where one image's regions are stored."""
 
     image_id: str
     file: str
-    """Below the folder that detector.weights names."""
+    """Path below the folder that detector.weights names."""
     position: int
     """Row of a .npy, byte offset of a line of a .tsv, 0 for an .npz."""
 
 
 def _plain(caption: str) -> str:
-    """Letters, their marks and digits alone: tokenizers differ in spaces, case and punctuation."""
+    """Only the letters, their marks and the digits: tokenizers differ in spaces, case and punctuation."""
     return "".join(character for character in caption.lower() if unicodedata.category(character)[0] in "LMN")
 
 
 def _npy(path: Path) -> np.ndarray:
-    """An array that stays on disk."""
+    """Open an array that stays on disk."""
     try:
-        array: np.ndarray = np.lib.format.open_memmap(path, mode="r")  # not np.load, which takes archives too
+        array: np.ndarray = np.lib.format.open_memmap(path, mode="r")  # not np.load, which also opens archives
     except (OSError, ValueError, OverflowError, EOFError) as error:
         raise InputError(f"{path}: cannot be read as .npy ({str(error)[:200]})") from None
     if array.ndim != 3 or array.dtype.kind != "f" or not array.size:
@@ -55,15 +55,15 @@ def _npy(path: Path) -> np.ndarray:
 
 
 def _runs(path: Path, rows: int) -> Iterator[tuple[int, int]]:
-    """Rows [start, stop) that hold one image: evaluation splits repeat it once per caption."""
+    """Yield the rows [start, stop) of each image: evaluation splits repeat an image once per caption."""
     start, held = 0, None
     for row in range(rows):
         if row % MAPPED_ROWS == 0:
-            # Mapped anew: a map holds on to the pages around all that it was asked for.
+            # A new map each time: a map keeps all pages in memory that were read through it.
             array = _npy(path)
             firsts = np.array(array[row : row + MAPPED_ROWS, 0])
         first = firsts[row % MAPPED_ROWS]
-        # Images may share a region, such as one of padding: rows whose first is equal are compared whole.
+        # Images may share a region, such as padding: rows whose first regions are equal are compared whole.
         if held is not None and not (
             np.array_equal(first, held, equal_nan=True) and np.array_equal(array[row], array[row - 1], equal_nan=True)
         ):
@@ -90,7 +90,7 @@ def _scan_places(folder: Path, dataset: Path) -> Iterator[StoredRecord]:
         for start, stop in _runs(file, rows):
             lines = [_plain(line) for line in captions[start * per_row : stop * per_row]]
             votes = Counter(image for line in lines for image in images_with.get(line, ()))
-            # Images share captions: most of the row's must be an image's, or most of an image's the row's.
+            # Images share captions: the image must have most of the row's captions, or the row most of the image's.
             best = [
                 (image, count)
                 for image, count in votes.most_common()
@@ -140,10 +140,10 @@ def files_of(source: Path, form: str) -> list[Path]:
 
 
 def places(form: str, source: Path, dataset: Path) -> list[StoredRecord]:
-    """Where the dataset's images lie in `source`; an image may come more than once, whole or broken.
+    """Find the records of the dataset's images in `source`; an image may have several, some of them damaged.
 
     Raises:
-        InputError: no file of the form is there, one cannot be read, or it cannot be told which image a name means.
+        InputError: there is no file of the form, one cannot be read, or it is unclear which image a name means.
     """
     if form == "scan":
         return list(_scan_places(source, dataset))
@@ -157,15 +157,15 @@ def places(form: str, source: Path, dataset: Path) -> list[StoredRecord]:
 
 
 def folder_of(source: Path) -> Path:
-    """What `StoredRecord.file` lies below."""
+    """The folder that `StoredRecord.file` is relative to."""
     return source.parent if source.is_file() else source
 
 
 def read_place(form: str, folder: Path, place: StoredRecord) -> dict[str, Any]:
-    """What the file knows of one image: `features` [k, D] and what else its form says (see `precomputed_records`).
+    """Read one image's record: `features` [k, D] and what else its form holds (see `precomputed_records`).
 
     Raises:
-        BrokenRecord: it is damaged, or says things that cannot be true together.
+        BrokenRecord: the record is damaged or contradicts itself.
         InputError: the file itself cannot be read.
     """
     path = folder / place.file
@@ -175,7 +175,7 @@ def read_place(form: str, folder: Path, place: StoredRecord) -> dict[str, Any]:
         return read_tsv(path, place.position) if form == "tsv" else read_npz(path)
     except InputError:
         raise
-    except Exception as error:  # a damaged archive can raise almost anything
+    except Exception as error:  # a damaged archive can raise almost any exception
         if isinstance(error, OSError) and error.errno is not None:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from None
         raise BrokenRecord(

@@ -1,4 +1,4 @@
-"""Which of the dataset's images a published file or record is about, told by its name alone."""
+"""Finds out by name alone which of the dataset's images a published file or record belongs to."""
 
 import re
 import unicodedata
@@ -11,43 +11,43 @@ from stages.errors import InputError, shown
 
 _PICTURE = re.compile(r"\.(jpe?g|png|webp|bmp|gif|tiff?|p[pgn]m|jp2)$", re.IGNORECASE)
 _NUMBERED = re.compile(r"(.*?)0*(\d+)")
-# COCO numbers its images through all its splits and years.
+# COCO's image numbers are unique across all its splits and years.
 _COCO = re.compile(r"COCO_(train|val|test)\d{4}_")
 
 
 def _stem(name: str) -> str:
-    """The file's name without the suffix of a picture; any other dot belongs to the name."""
+    """The file's name without a picture's suffix; any other dot belongs to the name."""
     return _PICTURE.sub("", PurePosixPath(name).name)
 
 
 def _numbered(stem: str) -> tuple[str, str]:
-    """What stands before the number at the end of a name, and the number without leading zeros; empty if none."""
+    """The text before a name's final number, and this number without leading zeros; both empty without a number."""
     match = _NUMBERED.fullmatch(stem)
     return (match[1], match[2]) if match else ("", "")
 
 
 def _same_form(prefix: str, other: str) -> bool:
-    """Whether names with one number at their ends name one image: both are of one form, or one is the bare number."""
+    """Whether names with one final number can mean one image: by equal form, or because one is only the number."""
     return not prefix or not other or prefix == other or bool(_COCO.fullmatch(prefix) and _COCO.fullmatch(other))
 
 
 def _endings(name: str) -> list[str]:
-    """A path without more and more of its folders: `a/b/c.jpg`, `b/c.jpg`, `c.jpg`."""
+    """A path with fewer and fewer of its folders: `a/b/c.jpg`, `b/c.jpg`, `c.jpg`."""
     pieces = PurePosixPath(name).parts
     return ["/".join(pieces[i:]) for i in range(len(pieces))]
 
 
 class ImageNames:
-    """Finds the dataset's images for names that others gave them.
+    """Finds the dataset's images by the names that others gave them.
 
-    A name is an image's id, its path, or the end of either's path, with or without the suffix; the more folders agree,
-    the better. Where it is none of these, the number at its end counts, if one of the two names is nothing but that
-    number or both have one form.
+    A name matches an image's id, its path, or the end of either, with or without the suffix; the more folders agree,
+    the better. If nothing matches, the numbers at the ends of names are compared, provided that one of the two names is
+    only that number or both have one form.
     """
 
     def __init__(self, dataset: Path) -> None:
         table = read_table(dataset / "images.parquet", ("image_id", "path"))
-        self._exact: defaultdict[str, set[str]] = defaultdict(set)  # by id, and by path
+        self._exact: defaultdict[str, set[str]] = defaultdict(set)  # by id and by path
         self._endings: defaultdict[str, set[str]] = defaultdict(set)
         self._numbers: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
         for image_id, path in zip(table["image_id"].to_pylist(), table["path"].to_pylist(), strict=True):
@@ -61,7 +61,7 @@ class ImageNames:
                 self._numbers[number].append((prefix, image_id))
 
     def _named(self, name: str) -> tuple[set[str], bool]:
-        """The images whose id or file a name is, and whether none of its folders and no suffix speaks against it."""
+        """The images that a name matches by id or path, and whether nothing else in the name contradicts this."""
         if name in self._exact:
             return self._exact[name], True
         for ending in _endings(name):
@@ -71,15 +71,15 @@ class ImageNames:
         return self._exact.get(_stem(name), set()), False
 
     def _numbered(self, name: str) -> set[str]:
-        """The images that bear the number of a name."""
+        """The images whose names end with the same number as this name."""
         prefix, number = _numbered(_stem(name))
         return {image_id for other, image_id in self._numbers.get(number, ()) if _same_form(prefix, other)}
 
     def match(self, names: Iterable[str], source: Path) -> dict[str, str]:
-        """The image id for each of the names in `source` that is one of the dataset's images.
+        """Return the image id for each name in `source` that belongs to one of the dataset's images.
 
         Raises:
-            InputError: a name fits two images, or two names fit one.
+            InputError: a name fits two images, two names fit one, or names count from 0 and the pictures' from 1.
         """
         agreeing: dict[str, set[str]] = {}
         differing: dict[str, set[str]] = {}
@@ -102,7 +102,7 @@ class ImageNames:
                 if other == name:
                     image_of[name] = image_id
                 elif not (
-                    # A better name is there, and this one says that it is of another picture.
+                    # Another name fits better, and this one indicates another picture.
                     (name in by_number and other not in by_number and self._says_more(name))
                     or (name in differing and other in agreeing and "/" in name)
                 ):
@@ -113,7 +113,7 @@ class ImageNames:
         return image_of
 
     def _say_numbers(self, image_of: dict[str, str | None], source: Path) -> None:
-        """Say which images were found by a number alone, and refuse numbers that count from 0 where ours do from 1."""
+        """Print which images were found only by number; reject numbers that begin at 0 if the pictures' begin at 1."""
         found = [f"{shown(name)} for {shown(image)}" for name, image in image_of.items() if image]
         if not found:
             return
@@ -127,6 +127,6 @@ class ImageNames:
         print(f"{source}: {len(found)} found by the number in their names alone: {', '.join(found[:3])}")
 
     def _says_more(self, name: str) -> bool:
-        """Whether a name has a prefix of its own before its number: it is not just the number written otherwise."""
+        """Whether a name has a prefix of its own, other than COCO's, before its number."""
         prefix, _ = _numbered(_stem(name))
         return bool(prefix) and not _COCO.fullmatch(prefix)

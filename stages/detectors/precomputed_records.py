@@ -1,4 +1,4 @@
-"""What one record of a published file says of its image, read without believing it."""
+"""Reads one record of a published file, without trusting it."""
 
 import base64
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 LARGEST_RECORD = 2**28
-"""Bytes of one image's regions, in a .tsv or .npz."""
+"""Bytes of one image's regions at most, in a .tsv or .npz."""
 
 BUTD_FIELDS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 LXMERT_FIELDS = ("image_id", "image_h", "image_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes",
                  "boxes", "features")  # fmt: skip
 LARGEST, SMALLEST = 1e9, 1e-6
-"""No number of a feature is beyond the first, and the middle one of those that are not 0 is above the second; the bytes
-of numbers of another type are."""
+"""Bounds of features: no magnitude is above the first, and the median of those that are not 0 is not below the second.
+If the bytes are numbers of another type, they exceed these bounds."""
 SURE_HALVES = 4096
 
 
@@ -23,7 +23,7 @@ class BrokenRecord(Exception):
 
 
 def _plausible(values: np.ndarray) -> bool:
-    """Whether these may be features: all but a few are finite, and of a size that features have."""
+    """Whether these may be features: nearly all are finite, and their magnitudes are those of features."""
     finite = np.abs(values[np.isfinite(values)].astype(np.float64))
     if len(finite) < 0.99 * len(values):
         return False
@@ -32,15 +32,15 @@ def _plausible(values: np.ndarray) -> bool:
 
 
 def _float_types(raw: bytes, boxes_type: str) -> list[str]:
-    """The types that the floats in `raw` may have, the likeliest first."""
+    """The possible types of the floats in `raw`, the likeliest first."""
     if boxes_type == "<f2":
         return ["<f2", "<f4", "<f8"]
     words = np.frombuffer(raw, "<u4") if len(raw) % 4 == 0 else np.zeros(0, "<u4")
-    # float64 made of float32: of every second word only the upper 3 bits are used.
+    # float64 made from float32: of every second word only the upper 3 bits are used.
     lower, upper = words[: len(words) // 2 * 2].reshape(-1, 2).T
     if upper.any() and not (lower & 0x1FFFFFFF).any() and (lower.any() or boxes_type == "<f8"):
         return ["<f8", "<f4"]
-    # Among the halves of many real float32 some are no finite float16, unless they were made of float16.
+    # Halves of many true float32 include some that are not finite as float16, unless they were made from float16.
     halves = np.frombuffer(raw, "<f2") if len(raw) % 2 == 0 else np.zeros(0, "<f2")
     if np.count_nonzero(halves) >= SURE_HALVES and np.isfinite(halves).all() and (words & 0x1FFF).any():
         return ["<f2", "<f4", "<f8"]
@@ -48,10 +48,10 @@ def _float_types(raw: bytes, boxes_type: str) -> list[str]:
 
 
 def _float_type(raw: bytes, boxes_type: str) -> str:
-    """The type of the floats in `raw`, which no form states: float32 as published, or float64 or float16.
+    """Determine the type of the floats in `raw`, which no form states: float32 as published, or float64 or float16.
 
     Raises:
-        ValueError: they are plausible as none of these.
+        ValueError: the numbers are plausible in none of these types.
     """
     for kind in _float_types(raw, boxes_type):
         if len(raw) % int(kind[-1]) == 0 and _plausible(np.frombuffer(raw, kind)):
@@ -64,7 +64,7 @@ def _bytes(values: dict[str, bytes], name: str) -> bytes:
 
 
 def _row(values: dict[str, bytes], name: str, count: int, kind: str) -> np.ndarray:
-    """A number for each box: `kind` f or i, of 4 or 8 bytes."""
+    """Decode one number per box: `kind` f or i, of 4 or 8 bytes."""
     raw = _bytes(values, name)
     size, rest = divmod(len(raw), count)
     if rest or size not in (4, 8):
@@ -73,7 +73,7 @@ def _row(values: dict[str, bytes], name: str, count: int, kind: str) -> np.ndarr
 
 
 def read_tsv(path: Path, offset: int) -> dict[str, Any]:
-    """The record of a .tsv that begins at `offset`: features, boxes, `frame` (width, height), and LXMERT's labels.
+    """Read the record of a .tsv that begins at `offset`: features, boxes, `frame` (width, height), and LXMERT's labels.
 
     Raises:
         ValueError: it is damaged.
@@ -113,9 +113,9 @@ def read_tsv(path: Path, offset: int) -> dict[str, Any]:
 
 
 def _check_form(features: np.ndarray, boxes: np.ndarray | None, count: int) -> None:
-    """ValueError where `count` regions are not the first rows of `features`, and of `boxes` where there are any.
+    """Raise a ValueError unless `count` regions can be the first rows of `features`, and of `boxes` if there are any.
 
-    Either may be padded: cut to `count`, features [dim, regions] would look like features of as many numbers.
+    Both may be padded. Unchecked, features [dim, regions] cut to `count` would pass for features of another width.
     """
     rows = count if boxes is None else len(boxes)
     if rows != len(features) and (rows != count or features.shape[1] == count):
@@ -127,10 +127,11 @@ def _check_form(features: np.ndarray, boxes: np.ndarray | None, count: int) -> N
 
 
 def read_npz(path: Path) -> dict[str, Any]:
-    """The arrays of one .npz: features, and boxes and `frame` (width, height) where it has them.
+    """Read the arrays of one .npz: features, and boxes and `frame` (width, height) if it has them.
 
     Raises:
-        ValueError: it lacks features, or they are no table of floats. Or almost anything, where it is damaged.
+        ValueError: it lacks features, or they are not a table of floats.
+        Exception: almost any, if the file is damaged.
     """
     names = {
         "features": ("x", "features", "feat"),

@@ -23,10 +23,10 @@ def _conv(channels: int, width: int, stride: int = 1) -> nn.Sequential:
 
 
 class Backbone(nn.Module):
-    """Images [B, 3, H, W] -> a coarse map [B, 96, H / 8, W / 8] in which objects are looked for, and a fine one
-    [B, 64, H / 4, W / 4] that they are described from: textures are a few pixels wide.
+    """Images [B, 3, H, W] -> a coarse map [B, 96, H / 8, W / 8], in which objects are searched, and a fine one [B, 64,
+    H / 4, W / 4], from which they are described because textures are a few pixels wide.
 
-    The last three channels of the fine map are the mean colours, which no normalisation has touched.
+    The last three channels of the fine map are mean colours, without batch normalisation.
     """
 
     def __init__(self) -> None:
@@ -50,8 +50,8 @@ class Backbone(nn.Module):
 class BoxHead(nn.Module):
     """Pooled regions [n, 64, 7, 7] -> features [n, 256].
 
-    The mean and the maximum over the 7 x 7 places stand beside the places themselves: colour and texture are the same
-    everywhere on an object, shape is not.
+    The 7 x 7 places are concatenated with their mean and maximum: colour and texture, unlike shape, are the same
+    everywhere on an object.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class BoxHead(nn.Module):
 class AttributePredictor(nn.Module):
     """Class logits, box deltas and attribute logits, all linear in the region's feature.
 
-    Several attributes hold of one region (a colour, a texture, a size), so each has a logit of its own.
+    A region has several attributes (a colour, a texture, a size), so each has its own logit.
     """
 
     def __init__(self, in_features: int, num_classes: int, num_attributes: int) -> None:

@@ -1,4 +1,4 @@
-"""The pictures and objects that the scenes detector learns from and is measured on."""
+"""The pictures and objects that the scenes detector is trained and measured on."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +41,7 @@ def read_names(dataset: Path) -> tuple[list[str], list[str]]:
 
 
 def read_scenes(image_root: Path, dataset: Path, split: str, max_pixels: int) -> list[TrainingScene]:
-    """The images of a split with their objects, all of one size, in memory.
+    """Read the images of a split that have objects, all of one size, into memory.
 
     Args:
         image_root: the folder that the paths in images.parquet start from.
@@ -50,7 +50,7 @@ def read_scenes(image_root: Path, dataset: Path, split: str, max_pixels: int) ->
         max_pixels: width times height above which a picture is not decoded.
 
     Raises:
-        InputError: an image or table cannot be read, or the images differ in size.
+        InputError: an image or table cannot be read, the split has no boxes, or the images differ in size.
     """
     path = dataset / "boxes.parquet"
     table = read_table(path, ("image_id", "x0", "y0", "x1", "y1", "category", "attributes"))

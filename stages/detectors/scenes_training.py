@@ -1,4 +1,4 @@
-"""Training of the scenes detector, and how well it finds objects."""
+"""Trains the scenes detector, and measures how well it finds objects."""
 
 import contextlib
 import io
@@ -28,13 +28,13 @@ ATTRIBUTE_WEIGHT = 12.0
 BOX_WEIGHT = 2.0
 REPORT_SECONDS = 5.0
 MEASURED = RegionsParams(per_image=40, min_per_image=1, min_score=0.05)
-"""Selection under which mAP is measured: all that the detector is at all confident of."""
+"""The selection of boxes that mAP is measured on: all in which the detector has any confidence."""
 NMS_IOU = TorchvisionParams().nms_iou
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def _batch(scenes: Sequence[TrainingScene], flip: bool) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
-    """Images [B, 3, H, W] in 0..1 and the targets, mirrored together or not."""
+    """Images [B, 3, H, W] in 0..1 and their targets; `flip` mirrors both."""
     images = torch.stack([scene.pixels for scene in scenes]).float() / 255
     width = images.shape[3]
     targets = []
@@ -72,7 +72,7 @@ def losses(
 
 
 def train_network(network: FasterRCNN, scenes: Sequence[TrainingScene], params: DetectorTrainParams) -> float:
-    """Train in place, deterministic on CPU given the seed; the mean loss of the last tenth of the steps."""
+    """Train in place, deterministically on CPU for one seed; return the mean loss of the last tenth of the steps."""
     generator = torch.Generator().manual_seed(params.seed)
     torch.manual_seed(params.seed)  # the samplers inside torchvision draw from the global generator
     mean, std = (
@@ -162,7 +162,7 @@ def measure(extractor: TorchvisionExtractor, scenes: Sequence[TrainingScene], ba
 def train_detector_of_scenes(
     settings: DetectorTrainParams, image_root: Path, dataset: Path, out: Path
 ) -> dict[str, float]:
-    """Train the scenes detector into `out`; its metrics.
+    """Train the scenes detector, write it to `out`, and return its metrics.
 
     Raises:
         InputError: the dataset has no boxes, or a picture cannot be read.

@@ -1,11 +1,11 @@
-"""timm's networks as describers of regions: any that gives a map of features, or tokens of patches.
+"""Describes regions with timm's networks: any that gives a feature map, or tokens of patches.
 
-They find no boxes. A region is a cell of a grid (`regions.boxes: grid`), described by the mean of the map over it, or a
-box that the dataset brings (`given`), described through RoIAlign. Where the network classifies the mean of its map, the
-class and probability of a region are what its classifier says of exactly that feature.
+These networks detect no boxes. A region is a cell of a grid (`regions.boxes: grid`), described by the mean of the map
+over it, or a box that the dataset provides (`given`), described through RoIAlign. If the network classifies the mean of
+its map, a region's class and probability are the classifier's output for exactly that feature.
 
 Shapes: B images of a batch, C channels of a map, h and w its places, n regions of the batch. region_dim is the sum of
-the channels of the last map and of the earlier ones that are asked for.
+the channels of the last map and of the requested earlier ones.
 """
 
 import functools
@@ -32,7 +32,7 @@ from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams
 
 ALIGNED = 7
-"""Places on a side that RoIAlign looks at in a box, before their mean."""
+"""Places per side that RoIAlign samples in a box before they are averaged."""
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -42,11 +42,12 @@ RESAMPLING = {
 
 
 def _check_cover(network: Any, places: tuple[int, ...], size: tuple[int, int], own: tuple[int, int]) -> None:
-    """ValueError where places, a stride apart as in the network's own input, leave a margin of this one out."""
+    """Raise a ValueError if the map, at the stride it has for the network's own size, leaves out a margin of the
+    input."""
     try:
         tiled = as_map(network.forward_features(torch.zeros(1, 3, *own)), network, own).shape[2:]
         stride = int(network.feature_info[-1]["reduction"])
-    except Exception:  # made for the other size alone: then its patches have been looked at
+    except Exception:  # made only for this size: then its patches have been checked
         return
     for side, count, own_side, own_count in zip(size, places, own, tiled, strict=True):
         if own_count in (own_side // stride, -(-own_side // stride)) and count * stride < side:
@@ -56,13 +57,13 @@ def _check_cover(network: Any, places: tuple[int, ...], size: tuple[int, int], o
 
 
 def _class_names(network: Any, last: torch.Tensor) -> list[str]:
-    """Names of the classes, where the network classifies the mean of its map into those of ImageNet; else none."""
+    """ImageNet's class names, if the network classifies the mean of its map into these; else none."""
     pools = [module.pool_type for module in network.modules() if isinstance(module, SelectAdaptivePool2d)]
     subset = infer_imagenet_subset({"num_classes": network.num_classes})
     if subset is None or pools not in (["avg"], ["fast"], ["fastavg"]):
         return []
     drawn = torch.rand(last.shape, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():  # some heads do more than a mean before they classify
+    with torch.inference_mode():  # some heads do more than average before they classify
         whole, mean = (_head(network, maps) for maps in (drawn, drawn.mean((2, 3), keepdim=True)))
     if not torch.allclose(whole, mean, rtol=1e-3, atol=1e-3 * float(whole.abs().max())):
         return []
@@ -70,14 +71,14 @@ def _class_names(network: Any, last: torch.Tensor) -> list[str]:
 
 
 def _head(network: Any, maps: torch.Tensor) -> torch.Tensor:
-    """What the network's classifier says of maps [B, C, h, w]."""
+    """The logits of the network's classifier for maps [B, C, h, w]."""
     channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
     logits: torch.Tensor = network.forward_head(maps.permute(0, 2, 3, 1) if channels_last else maps)
     return logits
 
 
 class TimmExtractor:
-    """A RegionExtractor over a network of timm."""
+    """A RegionExtractor that uses a timm network."""
 
     def __init__(self, network: Any, description: Description, params: RegionsParams, device: str) -> None:
         self.description = description
@@ -90,7 +91,7 @@ class TimmExtractor:
         self.size: tuple[int, int] = tuple(description.config["input_size"])
         self.earlier: list[int] = list(description.config["earlier_maps"])
         fold_norms(network.eval(), functools.partial(outputs, earlier=self.earlier), self.size)
-        # Channels last: a third quicker through convolutions, on a CPU too.
+        # Channels last: convolutions are a third faster, on a CPU too.
         self.network = network.to(self.device, memory_format=torch.channels_last)
         self.resampling = RESAMPLING[description.config["interpolation"]]
         self.mean, self.std = (
@@ -138,7 +139,7 @@ class TimmExtractor:
         return self._shares[place] @ maps.flatten(2).transpose(1, 2)
 
     def _aligned(self, maps: torch.Tensor, batch: Sequence[NetworkInput], boxes: Sequence[np.ndarray]) -> torch.Tensor:
-        """The mean of each box as RoIAlign samples it: [n, C]."""
+        """The mean of RoIAlign's samples in each box: [n, C]."""
         height, width = maps.shape[2:]
         placed = [
             torch.tensor(own * np.array([width / item.width, height / item.height] * 2, np.float32)).to(self.device)
@@ -148,7 +149,7 @@ class TimmExtractor:
         return aligned.mean(dim=(2, 3))
 
     def _logits(self, features: torch.Tensor) -> torch.Tensor:
-        """The classifier's logits of features [n, region_dim]: [n, classes]; no columns where it does not read such."""
+        """The classifier's logits [n, classes] of features [n, region_dim]; no columns without a usable classifier."""
         if not self.categories:
             return features.new_zeros(len(features), 0)
         return _head(self.network, features[:, : self.network.num_features, None, None])
@@ -156,7 +157,7 @@ class TimmExtractor:
     def _described(
         self, batch: Sequence[NetworkInput], boxes: Sequence[np.ndarray], features: torch.Tensor
     ) -> list[ImageRegions]:
-        """The regions of each image, of features [n, C]; without a classifier the class is -1 and the score 1."""
+        """Assemble each image's regions from features [n, region_dim]; without a classifier, class -1, score 1."""
         logits = self._logits(features)
         if self.categories:
             scores, classes = logits.softmax(dim=1).max(dim=1)
@@ -185,10 +186,10 @@ class TimmExtractor:
 
 
 def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
-    """Bring the weights of one of timm's networks into `out`.
+    """Write the weights of a timm network to `out`, and describe the detector.
 
     Raises:
-        InputError: timm has no such model, its weights cannot be had or do not fit, or it gives no map.
+        InputError: timm has no such model, its weights cannot be obtained or do not fit, or it gives no map.
     """
     check_architecture(params.architecture)
     known = packaged(params)
@@ -215,7 +216,7 @@ def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
             if asked:
                 own = settings["input_size"][1:]
                 _check_cover(network, tuple(maps[0].shape[2:]), size, (own[0], own[1]))
-    except Exception as error:  # each of a thousand networks has its own
+    except Exception as error:  # timm's networks fail in many ways
         raise InputError(f"params.yaml: detector.{key}: {shown(params.architecture)} {str(error)[:300]}") from None
     sizes = ", ".join(f"{one.shape[2]} x {one.shape[3]} places of {one.shape[1]} features" for one in maps)
     print(f"{params.architecture}: {sizes}")
@@ -238,7 +239,7 @@ def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
 def load(
     folder: Path, description: Description, params: RegionsParams, device: str, options: DetectorParams
 ) -> TimmExtractor:
-    """The network that `description` describes, with the weights in `folder`."""
+    """Build the network that `description` describes, with the weights in `folder`."""
     network = build(description.architecture, description.config["num_classes"], description.config["image_size"])
     fit(network, load_saved(folder, description.weights_sha256), str(folder / "weights.safetensors"))
     return TimmExtractor(network, description, params, device)

@@ -1,4 +1,4 @@
-"""What timm's networks give for pictures, as maps [B, C, h, w] of B images, C channels and h x w places."""
+"""Outputs of timm's networks as maps [B, C, h, w] of B images, C channels and h x w places."""
 
 import math
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ import torch
 
 
 def as_map(output: Any, network: Any, size: tuple[int, int]) -> torch.Tensor:
-    """What `forward_features` gave for inputs of a size (height, width) as a map [B, C, h, w].
+    """Convert the output of `forward_features` for inputs of `size` (height, width) to a map [B, C, h, w].
 
     Raises:
-        ValueError: it is no map, and its tokens are no grid of patches.
+        ValueError: it is not a map, and its tokens are not a grid of patches over the whole input.
     """
     channels = network.num_features
     if isinstance(output, torch.Tensor) and output.ndim == 4:
@@ -31,7 +31,7 @@ def as_map(output: Any, network: Any, size: tuple[int, int]) -> torch.Tensor:
 
 
 def outputs(network: Any, images: torch.Tensor, earlier: Sequence[int]) -> tuple[Any, dict[int, torch.Tensor]]:
-    """What the network's body gives for normalised images [B, 3, H, W], and some earlier maps of it by their index.
+    """Run the network's body on normalised images [B, 3, H, W]; return its output and the earlier maps by their index.
 
     Raises:
         ValueError: it has no such earlier map.
@@ -43,13 +43,13 @@ def outputs(network: Any, images: torch.Tensor, earlier: Sequence[int]) -> tuple
     count = len(network.feature_info)
     if max(earlier) >= count:
         raise ValueError(f"has {count} maps, counted from 0, but detector.timm.earlier_maps asks for {max(earlier)}")
-    indices = sorted({*earlier, count - 1})  # with the last, for some networks stop behind the largest
+    indices = sorted({*earlier, count - 1})  # with the last: some networks stop after the largest
     last, maps = network.forward_intermediates(images, indices=indices, output_fmt="NCHW")
     return last, dict(zip(indices, maps, strict=True))
 
 
 def all_maps(network: Any, images: torch.Tensor, earlier: Sequence[int], size: tuple[int, int]) -> list[torch.Tensor]:
-    """The network's last map and some earlier ones of normalised images [B, 3, H, W].
+    """The network's last map and the `earlier` ones for normalised images [B, 3, H, W].
 
     Raises:
         ValueError: as `as_map`, or as `outputs`.
@@ -59,7 +59,7 @@ def all_maps(network: Any, images: torch.Tensor, earlier: Sequence[int], size: t
 
 
 def _check_patches(network: Any, size: tuple[int, int]) -> None:
-    """ValueError where patches do not cover the input: what lies beside them would count for no cell."""
+    """Raise a ValueError if patches do not cover the input: the margin would count for no cell."""
     patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
     if isinstance(patch, tuple) and len(patch) == 2 and (size[0] % patch[0] or size[1] % patch[1]):
         raise ValueError(f"has patches of {list(patch)} pixels, which do not cover an input of {list(size)}")

@@ -1,4 +1,4 @@
-"""timm's networks and where their weights come from: its hub, a file, a URL, an installed package, or nowhere."""
+"""Builds timm's networks, with weights from timm's hub, a file, a URL or an installed package, or with random ones."""
 
 import contextlib
 import difflib
@@ -16,14 +16,14 @@ from stages.params.detector import DetectorParams
 
 @dataclass(frozen=True)
 class Packaged:
-    """What is known of the weights that a package ships, which are under names of their own, in timm's order."""
+    """What is known of a package's weights, whose names differ from timm's but whose order is the same."""
 
     architecture: str
     input: dict[str, Any] = field(default_factory=dict)
-    """What a picture must be like, where that is not what timm says of the architecture."""
+    """How pictures must be prepared, where timm's settings for the architecture are not right."""
 
 
-# The original reads (pixel - 127) / 128.
+# The original network reads (pixel - 127) / 128.
 LITE = {"mean": [127 / 255] * 3, "std": [128 / 255] * 3}
 PACKAGES = {
     # 9 x 9 places cover 288 pixels; at timm's 260 the same 9 would reach beyond the picture.
@@ -34,10 +34,10 @@ PACKAGES = {
 
 
 def packaged(params: DetectorParams) -> Packaged | None:
-    """What is known of the package that `params` names.
+    """The known package that `params` names, if any.
 
     Raises:
-        InputError: its weights are another architecture's.
+        InputError: its weights are for another architecture.
     """
     name = params.weights.removeprefix(PREFIX)
     known = PACKAGES.get(name) if params.weights.startswith(PREFIX) else None
@@ -50,7 +50,7 @@ def packaged(params: DetectorParams) -> Packaged | None:
 
 
 def check_architecture(name: str) -> None:
-    """InputError where timm has no such model; the message names some that are spelt alike."""
+    """Raise an InputError if timm has no such model; the message names some with a similar spelling."""
     if not timm.is_model(name) or not set(name).isdisjoint(":/"):
         names = timm.list_models()
         close = difflib.get_close_matches(name[:80], names, 3, 0.5) or ["tf_efficientnet_lite2", "resnet50"]
@@ -61,14 +61,14 @@ def check_architecture(name: str) -> None:
 
 
 def build(architecture: str, num_classes: int | None, image_size: int | None, **arguments: Any) -> Any:
-    """One of timm's networks on CPU, in eval mode.
+    """Build a timm network on CPU, in eval mode.
 
     Args:
         num_classes: of its classifier, 0: without one; None: timm's own number.
-        image_size: side of its input, told to networks whose parameters depend on it; None: timm's own.
+        image_size: side of its input, passed to networks whose parameters depend on it; None: timm's own.
 
     Raises:
-        InputError: it cannot be built so.
+        InputError: the network cannot be built with these arguments.
     """
     key = "architecture" if image_size is None else "timm.image_size"
     try:
@@ -78,7 +78,7 @@ def build(architecture: str, num_classes: int | None, image_size: int | None, **
         if image_size is not None and settings is not None and settings.fixed_input_size:
             arguments["img_size"] = image_size
         return timm.create_model(architecture, **arguments).eval()
-    except Exception as error:  # each of a thousand networks has its own
+    except Exception as error:  # timm's networks fail in many ways
         raise InputError(
             f"params.yaml: detector.{key}: {shown(architecture)} cannot be built "
             f"({type(error).__name__}: {str(error)[:200]})"
@@ -86,10 +86,10 @@ def build(architecture: str, num_classes: int | None, image_size: int | None, **
 
 
 def load_network(params: DetectorParams, image_size: int | None) -> tuple[Any, str]:
-    """The network that `params` names with its weights, and what to call them.
+    """Build the network that `params` names, with its weights; return it and a label for the weights.
 
     Raises:
-        InputError: the weights cannot be had, or do not fit; the message names the file and the parameter.
+        InputError: the weights cannot be obtained or do not fit; the message names the file and the parameter.
     """
     if params.weights == "random":
         with torch.random.fork_rng():
@@ -105,16 +105,16 @@ def load_network(params: DetectorParams, image_size: int | None) -> tuple[Any, s
 
 
 def _published(architecture: str, image_size: int | None) -> tuple[Any, str]:
-    """The network with the weights that timm's hub has for it, which are downloaded once."""
+    """Build the network with the weights from timm's hub, which are downloaded once."""
     settings = timm.get_pretrained_cfg(architecture)
     if settings is None or not settings.has_weights:
         raise InputError(
             f"params.yaml: detector.weights: default: timm has no weights for {shown(architecture)}; expected random, "
             f"a file, a URL or {PREFIX}NAME"
         )
-    build(architecture, 0, image_size)  # what fails now is not the download
+    build(architecture, 0, image_size)  # a failure here is not the download's
     try:
-        # Tensors alone are read of what comes: safetensors, or torch.load(weights_only=True).
+        # Only tensors are read from the download: safetensors, or torch.load(weights_only=True).
         network = build(architecture, None, image_size, pretrained=True)
     except InputError as error:
         raise InputError(
@@ -125,12 +125,12 @@ def _published(architecture: str, image_size: int | None) -> tuple[Any, str]:
 
 
 def _with_weights(architecture: str, state: State, source: str, image_size: int | None) -> Any:
-    """The network with the parameters of a file: under timm's names, in timm's order, or in a form that timm converts.
+    """Build the network with a file's parameters: under timm's names, in timm's order, or in a form that timm converts.
 
     Raises:
         InputError: none of these; the message names the file and the first parameter that does not fit timm's names.
     """
-    if not state:  # for which timm would ask its hub
+    if not state:  # timm would download them from its hub
         raise InputError(f"{source}: holds 0 parameters; expected those of {shown(architecture)}")
     first: InputError | None = None
     for num_classes in _class_counts(architecture, state):
@@ -149,7 +149,7 @@ def _with_weights(architecture: str, state: State, source: str, image_size: int 
 
 
 def _class_counts(architecture: str, state: State) -> list[int | None]:
-    """How many classes the network may have for this file to fit: its own number, or that of timm, or none."""
+    """Numbers of classes to try for this file: its classifier's own; if it has no classifier, timm's (None) and 0."""
     settings = timm.get_pretrained_cfg(architecture)
     names = settings.classifier if settings is not None else None
     name = f"{names if isinstance(names, str) else (names or ['classifier'])[0]}.weight"
@@ -157,12 +157,12 @@ def _class_counts(architecture: str, state: State) -> list[int | None]:
 
 
 def in_order(network: Any, state: State, source: str) -> State:
-    """The state under the network's names: as it is where one name fits, else one after the other.
+    """Return the state under the network's names: unchanged if any name fits, else renamed in order.
 
-    Names of the same place must end alike (`weight`, `running_mean`) and have one shape.
+    Parameters at the same position must have the same shape and the same ending of the name (`weight`, `running_mean`).
 
     Raises:
-        InputError: another number, ending or shape; the message names the tensors.
+        InputError: their number, an ending or a shape differs; the message names the tensors.
     """
     own = network.state_dict()
     if not own.keys().isdisjoint(state):
@@ -182,5 +182,5 @@ def in_order(network: Any, state: State, source: str) -> State:
 
 
 def _without_counters(state: State) -> State:
-    """The state without what only counts training steps, which old files lack."""
+    """The state without counters of training steps, which old files lack."""
     return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}

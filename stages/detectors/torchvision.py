@@ -1,4 +1,4 @@
-"""Torchvision's Faster R-CNN, any of its builders, and the small one trained on the embedded scenes."""
+"""Torchvision's Faster R-CNN: any of its builders, and the small network trained on the embedded scenes."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def builders() -> list[str]:
 
 
 class TorchvisionExtractor(TwoStageExtractor):
-    """A FasterRCNN module, taken apart into its two stages."""
+    """Runs the two stages of a FasterRCNN one by one."""
 
     size_divisor = 32
 
@@ -57,7 +57,7 @@ class TorchvisionExtractor(TwoStageExtractor):
         return {"0": maps} if isinstance(maps, torch.Tensor) else maps
 
     def proposals(self, images: torch.Tensor, maps: Any, sizes: Sizes) -> list[torch.Tensor]:
-        # The scenes' backbone keeps a map for describing regions alone; elsewhere every map is searched.
+        # The scenes' backbone has one map only for describing regions; other networks' RPNs search every map.
         searched = {COARSE: maps[COARSE]} if COARSE in maps else maps
         boxes, _ = self.network.rpn(ImageList(images, sizes), searched)
         return list(boxes)
@@ -87,13 +87,13 @@ class TorchvisionExtractor(TwoStageExtractor):
 
 
 def _published_categories(architecture: str, count: int) -> list[str]:
-    """Names of the classes but the background: COCO's where the count is theirs, else numbered."""
+    """Names of the classes except the background: COCO's if their number is right, else numbered."""
     names = get_model_weights(architecture).DEFAULT.meta["categories"][1:]
     return names if len(names) == count else [f"class {i}" for i in range(count)]
 
 
 def _state(params: DetectorParams) -> tuple[State, str, int]:
-    """The weights that `params` names, what to call them, and how many classes they tell apart."""
+    """Return the weights that `params` names, a label for them, and their number of classes with the background."""
     build = getattr(detection, params.architecture)
     if params.weights == "random":
         with torch.random.fork_rng():
@@ -116,10 +116,10 @@ def _state(params: DetectorParams) -> tuple[State, str, int]:
 
 
 def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
-    """Bring the weights of a torchvision builder into `out`.
+    """Write the weights of a torchvision builder to `out`, and describe the detector.
 
     Raises:
-        InputError: no such builder, or its weights cannot be had or do not fit.
+        InputError: there is no such builder, or its weights cannot be obtained or do not fit.
     """
     if params.architecture not in builders():
         raise InputError(
@@ -146,7 +146,7 @@ def _scenes_hint(params: DetectorParams) -> str:
 def load(
     folder: Path, description: Description, params: RegionsParams, device: str, options: DetectorParams
 ) -> TorchvisionExtractor:
-    """The network that `description` describes, with the weights in `folder`."""
+    """Build the network that `description` describes, with the weights in `folder`."""
     if description.architecture == "scenes":
         network = build_network(description.config, len(description.categories), len(description.attributes))
     else:

@@ -1,11 +1,11 @@
-"""How a two-stage detector becomes a region extractor, whichever library it comes from.
+"""Turns a two-stage detector of any library into a region extractor.
 
-Faster R-CNN describes its proposals, classifies them and moves them to their final boxes; usual code then returns the
-features of the proposals. Here the final boxes are pooled again, and the class, attribute and score of a region are
-what the predictor says of that stored feature, so that box, feature and label belong together.
+Faster R-CNN computes features of its proposals, classifies them and moves them to their final boxes; common code then
+returns the features of the proposals. Here features are pooled again at the final boxes, and the class, attribute and
+score of a region are predicted from the stored feature, so that box, feature and label belong together.
 
-Shapes: B images of a batch, P proposals of an image, k regions of an image, n regions of the batch, D region_dim,
-C classes, A attributes.
+Shapes: B images of a batch, P proposals of an image, k regions of an image, n regions of the batch, D region_dim, C
+classes, A attributes.
 """
 
 from abc import ABC, abstractmethod
@@ -25,7 +25,7 @@ Sizes = list[tuple[int, int]]
 
 
 class TwoStageExtractor(ABC):
-    """A RegionExtractor over a network in two stages; a library's own part is in the abstract methods."""
+    """A RegionExtractor that uses a two-stage network; subclasses implement each library's own part."""
 
     size_divisor = 1
     """Height and width of a batch are padded to a multiple of this."""
@@ -62,7 +62,7 @@ class TwoStageExtractor(ABC):
 
     @abstractmethod
     def pool(self, maps: Any, boxes: list[torch.Tensor], sizes: Sizes) -> torch.Tensor:
-        """What the box predictor sees of each box: [n, D]."""
+        """The features of all boxes, as the box predictor reads them: [n, D]."""
 
     @abstractmethod
     def predict(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -107,7 +107,7 @@ class TwoStageExtractor(ABC):
         return images
 
     def _scale(self, item: NetworkInput, boxes: np.ndarray) -> torch.Tensor:
-        """Boxes in pixels of the original image -> of the network's input, clipped to it."""
+        """Boxes in pixels of the original image -> in pixels of the network's input, clipped to it."""
         height, width = item.pixels.shape[1:]
         scale = torch.tensor([width / item.width, height / item.height] * 2, device=self.device)
         scaled = torch.as_tensor(np.array(boxes, dtype=np.float32).reshape(-1, 4), device=self.device) * scale
@@ -115,9 +115,9 @@ class TwoStageExtractor(ABC):
         return clipped
 
     def _detect(self, images: torch.Tensor, maps: Any, sizes: Sizes) -> list[torch.Tensor]:
-        """The final boxes of each image, in pixels of the network's input: twice as many as will be kept, since at
-        its final box an object may turn out to be what another box shows already."""
-        # An image in which nothing is found is still one region: all of it.
+        """Detect the final boxes of each image, in pixels of the network's input: twice as many as will be kept, since
+        the features at the final boxes may show that two boxes are of the same object."""
+        # An image without detections gets one region: all of it.
         whole = [torch.tensor([[0, 0, width, height]], device=self.device).float() for height, width in sizes]
         proposed = self.proposals(images, maps, sizes)
         proposals = [boxes if len(boxes) else all_of_it for boxes, all_of_it in zip(proposed, whole, strict=True)]
@@ -138,7 +138,7 @@ class TwoStageExtractor(ABC):
     def _describe(
         self, batch: Sequence[NetworkInput], boxes: list[torch.Tensor], features: torch.Tensor, detected: bool
     ) -> list[ImageRegions]:
-        """Label the pooled features [n, D]; of detected boxes, keep those that the final labels speak for."""
+        """Label the pooled features [n, D]; if boxes were detected, select again by the final labels."""
         logits, _ = self.predict(features)
         scores, classes = self.probabilities(logits).max(dim=1)
         attributes = self.attribute_probabilities(features, classes)

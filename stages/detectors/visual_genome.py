@@ -1,10 +1,11 @@
 """The Faster R-CNN of bottom-up attention (Anderson et al., CVPR 2018) as a detectron2 model: ResNet-101, C4 head,
 trained on Visual Genome's 1,600 classes and 400 attributes in Caffe.
 
-Where it departs from detectron2's own C4 models, as the original network's definition has it: the stem's max pooling
-pads at the far side only; res5 keeps its input's resolution and dilates its 3 x 3 convolutions; regions are pooled by
-RoIPool; the RPN has 512 channels and four anchor sizes; and an attribute head reads the feature beside an embedding of
-the class. Parameters are named as in the published conversion (faster_rcnn_from_caffe_attr.pkl), so it loads as it is.
+It differs from detectron2's own C4 models as the original network's definition does: the stem's max pooling pads only
+at the far side; res5 keeps its input's resolution and dilates its 3 x 3 convolutions; regions are pooled by RoIPool;
+the RPN has 512 channels and four anchor sizes; and an attribute head reads the feature concatenated with an embedding
+of the class. Parameters have the names of the published conversion (faster_rcnn_from_caffe_attr.pkl), which loads
+unchanged.
 """
 
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 NAME = "visual_genome"
-"""What detector.architecture calls it."""
+"""Its name in detector.architecture."""
 NUM_CLASSES, NUM_ATTRIBUTES = 1600, 400
 PUBLISHED = "https://nlp.cs.unc.edu/models/faster_rcnn_from_caffe_attr.pkl"
 
@@ -49,7 +50,7 @@ class CaffeStem(nn.Module):
 
 
 def adapt(model: Any) -> Any:
-    """Change a model built from OPTIONS in place where the config has no key for it."""
+    """Change a model built from OPTIONS, in place, where no config key allows it."""
     model.backbone.stem = CaffeStem(model.backbone.stem)
     res5 = model.roi_heads.res5
     res5[0].conv1.stride = res5[0].shortcut.stride = (1, 1)
@@ -64,7 +65,7 @@ def adapt(model: Any) -> Any:
 
 
 def attribute_probabilities(predictor: Any, features: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Features [n, 2048] and classes [n] -> softmax over the attributes [n, 400]; `none`, the last, is left out."""
+    """Features [n, 2048] and classes [n] -> softmax over the attributes [n, 400] without `none`, the last."""
     seen = torch.cat([features, predictor.cls_embedding(classes)], dim=1)
     logits = predictor.attr_score(functional.relu(predictor.fc_attr(seen)))
     probabilities: torch.Tensor = logits[:, :-1].softmax(dim=1)

@@ -1,4 +1,4 @@
-"""Where a detector's weights come from: a file, a URL, or a library's own download; never a pickle that runs code."""
+"""Gets a detector's weights from a file, a URL or an installed package, and never runs code from a pickle."""
 
 import hashlib
 import http.client
@@ -26,24 +26,24 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def cache_folder() -> Path:
-    """Where downloaded weights are kept: with the person's other caches, in the workspace where there is no home."""
+    """The folder of downloaded weights: in the user's cache, or in the workspace if there is no home folder."""
     named = os.environ.get("XDG_CACHE_HOME", "")
     try:
         base = Path(named) if named else Path.home() / ".cache"
-    except RuntimeError:  # no HOME, and the user is in no list of users
+    except RuntimeError:  # no HOME, and the system does not know the user
         base = Path()
     return base / "camp-retrieval" if base.is_absolute() else main_root() / ".work" / "downloads"
 
 
 def _check_scheme(url: str) -> None:
-    """ValueError unless the URL is https, or http of this machine itself: anything else can be changed on its way."""
+    """Raise a ValueError unless the URL is https, or http on this machine: anything else can be changed in transit."""
     address = urllib.parse.urlsplit(url)
     if address.scheme != "https" and not (address.scheme == "http" and address.hostname in LOOPBACK):
         raise ValueError(f"{address.scheme}:// is not protected on its way; expected https://")
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to https alone, and to this machine from itself alone."""
+    """Follows redirects to other machines only by https, and to this one only from itself."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         _check_scheme(newurl)
@@ -56,7 +56,7 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def _expected_sha256(url: str, name: str) -> str:
-    """How the file's sha256 begins: by the URL's `#sha256=...`, or by its name as torch has it (`-9656183e.pth`)."""
+    """The beginning of the file's sha256, from the URL's `#sha256=...` or a name such as torch's (`-9656183e.pth`)."""
     if fragment := urllib.parse.urlsplit(url).fragment:
         stated = re.fullmatch(r"sha256=([0-9a-fA-F]{8,64})", fragment)
         if stated is None:
@@ -68,11 +68,10 @@ def _expected_sha256(url: str, name: str) -> str:
 
 
 def download(url: str, folder: Path) -> Path:
-    """The file behind `url`, fetched unless it is there already; below `folder`, in a folder of the whole URL's own.
+    """Fetch the file at `url` unless it is there already; it lies in a folder below `folder` named by the URL's hash.
 
     Raises:
-        InputError: it cannot be fetched whole, is not the file whose hash the URL or its name states, or comes by a
-            way that is not protected.
+        InputError: it cannot be fetched whole and protected, or lacks the hash that the URL or its name states.
     """
     address = url.split("#", maxsplit=1)[0]
     try:
@@ -96,7 +95,7 @@ def download(url: str, folder: Path) -> Path:
 
 
 def _receive(answer: Any, path: Path, name: str) -> None:
-    """Write the body of an answer. OSError if it is not all there."""
+    """Write the body of a response. OSError if it is incomplete."""
     stated = answer.headers.get("Content-Length")
     total = int(stated) if stated is not None else None
     with path.open("wb") as file, tqdm(total=total, unit="B", unit_scale=True, desc=name, mininterval=2) as bar:
@@ -118,7 +117,7 @@ def locate(source: str, cache: Path | None = None) -> Path:
         path = named_path(source)
         if path.is_file():
             return path
-    except OSError:  # no name of a file: too long
+    except OSError:  # too long for a file name
         pass
     raise InputError(
         f"params.yaml: detector.weights: {source[:300]!r} is no file; expected default, random, a file, a URL or "
@@ -127,7 +126,7 @@ def locate(source: str, cache: Path | None = None) -> Path:
 
 
 def _packaged(source: str) -> Path:
-    """The file of weights that an installed package ships, the only one in it."""
+    """The only file of weights in an installed package."""
     try:
         folder = package_folder(source)
     except ValueError as error:
@@ -149,7 +148,7 @@ def _reason(error: Exception) -> str:
 
 
 def load_state(path: Path) -> State:
-    """A state dict from .safetensors, .pth, .pt or a .pkl of arrays, without running any code of theirs.
+    """Read a state dict from .safetensors, .pth, .pt or a .pkl of arrays, without running code from it.
 
     Raises:
         InputError: the file cannot be read that way.
@@ -178,10 +177,10 @@ def load_state(path: Path) -> State:
 
 
 def _plain(state: dict[Any, torch.Tensor], path: Path) -> State:
-    """The state without what DataParallel puts before every name.
+    """Return the state without the prefix that DataParallel puts before every name.
 
     Raises:
-        InputError: a name that is none, or a tensor of other numbers than networks here have.
+        InputError: a name is not a string, or a tensor is of a kind that networks here do not have.
     """
     for name, value in state.items():
         kind = str(value.dtype).removeprefix("torch.")
@@ -197,7 +196,7 @@ def _plain(state: dict[Any, torch.Tensor], path: Path) -> State:
 
 
 def save_state(state: State, folder: Path) -> str:
-    """Write weights.safetensors; its sha256."""
+    """Write weights.safetensors; return its sha256."""
     path = folder / "weights.safetensors"
     with replacing(path) as temporary:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
@@ -205,10 +204,10 @@ def save_state(state: State, folder: Path) -> str:
 
 
 def load_saved(folder: Path, expected: str) -> State:
-    """weights.safetensors of data/detector, checked against detector.json.
+    """Read weights.safetensors from data/detector, and check it against detector.json.
 
     Raises:
-        InputError: missing, damaged, or other weights than described.
+        InputError: the file is missing, damaged, or not the one that is described.
     """
     path = folder / "weights.safetensors"
     if not path.is_file():
@@ -219,8 +218,8 @@ def load_saved(folder: Path, expected: str) -> State:
 
 
 def calm(network: torch.nn.Module) -> None:
-    """Make an untrained residual network usable: without trained normalisation each block would add its full input
-    once more, and after a hundred layers the features would not fit into float16."""
+    """Scale down residual branches of an untrained network: without trained normalisation each block would add its full
+    input once more, and after a hundred layers the features would not fit into float16."""
     for name, tensor in network.state_dict().items():
         if name.endswith(("bn3.weight", "conv3.norm.weight")):
             tensor.mul_(0.2)
@@ -250,8 +249,8 @@ def fit(network: torch.nn.Module, state: State, source: str) -> None:
 
 
 def check_finite(network: torch.nn.Module, state: State, source: str) -> None:
-    """InputError where a number of `state` is not finite, unless the network itself is made with such: a limit that is
-    none."""
+    """Raise an InputError if `state` has a value that is not finite, unless it is a buffer that the new network has
+    too, such as an infinite limit."""
     buffers = dict(network.named_buffers())
     for name, value in state.items():
         if not value.isfinite().all() and not (name in buffers and torch.equal(value, buffers[name])):
