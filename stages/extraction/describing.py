@@ -1,7 +1,8 @@
-"""What becomes of a picture: all that decides the numbers in a shard beside the detector and the file's own form.
+"""What happens to each picture: the code that decides the numbers in a shard, beside the detector's own.
 
-The shards' keys hold this module's code and what it imports of `stages.detectors` (`stages.detectors.computing`). How
-fast, in which order and how often pictures are looked at is in the modules beside it, and in no key.
+The shards' keys include this module's code and the modules of `stages.detectors` that it imports
+(`stages.detectors.computing`). The modules beside it decide how fast, in which order and how often pictures are read;
+they are not part of any key.
 """
 
 from collections.abc import Sequence
@@ -18,11 +19,11 @@ from stages.params.regions import RegionsParams
 
 Detector = RegionExtractor | PrecomputedRegions
 Item = NetworkInput | ImageRegions | RejectedImage
-"""What is known of a picture once it is read: what the network is to see, its regions, or why there will be none."""
+"""The result of reading a picture: the network's input, its regions if they are precomputed, or why it is rejected."""
 
 
 class PlannedImage(NamedTuple):
-    """A row of images.parquet, with the boxes to describe where the params ask for given ones."""
+    """A row of images.parquet, with its boxes if `regions.boxes` is `given`."""
 
     image_id: str
     path: str
@@ -34,7 +35,7 @@ class PlannedImage(NamedTuple):
 
 
 def store_info(params: RegionsParams, description: Description) -> StoreInfo:
-    """What holds for all shards of a run."""
+    """Describe what all shards of a run have in common."""
     return StoreInfo(
         region_dim=description.region_dim + (GEOMETRY_DIM if params.geometry else 0),
         max_regions=params.per_image,
@@ -47,7 +48,7 @@ def store_info(params: RegionsParams, description: Description) -> StoreInfo:
 
 
 def read_picture(detector: Detector, pictures: Path, image: PlannedImage, max_pixels: int) -> Item:
-    """Read one picture below `pictures`, in a thread; precomputed regions need no picture."""
+    """Read one picture below `pictures`, called in threads; precomputed regions need no picture."""
     try:
         if not hasattr(detector, "prepare"):
             return detector.read(image.image_id, image.path, image.width, image.height)
@@ -59,7 +60,7 @@ def read_picture(detector: Detector, pictures: Path, image: PlannedImage, max_pi
 def describe(
     detector: RegionExtractor, batch: Sequence[tuple[PlannedImage, NetworkInput]], params: RegionsParams
 ) -> list[ImageRegions]:
-    """The regions of pictures of one group, those of given boxes where the params ask for them."""
+    """Extract the regions of pictures of one group, at the given boxes if the params say so."""
     given = None
     if params.boxes == "given":
         given = [
@@ -71,8 +72,8 @@ def describe(
 
 
 def with_geometry(regions: ImageRegions, params: RegionsParams) -> ImageRegions:
-    """The regions as they are stored: with their places beside their features where the params ask for that."""
+    """Return the regions as they are stored: with geometry appended to their features if the params say so."""
     if not params.geometry:
         return regions
-    with np.errstate(all="ignore"):  # what is not finite is set aside
+    with np.errstate(all="ignore"):  # regions that are not finite are set aside later
         return append_geometry(regions)

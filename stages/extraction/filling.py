@@ -1,4 +1,4 @@
-"""Extract the shards that are missing, on one device or on several."""
+"""Extracts the missing shards, on one device or on several."""
 
 import itertools
 import multiprocessing
@@ -26,10 +26,10 @@ READ_AHEAD = 4
 
 
 def devices(name: str, key: str = "params.yaml: regions.device") -> list[str]:
-    """The devices that the value of `key` means: `auto` and `cuda` are all GPUs that this process may use.
+    """The devices that `name`, the value of `key`, means: `auto` and `cuda` are all GPUs that this process may use.
 
     Raises:
-        InputError: no such device here.
+        InputError: there is no such device here.
     """
     count = torch.cuda.device_count()
     if name in ("auto", "cuda") and count:
@@ -38,12 +38,12 @@ def devices(name: str, key: str = "params.yaml: regions.device") -> list[str]:
 
 
 def load(plan: Plan, device: str) -> Detector:
-    """The plan's detector, ready to run on a device."""
+    """Load the plan's detector, ready to run on a device."""
     return load_detector(plan.detector, plan.params.regions, device, plan.params.detector)
 
 
 def _feed(shards: Sequence[Shard], folder: Path) -> Iterator[tuple[Shard, PlannedImage]]:
-    """The images of the shards one after another; a shard that somebody else finished meanwhile is passed over."""
+    """Yield the images of the shards in order; shards that another process has finished meanwhile are skipped."""
     for shard in shards:
         if not is_whole(shard, folder):
             yield from ((shard, image) for image in shard.images)
@@ -52,7 +52,7 @@ def _feed(shards: Sequence[Shard], folder: Path) -> Iterator[tuple[Shard, Planne
 def read_ahead(
     images: Iterator[tuple[Shard, PlannedImage]], detector: Detector, pictures: Path, max_pixels: int, ahead: int
 ) -> Iterator[tuple[Shard, PlannedImage, Item]]:
-    """Read pictures in threads, `ahead` of them before they are asked for, and hand on the results in order."""
+    """Read pictures in threads, up to `ahead` of them in advance, and yield the results in order."""
     with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 8)) as pool:
         pending: deque[tuple[Shard, PlannedImage, Future[Item]]] = deque()
         try:
@@ -72,13 +72,13 @@ def read_ahead(
 def extract_missing(
     plan: Plan, folder: Path, device: str | None = None, loading: Callable[[Plan, str], Detector] = load
 ) -> list[str]:
-    """Extract those of the plan's shards that are missing in `folder`; any number of processes may do so over one.
+    """Extract those of the plan's shards that are missing in `folder`; any number of processes may share it.
 
     Args:
         plan: the shards.
-        folder: where shards lie.
-        device: where to run; None: the first that `regions.device` means.
-        loading: makes the detector ready; asked for only if a shard is missing.
+        folder: the folder of shards.
+        device: where to run; None: the first device of `regions.device`.
+        loading: loads the detector; called only if a shard is missing.
 
     Returns:
         The content keys of the shards that were written now.
@@ -123,10 +123,10 @@ def extract_missing(
 
 
 def extract_on_devices(plan: Plan, folder: Path, names: Sequence[str]) -> list[str]:
-    """`extract_missing` in one process per device, each over its share of the shards. Raises what a process raised."""
+    """Run `extract_missing` in one process per device, each on its share of the shards. Raises what they raise."""
     if len(names) == 1 or len(plan.shards) < 2:
         return extract_missing(plan, folder, names[0])
-    # Started afresh: a process that was forked cannot use CUDA.
+    # Spawned: a forked process cannot use CUDA.
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(names), mp_context=fresh, initializer=end_with_parent) as pool:
         shares = [

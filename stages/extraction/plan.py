@@ -1,7 +1,7 @@
-"""The plan of an extraction: which images go into which shard, and by which key each shard is known.
+"""The plan of an extraction: which images go into which shard, and the content key of each shard.
 
-A shard's content key covers everything its bytes depend on, so a shard whose key is present and whole is right,
-whoever wrote it and whenever: that gives resuming, incremental runs and fan-out over devices and machines.
+A shard's key covers everything that its bytes depend on, so a complete shard with the right key is valid, whoever wrote
+it and whenever. This makes it possible to resume, to extract incrementally, and to use several devices and machines.
 """
 
 import hashlib
@@ -24,12 +24,12 @@ from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams
 from stages.params.section import StageSections
 
-# Extraction params that change nothing in a shard: how fast, where, and what is tolerated.
+# Extraction params that do not change a shard: speed, place, and the tolerated share of rejected images.
 _WITHOUT_EFFECT = ("batch_size", "shard_size", "device", "max_rejected_share")
 
 
 class ExtractSections(StageSections):
-    """What the stage reads of params.yaml."""
+    """The sections of params.yaml that the stage reads."""
 
     dataset: DatasetParams = DatasetParams()
     detector: DetectorParams = DetectorParams()
@@ -38,7 +38,7 @@ class ExtractSections(StageSections):
 
 @dataclass(frozen=True)
 class Shard:
-    """A run of consecutive images and the content key of what will be known of them."""
+    """A run of consecutive images, and the content key of their results."""
 
     key: str
     images: tuple[PlannedImage, ...]
@@ -50,7 +50,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be extracted. It is made once; processes and machines get the shards that they are to fill."""
+    """What to extract. The plan is made once; processes and machines get the shards that they are to fill."""
 
     params: ExtractSections
     pictures: Path
@@ -63,16 +63,15 @@ class Plan:
     shards: tuple[Shard, ...]
 
     def of(self, shards: Iterable[Shard]) -> "Plan":
-        """The same for some of the shards."""
+        """The same plan for some of the shards."""
         return replace(self, shards=tuple(shards))
 
 
 def boundaries(image_ids: Sequence[str], shard_size: int) -> list[tuple[int, int]]:
-    """Cut a list of images into runs (start, stop) of at most `shard_size`, mostly more than half of that.
+    """Cut a list of images into runs (start, stop) of at most `shard_size`, mostly longer than half of that.
 
-    Where a cut falls is decided by the ids around it alone: an image whose hash is the smallest within half a shard
-    on either side starts a run, and a run that is too long is cut evenly. So images added or taken away somewhere
-    change the runs there and no others.
+    Only the ids around a cut decide where it is: an image whose hash is the smallest within half a shard on either side
+    starts a run, and a run that is too long is cut evenly. So adding or removing images changes only nearby runs.
     """
     if not image_ids:
         return []
@@ -106,10 +105,10 @@ def _given_boxes(dataset: Path) -> dict[str, np.ndarray]:
 
 
 def plan_shards(params: ExtractSections, dataset: Path, detector: Path) -> Plan:
-    """All shards that the store needs, in the order of images.parquet; opens no picture.
+    """Plan all shards that the store needs, in the order of images.parquet, without opening a picture.
 
     Args:
-        params: what the stage reads of params.yaml.
+        params: the sections of params.yaml that the stage reads.
         dataset: the folder of images.parquet.
         detector: the folder of detector.json.
 
@@ -133,7 +132,7 @@ def plan_shards(params: ExtractSections, dataset: Path, detector: Path) -> Plan:
 
 
 def extraction_head(params: ExtractSections, description: Description) -> bytes:
-    """What every shard's key begins with: all that decides what is known of a picture, but the picture."""
+    """The part that all shards' keys begin with: everything that decides the results, except the pictures."""
     unread = (*_WITHOUT_EFFECT, *(() if params.regions.boxes == "grid" else ("grids",)))
     effective = {key: value for key, value in params.regions.to_dict().items() if key not in unread}
     options = params.detector.options(description.backend)
@@ -141,7 +140,7 @@ def extraction_head(params: ExtractSections, description: Description) -> bytes:
 
 
 def shard_key(head: bytes, images: Sequence[PlannedImage]) -> str:
-    """The content key of a shard of some images; `head` is of `extraction_head`."""
+    """The content key of a shard of `images`; `head` comes from `extraction_head`."""
     digest = hashlib.sha256(head)
     digest.update(json.dumps([(image.image_id, image.sha256) for image in images]).encode())
     for image in images:

@@ -1,8 +1,8 @@
-"""The project's own folder of shards, which the store and DVC's cache hold by other names of the same bytes.
+"""The project's own folder of shards, hard-linked with the store and DVC's cache, so that the bytes are on disk once.
 
-DVC removes an output before it runs the stage, or copies all of it where the output persists. So shards are written
-into `.work/shards` of the main workspace and linked into the store at the end: a killed run, an experiment and a worker
-of a cluster find there what others have extracted, and the bytes are on the disk once.
+DVC removes an output before it runs the stage, or copies all of it if the output persists. So shards are written to
+`.work/shards` of the main workspace and linked into the store at the end. A killed run, an experiment or a cluster
+worker finds there what others have extracted.
 """
 
 import os
@@ -25,7 +25,7 @@ def shard_folder() -> Path:
 
 
 def whole_header(path: Path, shard: Shard) -> ShardHeader | None:
-    """What a file says of itself; None where it is not `shard`, whole."""
+    """The header of a file; None unless the file is the complete `shard`."""
     if not path.exists():
         return None
     try:
@@ -36,23 +36,23 @@ def whole_header(path: Path, shard: Shard) -> ShardHeader | None:
 
 
 def is_whole(shard: Shard, folder: Path) -> bool:
-    """Whether the shard is there, complete, and need not be tried again."""
+    """Whether the shard is there and complete, with no image that should be tried again."""
     header = whole_header(folder / shard.file_name, shard)
     return header is not None and not any(reason in PASSING_REASONS for _, reason in header.rejected)
 
 
 def missing_shards(shards: Iterable[Shard], folder: Path) -> list[Shard]:
-    """The shards that are still to be extracted: those that are not there, and those with images to try again."""
+    """The shards still to be extracted: those that are absent, and those with images to try again."""
     return [shard for shard in shards if not is_whole(shard, folder)]
 
 
 def absent_shards(shards: Iterable[Shard], folder: Path) -> list[Shard]:
-    """The shards that are not there; one whose unreadable images are set aside is there."""
+    """The shards that are absent; a shard counts as present even if it has images to try again."""
     return [shard for shard in shards if whole_header(folder / shard.file_name, shard) is None]
 
 
 def link(source: Path, target: Path) -> None:
-    """Make `target` another name of the bytes of `source`; a copy where the file system has no such names."""
+    """Make `target` a hard link to `source`, or a copy if the file system has no hard links."""
     if target.exists() and target.samefile(source):
         return
     with replacing(target) as temporary:
@@ -63,7 +63,7 @@ def link(source: Path, target: Path) -> None:
 
 
 def adopt(shards: Sequence[Shard], store: Path, folder: Path) -> None:
-    """Link into `folder` those of the shards that only the store or DVC's cache holds, as after `dvc pull`."""
+    """Link into `folder` the shards that only the store or DVC's cache has, as after `dvc pull`."""
     absent = absent_shards(shards, folder)
     committed = _committed(store) if absent else {}
     for shard in absent:
@@ -74,7 +74,7 @@ def adopt(shards: Sequence[Shard], store: Path, folder: Path) -> None:
 
 
 def _committed(store: Path) -> dict[str, Path]:
-    """Where DVC's cache holds the files of the store that dvc.lock knows, by name; DVC has removed the store itself."""
+    """The store's files in DVC's cache by dvc.lock, name -> path: DVC has removed the store itself."""
     if not Path(".dvc").is_dir() or not store.resolve().is_relative_to(Path.cwd()):
         return {}
     from dvc.exceptions import DvcException

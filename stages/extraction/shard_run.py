@@ -1,4 +1,4 @@
-"""One shard on its way: its images through the network, what a kill leaves of them, and the file at the end."""
+"""Extracts one shard: runs its images through the network, keeps partial results, and writes the file at the end."""
 
 import time
 import uuid
@@ -16,16 +16,16 @@ from stages.extraction.plan import Plan, Shard
 from stages.extraction.shard_folder import whole_header
 
 WAITING_BYTES = 256 << 20
-"""Decoded pictures that may wait for others of their shape; beyond it the largest group runs as it is."""
+"""Bytes of decoded pictures that may wait for others of their shape; beyond it the largest group runs as it is."""
 PARTIAL_SECONDS = 60.0
-"""A shard that takes longer writes what it has each time so many seconds have passed, so that a kill loses no more."""
+"""Seconds between writes of a shard's partial results, so that a kill loses no more than that."""
 
 
 class ShardRun:
-    """The images of one shard on their way through the network, in batches of one padded size.
+    """Runs the images of one shard through the network, in batches of one padded size.
 
-    An earlier run may have left results: in partial files, or in a shard with images that were missing. All pictures
-    are read again, so that batches are formed as in an uninterrupted run; only what has no result goes through the
+    An earlier run may have left results, in partial files or in a shard with temporarily rejected images. All pictures
+    are read again, to form the same batches as in an uninterrupted run; only those without a result go through the
     network.
     """
 
@@ -46,7 +46,7 @@ class ShardRun:
         self._written_at = time.monotonic()
 
     def add(self, image: PlannedImage, item: Item) -> None:
-        """Take the next image of the shard, as `reader` gives it."""
+        """Add the next image of the shard, as `read_ahead` yields it."""
         if isinstance(item, NetworkInput):
             self._waiting[item.group].append((image, item))
             self._waiting_bytes += item.pixels.nbytes
@@ -90,12 +90,12 @@ class ShardRun:
         self._reject(image, reason)
 
     def finish(self) -> None:
-        """Run what still waits."""
+        """Run the images that are still waiting."""
         for group in list(self._waiting):
             self._run(group)
 
     def write(self) -> bool:
-        """Write the shard, its rows in its order, unless it is there with the same rows; whether it was written."""
+        """Write the shard, in its order, unless the same rows are there; return whether it was written."""
         path, ids = self.folder / self.shard.file_name, [image.image_id for image in self.shard.images]
         rows = [(image_id, self._results[image_id]) for image_id in ids if image_id in self._results]
         rejected = [(image_id, self._rejected[image_id]) for image_id in ids if image_id in self._rejected]
@@ -116,5 +116,5 @@ class ShardRun:
 def _readable(path: Path) -> dict[str, ImageRegions]:
     try:
         return read_shard(path)
-    except ValueError:  # removed meanwhile, by whoever finished the shard
+    except ValueError:  # removed meanwhile by the process that finished the shard
         return {}

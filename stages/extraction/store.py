@@ -1,4 +1,4 @@
-"""The store that the stage leaves: links to the shards, and the tables over them."""
+"""The store that the stage writes: links to the shards, and the tables over them."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from stages.params.regions import RegionsParams
 def check_rejected_images(
     rejected: Sequence[tuple[str, str, str]], total: int, params: RegionsParams, sofar: str = ""
 ) -> None:
-    """InputError when more than `max_rejected_share` of all images were rejected; rows are (image_id, path, reason)."""
+    """InputError if more than `max_rejected_share` of all images are rejected; rows are (image_id, path, reason)."""
     if len(rejected) > params.max_rejected_share * total:
         examples = "; ".join(f"{path[:200]}: {reason[:200]}" for _, path, reason in rejected[:3])
         raise InputError(
@@ -23,8 +23,10 @@ def check_rejected_images(
 
 
 def finish_store(plan: Plan, folder: Path, out: Path) -> tuple[int, int]:
-    """Make a store of the plan's shards, which all lie in `folder`, and remove from `out` what is not the store's; how
-    many images it holds, and how many are rejected.
+    """Make the store `out` of the plan's shards, which must all be in `folder`, and remove old shards from it.
+
+    Returns:
+        How many images the store holds, and how many are rejected.
 
     Raises:
         InputError: more images than allowed were rejected; no table is written then.
@@ -53,7 +55,7 @@ def finish_store(plan: Plan, folder: Path, out: Path) -> tuple[int, int]:
 
 
 def _retry(write: Callable[[], None]) -> None:
-    """Write a file, once more if another process that finishes the same store took our temporary for a stale one."""
+    """Write a file, once more if another process that finishes the same store removed our temporary file as stale."""
     try:
         write()
     except FileNotFoundError:
@@ -61,7 +63,7 @@ def _retry(write: Callable[[], None]) -> None:
 
 
 def _prune(out: Path, wanted: set[str]) -> None:
-    """Remove shards of other content and temporaries of killed runs."""
+    """Remove shards with other content, and temporary files of killed runs."""
     for path in out.iterdir():
         if (path.suffix == ".arrow" and path.name not in wanted) or (path.name[0] == "." and path.suffix == ".tmp"):
             path.unlink(missing_ok=True)

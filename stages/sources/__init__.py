@@ -1,4 +1,4 @@
-"""Where images and captions come from. Adding a source is one module and its name in stages.params.dataset."""
+"""Sources of images and captions. A new one is one module and its name in stages.params.dataset."""
 
 from typing import get_args
 

@@ -1,4 +1,4 @@
-"""What a source hands to prepare_dataset, and the reading that every source shares."""
+"""What a source returns to prepare_dataset, and code that all sources share."""
 
 import contextlib
 import unicodedata
@@ -18,12 +18,12 @@ T = TypeVar("T")
 
 
 class Rejected(NamedTuple):
-    """Something that a source brings and that cannot be used: a row of rejected.parquet."""
+    """A record of a source that cannot be used: a row of rejected.parquet."""
 
     what: str
-    """image, caption, box, boxes (all of an image) or size (of an image that is listed all the same)."""
+    """image, caption, box, boxes (all of an image) or size (of an image that stays in the dataset)."""
     where: str
-    """Its record: file, and place in the file."""
+    """The record: file, and place in the file."""
     reason: str
 
     def __str__(self) -> str:
@@ -31,7 +31,7 @@ class Rejected(NamedTuple):
 
 
 class BadRecord(InputError):
-    """One record of many cannot be used. Where nobody sets it aside, it is an error like any other."""
+    """One of many records cannot be used. Unless it is set aside, it is an error like any other."""
 
     def __init__(self, where: str, reason: str) -> None:
         super().__init__(f"{where}: {reason}")
@@ -39,19 +39,19 @@ class BadRecord(InputError):
 
 
 class SourceImage(NamedTuple):
-    """One picture; `path` is POSIX and relative to the image root, `where` names its record in errors."""
+    """One picture. `path` is POSIX and relative to the image root; `where` names its record in errors."""
 
     image_id: str
     path: str
     split: str
-    """Empty: a hash decides."""
+    """Empty: decided by a hash."""
     where: str
     folder: str = "."
-    """Folder below the image root that the params name and that `path` may not leave."""
+    """The folder below the image root that the params name; `path` may not leave it."""
     group: str = ""
-    """Images of one group are in one split where a hash decides; empty: a group of its own."""
+    """Images of one group get the same split if a hash decides. Empty: the image is its own group."""
     frame: Frame | None = None
-    """What the file's header says, once it is read: 0 x 0 where it cannot be; None where there is no file."""
+    """From the file's header, once it is read: 0 x 0 if it cannot be read; None if there is no file."""
     sha256: str = ""
     """Of the file, once it is read."""
 
@@ -63,40 +63,39 @@ class SourceCaption(NamedTuple):
     text: str
     where: str
     number: int | None = None
-    """The source's own id of it."""
+    """The caption's own id in the source."""
 
 
 class SourceBox(NamedTuple):
-    """One object: XYXY, what it is, and what it is like."""
+    """One object: its box (XYXY), category and attributes."""
 
     image_id: str
     box: tuple[float, float, float, float]
-    """In pixels of the frame that `Source.stated` says; of the picture where it says none."""
+    """In pixels of the frame in `Source.stated`; of the picture if none is stated."""
     category: str
     attributes: tuple[str, ...] = ()
 
 
 @dataclass
 class Source:
-    """Everything one dataset brings."""
+    """Everything that one dataset provides."""
 
     images: list[SourceImage]
     captions: list[SourceCaption]
     boxes: list[SourceBox] = field(default_factory=list)
     ground_truth: dict[str, pa.Table] = field(default_factory=dict)
-    """Further tables to keep beside the three of the contract: name without suffix -> table."""
+    """Further tables to write beside images, captions and boxes: name without suffix -> table."""
     stated: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Width and height of images as their records state them: the frame of their boxes."""
+    """Image id -> width and height in its record: the frame of its boxes."""
     folders: dict[str, Path] = field(default_factory=dict)
-    """Params key -> folder of pictures that it names."""
+    """Params key -> the folder of pictures that it names."""
     rejected: list[Rejected] = field(default_factory=list)
     hashed_splits: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Split that a hash fills -> the share that it is to have, as `params key: value`, and what to do where it stays
-    empty."""
+    """Split that is filled by a hash -> its share, as `params key: value`, and what to do if it stays empty."""
 
     @contextlib.contextmanager
     def setting_aside(self, what: str) -> Iterator[None]:
-        """Whatever record the block finds bad goes to `rejected`, and what the block had still to do is left out."""
+        """Add a record that the block finds bad to `rejected`, and skip the rest of the block."""
         try:
             yield
         except BadRecord as error:
@@ -104,9 +103,9 @@ class Source:
 
 
 def image_ids(paths: list[str]) -> list[str]:
-    """A readable id for each path: the file's stem, or the whole path where the stem is not its alone.
+    """A readable id for each path: the file's stem, or the whole path if the stem is not unique.
 
-    That is where several files share the stem, or where it is the path of another file.
+    A stem is not unique if several files have it, or if it is the path of another file.
     """
     different = set(paths)
     stems = Counter(PurePosixPath(path).stem for path in different)
@@ -117,36 +116,38 @@ def image_ids(paths: list[str]) -> list[str]:
 
 
 def split_named(name: str) -> str:
-    """The split that a name means, such as val for Validation; a name that means none as it is."""
+    """The split that a name means, such as val for Validation; an unknown name is returned unchanged."""
     plain = name.strip().lower()
     return {"validation": "val", "valid": "val", "dev": "val"}.get(plain, plain if plain in SPLITS else name)
 
 
 def join(*parts: str) -> str:
-    """Parts of a path as one POSIX path without `.` parts; `..` stays, for the check that forbids it.
+    """Join parts of a path to one POSIX path without `.` parts. `..` is kept, for the check that forbids it.
 
-    Accents are composed (NFC), so that one name has one spelling whatever the file system does.
+    Accents are composed (NFC), so that a name is spelled the same on every file system.
     """
     return unicodedata.normalize("NFC", str(PurePosixPath(*[part.replace("\\", "/") for part in parts])))
 
 
 def check_folder(folder: Path, key: str) -> None:
-    """Raises:
-    InputError: there is no such folder; `key` is the params key that names it.
+    """Check that a folder exists.
+
+    Raises:
+        InputError: there is no such folder; `key` is the params key that names it.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; {key} names it")
 
 
 KINDS: dict[type, str] = {int: "a whole number", str: "a text", list: "a list", dict: "an object"}
-"""What a type is called in an error."""
+"""How error messages name a type."""
 
 
 def take(record: Any, key: str, kind: type[T], where: str) -> T:
-    """`record[key]`, checked to be a `kind`.
+    """Return `record[key]`, checked to be of type `kind`.
 
     Raises:
-        BadRecord: the record is no mapping, has no such key or holds something else there.
+        BadRecord: the record is not a mapping, has no such key, or has a value of another type there.
     """
     if not isinstance(record, dict):
         raise BadRecord(where, "is not a JSON object")

@@ -1,4 +1,4 @@
-"""A source's boxes, brought from the frames that they were annotated in to pixels of the upright pictures."""
+"""Converts a source's boxes from the frames that they were annotated in to pixels of the upright pictures."""
 
 from collections import defaultdict
 
@@ -9,11 +9,11 @@ from stages.sources.frames import QUARTER_TURNS, Frame, WrongFrame, fits, uprigh
 
 
 def _unclear_is_stored(source: Source) -> bool | None:
-    """What the frame is that a source states of pictures that are mirrored or turned by half.
+    """Whether frames that a source states for mirrored or half-turned pictures are those of the stored files.
 
-    Width and height do not say it there. Pictures of the source that are turned by a quarter do: the frames of one
-    source are of one kind. Where there are none, it is that of the stored file, as COCO's own tools read pictures;
-    where they contradict one another, nobody knows.
+    Width and height do not show it for these pictures, but they do for pictures turned by a quarter, and all frames of
+    one source are assumed to be of one kind. If there are no such pictures, the answer is yes, as COCO's own tools read
+    pictures; if they contradict one another, it is None.
     """
     quarter = [
         fits(source.stated[image.image_id], image.frame)
@@ -26,7 +26,7 @@ def _unclear_is_stored(source: Source) -> bool | None:
 
 
 def _check_within(boxes: np.ndarray, frame: Frame, stated: bool) -> None:
-    """WrongFrame where boxes reach beyond a picture by more than rounding and carelessness do."""
+    """Raise WrongFrame if boxes reach beyond a picture by more than rounding and careless annotation explain."""
     slack = max(2.0, 0.01 * max(frame.width, frame.height))
     if (boxes < -slack).any() or (boxes > np.array(frame[:2] * 2) + slack).any():
         raise WrongFrame(
@@ -36,11 +36,10 @@ def _check_within(boxes: np.ndarray, frame: Frame, stated: bool) -> None:
 
 
 def turn_boxes_upright(source: Source) -> None:
-    """Turn and scale the boxes of `source` as the stated sizes of its images and the files' headers say.
+    """Turn and scale the boxes of `source`, by the sizes that it states for images and by the files' headers.
 
-    The boxes of an image are set aside, all of them, where its stated frame is not the picture's, and where one of them
-    reaches beyond the picture. Where there is no file, or none whose size can be read, boxes stay in the frame that is
-    stated.
+    All boxes of an image are set aside if its stated frame does not fit the picture, or if one of them reaches beyond
+    it. If there is no file, or none whose size can be read, boxes stay in the stated frame.
     """
     frames = {image.image_id: image for image in source.images}
     of_image: defaultdict[str, list[int]] = defaultdict(list)

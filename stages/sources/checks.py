@@ -1,4 +1,4 @@
-"""What must hold of every source, whatever it was read from: bad rows are set aside, too many of them are an error."""
+"""Checks on every source, whatever it was read from: bad records are set aside, too many of them are an error."""
 
 from collections import Counter
 
@@ -7,11 +7,11 @@ from stages.params.dataset import SPLITS
 from stages.sources.base import BadRecord, Source, SourceBox, SourceCaption, SourceImage
 
 SHOWN = 10
-"""Rejected rows that are printed."""
+"""Rejected records that are printed."""
 
 
 def is_unicode(text: str) -> bool:
-    """Whether the text can be written: it holds no half character (a lone surrogate)."""
+    """Whether the text can be encoded: it holds no half character (a lone surrogate)."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -45,16 +45,16 @@ def _check_caption(caption: SourceCaption) -> None:
 def check_source(source: Source, max_share: float = 0.0, gone: frozenset[str] = frozenset()) -> None:
     """Set aside what no later stage could use.
 
-    That is a wrong split name, an image id twice, an empty caption, a caption or box of no image, and an image without
-    a caption. What belongs to an image that was set aside goes with it, without being named itself.
+    That is a wrong split name, a repeated image id, an empty caption, a caption or box without an image, and an image
+    without a caption. Captions and boxes of an image that was set aside are dropped without being listed.
 
     Args:
-        source: is changed.
+        source: changed in place.
         max_share: of the images, of the captions and of the boxes that may be set aside.
         gone: ids of images that were set aside before.
 
     Raises:
-        InputError: more were set aside, or a split is left without images, or by a hash with one alone.
+        InputError: more were set aside; a split has no images; or a split that a hash fills has only one.
     """
     known = gone | {image.image_id for image in source.images}
     _check_images(source)
@@ -91,9 +91,9 @@ def check_source(source: Source, max_share: float = 0.0, gone: frozenset[str] = 
 
 
 def check_rejected(source: Source, max_share: float) -> None:
-    """InputError where more than `max_share` of one kind were set aside; the first of them are named.
+    """Raise an InputError that names the first records if more than `max_share` of one kind were set aside.
 
-    Of boxes that are in a wrong frame, all of an image at a time, it is the share of the images that had boxes.
+    For boxes in a wrong frame, which are set aside image by image, it is the share of the images with boxes.
     """
     usable = {
         "image": ("image records", len(source.images)),
@@ -114,8 +114,10 @@ def check_rejected(source: Source, max_share: float) -> None:
 
 
 def check_splits(source: Source) -> None:
-    """InputError where a split is empty, or where a hash has left it a single image, which has no other to be told
-    from; what was set aside is named. Where a hash has still to decide, nothing."""
+    """Raise an InputError if a split is empty, or if a hash left it a single image, which has no other to be told from.
+
+    The records that were set aside are printed first. While a hash has still to decide, nothing is checked.
+    """
     count = Counter(image.split for image in source.images)
     if "" in count:
         return
@@ -130,7 +132,7 @@ def check_splits(source: Source) -> None:
 
 
 def print_rejected(source: Source) -> None:
-    """Say how many records were set aside, and the first of them."""
+    """Print how many records were set aside, and the first of them."""
     if not source.rejected:
         return
     counts = Counter(row.what for row in source.rejected)

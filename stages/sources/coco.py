@@ -1,4 +1,4 @@
-"""COCO caption annotations, their image folders, and the boxes of the instance annotations."""
+"""COCO's caption annotations, their image folders, and the boxes of its instance annotations."""
 
 from collections import Counter
 from pathlib import Path
@@ -32,7 +32,7 @@ class _Picture(NamedTuple):
 
 
 def in_test_share(coco_id: int, share: float) -> bool:
-    """Whether a val image goes to the test split: the same for an id wherever and with whatever else it is read."""
+    """Whether a val image goes to the test split; this depends only on its id and the share."""
     return position(str(coco_id)) < share
 
 
@@ -47,10 +47,10 @@ def _stated_size(record: dict[str, Any]) -> tuple[float, float] | None:
 
 
 class _Part:
-    """One caption file, read as far as its images."""
+    """One caption file and its image records."""
 
     def __init__(self, part: CocoPart, root: Path, test_share: float, source: Source, paths: dict[str, str]) -> None:
-        """`paths`: of the pictures of all parts so far, where the record of each is."""
+        """`paths` maps the path of each picture read so far, of all parts, to its record."""
         self.options, self.file = part, root / part.captions
         self.content = read_json(self.file, "the file that dataset.coco.parts.captions names")
         self.pictures: dict[int, _Picture] = {}
@@ -68,10 +68,10 @@ class _Part:
         if coco_id in self.pictures:
             first = self.pictures[coco_id].where
             raise BadRecord(f"{where}.id", f"{coco_id} is there twice, first at {first}")
-        self.rejected.add(coco_id)  # until it is read whole
+        self.rejected.add(coco_id)  # until the whole record is read
         split = "test" if part.split == "val" and in_test_share(coco_id, test_share) else part.split
         path = join(part.images, take(record, "file_name", str, where))
-        # Before captions and boxes are read: they would go to the first record, which may be of another split.
+        # Checked before captions and boxes are read: they would go to the first record, which may be of another split.
         if path in paths:
             raise BadRecord(f"{where}.file_name", f"{shown(path)} is there twice, first at {paths[path]}")
         paths[path] = where
@@ -93,7 +93,7 @@ def _corners(record: dict[str, Any], where: str) -> tuple[float, float, float, f
 
 
 def _categories(content: dict[str, Any], file: Path) -> dict[int, str]:
-    """The names of the classes of objects, by their ids."""
+    """The names of the object categories, by id."""
     categories: dict[int, str] = {}
     for number, record in enumerate(take(content, "categories", list, str(file))):
         where = f"{file}: categories[{number}]"
@@ -107,10 +107,10 @@ def _categories(content: dict[str, Any], file: Path) -> dict[int, str]:
 
 
 def _read_boxes(file: Path, part: _Part, ids: dict[int, str], source: Source) -> None:
-    """The objects of the images in `ids` (COCO id -> image id); crowds, empty boxes and those of other images, all of
-    which COCO's own files hold, are left out and counted.
+    """Read the boxes of the images in `ids` (COCO id -> image id). Crowds, empty boxes and boxes of other images, all
+    of which COCO's own files have, are left out and counted.
 
-    The frame that this file states of an image goes before that of the caption file: it is that of its boxes.
+    The size that this file states for an image replaces that of the caption file, because it is the frame of the boxes.
 
     Raises:
         InputError: all boxes are of other images: the file belongs to another caption file.
@@ -166,8 +166,7 @@ def _read_captions(part: _Part, ids: dict[int, str], source: Source) -> None:
 def read_source(params: DatasetParams, image_out: Path) -> Source:
     """Read the annotation files, part by part.
 
-    A record that lacks a key or whose id or picture comes twice, a caption that names no image and a box that is none
-    are set aside.
+    A record is set aside if it lacks a key, repeats an id or a picture, is a caption of no image or an invalid box.
 
     Raises:
         InputError: a file is missing or in another form.

@@ -1,7 +1,7 @@
-"""The frame that boxes are in: pixels of the picture as it is seen, turned upright as its EXIF orientation says.
+"""The frame that boxes are in: pixels of the picture as it is seen, turned upright by its EXIF orientation.
 
 Programs that annotate or extract may have read the same file without turning it, or a larger or smaller copy of it. The
-width and height that they state tell which of these it was.
+width and height that they state show which of these it was.
 """
 
 from typing import IO, NamedTuple
@@ -9,16 +9,16 @@ from typing import IO, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image
 
-# A quarter turn exchanges width and height; then x, y or both run the other way.
+# A quarter turn exchanges width and height; afterwards x, y or both are mirrored.
 QUARTER_TURNS, MIRRORED_X, MIRRORED_Y = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
 
 
 class WrongFrame(ValueError):
-    """Boxes are in a frame that is not the picture's; the message says why."""
+    """Boxes are in a frame that does not fit the picture; the message says why."""
 
 
 class Frame(NamedTuple):
-    """What a picture's header says: `width`, `height` and `orientation` of images.parquet."""
+    """A picture's frame, from its header: `width`, `height` and `orientation` of images.parquet."""
 
     width: int
     """Pixels of the upright picture."""
@@ -28,21 +28,21 @@ class Frame(NamedTuple):
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation of an opened picture, 1 to 8; 1 where it states none or one that does not exist.
+    """The EXIF orientation of an opened picture, 1 to 8; 1 if it states none or an invalid one.
 
     Raises:
-        Exception: almost anything, where the EXIF data is damaged.
+        Exception: almost any, if the EXIF data is damaged.
     """
     file: IO[bytes] | None = getattr(image, "fp", None)
     if image.format == "PNG" and "exif" not in image.info and file is not None and (exif := _exif_of_png(file)):
         image.info["exif"] = exif
-    # Not image.getexif(): of a PNG it decodes all pixels to look for EXIF data behind them.
+    # Not image.getexif(): for a PNG it decodes all pixels to look for EXIF data after them.
     value = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _exif_of_png(file: IO[bytes]) -> bytes:
-    """The EXIF data of a PNG, empty if it has none; the file is left where it was read to."""
+    """The EXIF data of a PNG, empty if it has none; the file's position is restored."""
     place = file.tell()
     try:
         file.seek(8)
@@ -57,21 +57,21 @@ def _exif_of_png(file: IO[bytes]) -> bytes:
 
 
 def frame_of(image: Image.Image) -> Frame:
-    """The frame of a picture that is opened and not decoded.
+    """The frame of a picture that is opened but not decoded.
 
     Raises:
-        Exception: almost anything, where the EXIF data is damaged.
+        Exception: almost any, if the EXIF data is damaged.
     """
     orientation = orientation_of(image)
     width, height = image.size
-    # Pillow gives the size of a turned TIFF upright.
+    # Pillow reports the size of a turned TIFF upright.
     if orientation in QUARTER_TURNS and image.format != "TIFF":
         width, height = height, width
     return Frame(width, height, orientation)
 
 
 def turned_boxes(boxes: np.ndarray, width: float, height: float, orientation: int) -> np.ndarray:
-    """Boxes [k, 4], XYXY, of the stored picture of `width` x `height` -> of the upright one, in its pixels."""
+    """Convert boxes [k, 4], XYXY, of the stored picture of `width` x `height` to pixels of the upright one."""
     turned = boxes.reshape(-1, 4).astype(np.float64)
     if orientation in QUARTER_TURNS:
         turned, width, height = turned[:, [1, 0, 3, 2]], height, width
@@ -83,15 +83,15 @@ def turned_boxes(boxes: np.ndarray, width: float, height: float, orientation: in
 
 
 def _same_shape(stated: tuple[float, float], size: tuple[float, float]) -> bool:
-    """Whether one is the other, enlarged or shrunk, but for a pixel of rounding on a side of the smaller one."""
+    """Whether one size is the other, enlarged or shrunk, within one pixel of rounding on a side of the smaller one."""
     return abs(stated[0] * size[1] - stated[1] * size[0]) <= max(*stated, *size)
 
 
 def fits(stated: tuple[float, float], frame: Frame) -> tuple[bool, bool]:
-    """Whether a stated frame is that of the upright picture, and whether that of the stored one, in any size."""
+    """Whether a stated frame is that of the upright picture, and whether that of the stored picture, at any scale."""
     upright = (float(frame.width), float(frame.height))
     stored = upright[::-1] if frame.orientation in QUARTER_TURNS else upright
-    # The exact size settles what rounding leaves open, as for 100 x 101 pixels.
+    # The exact size decides where rounding leaves both possible, as for 100 x 101 pixels.
     exact = (stated == upright, stated == stored)
     return exact if any(exact) else (_same_shape(stated, upright), _same_shape(stated, stored))
 
@@ -99,22 +99,22 @@ def fits(stated: tuple[float, float], frame: Frame) -> tuple[bool, bool]:
 def upright_boxes(
     boxes: np.ndarray, stated: tuple[float, float] | None, frame: Frame, unclear_is_stored: bool | None = None
 ) -> np.ndarray:
-    """Boxes of a published or annotated picture in the frame of ours.
+    """Convert boxes of a published or annotated picture to the frame of ours.
 
     Args:
-        boxes: [k, 4], XYXY, pixels of the frame that they were made in.
-        stated: width and height of that frame; None where nobody says.
+        boxes: [k, 4], XYXY, in pixels of the frame that they were made in.
+        stated: width and height of that frame; None if unknown.
         frame: of our picture.
-        unclear_is_stored: what a stated frame is that fits both, as after half a turn: that of the stored picture, or
-            of the upright one; None: an error.
+        unclear_is_stored: whether a stated frame that fits both, as after half a turn, is that of the stored picture
+            (True) or of the upright one (False); None: an error.
 
     Returns:
-        float64 [k, 4], pixels of the upright picture: turned where the stated frame is that of the stored file, scaled
-        where it has another size. Boxes are not clipped.
+        float64 [k, 4], in pixels of the upright picture: turned if the stated frame is that of the stored file, and
+            scaled if its size differs. Boxes are not clipped.
 
     Raises:
-        WrongFrame: the stated frame is neither that of the upright nor of the stored picture, in any size; or which
-            of the two it is cannot be told, because turning leaves their shape alone or nothing is stated.
+        WrongFrame: the stated frame fits neither the upright nor the stored picture at any scale; or it cannot be
+            decided which of the two it is, because both have the same shape or no frame is stated.
     """
     upright = (float(frame.width), float(frame.height))
     if stated is None:

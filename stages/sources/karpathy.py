@@ -21,7 +21,7 @@ from stages.workspace import named_path
 
 
 def _text(sentence: Any, where: str) -> str:
-    """The sentence as written, or its tokens where it is not there."""
+    """The sentence as written, or its tokens if the raw text is missing."""
     if not isinstance(sentence, dict) or "raw" in sentence or "tokens" not in sentence:
         return take(sentence, "raw", str, where)
     return " ".join(str(token) for token in take(sentence, "tokens", list, where))
@@ -35,7 +35,7 @@ class _Record(NamedTuple):
 
 
 def _record(record: Any, where: str, options: KarpathyParams, seen: dict[int, str]) -> _Record | None:
-    """One image of the file; None where its split is skipped."""
+    """Read one image's record; None if its split is skipped."""
     split = split_named(take(record, "split", str, where))
     if split not in (*SPLITS, "restval"):
         raise BadRecord(f"{where}.split", f"{shown(split)} is not one of {', '.join(SPLITS)}, restval")
@@ -55,7 +55,7 @@ def _record(record: Any, where: str, options: KarpathyParams, seen: dict[int, st
 def read_source(params: DatasetParams, image_out: Path) -> Source:
     """Read the split JSON.
 
-    A record that lacks a key, names a wrong split or comes twice is set aside.
+    A record that lacks a key, has a wrong split, or repeats an id or a picture is set aside.
 
     Raises:
         InputError: the file is missing or in another form.
@@ -80,7 +80,7 @@ def read_source(params: DatasetParams, image_out: Path) -> Source:
     for image_id, record in zip(image_ids([record.path for record in records]), records, strict=True):
         place = record.where.rpartition(" ")[2]
         if first.setdefault(record.path, place) != place:
-            # Its captions go with it: the first record may be of another split.
+            # Its captions are dropped too: the first record may be of another split.
             reason = f"the picture {shown(record.path)} is there twice, first at {first[record.path]}"
             source.rejected.append(Rejected("image", record.where, reason))
             continue

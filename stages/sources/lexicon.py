@@ -31,7 +31,7 @@ TEXTURES: dict[str, tuple[str, ...]] = {
     "dotted": ("dotted", "spotted", "speckled"),
     "checkered": ("checkered", "chequered"),
 }
-# What follows the noun instead of standing before it.
+# Phrases that follow the noun, instead of a word before it.
 TEXTURE_PHRASES: dict[str, tuple[str, ...]] = {
     "plain": ("without a pattern",),
     "striped": ("with stripes",),

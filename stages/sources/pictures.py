@@ -1,4 +1,4 @@
-"""Where a source's pictures lie, and what their headers say; nothing is decoded."""
+"""Finds a source's picture files and reads their headers; nothing is decoded."""
 
 import configparser
 import unicodedata
@@ -21,7 +21,7 @@ UNKNOWN = Frame(0, 0, 1)
 
 
 class PictureFacts(NamedTuple):
-    """What a file's header says, and its hash; 0 x 0 and an empty hash where that cannot be read."""
+    """The frame in a file's header, and the file's hash; 0 x 0 and an empty hash if they cannot be read."""
 
     frame: Frame
     sha256: str
@@ -38,7 +38,7 @@ class ImageRoot:
 
     Args:
         root: may itself be a link, and so may a folder below it that the params name.
-        linked: folders elsewhere that links below the root may lead to, beside the DVC cache of the root's repository.
+        linked: other folders that links below the root may lead to, besides the DVC cache of the root's repository.
     """
 
     def __init__(self, root: Path, linked: tuple[Path, ...] = ()) -> None:
@@ -48,10 +48,10 @@ class ImageRoot:
         self._names = cache(_names_in)
 
     def file_of(self, image: SourceImage) -> Path:
-        """The file of an image, spelled as on disk, certain to lie below the folder that the params name.
+        """Return the file of an image, spelled as on disk; it is checked to be below the folder that the params name.
 
         Raises:
-            BadRecord: the path is absolute or leaves the folder, by `..` or through a link, or names no file.
+            BadRecord: the path is absolute, leaves the folder by `..` or through a link, or names no file.
         """
         pure = PurePosixPath(image.path)
         if "\0" in image.path or not is_unicode(image.path):
@@ -79,7 +79,7 @@ class ImageRoot:
         return file
 
     def _link_of(self, file: Path) -> Path | None:
-        """The last link on the way from the root to a file."""
+        """The last link on the path from the root to a file."""
         way = file.parents[: len(file.relative_to(self.root).parts) - 1]
         try:
             return next((path for path in (file, *way) if path.is_symlink()), None)
@@ -94,7 +94,7 @@ class ImageRoot:
         return any(target.is_relative_to(place) for place in (self._resolved(folder), *self.allowed))
 
     def _as_on_disk(self, path: PurePosixPath, any_case: bool = False) -> Path | None:
-        """The file whose name is the same but for how its accents are composed, and its case, if there is one."""
+        """The file whose name differs only in how accents are composed, or in case if `any_case`; None without one."""
         file = self.root
         for part in path.parts:
             name = self._names(file, any_case).get(_spelled(part, any_case))
@@ -117,12 +117,12 @@ def _is_file(file: Path) -> bool:
 
 
 def _spelled(name: str, any_case: bool) -> str:
-    """A name with its accents composed, and in one case if its case makes no difference."""
+    """A name with its accents composed (NFC), and case-folded if `any_case`."""
     return unicodedata.normalize("NFC", name.casefold() if any_case else name)
 
 
 def _names_in(folder: Path, any_case: bool) -> dict[str, str]:
-    """Name as `_spelled` -> name on disk, of what is in a folder."""
+    """The names in a folder: name as of `_spelled` -> name on disk."""
     try:
         return {_spelled(path.name, any_case): path.name for path in folder.iterdir()}
     except OSError:
@@ -130,9 +130,9 @@ def _names_in(folder: Path, any_case: bool) -> dict[str, str]:
 
 
 def _dvc_caches(root: Path) -> list[Path]:
-    """The cache of the DVC repository that `root` is in: with `cache.type symlink`, its files are links into it.
+    """The cache of the DVC repository that `root` is in: with `cache.type symlink`, its files are links to the cache.
 
-    That is safe, for a file is there only because it was added to DVC, under a name that is its hash.
+    Allowing this is safe: a file is in the cache only if it was added to DVC, under a name that is its hash.
     """
     for folder in (root.absolute(), *root.absolute().parents):
         if (folder / ".dvc").is_dir():
@@ -160,14 +160,14 @@ def _measure(file: Path, sha256: str | OSError) -> PictureFacts:
 
 
 def measure_all(files: list[Path], hashes: Path | None = None) -> list[PictureFacts]:
-    """What each file's header says, and its SHA-256; no picture is decoded.
+    """Read each file's header, and compute its SHA-256; no picture is decoded.
 
     Args:
         hashes: the cache of hashes (`stages.content.hashes`).
     """
     progress = tqdm(file_hashes(files, hashes), total=len(files), desc="hash images", mininterval=2, dynamic_ncols=True)
     digests = list(progress)
-    # Only headers are read, so a picture that claims a vast size does no harm here and must not raise.
+    # Only headers are read, so a picture that claims a vast size does no harm here and must not raise an error.
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -177,9 +177,9 @@ def measure_all(files: list[Path], hashes: Path | None = None) -> list[PictureFa
 
 
 def find_pictures(source: Source, root: ImageRoot, needed: bool) -> dict[str, Path]:
-    """The file of every image by its id; an image without one is set aside, or listed all the same if not `needed`.
+    """Find the file of every image, by id, and change the paths in `source.images` to those on disk.
 
-    In `source.images`, paths become those on disk.
+    An image without a file is set aside, or kept if files are not `needed`.
     """
     files: dict[str, Path] = {}
     images: list[SourceImage] = []
@@ -199,7 +199,7 @@ def find_pictures(source: Source, root: ImageRoot, needed: bool) -> dict[str, Pa
 
 
 def read_headers(source: Source, files: dict[str, Path], hashes: Path | None) -> None:
-    """Put frame and hash into `source.images`. One whose size cannot be read stays: extract_regions says why."""
+    """Add frame and hash to `source.images`. An image whose size cannot be read stays: extract_regions says why."""
     known = [image.image_id for image in source.images if image.image_id in files]
     measured = dict(zip(known, measure_all([files[image_id] for image_id in known], hashes), strict=True))
     images = []

@@ -1,4 +1,4 @@
-"""Captions of the embedded scenes: some of the objects, in one of many wordings, and what each caption claims."""
+"""Captions of the embedded scenes: they mention some of the objects, in varied wording, and record what they claim."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ _TRIES = 40
 
 @dataclass(frozen=True)
 class Mention:
-    """What a caption says of one object or of several alike, in canonical words; None: left unsaid.
+    """What a caption says about one object, or about several alike, in canonical words; None: not mentioned.
 
-    With `count` 1 it says that such an object is there; above 1, that there are exactly so many.
+    `count` 1 claims that there is at least one such object; a higher count, that there are exactly so many.
     """
 
     objects: tuple[int, ...]
@@ -51,10 +51,10 @@ class SceneCaption:
 
 @dataclass
 class ClaimIndex:
-    """Which scenes of a split fit a claim, as bits of a whole number, one bit per scene.
+    """Finds the scenes of a split for which a claim is true, as bits of an integer, one bit per scene.
 
-    Relations are left out on purpose: what tells scenes apart must be in the objects themselves, because CAMP
-    sees what each region looks like and not where it is.
+    Relations are left out on purpose: the objects themselves must distinguish scenes, because CAMP sees what each
+    region looks like but not where it is.
     """
 
     scenes: Sequence[Scene]
@@ -72,7 +72,7 @@ class ClaimIndex:
                 self._exactly[claim, count] |= 1 << bit
 
     def fitting(self, mentions: Sequence[Mention]) -> int:
-        """The bits of the scenes that every mention is true of."""
+        """The bits of the scenes for which every mention is true."""
         bits = (1 << len(self.scenes)) - 1
         for mention in mentions:
             claim = (mention.shape, mention.colour, mention.texture, mention.size)
@@ -81,7 +81,7 @@ class ClaimIndex:
 
 
 def _word(rng: np.random.Generator, words: Sequence[str]) -> str:
-    """Mostly the usual word; a synonym about one time in five."""
+    """The usual word, or a synonym about one time in five."""
     return words[0] if len(words) == 1 or rng.integers(5) else pick(rng, words[1:])
 
 
@@ -90,7 +90,7 @@ def _with_article(phrase: str) -> str:
 
 
 def _phrase(rng: np.random.Generator, mention: Mention) -> str:
-    """The noun phrase of a mention."""
+    """Write the noun phrase of a mention."""
     noun = _word(rng, SHAPES[mention.shape]) if mention.shape else pick(rng, ANY_SHAPE)
     before, after = [], []
     if mention.size:
@@ -115,7 +115,7 @@ def _phrase(rng: np.random.Generator, mention: Mention) -> str:
 
 
 def _mention(rng: np.random.Generator, scene: Scene, first: int, thorough: int) -> Mention:
-    """What to say of object `first`; `thorough` (0, 1 or 2) is how much detail the caption goes into."""
+    """Choose what to say about object `first`; `thorough` (0, 1 or 2) is the level of detail."""
     item = scene.objects[first]
     alike = [i for i, other in enumerate(scene.objects) if (other.shape, other.colour) == (item.shape, item.colour)]
     told = tuple(alike) if len(alike) > 1 and rng.integers(4) else (first,)
@@ -129,7 +129,7 @@ def _mention(rng: np.random.Generator, scene: Scene, first: int, thorough: int) 
     size = item.size if say_size else None
     colour, shape = item.colour if say_colour else None, item.shape if say_shape else None
     if len(told) > 1:
-        # "two blue stars" counts all that fit the words, so the words may not leave one of them out or let one in.
+        # "two blue stars" counts all objects that fit the words, so the mention must include exactly those.
         fit = tuple(
             i
             for i, other in enumerate(scene.objects)
@@ -143,7 +143,7 @@ def _mention(rng: np.random.Generator, scene: Scene, first: int, thorough: int) 
 
 
 def _mentions(rng: np.random.Generator, scene: Scene, everything: bool) -> list[Mention]:
-    """Mentions of some objects, in random order, none spoken of twice."""
+    """Mentions of some of the objects, in random order; no object is mentioned twice."""
     count = len(scene.objects)
     wanted = {2: (2,), 3: (2, 3, 3), 4: (2, 3, 3, 4), 5: (3, 3, 4), 6: (3, 3, 4, 4)}[count]
     most = count if everything else pick(rng, wanted)
@@ -161,7 +161,7 @@ def _mentions(rng: np.random.Generator, scene: Scene, everything: bool) -> list[
 
 
 def relation_between(geometry: Geometry, left: Sequence[int], right: Sequence[int], side: int) -> list[str]:
-    """The relations that clearly hold between all of one group of objects and all of another."""
+    """The relations that clearly hold between all objects of one group and all of another."""
     held = []
     for name in RELATIONS:
         axis, sign = (0 if name in ("left of", "right of") else 1), (1 if name in ("left of", "above") else -1)
@@ -197,7 +197,7 @@ def _opening(rng: np.random.Generator, plural: bool) -> str:
 def _sentence(
     rng: np.random.Generator, scene: Scene, mentions: list[Mention], geometry: Geometry, side: int
 ) -> SceneCaption:
-    """One caption that says the mentions in their order."""
+    """Write one caption with the mentions in their order."""
     phrases = [_phrase(rng, mention) for mention in mentions]
     plural = [mention.count > 1 for mention in mentions]
     relations: tuple[tuple[int, str, int], ...] = ()
@@ -236,7 +236,7 @@ def _sentence(
 def captions_of_scene(
     scene: Scene, geometry: Geometry, index: ClaimIndex, family: int, side: int
 ) -> list[SceneCaption]:
-    """4 to 7 different captions; those of a near twin are true of no other scene of its family.
+    """Write 4 to 7 different captions; those of a near twin are true of no other scene of its family.
 
     Args:
         family: bits, in `index`, of the scene's near twins, without the scene itself.
@@ -249,7 +249,7 @@ def captions_of_scene(
         for attempt in range(2 * _TRIES):
             mentions = _mentions(rng, scene, everything=attempt >= _TRIES)
             caption = _sentence(rng, scene, mentions, geometry, side)
-            # The last attempt is taken as it is, so that a scene never runs out of captions.
+            # The last attempt is accepted in any case, so that a scene never runs out of captions.
             apart = not index.fitting(mentions) & family or attempt == 2 * _TRIES - 1
             if apart and caption.text not in texts:
                 captions.append(caption)

@@ -1,4 +1,4 @@
-"""Placing a scene's objects and drawing the picture, its boxes and its owner map."""
+"""Places a scene's objects and draws the picture, its boxes and its map of the topmost objects."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from stages.sources.scene_raster import (
 )
 
 MIN_VISIBLE = 0.6
-"""Share of every object's own pixels that nothing covers."""
+"""Least share of every object's own pixels that is not covered."""
 JPEG_QUALITY = 92
 # Radii in pixels at an image side of 160.
 _RADII = {"small": (13, 17), "medium": (20, 24), "large": (28, 33)}
@@ -30,7 +30,7 @@ _JITTER = 9
 
 @dataclass(frozen=True)
 class Place:
-    """Where an object lies: centre and radius in pixels, rotation in degrees."""
+    """Position of an object: centre and radius in pixels, rotation in degrees."""
 
     x: int
     y: int
@@ -40,7 +40,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A drawn scene: uint8 RGB pixels [side, side, 3], the topmost object of each pixel (-1: ground), places."""
+    """A drawn scene: uint8 RGB pixels [side, side, 3], each pixel's topmost object (-1: background), and the places."""
 
     pixels: np.ndarray
     owner: np.ndarray
@@ -49,7 +49,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What the captions and the detector need to know of a drawing."""
+    """What the captions and the detector need to know about a drawing."""
 
     centres: tuple[tuple[int, int], ...]
     boxes: tuple[tuple[int, int, int, int], ...]
@@ -58,7 +58,7 @@ class Geometry:
 
 
 class _Stencil:
-    """One object's points on a fine grid over its window [y0:y0+h, x0:x0+w] of the image."""
+    """One object's points on a supersampled grid over its window [y0:y0+h, x0:x0+w] of the image."""
 
     def __init__(self, shape: str, place: Place, side: int) -> None:
         reach = int(place.radius * 1.2) + 3
@@ -77,11 +77,11 @@ class _Stencil:
 def _draw_places(
     rng: np.random.Generator, scene: Scene, side: int, near: tuple[Place, ...] | None
 ) -> tuple[tuple[Place, ...], list[_Stencil], np.ndarray]:
-    """Places in which every object is visible enough; beside `near`, where given, they are jittered copies."""
+    """Draw places in which every object is visible enough, or, if `near` is given, jittered copies of its places."""
     scale, attempt = side / 160, 0
     while True:
         attempt += 1
-        # A scene too full to place gets smaller objects step by step; a twin whose copy fails is placed afresh.
+        # If a scene is too full, objects shrink step by step; a twin whose copied places fail gets new ones.
         shrinking = max(0.6, 1 - 0.02 * (attempt // 25))
         copied = near if near is not None and attempt <= 40 else ()
         places: list[Place] = []
@@ -110,7 +110,7 @@ def _visible(stencils: list[_Stencil], owner: np.ndarray) -> list[float]:
 
 
 def _paint(rng: np.random.Generator, canvas: np.ndarray, stencil: _Stencil, item: SceneObject, radius: float) -> None:
-    """Lay one object over the canvas, with its pattern, a dark outline, light from the top left and a shadow."""
+    """Paint one object on the canvas, with its pattern, a dark outline, light from the top left and a shadow."""
     colour, texture = item.colour, item.texture
     base = np.array(COLOUR_RGB[colour]) + rng.integers(-16, 17, size=3)
     lighter = colour not in ("white", "yellow", "cyan") and bool(rng.integers(2))
@@ -132,7 +132,8 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, stencil: _Stencil, item
 
 
 def draw_scene(scene: Scene, side: int, near: tuple[Place, ...] | None = None) -> Drawing:
-    """Draw a scene, each from its own generator; `near` holds the places of the scene it is a near twin of."""
+    """Draw a scene, each with its own random generator; `near` has the places of the scene that it is a near twin
+    of."""
     rng = np.random.default_rng((*scene.key, 1))
     places, stencils, owner = _draw_places(rng, scene, side, near)
     canvas = background(rng, side)
@@ -152,7 +153,7 @@ def _geometry(scene: Scene, drawing: Drawing, side: int) -> Geometry:
 
 
 def draw_family(family: list[Scene], side: int, folder: Path) -> list[Geometry]:
-    """Draw near twins (or one scene alone) into `folder` as JPEG; the scene a family starts from comes first."""
+    """Draw near twins (or a single scene) into `folder` as JPEG; the scene that the family starts from comes first."""
     near: tuple[Place, ...] | None = None
     geometries = []
     for scene in family:

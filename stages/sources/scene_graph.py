@@ -1,6 +1,6 @@
-"""What is in each embedded scene: objects with attributes, and near twins that differ in one thing.
+"""The content of each embedded scene: objects with attributes, and near twins that differ in one thing.
 
-Nothing here is about pixels: where objects lie is decided when they are drawn (scene_drawing.py).
+Positions are not decided here but when the scenes are drawn (scene_drawing.py).
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ MIN_OBJECTS, MAX_OBJECTS = 2, 6
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object by its canonical words (the keys of the lexicon)."""
+    """One object, in canonical words (the keys of the lexicon)."""
 
     shape: str
     colour: str
@@ -30,20 +30,20 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """One scene before it is drawn. `family` is shared by near twins; `twin_of` and `change` are empty otherwise."""
+    """One scene before it is drawn. Near twins share a `family`; without twins, `twin_of` and `change` are empty."""
 
     image_id: str
     key: tuple[int, ...]
-    """Seed of everything random about this scene alone."""
+    """Seed of everything that is random in this scene only."""
     objects: tuple[SceneObject, ...]
     family: str
     twin_of: str = ""
     change: str = ""
-    """What was changed to make this scene out of `twin_of`; empty at the scene that a family starts from."""
+    """What was changed in `twin_of` to make this scene; empty for the first scene of a family."""
 
 
 def pick(rng: np.random.Generator, items: Sequence[T], weights: Sequence[int] | None = None) -> T:
-    """One of `items`, with whole-number weights: exact integer arithmetic, the same on every machine."""
+    """Draw one of `items` with integer weights: integer arithmetic gives the same result on every machine."""
     if weights is None:
         return items[int(rng.integers(len(items)))]
     ticket = int(rng.integers(sum(weights)))
@@ -64,7 +64,8 @@ def _object(rng: np.random.Generator) -> SceneObject:
 
 
 def draw_objects(rng: np.random.Generator) -> tuple[SceneObject, ...]:
-    """2 to 6 objects; in a third of the scenes two or three of them share shape and colour, to be counted."""
+    """Draw 2 to 6 objects; in a third of the scenes two or three share shape and colour, for captions that count
+    them."""
     count = pick(rng, range(MIN_OBJECTS, MAX_OBJECTS + 1), [8, 20, 28, 26, 18])
     objects = [_object(rng) for _ in range(count)]
     if count > 2 and rng.integers(3) == 0:
@@ -78,7 +79,7 @@ def draw_objects(rng: np.random.Generator) -> tuple[SceneObject, ...]:
 
 
 def signature(objects: Sequence[SceneObject]) -> tuple[tuple[str, str, str], ...]:
-    """What makes two scenes different: the bag of (shape, colour, texture). Size and place are not enough."""
+    """What distinguishes two scenes: the multiset of (shape, colour, texture). Sizes and positions do not suffice."""
     return tuple(sorted((item.shape, item.colour, item.texture) for item in objects))
 
 
@@ -86,7 +87,7 @@ def _swap(attribute: str) -> Callable[[np.random.Generator, list[SceneObject]], 
     def edit(rng: np.random.Generator, objects: list[SceneObject]) -> bool:
         i, j = (int(k) for k in rng.permutation(len(objects))[:2])
         a, b = getattr(objects[i], attribute), getattr(objects[j], attribute)
-        # Two objects that are otherwise alike would only trade places.
+        # Two objects that are otherwise alike would only exchange places.
         if a == b or objects[i].shape == objects[j].shape:
             return False
         objects[i], objects[j] = replace(objects[i], **{attribute: b}), replace(objects[j], **{attribute: a})
@@ -111,7 +112,7 @@ def _replace_object(rng: np.random.Generator, objects: list[SceneObject]) -> boo
 
 
 def _change_count(rng: np.random.Generator, objects: list[SceneObject]) -> bool:
-    """One more, or one fewer, of objects that come in twos or threes."""
+    """Add or remove one of two or more objects that share shape and colour."""
     alike = Counter((item.shape, item.colour) for item in objects)
     groups = sorted(group for group, count in alike.items() if count > 1)
     if not groups:
@@ -127,7 +128,7 @@ def _change_count(rng: np.random.Generator, objects: list[SceneObject]) -> bool:
     return True
 
 
-# Swaps leave the bag of words as it was: only which word goes with which region tells such twins apart.
+# Swaps leave the bag of words as it was: such twins differ only in which word belongs to which region.
 _EDITS: dict[str, tuple[int, Callable[[np.random.Generator, list[SceneObject]], bool]]] = {
     "swap colours": (7, _swap("colour")),
     "swap textures": (3, _swap("texture")),
@@ -142,7 +143,7 @@ _EDITS: dict[str, tuple[int, Callable[[np.random.Generator, list[SceneObject]], 
 def make_twin(
     rng: np.random.Generator, objects: Sequence[SceneObject], taken: set[tuple[tuple[str, str, str], ...]]
 ) -> tuple[str, tuple[SceneObject, ...]]:
-    """The kind of change and the changed objects, whose signature is not in `taken`."""
+    """Change `objects` until their signature is not in `taken`; return the kind of change and the changed objects."""
     while True:
         kind = pick(rng, list(_EDITS), [weight for weight, _ in _EDITS.values()])
         changed = list(objects)
@@ -151,7 +152,7 @@ def make_twin(
 
 
 def family_sizes(rng: np.random.Generator, scenes: int, twin_share: float) -> list[int]:
-    """Sizes of the families of near twins (2 to 4 scenes) that make up at least `twin_share` of `scenes`."""
+    """Draw sizes of families of near twins (2 to 4 scenes) that together make up at least `twin_share` of `scenes`."""
     left = min(scenes, max(2, ceil(twin_share * scenes))) if twin_share > 0 else 0
     sizes: list[int] = []
     while left >= 2:
@@ -163,7 +164,7 @@ def family_sizes(rng: np.random.Generator, scenes: int, twin_share: float) -> li
 
 
 def plan_split(split: str, seed_key: tuple[int, int], scenes: int, twin_share: float) -> list[Scene]:
-    """All scenes of a split, no two with the same signature, families spread over it at random."""
+    """Plan all scenes of a split, no two with the same signature; families are spread over the split at random."""
     rng = np.random.default_rng(seed_key)
     families = family_sizes(rng, scenes, twin_share)
     families += [1] * (scenes - sum(families))

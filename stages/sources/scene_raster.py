@@ -1,8 +1,8 @@
 """Shapes, textures and backgrounds of the embedded scenes as pixels.
 
-Every pixel must come out the same on every machine. So randomness comes from whole numbers only, angles are
-whole degrees from one rounded table, and the rest is elementwise + - * /, which IEEE arithmetic fixes exactly;
-no matrix products and no transcendental functions, whose last bit depends on the processor.
+Every pixel must be the same on every machine. So random numbers are integers, angles are whole degrees from one rounded
+table, and the rest is elementwise + - * /, which IEEE arithmetic defines exactly. There are no matrix products and no
+transcendental functions, because their last bit depends on the processor.
 """
 
 import math
@@ -27,7 +27,7 @@ COLOUR_RGB: dict[str, tuple[int, int, int]] = {
     "purple": (134, 50, 168),
     "white": (238, 238, 234),
 }
-# Largest rotation either way, in degrees: a square on its corner would be another shape.
+# Largest rotation either way, in degrees: a square on its corner would look like another shape.
 ROTATION: dict[str, int] = {
     "circle": 180,
     "square": 20,
@@ -41,7 +41,7 @@ ROTATION: dict[str, int] = {
 
 
 def rotate(u: np.ndarray, v: np.ndarray, degrees: int) -> tuple[np.ndarray, np.ndarray]:
-    """The coordinates (u, v) in axes turned by whole `degrees`."""
+    """The coordinates (u, v) in axes turned by `degrees`, an integer."""
     sine, cosine = _SINE[degrees % 360], _SINE[(degrees + 90) % 360]
     return u * cosine + v * sine, v * cosine - u * sine
 
@@ -82,12 +82,12 @@ _INSIDE: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {
 
 
 def inside_shape(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Which points lie in the shape, bool; u to the right and v down, in units of the object's radius."""
+    """Whether points lie in the shape, bool; u points right and v down, in units of the object's radius."""
     return np.asarray(_INSIDE[shape](u, v), dtype=bool)
 
 
 def dark_texture(texture: str, u: np.ndarray, v: np.ndarray, radius: float, phase: float) -> np.ndarray:
-    """Which points take the object's second colour. The pattern never gets finer than 3 pixels."""
+    """Whether points take the object's second colour. The pattern never gets finer than 3 pixels."""
     if texture == "plain":
         return np.zeros(u.shape, dtype=bool)
     if texture == "striped":
@@ -127,7 +127,7 @@ def _muted(rng: np.random.Generator, low: int, high: int) -> np.ndarray:
 
 
 def _value_noise(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Smooth random fields of three grain sizes laid over one another, [size, size] in 0..1."""
+    """The sum of smooth random fields of three grain sizes, [size, size] in 0..1."""
     total = np.zeros((size, size))
     for cells, weight in ((int(rng.integers(3, 6)), 0.5), (int(rng.integers(8, 16)), 0.3), (size // 4, 0.2)):
         grid = Image.fromarray(rng.integers(0, 256, size=(cells, cells), dtype=np.uint8))
@@ -136,7 +136,7 @@ def _value_noise(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _clutter(rng: np.random.Generator, image: Image.Image) -> None:
-    """Muted scraps and scratches: things that are there and that no caption mentions."""
+    """Draw muted scraps and scratches, which no caption mentions."""
     draw = ImageDraw.Draw(image, "RGBA")
     size = image.width
 
@@ -157,7 +157,7 @@ def _clutter(rng: np.random.Generator, image: Image.Image) -> None:
 
 
 def background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A textured, cluttered ground, float64 [size, size, 3] in 0..255."""
+    """A textured, cluttered background, float64 [size, size, 3] in 0..255."""
     blend = _value_noise(rng, size)[..., None]
     ground = _muted(rng, 50, 200) * (1 - blend) + _muted(rng, 50, 200) * blend
     image = Image.fromarray(ground.clip(0, 255).astype(np.uint8))
@@ -166,7 +166,7 @@ def background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def light_and_noise(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
-    """Uneven, tinted light and sensor noise over the finished picture: float64 -> uint8 [size, size, 3]."""
+    """Add uneven, tinted light and sensor noise to the finished picture: float64 -> uint8 [size, size, 3]."""
     size = canvas.shape[0]
     ramp = (np.arange(size) * 2 - (size - 1)) / (size - 1)
     across, down = rotate(ramp[None, :], ramp[:, None], int(rng.integers(360)))

@@ -1,4 +1,4 @@
-"""The embedded dataset: scenes rendered from a seed, with captions, boxes and the ground truth of both."""
+"""The embedded dataset: scenes rendered from a seed, with captions, boxes and the ground truth for both."""
 
 import dataclasses
 import os
@@ -30,12 +30,12 @@ GROUND_TRUTH = pa.schema(
     [
         ("image_id", pa.string()),
         ("split", pa.string()),
-        ("twin_of", pa.string()),  # null where the scene has no near twin
+        ("twin_of", pa.string()),  # null if the scene has no near twin
         ("family", pa.string()),  # the same for all near twins of one another
-        ("change", pa.string()),  # what was changed of twin_of; null where nothing was
+        ("change", pa.string()),  # what was changed in twin_of; null if nothing was
         ("objects", pa.list_(_OBJECT)),
         ("centres", pa.list_(pa.list_(pa.int32(), 2))),  # x, y in pixels, in the order of objects
-        ("visible", pa.list_(pa.float32())),  # share of each object that nothing covers
+        ("visible", pa.list_(pa.float32())),  # share of each object that is not covered
         (
             "captions",  # in the order of captions.parquet; mentions and relations use canonical words
             pa.list_(
@@ -47,7 +47,7 @@ GROUND_TRUTH = pa.schema(
 
 
 def plan(params: ScenesParams) -> list[Scene]:
-    """All scenes, split by split."""
+    """Plan all scenes, split by split."""
     return [
         scene
         for number, split in enumerate(SPLITS)
@@ -56,7 +56,7 @@ def plan(params: ScenesParams) -> list[Scene]:
 
 
 def draw(scenes: list[Scene], side: int, folder: Path, workers: int | None = None) -> dict[str, Geometry]:
-    """Render every scene into `folder`; the pictures do not depend on the number of processes, `workers`."""
+    """Render every scene into `folder`; pictures do not depend on `workers`, the number of processes."""
     families: defaultdict[str, list[Scene]] = defaultdict(list)
     for scene in scenes:
         families[scene.family].append(scene)
@@ -73,7 +73,7 @@ def draw(scenes: list[Scene], side: int, folder: Path, workers: int | None = Non
 
 
 def caption_scenes(scenes: list[Scene], geometries: dict[str, Geometry], side: int) -> dict[str, list[SceneCaption]]:
-    """The captions of every scene; what near twins are told apart from is the rest of their family."""
+    """Write the captions of every scene; those of near twins must not be true of the rest of their family."""
     captions = {}
     for split in SPLITS:
         members = [scene for scene in scenes if scene.image_id.startswith(f"{split}-")]
@@ -90,7 +90,8 @@ def caption_scenes(scenes: list[Scene], geometries: dict[str, Geometry], side: i
 def ground_truth(
     scenes: list[Scene], geometries: dict[str, Geometry], captions: dict[str, list[SceneCaption]]
 ) -> pa.Table:
-    """One row per scene: what is in it, where, what it is a near twin of, and what each caption claims."""
+    """One row per scene: its objects, their places, the scene that it is a near twin of, and what each caption
+    claims."""
     rows = []
     for scene in scenes:
         geometry = geometries[scene.image_id]
@@ -121,7 +122,7 @@ def ground_truth(
 
 
 def read_source(params: DatasetParams, image_out: Path) -> Source:
-    """Render the scenes into `image_out` and describe them."""
+    """Render the scenes into `image_out`, and write their captions."""
     scenes, side = plan(params.scenes), params.scenes.image_size
     image_out.mkdir(parents=True, exist_ok=True)
     geometries = draw(scenes, side, image_out)

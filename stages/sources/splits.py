@@ -1,4 +1,4 @@
-"""Splits that a hash decides: the same for an image wherever, and with whatever else, it is read."""
+"""Splits by hash: an image gets the same split wherever, and with whatever else, it is read."""
 
 import hashlib
 from collections import defaultdict
@@ -10,21 +10,21 @@ from stages.sources.base import Source, SourceImage
 
 
 def position(key: str) -> float:
-    """Where a key stands between 0 and 1."""
+    """Map a key to a number between 0 and 1."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
 def hashed_split(image: SourceImage, val_share: float, test_share: float) -> str:
-    """The split of an image that states none: by its group, or else by the bytes of its file, or by its name.
+    """The split of an image that states none: by its group, else by the bytes of its file, else by its path.
 
-    By the bytes, because then two copies of one picture are never in two splits.
+    Using the bytes keeps two copies of one picture in one split.
     """
     place = position(f"group {image.group}" if image.group else image.sha256 or image.path)
     return "test" if place < test_share else "val" if place < test_share + val_share else "train"
 
 
 def fill_splits(source: Source, val_share: float, test_share: float) -> None:
-    """Put every image that states no split into one."""
+    """Give every image without a split one."""
     source.images = [
         image if image.split else image._replace(split=hashed_split(image, val_share, test_share))
         for image in source.images
@@ -32,13 +32,13 @@ def fill_splits(source: Source, val_share: float, test_share: float) -> None:
 
 
 def _first(names: Iterable[str]) -> str:
-    """Ten of some names, and whether there are more."""
+    """At most ten of the names, and `...` if there are more."""
     some = list(islice(names, 11))
     return ", ".join([*some[:10], *(["..."] if len(some) > 10 else [])])
 
 
 def say_shared_groups(source: Source) -> None:
-    """Count and name the groups whose images are in several splits, as those of a table that states both may be."""
+    """Print how many groups, and which, have images in several splits; a table that states both columns allows this."""
     splits_of: defaultdict[str, set[str]] = defaultdict(set)
     for image in source.images:
         if image.group:
@@ -50,10 +50,10 @@ def say_shared_groups(source: Source) -> None:
 
 
 def check_shared_pictures(source: Source, max_share: float) -> None:
-    """Count and name the images whose file is also, byte for byte, an image of another split.
+    """Print how many images, and which, have the same file, byte for byte, as another image in the dataset.
 
     Raises:
-        InputError: they are more than `max_share` of all images.
+        InputError: more than `max_share` of all images have the same file as an image of another split.
     """
     splits_of: defaultdict[str, set[str]] = defaultdict(set)
     first_of: dict[tuple[str, str], str] = {}

@@ -1,9 +1,9 @@
-"""A CSV, Parquet or JSONL with the columns image and caption: a person's own pictures.
+"""A user's own pictures: a CSV, Parquet or JSONL file with the columns image and caption.
 
-A row is a caption, or in a Parquet or JSONL an image with a list of them.
+A row is one caption or, in Parquet and JSONL, one image with a list of captions.
 
-A column `split` says where an image belongs. Without it a hash of the picture decides, or of what stands in a column
-`group`, so that the pictures of one group (the views of a product, the frames of a film) stay together.
+A column `split` states the split of an image. Without it a hash decides: of the picture, or of the value in a column
+`group`, so that pictures of one group (views of a product, frames of a film) get the same split.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from stages.workspace import named_path
 
 
 def _captions_of(columns: list[str], rows: list[Cells]) -> Iterator[tuple[int, list[Any] | str]]:
-    """The number of its row, from 1, and the cells of every caption: a row with a list of them is as many."""
+    """Yield every caption's row number, from 1, and cells; a row with a list of captions yields one of each."""
     place = columns.index("caption")
     for number, cells in enumerate(rows, start=1):
         if isinstance(cells, list) and isinstance(cells[place], list):
@@ -42,7 +42,7 @@ def _row(columns: list[str], cells: list[Any], where: str) -> _Row:
     values = dict(zip(columns, cells, strict=True))
     group = values.get("group")
     if not isinstance(group, bool) and (isinstance(group, int) or (isinstance(group, float) and group.is_integer())):
-        values["group"] = str(int(group))  # numbers of products; with gaps, pandas writes them as floats
+        values["group"] = str(int(group))  # product numbers; pandas writes them as floats if some are missing
     for column, cell in values.items():
         empty = column == "group" and (cell is None or cell == "")
         if not empty and (not isinstance(cell, str) or not cell.strip() or not is_unicode(cell)):
@@ -55,7 +55,7 @@ def _row(columns: list[str], cells: list[Any], where: str) -> _Row:
 
 
 def _image_of(row: _Row, path: str, images: dict[str, _Row]) -> str:
-    """The path of a row's image, which `images` knows from then on by its first row."""
+    """Return the path of a row's image, after recording the image's first row in `images`."""
     first = images.setdefault(path, row)
     for column, value, before in (("split", row.split, first.split), ("group", row.group, first.group)):
         if value != before:
@@ -67,11 +67,11 @@ def _image_of(row: _Row, path: str, images: dict[str, _Row]) -> str:
 def read_source(params: DatasetParams, image_out: Path) -> Source:
     """Read the table.
 
-    A row that holds too many cells, something other than text, a wrong split, or another split or group of an image
-    than before is set aside.
+    A row is set aside if it has too many cells, a cell that is not text, a wrong split, or another split or group than
+    an earlier row of the same image.
 
     Raises:
-        InputError: the file is missing, no table, or lacks a column.
+        InputError: the file is missing, not a table, or lacks a column.
     """
     root, options = named_path(params.root), params.table
     file = root / options.file

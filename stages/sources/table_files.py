@@ -1,4 +1,4 @@
-"""Files of captions as rows of cells: CSV and what is divided otherwise, token files, Parquet, JSONL."""
+"""Reads files of captions as rows of cells: CSV and other delimited text, token files, Parquet, JSONL."""
 
 import csv
 import io
@@ -17,28 +17,28 @@ from stages.errors import InputError, shown
 
 COLUMNS, OPTIONAL = ("image", "caption"), ("split", "group")
 FLICKR30K = {"image_name": "image", "comment": "caption"}
-"""What the CSV of Flickr30K that goes around calls the columns."""
+"""The column names in the common CSV of Flickr30K."""
 ALSO = FLICKR30K | {
     "file_name": "image", "filename": "image", "filepath": "image",
     "text": "caption", "captions": "caption", "title": "caption",
 }  # fmt: skip
-"""What image folders of Hugging Face (metadata.csv or .jsonl) and OpenCLIP call them; the names above go first."""
+"""The column names in image folders of Hugging Face (metadata.csv or .jsonl) and in OpenCLIP; those above go first."""
 _LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType)
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
-"""What may stand between the cells of a CSV: Excel writes semicolons where numbers have decimal commas."""
+"""Possible delimiters of a CSV: Excel writes semicolons where numbers have decimal commas."""
 
 
 def _meant(name: str, also: Mapping[str, str]) -> str:
-    """The column that a name of a file's header means."""
+    """The column that a name in a file's header means."""
     plain = name.strip().strip('"').strip().lower()
     return also.get(plain, plain)
 
 
 def _check_columns(file: Path, names: Sequence[str], delimited: str = "") -> dict[str, str]:
-    """The columns that are read, and what the file calls them: in capitals or between spaces where that is clear."""
+    """Return the columns to read and their names in the file, which may differ in case and surrounding spaces."""
     found = {}
     for column in (*COLUMNS, *OPTIONAL):
-        # The very name goes before others that only look like it.
+        # An exact name goes before names that only resemble it.
         same = [name for name in names if name == column]
         for also in ({}, FLICKR30K, ALSO):
             same = same or [name for name in names if _meant(name, also) == column]
@@ -56,11 +56,11 @@ def _check_columns(file: Path, names: Sequence[str], delimited: str = "") -> dic
 _TOKENS = re.compile(r"([^\t]+)#\d+\t(.*)")
 """A line of the token files of Flickr8k and Flickr30K."""
 Cells = list[Any] | str | None
-"""The cells of a row, or why they cannot be told; None: an empty line."""
+"""The cells of a row, or why they cannot be read; None: an empty line."""
 
 
 def _delimiter(header: str) -> str:
-    """What stands between the cells of a CSV: that which divides its header into the columns, or else a comma."""
+    """The delimiter of a CSV: the one that splits its header into the columns, or else a comma."""
     for also, delimiter in itertools.product((FLICKR30K, ALSO), DELIMITERS):
         if {_meant(name, also) for name in header.split(delimiter)} >= set(COLUMNS):
             return delimiter
@@ -68,15 +68,15 @@ def _delimiter(header: str) -> str:
 
 
 def _read_csv(file: Path) -> tuple[list[str], list[Cells]]:
-    # A newline alone ends a row: a carriage return or U+2028 inside a caption does not.
+    # Only a newline ends a row: a carriage return or U+2028 inside a caption does not.
     text = read_text(file, "a CSV in UTF-8").replace("\r\n", "\n")
-    # To Python's reader a carriage return does, so another character, that the text does not hold, stands for it.
+    # Python's csv reader also ends rows at carriage returns, so a character that is not in the text replaces them.
     stand_in = next((chr(code) for code in range(0xE000, 0xF900) if chr(code) not in text), "\r")
     first = next((line for line in io.StringIO(text) if line.strip(" \t\r\n,;|")), "").rstrip("\n")
     if _TOKENS.fullmatch(first):
         return list(COLUMNS), [_tokens(line, number) for number, line in enumerate(text.split("\n"), start=1)]
     delimiter, divided = _delimiter(first), ", divided by commas"
-    # Before quotes further down, which may mean nothing where something else divides the cells.
+    # Checked before quotes are parsed: with another delimiter they may have no meaning.
     if first and '"' not in first:
         _check_columns(file, first.split(delimiter), divided)
     limit = csv.field_size_limit(len(text) + 1)
@@ -108,10 +108,10 @@ def _read_csv(file: Path) -> tuple[list[str], list[Cells]]:
 
 
 def _records(reader: Any, file: Path) -> list[tuple[int, list[str]]]:
-    """The cells of every record of a CSV, and the line that it begins at.
+    """Return the cells of every record of a CSV, and the line at which it begins.
 
     Raises:
-        InputError: double quotes stand where they mean nothing; read on, they would swallow the rows up to the next.
+        InputError: double quotes are misplaced; parsing on would swallow the rows up to the next ones.
     """
     records, line = [], 1
     try:
@@ -128,7 +128,7 @@ def _records(reader: Any, file: Path) -> list[tuple[int, list[str]]]:
 
 
 def _tokens(line: str, number: int) -> Cells:
-    """The image and the caption of a line of Flickr8k.token.txt, which has no header."""
+    """The image and the caption in a line of Flickr8k.token.txt, which has no header."""
     if not line.strip():
         return None
     fields = _TOKENS.fullmatch(line)
@@ -138,7 +138,7 @@ def _tokens(line: str, number: int) -> Cells:
 
 
 def _texts(column: pa.ChunkedArray) -> list[Any]:
-    """What a column holds; where texts are not UTF-8 their bytes, which `_row` finds to be no text."""
+    """The values of a column. If texts are not UTF-8, their bytes are returned, which `_row` rejects."""
     try:
         return list(column.to_pylist())
     except UnicodeDecodeError:
@@ -166,7 +166,7 @@ def _read_jsonl(file: Path) -> tuple[list[str], list[Cells]]:
 
 
 def _record(line: str, number: int) -> dict[str, Any] | str:
-    """The object that stands in a line of a JSONL, or why it is none."""
+    """The object in a line of a JSONL, or why there is none."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -181,21 +181,21 @@ def _read_parquet(file: Path) -> tuple[list[str], list[Cells]]:
         for column, name in columns.items():
             held = schema.field(name).type
             kind = held.value_type if column == "caption" and isinstance(held, _LISTS) else held
-            # Pictures as bytes, as in the data sets of Hugging Face: named by their type, never read.
+            # Pictures as bytes, as in data sets of Hugging Face: the error names the type, and they are never read.
             if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
                 raise InputError(f"{file}: column {column!r} holds {str(held)[:80]}; expected texts")
         table = pq.read_table(file, columns=list(columns.values()), partitioning=None)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: of the names of columns
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: from names of columns
         raise InputError(f"{file}: is not a Parquet file: {str(error)[:200]}") from None
     cells = (_texts(table.column(name)) for name in columns.values())
     return list(columns), [list(row) for row in zip(*cells, strict=True)]
 
 
 def read_rows(file: Path) -> tuple[list[str], list[Cells]]:
-    """The columns that are there, and their cells in every row, as they stand in the file.
+    """Return the columns that the file has, and their cells in every row, unchanged.
 
     Raises:
-        InputError: the file is missing, no table, or lacks a column.
+        InputError: the file is missing, not a table, or lacks a column.
     """
     readers = {
         **dict.fromkeys((".csv", ".tsv", ".txt", ".token"), _read_csv),

@@ -1,4 +1,4 @@
-"""The tables that prepare_dataset writes, and what their columns mean."""
+"""The tables that prepare_dataset writes, and the meaning of their columns."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ IMAGES = pa.schema(
         ("image_id", pa.string()),
         ("path", pa.string()),  # POSIX, relative to the image root, spelled as on disk
         ("split", pa.string()),
-        # Pixels of the upright picture; 0 where the header cannot be read. Where there is no file and none is needed:
-        # what the annotations state, or else 0.
+        # Pixels of the upright picture; 0 if the header cannot be read. Without a file, if none is needed: the size
+        # that the annotations state, or 0.
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("sha256", pa.string()),  # of the file; empty where it cannot be read or is not there
@@ -54,7 +54,7 @@ def _image_row(image: SourceImage, stated: tuple[float, float] | None) -> tuple[
 
 
 def _caption_ids(source: Source) -> list[int]:
-    """The source's own ids of its captions where each has one of its own, as COCO's have; else the number of each."""
+    """The captions' ids in the source if each has a unique one, as COCO's have; else consecutive numbers."""
     own = [caption.number for caption in source.captions]
     whole = [number for number in own if type(number) is int and 0 <= number < 2**63]
     if len(set(whole)) == len(own):
@@ -65,7 +65,7 @@ def _caption_ids(source: Source) -> list[int]:
 
 
 def tables(source: Source) -> dict[str, pa.Table]:
-    """The tables to write, by name; `rejected` only where something was."""
+    """The tables to write, by name; `rejected` only if something was rejected."""
     splits = {image.image_id: image.split for image in source.images}
     images = [_image_row(image, source.stated.get(image.image_id)) for image in source.images]
     captions: list[tuple[Any, ...]] = [
