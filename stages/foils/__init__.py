@@ -1,1 +1,1 @@
-"""Foils: captions with one word changed so that they are false of their picture, and the words that are changed."""
+"""Foils: captions with one word changed so that they are false of their picture, and the lexicon of these words."""

@@ -1,4 +1,4 @@
-"""What is known of a picture, to make sure that a foil is false of it."""
+"""Facts about a picture, used to make sure that a foil is false of it."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,20 +16,20 @@ from stages.foils.lexicon import Lexicon, Tag
 
 _ATTRIBUTES = {"object": "shape", "colour": "colour", "texture": "texture", "size": "size"}
 _AXES = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}
-"""Relation -> axis (0 is x), and the sign of object minus subject along it; y grows downwards."""
+"""Relation -> axis (0 is x), and the sign of object minus subject along it; y points down."""
 
 
 class Facts(Protocol):
-    """What is known of one caption's picture."""
+    """What is known about the picture of one caption."""
 
     def refute(self, tag: Tag, canonical: str) -> bool:
-        """Whether the caption is certainly false once `canonical` stands in the place of the tagged word."""
+        """Whether the caption is certainly false if `canonical` replaces the tagged word."""
         ...
 
 
 @dataclass(frozen=True)
 class SceneFacts:
-    """An embedded scene's ground truth, for one of its captions."""
+    """The ground truth of an embedded scene, for one of its captions."""
 
     scene: Mapping[str, Any]
     """A row of GROUND_TRUTH."""
@@ -37,7 +37,7 @@ class SceneFacts:
     """One of its captions: mentions and relations."""
 
     def refute(self, tag: Tag, canonical: str) -> bool:
-        """A word that no object has; a count other than the exact one; a relation that no fitting pair is in."""
+        """True for a word that no object has, a count other than the exact one, or a relation of no fitting pair."""
         if tag.kind in _ATTRIBUTES:
             return all(item[_ATTRIBUTES[tag.kind]] != canonical for item in self.scene["objects"])
         if tag.kind == "count":
@@ -51,15 +51,15 @@ class SceneFacts:
         )  # fmt: skip
 
     def fitting(self, mention: Mapping[str, Any]) -> list[int]:
-        """Every object that a mention's words are true of."""
+        """The numbers of the objects that a mention's words are true of."""
         said = {key: mention[key] for key in _ATTRIBUTES.values() if mention[key] is not None}
         return [i for i, item in enumerate(self.scene["objects"]) if all(item[key] == said[key] for key in said)]
 
 
 class PhotographFacts:
-    """What people say of a photograph, and the categories of its boxes where there are any.
+    """The captions of a photograph, and the categories of its boxes if it has any.
 
-    Captions leave much unsaid: that a word occurs in none of a picture's captions is strong evidence, not proof.
+    Captions leave much unsaid: that a word is in none of a picture's captions is strong evidence, not proof.
     """
 
     def __init__(self, lexicon: Lexicon, captions: Iterable[Sequence[str]], categories: Iterable[str] = ()) -> None:
@@ -68,7 +68,7 @@ class PhotographFacts:
         self.categories = set(categories)
 
     def refute(self, tag: Tag, canonical: str) -> bool:
-        """No caption of the picture has any of the words for it, and no box is of that category."""
+        """True if no caption of the picture has any of the canonical's words, and no box has its category."""
         if tag.kind == "object" and canonical in self.categories:
             return False
         surfaces = [f" {surface} " for surface in self.lexicon.words[tag.kind][canonical]]
@@ -76,10 +76,10 @@ class PhotographFacts:
 
 
 def true_by_chance(path: Path, split: str, seed: int = 0) -> float | None:
-    """Share of the content words of captions of embedded scenes that are true of a random other scene of the split;
-    None where it has no other.
+    """Share of the content words in captions of embedded scenes that are true of a random other scene of the split;
+    None if there is no other scene.
 
-    A word is true of a scene where all that its noun phrase says is true of one object, or of several.
+    A word is true of a scene if everything that its noun phrase says is true of at least one object.
     """
     table = read_table(path, ("split", "objects", "captions"))
     scenes = table.filter(pc.equal(table["split"], split)).to_pylist()
@@ -98,10 +98,10 @@ def true_by_chance(path: Path, split: str, seed: int = 0) -> float | None:
 
 
 def scene_facts(path: Path, image_ids: Sequence[str], texts: Sequence[str]) -> list[Facts]:
-    """The facts of some captions of embedded scenes, from their ground truth.
+    """Read the facts for some captions of embedded scenes from their ground truth.
 
     Raises:
-        InputError: the file is missing or broken, or does not know a caption.
+        InputError: the file is missing or damaged, or does not have a caption.
     """
     wanted = pa.array(sorted(set(image_ids)))
     columns = ("image_id", "objects", "centres", "captions")
@@ -124,7 +124,7 @@ def scene_facts(path: Path, image_ids: Sequence[str], texts: Sequence[str]) -> l
 def photograph_facts(
     lexicon: Lexicon, image_ids: Sequence[str], words: Sequence[Sequence[str]], boxes: Path
 ) -> list[Facts]:
-    """The facts of some captions of photographs, from all captions given and the boxes, where there is such a file."""
+    """The facts for some captions of photographs, from all the captions given and from `boxes`, if that file exists."""
     said: defaultdict[str, list[Sequence[str]]] = defaultdict(list)
     for image_id, caption in zip(image_ids, words, strict=True):
         said[image_id].append(caption)

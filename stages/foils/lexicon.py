@@ -1,8 +1,8 @@
-"""The words that foils change: what names an object, a colour, a size, a texture, a count or a relation.
+"""The words that foils change: those for an object, a colour, a size, a texture, a count or a relation.
 
-A lexicon file is JSON: `{kind: {canonical: [surface words]}}`, the usual word first, plurals and synonyms among them.
-Two more keys are read where foils are made: `groups`, `{name: [canonical objects]}` (an object is replaced by one of
-its own group where it can be), and `opposites`, pairs of canonical relations.
+A lexicon file is JSON: `{kind: {canonical: [surface words]}}`, the usual word first, with plurals and synonyms. To make
+foils, two more keys are read: `groups`, `{name: [canonical objects]}` (an object is replaced by one of its own group if
+possible), and `opposites`, pairs of canonical relations.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,13 +38,13 @@ class Tag:
 
 @dataclass(frozen=True)
 class Lexicon:
-    """Words, and which may stand for which."""
+    """Words, and which of them may replace which."""
 
     words: Words
     """Each surface as its words, joined by spaces."""
     forms: Mapping[str, str] = field(default_factory=dict)
-    """How a surface stands in a sentence where that is not the usual way ("plural", "of" for "a pair of"): a word is
-    replaced by one of the same form."""
+    """The grammatical form of a surface if it is not the usual one ("plural", or "of" for "a pair of"). A word is
+    replaced only by one of the same form."""
     groups: Mapping[str, str] = field(default_factory=dict)
     """Canonical object -> name of its group."""
     opposites: Mapping[str, str] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Lexicon:
 
     @cached_property
     def _tags(self) -> dict[tuple[str, ...], tuple[str, str] | None]:
-        """Words of each surface -> (kind, canonical); None where more than one entry has it."""
+        """Words of each surface -> (kind, canonical); None if several entries have it."""
         tags: dict[tuple[str, ...], tuple[str, str] | None] = {}
         for kind, entries in self.words.items():
             for canonical, surfaces in entries.items():
@@ -66,7 +66,7 @@ class Lexicon:
         return max(map(len, self._tags), default=0)
 
     def tag(self, words: Sequence[str]) -> list[Tag]:
-        """The words of a caption that one entry alone has, but none inside a longer surface ("dog" in "hot dog")."""
+        """The words of a caption that only one entry has, except inside a longer surface ("dog" in "hot dog")."""
         tags, at = [], 0
         while at < len(words):
             size = next((n for n in range(self._longest, 0, -1) if tuple(words[at : at + n]) in self._tags), 0)
@@ -76,7 +76,7 @@ class Lexicon:
         return tags
 
     def others(self, tag: Tag) -> list[list[str]]:
-        """What could replace a word's canonical: sets to draw from, the first that holds a usable one first."""
+        """Canonicals that could replace the tagged one: lists to draw from, in order of preference."""
         if tag.kind == "relation":
             return [[self.opposites[tag.canonical]]] if tag.canonical in self.opposites else []
         others = [canonical for canonical in self.words[tag.kind] if canonical != tag.canonical]
@@ -85,10 +85,10 @@ class Lexicon:
         return [alike, [canonical for canonical in others if canonical not in alike]]
 
     def replacement(self, kind: str, canonical: str, word: str, before: str, vocabulary: Vocabulary) -> str | None:
-        """The usual single word of `canonical` in the vocabulary that can stand where `word` does.
+        """The first single word of `canonical` in the vocabulary that can replace `word`, or None.
 
         Args:
-            before: the word before it, whose article (a, an) must go with both.
+            before: the preceding word; if it is an article (a, an), it must fit the replacement too.
         """
         form = self.forms.get(word, "")
         for surface in self.words[kind][canonical]:
@@ -100,11 +100,11 @@ class Lexicon:
 
 
 def scenes_lexicon() -> Lexicon:
-    """The words of the embedded scenes' captions; nouns that leave the shape open, and "one", are none of them."""
+    """The words of the embedded scenes' captions, without "one" and nouns that leave the shape open."""
     nouns = {
         canonical: tuple(phrase.split()[-1] for phrase in phrases) for canonical, phrases in TEXTURE_PHRASES.items()
     }
-    nouns["plain"] = ()  # "without a pattern" is no single word
+    nouns["plain"] = ()  # "without a pattern" is not a single word
     nouns["checkered"] = nouns["checkered"][:1]
     counts: dict[str, Sequence[str]] = {
         COUNTS[n][0]: [phrase.removeprefix("a ").removesuffix(" of") for phrase in COUNTS[n]] for n in COUNTS if n > 1
@@ -115,7 +115,7 @@ def scenes_lexicon() -> Lexicon:
     }
     words: dict[str, dict[str, Sequence[str]]] = {
         "object": {name: [*shapes, *(PLURALS[shape] for shape in shapes)] for name, shapes in SHAPES.items()},
-        # "medium-sized" is two words, of which the first is the one that counts.
+        # "medium-sized" is tokenized into two words; the first one, "medium", suffices.
         "colour": dict(COLOURS),
         "size": {name: [size for size in sizes if "-" not in size] for name, sizes in SIZES.items()},
         "texture": {name: [*textures, *nouns[name]] for name, textures in TEXTURES.items()},
@@ -130,10 +130,10 @@ def scenes_lexicon() -> Lexicon:
 
 
 def choose_lexicon(name: str, tokenize: Callable[[str], list[str]] = TOKENIZERS["unicode"]) -> Lexicon:
-    """The lexicon that captions.lexicon names, its words cut as the captions are.
+    """Load the lexicon that captions.lexicon names, with its words tokenized as the captions are.
 
     Raises:
-        InputError: a file that cannot be read or is in another form.
+        InputError: a file cannot be read or is in another form.
     """
     if name == "scenes":
         return scenes_lexicon()
@@ -167,7 +167,7 @@ def _from_file(path: Path, where: str, tokenize: Callable[[str], list[str]]) -> 
 
 
 def _form_of_noun(word: str, others: set[str]) -> str:
-    """plural (of one of `others`), ing (skiing) or neither."""
+    """plural (of one of `others`), ing (skiing), or empty for any other word."""
     if word.endswith("ing"):
         return "ing"
     endings = (("s", ""), ("es", ""), ("ies", "y"), ("ves", "f"))

@@ -1,4 +1,4 @@
-"""Foils of captions: one word changed, to one that the vocabulary knows and that is false of the picture."""
+"""Makes foils of captions: one word is replaced by another of the vocabulary that is false of the picture."""
 
 import hashlib
 import re
@@ -21,9 +21,9 @@ class Foil:
     text: str
     words: list[str]
     position: int
-    """Of the changed word in `words`."""
+    """Position of the changed word in `words`."""
     word: str
-    """The caption's own word there."""
+    """The caption's own word at this position."""
 
     @property
     def foil_word(self) -> str:
@@ -33,10 +33,10 @@ class Foil:
 def foils_of(
     caption_id: int, text: str, words: Sequence[str], facts: Facts, lexicon: Lexicon, vocabulary: Vocabulary
 ) -> Iterator[Foil]:
-    """One foil of each kind for which one is possible. What is drawn depends on the caption's id and the kind alone.
+    """Yield one foil of each kind that is possible. Random choices depend only on the caption's id and the kind.
 
     Args:
-        words: of the caption, as far as the model reads them.
+        words: the caption's words, as far as the model reads them.
     """
     tags = [tag for tag in lexicon.tag(words) if words[tag.position] in vocabulary]
     for kind in KINDS:
@@ -58,7 +58,7 @@ def foils_of(
 def _draw(
     rng: np.random.Generator, tag: Tag, words: Sequence[str], facts: Facts, lexicon: Lexicon, vocabulary: Vocabulary
 ) -> str | None:
-    """A word for the tagged one's place, or None."""
+    """Draw a word to replace the tagged one, or None."""
     before = words[tag.position - 1] if tag.position else ""
     for canonicals in lexicon.others(tag):
         usable = [
@@ -73,9 +73,9 @@ def _draw(
 
 
 def _rewrite(text: str, words: Sequence[str], position: int, foil_word: str, vocabulary: Vocabulary) -> str:
-    """The caption as written with the word at `position` replaced; its words alone where that cannot be done."""
+    """The caption as written, with the word at `position` replaced; only its words if that is not possible."""
     word = words[position]
-    # The model may read less than all of the text: what comes after is kept.
+    # The model may not read the whole text; the words after its limit are kept.
     rest = vocabulary.tokenize(text)[len(words) :]
     for match in re.finditer(re.escape(word), text, re.IGNORECASE):
         new = foil_word.capitalize() if match[0][0].isupper() else foil_word

@@ -23,15 +23,15 @@ def foils_of_split(
     part: pa.Table,
     words: Sequence[list[str]],
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a split's table of foils, made as they are asked for.
+    """Yield the rows of a split's table of foils, made one by one.
 
     Args:
-        dataset: the folder that prepare_dataset writes, for what is known of the pictures.
+        dataset: the folder that prepare_dataset writes, for facts about the pictures.
         part: the split's captions, as in captions.parquet.
         words: of each caption.
 
     Raises:
-        InputError: a ground truth or table of boxes that cannot be read.
+        InputError: the ground truth or the table of boxes cannot be read.
     """
     ids, images, texts = (part[name].to_pylist() for name in ("caption_id", "image_id", "text"))
     if params.lexicon == "scenes":

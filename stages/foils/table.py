@@ -1,4 +1,4 @@
-"""The table of foils: one Parquet file per split, a row per foil."""
+"""The table of foils: one Parquet file per split, one row per foil."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ _MORE = (
     pa.field("foil_word", pa.string(), nullable=False),
 )
 SCHEMA = pa.schema([*CAPTION_SCHEMA, *_MORE], CAPTION_SCHEMA.metadata)
-"""A caption table whose texts and tokens are those of the foils, with four more columns; a caption may come often."""
+"""A caption table with the foils' texts and tokens and four more columns; a caption may occur several times."""
 AT_ONCE = 10_000
-"""Rows that become a part of a table together."""
+"""Rows that are converted to a table at a time."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Foils:
 
 
 def foil_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """Rows of SCHEMA as a table; never more than AT_ONCE of them are held, for a row takes many times its bytes."""
+    """Convert rows of SCHEMA to a table, AT_ONCE at a time: as Python objects they take many times the bytes."""
     rows, tables = iter(rows), [SCHEMA.empty_table()]
     while some := list(islice(rows, AT_ONCE)):
         tables.append(pa.Table.from_pylist(some, SCHEMA))
@@ -47,7 +47,7 @@ def foil_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
 
 
 def read_foils(path: Path) -> Foils:
-    """Read a file of a `foil_table`.
+    """Read a file that has a `foil_table`.
 
     Raises:
         InputError: the file cannot be read or is of another format.

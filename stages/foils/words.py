@@ -1,6 +1,6 @@
-"""Words by what they name, as the stage tokenize_captions writes them for all others to read: lexicon.json.
+"""The words of each kind, as tokenize_captions writes them to lexicon.json for all other stages.
 
-`{kind: {canonical: [surface words]}}`, the usual word first, plurals and synonyms among them.
+`{kind: {canonical: [surface words]}}`, the usual word first, with plurals and synonyms.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,18 +14,18 @@ from stages.errors import InputError, shown
 
 KINDS = ("object", "colour", "size", "texture", "count", "relation")
 CONTENT_KINDS = ("object", "colour", "size", "texture")
-"""Kinds of content words: what a region alone can show."""
+"""Kinds of content words: those that a single region can show."""
 FORM = "{kind: {canonical: [surface words]}}"
 Words = Mapping[str, Mapping[str, Sequence[str]]]
 
 
 def is_texts(value: object) -> bool:
-    """Whether `value` is a list of texts."""
+    """Whether `value` is a list of strings."""
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def check_words(content: Mapping[str, Any], where: str, tokenize: Callable[[str], list[str]] = str.split) -> Words:
-    """`content` as words, each surface cut by `tokenize` and joined by spaces, as captions are when they are searched.
+    """Check `content` and tokenize each surface, joined by spaces, as captions are when they are searched.
 
     Raises:
         InputError: an unknown kind, or something other than words; the message begins with `where`.
@@ -47,17 +47,17 @@ def check_words(content: Mapping[str, Any], where: str, tokenize: Callable[[str]
 
 
 def words_of(words: Words, kinds: Iterable[str] = KINDS) -> list[str]:
-    """Every surface of some kinds, each once."""
+    """All surfaces of some kinds, each once."""
     return list(dict.fromkeys(s for kind in kinds for surfaces in words.get(kind, {}).values() for s in surfaces))
 
 
 def save_words(words: Words, path: Path) -> None:
-    """Write lexicon.json whole or not at all."""
+    """Write lexicon.json, whole or not at all."""
     write_sealed(path, words, indent=1)
 
 
 def load_words(path: Path) -> Words:
-    """Read lexicon.json, which the stage tokenize_captions writes: its words are cut already.
+    """Read lexicon.json as tokenize_captions writes it, with words already tokenized.
 
     Raises:
         InputError: the file cannot be read or is in another form.
@@ -66,5 +66,5 @@ def load_words(path: Path) -> Words:
 
 
 def ids_of_kinds(words: Words, vocabulary: Vocabulary, kinds: Iterable[str] = KINDS) -> list[int]:
-    """Ids of the single words of some kinds that the vocabulary knows, ascending."""
+    """Ids of the single words of some kinds that are in the vocabulary, ascending."""
     return sorted(i for i in set(vocabulary.encode(words_of(words, kinds))) if i != UNK)

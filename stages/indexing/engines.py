@@ -1,7 +1,6 @@
-"""What every engine offers that searches vectors: four calls. An engine is one that exists; none is written here.
+"""The interface of vector search engines: four calls. The engines are existing libraries; none is implemented here.
 
-Shapes: n vectors of width d, q queries, k results of each. Vectors are of unit length, so that inner products are
-cosines.
+Shapes: n vectors of width d, q queries, k results of each. Vectors have unit length, so inner products are cosines.
 """
 
 import hashlib
@@ -21,17 +20,17 @@ class Engine(Protocol):
     """Searches vectors by their inner product with a query."""
 
     def add(self, ids: Ids, vectors: Vectors) -> None:
-        """Take vectors [n, d] in; one whose id is there takes the place of the one that was."""
+        """Add vectors [n, d]; a vector with an existing id replaces the old one."""
         ...
 
     def remove(self, ids: Ids) -> None:
-        """Take out the vectors of some ids; ids that are not there are passed over."""
+        """Remove the vectors with these ids; unknown ids are ignored."""
         ...
 
     def search(self, queries: Vectors, count: int) -> tuple[Ids, Vectors]:
-        """The best vectors of each query [q, d]: ids and cosines [q, k], best first, equal ones by id.
+        """Find the best vectors for each query [q, d]: ids and cosines [q, k], best first, ties by id.
 
-        -1 and -inf where there are fewer than `count`.
+        If there are fewer than `count`, the rest is -1 and -inf.
         """
         ...
 
@@ -41,10 +40,10 @@ class Engine(Protocol):
 
 
 def vector_ids(names: Sequence[str]) -> Ids:
-    """The number by which engines know a picture: 63 bits of a hash of its id, the same on every machine.
+    """The number of a picture in engines: 63 bits of a hash of its id, the same on every machine.
 
     Raises:
-        InputError: two of the names have one number (of a million names, once in 20 million times).
+        InputError: two of the names have the same number (for a million names, once in 20 million times).
     """
     ids = np.array(
         [int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) >> 1 for name in names], dtype=np.int64
@@ -55,7 +54,7 @@ def vector_ids(names: Sequence[str]) -> Ids:
 
 
 def best_first(ids: Any, scores: Any, count: int) -> tuple[Ids, Vectors]:
-    """Results of one query as [count], best first, equal ones by id, filled up with -1 and -inf."""
+    """Results of one query as [count], best first, ties by id, padded with -1 and -inf."""
     ids, scores = np.asarray(ids, np.int64), np.asarray(scores, np.float32)
     real = ids >= 0
     ids, scores = ids[real], scores[real]

@@ -1,4 +1,4 @@
-"""The engine that is embedded: faiss, exact up to EXACT vectors and by inverted lists beyond."""
+"""The embedded engine, faiss: exact up to EXACT vectors, with inverted lists beyond."""
 
 import threading
 from pathlib import Path
@@ -13,17 +13,17 @@ from stages.errors import InputError
 from stages.indexing.engines import Ids, Vectors, best_first
 
 EXACT = 200_000
-"""Vectors up to which all are compared with a query."""
+"""Number of vectors up to which a query is compared with all."""
 PROBED = 64
-"""Lists of an inverted index that a query looks into."""
+"""Lists of an inverted index that a query searches."""
 
 
 class FaissEngine:
-    """An index in this process's memory, for any number of threads.
+    """An index in this process's memory; safe for any number of threads.
 
     Args:
         dim: d, the width of a vector.
-        size: vectors to be expected; beyond EXACT the index learns from the first that are added how to divide space.
+        size: expected number of vectors; beyond EXACT, the first vectors added train the clusters of the index.
     """
 
     def __init__(self, dim: int, size: int = 0) -> None:
@@ -33,7 +33,7 @@ class FaissEngine:
             lists = 2 ** round(np.log2(4 * size**0.5))
             index = faiss.index_factory(dim, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
             index.nprobe = PROBED
-            # 64 vectors for each list and ten rounds are plenty: learning from all would take longer than all else.
+            # 64 vectors per list and ten rounds suffice; training on all vectors would take longer than all the rest.
             index.cp.max_points_per_centroid, index.cp.niter = 64, 10
         self._index = index
         self._lock = threading.RLock()
@@ -70,7 +70,7 @@ class FaissEngine:
         return int(self._index.ntotal)
 
     def save(self, path: Path) -> None:
-        """Write the index; the same vectors give the same bytes."""
+        """Write the index; equal vectors give equal bytes."""
         save_index(self._index, path)
 
     @classmethod
@@ -78,7 +78,7 @@ class FaissEngine:
         """Read an index.
 
         Raises:
-            InputError: the file is missing, damaged, no index, or of another width.
+            InputError: the file is missing, damaged, not an index, or of another width.
         """
         with input_errors():
             index = load_index(path)

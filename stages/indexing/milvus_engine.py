@@ -1,4 +1,4 @@
-"""The engine for collections that outgrow a machine: a Milvus server, or Milvus Lite in a file, by the same client."""
+"""The engine for collections too large for one machine: a Milvus server, or Milvus Lite in a file, by one client."""
 
 from typing import Any
 
@@ -8,21 +8,21 @@ from stages.errors import InputError, shown
 from stages.indexing.engines import Ids, Vectors, best_first
 
 MOST = 16_384
-"""Results of a query that a server gives at most."""
+"""Largest number of results that a server returns for a query."""
 TIMEOUT = 60.0
-"""Seconds after which a server that does not answer is given up."""
+"""Seconds to wait for the server's answer."""
 
 
 class MilvusEngine:
-    """A collection of a server. The index is AUTOINDEX, which is exact in Milvus Lite.
+    """A collection on a server. Its index is AUTOINDEX, which is exact in Milvus Lite.
 
     Args:
         address: `http://host:19530`, or a file that ends in .db.
-        collection: its name; made where it is missing.
+        collection: its name; it is created if missing.
         dim: d, the width of a vector.
 
     Raises:
-        InputError: pymilvus is not installed, the server does not answer, or the collection is of another width.
+        InputError: pymilvus is not installed, the server does not answer, or the collection has another width.
     """
 
     def __init__(self, address: str, collection: str, dim: int) -> None:
@@ -70,7 +70,7 @@ class MilvusEngine:
             self._call(self._client.delete, self.collection, ids=[int(number) for number in ids])
 
     def search(self, queries: Vectors, count: int) -> tuple[Ids, Vectors]:
-        """As `Engine.search`; no more than MOST of each."""
+        """As `Engine.search`, with at most MOST results per query."""
         answers = self._call(
             self._client.search, self.collection, data=list(np.asarray(queries, np.float32)), anns_field="vector",
             limit=min(count, MOST), output_fields=["id"], search_params={"metric_type": "IP"},
@@ -84,5 +84,5 @@ class MilvusEngine:
         return int(rows[0]["count(*)"])
 
     def close(self) -> None:
-        """Let the server go."""
+        """Close the connection."""
         self._client.close()

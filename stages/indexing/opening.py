@@ -1,4 +1,4 @@
-"""Which engine a param names, and what it is to hold."""
+"""Opens the engine that a param names, and brings its content up to date."""
 
 import dataclasses
 import hashlib
@@ -18,17 +18,17 @@ from stages.indexing.faiss_engine import FaissEngine
 
 EMBEDDED = "faiss"
 BATCH = 8192
-"""Vectors handed to an engine at a time."""
+"""Vectors sent to an engine at a time."""
 
 
 @dataclass(frozen=True)
 class IndexFacts:
-    """data/index/index.json: what is indexed, and where."""
+    """data/index/index.json: what is indexed, and in which engine."""
 
     engine: str
-    """As index.engine names it."""
+    """The value of index.engine."""
     collection: str
-    """Its name on a server."""
+    """Name of the collection on a server."""
     dim: int
     """Width of a vector."""
     count: int
@@ -47,7 +47,7 @@ class IndexFacts:
         """Read index.json.
 
         Raises:
-            InputError: it is missing, no JSON, or of another form.
+            InputError: it is missing, not JSON, or of another form.
         """
         path = folder / "index.json"
         values = read_object(path, "what the stage index writes")
@@ -63,15 +63,15 @@ class IndexFacts:
 
 
 def collection_name(weights: str, detector: str) -> str:
-    """The collection of a server that holds what a model makes of a detector's regions."""
+    """The name of a server's collection for one model and one detector."""
     return f"camp_{hashlib.sha256(f'{weights} {detector}'.encode()).hexdigest()[:24]}"
 
 
 def open_index(folder: Path, facts: IndexFacts) -> Engine:
-    """The engine of data/index, with a vector for each picture.
+    """Open the engine of data/index, which has one vector per picture.
 
     Raises:
-        InputError: index.faiss is missing or damaged, or the server does not answer or holds other vectors.
+        InputError: index.faiss is missing or damaged, or the server does not answer or has other vectors.
     """
     if facts.engine == EMBEDDED:
         engine: Engine = FaissEngine.load(folder / "index.faiss", facts.dim)
@@ -85,10 +85,10 @@ def open_index(folder: Path, facts: IndexFacts) -> Engine:
 
 
 def open_server(address: str, collection: str, dim: int) -> Engine:
-    """The collection of a Milvus server, or of a file of Milvus Lite; made where it is missing.
+    """Open a collection of a Milvus server or a Milvus Lite file; it is created if missing.
 
     Raises:
-        InputError: pymilvus is not installed, the server does not answer, or the collection is of another width.
+        InputError: pymilvus is not installed, the server does not answer, or the collection has another width.
     """
     from stages.indexing.milvus_engine import MilvusEngine
 
@@ -96,26 +96,26 @@ def open_server(address: str, collection: str, dim: int) -> Engine:
 
 
 def embedded(vectors: Vectors, names: Sequence[str]) -> FaissEngine:
-    """A faiss index of pictures' vectors [n, d]."""
+    """Make a faiss index of pictures' vectors [n, d]."""
     engine = FaissEngine(vectors.shape[1], len(vectors))
     engine.add(vector_ids(names), vectors)
     return engine
 
 
 def bring_up_to_date(engine: Engine, vectors: Vectors, shard_of: Mapping[str, str], record: Path) -> None:
-    """Have a server's collection hold exactly these vectors; only what changed is sent.
+    """Make a server's collection hold exactly these vectors; only changes are sent.
 
     Args:
         vectors: [n, d], in the order of `shard_of`.
-        shard_of: picture id -> name of its shard, which its vector depends on.
-        record: a file of what the collection held last time, written anew.
+        shard_of: picture id -> name of its shard, which determines its vector.
+        record: a file that records what the collection held last time; it is rewritten.
 
     Raises:
-        InputError: the collection holds other vectors than this function has put there.
+        InputError: the collection has vectors that this function did not send.
     """
     before = _recorded(record)
     names, ids = list(shard_of), vector_ids(list(shard_of))
-    # Whatever a killed run may have sent is known, and sent again.
+    # If this run is killed, the record has everything that it may have sent, which is then sent again.
     _write_record(record, dict.fromkeys([*before, *names], ""))
     known = engine.count() == len(before)
     new = np.array([i for i, name in enumerate(names) if not known or before.get(name) != shard_of[name]], np.int64)

@@ -1,4 +1,4 @@
-"""One vector for each picture, remembered by shard: what shortlists and pictures that are alike are found by."""
+"""One vector per picture, cached by shard: used for shortlists and to find similar pictures."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -15,12 +15,12 @@ from camp_model.seal import check_seal, seal
 from stages.indexing.engines import Ids, Vectors
 
 VERSION = 2
-"""Of what is a picture's vector. 2: a joint embedding's own, however it pools; 1 had the mean of its regions."""
+"""Version of what a picture's vector is. 2: a joint embedding's own, however it pools; 1: the mean of its regions."""
 
 
 @torch.inference_mode()
 def picture_vectors(model: CAMP, regions: Regions, rows: Sequence[int] | Ids) -> Vectors:
-    """The unit vectors [n, d] of some pictures of a store.
+    """Compute the unit vectors [n, d] of some pictures of a store.
 
     Raises:
         ValueError: the store's features are damaged.
@@ -30,23 +30,23 @@ def picture_vectors(model: CAMP, regions: Regions, rows: Sequence[int] | Ids) ->
 
 
 def weights_key(checkpoint: Path) -> str:
-    """Identity of a model: sha256 of its weights, in whose metadata its vocabulary is."""
+    """Identity of a model: sha256 of its weights, whose metadata include the vocabulary."""
     return sha256_of(checkpoint / "model.safetensors")
 
 
 def vector_file(weights: str, shard: str) -> str:
-    """Name of the file of the vectors that a model makes of a shard; shards are named by their content."""
+    """Name of the file with a model's vectors of a shard; a shard's name identifies its content."""
     return hashlib.sha256(f"{VERSION} {weights} {shard}".encode()).hexdigest()[:40] + ".npy"
 
 
 def store_vectors(
     model: CAMP, weights: str, store: RegionStore, folder: Path, progress: Callable[[int], object] | None = None
 ) -> Vectors:
-    """The vectors [n, d] of all pictures of a store, in its order; those of a shard that is known are not made again.
+    """Return the vectors [n, d] of all pictures of a store, in its order; cached shards are not computed again.
 
     Args:
         weights: the model's `weights_key`.
-        folder: of the files of vectors, one for each shard.
+        folder: the cache, one file per shard.
         progress: called with the number of pictures done since the last call.
 
     Raises:
@@ -61,12 +61,12 @@ def store_vectors(
 
 
 def shard_vectors(model: CAMP, weights: str, store: RegionStore, shard: str, rows: Ids, folder: Path) -> Vectors:
-    """The vectors [n, d] of all pictures of one shard, at `rows` of the store; arguments as of `store_vectors`."""
+    """Return the vectors [n, d] of one shard's pictures, at `rows` of the store; arguments as in `store_vectors`."""
     path = folder / vector_file(weights, shard)
     known = _read(path, (len(rows), model.config.dim))
     if known is None:
         known = picture_vectors(model, store, rows)
-        store.release()  # nobody reads the features again
+        store.release()  # the features are not read again
         with replacing(path) as temporary:
             with temporary.open("wb") as file:
                 np.save(file, known, allow_pickle=False)
@@ -75,7 +75,7 @@ def shard_vectors(model: CAMP, weights: str, store: RegionStore, shard: str, row
 
 
 def _read(path: Path, shape: tuple[int, int]) -> Vectors | None:
-    """A file of vectors; None where there is none, or one that is torn, damaged or of another shape."""
+    """Read a file of vectors; None if it is missing, torn, damaged or of another shape."""
     try:
         check_seal(path)
         vectors = np.load(path, allow_pickle=False)
