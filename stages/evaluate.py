@@ -1,5 +1,5 @@
-"""Measure retrieval in both directions, what the gates do on pairs that match and pairs that do not, and whether a
-caption with one word changed scores lower."""
+"""Stage evaluate: measure retrieval in both directions, gates on matching and mismatched pairs, and whether a caption
+with one word changed scores lower."""
 
 from pathlib import Path
 
@@ -23,24 +23,24 @@ from stages.workspace import named_path
 
 
 class EvaluateSections(StageSections):
-    """What the stage reads of params.yaml."""
+    """The sections of params.yaml that the stage reads."""
 
     evaluate: EvaluateParams = EvaluateParams()
 
 
 def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Path, out: Path, metrics: Path) -> None:
-    """Evaluate a checkpoint, or an ensemble with it, on the splits of `params`.
+    """Evaluate a checkpoint, or an ensemble that includes it, on the splits of `params`.
 
     Args:
         regions, captions, model: folders of the region store, the caption tables and the checkpoint.
-        out: folder for `{split}.parquet`, a row per query, `gates_{split}.parquet`, a row per inspected pair, with
-            its histograms, `gates_{split}.html`, `foils_{split}.parquet`, a row per foil, and results.json, the hashes
-            of the metrics and of what was evaluated.
+        out: folder for `{split}.parquet`, a row per query; `gates_{split}.parquet`, a row per measured pair, with
+            histograms in `gates_{split}.html`; `foils_{split}.parquet`, a row per foil; and results.json, the hashes of
+            the metrics and of the files that were evaluated.
         metrics: folder for retrieval.json, gates.json and foils.json.
 
     Raises:
-        InputError: a checkpoint of another vocabulary, detector or feature width; a split that is too small for the
-            protocol; a file that cannot be read.
+        InputError: a checkpoint has another vocabulary, detector or feature width; a split is too small for the
+            protocol; or a file cannot be read.
     """
     with input_errors():
         store = RegionStore(regions)

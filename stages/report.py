@@ -1,4 +1,4 @@
-"""Draw the report: one self-contained HTML page of what came out.
+"""Stage report: write one self-contained HTML page with the results.
 
 `python -m stages.report --summary` prints the recall table and where to look further.
 """
@@ -13,17 +13,17 @@ from stages.evaluation.recall_table import recall_text
 from stages.reporting.inputs import Inputs, ReportSections
 
 PAGE_LIMIT = 15_000_000
-"""Bytes of the page at most."""
+"""Most bytes that the page may have."""
 RESULTS = Path("data/evaluation/results.json")
 METRICS = "the metrics of the stage evaluate"
 PAGE = Path("report/index.html")
 
 
 def write_report(params: ReportSections, inputs: Inputs, out: Path) -> None:
-    """Draw the page of `inputs` into the file `out` and log it to MLflow.
+    """Write the page of `inputs` to the file `out`, and log it to MLflow.
 
     Raises:
-        InputError: an input is missing, broken or of another run than the others; or the page would pass PAGE_LIMIT.
+        InputError: an input is missing, damaged or from another run than the others; or the page exceeds PAGE_LIMIT.
     """
     from camp_model.files import write_text
     from stages.reporting.contents import contents
@@ -41,7 +41,7 @@ def write_report(params: ReportSections, inputs: Inputs, out: Path) -> None:
 
 
 def print_summary(metrics: Path, page: Path) -> None:
-    """Print the recall table, the gates, the foils, and where to look further. Imports nothing slow.
+    """Print the recall table, the gates, the foils, and where to look further. It imports nothing slow.
 
     Raises:
         InputError: metrics/retrieval.json is missing, or a file of metrics is damaged.

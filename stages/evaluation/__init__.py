@@ -1,1 +1,1 @@
-"""How evaluation measures: scores and ranks, gates, the recall table."""
+"""The measurements of the stage evaluate: scores and ranks, gates, foils, the recall table."""

@@ -1,9 +1,9 @@
-"""How far a difference in rsum between two models depends on the images and seeds it was seen on.
+"""How much a difference in rsum between two models depends on the images and seeds that it was measured with.
 
-An image brings its own query and those of its captions, so images are drawn (a paired bootstrap) and not captions;
-every model is measured on the same draw. A training is one sample of what its params give, too, but three seeds are too
-few to draw from: three drawn of three have two thirds of the variance of three new ones, and their deviation may be far
-from the true one. What seeds add is Student's t with the deviation that they have.
+Images are drawn (a paired bootstrap), not captions, because an image contributes its own query and those of its
+captions; all models are measured on the same draws. A training run is a sample too, but three seeds are too few to draw
+from: three drawn from three have two thirds of the variance of three new ones, and their deviation may be far from the
+true one. Seeds therefore contribute Student's t with their sample deviation.
 """
 
 from collections.abc import Sequence
@@ -17,17 +17,17 @@ DEPTHS = (1, 5, 10)
 
 @dataclass(frozen=True)
 class ImageHits:
-    """What each of I images adds to rsum."""
+    """The contribution of each of I images to rsum."""
 
     image: npt.NDArray[np.float64]
-    """[I], at how many of the three depths the image's own query finds a caption."""
+    """[I], at how many of the three depths the image's own query finds one of its captions."""
     captions: npt.NDArray[np.float64]
     """[I], the same for its captions as queries, summed over them."""
     count: npt.NDArray[np.float64]
-    """[I], captions of the image."""
+    """[I], number of captions of the image."""
 
     def rsum(self, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """rsum of resampled images: [..., I], how often each image is drawn -> [...]."""
+        """rsum of resampled images: `weights` [..., I], how often each image is drawn -> [...]."""
         i2t = weights @ self.image / weights.sum(-1)
         t2i = weights @ self.captions / (weights @ self.count)
         return np.asarray(100.0 * (i2t + t2i))
@@ -36,7 +36,7 @@ class ImageHits:
 def image_hits(
     i2t_ranks: npt.NDArray[np.integer], t2i_ranks: npt.NDArray[np.integer], caption_image: npt.NDArray[np.integer]
 ) -> ImageHits:
-    """The hits of each image.
+    """Count the hits of each image.
 
     Args:
         i2t_ranks: [I], from 1.
@@ -56,7 +56,7 @@ def image_hits(
 def rsum_difference(
     models: Sequence[ImageHits], others: Sequence[ImageHits], *, draws: int = 2000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float, float]:
-    """Mean difference in rsum, `models` minus `others`, and its interval; one seed says nothing of seeds.
+    """Mean difference in rsum, `models` minus `others`, and its interval; one seed says nothing about other seeds.
 
     Args:
         models, others: one entry per seed, in the same order of seeds, over the same images.
@@ -65,7 +65,7 @@ def rsum_difference(
         The difference, and the lower and the upper end of the interval.
 
     Raises:
-        ValueError: another number of seeds or of images.
+        ValueError: the numbers of seeds or of images differ.
     """
     sizes = {len(hits.image) for hits in (*models, *others)}
     if len(models) != len(others) or not models or len(sizes) != 1:
@@ -80,7 +80,7 @@ def rsum_difference(
     seen = np.array([one.rsum(whole) - other.rsum(whole) for one, other in zip(models, others, strict=True)])
     drawn = by_seed.mean(0)
     if (seeds := len(seen)) > 1:
-        # A hundred for each draw of images: by one alone, ends of so heavy a tail are up to a fifth too far out.
+        # A hundred t values for each draw of images: with one, the ends of so heavy a tail are up to 20 % too far out.
         drawn = drawn + seen.std(ddof=1) / np.sqrt(seeds) * rng.standard_t(seeds - 1, (100, draws))
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return float(seen.mean()), float(low), float(high)

@@ -1,6 +1,6 @@
-"""COCO's test split with the matches that its own annotations miss: ECCV Caption (Chun et al., ECCV 2022) and CxC.
+"""COCO's test split with matches that its own annotations lack: ECCV Caption (Chun et al., ECCV 2022) and CxC.
 
-The package eccv-caption brings both lists of matches and their metrics; it knows pictures and captions by COCO's ids.
+The package eccv-caption provides both lists of matches and their metrics; its ids of pictures and captions are COCO's.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ EXPECTED = "expected Karpathy's test split with COCO's own ids (dataset.source k
 
 
 class EccvCaption:
-    """The package's metrics on a fold whose captions bear COCO's ids.
+    """The package's metrics on a fold whose captions have COCO's ids.
 
     Raises:
         InputError: the package is not installed, or the fold is not COCO's test split.
@@ -29,7 +29,7 @@ class EccvCaption:
     def __init__(self, fold: Fold) -> None:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # it asks for a faster reader of JSON
+                warnings.simplefilter("ignore")  # it recommends a faster JSON reader
                 from eccv_caption import Metrics
         except ImportError:
             raise InputError(
@@ -56,21 +56,21 @@ class EccvCaption:
 
     @property
     def depth(self) -> int:
-        """How many results of each query the metrics read, with those that they do not know among them."""
+        """How many results per query the metrics need, including those whose ids they do not know."""
         most = max(len(right) for sides in (self.metrics.cxc_gts, self.metrics.eccv_gts) for of in sides.values()
                    for right in of.values())  # fmt: skip
         return int(max(most, 10) + max((~self.known).sum(), (self.images < 0).sum()))
 
     def measure(self, ranked: RankedQueries) -> dict[str, float]:
-        """Percentages: cxc_{i2t,t2i}_{r1,r5,r10} and eccv_{i2t,t2i}_{map_at_r,rprecision,r1}.
+        """Return percentages: cxc_{i2t,t2i}_{r1,r5,r10} and eccv_{i2t,t2i}_{map_at_r,rprecision,r1}.
 
         Args:
-            ranked: of the fold, with `depth` results of each query or more.
+            ranked: the fold's ranking, with at least `depth` results per query.
         """
         known_captions = np.where(self.known, self.captions, -1)
         i2t = _results(self.images, known_captions, ranked.i2t_top.cpu().numpy())
         t2i = _results(known_captions, self.images, ranked.t2i_top.cpu().numpy())
-        with contextlib.redirect_stderr(io.StringIO()):  # its bars
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
             values = self.metrics.compute_all_metrics(i2t, t2i, METRICS, Ks=(1, 5, 10))
         return {
             f"{name.partition('_')[0]}_{way}_{name.partition('_')[2]}": 100.0 * float(share)
@@ -80,7 +80,7 @@ class EccvCaption:
 
 
 def _results(queries: np.ndarray, candidates: np.ndarray, top: np.ndarray) -> dict[int, list[int]]:
-    """COCO's id of each query -> those of its results, best first; what has no id (-1) is left out."""
+    """COCO's id of each query -> the ids of its results, best first; those without an id (-1) are left out."""
     results = np.where(top >= 0, candidates[top], -1)
     return {
         int(query): row[row >= 0].tolist() for query, row in zip(queries, results, strict=True) if query >= 0

@@ -1,4 +1,4 @@
-"""How often a caption beats its foil on its own picture, and which word of the foil the model holds responsible."""
+"""Measures how often a caption beats its foil on its own picture, and which word of the foil the model finds wrong."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,11 +24,11 @@ from stages.foils.words import KINDS
 AT_ONCE = 32
 """Foils scored in one forward pass, each with all its variants."""
 Case = tuple[list[int], list[list[int]]]
-"""Positions in a foil, and word ids of its variants: the caption, the foil itself, and it without each position."""
+"""Positions in a foil; and word ids of the caption, of the foil, and of the foil without each of the positions."""
 
 
 def choose_foils(foils: Foils, split: Fold, rows: np.ndarray, limit: int) -> list[int]:
-    """At most `limit` foils of some captions, drawn at random, as many of each kind as can be.
+    """Draw at most `limit` foils of some captions at random, as equally many of each kind as possible.
 
     Args:
         rows: int64, the captions' rows in the split's table.
@@ -55,18 +55,18 @@ def measure_foils(
     *,
     lexicon: Sequence[int],
 ) -> pa.Table:
-    """Score foils and their captions against the captions' own pictures; a table of FOIL_SCHEMA.
+    """Score foils and their captions against the captions' own pictures; return a table of FOIL_SCHEMA.
 
-    The word held responsible is one of the foil's words that the lexicon has. By score: the word whose replacement by
-    <unk> raises the foil's logit the most. By gate: the word whose gate, in the first model, is the lowest. Of equal
-    ones it is one that was not changed: a tie counts against the model.
+    One of the foil's words that are in the lexicon is held responsible. By score: the word whose replacement by <unk>
+    raises the foil's logit the most. By gate: the word with the lowest gate in the first model. Ties go to a word that
+    was not changed, so they count against the model.
 
     Args:
         chosen: rows of `foils`.
         lexicon: ids of the lexicon's words.
 
     Raises:
-        InputError: the lexicon lacks a changed word, or the split a foil's caption.
+        InputError: the lexicon lacks a changed word, or the split lacks a foil's caption.
     """
     row_of = {caption_id: row for row, caption_id in enumerate(split.captions.caption_ids.tolist())}
     known = set(lexicon)
@@ -96,11 +96,11 @@ def measure_foils(
 
 
 def _case(split: Fold, foils: Foils, foil: int, row_of: Mapping[int, int], known: set[int]) -> Case:
-    """Positions that could be held responsible; the caption, the foil, and the foil without each of them."""
+    """The positions that may be held responsible; and the caption, the foil, and the foil without each of these."""
     caption_id = int(foils.captions.caption_ids[foil])
     own = foils.captions.batch([foil])[0][0].tolist()
     changed = foils.positions[foil]
-    # The changed word last, so that of equal ones another is the first.
+    # The changed word comes last, so that ties go to another word.
     candidates = sorted((at for at, word in enumerate(own) if word in known), key=lambda at: (at == changed, at))
     if caption_id not in row_of or changed not in candidates:
         what = f"caption {caption_id}" if caption_id not in row_of else f"the word {foils.foil_words[foil]!r}"
@@ -113,14 +113,14 @@ def _case(split: Fold, foils: Foils, foil: int, row_of: Mapping[int, int], known
 
 
 def _variant_logits(model: CAMP, regions: Tensor, region_mask: Tensor, cases: Sequence[Case]) -> Tensor:
-    """Logits of every variant of every case with its image's regions, one after the other."""
+    """Logits of all variants of all cases with the case's image, one after the other."""
     texts = [variant for _, variants in cases for variant in variants]
     image = [number for number, (_, variants) in enumerate(cases) for _ in variants]
     return model.score_pairs(regions[image], region_mask[image], *encode_sentences(model, texts)).float().cpu()
 
 
 def _gates(model: CAMP, regions: Tensor, region_mask: Tensor, cases: Sequence[Case]) -> np.ndarray | None:
-    """The word gates [P, N] of the foils with their images' regions; None where words have none."""
+    """The word gates [P, N] of the foils with their images; None if the model has no word gates."""
     if model.config.why_no_gates():
         return None
     foils = encode_sentences(model, [variants[1] for _, variants in cases])
@@ -129,13 +129,13 @@ def _gates(model: CAMP, regions: Tensor, region_mask: Tensor, cases: Sequence[Ca
 
 
 def foil_metrics(table: pa.Table) -> dict[str, dict[str, float | int | None]]:
-    """Numbers of each kind of foils, and of all.
+    """Metrics for each kind of foil, and for all.
 
-    foils: how many there are. true_first: percent whose caption scores higher. true_first_balanced: the same, weighed
-    by `camp_model.foils.balance`, under which who reads the two words alone is right in 50 %; None where no two words
-    stand for each other. foils_balanced: as many of equal weight would say as much (Kish's effective sample size).
-    guilty_by_score, guilty_by_gate: percent whose changed word is held responsible (None where words have no gates);
-    chance: by a guess among the candidates.
+    foils: their number. true_first: percent whose caption scores higher. true_first_balanced: the same, weighted by
+    `camp_model.foils.balance`, so that a model that reads only the two words gets 50 %; None if no two words replace
+    each other. foils_balanced: the number of equally weighted foils that would be as informative (Kish's effective
+    sample size). guilty_by_score, guilty_by_gate: percent whose changed word is held responsible (None if words have no
+    gates). chance: the same for a guess among the candidates.
     """
     columns = table.to_pydict()
     kinds, position = np.array(columns["kind"], dtype=object), np.array(columns["position"], dtype=int)

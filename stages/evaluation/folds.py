@@ -1,4 +1,4 @@
-"""What is ranked together: a split, or the folds that a protocol makes of it."""
+"""The images and captions that are ranked together: a split, or folds of it that a protocol defines."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from stages.contracts import input_errors
 from stages.errors import InputError
 
 COCO_FOLDS = {"coco_1k": (1000, 5), "coco_5k": (5000, 1), "coco": (5000, 1)}
-"""Images of a fold, and folds, by protocol; of `coco`, the larger half."""
+"""Protocol -> images per fold, and number of folds; for `coco`, those of its 5K part."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Fold:
     """The images and captions of one split, or of one fold of it, that are ranked together."""
 
     name: str
-    """The split's."""
+    """Name of the split."""
     images: list[str]
-    """[I], the ids of the images that have captions, in the store's order."""
+    """[I], ids of the images that have captions, in the store's order."""
     captions: CaptionTable
     rows: np.ndarray
     """int64 [C], rows of `captions`."""
@@ -31,7 +31,7 @@ class Fold:
     """int64 [C], position of each caption's image in `images`."""
 
     def collection(self, store: RegionStore) -> Collection:
-        """The same, as it is ranked."""
+        """The fold in the form that scoring takes."""
         image_rows = np.array([store.row_of(image_id) for image_id in self.images], dtype=np.int64)
         return Collection(store, image_rows, self.captions, self.rows, self.caption_image)
 
@@ -54,7 +54,7 @@ def read_split(name: str, captions: Path, store: RegionStore) -> Fold:
 
 
 def folds_of(split: Fold, protocol: str) -> list[Fold]:
-    """What of a split is ranked on its own under `protocol` (see EvaluateParams).
+    """Return the parts of a split that `protocol` ranks separately (see EvaluateParams).
 
     Raises:
         InputError: the split has too few images for the protocol.

@@ -1,4 +1,4 @@
-"""Gate means over pairs that match, random pairs that do not, and the hardest pairs that do not."""
+"""Mean gates of matching pairs, random mismatched pairs, and the hardest mismatched pairs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,16 +22,15 @@ def measure_gates(
     pairs: int,
     content: Sequence[int],
 ) -> tuple[dict[str, Any], pa.Table]:
-    """Gate means and their separation on `pairs` captions drawn at random, the same for the same captions.
+    """Mean gates, and how well they separate pairs, on `pairs` random captions, the same for the same captions.
 
     Args:
-        folds: where the captions come from; a caption's negatives are of its own fold.
+        folds: where the captions come from; a caption's negatives are in its own fold.
         hardest: for each fold, int64 [C], the wrong image that scores highest with each caption.
         content: ids of the content words.
 
     Returns:
-        The numbers of `camp_model.gates.NAMES`, null where the model has no such gates; and the pairs as a table of
-        PAIR_SCHEMA.
+        The metrics in `camp_model.gates.NAMES`, null if the model has no such gates; and the pairs, as in PAIR_SCHEMA.
     """
     if (reason := model.config.why_no_gates()) is not None:
         return dict.fromkeys(NAMES) | {"reason": reason}, PAIR_SCHEMA.empty_table()

@@ -1,4 +1,4 @@
-"""What evaluation reads beside the splits: checkpoints, and what tokenize_captions wrote beside the captions."""
+"""Loads what evaluation reads besides the splits: checkpoints, and what tokenize_captions wrote beside the captions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,10 +25,10 @@ T = TypeVar("T", Fold, Foils)
 def load_models(
     folders: Sequence[Path], store: RegionStore, vocabulary: Vocabulary, device: torch.device
 ) -> list[CAMP]:
-    """Load checkpoints and make sure that they read these regions and the captions' vocabulary.
+    """Load checkpoints, and check that they fit these regions and the captions' vocabulary.
 
     Raises:
-        InputError: a checkpoint is broken, or of another vocabulary, feature width or detector.
+        InputError: a checkpoint is damaged, or has another vocabulary, feature width or detector.
     """
     with input_errors():
         models = [load_checkpoint(folder, device, vocabulary)[0] for folder in folders]
@@ -39,7 +39,7 @@ def load_models(
 
 @dataclass(frozen=True)
 class LexiconIds:
-    """Ids of the words that the lexicon and the vocabulary have, and the foils made with it."""
+    """Ids of the words that are in both lexicon and vocabulary, and the foils made with the lexicon."""
 
     words: list[int]
     content: list[int]
@@ -48,7 +48,7 @@ class LexiconIds:
 
 
 def read_lexicon(params: EvaluateParams, captions: Path, vocabulary: Vocabulary) -> LexiconIds:
-    """What tokenize_captions wrote beside the captions; captions that were trained on have no foils.
+    """Read the lexicon and the foils that tokenize_captions wrote; the train split has no foils here.
 
     Raises:
         InputError: a file cannot be read or is of another format.
@@ -62,7 +62,7 @@ def read_lexicon(params: EvaluateParams, captions: Path, vocabulary: Vocabulary)
 def read_as(
     models: Sequence[CAMP], vocabulary: Vocabulary, splits: Mapping[K, Fold], lexicon: LexiconIds
 ) -> tuple[dict[K, Fold], LexiconIds]:
-    """Splits and foils with their words as models of a vocabulary read them (`as_read`)."""
+    """Return splits and foils with their words as models of a vocabulary read them (`as_read`)."""
 
     def read(owner: T) -> T:
         with input_errors():

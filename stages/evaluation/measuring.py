@@ -1,4 +1,4 @@
-"""All that is measured of one split: recall, gates, foils."""
+"""Measures one split: recall, gates, foils."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,34 +25,34 @@ from stages.evaluation.tables import FOIL_SCHEMA, QUERY_SCHEMA
 from stages.params.evaluate import EvaluateParams
 
 TOP = 10
-"""Results kept of each query."""
+"""Results that are kept for each query."""
 
 
 @dataclass(frozen=True)
 class SplitMeasures:
-    """What evaluation finds out about one split."""
+    """The measurements on one split."""
 
     recall: dict[str, float]
-    """Mean over the protocol's folds; and what ECCV Caption and CxC add, where they are asked for."""
+    """Mean over the protocol's folds, with the metrics of ECCV Caption and CxC if requested."""
     recall_1k: dict[str, float] | None
-    """Mean over the folds of COCO 1K, where the protocol asks for both."""
+    """Mean over the folds of COCO 1K, if the protocol includes both."""
     gates: dict[str, Any]
     foils: dict[str, dict[str, float | int | None]]
     queries: pa.Table
-    """A row of QUERY_SCHEMA for each query."""
+    """One row of QUERY_SCHEMA per query."""
     pairs: pa.Table
-    """The pairs whose gates were looked at."""
+    """One row of PAIR_SCHEMA per pair whose gates were measured."""
     foil_scores: pa.Table
-    """A row of FOIL_SCHEMA for each foil scored."""
+    """One row of FOIL_SCHEMA per scored foil."""
 
     def numbers(self) -> dict[str, float]:
-        """All of it that is a number, for the tracking server."""
+        """All numeric results, for the tracking server."""
         foils = {f"foils_{kind}_{name}": value for kind, values in self.foils.items() for name, value in values.items()}
         return {k: v for k, v in {**self.recall, **self.gates, **foils}.items() if isinstance(v, int | float)}
 
 
 def rank_fold(models: Sequence[CAMP], store: RegionStore, fold: Fold, top: int = TOP) -> RankedQueries:
-    """Rank a fold both ways by one model, or by the mean of several ones, and keep the `top` results of each query.
+    """Rank a fold both ways by one model, or by the mean of several, and keep the `top` results of each query.
 
     Raises:
         InputError: a score is not a finite number, or a shard of regions is damaged.
@@ -68,7 +68,7 @@ def rank_fold(models: Sequence[CAMP], store: RegionStore, fold: Fold, top: int =
 
 
 def query_table(fold: Fold, ranked: RankedQueries) -> pa.Table:
-    """A row of QUERY_SCHEMA for each query of a fold."""
+    """One row of QUERY_SCHEMA per query of a fold."""
     images = pa.array(fold.images, pa.string())
     captions = pa.array(fold.captions.caption_ids[fold.rows]).cast(pa.string())
     tables = []
@@ -90,7 +90,7 @@ def query_table(fold: Fold, ranked: RankedQueries) -> pa.Table:
 
 
 def _equal_captions(fold: Fold) -> int:
-    """Captions of a fold whose text is also that of a caption of another image of it."""
+    """Number of captions in a fold with the same text as a caption of another of its images."""
     texts = torch.from_numpy(fold.captions.wording_index[fold.rows])
     return int(RightAnswers(torch.from_numpy(fold.caption_image), texts).shared.sum())
 
@@ -106,7 +106,7 @@ def measure_split(
     split: Fold,
     lexicon: LexiconIds,
 ) -> SplitMeasures:
-    """Rank a split, look at gates and score foils."""
+    """Rank a split, measure gates and score foils."""
     folds = folds_of(split, params.protocol)
     more_matches = EccvCaption(folds[0]) if params.eccv and split.name == "test" else None
     recalls, queries, hardest = [], [], []

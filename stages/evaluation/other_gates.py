@@ -1,4 +1,4 @@
-"""Gates of a trained model that are measured, but not applied: what they do, told from what training with them did."""
+"""Evaluates a trained model with other gates than its own, to tell what gates do from what training with them did."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +16,10 @@ from stages.params.evaluate import EvaluateParams, check_gates
 
 
 def with_gates(params: EvaluateParams, folder: Path, model: CAMP, store: RegionStore, split: Fold) -> CAMP:
-    """The model of `folder` with the gates that `evaluate.gates` says; `split` has the other pair for `another`.
+    """The model of `folder` with the gates that `evaluate.gates` names; `another` takes the other pair from `split`.
 
     Raises:
-        InputError: the model has no scalar gates, or gates that evidence decides, too.
+        InputError: the model has no scalar gates, or its gates also depend on evidence.
     """
     if params.gates == "trained":
         return model
@@ -36,7 +36,7 @@ def with_gates(params: EvaluateParams, folder: Path, model: CAMP, store: RegionS
 
 
 class _GatesOfAnother(CAMP):
-    """Gates of words with one picture, the split's first, and of regions with one caption, its first, in every pair."""
+    """In every pair, words have their gates with the split's first picture, regions theirs with its first caption."""
 
     def __init__(self, model: CAMP, store: RegionStore, split: Fold) -> None:
         super().__init__(model.config, caption_encoder=model.caption_encoder)
@@ -45,13 +45,13 @@ class _GatesOfAnother(CAMP):
             self.image = model.prepare_regions(*encode_images(model, store, [store.row_of(split.images[0])]))
 
     def prepare_regions(self, regions: Tensor, mask: Tensor) -> Prepared:
-        """As `CAMP.prepare_regions`, with the gates that these have with the one caption."""
+        """As `CAMP.prepare_regions`, with the gates that the regions have with that caption."""
         prepared = super().prepare_regions(regions, mask)
         received = self.match(prepared, self.caption, TILES).regions
         return prepared if received is None or received.gates is None else replace(prepared, gates=received.gates[:, 0])
 
     def prepare_words(self, words: Tensor, mask: Tensor) -> Prepared:
-        """As `CAMP.prepare_words`, with the gates that these have with the one picture."""
+        """As `CAMP.prepare_words`, with the gates that the words have with that picture."""
         prepared = super().prepare_words(words, mask)
         received = self.match(self.image, prepared, TILES).words
         return prepared if received is None or received.gates is None else replace(prepared, gates=received.gates[0])

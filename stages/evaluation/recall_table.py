@@ -7,10 +7,10 @@ COLUMNS = (
     "t2i_r1", "t2i_r5", "t2i_r10", "t2i_medr", "t2i_meanr",
     "rsum",
 )  # fmt: skip
-"""Percent of the queries for r1, r5 and r10; ranks starting at 1 for medr and meanr; rsum sums the six percents."""
+"""Percent of the queries for r1, r5 and r10; ranks from 1 for medr and meanr; rsum is the sum of the six percents."""
 
 FEW = 50
-"""Images of a split below which one of them is more than two points of image to text."""
+"""With fewer images, a split is too small to compare models by: one image is more than two points of image to text."""
 HEADINGS = ("R@1", "R@5", "R@10", "medR", "meanR") * 2 + ("rsum",)
 
 
@@ -24,11 +24,11 @@ PAPER: dict[str, dict[str, float]] = {
     "COCO 1K, mean of 5 folds": _published(72.3, 94.8, 98.3, 58.5, 87.9, 95.0),
     "COCO 5K": _published(50.1, 82.1, 89.7, 39.0, 68.9, 80.2),
 }
-"""What the paper reports without an ensemble (Wang et al., ICCV 2019, tables 1 and 2); it gives no mean ranks."""
+"""What the paper reports without an ensemble (Wang et al., ICCV 2019, tables 1 and 2); it has no mean ranks."""
 
 
 def recall_text(metrics: Mapping[str, Mapping[str, float]], paper: bool = False) -> str:
-    """The recall table of `metrics` ({split: {column: value}}) as text; with `paper`, its rows below."""
+    """The recall table of `metrics` ({split: {column: value}}) as text; `paper` adds the paper's rows below."""
     rows = [(split, values) for split, values in metrics.items()]
     if paper:
         rows += [(f"paper: {name}", values) for name, values in PAPER.items()]
@@ -46,14 +46,14 @@ def recall_text(metrics: Mapping[str, Mapping[str, float]], paper: bool = False)
 
 
 def coarse(images: int) -> str:
-    """A sentence on the recalls of so few images, to follow others; empty where there are enough."""
+    """A sentence, to follow others, on how coarse the recalls of so few images are; empty if there are enough."""
     if images >= FEW:
         return ""
     return f" {images} images are too few to compare models by: each is {100 / images:.1f} points of a recall."
 
 
 def more_matches(split: str, values: Mapping[str, float]) -> list[str]:
-    """What ECCV Caption and CxC say of a split, where they were asked."""
+    """Lines with the results of ECCV Caption and CxC on a split, if they were measured."""
     lines = []
     for prefix, title in (("eccv", "ECCV Caption"), ("cxc", "CxC")):
         named = {key.removeprefix(f"{prefix}_"): value for key, value in values.items() if key.startswith(prefix)}

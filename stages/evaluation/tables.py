@@ -1,5 +1,5 @@
-"""The tables that evaluation writes for each split: a row per query, per pair whose gates were looked at, per foil; and
-the files that all of them are of."""
+"""The tables that evaluation writes for each split (a row per query, per pair with measured gates, per foil), and the
+files that they depend on."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,8 +28,8 @@ PAIR_SCHEMA = pa.schema(
     ],
     metadata={"camp.format": "gates", "camp.version": "1"},
 )
-"""kind: positive, negative (a random other image) or hardest (the other image that scores highest); words, content and
-regions: mean gate over the pair's real words, content words or regions, null where there are none."""
+"""kind: positive, negative (a random other image) or hardest (the other image with the highest score); words, content
+and regions: mean gate over the pair's real words, content words or regions, null if there are none."""
 
 FOIL_SCHEMA = pa.schema(
     [
@@ -52,7 +52,7 @@ FOIL_SCHEMA = pa.schema(
 
 
 def evaluated_files(model: Path, regions: Path, captions: Path, splits: Iterable[str]) -> list[Path]:
-    """What an evaluation is of, in the folders that it reads: weights, the regions' manifest, the splits' captions."""
+    """The files that an evaluation depends on: the model's weights, the regions' manifest, the splits' captions."""
     return [
         model / "model.safetensors", regions / "manifest.parquet", *(captions / f"{split}.parquet" for split in splits)
     ]  # fmt: skip

@@ -1,1 +1,1 @@
-"""How the report page is made: what is shown, the charts, the pictures, the template."""
+"""The parts of the report page: its content, charts, pictures and template."""

@@ -1,4 +1,4 @@
-"""Read what the report shows and hand it to the page's template."""
+"""Reads what the report shows, and prepares it for the page's template."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -28,14 +28,14 @@ from stages.reporting.queries import Inspector
 EVALUATED = "what the stage evaluate writes"
 EVALUATED_FILES = ("retrieval", "gates", "foils")
 CURVES = ("train_loss", "val_recall", "val_gates")
-"""Files of metrics and of plots, in the order of `_load` and `contents`."""
+"""Files of plots, in the order in which `contents` reads them."""
 MARGIN = 300_000
-"""Bytes kept for everything on the page but the interactive part's data."""
+"""Bytes reserved for everything on the page except the data of the interactive part."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What the stages before left."""
+    """Results of the earlier stages."""
 
     retrieval: dict[str, dict[str, float]]
     gates: dict[str, dict[str, Any]]
@@ -45,7 +45,7 @@ class Loaded:
     foils: dict[str, dict[str, Any]]
     foil_scores: list[dict[str, Any]]
     split: str
-    """The split that is shown query by query: test if it was evaluated."""
+    """The split whose queries are shown: test if it was evaluated."""
     images: pa.Table
     caption_splits: list[str]
     store: RegionStore
@@ -67,7 +67,7 @@ def _load(inputs: Inputs) -> Loaded:
             gates=read_object(inputs.metrics / "gates.json", EVALUATED),
             training=read_object(inputs.metrics / "train.json", "the metrics of the stage train"),
             evaluations={
-                # A split's further protocols are rows of its own recalls, without tables.
+                # Further protocols of a split have rows of recalls but no tables.
                 name: _read_evaluated(inputs.evaluation / f"{name}.parquet", QUERY_SCHEMA)
                 for name in retrieval
                 if not name.endswith("_coco_1k")
@@ -97,13 +97,13 @@ def _read_evaluated(path: Path, schema: pa.Schema) -> pa.Table:
 
 
 def contents(params: ReportSections, inputs: Inputs, limit: int) -> dict[str, Any]:
-    """All that page.html.jinja reads.
+    """Return everything that page.html.jinja reads.
 
     Args:
-        limit: bytes that the page may have.
+        limit: most bytes that the page may have.
 
     Raises:
-        InputError: an input is missing, broken or of another run than the others; or the page would pass `limit`.
+        InputError: an input is missing, damaged or from another run than the others; or the page would exceed `limit`.
     """
     loaded = _load(inputs)
     split, root = loaded.split, params.dataset.image_root(inputs.dataset)
@@ -151,7 +151,7 @@ def contents(params: ReportSections, inputs: Inputs, limit: int) -> dict[str, An
 
 
 def dataset_name(dataset: DatasetParams) -> str:
-    """What a reader calls the data: its folder's name, where that is not the one that all data have."""
+    """The data set's name for readers: its folder's name, unless that is the default."""
     if dataset.source == "scenes":
         return "drawn scenes"
     if (folder := Path(dataset.root).name) != "raw":
@@ -161,7 +161,7 @@ def dataset_name(dataset: DatasetParams) -> str:
 
 
 def _facts(params: ReportSections, loaded: Loaded, model_folder: Path) -> list[dict[str, Any]]:
-    """What the run was made of: titled lists of (label, value)."""
+    """Facts about the run: titled lists of (label, value)."""
     images, captions = Counter(loaded.images["split"].to_pylist()), Counter(loaded.caption_splits)
     config = loaded.model.config
     store = loaded.store
@@ -183,11 +183,11 @@ def _facts(params: ReportSections, loaded: Loaded, model_folder: Path) -> list[d
     trained = [
         (key.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else value)
         for key, value in loaded.training.items()
-        # Recalls and gates by epoch stand in the curves.
+        # The curves show recalls and gates by epoch.
         if isinstance(value, int | float | str) and not key.startswith(("val_i2t", "val_t2i", "val_gate"))
     ]
-    # By it `python -m stages.tracking restore` finds the run and its commit. Neither stands here: equal results are
-    # equal pages.
+    # `python -m stages.tracking restore` finds the run and its commit by this hash. Neither is shown here, so that
+    # equal results give equal pages.
     weights = sha256_of(model_folder / "model.safetensors")[:12]
     origin = [("model (its sha256)", weights), ("report seed", params.report.seed)]
     if start := read_fingerprint(model_folder).get("start_from"):

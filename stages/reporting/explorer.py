@@ -1,4 +1,4 @@
-"""The data of the page's interactive part: queries, their results, and what the model did with each pair."""
+"""The data of the page's interactive part: queries, their results, and how the model scored each pair."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,23 +25,23 @@ def explorer_data(
     limit: int,
     max_pixels: int,
 ) -> dict[str, Any]:
-    """All that page.js reads.
+    """Return everything that page.js reads.
 
     Args:
         table: the rows of an evaluation.
         foils: the rows of its foils.
         inspector: explains pairs.
-        params: how many queries and results.
+        params: how many queries and results to show.
         paths: the file of each image.
-        limit: characters that the data may take as JSON.
+        limit: most characters that the data may take as JSON.
         max_pixels: regions.max_pixels.
 
     Returns:
         images: {id: uri, alt, w, h (pixels of the original), boxes (XYXY in those), labels}; queries: {direction:
-        list}; foils: a list of the same form; gates, attention and pooling weights in thousandths.
+            list}; foils: a list of the same form; gates, attention and pooling weights in thousandths.
 
     Raises:
-        InputError: a query or picture is not there, or the data would pass `limit`.
+        InputError: a query or picture is missing, or the data would exceed `limit`.
     """
     queries: dict[str, list[dict[str, Any]]] = {}
     for direction, chosen in choose_queries(table, params).items():
@@ -67,7 +67,7 @@ def explorer_data(
     for image_id, picture in shown.items():
         image = images[image_id]
         image["uri"] = picture.uri
-        if not (image["w"] and image["h"]):  # regions that came without the size of their image
+        if not (image["w"] and image["h"]):  # regions without the size of their image
             image["w"], image["h"] = picture.size
     if missing := [image_id for image_id, picture in shown.items() if picture.missing]:
         print(f"{len(missing)} of {len(shown)} pictures are shown grey: no file {paths[missing[0]]}")
@@ -75,7 +75,7 @@ def explorer_data(
 
 
 def _size(image: Mapping[str, Any]) -> tuple[int, int]:
-    """Width and height, or the part that boxes cover where the regions came without them."""
+    """Width and height, or the extent of the boxes if the size is unknown."""
     if image["w"] and image["h"]:
         return image["w"], image["h"]
     return max((box[2] for box in image["boxes"]), default=1), max((box[3] for box in image["boxes"]), default=1)

@@ -1,4 +1,4 @@
-"""The foils that the report shows: which, how both captions got their scores, and which word is held responsible."""
+"""The foils that the report shows: which ones, how both captions were scored, and which word is held responsible."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,9 +17,9 @@ def won(row: Mapping[str, Any]) -> bool:
 
 
 def shown_foils(rows: Sequence[dict[str, Any]], params: ReportParams) -> list[dict[str, Any]]:
-    """Of each kind `params.foils` drawn at random, then the worst among the rest.
+    """Choose, of each kind, `params.foils` drawn at random, and then the worst of the rest.
 
-    The worst are those furthest above their captions. The draw depends on `params.seed` alone.
+    The worst are those that score highest above their captions. The draw depends only on `params.seed`.
     """
     chosen = []
     for number, kind in enumerate(KINDS):
@@ -33,12 +33,12 @@ def shown_foils(rows: Sequence[dict[str, Any]], params: ReportParams) -> list[di
 
 
 def foil_entry(key: str, row: Mapping[str, Any], inspector: Inspector) -> dict[str, Any]:
-    """A foil for the page's interactive part: like a query whose results are the caption and the foil.
+    """A foil for the page's interactive part, in the form of a query whose results are the caption and the foil.
 
-    `position` is the changed word; `byScore` and `byGate` are the words held responsible, all in the foil's words.
+    `position` is the changed word's; `byScore` and `byGate` are those of the words held responsible, all in the foil.
 
     Raises:
-        InputError: the caption is not in the captions: it is of another evaluation.
+        InputError: the caption is not in the captions: it is from another evaluation.
     """
     try:
         at = inspector.row_of[str(row["caption_id"])]
@@ -75,7 +75,7 @@ def foil_entry(key: str, row: Mapping[str, Any], inspector: Inspector) -> dict[s
 
 
 def gallery(entries: Sequence[Mapping[str, Any]], alts: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The cards of the gallery: each caption as (word, class) with the changed word and the guilty one marked."""
+    """The cards of the gallery: captions as (word, class), with the changed word and the guilty one marked."""
     cards = []
     for entry in entries:
         caption, foil = entry["results"]
@@ -100,7 +100,7 @@ def gallery(entries: Sequence[Mapping[str, Any]], alts: Mapping[str, str]) -> li
 
 
 def foil_rows(metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of the foils' table, from a split of metrics/foils.json."""
+    """Rows of the foil table, from one split of metrics/foils.json."""
     columns = ("true_first", "true_first_balanced", "guilty_by_score", "guilty_by_gate", "chance")
     return [
         {

@@ -1,4 +1,4 @@
-"""What the report is drawn from."""
+"""The inputs of the report."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from stages.params.section import StageSections
 
 
 class ReportSections(StageSections):
-    """What the stage reads of params.yaml."""
+    """The sections of params.yaml that the stage reads."""
 
     dataset: DatasetParams = DatasetParams()
     regions: RegionsParams = RegionsParams()
@@ -19,7 +19,7 @@ class ReportSections(StageSections):
 
 @dataclass(frozen=True)
 class Inputs:
-    """Folders that the report is drawn from."""
+    """Folders that the report reads."""
 
     dataset: Path = Path("data/dataset")
     regions: Path = Path("data/regions")

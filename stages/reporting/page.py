@@ -1,4 +1,4 @@
-"""The report's page: tables, charts and the data of its interactive part, rendered into one HTML text."""
+"""The report's page: tables, charts and the data of its interactive part, rendered as one HTML text."""
 
 import base64
 import csv
@@ -28,7 +28,7 @@ OTHER_GATES = {"open": "all gates held open", "another": "the gates of another p
 
 
 def render(context: Mapping[str, Any]) -> str:
-    """The page's HTML: every value is escaped, and only the script hashed here may run."""
+    """Render the page's HTML. Every value is escaped, and only the script whose hash is given here may run."""
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -44,7 +44,7 @@ def render(context: Mapping[str, Any]) -> str:
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """A number for a table cell; a dash for none."""
+    """Format a number for a table cell; a dash for None."""
     return "\N{EN DASH}" if value is None else f"{value:,.{digits}f}"
 
 
@@ -60,7 +60,7 @@ def recall_rows(retrieval: Mapping[str, Mapping[str, float]], notes: Mapping[str
 
 
 def headline(recall: Mapping[str, float], gates: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The few numbers that come first."""
+    """The few figures at the top of the page."""
     figures = [
         {"label": "rsum", "value": number(recall["rsum"]), "unit": "of 600", "note": "the six recalls added"},
         {"label": "Image → text, R@1", "value": number(recall["i2t_r1"]), "unit": "%", "note": ""},
@@ -81,7 +81,7 @@ def headline(recall: Mapping[str, float], gates: Mapping[str, Any]) -> list[dict
 
 
 def read_curve(path: Path) -> dict[str, list[float]]:
-    """The columns of a curve's CSV that hold something; a row in which one of them is empty is left out.
+    """Read the non-empty columns of a curve's CSV; a row with an empty cell in one of them is left out.
 
     Raises:
         InputError: the file cannot be read or holds something other than numbers.
@@ -99,7 +99,7 @@ def read_curve(path: Path) -> dict[str, list[float]]:
 
 
 def charts(loss: Mapping[str, list[float]], recall: Mapping[str, list[float]], best: Any) -> list[dict[str, Any]]:
-    """Loss by step, validation recall by epoch and, where the model has gates, their means by epoch."""
+    """Charts of the loss by step, of validation recall by epoch, and of mean gates by epoch if the model has gates."""
     drawn = []
     if loss.get("loss"):
         line = in_buckets(loss["step"], loss["loss"])
@@ -130,7 +130,7 @@ def charts(loss: Mapping[str, list[float]], recall: Mapping[str, list[float]], b
 def gate_context(
     gates: Mapping[str, Any], pairs: Mapping[str, Sequence[Any]], by_epoch: Mapping[str, Sequence[float]]
 ) -> dict[str, Any]:
-    """What the gates' section shows.
+    """The content of the gates' section.
 
     Args:
         gates: of metrics/gates.json.
@@ -161,7 +161,7 @@ def gate_context(
 
 
 def failures(queries: Mapping[str, Sequence[Mapping[str, Any]]], alts: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The worst queries each way, from the interactive part's data; `alts` describes the images."""
+    """The worst queries in each direction, from the interactive part's data; `alts` describes the images."""
     sides = []
     for direction, title in (("t2i", "Text → image"), ("i2t", "Image → text")):
         worst = sorted((query for query in queries[direction] if query["worst"]), key=lambda query: -query["rank"])
@@ -181,19 +181,19 @@ def failures(queries: Mapping[str, Sequence[Mapping[str, Any]]], alts: Mapping[s
 
 
 def context_note(source: str) -> str:
-    """What the reader must know before comparing with the paper's rows."""
+    """What readers must know before they compare with the paper's rows."""
     if source == "scenes":
         return "on photographs with human captions: another task than the drawn scenes above, not a comparison"
     return "comparable only where images, split and protocol are the paper's"
 
 
 def image_count(metadata: Mapping[bytes, bytes]) -> int:
-    """Of a split, from the metadata of its evaluation."""
+    """Number of images of a split, from the metadata of its evaluation."""
     return int(metadata.get(b"camp.images", b"0"))
 
 
 def is_as_trained(metadata: Mapping[bytes, bytes]) -> bool:
-    """Whether an evaluation is of the trained model alone and as it is, from its metadata."""
+    """Whether an evaluation used only the trained model, with its own gates; from the evaluation's metadata."""
     return metadata.get(b"camp.models", b"1") == b"1" and metadata.get(b"camp.gates", b"").decode() not in OTHER_GATES
 
 
@@ -206,7 +206,7 @@ def protocol_note(metadata: Mapping[bytes, bytes]) -> str:
     ]
     if equal := int(metadata.get(b"camp.equal_captions", b"0")):
         parts.append(f"{equal:,} captions have the text of another image's, and are right for it too")
-    # A pair that is opened is read again, by the trained model alone.
+    # An opened pair is explained anew, by the trained model alone.
     if int(metadata.get(b"camp.models", b"1")) > 1:
         parts.append(f"ensemble of {int(metadata[b'camp.models'])}; what an opened pair shows is the first's")
     if applied := OTHER_GATES.get(metadata.get(b"camp.gates", b"").decode()):

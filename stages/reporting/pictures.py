@@ -1,4 +1,4 @@
-"""Pictures as data URIs, made small enough for one page: the pixels that the detector saw."""
+"""Pictures as data URIs, reduced to fit into one page; they are decoded as for the detector."""
 
 import base64
 import io
@@ -14,23 +14,23 @@ from stages.errors import InputError
 
 LONGEST_SIDE = 420
 SHORTEST_SIDE = 48
-"""Where a picture is as small as this it is not shrunk further."""
+"""Pictures are not reduced below this longest side."""
 GREY = (176, 178, 182)
 
 
 @dataclass(frozen=True)
 class ShownPicture:
-    """A picture as the page holds it."""
+    """A picture on the page."""
 
     uri: str
     size: tuple[int, int]
     """Width and height of the original, upright, in pixels."""
     missing: bool
-    """There is no such file: the picture is plain grey."""
+    """Whether the file is missing; the picture is then plain grey."""
 
 
 def _picture(path: Path, size: tuple[int, int], max_pixels: int) -> tuple[Image.Image, bool]:
-    """The picture, or a grey one of `size` where there is no such file; and whether that is so.
+    """Return the picture, or a grey one of `size` if its file is missing; and whether it is missing.
 
     Raises:
         InputError: the picture cannot be read, or extraction would reject it.
@@ -46,7 +46,7 @@ def _picture(path: Path, size: tuple[int, int], max_pixels: int) -> tuple[Image.
 
 
 def jpeg(picture: Image.Image, side: int) -> bytes:
-    """A picture as a JPEG of at most `side` pixels on its longest side."""
+    """Encode a picture as a JPEG of at most `side` pixels on its longest side."""
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     picture.save(out, "JPEG", quality=84, optimize=True)
@@ -54,7 +54,7 @@ def jpeg(picture: Image.Image, side: int) -> bytes:
 
 
 def _shown(path: Path, side: int, size: tuple[int, int], max_pixels: int) -> ShownPicture:
-    """The picture upright, as a JPEG of at most `side` pixels on its longest side."""
+    """Encode a picture, upright, as a JPEG of at most `side` pixels on its longest side."""
     picture, missing = _picture(path, size, max_pixels)
     original = size if missing else picture.size
     uri = "data:image/jpeg;base64," + base64.b64encode(jpeg(picture, side)).decode("ascii")
@@ -64,16 +64,15 @@ def _shown(path: Path, side: int, size: tuple[int, int], max_pixels: int) -> Sho
 def show_pictures(
     paths: Mapping[str, Path], budget: int, *, sizes: Mapping[str, tuple[int, int]], max_pixels: int
 ) -> dict[str, ShownPicture]:
-    """Pictures as data URIs of at most `budget` characters together, decoded as extraction decodes them.
+    """Encode pictures as data URIs of at most `budget` characters together, decoded as extraction decodes them.
 
     Args:
-        paths: id -> file. Where there is no such file, the picture is plain grey: features that someone else has
-            extracted need no pictures.
+        paths: id -> file. If a file is missing, its picture is plain grey: precomputed features need no pictures.
         sizes: width and height of each, for the grey ones.
         max_pixels: regions.max_pixels.
 
     Raises:
-        InputError: a picture cannot be read, or they do not fit even when small.
+        InputError: a picture cannot be read, or they do not fit even at the smallest size.
     """
     side = LONGEST_SIDE
     while True:

@@ -1,4 +1,4 @@
-"""The queries that the report shows: which, what ranks first for each, and how the model came to it."""
+"""The queries that the report shows: their selection, their first results, and how the model scored these."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ DIRECTIONS = ("t2i", "i2t")
 
 @dataclass(frozen=True)
 class Query:
-    """One query of data/evaluation."""
+    """One query in data/evaluation."""
 
     direction: str
     query_id: str
@@ -37,19 +37,19 @@ class Pair:
     image_id: str
     caption_row: int
     at: int
-    """Its rank for the query."""
+    """Its rank in the query's results."""
     right: bool
     beyond: bool
-    """A right answer that the first ones do not hold."""
+    """Whether it is a right answer that is not among the first results."""
     score: float | None
     """Logit; None until the model has scored it."""
     details: dict[str, Any] = field(default_factory=dict)
 
 
 def choose_queries(table: pa.Table, params: ReportParams) -> dict[str, list[Query]]:
-    """Queries of each direction: `params.queries` drawn at random, then the worst failures among the rest.
+    """Choose queries of each direction: `params.queries` drawn at random, then the worst failures among the rest.
 
-    The draw depends on `params.seed` alone; equal ranks are ordered by id.
+    The draw depends only on `params.seed`; equal ranks are ordered by id.
     """
     chosen: dict[str, list[Query]] = {}
     directions = np.array(table["direction"].to_pylist())
@@ -73,7 +73,7 @@ def choose_queries(table: pa.Table, params: ReportParams) -> dict[str, list[Quer
 
 
 class Inspector:
-    """Looks up the pairs of a query and asks the model how it scored them.
+    """Looks up the pairs of a query, and explains how the model scored them.
 
     Args:
         model: in eval mode, on the CPU.
@@ -90,10 +90,10 @@ class Inspector:
             self.captions_of.setdefault(image_id, []).append(row)
 
     def pairs(self, query: Query, top_k: int) -> list[Pair]:
-        """What ranks first for a query, and its best right answer where that ranks lower; scored and explained.
+        """The first results of a query, and its best right answer if that ranks lower; scored and explained.
 
         Raises:
-            InputError: the query or a result is not in the captions: they are of another evaluation.
+            InputError: the query or a result is not in the captions: they are from another evaluation.
         """
         try:
             pairs = self._first(query, top_k)
@@ -115,12 +115,12 @@ class Inspector:
         return pairs
 
     def _is_right(self, image_id: str, row: int) -> bool:
-        """Whether a caption is right for an image: one of the image's own has its text (`camp_model.answers`)."""
+        """Whether a caption is right for an image: one of the image's own has the same text (`camp_model.answers`)."""
         texts = self.captions.wording_index
         return any(texts[own] == texts[row] for own in self.captions_of.get(image_id, ()))
 
     def _best_right(self, query: Query) -> Pair:
-        """The right answer that the query's rank is that of."""
+        """The right answer whose rank is the query's rank."""
         if query.direction == "t2i":
             row = self.row_of[query.query_id]
             equal = np.flatnonzero(self.captions.wording_index == self.captions.wording_index[row])
@@ -144,7 +144,7 @@ class Inspector:
     def explain(
         self, image_ids: Sequence[str], ids: Sequence[Sequence[int]], texts: Sequence[str]
     ) -> list[dict[str, Any]]:
-        """How aligned pairs of images and captions came to their scores: `explain_pairs`.
+        """How pairs of images and captions, given side by side, got their scores: `explain_pairs`.
 
         Args:
             ids: word ids of each caption; `texts` is how it is written.
