@@ -1,4 +1,4 @@
-"""What stages read: files that an earlier stage or a person wrote. What is wrong with one is an InputError."""
+"""Reads files that an earlier stage or a user wrote. Anything wrong with one is an InputError."""
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def input_errors(where: str = "") -> Iterator[None]:
-    """A ValueError of `camp_model`, which names file and key, becomes an InputError that begins with `where`."""
+    """Convert a ValueError of `camp_model`, which names file and key, to an InputError that begins with `where`."""
     try:
         yield
     except ValueError as error:
@@ -64,9 +64,9 @@ def read_text(path: Path, kind: str = "") -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file, cut at newlines alone, with a carriage return before one going with it.
+    """The lines of a UTF-8 file, split only at newlines; a carriage return before a newline is dropped.
 
-    Not at U+2028, U+0085 or a form feed, at which `str.splitlines` cuts too: those stand in captions.
+    `str.splitlines` also splits at U+2028, U+0085 and form feeds, which occur in captions.
 
     Raises:
         InputError: the file cannot be read, or a line of it is not UTF-8.
@@ -81,15 +81,15 @@ def read_lines(path: Path) -> list[str]:
 
 
 def hashes_of(paths: Iterable[Path]) -> dict[str, str]:
-    """File name -> sha256: what a stage writes down of the numbers that it leaves outside its own folder."""
+    """File name -> sha256: how a stage records the metrics and plots that it writes outside its own folder."""
     return {path.name: files.sha256_of(path) for path in paths}
 
 
 def check_results(record: Path, paths: Iterable[Path]) -> None:
-    """Compare files with `results` in the JSON file `record` of the stage that wrote both; older ones have none.
+    """Compare files with the hashes in `results` of the JSON file `record` of the same stage; older ones have none.
 
     Raises:
-        InputError: a file is another than the one that was written, or `record` cannot be read.
+        InputError: a file is not the one that was written, or `record` cannot be read.
     """
     results = read_object(record, "what a stage writes of its results").get("results", {}) if record.is_file() else {}
     for path in paths:
@@ -98,14 +98,14 @@ def check_results(record: Path, paths: Iterable[Path]) -> None:
 
 
 def read_fingerprint(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint says of its origin: detector, dataset, hashes of results; empty where it says nothing."""
+    """The origin of a checkpoint: detector, dataset, hashes of results; empty if it has no fingerprint.json."""
     path = checkpoint / "fingerprint.json"
     return read_object(path, "what the stage train writes beside its weights") if path.is_file() else {}
 
 
 def check_trained_on(checkpoint: Path, config: "CampConfig", store: "RegionStore") -> None:
-    """InputError where a model reads features of another width than a store's, or was trained on another detector's; a
-    model that does not say of which is taken, with a word on stderr."""
+    """Raise an InputError if a model reads features of another width than a store's, or was trained on another
+    detector's. A model that does not name its detector is accepted, with a note on stderr."""
     if config.region_dim != store.region_dim:
         raise InputError(
             f"{checkpoint / 'config.json'}: region_dim: {config.region_dim}, but the features of {store.path} have "

@@ -1,4 +1,4 @@
-"""What a stage took, its time and its memory: kept below `.work`, beside what DVC knows, as no result depends on it."""
+"""Time and memory that a stage took, recorded in `.work` and not in DVC's outputs because no result depends on them."""
 
 import json
 import os
@@ -16,18 +16,18 @@ from stages.workspace import main_root
 FOLDER = Path(".work") / "costs"
 WORKSPACE = "workspace"
 SAID_FROM = 0.5
-"""Seconds; what a shorter stage took is recorded, and not worth a line."""
+"""Seconds; the cost of a shorter stage is recorded but not printed."""
 RUSAGE_UNIT = 1 if sys.platform == "darwin" else 1024
-"""Bytes in one of getrusage's units of memory."""
+"""Bytes per unit of memory in getrusage."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What the run of a stage that finished it took; one that was killed before is not counted."""
+    """Cost of the run that finished a stage; earlier runs that were killed are not counted."""
 
     seconds: float
     peak_bytes: int
-    """Resident memory of its process at most, or of the largest that it started."""
+    """Peak resident memory of its process, or of the largest child process."""
 
     @property
     def time(self) -> str:
@@ -42,15 +42,15 @@ class Cost:
 
 @contextmanager
 def recording() -> Iterator[None]:
-    """Record and say what the body took, where it ends well and DVC runs it as a stage."""
+    """Record and print the cost of the body, if it succeeds and DVC runs it as a stage."""
     stage, begun = os.environ.get("DVC_STAGE"), time.monotonic()
     yield
-    if stage is None or os.environ.get("RANK", "0") != "0":  # of several processes of one training, the first speaks
+    if stage is None or os.environ.get("RANK", "0") != "0":  # of a training's processes, only the first prints
         return
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * RUSAGE_UNIT
     cost = Cost(time.monotonic() - begun, max(resident_bytes("VmHWM"), children))
     file = _file(os.environ.get("DVC_EXP_NAME") or WORKSPACE, stage)
-    with suppress(OSError):  # a full disk, say, which the stage itself has come through
+    with suppress(OSError):  # for instance a full disk, although the stage itself succeeded
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, asdict(cost))
     if cost.seconds >= SAID_FROM:
@@ -58,9 +58,9 @@ def recording() -> Iterator[None]:
 
 
 def resident_bytes(name: str) -> int:
-    """Resident memory of this process: VmRSS (now) or VmHWM (at most); where Linux does not say, at most for both.
+    """Resident memory of this process: VmRSS (now) or VmHWM (peak); without Linux, the peak for both.
 
-    Linux's own number, for ru_maxrss begins at what the process that started this one has in memory.
+    Linux's own number is used because ru_maxrss starts at the memory of the process that started this one.
     """
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
@@ -70,12 +70,12 @@ def resident_bytes(name: str) -> int:
 
 
 def file_name(stage: str) -> str:
-    """A stage's name, as DVC gives it (`folder/dvc.yaml:stage`), for a file."""
+    """A file name for a stage, from its name in DVC (`folder/dvc.yaml:stage`)."""
     return stage.replace(os.sep, "_").replace(":", "_")
 
 
 def cost_of(stage: str, experiment: str = WORKSPACE) -> Cost | None:
-    """What a stage took when it last ran here, or in a DVC experiment; None: not known."""
+    """The cost of a stage's last run here, or in a DVC experiment; None if unknown."""
     try:
         return Cost(**json.loads(_file(experiment, stage).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

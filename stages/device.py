@@ -1,4 +1,4 @@
-"""Where the stages compute, and in which numbers: one place for training, validation, evaluation and extraction."""
+"""The device and the precision that stages compute with, for training, validation, evaluation and extraction alike."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -9,10 +9,10 @@ from stages.errors import InputError
 
 
 def choose_device(name: str, key: str = "train.device") -> torch.device:
-    """The device that a param names; `auto` takes CUDA, then MPS, then the CPU; `cuda:N` is one of several GPUs.
+    """The device that a param names; `auto` is CUDA, else MPS, else the CPU; `cuda:N` is one of several GPUs.
 
     Raises:
-        InputError: the device named is not here.
+        InputError: the device is not available here.
     """
     here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())] if here["cuda"] else []
@@ -26,13 +26,13 @@ def choose_device(name: str, key: str = "train.device") -> torch.device:
 
 
 class Precision:
-    """fp32, tf32 (matrix products, convolutions and GRUs of CUDA), bf16 or fp16 (autocast; fp16 with a scaled loss).
+    """fp32, tf32 (for CUDA's matrix products, convolutions and GRUs), bf16 or fp16 (autocast; fp16 with a scaled loss).
 
-    Making one sets how this process computes float32 from then on: exactly, unless it is `tf32`.
+    Creating one sets how this process computes in float32 from then on: exactly, unless the name is `tf32`.
 
     Args:
         name: one of the four.
-        device: where it is for.
+        device: the device that computes.
         key: the param that names it, for errors.
 
     Raises:
@@ -46,7 +46,7 @@ class Precision:
         self.device = device
         self.scaler = torch.GradScaler(device.type, enabled=name == "fp16")
         float32 = "tf32" if name == "tf32" else "ieee"
-        # Each by itself: what is set for cuDNN as a whole leaves its convolutions and GRUs at TF32, their default.
+        # Set one by one: a setting for cuDNN as a whole leaves its convolutions and GRUs at TF32, their default.
         backends: Any = torch.backends
         for operator in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn):
             operator.fp32_precision = float32

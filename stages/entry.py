@@ -1,11 +1,11 @@
-"""How a stage starts: alone on its outputs, and with errors that a person can read.
+"""Starts a stage: it locks the stage's outputs, and prints errors in a form that users can read.
 
-A dvc that is killed outright leaves its stage running, and the next `dvc repro` would start the same stage beside it.
-So a stage that DVC runs takes a lock that goes with its process, says who holds it if it must wait, and on Linux asks
-the system to be ended (SIGTERM, which training answers by saving its state) when its dvc is gone.
+If dvc is killed, its stage keeps running, and the next `dvc repro` would start the same stage beside it. So a stage
+that DVC runs takes a lock that is released with its process, and names the holder if it must wait. On Linux it also
+asks the system for a SIGTERM when its dvc ends; training answers that by saving its state.
 
-A stage that has said nothing for a while says where it is. Ctrl-C ends it at once, in the middle of a library's call,
-too: whatever a killed stage leaves is known to the next run.
+A stage that has printed nothing for a while prints where it is. Ctrl-C ends it at once, even inside a library call: the
+next run can handle whatever a killed stage leaves.
 """
 
 import argparse
@@ -35,24 +35,24 @@ S = TypeVar("S", bound=StageSections)
 
 FOLDER = Path(".work") / "locks"
 WHOLE = Path(".work") / "whole"
-"""Which files' seals were right: each is compared once, not by every stage."""
+"""Records which files' seals were valid, so that each is checked once and not by every stage."""
 PATIENCE = 600.0
-"""Seconds that a stage waits for another process on the same outputs."""
+"""Seconds that a stage waits for another process with the same outputs."""
 QUIET = 8.0
-"""Seconds without a word after which a stage says where it is."""
+"""Seconds without output after which a stage prints where it is."""
 PR_SET_PDEATHSIG = 1
 OUTPUTS = ("data", "models", "metrics", "plots", "report")
-"""Folders that the stages' outputs lie in."""
+"""Folders of the stages' outputs."""
 COMMAND = "CAMP_COMMAND"
-"""Environment variable: the process that a flow has started and that every stage of it descends from."""
+"""Environment variable: id of the process that a flow started, an ancestor of every stage of that flow."""
 
 
 class Held(Exception):
-    """Another process has held a stage's outputs for too long. The message says which."""
+    """Another process has held a stage's outputs for too long; the message names it."""
 
 
 def end_with_parent() -> None:
-    """Have the system send SIGTERM to this process when its parent dies; does nothing but on Linux."""
+    """Ask the system to send SIGTERM to this process when its parent dies; only on Linux."""
     if sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -61,7 +61,7 @@ def end_with_parent() -> None:
 
 
 def _orphaned() -> bool:
-    """Whether the flow's command has died already: a stage imports for seconds before it can ask to be told."""
+    """Whether the flow's command is dead already: a stage imports for seconds before it can ask for the signal."""
     import psutil
 
     command = os.environ.get(COMMAND)
@@ -70,15 +70,15 @@ def _orphaned() -> bool:
 
 @contextlib.contextmanager
 def hold_outputs(stage: str, folder: Path = FOLDER, patience: float = PATIENCE) -> Iterator[None]:
-    """Hold the outputs of `stage` in this workspace; waits for another holder.
+    """Hold the lock on the outputs of `stage` in this workspace; wait if another process has it.
 
     Raises:
-        Held: another process still holds them after `patience` seconds.
+        Held: another process still has it after `patience` seconds.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
     def own(path: str, flags: int) -> int:
-        return os.open(path, flags | os.O_NOFOLLOW, 0o666)  # what a link leads to would be overwritten
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)  # a link's target would be overwritten
 
     with open(folder / f"{stage}.lock", "a+", encoding="utf-8", opener=own) as file:
         os.set_inheritable(file.fileno(), True)  # a stage may replace itself by torchrun
@@ -111,13 +111,13 @@ def _acquire(file: IO[str], stage: str, patience: float) -> None:
 
 @contextlib.contextmanager
 def hold_own_outputs() -> Iterator[None]:
-    """Hold the outputs of the stage that DVC runs in this process; nothing where DVC runs none.
+    """Hold the lock on the outputs of the stage that DVC runs in this process; do nothing if DVC runs none.
 
     Raises:
         Held: as `hold_outputs`.
     """
     stage = os.environ.get("DVC_STAGE")
-    if stage is None or "RANK" in os.environ:  # one of torchrun's: the process that started it holds them
+    if stage is None or "RANK" in os.environ:  # a torchrun worker: its parent holds the lock
         yield
         return
     end_with_parent()
@@ -126,13 +126,12 @@ def hold_own_outputs() -> Iterator[None]:
 
 
 def read_params(sections: type[S], path: Path = PARAMS) -> S:
-    """The sections of params.yaml that a stage reads, once the whole file has been found right.
+    """Read a stage's sections of params.yaml, after validating the whole file.
 
     Raises:
-        InputError: the file cannot be read, or holds a wrong key or value anywhere; the message names both. Or it lacks
-            a key that DVC compares.
+        InputError: the file cannot be read, has a wrong key or value (the message names both), or lacks a compared key.
     """
-    # Here and not in the stage: what other stages read must not make this one stale.
+    # Imported here, not by the stage: a change in what other stages read must not make this stage stale.
     from stages.params.pipeline import Params, check_compared
 
     Params.load(path)
@@ -142,7 +141,7 @@ def read_params(sections: type[S], path: Path = PARAMS) -> S:
 
 
 def _check_outputs() -> None:
-    """Have a link in the place of a folder of outputs said before a stage works: DVC would refuse what it made."""
+    """Raise an InputError if a folder of outputs is a link, before the stage works: DVC would refuse its outputs."""
     for name in OUTPUTS:
         if Path(name).is_symlink():
             raise InputError(
@@ -153,7 +152,7 @@ def _check_outputs() -> None:
 
 
 def _unwritable(error: OSError) -> str:
-    """What a disk that takes no more says: the path, how much is free there, and what to do; or who may write there."""
+    """The message for a path that cannot be written: free space and what to do, or that this user lacks permission."""
     path = Path(os.fsdecode(error.filename) if error.filename else Path.cwd())
     if error.errno in NOT_OURS:
         return (
@@ -168,7 +167,7 @@ def _unwritable(error: OSError) -> str:
 
 
 class _Listening:
-    """A stream that knows when something was last written to any such stream."""
+    """A stream that records when something was last written to any such stream."""
 
     last = 0.0
 
@@ -185,8 +184,8 @@ class _Listening:
 
 @contextlib.contextmanager
 def saying_where(quiet: float) -> Iterator[None]:
-    """Have a line on stderr, in the body, after each `quiet` seconds in which nothing was written: where this thread is
-    and since when the body runs."""
+    """While the body runs, print a line on stderr after each `quiet` seconds without output: where this thread is, and
+    how long the body has run."""
     ended, thread, begun, streams = threading.Event(), threading.get_ident(), time.monotonic(), (sys.stdout, sys.stderr)
     sys.stdout, sys.stderr = map(_Listening, streams)
     _Listening.last = begun
@@ -207,13 +206,13 @@ def saying_where(quiet: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _working() -> Iterator[None]:
-    """A stage at work: it says where it is, and Ctrl-C ends it at once."""
+    """Run a stage that prints where it is and that Ctrl-C ends at once."""
     interrupted = signal.getsignal(signal.SIGINT)
-    if interrupted is signal.default_int_handler:  # else somebody has it ignored
+    if interrupted is signal.default_int_handler:  # otherwise it may be ignored on purpose
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     remember_in(WHOLE)
     try:
-        # Of several processes of one training, the first speaks.
+        # Of a training's processes, only the first prints.
         with saying_where(QUIET) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
             yield
     finally:
@@ -230,22 +229,22 @@ def _where(thread: int) -> str:
 
 
 def drop_output() -> None:
-    """Drop what is still to be printed to a place that takes none: Python would try once more as it ends."""
+    """Discard what is still buffered for a closed stdout: Python would try to write it once more at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def end_unread() -> NoReturn:
-    """End a command whose reader has gone, as `head` has after its lines, without a word and as SIGPIPE would."""
+    """End a command whose output is no longer read, as by `head`, silently and with SIGPIPE's exit code."""
     drop_output()
     raise SystemExit(128 + signal.SIGPIPE)
 
 
 def stage_main(run: Callable[[], None], arguments: bool = False) -> None:
-    """Run a stage's entry point, alone on its outputs; an InputError, or a place that cannot be written, becomes one
-    line on stderr and exit code 2.
+    """Run a stage's entry point with the lock on its outputs. An InputError, or a path that cannot be written, is
+    printed as one line on stderr, with exit code 2.
 
-    Exit code 75 (try again later): another process holds the outputs. `arguments`: `run` reads the command line itself;
-    otherwise nothing may stand there, so that a misplaced option does not start the stage without it.
+    Exit code 75 (try again later): another process holds the lock. `arguments`: `run` parses the command line itself;
+    otherwise no arguments are accepted, so that a misplaced option does not start the stage without it.
     """
     if not arguments:
         parser = argparse.ArgumentParser(

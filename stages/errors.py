@@ -1,4 +1,4 @@
-"""The error that a person can mend, and how a message shows a value."""
+"""The error that a user can fix, and how messages show a value."""
 
 import reprlib
 

@@ -1,8 +1,8 @@
-"""Stage extract_regions: the pictures' regions, from the detector into content-keyed shards.
+"""Stage extract_regions: extract the pictures' regions with the detector, into content-keyed shards.
 
-Threads read, check and resize pictures ahead, the device runs the network, another thread writes: none waits for the
-others. `--shards 2/4` fills in every fourth shard and stops there, for several processes, devices or machines over
-one workspace; the plain run then finds nothing left to do and finishes the store.
+Threads read, check and resize pictures in advance, the device runs the network, and another thread writes, so that none
+waits for the others. `--shards 2/4` extracts every fourth shard, from the second on, and stops there, so that several
+processes, devices or machines can share a workspace; the plain run then only finishes the store.
 """
 
 import argparse
@@ -24,7 +24,7 @@ DATASET, DETECTOR, OUT = Path("data/dataset"), Path("data/detector"), Path("data
 
 
 def extract_regions(params: ExtractSections, dataset: Path, detector: Path, out: Path, folder: Path) -> None:
-    """The whole stage: extract what is missing in the folder of shards, then make the store `out` of them.
+    """Run the whole stage: extract what is missing in the folder of shards, then make the store `out` from them.
 
     Raises:
         InputError: an input is missing or damaged, or too many images are rejected.
@@ -48,7 +48,7 @@ def extract_regions(params: ExtractSections, dataset: Path, detector: Path, out:
 
 
 def share_of(text: str, shards: Sequence[Shard]) -> list[Shard]:
-    """The shards of share `2/4`: every fourth from the second on."""
+    """The shards of a share: `2/4` is every fourth shard from the second on."""
     number, _, shares = text.partition("/")
     if not (number.isdecimal() and shares.isdecimal() and len(text) < 20 and 1 <= int(number) <= int(shares)):
         raise InputError(f"--shards: {text[:40]!r} is not a part such as 2/4")

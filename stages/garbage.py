@@ -1,4 +1,4 @@
-"""The garbage collector and large libraries: it finds nothing in them, and looks again and again."""
+"""Keeps the garbage collector from scanning large libraries again and again, in which it finds nothing."""
 
 import contextlib
 import gc
@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 
 def exempt_loaded() -> None:
-    """Have the collector never look again at what is there now. Once in a process: garbage of then would stay."""
+    """Exempt all current objects from garbage collection. Only once per process: current garbage is never freed."""
     if not gc.get_freeze_count():
         gc.freeze()
 
 
 @contextlib.contextmanager
 def without_collecting() -> Iterator[None]:
-    """Collect no garbage in the body, which loads libraries; they are exempted at its end."""
+    """Collect no garbage in the body, which loads libraries; all objects are exempted at its end."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -17,7 +17,7 @@ from stages.workspace import main_root
 
 
 class IndexSections(StageSections):
-    """What the stage reads of params.yaml."""
+    """The sections of params.yaml that the stage reads."""
 
     index: IndexParams = IndexParams()
 

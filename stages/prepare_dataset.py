@@ -19,28 +19,28 @@ from stages.sources.tables import tables
 from stages.workspace import main_root, named_path
 
 HASHES = Path(".work") / "hashes.sqlite"
-"""In the main workspace: hashes of files that have not changed since they were read, those of named_files too."""
+"""In the main workspace: cached hashes of files, including those of named_files, valid while a file has not changed."""
 
 
 class PrepareSections(StageSections):
-    """What the stage reads of params.yaml."""
+    """The sections of params.yaml that the stage reads."""
 
     dataset: DatasetParams = DatasetParams()
     detector: DetectorParams = DetectorParams()
 
 
 def prepare_dataset(params: DatasetParams, out: Path, pictures: bool = True, hashes: Path | None = None) -> None:
-    """Read the source, check everything, and only then let the folder `out` appear.
+    """Read the source and check everything; only then does the folder `out` appear.
 
     Args:
-        params: of the section `dataset`.
-        out: folder of images.parquet, captions.parquet, boxes.parquet and, where records were set aside,
-            rejected.parquet; their columns: stages/sources/tables.py.
+        params: the section `dataset`.
+        out: folder of images.parquet, captions.parquet, boxes.parquet and, if records were set aside, rejected.parquet;
+            for their columns see stages/sources/tables.py.
         pictures: whether the picture files are needed; False if regions are precomputed.
         hashes: file that caches the hashes of pictures (`stages.content.hashes`).
 
     Raises:
-        InputError: the source is wrong, or has too many wrong records; `out` is left as it was.
+        InputError: the source is invalid, or has too many bad records; `out` is left as it was.
     """
     if params.source != "scenes":
         check_folder(params.image_root(out), "dataset.root")
@@ -54,7 +54,7 @@ def prepare_dataset(params: DatasetParams, out: Path, pictures: bool = True, has
         files = find_pictures(source, root, pictures)
         gone = known - {image.image_id for image in source.images}
         check_source(source, params.max_rejected_share, frozenset(gone))
-        # Drawn anew, the scenes' pictures are other files each time.
+        # The scenes' pictures are drawn anew, so their files are new each time.
         read_headers(source, files, hashes if params.source != "scenes" else None)
         fill_splits(source, params.table.val_share, params.table.test_share)
         check_splits(source)
@@ -69,7 +69,7 @@ def prepare_dataset(params: DatasetParams, out: Path, pictures: bool = True, has
 
 
 def print_source(source: Source) -> None:
-    """Say what was written, and what was set aside."""
+    """Print what was written and what was set aside."""
     count = Counter(image.split for image in source.images)
     print(
         f"{len(source.images)} images ({', '.join(f'{split} {count[split]}' for split in SPLITS)}), "

@@ -26,7 +26,7 @@ from stages.tokens.vocabulary import build_vocabulary, count_equal, encode, name
 
 
 class TokenizeSections(StageSections):
-    """What the stage reads of params.yaml."""
+    """The sections of params.yaml that the stage reads."""
 
     captions: CaptionsParams = CaptionsParams()
 

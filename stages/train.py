@@ -28,7 +28,7 @@ from stages.workspace import main_root
 
 
 class TrainSections(StageSections):
-    """What the stage reads of params.yaml."""
+    """The sections of params.yaml that the stage reads."""
 
     model: ModelParams = ModelParams()
     train: TrainParams = TrainParams()
@@ -41,12 +41,12 @@ class Paths:
     regions: Path = Path("data/regions")
     captions: Path = Path("data/captions")
     images: Path = Path("data/dataset/images.parquet")
-    """Hashes of the pictures, for a tag alone: the model depends on features of them."""
+    """Hashes of the pictures, only for a tag: the model depends on their features."""
     model: Path = Path("models/camp")
     metrics: Path = Path("metrics/train.json")
     plots: Path = Path("plots")
     work: Path = field(default_factory=lambda: main_root() / ".work" / "train")
-    """State of unfinished trainings; not an output, for DVC removes outputs before a stage runs."""
+    """State of unfinished trainings; not an output, because DVC removes outputs before a stage runs."""
 
 
 def train(
@@ -63,8 +63,8 @@ def train(
 
     Raises:
         InputError: the data or the initial weights do not fit, or training cannot continue (TrainingError).
-        Stopped: `stop` asked for it; the state is saved.
-        Held: another process has run the same training for too long.
+        Stopped: `stop` returned True; the state is saved.
+        Held: another process has been running the same training for too long.
     """
     precision = Precision(params.train.precision, device)
     splits, vocabulary = load_splits(paths.regions, paths.captions)
@@ -72,7 +72,7 @@ def train(
     data = data_hashes(paths.regions, paths.captions, foils=params.train.foil_weight > 0)
     model = new_model(params.model, params.train, vocabulary, info.region_dim, info.geometry, info.detector).to(device)
     key, task = training_key(params.model, params.train, data, len(splits["train"]), processes.count, device)
-    resume = Resume(paths.work, key, "" if processes.rank else task)  # told of once
+    resume = Resume(paths.work, key, "" if processes.rank else task)  # only the first process prints
     with contextlib.ExitStack() as held:
         if not processes.rank:
             held.enter_context(hold_outputs(f"train-{resume.folder.name}", paths.work.parent / "locks"))
@@ -94,7 +94,7 @@ def train(
             write_plots(paths.plots, progress)
             write_json(paths.metrics, summary(progress, trainer.epoch_steps))
             numbers = (paths.metrics, *(paths.plots / f"{name}.csv" for name in PLOTS))
-            # Nothing of this one run, such as its id or its pace: equal trainings make equal files.
+            # Nothing that is specific to this run, such as its id or speed: equal trainings write equal files.
             fingerprint = {
                 "detector": info.detector, "dataset": task_hash(paths.captions / "val.parquet", paths.images),
                 "val_rsum": rsum, "precision": params.train.precision, "joint_weight": params.train.joint_weight,

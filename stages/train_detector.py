@@ -1,4 +1,4 @@
-"""Stage train_detector: train the detector of the embedded scenes, or fetch and identify a pretrained one."""
+"""Stage train_detector: train the detector of the embedded scenes, or get a pretrained one and record its identity."""
 
 import importlib
 from pathlib import Path
@@ -14,14 +14,14 @@ from stages.params.section import StageSections
 
 
 class TrainDetectorSections(StageSections):
-    """What the stage reads of params.yaml."""
+    """The sections of params.yaml that the stage reads."""
 
     dataset: DatasetParams = DatasetParams()
     detector: DetectorParams = DetectorParams()
 
 
 def train_detector(params: TrainDetectorSections, dataset: Path, out: Path, metrics: Path) -> None:
-    """Train or fetch the detector that the params name into `out`, and write its metrics.
+    """Train or load the detector that the params name, write it to `out`, and write its metrics.
 
     Raises:
         InputError: the dataset or the weights cannot be used; `out` is left as it was.

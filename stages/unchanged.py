@@ -1,7 +1,7 @@
-"""Check that params and code did not change while a stage ran.
+"""Checks that params and code do not change while a stage runs.
 
-DVC records both as they are when the stage ends. If somebody changes a value of params.yaml meanwhile, for the next
-run, DVC would record it with a result of the old value, and would see nothing to run.
+DVC records both as they are when the stage ends. If a user changes params.yaml in the meantime, for the next run, DVC
+would record the new value with the result of the old one, and would find nothing to run.
 """
 
 import contextlib
@@ -15,15 +15,15 @@ from stages.params import document
 from stages.params.section import PARAMS
 
 MADE = ("data", "models", "metrics", "plots", "report", "named")
-"""Folders that stages write: what they hold is under the stages' own locks."""
+"""Folders that stages write; their content is in the stages' own locks."""
 
 
 @contextlib.contextmanager
 def unchanged(stage: str, pipeline: Path = Path("dvc.yaml")) -> Iterator[None]:
-    """Compare a stage's params and code, as dvc.yaml lists them, before and after the body.
+    """Compare a stage's params and code, as listed in dvc.yaml, before and after the body.
 
     Raises:
-        InputError: one is another; what the body has made stays.
+        InputError: one of them has changed; the body's results are kept.
     """
     name = stage.rpartition(":")[2]
     described = document.read(pipeline)["stages"].get(name, {}) if pipeline.is_file() else {}
@@ -47,7 +47,7 @@ def unchanged(stage: str, pipeline: Path = Path("dvc.yaml")) -> Iterator[None]:
 
 
 def _values(keys: list[str]) -> dict[str, Any]:
-    """What params.yaml holds at some dotted keys and below them."""
+    """The values in params.yaml at some dotted keys and below them."""
     held = document.leaves(document.read(PARAMS)) if keys else ()
     return {name: value for name, value in held if any(f"{name}.".startswith(f"{key}.") for key in keys)}
 

@@ -1,13 +1,13 @@
-"""The workspace that a stage runs in, and the main one that a DVC experiment's own workspace came from."""
+"""The workspace that a stage runs in, and the main workspace that a DVC experiment's own workspace belongs to."""
 
 import os
 from pathlib import Path
 
 
 def main_root(start: Path | None = None) -> Path:
-    """The repository root of the main workspace, also from inside a DVC experiment's own workspace.
+    """The repository root of the main workspace, also if called in a DVC experiment's own workspace.
 
-    Experiment workspaces live below `.dvc/tmp/exps` of the main one, so that every run lands in one store.
+    Experiment workspaces are below `.dvc/tmp/exps` of the main one; with its root, all runs are recorded in one place.
     """
     start = (start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
@@ -22,10 +22,10 @@ def main_root(start: Path | None = None) -> Path:
 
 
 def named_path(name: str) -> Path:
-    """Where a file or folder that params name lies; every stage finds such a path through this function.
+    """Find the file or folder that params name; all stages use this function.
 
-    An experiment's own workspace lacks what Git and DVC do not track, so it is looked for in the main one: a file if
-    there is none here, and a folder always, for a folder here may hold only what Git tracks of it (`data/raw`).
+    An experiment's own workspace lacks what neither Git nor DVC tracks, so the main workspace is searched too: for a
+    file if it is missing here, for a folder always, because here it may have only what Git tracks of it (`data/raw`).
     """
     path, root = Path(name), main_root()
     if path.is_file() or not (root / path).exists() or root == Path.cwd().resolve():

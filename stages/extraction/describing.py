@@ -1,8 +1,8 @@
-"""What happens to each picture: the code that decides the numbers in a shard, beside the detector's own.
+"""What happens to each picture: the code that decides the numbers in a shard, besides the detector and the file format.
 
 The shards' keys include this module's code and the modules of `stages.detectors` that it imports
-(`stages.detectors.computing`). The modules beside it decide how fast, in which order and how often pictures are read;
-they are not part of any key.
+(`stages.detectors.computing`). Other modules here decide how fast, how often and in which order pictures are read,
+which no key includes.
 """
 
 from collections.abc import Sequence
