@@ -113,7 +113,7 @@ def check_trained_on(checkpoint: Path, config: "CampConfig", store: "RegionStore
         )
     detector = read_fingerprint(checkpoint).get("detector")
     if detector is None:
-        print(f"{checkpoint}: does not say whose features it was trained on; taken: {store.detector}", file=sys.stderr)
+        print(f"{checkpoint}: does not name the detector of its training; assumed: {store.detector}", file=sys.stderr)
     elif detector != store.detector:
         raise InputError(
             f"{checkpoint / 'fingerprint.json'}: detector: {shown(detector)}, but the regions of {store.path} come "

@@ -45,7 +45,7 @@ def recording() -> Iterator[None]:
     """Record and print the cost of the body, if it succeeds and DVC runs it as a stage."""
     stage, begun = os.environ.get("DVC_STAGE"), time.monotonic()
     yield
-    if stage is None or os.environ.get("RANK", "0") != "0":  # of a training's processes, only the first prints
+    if stage is None or os.environ.get("RANK", "0") != "0":  # of a training's processes, only the first counts
         return
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * RUSAGE_UNIT
     cost = Cost(time.monotonic() - begun, max(resident_bytes("VmHWM"), children))

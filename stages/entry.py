@@ -194,7 +194,7 @@ def saying_where(quiet: float) -> Iterator[None]:
         while not ended.wait(max(0.1, _Listening.last + quiet - time.monotonic())):
             if time.monotonic() - _Listening.last >= quiet:
                 since = f"{time.monotonic() - begun:.0f} s so far"
-                print(f"{_where(thread)}: going on, {since}", file=sys.stderr, flush=True)
+                print(f"{_where(thread)}: still running, {since}", file=sys.stderr, flush=True)
 
     threading.Thread(target=watch, daemon=True).start()
     try:

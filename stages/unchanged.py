@@ -41,8 +41,8 @@ def unchanged(stage: str, pipeline: Path = Path("dvc.yaml")) -> Iterator[None]:
     if changed:
         more = f", and {len(changed) - 1} more" if changed[1:] else ""
         raise InputError(
-            f"{changed[0]}{more}; DVC would record what is there now with a result of what was. "
-            f"Run it again, or put it back and keep the result: dvc commit -f {stage}"
+            f"{changed[0]}{more}; DVC would record the new state with the old state's result. "
+            f"Run the stage again, or undo the change and keep the result: dvc commit -f {stage}"
         )
 
 

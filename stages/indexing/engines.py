@@ -49,7 +49,7 @@ def vector_ids(names: Sequence[str]) -> Ids:
         [int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) >> 1 for name in names], dtype=np.int64
     )
     if len(np.unique(ids)) < len(set(names)):
-        raise InputError(f"{len(names)} picture ids: two of them have one hash of 63 bits; expected to rename either")
+        raise InputError(f"{len(names)} picture ids: two of them have the same hash of 63 bits; rename one of them")
     return ids
 
 

@@ -56,7 +56,7 @@ class MilvusEngine:
             return ask(*arguments, **named)
         except (MilvusException, OSError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise InputError(f"index.engine: {shown(self.address)} does not do as asked ({reason})") from None
+            raise InputError(f"index.engine: {shown(self.address)}: the request failed ({reason})") from None
 
     def add(self, ids: Ids, vectors: Vectors) -> None:
         """As `Engine.add`."""

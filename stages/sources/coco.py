@@ -88,7 +88,7 @@ def _corners(record: dict[str, Any], where: str) -> tuple[float, float, float, f
         raise BadRecord(f"{where}.bbox", f"{shown(box)} is not four numbers")
     x, y, width, height = box
     if width < 0 or height < 0:
-        raise BadRecord(f"{where}.bbox", f"{shown(box)} is less than nothing; expected left, top, width and height")
+        raise BadRecord(f"{where}.bbox", f"{shown(box)} has a negative side; expected left, top, width and height")
     return x, y, x + width, y + height
 
 

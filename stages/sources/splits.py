@@ -46,7 +46,7 @@ def say_shared_groups(source: Source) -> None:
     shared = sorted(group for group, splits in splits_of.items() if len(splits) > 1)
     if shared:
         names = _first(f"{shown(group)} ({', '.join(sorted(splits_of[group]))})" for group in shared)
-        print(f"{len(shared)} of {len(splits_of)} groups are in several splits, for a stated split goes first: {names}")
+        print(f"{len(shared)} of {len(splits_of)} groups are in several splits; stated splits go first: {names}")
 
 
 def check_shared_pictures(source: Source, max_share: float) -> None:
@@ -66,8 +66,8 @@ def check_shared_pictures(source: Source, max_share: float) -> None:
                 copies.append(f"{shown(image.image_id)} and {shown(first)} ({image.split})")
     if copies:
         print(
-            f"{len(copies)} of {len(source.images)} images are the same picture as another of their split, though not "
-            f"the right answer for its captions: {_first(copies)}"
+            f"{len(copies)} of {len(source.images)} images are the same picture as another of their split, but do not "
+            f"count as right for its captions: {_first(copies)}"
         )
     shared = sorted(
         (image for image in source.images if len(splits_of.get(image.sha256, ())) > 1),

@@ -73,7 +73,7 @@ def tables(source: Source) -> dict[str, pa.Table]:
         for number, caption in zip(_caption_ids(source), source.captions, strict=True)
     ]
     if twice := len(captions) - len({row[1:] for row in captions}):
-        print(f"{twice} captions are there again for the same picture; they are kept, and count as often")
+        print(f"{twice} captions repeat another one of the same picture; they are kept, and all count")
     boxes: list[tuple[Any, ...]] = [
         (box.image_id, *box.box, box.category, list(box.attributes)) for box in source.boxes
     ]

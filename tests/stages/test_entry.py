@@ -200,7 +200,7 @@ def test_a_silent_stage_says_where_it_is_and_ends_at_once_in_a_librarys_call(tmp
         assert time.monotonic() - begun < 5
     first = lines.index("a word")
     assert first >= 2 and lines[first:-1] == ["a word"] * 8, "a line while nothing is said, none beside others"
-    assert all(line.startswith("stages.made_up.inner_loop: going on, ") for line in lines[:first])
+    assert all(line.startswith("stages.made_up.inner_loop: still running, ") for line in lines[:first])
     assert stage.returncode == -number
 
 

@@ -164,7 +164,7 @@ def test_beyond_exact_search_an_inverted_index_finds_most(monkeypatch: pytest.Mo
 def test_a_server_that_does_not_answer_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pymilvus", reason="pymilvus is not installed: pip install -e '.[milvus]'")
     monkeypatch.setattr("stages.indexing.milvus_engine.TIMEOUT", 1.0)
-    with pytest.raises(InputError, match=r"index.engine: 'http://127.0.0.1:9' does not do as asked"):
+    with pytest.raises(InputError, match=r"index.engine: 'http://127.0.0.1:9': the request failed"):
         MilvusEngine("http://127.0.0.1:9", "camp_test", DIM)
 
 

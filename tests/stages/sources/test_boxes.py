@@ -211,7 +211,7 @@ def test_a_negative_box_is_set_aside_and_an_empty_one_counted(
     rows = pq.read_table(out / "rejected.parquet").to_pylist()
     assert [row["what"] for row in rows] == ["box", "box"]
     assert rows[0]["where"].endswith("annotations[0].bbox")
-    assert rows[0]["reason"] == "[30, 20, -10, -10] is less than nothing; expected left, top, width and height"
+    assert rows[0]["reason"] == "[30, 20, -10, -10] has a negative side; expected left, top, width and height"
     assert "instances.json: 2 boxes without an area are left out" in capsys.readouterr().out
     with pytest.raises(InputError, match="2 of 3 box records are rejected"):
         prepare(tmp_path, images, boxes, max_rejected_share=0.5)

@@ -51,7 +51,7 @@ def test_a_group_that_stated_splits_cut_is_said(
         picture(tmp_path / f"raw/{number}.jpg", number)
     table = "".join(f"{number}.jpg,x {number},{split},{group}\n" for number, (split, group) in enumerate(rows))
     prepare(f"image,caption,split,group\n{table}")
-    said = "1 of 3 groups are in several splits, for a stated split goes first: 'a' (train, val)\n"
+    said = "1 of 3 groups are in several splits; stated splits go first: 'a' (train, val)\n"
     assert said in capsys.readouterr().out
 
 
