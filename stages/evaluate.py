@@ -56,7 +56,7 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
     models = [with_gates(params, *loaded, store, first) for loaded in zip(folders, models, strict=True)]
     as_trained = params.gates == "trained" and not params.ensemble
     with track("evaluate", {"evaluate": params}, parent=trained_by(model), shared=as_trained) as run:
-        with precision.autocast(), input_errors():  # a torn shard
+        with precision.autocast(), input_errors():  # a damaged shard raises a ValueError
             measured = {name: measure_split(params, models, store, split, lexicon) for name, split in splits.items()}
         for name, of_split in measured.items():
             tables = {name: of_split.queries, f"gates_{name}": of_split.pairs, f"foils_{name}": of_split.foil_scores}

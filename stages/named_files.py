@@ -38,7 +38,7 @@ EXPECTED = "what the stage named_files writes; put {} in its place, and it is ma
 
 
 def _recorded() -> Content:
-    """The recorded content; the watched content is the newer."""
+    """The recorded content: the watched one if there is any, because it is the newer."""
     for path in (FOLDER / "watched.json", FOLDER / "content.json"):
         if path.is_file() and (values := _content(path)):
             return values
@@ -48,7 +48,7 @@ def _recorded() -> Content:
 def _content(path: Path) -> Content:
     try:
         values = read_object(path, EXPECTED)
-    except ValueError as error:  # such as what Git leaves of a merge
+    except ValueError as error:  # such as a merge conflict that Git left
         raise InputError(str(error)) from None
     for stage, named in values.items():
         held = named.values() if isinstance(named, dict) else [None]
@@ -58,10 +58,10 @@ def _content(path: Path) -> Content:
 
 
 def content_now(params: NamedFilesSections) -> Content:
-    """What the files and folders hold that params name; of one that is not here, what was recorded.
+    """The content of the files and folders that params name; the recorded content of those that are not here.
 
     Raises:
-        InputError: as `content_of`, or what was recorded is damaged.
+        InputError: as `content_of`, or the recorded content is damaged.
     """
     recorded = _recorded()
     return content_of(named_paths(params, recorded), recorded, main_root() / CACHE)

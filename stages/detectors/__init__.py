@@ -4,8 +4,8 @@ from typing import get_args
 
 from stages.params.detector import Backend
 
-# Name in detector.backend -> module, imported when chosen. The module has two functions:
-#   resolve(params: DetectorParams, out: Path, dataset: Path) -> Description     weights into `out`, ready to run
+# Value of detector.backend -> module, imported only if it is chosen. The module has two functions:
+#   resolve(params: DetectorParams, out: Path, dataset: Path) -> Description     writes weights to `out`
 #   load(folder: Path, description: Description, regions: RegionsParams, device: str, options: DetectorParams)
 #       -> RegionExtractor or PrecomputedRegions
 DETECTORS: dict[str, str] = {name: f"stages.detectors.{name}" for name in get_args(Backend)}

@@ -4,5 +4,5 @@ from typing import get_args
 
 from stages.params.dataset import SourceName
 
-# Name in dataset.source -> module, imported when chosen.
+# Value of dataset.source -> module, imported only if it is chosen.
 SOURCES: dict[str, str] = {name: f"stages.sources.{name}" for name in get_args(SourceName)}

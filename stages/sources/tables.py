@@ -15,7 +15,7 @@ IMAGES = pa.schema(
         # that the annotations state, or 0.
         ("width", pa.int32()),
         ("height", pa.int32()),
-        ("sha256", pa.string()),  # of the file; empty where it cannot be read or is not there
+        ("sha256", pa.string()),  # of the file; empty if it cannot be read or is missing
         ("orientation", pa.int8()),  # EXIF orientation of the file, 1 to 8; 1: it is stored upright
     ]
 )
