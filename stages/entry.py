@@ -43,6 +43,8 @@ QUIET = 8.0
 PR_SET_PDEATHSIG = 1
 OUTPUTS = ("data", "models", "metrics", "plots", "report")
 """Folders of the stages' outputs."""
+BEFORE_IMAGES = ("named_files", "named/dvc.yaml:watch", "prepare_dataset")
+"""Stages that run before data/dataset is what params.yaml says."""
 COMMAND = "CAMP_COMMAND"
 """Environment variable: id of the process that a flow started, an ancestor of every stage of that flow."""
 
@@ -129,14 +131,17 @@ def read_params(sections: type[S], path: Path = PARAMS) -> S:
     """Read a stage's sections of params.yaml, after validating the whole file.
 
     Raises:
-        InputError: the file cannot be read, has a wrong key or value (the message names both), or lacks a compared key.
+        InputError: the file cannot be read, has a wrong key or value (the message names both), or lacks a compared key;
+            or a split of data/dataset is too small for it.
     """
-    # Imported here, not by the stage: a change in what other stages read must not make this stage stale.
-    from stages.params.pipeline import Params, check_compared
+    # Imported here, not by the stage: a change in what other stages read must not make this one stale.
+    from stages.params.pipeline import Params, check_compared, check_images
 
-    Params.load(path)
-    if "DVC_STAGE" in os.environ:
+    params, stage = Params.load(path), os.environ.get("DVC_STAGE")
+    if stage:
         check_compared(path)
+        if stage not in BEFORE_IMAGES:
+            check_images(params)
     return sections.load(path)
 
 

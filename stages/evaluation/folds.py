@@ -11,9 +11,7 @@ from camp_model.regions import RegionStore
 from camp_model.scoring.collection import Collection
 from stages.contracts import input_errors
 from stages.errors import InputError
-
-COCO_FOLDS = {"coco_1k": (1000, 5), "coco_5k": (5000, 1), "coco": (5000, 1)}
-"""Protocol -> images per fold, and number of folds; for `coco`, those of its 5K part."""
+from stages.params.evaluate import COCO_FOLDS
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,15 @@
 """The section `evaluate`: what is measured."""
 
+from collections.abc import Mapping
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from camp_model.config import CampConfig
 from stages.params.section import Device, Section, Split, check_no_output
+
+COCO_FOLDS = {"coco_1k": (1000, 5), "coco_5k": (5000, 1), "coco": (5000, 1)}
+"""Protocol -> images per fold, and number of folds; for `coco`, those of its 5K part."""
 
 
 class EvaluateParams(Section):
@@ -50,6 +54,20 @@ class EvaluateParams(Section):
                 f"evaluate.splits are {', '.join(self.splits)}; expected full, coco_5k or coco, and test"
             )
         return self
+
+
+def check_sizes(params: EvaluateParams, images: Mapping[str, int]) -> None:
+    """ValueError where a split has too few images (its name -> their number) to be trained on or evaluated."""
+    for split in ("train", "val", *params.splits):
+        if images[split] < 2:
+            raise ValueError(f"the split {split} has too few images, {images[split]}; expected 2 or more")
+    size, count = COCO_FOLDS.get(params.protocol, (2, 1))
+    for split in params.splits:
+        if images[split] < size * count:
+            raise ValueError(
+                f"evaluate.protocol: {params.protocol} needs {size * count:,} images, but the split {split} has "
+                f"{images[split]:,}; expected full"
+            )
 
 
 def check_gates(gates: str, config: CampConfig) -> None:

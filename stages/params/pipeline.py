@@ -1,17 +1,20 @@
 """All of params.yaml: the sections together."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any, Self
 
+import pyarrow as pa
 from pydantic import model_validator
 
+from stages.contracts import read_table
 from stages.errors import InputError
 from stages.params import document
 from stages.params.captions import CaptionsParams
 from stages.params.dataset import DatasetParams
 from stages.params.detector import DetectorParams
-from stages.params.evaluate import EvaluateParams, check_gates
+from stages.params.evaluate import EvaluateParams, check_gates, check_sizes
 from stages.params.index import IndexParams
 from stages.params.model import ModelParams
 from stages.params.regions import RegionsParams, check_backend
@@ -55,10 +58,13 @@ class Params(Section):
         """Check keys that depend on keys of other sections."""
         check_backend(self.regions, self.detector.backend)
         source, supervision, foils = self.dataset.source, self.train.gate_supervision, self.train.foil_weight
-        if self.regions.boxes == "given" and source not in ("scenes", "coco"):
-            raise ValueError(
-                f"regions.boxes: given needs a dataset that brings boxes (scenes, coco), not dataset.source {source}"
-            )
+        for key, value in (("regions.boxes", self.regions.boxes), ("detector.weights", self.detector.weights)):
+            if value in ("given", "train") and source not in ("scenes", "coco"):
+                raise ValueError(
+                    f"{key}: {value} needs a dataset that brings boxes (scenes, coco), not dataset.source {source}"
+                )
+        if self.regions.geometry and (self.detector.backend, self.detector.architecture) == ("precomputed", "scan"):
+            raise ValueError("regions.geometry: true needs boxes, but detector.architecture scan has none")
         if self.captions.lexicon == "scenes" and source != "scenes":
             raise ValueError(
                 f"captions.lexicon: scenes says nothing of the pictures of dataset.source {source}; expected "
@@ -68,6 +74,14 @@ class Params(Section):
         check_gates(self.evaluate.gates, config)
         if supervision and (why := config.why_no_gates()):
             raise ValueError(f"train.gate_supervision: {supervision:g} acts on gates, but {why}; expected 0")
+        self._check_precision()
+        if self.train.word_vectors is not None and self.model.text == "transformer":
+            raise ValueError(
+                f"train.word_vectors: {self.train.word_vectors}, but model.text transformer has no table of word "
+                "embeddings; expected null"
+            )
+        if source == "scenes":
+            check_sizes(self.evaluate, self.dataset.scenes.to_dict())
         if self.evaluate.eccv and source not in ("karpathy", "coco"):
             raise ValueError(
                 f"evaluate.eccv: true needs captions that bear COCO's own ids, not those of dataset.source {source}; "
@@ -83,6 +97,31 @@ class Params(Section):
                 "model.gate_evidence: true reads where regions lie, but regions.geometry is false; expected true"
             )
         return self
+
+    def _check_precision(self) -> None:
+        trained, evaluated = self.train.precision, self.evaluate.precision
+        for key, precision, device in (
+            ("train", trained, self.train.device),
+            ("evaluate", trained if evaluated == "trained" else evaluated, self.evaluate.device),
+        ):
+            if precision == "fp16" and device in ("cpu", "mps"):
+                raise ValueError(
+                    f"{key}.precision: fp16 needs a CUDA device, but {key}.device is {device}; expected fp32 or bf16"
+                )
+
+
+def check_images(params: Params, images: Path = Path("data/dataset/images.parquet")) -> None:
+    """Check, before hours are spent on them, that the splits have images enough for what is to be done with them.
+
+    Raises:
+        InputError: one has too few.
+    """
+    if images.is_file():
+        count = Counter(read_table(images, {"split": pa.string()})["split"].to_pylist())
+        try:
+            check_sizes(params.evaluate, count)
+        except ValueError as error:
+            raise InputError(f"{images}: {error}") from None
 
 
 def check_compared(path: Path = PARAMS, pipeline: Path = Path("dvc.yaml")) -> None:

@@ -69,3 +69,5 @@ def check_backend(regions: RegionsParams, backend: str) -> None:
             f"regions.boxes: grid needs a network that gives a map, detector.backend timm, not {backend}; expected "
             "detected or given"
         )
+    if regions.boxes == "given" and backend == "precomputed":
+        raise ValueError("regions.boxes: given needs a detector that runs, not detector.backend precomputed")

@@ -117,6 +117,11 @@ class TrainParams(Section):
                 f"train.batch_size: {self.batch_size} does not divide among train.processes, {self.processes}, on "
                 f"train.machines, {self.machines}"
             )
+        if self.processes > 1 and (self.device == "mps" or ":" in self.device):
+            raise ValueError(
+                f"train.device: {self.device} is one device for train.processes, {self.processes}; expected cuda, and "
+                "CUDA_VISIBLE_DEVICES where not all GPUs are meant"
+            )
         return self
 
     @model_validator(mode="after")

@@ -134,15 +134,10 @@ def launch(params: TrainParams, device: torch.device, module: str) -> None:
     of rank 0 writes what the stage makes.
 
     Raises:
-        InputError: more processes than devices, one device for several, or machines that do not know each other.
+        InputError: more processes than devices, or machines that do not know each other.
     """
     if params.processes * params.machines == 1 or "WORLD_SIZE" in os.environ:
         return
-    if device.index is not None and params.processes > 1:
-        raise InputError(
-            f"train.device: {device} is one device for train.processes, {params.processes}; expected cuda, and "
-            "CUDA_VISIBLE_DEVICES where not all GPUs are meant"
-        )
     if device.type == "mps" or (device.type == "cuda" and params.processes > torch.cuda.device_count()):
         count = torch.cuda.device_count() if device.type == "cuda" else 1
         raise InputError(f"train.processes: {params.processes}, but there are {count} {device.type} devices")

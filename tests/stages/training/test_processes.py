@@ -77,11 +77,6 @@ def test_gradients_are_averaged_and_a_parameter_that_no_process_used_does_not_de
     assert printed == ["4.0 [1.5, 1.5] [0.5, 0.5] None [1.0, 1.0]"] * 2
 
 
-def test_one_gpu_is_not_for_several_processes():
-    with pytest.raises(InputError, match=r"train\.device: cuda:1 is one device for train\.processes, 2"):
-        launch(TrainParams(processes=2), torch.device("cuda:1"), "stages.train")
-
-
 @pytest.mark.parametrize(("name", "own"), [("cuda", "cuda:3"), ("cuda:1", "cuda:1")])
 def test_a_gpu_that_is_named_is_taken_on_several_machines_too(name, own, monkeypatch):
     for function, answer in {"is_available": True, "device_count": 4, "set_device": None}.items():
