@@ -127,12 +127,21 @@ def check_place(client: "MlflowClient", root: Path, location: str) -> None:
     """Check that files can go to `location`, an experiment's or a run's.
 
     Raises:
-        InputError: it is below a workspace that was moved: MLflow would make the old folder anew.
+        InputError: it is below a workspace that was moved, where MLflow would make the old folder anew, or copied,
+            where it would write into the other's.
     """
     where = urlsplit(location)
     path = Path(url2pathname(where.path))
     old = next((folder.parent for folder in (path, *path.parents) if folder.name == ARTIFACTS), None)
-    if where.scheme == "file" and old and not old.exists() and not _is_remote(client):
+    if where.scheme != "file" or not old or _is_remote(client):
+        return
+    own, original = root / "mlflow.db", old / "mlflow.db"
+    if client.tracking_uri == local_uri(root) and original.exists() and not own.samefile(original):
+        raise InputError(
+            f"{own}: the files of its runs belong in {old}, of whose store it is a copy; `rm {shlex.quote(str(own))}` "
+            f"begins one of this workspace's own, or MLFLOW_TRACKING_URI={shlex.quote(local_uri(old))} uses the other"
+        )
+    if not old.exists():
         parent, link, here = (shlex.quote(str(folder)) for folder in (old.parent, old, root))
         raise InputError(
             f"{_file(client.tracking_uri)}: the files of its runs belong in {old}, which was moved or removed; "
