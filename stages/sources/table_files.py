@@ -74,15 +74,16 @@ def _read_csv(file: Path) -> tuple[list[str], list[Cells]]:
     stand_in = next((chr(code) for code in range(0xE000, 0xF900) if chr(code) not in text), "\r")
     first = next((line for line in io.StringIO(text) if line.strip(" \t\r\n,;|")), "").rstrip("\n")
     if _TOKENS.fullmatch(first):
-        return list(COLUMNS), [_tokens(line, number) for number, line in enumerate(text.split("\n"), start=1)]
+        lines = re.split(r"\n|\r(?=[^\t\r\n]+#\d+\t)", text)  # old Macs' ends, too, but none inside a caption
+        return list(COLUMNS), [_tokens(line, number) for number, line in enumerate(lines, start=1)]
     delimiter, divided = _delimiter(first), ", divided by commas"
     # Checked before quotes are parsed: with another delimiter they may have no meaning.
     if first and '"' not in first:
         _check_columns(file, first.split(delimiter), divided)
     limit = csv.field_size_limit(len(text) + 1)
     try:
-        lines = io.StringIO(text.replace("\r", stand_in), newline="\n")
-        records = _records(csv.reader(lines, delimiter=delimiter, strict=True), file)
+        rows_text = io.StringIO(text.replace("\r", stand_in), newline="\n")
+        records = _records(csv.reader(rows_text, delimiter=delimiter, strict=True), file)
     finally:
         csv.field_size_limit(limit)
     while records and not any(cell.strip() for cell in records[0][1]):

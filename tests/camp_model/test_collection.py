@@ -143,6 +143,8 @@ def test_images_are_the_same_held_or_encoded_anew(collection, monkeypatch):
         for positions in (np.array([4, 4, 0]), np.arange(IMAGES)):
             for ours, theirs in zip(held.take(positions), anew.take(positions), strict=True):
                 torch.testing.assert_close(ours, theirs)
+        with pytest.raises(ValueError, match="^rows: is empty"):
+            encode_images(model, collection.regions, [])
         together = encode_images(model, collection.regions, collection.image_rows, batch_size=3)
         for ours, theirs in zip(together, held.take(np.arange(IMAGES)), strict=True):
             torch.testing.assert_close(ours, theirs)

@@ -52,6 +52,13 @@ def test_what_is_no_caption_in_a_list_is_set_aside_alone(tmp_path: Path) -> None
     ]
 
 
+def test_returns_end_the_lines_of_a_token_file_but_no_caption(tmp_path: Path) -> None:
+    (tmp_path / "old.token").write_bytes(b"1.jpg#0\tA dog\rruns .\r2.jpg#0\tA cat .\r3.jpg#0\tA cow .\n4.jpg#0\tFour .")
+    source = read(tmp_path, "old.token")
+    assert texts(source) == [("1", "A dog\rruns ."), ("2", "A cat ."), ("3", "A cow ."), ("4", "Four .")]
+    assert not source.rejected
+
+
 @pytest.mark.parametrize("caption", [[[["a"]]], [[{"raw": "a"}]], [[b"a"]]])
 def test_lists_of_something_else_are_refused(tmp_path: Path, caption: list[Any]) -> None:
     pq.write_table(pa.table({"image": ["1"], "caption": pa.array(caption)}), tmp_path / "t.parquet")
