@@ -21,7 +21,7 @@ from search.explaining import PairView, explain_pair
 from search.features import Extraction
 from search.folder import FolderSource
 from search.pictures import PictureFile, Pictures, PictureSource, Status
-from search.ranking import Ranked, Ranker
+from search.ranking import Ranked, Ranker, has_middle
 from search.sentences import SentenceReader
 from search.workspace import Workspace, WorkspaceSource
 from stages.contracts import input_errors, read_fingerprint, read_table
@@ -48,6 +48,7 @@ class PictureCollection:
         shortlist: pictures that CAMP ranks; None: all.
         captions: the table of training captions, where there is one.
         max_pixels: width times height of a picture above which it is not decoded.
+        has_middle: see `has_middle`.
     """
 
     def __init__(
@@ -58,10 +59,11 @@ class PictureCollection:
         shortlist: int | None,
         captions: Path | None,
         max_pixels: int,
+        has_middle: bool = True,
     ) -> None:
         self.source, self.model, self.reader = source, model, reader
         model.caption_encoder.remember_at_most()
-        self.max_pixels = max_pixels
+        self.max_pixels, self.has_middle = max_pixels, has_middle
         self._captions = captions
         self._caption_ranker = CaptionRanker(model, captions) if captions and captions.is_file() else None
         self._ranker = Ranker(model, shortlist)
@@ -260,7 +262,7 @@ def open_workspace(root: Path) -> PictureCollection:
     shortlist = workspace.params.index.shortlist if fingerprint.get("joint_weight") else None
     return PictureCollection(
         source, model, SentenceReader(model, vocabulary, workspace.trained_captions), shortlist, workspace.captions,
-        workspace.params.regions.max_pixels,
+        workspace.params.regions.max_pixels, has_middle(model, fingerprint),
     )  # fmt: skip
 
 
@@ -282,10 +284,11 @@ def open_folder(
         camp, vocabulary, _ = load_checkpoint(model)
     extraction = Extraction.of_model(model)
     source = FolderSource(images, camp, weights_key(model), model, cache)
-    joint = read_fingerprint(model).get("joint_weight")
+    fingerprint = read_fingerprint(model)
     return PictureCollection(
-        source, camp, SentenceReader(camp, vocabulary, extraction.captions), shortlist if joint else None, None,
-        extraction.regions.max_pixels,
+        source, camp, SentenceReader(camp, vocabulary, extraction.captions),
+        shortlist if fingerprint.get("joint_weight") else None, None,
+        extraction.regions.max_pixels, has_middle(camp, fingerprint),
     )  # fmt: skip
 
 

@@ -5,8 +5,9 @@ library's `camp_model.retrieval` has a second model make the shortlist, and hold
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,13 @@ class Ranked:
     """[m], in `Pictures`; all of them, or those of the shortlist."""
     scores: npt.NDArray[np.float32]
     """[m], logits of CAMP."""
+
+
+def has_middle(model: CAMP, fingerprint: Mapping[str, Any]) -> bool:
+    """Whether matches score above 0 as logits and others below: not after training with a ranking loss, which only
+    orders them. A model of before its loss was recorded had one, if it scores by cosines."""
+    before = "triplet" if model.matcher.cosine is not None else "hardest_bce"
+    return bool(fingerprint.get("loss", before) != "triplet")
 
 
 class Ranker:

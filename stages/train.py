@@ -98,7 +98,7 @@ def train(
             fingerprint = {
                 "detector": info.detector, "dataset": task_hash(paths.captions / "val.parquet", paths.images),
                 "val_rsum": rsum, "precision": params.train.precision, "joint_weight": params.train.joint_weight,
-                "results": hashes_of(numbers), "start_from": params.train.start_from,
+                "results": hashes_of(numbers), "start_from": params.train.start_from, "loss": params.train.loss,
                 "start_end": splits["train"].captions.framed,
             }  # fmt: skip
             publish(resume.best(progress.best_epoch), paths.model, fingerprint)

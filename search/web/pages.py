@@ -115,6 +115,7 @@ class Pages:
         return {
             "health": health(self.queries), "rejected": state.rejected[:REJECTED_LISTED],
             "examples": self.queries.examples, "at_hand": self.queries.collection.has_captions,
+            "has_middle": self.queries.collection.has_middle,
         }  # fmt: skip
 
     def _tiles(self, hits: Sequence[Hit], q: str, offset: int) -> list[dict[str, Any]]:

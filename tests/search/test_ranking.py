@@ -5,11 +5,13 @@ import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from starlette.testclient import TestClient
 
 from camp_model.checkpoint import load_checkpoint
 from camp_model.encoding import encode_images, encode_sentences
@@ -18,6 +20,7 @@ from camp_model.regions import RegionStore, write_manifest
 from camp_model.retrieval import JointEmbedding, Retriever, build_index
 from search.collection import PictureCollection, open_workspace
 from search.ranking import Ranker
+from search.web.application import create_application
 from stages.indexing.engines import vector_ids
 from stages.indexing.vectors import picture_vectors
 from tests.stages.conftest import SmallRun
@@ -202,3 +205,28 @@ def test_the_training_captions_that_fit_a_picture(run: SmallRun, monkeypatch: py
         assert collection.pair(pictures.ids[4], text).score == pytest.approx(score, abs=1e-4)
     everything = collection.captions_like(collection.look(np.zeros((10, 10, 3), np.uint8)), top=1000)
     assert len({text for text, _ in everything}) == len(everything) > 40
+
+
+@pytest.mark.parametrize(
+    ("switches", "loss", "middle"),
+    [
+        ({}, None, True),
+        ({}, "hardest_bce", True),
+        ({}, "triplet", False),
+        ({"matching": "cosine"}, "bce", True),
+        ({"matching": "cosine"}, None, False),
+    ],
+)
+def test_the_page_says_that_none_matches_only_where_scores_have_a_middle(
+    make_run: Callable[..., SmallRun], tmp_path: Path, switches: dict, loss: str | None, middle: bool
+) -> None:
+    run = make_run(tmp_path, images=6, **switches)
+    if loss:
+        (run.model / "fingerprint.json").write_text(json.dumps({"detector": "a" * 64, "loss": loss}))
+    collection = open_workspace(run.root)
+    with torch.no_grad():  # the last number that is added to a logit
+        list(collection.model.matcher.matching.parameters())[-1].sub_(100)
+    client = TestClient(create_application(collection), base_url="http://127.0.0.1")
+    page = client.get("/", params={"q": SENTENCES[0]}).text
+    assert "is higher where sentence and picture match better" in page
+    assert ("None matches well" in page) == middle

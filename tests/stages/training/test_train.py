@@ -64,7 +64,8 @@ def test_outputs_tell_what_happened(make_data, params, run_train):
         mean = sum(gate * count for gate, count in of_epoch) / 16
         assert mean == pytest.approx(float(best[name]), abs=0.5 / BINS)
     fingerprint = json.loads((paths.model / "fingerprint.json").read_text())
-    assert fingerprint["detector"] == "made-up" and fingerprint["val_rsum"] == summary["val_rsum"]
+    assert (fingerprint["detector"], fingerprint["loss"]) == ("made-up", "hardest_bce")
+    assert fingerprint["val_rsum"] == summary["val_rsum"]
     model, _, _ = load_checkpoint(paths.model)
     assert validate(model, load_split(paths, "val"), cpu(), Processes())[0]["rsum"] == summary["val_rsum"]
     assert not list(paths.work.iterdir()), "the state for resuming is removed after success"
