@@ -43,8 +43,8 @@ QUIET = 8.0
 PR_SET_PDEATHSIG = 1
 OUTPUTS = ("data", "models", "metrics", "plots", "report")
 """Folders of the stages' outputs."""
-BEFORE_IMAGES = ("named_files", "named/dvc.yaml:watch", "prepare_dataset")
-"""Stages that run before data/dataset is what params.yaml says."""
+LONG = ("train_detector", "train")
+"""Stages that begin long work; before it, the splits in data/dataset are checked against params.yaml."""
 COMMAND = "CAMP_COMMAND"
 """Environment variable: id of the process that a flow started, an ancestor of every stage of that flow."""
 
@@ -140,7 +140,7 @@ def read_params(sections: type[S], path: Path = PARAMS) -> S:
     params, stage = Params.load(path), os.environ.get("DVC_STAGE")
     if stage:
         check_compared(path)
-        if stage not in BEFORE_IMAGES:
+        if stage in LONG:
             check_images(params)
     return sections.load(path)
 

@@ -58,11 +58,10 @@ class Params(Section):
         """Check keys that depend on keys of other sections."""
         check_backend(self.regions, self.detector.backend)
         source, supervision, foils = self.dataset.source, self.train.gate_supervision, self.train.foil_weight
-        for key, value in (("regions.boxes", self.regions.boxes), ("detector.weights", self.detector.weights)):
-            if value in ("given", "train") and source not in ("scenes", "coco"):
-                raise ValueError(
-                    f"{key}: {value} needs a dataset that brings boxes (scenes, coco), not dataset.source {source}"
-                )
+        if self.regions.boxes == "given" and source not in ("scenes", "coco"):
+            raise ValueError(
+                f"regions.boxes: given needs a dataset that brings boxes (scenes, coco), not dataset.source {source}"
+            )
         if self.regions.geometry and (self.detector.backend, self.detector.architecture) == ("precomputed", "scan"):
             raise ValueError("regions.geometry: true needs boxes, but detector.architecture scan has none")
         if self.captions.lexicon == "scenes" and source != "scenes":

@@ -13,7 +13,6 @@ from stages.errors import InputError
 from stages.params.pipeline import Params
 from stages.train import TrainSections
 
-TABLE = {"dataset": {"source": "table"}, "captions": {"lexicon": "photographs"}}
 SCAN = {"detector": {"backend": "precomputed", "architecture": "scan", "weights": "somewhere"}}
 
 
@@ -32,7 +31,6 @@ SCAN = {"detector": {"backend": "precomputed", "architecture": "scan", "weights"
             "evaluate.protocol: coco_1k needs 5,000 images, .* test has 512;",
         ),
         ({"train": {"processes": 2, "device": "cuda:1"}}, "train.device: cuda:1 is one device for train.processes, 2;"),
-        (TABLE, "detector.weights: train needs a dataset that brings boxes"),
         (SCAN | {"regions": {"boxes": "given"}}, "regions.boxes: given needs a detector that runs"),
         (SCAN | {"regions": {"geometry": True}}, "regions.geometry: true needs boxes, but detector.architecture scan"),
     ],

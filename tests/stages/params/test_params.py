@@ -273,8 +273,7 @@ def test_other_gates_are_asked_of_no_model_without_them_before_it_is_trained(gat
 
 @pytest.mark.parametrize("source", ["scenes", "table"])
 def test_only_captions_of_coco_bear_its_ids(source) -> None:
-    values = {"captions": {"lexicon": "photographs"}, "evaluate": {"eccv": True}, "detector": {"backend": "timm"}}
-    values["regions"] = {"boxes": "grid"}
+    values = {"captions": {"lexicon": "photographs"}, "evaluate": {"eccv": True}}
     lexicon = {"captions": {"lexicon": "scenes"}} if source == "scenes" else {}
     with pytest.raises(InputError, match=f"^evaluate.eccv: true needs .* dataset.source {source}; expected karpathy"):
         Params.from_dict(values | lexicon | {"dataset": {"source": source}})
