@@ -127,8 +127,8 @@ def check_place(client: "MlflowClient", root: Path, location: str) -> None:
     """Check that files can go to `location`, an experiment's or a run's.
 
     Raises:
-        InputError: it is below a workspace that was moved, where MLflow would make the old folder anew, or copied,
-            where it would write into the other's.
+        InputError: it is below the folder that this workspace was moved from, which MLflow would create again, or
+            copied from, where MLflow would write into the other workspace.
     """
     where = urlsplit(location)
     path = Path(url2pathname(where.path))
@@ -138,8 +138,9 @@ def check_place(client: "MlflowClient", root: Path, location: str) -> None:
     own, original = root / "mlflow.db", old / "mlflow.db"
     if client.tracking_uri == local_uri(root) and original.exists() and not own.samefile(original):
         raise InputError(
-            f"{own}: the files of its runs belong in {old}, of whose store it is a copy; `rm {shlex.quote(str(own))}` "
-            f"begins one of this workspace's own, or MLFLOW_TRACKING_URI={shlex.quote(local_uri(old))} uses the other"
+            f"{own}: is a copy of {original}, and its runs' files would be written to {old}; "
+            f"`mv {shlex.quote(str(own))} {shlex.quote(f'{own}.copied')}` lets this workspace begin its own store, or "
+            f"MLFLOW_TRACKING_URI={shlex.quote(local_uri(old))} uses the other's"
         )
     if not old.exists():
         parent, link, here = (shlex.quote(str(folder)) for folder in (old.parent, old, root))

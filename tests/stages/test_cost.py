@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.summary import cost_cells, costs_markdown
-from stages.cost import Cost, cost_of
+from stages.cost import Cost, cost_of, resident_bytes
 
 SCRIPT = """
 import sys, time
@@ -49,6 +49,10 @@ def test_time_and_memory_of_a_stage_are_recorded_and_said(tmp_path: Path, monkey
     run(tmp_path, DVC_STAGE="train", DVC_EXP_NAME="study-s0")
     assert cost_of("train", "study-s0") not in (None, cost)
     assert cost_of("train") == cost
+
+
+def test_memory_that_the_kernel_does_not_tell_is_taken_from_getrusage() -> None:
+    assert 1e6 < resident_bytes("VmNowhere") < 1e12
 
 
 def test_a_stage_does_not_fail_where_nothing_can_be_recorded(tmp_path: Path) -> None:

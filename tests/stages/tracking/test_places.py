@@ -74,10 +74,10 @@ def test_runs_of_a_copied_workspace_wait_until_they_are_told_where_to_go(root, r
     delivered, (problem,) = sync(copy)
     assert (
         delivered == 0
-        and f"mlflow.db: the files of its runs belong in {root}, of whose store it is a copy; " in problem
+        and f"mlflow.db: is a copy of {root / 'mlflow.db'}, and its runs' files would be written to {root}; " in problem
     )
     assert not list(root.rglob("of the copy"))
-    subprocess.run(problem[problem.index("`rm") + 1 : problem.index("` begins")], shell=True, check=True)
+    subprocess.run(problem[problem.index("`mv") + 1 : problem.index("` lets")], shell=True, check=True)
     subprocess.run([sys.executable, "-m", "stages.tracking", "sync"], check=True)  # MLflow here keeps the old file open
     assert pending(copy) == []
     assert len(list((copy / "mlartifacts").rglob("of the copy/curve.csv"))) == 1
