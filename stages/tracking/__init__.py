@@ -1,9 +1,9 @@
-"""MLflow remembers what came out.
+"""Records runs in MLflow.
 
-A run writes everything to the spool (stages/tracking/spool.py) and never talks to a server itself; a process beside
-it (stages/tracking/delivery.py) carries the spool to MLflow. So a server that is down, slow or frozen costs a stage
-only the wait at its end, and what it did not take stays in the spool for `python -m stages.tracking sync` or the next
-run. Where runs go and what they hold: docs/tracking.md.
+A run writes everything to the spool (stages/tracking/spool.py) and never talks to a server itself; a second process
+(stages/tracking/delivery.py) delivers the spool to MLflow. So a server that is down, slow or frozen costs a stage only
+the wait at its end, and what was not delivered stays in the spool for `python -m stages.tracking sync` or the next run.
+docs/tracking.md says where runs go and what they hold.
 """
 
 import contextlib
@@ -32,23 +32,23 @@ from stages.tracking.store import experiment_name, without_password
 from stages.workspace import main_root
 
 WAIT = 18.0
-"""Seconds that the end of a run waits for the server at most."""
+"""Longest time in seconds that the end of a run waits for the server."""
 WAIT_AGAIN = 3.0
-"""The same where the server has not taken an earlier run either: training, evaluation and report wait 30 s in all."""
+"""The same if the server did not take an earlier run either: training, evaluation and report wait 30 s together."""
 HEADLINE = "best/val_rsum"
-"""Validation rsum of the kept model. MLflow's compare page draws the params that differ against the metric that a run
-had first, so a train run begins with this one, at 0."""
+"""Validation rsum of the kept model. MLflow's compare page plots the params that differ against the metric that a run
+logged first, so a train run begins by logging this one as 0."""
 TRAINED = Path(".tracking") / "trained"
-"""Below the repository root: files named by the sha256 of a model.safetensors, with the key of the run that made it."""
+"""Folder below the repository root: files named by the sha256 of a model.safetensors hold the key of its run."""
 PARENT = "CAMP_PARENT_RUN"
 """Environment variable: key of the run that a train run is nested under (a sweep)."""
 
 
 class Run:
-    """One run. No method raises for the tracking server's sake, or waits for it.
+    """One run. No method waits for the tracking server or raises because of it.
 
     `run_id` is the run's own key, known before any server has answered; on the server it is the tag `camp.run`.
-    None: nothing is recorded (switched off, a second process of one training, or a disk that cannot be written).
+    None: nothing is recorded (switched off, not the first process of a training, or a disk that cannot be written).
     """
 
     run_id: str | None = None
@@ -60,9 +60,9 @@ class Run:
         self._lock = threading.Lock()
 
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Record numbers; the name's part before `/` is its group on MLflow's pages.
+        """Record metrics; the part of a name before `/` is its group on MLflow's pages.
 
-        A child's go to its parent too, where they are shared, but for those of val: a training has its own, by epoch.
+        A shared child's metrics go to its parent too, except those of val, which a training logs itself by epoch.
         """
         numbers = {name: float(value) for name, value in values.items()}
         of_val = {name: value for name, value in numbers.items() if name.startswith("val/")}
@@ -72,7 +72,7 @@ class Run:
                 self._write("metrics", values=some, step=int(step or 0), also=also)
 
     def log_artifact(self, path: Path | str, folder: str | None = None, shared: bool = True) -> None:
-        """Record a copy of a file or folder as it is now. A child's go to its parent too, where they are shared."""
+        """Record a copy of a file or folder as it is now; a shared child's go to its parent too."""
         self._write("artifact", Path(path), folder=folder, also=self._also if shared else None)
 
     def log_dataset(self, name: str, path: Path | str, digest: str) -> None:
@@ -82,8 +82,8 @@ class Run:
     def log_model(self, folder: Path | str, val_rsum: float) -> None:
         """Record a checkpoint folder as an MLflow model and register it; `champion` follows the best val rsum.
 
-        Its code is kept with it as it is now: the delivery may happen after the code has changed. The hash of the val
-        split and the detector's fingerprint in its fingerprint.json, and the hash of its weights, become tags.
+        The model's code is copied now, because it may have changed by the time of delivery. The hash of the val split
+        and the detector's fingerprint from fingerprint.json, and the hash of the weights, become tags.
         """
         if self._spool is None:
             return
@@ -102,11 +102,11 @@ class Run:
         )  # fmt: skip
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
-        """Record tags; None is left out."""
+        """Record tags, except those that are None."""
         self._write("tags", values={name: str(value) for name, value in tags.items() if value is not None})
 
     def _write(self, event: str, *sources: Path, **values: Any) -> None:
-        """Append an event with copies of `sources`; a spool that cannot be written ends the record, not the stage."""
+        """Append an event with copies of `sources`. If the spool cannot be written, only recording ends."""
         with self._lock:
             if self._spool is None:
                 return
@@ -118,8 +118,8 @@ class Run:
 
 
 def trained_by(checkpoint: Path) -> str | None:
-    """What `track` takes for a parent: the run that trained a checkpoint, by its key or, where this repository has not
-    seen it, by the weights: `model-<sha256>`; None where there are none."""
+    """The run that trained a checkpoint, in the form that `track` accepts as parent: its key or, if this repository
+    does not know the run, `model-<sha256>` of the weights; None if there are no weights."""
     weights = checkpoint / "model.safetensors"
     if not weights.is_file():
         return None
@@ -129,7 +129,7 @@ def trained_by(checkpoint: Path) -> str | None:
 
 
 def flatten(params: object) -> dict[str, str]:
-    """Nested sections and mappings as dotted names: {"model": {"gate": "none"}} -> {"model.gate": "none"}."""
+    """Flatten nested sections and mappings: {"model": {"gate": "none"}} -> {"model.gate": "none"}."""
     return {name: str(value) for name, value in leaves(to_jsonable_python(params))}
 
 
@@ -144,19 +144,19 @@ def track(
     name: str | None = None,
     tags: Mapping[str, object] | None = None,
 ) -> Iterator[Run]:
-    """Record what the body does as one run.
+    """Record the body as one run.
 
     Args:
         kind: train, evaluate, report, sweep: the tag `camp.kind`.
         params: sections or a mapping of them; logged flattened, as `model.gate`.
-        run_id: key of a run to go on with, after a resume.
-        parent: the run that this one is nested under (the train run of an evaluation): its key, or see `trained_by`.
-        shared: whether its numbers and files are the parent's, too: not where it looked at something else.
-        name: the name in MLflow's table; else the DVC experiment's, else the kind and the time.
+        run_id: key of a run to continue, after a resume.
+        parent: key of the run that this one is nested under (for an evaluation, its train run), or see `trained_by`.
+        shared: whether metrics and files are copied to the parent; False if the run measured something else.
+        name: the name in MLflow's table; by default that of the DVC experiment, or else the kind and the time.
         tags: further tags.
 
-    The run is closed as the body ends: FINISHED, FAILED or KILLED. A body whose process dies is closed as KILLED by
-    whoever delivers the spool.
+    The run is closed when the body ends: FINISHED, FAILED or KILLED. If the process dies, the process that delivers the
+    spool closes the run as KILLED.
     """
     key, root = run_id or uuid.uuid4().hex, main_root()
     run, stop, spool, process = Run(parent, params, shared), threading.Event(), None, None
@@ -173,7 +173,7 @@ def track(
     status = "FINISHED"
     try:
         yield run
-    except Exception as error:  # who read what it prints is gone: the flow or the worker that had started it
+    except Exception as error:  # the reader of its output, the flow or worker that started it, is gone
         status = "KILLED" if isinstance(error, BrokenPipeError) else "FAILED"
         raise
     except BaseException as error:
@@ -185,12 +185,12 @@ def track(
         run._spool = None
         if spool:
             spool.close()
-        if process and status != "KILLED":  # who cancels does not wait; the delivery goes on by itself
+        if process and status != "KILLED":  # a cancelled run does not wait; the delivery continues on its own
             _wait(process, root, key)
 
 
 def _begin(run: Run, spool: Spool, kind: str, name: str | None, tags: Mapping[str, object], resumed: bool) -> None:
-    """Record where a run comes from, the same on every path (desk, queue, flow or sweep), and what `restore` needs."""
+    """Record where a run comes from, however it was started (shell, queue, flow or sweep), and what `restore` needs."""
     experiment = os.environ.get("DVC_EXP_NAME")
     run._write(
         "start",
@@ -234,11 +234,11 @@ def _begin(run: Run, spool: Spool, kind: str, name: str | None, tags: Mapping[st
         (spool.folder / "changes.patch").write_bytes(patch)
         run.log_artifact(spool.folder / "changes.patch", "code")
     if kind == "train" and not resumed:
-        run.log_metrics({HEADLINE: 0.0}, step=-1)  # the model's page in MLflow shows all that a run has of the step 0
+        run.log_metrics({HEADLINE: 0.0}, step=-1)  # the model's page in MLflow shows all metrics of step 0
 
 
 def _deliver(root: Path, key: str) -> subprocess.Popen[bytes] | None:
-    """Start the process that carries the spool to the server; it ends by itself after this one."""
+    """Start the process that delivers the spool; it ends on its own after this process has ended."""
     command = [sys.executable, "-m", "stages.tracking.delivery", str(root), key]
     path = root / ".tracking" / "delivery.log"
     try:
@@ -254,7 +254,7 @@ def _deliver(root: Path, key: str) -> subprocess.Popen[bytes] | None:
 
 
 def _wait(process: subprocess.Popen[bytes], root: Path, key: str) -> None:
-    """Wait for the delivery, `WAIT` seconds at most, and say once what of the run was not delivered, and why."""
+    """Wait up to `WAIT` seconds for the delivery, and print once what of the run was not delivered, and why."""
     others = [folder for folder in pending(root) if folder.name != key and not (folder / "refused.jsonl").exists()]
     seconds = WAIT if all(map(writer_alive, others)) else WAIT_AGAIN
     with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""What a person asks of the tracking: the commands of `python -m stages.tracking`."""
+"""The commands of `python -m stages.tracking`."""
 
 import argparse
 import os
@@ -17,13 +17,13 @@ from stages.workspace import main_root
 
 
 def become_server(root: Path, page: str, host: str, port: int) -> None:
-    """Become an MLflow server on the store of `root`; `page` is what it prints the address of."""
+    """Replace this process by an MLflow server on the store of `root`; the address of `page` is printed."""
     (root / ARTIFACTS).mkdir(exist_ok=True)
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     # Without its job runner the server is two processes instead of ten.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     print(f"MLflow starts (Ctrl-C ends it), in a moment at http://{host}:{port}{page}", flush=True)
-    os.environ["MLFLOW_BACKEND_STORE_URI"] = store_uri(root)  # others see the arguments of a process
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = store_uri(root)  # other users can see the arguments of a process
     store = ["--default-artifact-root", (root / ARTIFACTS).as_uri()]
     where = ["--host", host, "--port", str(port), "--workers", "1"]
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", "--no-serve-artifacts", *store, *where])
@@ -59,15 +59,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bound_waiting(10)
     try:
         _answer(chosen, root)
-    except Exception as error:  # OSError: of a store that is a file, and of `requests`; ImportError: of a driver
-        names = {kind.__name__ for kind in type(error).__mro__}  # the import of MLflow's own takes a second
+    except Exception as error:  # OSError: from a file store or `requests`; ImportError: from a database driver
+        names = {kind.__name__ for kind in type(error).__mro__}  # importing MLflow's own takes a second
         if not isinstance(error, OSError | ImportError) and "MlflowException" not in names:
             raise
         raise InputError(f"{without_password(store_uri(root))}: {in_one_line(error)}") from None
 
 
 def _answer(chosen: argparse.Namespace, root: Path) -> None:
-    client = connect(root, store_uri(root))  # for the server, too: it must not be making the tables while a run begins
+    client = connect(root, store_uri(root))  # for the server too: it must not create the tables while a run begins
     match chosen.command:
         case "ui":
             experiment = experiment_id(client, root, experiment_name())

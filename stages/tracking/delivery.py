@@ -1,7 +1,8 @@
-"""From the spool to MLflow. `python -m stages.tracking.delivery ROOT KEY` runs beside a run and carries its spool.
+"""Delivers the spool to MLflow. `python -m stages.tracking.delivery ROOT KEY` does so while a run is going on.
 
-Delivering twice changes nothing, so a delivery may die at any point: a run is found by its tag `camp.run`, and equal
-params, metric points, tags and files are the same ones. Nothing leaves the spool before the server has it.
+Delivering an event twice changes nothing, so a delivery may be killed at any point: runs are identified by their tag
+`camp.run`, and equal params, metric points, tags and files replace each other. An event leaves the spool only after the
+server has stored it.
 """
 
 import contextlib
@@ -26,15 +27,15 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 LONG = 5000
-"""Characters of a param or tag: what is longer is cut there, and a file of the run holds it whole."""
+"""Characters of a param or tag; longer ones are cut, and a file of the run holds the full text."""
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS", "MALFORMED_REQUEST")
-"""Answers that say that an event is wrong, not that the server is away."""
+"""MLflow's error codes for an invalid event, as opposed to a server that cannot be reached."""
 OF_FOLDER = (InputError, PermissionError, LookupError, TypeError, ValueError)
-"""What a damaged spool folder, or another person's, raises: it says nothing of the store."""
+"""Errors raised by a spool folder that is damaged or belongs to another user, not by the store."""
 
 
 def bound_waiting(seconds: int) -> None:
-    """One call to a server takes about twice `seconds` at most (by default MLflow would try for four minutes)."""
+    """Limit each call to a server to about twice `seconds` (by default MLflow retries for four minutes)."""
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(seconds)
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
     os.environ["MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR"] = "1"
@@ -42,7 +43,7 @@ def bound_waiting(seconds: int) -> None:
 
 
 class Delivery:
-    """Carries spool folders to the store `uri`, into `experiment` or else the one that each was started for."""
+    """Delivers spool folders to the store `uri`, into `experiment` or, if empty, the one that each was started for."""
 
     def __init__(self, root: Path, uri: str, experiment: str = "") -> None:
         self.client = connect(root, uri)
@@ -50,11 +51,11 @@ class Delivery:
         self._runs: dict[str, str] = {}
 
     def deliver(self, folder: Path) -> bool:
-        """Deliver a spool folder; True once it is removed, False while it is written or delivered by another process.
+        """Deliver a spool folder; True if it was removed, False if another process still writes or delivers it.
 
         Raises:
-            InputError: MLflow refuses something of it, which stays in the folder.
-            Exception: whatever MLflow raises where the store cannot be reached.
+            InputError: MLflow refuses some events, which stay in the folder.
+            Exception: any that MLflow raises if the store cannot be reached.
         """
         refused, delivered = folder / "refused.jsonl", folder / "delivered"
         try:
@@ -64,7 +65,7 @@ class Delivery:
                     with (folder / "events.jsonl").open("ab") as events:
                         events.write(refused.read_bytes())
                     refused.unlink()
-                if start and self._find(folder.name) is None:  # it is new there, or was deleted: all of it
+                if start and self._find(folder.name) is None:  # the run is new there, or was deleted: deliver all of it
                     delivered.unlink(missing_ok=True)
                 for offset, event in undelivered(folder):
                     if start is None:
@@ -81,13 +82,13 @@ class Delivery:
                         raise InputError(f"it refuses a part of the run, which stays in {refused}: {reason}")
                     shutil.rmtree(folder)
         except (Timeout, FileNotFoundError):
-            if not (folder / "events.jsonl").exists():  # another process has delivered it, and a lock made it again
+            if not (folder / "events.jsonl").exists():  # delivered by another process; the lock created it again
                 shutil.rmtree(folder, ignore_errors=True)
             return not folder.exists()
         return True
 
     def _find(self, key: str) -> str | None:
-        """MLflow's id of the run with this key; of `model-<sha256>`, the last that trained this model."""
+        """MLflow's id of the run with this key; for `model-<sha256>`, of the last run that trained this model."""
         if key not in self._runs:
             model = key.removeprefix("model-")
             named = f"tags.`camp.run` = '{key}'" if model == key else f"tags.`camp.model` = '{model}'"
@@ -97,7 +98,7 @@ class Delivery:
         return self._runs.get(key)
 
     def _send(self, folder: Path, event: Event) -> None:
-        """Send one event. What MLflow refuses of it for good is put aside, the rest goes on."""
+        """Send one event. If MLflow refuses it for good, set it aside and go on."""
         if event["event"] == "start":
             self._start(folder.name, event)
             return
@@ -115,12 +116,12 @@ class Delivery:
                     self._send(folder, event | {"values": {name: values[name]}})
                 return
             reason = shorten(f"{event['event']} {' '.join(values)}: {error}", 500)
-            self.client.set_tag(run_id, "camp.refused", reason)  # fails where it is the whole run that is refused
+            self.client.set_tag(run_id, "camp.refused", reason)  # raises if the whole run is refused
             with (folder / "refused.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(event | {"reason": reason}) + "\n")
 
     def _start(self, key: str, event: Event) -> None:
-        """Begin a run, or go on with it; below its parent, which is delivered first where it waits in the spool."""
+        """Create or continue a run, below its parent, which is delivered first if it is still in the spool."""
         if run_id := self._find(key):
             self.client.update_run(run_id, status="RUNNING")
             return
@@ -134,7 +135,7 @@ class Delivery:
         if parent := event.get("parent"):
             waiting = self.root / SPOOL / parent
             if self._find(parent) is None and waiting.exists():
-                with contextlib.suppress(InputError):  # it is told of by itself
+                with contextlib.suppress(InputError):  # its own delivery reports the problem
                     self.deliver(waiting)
                 if self._find(parent) is None:
                     raise InputError(f"its parent, run {parent}, has to be delivered first")
@@ -147,16 +148,16 @@ class Delivery:
 
 
 def _refuses(error: Exception) -> bool:
-    """Whether an error is one of the event, not of the connection."""
+    """Whether an error is due to the event, not to the connection."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
         return error.error_code in REFUSED
-    return isinstance(error, FileNotFoundError) or not isinstance(error, OSError)  # those of `requests` are OSErrors
+    return isinstance(error, FileNotFoundError) or not isinstance(error, OSError)  # errors of `requests` are OSErrors
 
 
 def write(client: "MlflowClient", run_id: str, folder: Path, event: Event) -> None:
-    """Write one event of the spool `folder` into a run."""
+    """Log one event of the spool `folder` to a run."""
     from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
     kind, values = event["event"], event.get("values", {})
@@ -167,7 +168,7 @@ def write(client: "MlflowClient", run_id: str, folder: Path, event: Event) -> No
     match kind:
         case "metrics":
             client.log_batch(run_id, metrics=[Metric(name, *point) for name in values for point in values[name]])
-        case "params":  # MLflow never changes one; those of a resumed run are in its code/params.yaml
+        case "params":  # MLflow never changes a param; those of a resumed run are in its code/params.yaml
             first = client.get_run(run_id).data.params
             client.log_batch(run_id, params=[Param(name, values[name]) for name in values if name not in first])
         case "tags":
@@ -177,7 +178,7 @@ def write(client: "MlflowClient", run_id: str, folder: Path, event: Event) -> No
             client.log_inputs(run_id, [DatasetInput(entry, [InputTag("mlflow.data.context", event["name"])])])
             client.set_tag(run_id, f"data.{event['name']}", event["digest"])
         case "artifact":
-            # It was copied into a folder of its own, which is logged whole: MLflow says nothing of a copy that is gone.
+            # The folder of the copy is logged, not the copy itself: MLflow would not report a missing file.
             client.log_artifacts(run_id, str((folder / event["source"]).resolve(strict=True).parent), event["folder"])
         case "model":
             log_model(client, run_id, folder / event["source"], event)
@@ -188,10 +189,10 @@ def write(client: "MlflowClient", run_id: str, folder: Path, event: Event) -> No
 
 
 def sync(root: Path, moved: bool = True) -> tuple[int, list[str]]:
-    """Deliver everything in the spool: the number of runs delivered, and a line for each that was not.
+    """Deliver everything in the spool; return the number of runs delivered, and a line for each that was not.
 
-    A run goes to the server and the experiment it was started for, or, if `moved`, to those that the environment names
-    now, where it names them.
+    A run goes to the server and the experiment that it was started for or, if `moved`, to those that the environment
+    variables name now, if any.
     """
     names = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME")
     named, experiment = (os.environ.get(name, "").strip() for name in names)
@@ -204,7 +205,7 @@ def sync(root: Path, moved: bool = True) -> tuple[int, list[str]]:
         goal = uri
         try:
             goal = uri or (started(folder) or {}).get("uri") or local_uri(root)
-            if goal == without_password(named):  # as it was written down: names and passwords are the environment's
+            if goal == without_password(named):  # as recorded, without name and password
                 goal = named
             if goal in away:
                 raise away[goal]
@@ -222,16 +223,16 @@ def sync(root: Path, moved: bool = True) -> tuple[int, list[str]]:
 
 
 def in_one_line(error: Exception) -> str:
-    """An error in one line of bounded length, without the password of an address in it."""
+    """An error as one line of bounded length, without the passwords of addresses in it."""
     text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
     return shorten(without_password(text), 1000)
 
 
 def deliver_beside(root: Path, key: str) -> int:
-    """Deliver one run while it is being written, and what earlier runs left; 0 once it is wholly delivered."""
-    os.chdir(root)  # where a relative address of a store leads
+    """Deliver one run while it is being written, and what earlier runs left; return 0 if all of it was delivered."""
+    os.chdir(root)  # relative addresses of stores start here
     bound_waiting(3)
-    os.nice(10)  # the run comes first
+    os.nice(10)  # this run comes first
     folder, delivery, pause, others_tried = root / SPOOL / key, None, 1.0, False
     while True:
         alive = writer_alive(folder)
@@ -250,7 +251,7 @@ def deliver_beside(root: Path, key: str) -> int:
                 (folder / "problem").write_text(in_one_line(error), encoding="utf-8")
             delivery, pause = None, min(pause * 2, 60)
         if not alive:
-            return 1  # another process is at it, or what is left needs `sync`
+            return 1  # another process delivers it, or the rest needs `sync`
         resume_at = time.monotonic() + pause
         while time.monotonic() < resume_at and writer_alive(folder):
             time.sleep(0.3)

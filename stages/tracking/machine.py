@@ -1,4 +1,4 @@
-"""What the machine says: the output of a command, and its load while a run goes on."""
+"""Information about the machine: output of git, and load during a run."""
 
 import os
 import shutil
@@ -9,18 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 CODE = ("camp_model", "stages", "pipelines", "search", "presets")
-"""Folders whose new files are part of what ran, though git does not know them yet."""
+"""Folders whose untracked files are recorded as part of the code."""
 DIFF = ("git", "diff", "--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/",
         "HEAD", "--", ":/", ":(top,exclude,glob)**/.dvc/config")  # fmt: skip
-"""All that differs from the commit that is checked out, in git's own form: a person's settings may colour or filter.
-But not what DVC is told of its remotes: it may hold keys.
-What it prints is bytes: a tracked file may be in any encoding."""
+"""Prints all differences from the commit that is checked out, in git's own form, because user settings may add colours
+or filters; except DVC's settings of remotes, which may hold keys. The output is bytes, because a tracked file may have
+any encoding."""
 SAMPLE_EVERY = 10.0
 """Seconds between two samples."""
 
 
 def output(*command: str, timeout: float | None = 20, **environment: str) -> bytes | None:
-    """What a command prints; None where it fails, is missing or takes longer than `timeout` seconds."""
+    """The output of a command; None if it fails, is missing or takes longer than `timeout` seconds."""
     more = os.environ | environment
     try:
         return subprocess.run(command, capture_output=True, timeout=timeout, check=True, env=more).stdout
@@ -29,13 +29,13 @@ def output(*command: str, timeout: float | None = 20, **environment: str) -> byt
 
 
 def changes() -> bytes | None:
-    """What differs from the commit that is checked out, as a patch, new files of the code among it; None: git fails."""
+    """The differences from the commit that is checked out, new code files included, as a patch; None if git fails."""
     there = [folder for folder in CODE if Path(folder).is_dir()]
     new = output("git", "ls-files", "--others", "--exclude-standard", "-z", "--", *there) if there else b""
     index = output("git", "rev-parse", "--git-path", "index")
     if not new or index is None:
         return output(*DIFF)
-    with tempfile.TemporaryDirectory() as folder:  # the person's own index stays as it is
+    with tempfile.TemporaryDirectory() as folder:  # the user's own index is not changed
         other = Path(folder) / "index"
         shutil.copyfile(os.fsdecode(index).rstrip("\n"), other)
         names = [os.fsdecode(name) for name in new.split(b"\0") if name]
@@ -50,7 +50,7 @@ def checked_out() -> str:
 
 
 def sample_machine(write: Callable[..., None], stop: threading.Event) -> None:
-    """Record the machine's load under the names that MLflow's page of system metrics reads."""
+    """Record the machine's load under the names that MLflow's page of system metrics uses."""
     import psutil
 
     process, smi, sample = psutil.Process(), shutil.which("nvidia-smi"), 0

@@ -1,4 +1,4 @@
-"""The trained model in MLflow: logged as code and safetensors, registered, and the best one called `champion`."""
+"""Logs the trained model to MLflow as code and safetensors, registers it, and gives the best the alias `champion`."""
 
 import json
 from importlib.metadata import packages_distributions, version
@@ -17,14 +17,14 @@ NEEDS = ("mlflow", "numpy", "pandas", "pyarrow", "regex", "safetensors", "torch"
 
 
 def log_model(client: "MlflowClient", run_id: str, checkpoint: Path, event: dict[str, Any]) -> None:
-    """Log and register the checkpoint of a run, once, and call it champion if its validation rsum is the best.
+    """Log and register the checkpoint of a run, once, and make it champion if its validation rsum is the best.
 
     Args:
-        client: of the store that the run is in.
+        client: client of the run's store.
         run_id: MLflow's id of the run.
         checkpoint: folder with model.safetensors, config.json and vocabulary.json; beside it served_model.py and the
             package camp_model, as they were when the model was trained.
-        event: `val_rsum`, and how captions became words: `start_end`, `max_words`.
+        event: `val_rsum`, and how captions were tokenized: `start_end`, `max_words`.
     """
     from mlflow.exceptions import MlflowException
 
@@ -36,15 +36,15 @@ def log_model(client: "MlflowClient", run_id: str, checkpoint: Path, event: dict
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        champion = {"dataset": tags["dataset"]}  # there is none yet
-    # Sums of recalls on two datasets say nothing about each other.
+        champion = {"dataset": tags["dataset"]}  # there is no champion yet
+    # rsums on different datasets cannot be compared.
     same = champion.get("dataset", "") == tags["dataset"]
     if same and float(champion.get("val_rsum", "-inf")) < event["val_rsum"]:
         client.set_registered_model_alias(NAME, CHAMPION, registered)
 
 
 def _log(client: "MlflowClient", run_id: str, checkpoint: Path, event: dict[str, Any], tags: dict[str, str]) -> str:
-    """Log and register the model; its version. What a delivery that was killed has logged of it is deleted."""
+    """Log and register the model and return its version; delete what a killed delivery has logged of it."""
     import mlflow
     import pandas as pd
     from mlflow.models import infer_signature
@@ -54,7 +54,7 @@ def _log(client: "MlflowClient", run_id: str, checkpoint: Path, event: dict[str,
         client.delete_logged_model(logged.model_id)
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     with_regions: Any = pd.DataFrame({"sentence": ["a red circle"], "regions": [[[0.0] * config["region_dim"]] * 2]})
-    # A column that may be left out is one with a gap.
+    # A column with a missing value is an optional one.
     columns = pd.concat([with_regions, pd.DataFrame({"sentence": ["a red circle"], "image_id": ["1"]})]).astype(object)
     answer = pd.DataFrame({"query": [0], "image_id": ["1"], "rank": [1], "score": [0.5], "error": [""]})
     mlflow.set_tracking_uri(client.tracking_uri)
@@ -64,7 +64,7 @@ def _log(client: "MlflowClient", run_id: str, checkpoint: Path, event: dict[str,
             name="model",
             registered_model_name=NAME,
             tags=tags,
-            # MLflow runs a `python_model`, and a model on its `input_example`, to log them: torch, here, for nothing.
+            # To log a `python_model` or an `input_example` MLflow would run the model, and import torch, for nothing.
             loader_module="served_model",
             data_path=str(checkpoint),
             code_paths=[str(checkpoint.with_name(name)) for name in ("served_model.py", "camp_model")],
@@ -76,7 +76,7 @@ def _log(client: "MlflowClient", run_id: str, checkpoint: Path, event: dict[str,
 
 
 def needs(config: dict[str, Any]) -> list[str]:
-    """The distributions that a served model of a config imports, or reads weights from."""
+    """The distributions that a served model with this config imports or reads weights from."""
     if config.get("text") != "transformer":
         return list(NEEDS)
     source = config["transformer"]
@@ -85,7 +85,7 @@ def needs(config: dict[str, Any]) -> list[str]:
 
 
 def promote(client: "MlflowClient", run_id: str) -> str:
-    """Call the model of a run champion, whatever the present one's rsum; its version.
+    """Make the model of a run champion, whatever the present one's rsum, and return its version.
 
     Raises:
         InputError: the run has registered no model.

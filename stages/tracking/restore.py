@@ -1,4 +1,4 @@
-"""From a run back to its code, data and model, and from a commit to its runs."""
+"""Restores the code, data and model of a run, and finds the runs of a commit."""
 
 import json
 import re
@@ -24,7 +24,7 @@ MODEL = "models/camp"
 
 
 def model_hash(lock: str | bytes) -> str | None:
-    """The hash under which DVC knows the trained model, from the content of a dvc.lock; None: it names none."""
+    """DVC's hash of the trained model, from the content of a dvc.lock; None if it has none."""
     try:
         entries = (yaml.safe_load(lock) or {}).get("stages", {}).values()
         return next(str(out["md5"]) for entry in entries for out in entry.get("outs", []) if out["path"] == MODEL)
@@ -33,17 +33,17 @@ def model_hash(lock: str | bytes) -> str | None:
 
 
 def find_run(client: "MlflowClient", name: str) -> "Run":
-    """The run with this key or MLflow id, or the last that trained the model of this sha256, or the beginning of one.
+    """The run with this key or MLflow id, or the last that trained the model with this sha256; a prefix is enough.
 
     Raises:
-        InputError: there is none, or more than one.
+        InputError: there is no such run, or more than one.
     """
     runs: dict[str, Run] = {}
     name = name.removeprefix("model-")
     keys = ("attributes.run_id", "tags.`camp.run`", "tags.`camp.model`")
     for key in keys if re.fullmatch(r"[0-9A-Za-z-]+", name) else ():
         runs |= {run.info.run_id: run for run in search(client, f"{key} LIKE '{name}%' and tags.`camp.run` != ''")}
-    # Equal trainings make equal models; any of the runs has what made it.
+    # Equal trainings give equal models; any of the runs can restore it.
     models = {run.data.tags.get("camp.model", "") for run in runs.values()}
     same = len(models) == 1 and next(iter(models)).startswith(name)
     if not runs or (len(runs) > 1 and not same):
@@ -54,12 +54,12 @@ def find_run(client: "MlflowClient", name: str) -> "Run":
 
 
 def find_commit(client: "MlflowClient", root: Path, revision: str) -> list["Run"]:
-    """The runs of a commit: those that trained the model in its dvc.lock; else those started from it.
+    """The runs of a commit: those that trained the model in its dvc.lock or, if there are none, those started from it.
 
-    A run starts before its result is committed, so the commit that holds a model usually follows the one it began at.
+    A run starts before its result is committed, so the commit with a model usually follows the one that it began at.
 
     Raises:
-        InputError: no such commit.
+        InputError: there is no such commit.
     """
     git = partial(output, "git", "-C", str(root), timeout=None)
     commit = git("rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}")
@@ -72,7 +72,7 @@ def find_commit(client: "MlflowClient", root: Path, revision: str) -> list["Run"
 
 
 def restore(client: "MlflowClient", root: Path, run: "Run", into: Path) -> list[str]:
-    """Put a run's code, params, data and model into the new folder `into`; lines that say what is there.
+    """Restore a run's code, params, data and model into the new folder `into`; return lines that say what is there.
 
     Raises:
         InputError: the folder exists, the run recorded no commit, or this repository does not have it.
@@ -85,11 +85,11 @@ def restore(client: "MlflowClient", root: Path, run: "Run", into: Path) -> list[
         raise InputError(f"run {run.info.run_id}: recorded no commit, it did not run in a git repository")
     if git("cat-file", "-e", f"{commit}^{{commit}}") is None:
         raise InputError(f"run {run.info.run_id}: its commit {commit} is not in {root}; fetch it first")
-    # How this repository writes line ends, so that files come back byte for byte.
+    # The same line ends as in this repository, so that files are restored byte for byte.
     ends = [(name, git("config", name)) for name in ("core.autocrlf", "core.eol")]
     settings = [f"--config={name}={value.decode().strip()}" for name, value in ends if value]
     try:
-        # Shared objects: commits that no branch holds can be checked out too.
+        # Objects are shared, so that commits on no branch can be checked out too.
         subprocess.run(["git", "clone", "-q", "--shared", "--no-checkout", *settings, str(root), str(into)], check=True)
         subprocess.run(["git", "-C", str(into), "checkout", "-q", "--detach", commit], check=True)
         lines = [f"code at {commit[:12]}", *_restore_files(client, run, into)]
@@ -100,7 +100,7 @@ def restore(client: "MlflowClient", root: Path, run: "Run", into: Path) -> list[
 
 
 def _restore_files(client: "MlflowClient", run: "Run", into: Path) -> list[str]:
-    """Uncommitted changes, then params.yaml and dvc.lock as they were."""
+    """Apply the uncommitted changes, then write params.yaml and dvc.lock as they were."""
     recorded = {file.path for file in client.list_artifacts(run.info.run_id, "code")}
     names = [name for name in ("changes.patch", "params.yaml", "dvc.lock") if f"code/{name}" in recorded]
     with tempfile.TemporaryDirectory() as folder:
@@ -114,7 +114,7 @@ def _restore_files(client: "MlflowClient", run: "Run", into: Path) -> list[str]:
 
 
 def _inside(into: Path, name: str) -> Path:
-    """Where a file of the run goes; InputError where its code has put a link there, which could lead anywhere."""
+    """The path for a file of the run; InputError if the code has a link there, which could lead anywhere."""
     place = into
     for part in Path(name).parts:
         place /= part
@@ -124,9 +124,9 @@ def _inside(into: Path, name: str) -> Path:
 
 
 def _restore_data(root: Path, into: Path) -> list[str]:
-    """Data from DVC's cache, or else from its remote.
+    """Get the data from DVC's cache or else from its remote.
 
-    DVC's own answer counts what dvc.yaml has and no stage had made yet when the run's dvc.lock was written.
+    DVC's own exit status would count outputs of dvc.yaml that did not exist yet when the run's dvc.lock was written.
     """
 
     def dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -134,7 +134,7 @@ def _restore_data(root: Path, into: Path) -> list[str]:
         return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
     def missing() -> list[str]:
-        """What is recorded and is not there as it was."""
+        """Outputs that are recorded and are missing or different."""
         status = json.loads(dvc(into, "data", "status", "--json").stdout)
         changed = [path for paths in status.get("uncommitted", {}).values() for path in paths]
         return sorted({*status.get("not_in_cache", []), *changed})
@@ -147,13 +147,13 @@ def _restore_data(root: Path, into: Path) -> list[str]:
         if missing() and dvc(into, "remote", "list").stdout.strip():
             done = dvc(into, "pull", "--quiet")
         gone = missing()
-    except ValueError:  # DVC cannot read this pipeline, and says why
+    except ValueError:  # DVC cannot read this pipeline; it prints why
         return [f"no data ({done.stderr.strip()})"]
     return [f"data but for {', '.join(gone)}, which DVC does not have any more" if gone else "data"]
 
 
 def _restore_model(client: "MlflowClient", run: "Run", into: Path) -> str:
-    """The model from the run itself, where DVC did not have it."""
+    """Get the model from the run itself if DVC does not have it."""
     if not (into / MODEL).exists() and (versions := client.search_model_versions(f"run_id = '{run.info.run_id}'")):
         from mlflow.artifacts import download_artifacts
 

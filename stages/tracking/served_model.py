@@ -1,7 +1,7 @@
 """The model that MLflow serves: sentences in, scores or images out. MLflow imports this file to load it, not to log it.
 
-Columns of the input: `sentence`, and either `regions` (features [k, region_dim] of one image) or `image_id` (of the
-store named by the param `store`): the score of that pair. With neither, the top `top_k` images of the store.
+Columns of the input: `sentence`, and either `regions` (features [k, region_dim] of one image) or `image_id` (in the
+store that the param `store` names), for the score of that pair; with neither, for the best `top_k` images of the store.
 """
 
 from pathlib import Path
@@ -19,9 +19,9 @@ from camp_model.regions import RegionStore
 from camp_model.vocabulary import END, START
 
 BLOCK = 256
-"""Images encoded, and sentences scored, at a time."""
+"""Images encoded, or sentences scored, at a time."""
 HELD_BYTES = 2 * 2**30
-"""Encoded images of a store that are held from one request to the next; those beyond are encoded again."""
+"""Size of the encoded images of a store that are kept between requests; the rest are encoded again."""
 Encoded = tuple[Tensor, Tensor]
 """Vectors [n, L, d] and their mask [n, L]."""
 
@@ -31,7 +31,7 @@ class Retrieval:
 
     Args:
         checkpoint: folder with model.safetensors, config.json and vocabulary.json.
-        settings: how captions became words where it was trained: `start_end`, `max_words`.
+        settings: how the training captions were tokenized: `start_end`, `max_words`.
     """
 
     def __init__(self, checkpoint: Path, settings: dict[str, Any]) -> None:
@@ -43,12 +43,12 @@ class Retrieval:
         self.held: tuple[object, RegionStore, dict[int, Encoded]] | None = None
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Scores (between 0 and 1) of pairs, rank 1, or the top images of a store, rank 1 the best.
+        """Return scores (between 0 and 1): of pairs with rank 1, or of the best images of a store, ranked from 1.
 
-        A row that cannot be answered has one row of the answer, of rank 0, whose `error` says why.
+        The answer to an invalid row is one row of rank 0, whose `error` says why.
 
         Raises:
-            ValueError: the store cannot be read, is of another detector or width, or `top_k` is below 1.
+            ValueError: the store cannot be read or has another detector or width, or `top_k` is below 1.
         """
         params = params or {}
         if (top_k := int(params.get("top_k", 10))) < 1:
@@ -84,7 +84,7 @@ class Retrieval:
         return pd.DataFrame(answers, columns=["query", "image_id", "rank", "score", "error"])
 
     def _store(self, path: Path) -> RegionStore:
-        """The store at `path`, the one of the last request as long as its manifest is the same."""
+        """The store at `path`; that of the last request is reused while its manifest is unchanged."""
         manifest = path / "manifest.parquet"
         state = manifest.stat() if manifest.exists() else None
         key = state and (path.resolve(), state.st_mtime_ns, state.st_ino, state.st_size)
@@ -99,7 +99,7 @@ class Retrieval:
         return self.held[1]
 
     def _block(self, store: RegionStore, first: int) -> Encoded:
-        """`BLOCK` images from the row `first`, held as far as `HELD_BYTES` goes."""
+        """`BLOCK` encoded images from row `first`, kept for later requests up to `HELD_BYTES`."""
         held = self.held[2] if self.held and self.held[1] is store else {}
         block = held.get(first) or encode_images(self.model, store, range(first, min(first + BLOCK, len(store))))
         if sum(vectors.nbytes for vectors, _ in held.values()) + block[0].nbytes <= HELD_BYTES:
@@ -122,11 +122,11 @@ class Retrieval:
         return [START, *ids, END] if self.settings.get("start_end") else ids
 
     def _scores(self, regions: Encoded, words: Encoded) -> Tensor:
-        """Logits [C, I]: their order is told apart where probabilities are all 1."""
+        """Logits [C, I], which keep their order where probabilities are all rounded to 1."""
         return self.model.score_matrix(*regions, *words).double().T
 
     def _search(self, store: RegionStore, searches: dict[int, list[int]], top_k: int) -> list[Any]:
-        """The best images of a store for each sentence, equal ones in the store's order."""
+        """The best images of a store for each sentence, ties in the store's order."""
         words = encode_sentences(self.model, list(searches.values()))
         best, rows = torch.empty(len(searches), 0), torch.empty(len(searches), 0, dtype=torch.int64)
         for first in range(0, len(store), BLOCK):
@@ -142,19 +142,19 @@ class Retrieval:
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> Retrieval:
-    """What MLflow calls (`loader_module`) with the folder of the checkpoint."""
+    """Load the model; MLflow calls this (`loader_module`) with the folder of the checkpoint."""
     return Retrieval(Path(path), model_config or {})
 
 
 def _holds(value: Any) -> bool:
-    """Whether a cell of a table holds something: not None, NaN or empty."""
+    """Whether a cell of a table has a value: not None, NaN or empty."""
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return False
     return not hasattr(value, "__len__") or len(value) > 0
 
 
 def _features(regions: Any, width: int) -> Tensor:
-    """The features [1, k, width] in a cell of a table. ValueError or TypeError where it holds something else."""
+    """The features [1, k, width] in a cell of a table; ValueError or TypeError if it holds something else."""
     features = np.stack([np.asarray(region, dtype=np.float64) for region in regions])
     if features.ndim != 2:
         raise ValueError(f"regions: an array of {features.ndim} dimensions; expected features [regions, width]")

@@ -1,9 +1,9 @@
-"""The spool: what a run has to tell MLflow, on disk first.
+"""The spool: events of a run on disk, before they are delivered to MLflow.
 
-One folder per run, `.tracking/spool/<run key>/`: `events.jsonl` (append-only, one JSON object a line), `artifacts/`
-(copies of the files), `delivered` (how many bytes of the events have reached the server), `refused.jsonl` (events that
-it does not take), `problem` (why the last delivery failed) and `writer.lock`, held by the process that still writes:
-the system lets it go when that process dies, however it dies.
+Each run has a folder, `.tracking/spool/<run key>/`, with `events.jsonl` (append-only, one JSON object per line),
+`artifacts/` (copies of the files), `delivered` (the number of bytes of events that the server has stored),
+`refused.jsonl` (events that it rejected), `problem` (why the last delivery failed) and `writer.lock`, which the writing
+process holds: the system releases it when that process dies, however it dies.
 """
 
 import json
@@ -21,12 +21,12 @@ Event = dict[str, Any]
 
 
 class Spool:
-    """One run's folder, opened for writing. Every method returns once the bytes are with the operating system."""
+    """A run's folder, opened for writing. Every method returns after handing the bytes to the operating system."""
 
     def __init__(self, root: Path, key: str) -> None:
         self.folder = root / SPOOL / key
         self._lock = FileLock(self.folder / "writer.lock")
-        self._lock.acquire(timeout=10)  # makes the folder, too
+        self._lock.acquire(timeout=10)  # creates the folder too
         self._file = (self.folder / "events.jsonl").open("a", encoding="utf-8")
         if self._file.tell():  # the last writer may have been killed in the middle of a line
             self._file.write("\n")
@@ -34,8 +34,8 @@ class Spool:
     def write(self, event: str, *sources: Path, **values: Any) -> None:
         """Append one event with the present time (milliseconds since 1970).
 
-        `sources`, files or folders, are copied into a folder of their own; `source` of the event says where the first
-        lies, relative to the spool folder.
+        `sources`, files or folders, are copied into a new folder; the event's `source` is the path of the first copy,
+        relative to the spool folder.
         """
         if sources:
             kept = Path("artifacts", str(time.time_ns()))
@@ -52,24 +52,24 @@ class Spool:
         self._file.flush()
 
     def close(self) -> None:
-        """Give the folder up to whoever delivers it."""
+        """Stop writing, so that the folder can be delivered and removed."""
         self._file.close()
         self._lock.release()
 
 
 def writer_alive(folder: Path) -> bool:
     """Whether a process still holds this spool folder."""
-    if not folder.exists():  # a lock would make it again
+    if not folder.exists():  # taking the lock would create it again
         return False
     try:
         with FileLock(folder / "writer.lock", timeout=0):
             return False
-    except (Timeout, PermissionError):  # of another person, who delivers it
+    except (Timeout, PermissionError):  # belongs to another user, who delivers it
         return True
 
 
 def read_events(folder: Path, offset: int = 0) -> Iterator[tuple[int, Event | None]]:
-    """The whole lines after byte `offset`: pairs of (offset after the line, event; None for a torn or empty line)."""
+    """The complete lines after byte `offset`: pairs of (offset after the line, event; None if it is torn or empty)."""
     with (folder / "events.jsonl").open("rb") as file:
         file.seek(offset)
         while (line := file.readline()).endswith(b"\n"):
@@ -82,7 +82,7 @@ def read_events(folder: Path, offset: int = 0) -> Iterator[tuple[int, Event | No
 
 
 def _is_event(value: Any) -> bool:
-    """Whether this is what `Spool.write` writes, as far as a reader relies on it."""
+    """Whether this is an event as `Spool.write` writes it, as far as readers depend on it."""
     if not (isinstance(value, dict) and isinstance(value.get("event"), str) and isinstance(value.get("time"), int)):
         return False
     if value["event"] == "start":
@@ -91,9 +91,9 @@ def _is_event(value: Any) -> bool:
 
 
 def undelivered(folder: Path) -> Iterator[tuple[int, Event]]:
-    """The events that have not reached the server, each with the offset after it.
+    """The events that have not been delivered, each with the offset after it.
 
-    Metrics that follow each other are one event, whose `values` are name -> points [value, time, step].
+    Consecutive metrics are merged into one event, whose `values` are name -> points [value, time, step].
     """
     delivered = folder / "delivered"
     offset = int(delivered.read_text(encoding="ascii")) if delivered.exists() else 0
@@ -107,7 +107,7 @@ def undelivered(folder: Path) -> Iterator[tuple[int, Event]]:
         points: dict[str, list[Any]] = {}
         for _, (offset, event) in group:  # noqa: B007
             for name, value in event["values"].items() if event["event"] == "metrics" else ():
-                # One that was refused before has points already.
+                # An event that was refused before has points already.
                 points.setdefault(name, []).extend(
                     value if isinstance(value, list) else [[value, event["time"], event["step"]]]
                 )
@@ -115,19 +115,19 @@ def undelivered(folder: Path) -> Iterator[tuple[int, Event]]:
 
 
 def started(folder: Path) -> Event | None:
-    """The event that began the run; None where its writer died before it."""
+    """The event that began the run; None if its writer died before writing it."""
     return next((event for _, event in read_events(folder) if event and event["event"] == "start"), None)
 
 
 def pending(root: Path) -> list[Path]:
-    """The spool folders, oldest first. A folder that is wholly delivered is removed, so each holds something."""
+    """The spool folders, oldest first. Delivered folders are removed, so each of these has undelivered events."""
     starts = {}
     for path in (root / SPOOL).glob("*/events.jsonl"):
         try:
             start = started(path.parent)
-        except FileNotFoundError:  # it is being delivered and removed right now
+        except FileNotFoundError:  # it has just been delivered and removed
             continue
-        except PermissionError:  # another person's, to be told of
+        except PermissionError:  # belongs to another user; the caller reports it
             start = None
         starts[path.parent] = start["time"] if start else 0
     return sorted(starts, key=lambda folder: (starts[folder], folder.name))

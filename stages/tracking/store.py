@@ -23,9 +23,9 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 ARTIFACTS = "mlartifacts"
-"""Folder of a workspace with the files of a local store's runs."""
+"""Folder of a workspace with the artifacts of a local store's runs."""
 TRAININGS = {"mlflow.experimentKind": "custom_model_development"}
-"""Tag of an experiment whose pages are those of trainings, not of chats."""
+"""Tag that makes MLflow show an experiment's pages for trainings, not for chats."""
 
 
 def experiment_name() -> str:
@@ -39,7 +39,7 @@ def local_uri(root: Path) -> str:
 
 
 def _uri(file: Path) -> str:
-    """A SQLite file as SQLAlchemy takes it: a question mark in a path only where the path is a URI itself."""
+    """The address of a SQLite file for SQLAlchemy, which accepts a question mark only in a path that is a URI."""
     return f"sqlite:///file:{quote(str(file))}?uri=true" if "?" in str(file) else f"sqlite:///{file}"
 
 
@@ -57,23 +57,23 @@ def store_uri(root: Path) -> str:
 
 
 def without_password(address: str) -> str:
-    """The address of a store as it may be shown and written down: names and passwords in it stay away."""
+    """The address of a store without user name and password, to be shown and recorded."""
     bare = re.sub(r"(?<=://)[^/\s]*@", "", address)  # a password may hold an @ itself
     return re.sub(r"(?i)(?<=[?&])(\w*(?:user|pass|pwd|token|secret|key)\w*=)[^&\s]*", r"\1...", bare)
 
 
 @without_collecting()
 def connect(root: Path, uri: str) -> "MlflowClient":
-    """A client of the store.
+    """A client of the store, which is created if it is a SQLite file that does not exist.
 
-    MLflow makes the tables of a new SQLite file step by step: two processes at it, or one that is killed, would leave a
-    file that no one can use any more. So one process makes it, and gives it its name once it is whole.
+    MLflow creates the tables of a new SQLite file step by step: two processes at once, or one that is killed, would
+    leave a broken file. So one process creates it under another name, and renames it when it is complete.
     """
     try:
         Path.home()
-    except RuntimeError:  # a user without one, as in a container: MLflow does not start
+    except RuntimeError:  # a user without a home, as in a container: MLflow would not start
         os.environ["HOME"] = str(root / ".tracking")
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # with the password that the address may hold
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # its message may hold the password of the address
     import mlflow
 
     if uri.startswith("sqlite:///"):
@@ -85,27 +85,27 @@ def connect(root: Path, uri: str) -> "MlflowClient":
             if not path.exists():
                 new = path.with_name(f"{path.name}.new")
                 new.unlink(missing_ok=True)
-                # The folder is for MLflow's own experiment, which it would place in this one: into SQL as Python writes
-                # a text, which a quote, a colon or a backslash in the path breaks.
+                # The folder of MLflow's default experiment, by default the current one. MLflow writes it into SQL like
+                # a Python string, which breaks with a quote, a colon or a backslash in the path.
                 SqlAlchemyStore(_uri(new), _artifacts(root))  # type: ignore[no-untyped-call]
                 new.replace(path)
     return mlflow.MlflowClient(uri, uri)
 
 
 def _artifacts(root: Path) -> str:
-    """Where the files of a local store's runs lie."""
+    """Address of the folder with the artifacts of a local store's runs."""
     return (root / ARTIFACTS).as_uri()
 
 
 def experiment_id(client: "MlflowClient", root: Path, name: str) -> str:
-    """The id of the experiment `name`, created where there is none.
+    """The id of the experiment `name`, which is created if it does not exist.
 
     Raises:
-        InputError: it is deleted.
+        InputError: the experiment is deleted.
     """
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        # A server knows where its artifacts go; beside the local file they are ours to place.
+        # A server decides where artifacts go; with a local file, this project does.
         place = None if _is_remote(client) else _artifacts(root)
         created: str = client.create_experiment(name, artifact_location=place, tags=TRAININGS)
         show(client, created)
@@ -124,7 +124,7 @@ def _is_remote(client: "MlflowClient") -> bool:
 
 
 def check_place(client: "MlflowClient", root: Path, location: str) -> None:
-    """Check that files can go to `location`, an experiment's or a run's.
+    """Check that artifacts can be written to `location`, that of an experiment or a run.
 
     Raises:
         InputError: it is below the folder that this workspace was moved from, which MLflow would create again, or
@@ -151,14 +151,14 @@ def check_place(client: "MlflowClient", root: Path, location: str) -> None:
 
 
 def show(client: "MlflowClient", experiment: str) -> None:
-    """Give an experiment the view that this version of the project has of it, if MLflow takes it."""
+    """Set the view that MLflow's pages show of an experiment, if MLflow accepts it."""
     try:
         client.set_experiment_tag(experiment, TAG, view())
-    except Exception as error:  # the form of its tag is MLflow's own: no delivery may depend on it
+    except Exception as error:  # the tag's format is internal to MLflow: deliveries must not depend on it
         print(f"experiment {experiment} has no view: {error}", file=sys.stderr)
 
 
 def search(client: "MlflowClient", condition: str) -> list["Run"]:
-    """The runs of all experiments that an MLflow condition holds for, the last begun first."""
+    """The runs of all experiments that match an MLflow filter, latest first."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments(max_results=50_000)]
     return list(client.search_runs(experiments, condition, max_results=50_000))

@@ -1,6 +1,6 @@
-"""The columns and charts with which MLflow's pages compare runs, as a view that `make ui` links to.
+"""The columns and charts for comparing runs on MLflow's pages, as a shared view that `make ui` links to.
 
-MLflow has no public way to make one: this is what its own "share" writes into a tag of the experiment.
+MLflow has no public API for this; the tag written here is the one that its own "share" button writes.
 """
 
 import base64
@@ -9,7 +9,7 @@ import zlib
 from typing import Any
 
 KEY = "camp"
-"""Its name in an address: ...#/experiments/1/runs?viewStateShareKey=camp."""
+"""The view's name in addresses: ...#/experiments/1/runs?viewStateShareKey=camp."""
 TAG = f"mlflow.sharedViewState.{KEY}"
 
 COLUMNS = (
@@ -24,7 +24,7 @@ SECTIONS = {
         "BAR", "test/foils_all_true_first", "test/foils_all_guilty_by_score", "test/foils_all_guilty_by_gate",
     ),
 }  # fmt: skip
-"""Title -> the kind of its charts, and their metrics."""
+"""Title of a section -> type of its charts, and their metrics."""
 LINE = {
     "xAxisKey": "step", "selectedXAxisMetricKey": "", "xAxisScaleType": "linear", "scaleType": "linear",
     "yAxisKey": "metric", "yAxisExpressions": [], "range": {}, "lineSmoothness": 0, "ignoreOutliers": False,
@@ -33,7 +33,7 @@ LINE = {
 
 
 def view() -> str:
-    """The value of `TAG`, compressed, for a tag holds 5,000 characters."""
+    """The value of `TAG`, compressed because a tag holds 5,000 characters."""
     usual = {"isReordered": True, "deleted": False, "isGenerated": False}
     charts: list[dict[str, Any]] = [
         {"uuid": metric, "type": kind, "metricSectionId": title, "metricKey": metric, "displayName": metric,
