@@ -41,7 +41,7 @@ class Paths:
     regions: Path = Path("data/regions")
     captions: Path = Path("data/captions")
     images: Path = Path("data/dataset/images.parquet")
-    """Hashes of the pictures, only for a tag: the model depends on their features."""
+    """Has the hashes of the pictures, used only for a tag: the model depends on their features."""
     model: Path = Path("models/camp")
     metrics: Path = Path("metrics/train.json")
     plots: Path = Path("plots")
@@ -94,7 +94,7 @@ def train(
             write_plots(paths.plots, progress)
             write_json(paths.metrics, summary(progress, trainer.epoch_steps))
             numbers = (paths.metrics, *(paths.plots / f"{name}.csv" for name in PLOTS))
-            # Nothing that is specific to this run, such as its id or speed: equal trainings write equal files.
+            # Nothing specific to this run, such as its id or speed: equal trainings write equal files.
             fingerprint = {
                 "detector": info.detector, "dataset": task_hash(paths.captions / "val.parquet", paths.images),
                 "val_rsum": rsum, "precision": params.train.precision, "joint_weight": params.train.joint_weight,

@@ -1,21 +1,21 @@
 """Counts and places as evidence of word gates, beyond the paper.
 
 Attention is normalised, so a message says what the regions of a word look like, but not how many there are, and a
-pooled pair has forgotten where they were. Here each word picks, from the caption alone, two other words that it speaks
-of, its arguments: "left" what is there and what it is left of, "two" the noun that it counts. With p_i the place of
-region i (`camp_model.encoders.places`; an encoder that learns would lose it), s_ij whether two boxes surround the same
-thing, x_li the affinity of word l, and a_li its attention:
+pooled pair no longer says where they were. Here each word selects, from the caption alone, two other words as its
+arguments: for "left", what is on the left and what it is left of; for "two", the noun that it counts. With p_i the
+place of region i (`camp_model.encoders.places`; a learnt encoding would lose it), s_ij whether two boxes surround the
+same object, x_li the affinity of word l, and a_li its attention:
 
     b_kjl  = softmax_l (<q_kj, k_kl> / 8 + d_k(l - j))     argument k = 1, 2 of word j, from the caption alone
-    n_l    = 1 / sum_ij c_li s_ij c_lj,                    how many things word l looks at, c_l = softmax(t x_l)
+    n_l    = 1 / sum_ij c_li s_ij c_lj,                    number of objects word l attends to, c_l = softmax(t x_l)
     e_j    = [tanh(r sum_l (b_2jl - b_1jl) sum_i a_li p_i),  exp(-2 (n - sum_l b_2jl n_l)^2) for n = 0 .. 6]
-    z_j    = <t_j, message_j> + <e_j, w(t_j)>              what was the gate's logit, and the evidence for it
-    logit  = MLP(...) + u sum_j <e_j, w(t_j)>              one word among many would hardly change what is pooled
+    z_j    = <t_j, message_j> + <e_j, w(t_j)>              the gate's logit: the published one plus evidence
+    logit  = MLP(...) + u sum_j <e_j, w(t_j)>              since one word hardly changes the pooled features
 
-n is the effective number of an attention, in which regions of the same thing count as one (Leinster and Cobbold,
-Measuring diversity: the importance of species similarity, Ecology 2012, of order 2): k things of a kind have a k-th of
-it each. Places of what two words look at follow Hu et al. (Modeling relationships in referential expressions, CVPR
-2017). A pair costs a product of words and regions with regions; nothing of length d.
+n is the effective number of an attention, in which regions of the same object count as one (Leinster and Cobbold,
+Measuring diversity: the importance of species similarity, Ecology 2012, order 2): k objects of a kind get 1/k of it
+each. Comparing the places that two words attend to follows Hu et al. (Modeling relationships in referential
+expressions, CVPR 2017). A pair costs a product [words, regions] x [regions, regions], and nothing of length d.
 """
 
 import math
@@ -30,17 +30,17 @@ from camp_model.matchers.prepared import Layout, Prepared
 
 KEY, COUNTS, FAR = 64, 7, 12
 SAME = 20.0
-"""How sharply two boxes become one thing where they share more than half."""
+"""How sharply two boxes become one object as their overlap exceeds one half."""
 
 
 class GateEvidence(nn.Module):
-    """What is added to the logits of word gates; in float32 at least, also under autocast."""
+    """Computes what is added to the logits of word gates; at least in float32, even under autocast."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.word = nn.Linear(dim, PLACE + COUNTS)
         self.query, self.argument = nn.Linear(dim, 2 * KEY), nn.Linear(dim, 2 * KEY)
-        # Words before and words after: that something depends on places is then seen from the first step.
+        # One argument before, one after: so dependence on places shows from the first step.
         away = torch.arange(-FAR, FAR + 1)
         sides = torch.stack([away >= 0, away <= 0])
         self.distance = nn.Parameter(-away.abs() / 4 - 4.0 * sides)
@@ -49,14 +49,14 @@ class GateEvidence(nn.Module):
         self.weight = nn.Parameter(torch.tensor(1.0))
 
     def of_regions(self, regions: Tensor, mask: Tensor) -> Tensor:
-        """Place of each region, and which others are of the same thing: [I, R, d], bool [I, R] -> [I, R, PLACE + R]."""
+        """Place of each region, and which others are the same object: [I, R, d], bool [I, R] -> [I, R, PLACE + R]."""
         with torch.autocast(regions.device.type, enabled=False):
             place = at_least_float32(regions[..., -PLACE:])
             same = (SAME * (overlap(place) - 0.5)).sigmoid() * mask[:, None]
             return torch.cat([place, same], dim=-1)
 
     def of_words(self, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """What each word expects to see, and its two arguments.
+        """The evidence that each word expects, and its two arguments.
 
         Args:
             words: [C, N, d].
@@ -95,7 +95,7 @@ class GateEvidence(nn.Module):
 
 
 def effective_number(attention: Tensor, same: Tensor, layout: Layout) -> Tensor:
-    """How many things each word looks at: [..., N, R], of images [I, R, R] -> [..., N]; 100 at most."""
+    """Number of objects each word attends to: [..., N, R], of images [I, R, R] -> [..., N]; at most 100."""
     return 1 / (torch.einsum(layout.to_words, attention, same) * attention).sum(-1).clamp(min=0.01)
 
 

@@ -1,4 +1,4 @@
-"""SGRAF, a baseline without messages: similarities are vectors, filtered or reasoned over (Diao et al., AAAI 2021).
+"""SGRAF, a baseline without messages: vector similarities, filtered or reasoned over (Diao et al., AAAI 2021).
 
 With unit vectors v_i and t_j:
 
@@ -10,11 +10,11 @@ With unit vectors v_i and t_j:
     SAF         the result is unit(sum_p b_p s_p), b = sigmoid(W_f s_p) / sum_q sigmoid(W_f s_q)
     score       sigmoid(w . the result); both: the mean of the scores of SGR and SAF
 
-Biases and the attended vectors' unit length are the released code's. Three things of it are not here: dropout within
-the self-attention and of word embeddings (`train.dropout`), and batch normalisation. While training, that would make a
-pair's score depend on the pairs beside it; in SAF it ends as a scale and a shift, which the layer before it can hold,
-but in the self-attention it has a scale for the number of a region, so that the order of regions counts. (The paper's
-SGRAF is two models that are trained apart, as `evaluate.ensemble` has it.)
+Biases and the unit length of attended vectors are those of the released code. Three parts of it are left out: dropout
+in the self-attention and of word embeddings (`train.dropout`), and batch normalisation, which would make a pair's score
+depend on the rest of the batch while training. In SAF the norm ends up as a scale and a shift, which the preceding
+layer can express; in the self-attention it has a scale for each region index, so that the order of regions matters.
+(The paper's SGRAF is two separately trained models, as with `evaluate.ensemble`.)
 """
 
 import torch
@@ -29,7 +29,7 @@ from camp_model.matchers.prepared import Layout, Prepared
 from camp_model.matchers.scan import WORD_SHARPNESS, stacked_attention
 
 STEPS = 3
-"""Of graph reasoning."""
+"""Steps of graph reasoning."""
 
 
 def _layer(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
@@ -41,7 +41,7 @@ def _layer(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
 
 
 class GlobalVector(nn.Module):
-    """One vector of unit length for an image or a caption, by self-attention whose query is the mean."""
+    """Pools an image or a caption into one unit vector by self-attention, with the mean as the query."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class ReasoningStep(nn.Module):
 
 
 class SgrafMatcher(Matcher):
-    """Vectors of similarity, filtered (SAF), reasoned over (SGR), or both; reads `sgraf` and `similarity_dim`."""
+    """Similarity vectors, filtered (SAF), reasoned over (SGR), or both; reads `sgraf` and `similarity_dim`."""
 
     def __init__(self, config: CampConfig) -> None:
         super().__init__(config)
@@ -97,15 +97,15 @@ class SgrafMatcher(Matcher):
         return Prepared(values, mask, pooled=pool(values, mask))
 
     def prepare_regions(self, regions: Tensor, mask: Tensor) -> Prepared:
-        """As `Matcher.prepare_regions`; with the images' global vectors."""
+        """As `Matcher.prepare_regions`, with the images' global vectors."""
         return self._prepare(regions, mask, self.image_vector)
 
     def prepare_words(self, words: Tensor, mask: Tensor) -> Prepared:
-        """As `Matcher.prepare_words`; with the captions' global vectors."""
+        """As `Matcher.prepare_words`, with the captions' global vectors."""
         return self._prepare(words, mask, self.caption_vector)
 
     def match(self, images: Prepared, captions: Prepared, layout: Layout) -> Matched:
-        """As `Matcher.match`; of SAF, what weight each word's similarity has."""
+        """As `Matcher.match`; for SAF, with the weight of each word's similarity."""
         similarities, attention = self._similarities(images, captions, layout)  # [..., 1 + N, m], [..., N, R]
         words = layout.words(captions.real)
         mask = torch.cat([words.new_ones(()).expand(*words.shape[:-1], 1), words], dim=-1)

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """Exponential moving average of the weights that are trained.
+    """Exponential moving average of the trained weights.
 
     Step t (0 is the first) moves it by 1 - min(decay, (1 + t) / (10 + t)) towards the weights: by more in the first
-    steps, which a large decay would remember for long.
+    steps, which a large decay would otherwise remember for long.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -20,14 +20,14 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Take the weights after optimizer step `step` in."""
+        """Update the average with the weights after optimizer step `step`."""
         share = 1 - min(self.decay, (1 + step) / (10 + step))
         for name, value in _trained(model).items():
             self.weights[name].lerp_(value, share)
 
     @contextlib.contextmanager
     def in_place(self, model: nn.Module) -> Iterator[None]:
-        """The averages as the model's weights; afterwards its own ones again, to the bit."""
+        """Give the model the averaged weights for the body; its own are restored exactly afterwards."""
         own = {name: value.detach().clone() for name, value in _trained(model).items()}
         _set(model, self.weights)
         try:

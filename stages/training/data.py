@@ -25,12 +25,12 @@ from stages.foils.words import CONTENT_KINDS, ids_of_kinds, load_words
 from stages.training.foils import FoilBatch, Indices
 
 PREFETCH = 4
-"""Batches that wait ready while a step runs."""
+"""Batches that are prefetched while a step runs."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Aligned pairs: row i of everything belongs to pair i."""
+    """Aligned pairs: row i of every tensor belongs to pair i."""
 
     features: Tensor
     """[B, R, D]"""
@@ -41,20 +41,20 @@ class Batch:
     lengths: Tensor
     """int64 [B], on the CPU"""
     image_index: Tensor
-    """int64 [B], equal where two captions are of one image"""
+    """int64 [B], equal if two captions have the same image"""
     caption_index: Tensor
-    """int64 [B], equal where two captions have the same tokens"""
+    """int64 [B], equal if two captions have the same tokens"""
     foils: FoilBatch | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on `device`, its features in float32."""
+        """The batch on `device`, with features in float32."""
         names = ("features", "region_mask", "tokens", "image_index", "caption_index")
         there = {name: moved(getattr(self, name), device) for name in names}
         there["features"] = there["features"].float()
         return replace(self, **there, foils=None if self.foils is None else self.foils.to(device))
 
     def pinned(self) -> "Batch":
-        """The batch in pinned memory, from where a GPU fetches it while it computes."""
+        """The batch in pinned memory, which is copied to a GPU while it computes."""
         tensors = {f.name: getattr(self, f.name).pin_memory() for f in fields(self) if f.name != "foils"}
         return replace(self, **tensors)
 
@@ -63,7 +63,7 @@ class Split:
     """The captions of a split and the regions of their images; `content` holds the ids of content words.
 
     Raises:
-        InputError: captions name images without regions or words of another vocabulary, or a file is damaged.
+        InputError: captions have images without regions or words of another vocabulary, or a file is damaged.
     """
 
     def __init__(self, store: RegionStore, captions: Path, vocabulary: Vocabulary, content: Sequence[int] = ()) -> None:
@@ -91,7 +91,7 @@ class Split:
         return Batch(features, mask, tokens, lengths, image_index, caption_index)
 
     def regions(self, rows: Indices) -> tuple[Tensor, Tensor]:
-        """Features [n, R, D] as stored and mask [n, R] of some rows of the store."""
+        """Features [n, R, D], as stored, and mask [n, R] of some rows of the store."""
         with input_errors():
             features, mask = self.store.features(rows)
         return torch.from_numpy(features), torch.from_numpy(mask)
@@ -101,7 +101,7 @@ def load_splits(regions: Path, captions: Path) -> tuple[dict[str, Split], Vocabu
     """The splits train and val of the folders data/regions and data/captions, and their vocabulary.
 
     Raises:
-        InputError: as `Split`; or a file cannot be read, or a split is one image only.
+        InputError: as `Split`; or a file cannot be read, or a split has only one image.
     """
     with input_errors():
         store = RegionStore(regions)
@@ -109,7 +109,7 @@ def load_splits(regions: Path, captions: Path) -> tuple[dict[str, Split], Vocabu
     content = ids_of_kinds(load_words(captions / "lexicon.json"), vocabulary, CONTENT_KINDS)
     splits = {name: Split(store, captions / f"{name}.parquet", vocabulary, content) for name in ("train", "val")}
     for name, split in splits.items():
-        if len(split.images) < 2:  # to be told from another; any model ranks a single one first
+        if len(split.images) < 2:  # a single image is always ranked first
             raise InputError(f"{captions / f'{name}.parquet'}: image_id: one image only; expected 2 or more")
     return splits, vocabulary
 
@@ -117,8 +117,8 @@ def load_splits(regions: Path, captions: Path) -> tuple[dict[str, Split], Vocabu
 def epoch_batches(pairs: int, batch_size: int, seed: int, epoch: int, processes: int = 1) -> list[Indices]:
     """The captions of each step of an epoch: every caption once, in an order that seed and epoch decide.
 
-    Batches differ as little as possible in size, so that no epoch ends in one too small to hold negatives. Each can
-    be divided evenly by `processes`; for that, fewer than `processes` captions are seen twice.
+    Batch sizes differ as little as possible, so that no epoch ends with a batch too small to have negatives. Each is
+    divisible by `processes`; for that, fewer than `processes` captions are repeated.
     """
     order = np.random.default_rng([seed, epoch]).permutation(pairs)
     order = np.concatenate([order, order[: -pairs % processes]])
@@ -127,7 +127,7 @@ def epoch_batches(pairs: int, batch_size: int, seed: int, epoch: int, processes:
 
 
 def steps_per_epoch(pairs: int, batch_size: int, processes: int = 1) -> int:
-    """Number of batches of at most `batch_size` pairs that hold all pairs."""
+    """Number of batches of at most `batch_size` pairs in an epoch."""
     return math.ceil(math.ceil(pairs / processes) / (batch_size // processes))
 
 
@@ -135,7 +135,7 @@ T = TypeVar("T")
 
 
 def prefetch(items: Iterator[T], depth: int = PREFETCH) -> Iterator[T]:
-    """The same items, made by a thread that stays `depth` ahead; its exceptions are raised here."""
+    """Yield the same items, produced up to `depth` ahead by a thread, whose exceptions are raised here."""
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
     stop = threading.Event()
 

@@ -1,4 +1,4 @@
-"""Regions and words left out at random while training, as VSE-infinity's size augmentation (Chen et al., CVPR 2021)."""
+"""Drops regions and words at random in training: VSE-infinity's size augmentation (Chen et al., CVPR 2021)."""
 
 import torch
 from torch import Tensor
@@ -7,15 +7,15 @@ from camp_model.vocabulary import END, START
 
 
 def drop(values: Tensor, mask: Tensor, share: float, stays: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Leave out a share of each item's real vectors at random, but never all of those that may go.
+    """Drop a share of each item's real vectors at random, but never all of those that may be dropped.
 
-    What remains comes first, in its order, and what is left out is padding, as if it had never been.
+    The remaining vectors come first, in their order, followed by padding, as if the others had never existed.
 
     Args:
         values: [B, L, d].
         mask: bool [B, L], True at real vectors.
-        share: of the vectors that may go, the mean share that goes; 0: none.
-        stays: bool [B, L], True at vectors that never go; None: all may.
+        share: mean share of the droppable vectors that is dropped; 0: none.
+        stays: bool [B, L], True at vectors that are never dropped; None: all may be.
 
     Returns:
         Values [B, L, d] and mask [B, L].

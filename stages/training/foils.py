@@ -1,4 +1,4 @@
-"""Foils of the training captions, drawn anew for every batch."""
+"""Foils of the training captions, drawn again for every batch."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -32,10 +32,10 @@ class FoilBatch:
     positions: Tensor
     """int64 [P], of the changed word"""
     weights: Tensor
-    """float32 [P], as `camp_model.foils.balance` makes them, 1 in the mean; in an epoch all kinds weigh the same"""
+    """float32 [P], from `camp_model.foils.balance`, with mean 1; over an epoch all kinds have the same weight"""
 
     def to(self, device: torch.device) -> "FoilBatch":
-        """The same on `device`, but for what stays on the CPU."""
+        """The same on `device`, except what stays on the CPU."""
         names = [field.name for field in fields(self) if field.name != "lengths"]
         return replace(self, **{name: moved(getattr(self, name), device) for name in names})
 
@@ -44,7 +44,7 @@ class TrainingFoils:
     """The foils of a split's captions.
 
     Raises:
-        InputError: there are none, or they are of captions that the split does not have.
+        InputError: there are no foils, or foils of captions that the split does not have.
     """
 
     def __init__(self, path: Path, captions: CaptionTable, kinds: Sequence[str]) -> None:
@@ -68,12 +68,12 @@ class TrainingFoils:
                     f"{path}: caption_id: {caption} is not in {captions.path.name} beside it; expected both from one "
                     "run of tokenize_captions"
                 )
-            # One that cannot be balanced would teach that its word is always the right one.
+            # A foil that cannot be balanced would teach that its word is always the right one.
             if self.weights[foil] and foils.kinds[foil] in kinds:
                 rows[row_of[caption]].append(foil)
         self.choices = {row: (np.array(some), share[some] / share[some].sum()) for row, some in rows.items()}
-        # What an epoch draws of a kind is not what there is of it: a caption has one foil a step, and many have foils
-        # of one kind alone. And kinds whose words are of unequal frequency have smaller weights.
+        # The share of a kind among drawn foils differs from its share of all foils: a caption gets one foil per step,
+        # and many have foils of only one kind. And kinds whose words differ in frequency have smaller weights.
         drawn: defaultdict[str, float] = defaultdict(float)
         for some, chances in self.choices.values():
             for foil, chance in zip(some, chances, strict=True):
@@ -90,12 +90,12 @@ class TrainingFoils:
 
     @property
     def drawn(self) -> Indices:
-        """int64 [n], in order: the foils that `draw` chooses from."""
+        """int64 [n], sorted: the foils that `draw` chooses from."""
         drawn: Indices = np.sort(np.concatenate([foils for foils, _ in self.choices.values()]))
         return drawn
 
     def draw(self, captions: Indices, seed: tuple[int, ...]) -> FoilBatch | None:
-        """A foil of each caption that has some; None where none has."""
+        """Draw a foil for each caption that has any; None if none has."""
         pairs = [pair for pair, row in enumerate(captions.tolist()) if row in self.choices]
         if not pairs:
             return None
@@ -105,6 +105,6 @@ class TrainingFoils:
         return FoilBatch(torch.tensor(pairs), tokens, lengths, positions, weights)
 
     def _one(self, row: int, seed: tuple[int, ...]) -> int:
-        """The same, whichever batch or process the caption is in."""
+        """Draw a foil of caption `row`, independently of the batch and process that the caption is in."""
         foils, shares = self.choices[row]
         return int(np.random.default_rng((*seed, row)).choice(foils, p=shares))

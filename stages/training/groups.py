@@ -1,4 +1,4 @@
-"""The optimizer's parameter groups: parts of the model with a learning rate of their own."""
+"""The optimizer's parameter groups, which give parts of the model their own learning rates."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,13 +10,13 @@ from stages.errors import InputError
 
 
 def parameter_groups(model: nn.Module, factors: Mapping[str, float]) -> list[dict[str, Any]]:
-    """The parameters that are trained, in groups {"params": [...], "factor": what multiplies their learning rate}.
+    """The trained parameters, in groups {"params": [...], "factor": multiplier of the learning rate}.
 
     Args:
-        factors: of `train.learning_rates`, by the beginning of parameter names; the longest that fits counts.
+        factors: `train.learning_rates`, by prefix of parameter names; the longest matching prefix counts.
 
     Raises:
-        InputError: no parameter that is trained begins like one of them.
+        InputError: a prefix matches no trained parameter.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     by_prefix = {current_name(prefix): factor for prefix, factor in factors.items()}

@@ -1,4 +1,4 @@
-"""What decides the result of a training: the state of a killed one is only ever used where all of it is the same."""
+"""Identifies a training by all that decides its result; only a training with the same identity is resumed."""
 
 import ast
 import re
@@ -21,14 +21,14 @@ from stages.training.resume import run_key, sha256_of_files
 from stages.workspace import main_root
 
 FREE = ("checkpoint_steps", "micro_batch", "device", "processes", "machines", "word_vectors", "start_from")
-"""Params that leave the result alone (but for the order in which numbers are added up), or that stand for something
-else: for content, for the batches that they make, for where training computes."""
+"""Params that do not change the result (except the order of summation), or whose effect the key has in another form:
+as content, as the batches that they make, as the type of device."""
 CODE = ("code", "torch", "transformers")
-"""Of the values of a key, what computes: another leaves what is trained as it is."""
+"""Values of a key that identify code and libraries; the task stays the same if they change."""
 DRAWN = ("dropout", "region_dropout", "drop_regions", "drop_words")
-"""Params of what a process draws for itself."""
+"""Params of random numbers that each process draws for itself."""
 UNRELATED = ("stages.tracking", "stages.entry")
-"""What the stage imports and what changes no result of it."""
+"""Modules that the stage imports and that do not change its results."""
 PACKAGES = {"camp_model": Path(camp_model.__file__).parent, "stages": Path(stages.__file__).parent}
 
 
@@ -38,10 +38,10 @@ def training_key(
     """The key of a training, a hash of everything that decides its result, and a hash of all of that but the code.
 
     Args:
-        data: name -> hash of what is trained and validated on.
-        pairs: captions of the train split.
-        processes: that train together.
-        device: the kind counts, not its number: dropout draws other numbers on another kind.
+        data: name -> hash of the data of training and validation.
+        pairs: number of captions in the train split.
+        processes: number of processes that train together.
+        device: only its type matters, not its index: dropout draws other numbers on another type.
     """
     settings = {name: value for name, value in train.to_dict().items() if name not in FREE}
     started = [content_path(name) for name in (train.word_vectors, train.start_from) if name is not None]
@@ -55,7 +55,7 @@ def training_key(
         "data": dict(data),
         "start": [content_hash(path, main_root() / ".work" / "hashes.sqlite") for path in started],
         "batches": sizes,
-        # Each process draws its own dropout (a transformer that is trained has some inside), and what it leaves out.
+        # Each process draws its own dropout (a trained transformer has its own, too) and dropped regions and words.
         "processes": processes if draws or (is_pretrained and not model.transformer_frozen) else None,
         "code": sha256_of_files(imported_files("stages.train")),
         "torch": torch.__version__,
@@ -66,9 +66,9 @@ def training_key(
 
 
 def imported_files(module: str) -> list[Path]:
-    """The project's files that a module imports, directly or through others, itself first; `UNRELATED` left out.
+    """The project's files that a module imports, directly or indirectly, itself first, except `UNRELATED`.
 
-    Modules that a registry of the library names in a text count as imported, the C sources beside a module as its own.
+    Modules that a registry of the library names in a string count as imported; C sources beside a module belong to it.
     """
     files: dict[Path, None] = {}
     waiting = [module]
@@ -97,9 +97,9 @@ def _named_modules(path: Path) -> list[str]:
 
 
 def data_hashes(regions: Path, captions: Path, foils: bool = False) -> dict[str, str]:
-    """File name -> hash, of files that stand for all the data: the manifest names a shard by a hash of its content.
+    """File name -> hash, of files that identify all data: the manifest names each shard by a hash of its content.
 
-    With `foils` those of the train split are among them, where there are any.
+    With `foils`, those of the train split are included if there are any.
     """
     names = ["train.parquet", "val.parquet", "vocabulary.json", "lexicon.json"]
     if foils and (captions / "foils_train.parquet").is_file():

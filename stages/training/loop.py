@@ -41,14 +41,14 @@ class TrainingError(InputError):
 
 
 class Stopped(SystemExit):
-    """Training was asked to end early; its state is saved. The exit code is that of a process ended by SIGTERM."""
+    """Training was asked to stop and has saved its state. The exit code is that of a process ended by SIGTERM."""
 
     def __init__(self) -> None:
         super().__init__(143)
 
 
 class Trainer:
-    """Trains a model in place; `fit` may be called again in another process and resumes where the last one ended."""
+    """Trains a model in place. `fit`, called again in any process, resumes where the last one ended."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Trainer:
         self.epoch_steps = steps_per_epoch(len(train), params.batch_size, processes.count)
         self.average = WeightAverage(model, params.ema_decay) if params.ema_decay else None
         self.progress = resume.load(model, self.optimizer, precision.scaler, self.average) or Progress()
-        # What is trained on keeps its <unk>, for that is to have a meaning; validation reads as evaluation does.
+        # Training captions keep <unk>, so that it is learnt; validation treats it as evaluation does.
         val.captions = as_read([model], vocabulary, val.captions)
         foils = train.captions.path.with_name("foils_train.parquet")
         self.foils = TrainingFoils(foils, train.captions, params.foil_kinds) if params.foil_weight else None
@@ -87,16 +87,16 @@ class Trainer:
         self.pace = Pace(0.0, 0, 0, 0.0)
         self.pending: list[tuple[int, float, Tensor, Tensor]] = []
         self.flushed = self.pace
-        # Reading a loss waits for the device, so a GPU is asked only now and then.
+        # Reading a loss waits for the device, so on a GPU it is done only now and then.
         self.read_every = 1 if self.device.type == "cpu" else 20
         self.record_every = max(self.read_every, math.ceil(params.epochs * self.epoch_steps / RECORDED_STEPS))
 
     def fit(self, run: Run) -> Progress:
-        """Train until the last epoch, or until `patience` epochs have not improved rsum; `run` records it.
+        """Train until the last epoch, or until rsum has not improved for `patience` epochs; `run` records it.
 
         Raises:
-            TrainingError: a loss, or a gradient, that is not finite. The last saved state stays.
-            Stopped: `stop` said so; the state is saved.
+            TrainingError: a loss or a gradient is not finite; the last saved state is kept.
+            Stopped: `stop` returned True; the state is saved.
         """
         self.run, progress = run, self.progress
         progress.run_id = run.run_id
@@ -141,7 +141,7 @@ class Trainer:
                 raise Stopped
 
     def _asked_to_stop(self) -> bool:
-        """Processes end after the same step: one that left earlier would keep the others waiting for it."""
+        """All processes end after the same step: the others would wait for one that left earlier."""
         if self.processes.count > 1 and self.progress.step % self.read_every:
             return False
         return self.processes.any(self.stop(), self.device)
@@ -163,7 +163,7 @@ class Trainer:
             group["lr"] = rate * group["factor"]
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        # The dropout of a step depends on nothing but the seed, the step and the process.
+        # The dropout of a step depends only on the seed, the step and the process.
         torch.manual_seed(hash((self.params.seed, step, self.processes.rank)))
         loss = batch_loss(self.model, batch.to(self.device), self.params, step, self.epoch_steps, self.precision)
         torch.autograd.backward(scaler.scale(loss))
@@ -179,7 +179,7 @@ class Trainer:
         self.bar.update()
 
     def _read_losses(self) -> None:
-        """Read what the last steps measured, check it and record it."""
+        """Read the measurements of the last steps, check and record them."""
         pending, self.pending = self.pending, []
         if not pending:
             return
@@ -225,7 +225,7 @@ class Trainer:
                         self.resume.save_best(epoch, self.model, self.vocabulary)
                     except ValueError as error:
                         raise TrainingError(f"train: after step {progress.step}: {error}") from None
-        # Before the state is saved: who is killed in between records the epoch twice, not never.
+        # Before the state is saved: if killed in between, the epoch is recorded twice, not never.
         self.run.log_metrics({f"val/{name}": value for name, value in metrics.items()}, step=progress.step)
         self._save()
         if self.processes.rank:
@@ -243,12 +243,12 @@ class Trainer:
             raise TrainingError(f"train: validation after step {self.progress.step}: {error}") from None
 
     def _measure_whole(self) -> None:
-        """Measure the kept model on the whole val split, where each epoch was measured on some of its images."""
+        """Measure the kept model on the whole val split, if epochs were measured on a subset of its images."""
         progress, share = self.progress, self.params.validation_share
-        self.processes.any(False, self.device)  # its weights are on disk by now
+        self.processes.any(False, self.device)  # its weights are on disk
         with input_errors():
             kept, _, _ = load_checkpoint(self.resume.best(progress.best_epoch), self.device)
-        self.model.load_state_dict(kept.state_dict())  # the model here remembers what captions it has encoded
+        self.model.load_state_dict(kept.state_dict())  # this model caches encoded captions
         progress.selection_images, progress.whole = len(images_for(self.val, share)), self._validate(1.0)[0]
         self.run.log_metrics({f"val_whole/{name}": value for name, value in progress.whole.items()}, step=progress.step)
         if not self.processes.rank:

@@ -1,4 +1,4 @@
-"""The loss of a batch, as the params want it."""
+"""The loss of a batch, as params.yaml sets it."""
 
 import math
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def batch_loss(
 ) -> Tensor:
     """The loss of a batch on the model's device, at optimizer step `step` (0 is the first).
 
-    What is drawn on the way, dropout and what is left out, follows PyTorch's global generator.
+    Dropout and the dropping of regions and words use PyTorch's global generator.
     """
     with precision.autocast():
         regions = model.encode_regions(batch.features, batch.region_mask)
@@ -57,8 +57,8 @@ def batch_loss(
 
 
 def mining_parts(size: int, length: int) -> list[slice]:
-    """A batch of `size` pairs in nearly equal parts of at most `length` (0: the whole), none of a single pair, which
-    has no negative."""
+    """Split a batch of `size` pairs into nearly equal parts of at most `length` (0: one part), none of a single pair,
+    which has no negative."""
     count = max(1, min(math.ceil(size / length), size // 2)) if length else 1
     return [slice(size * i // count, size * (i + 1) // count) for i in range(count)]
 
@@ -66,9 +66,9 @@ def mining_parts(size: int, length: int) -> list[slice]:
 def _pairs_loss(
     model: CAMP, everyone: GlobalBatch, params: TrainParams, step: int, epoch_steps: int, part: slice, wanted: range
 ) -> Tensor:
-    """The mean over the pairs `wanted` of what their matches and gates cost, among the batch's pairs `part`."""
+    """The mean loss of matching and gates over the pairs `wanted`, with negatives from the batch's pairs `part`."""
     start = part.start
-    # The same on every process, so that all draw the same negatives.
+    # The same on all processes, so that they draw the same negatives.
     generator = torch.Generator().manual_seed(hash((params.seed, step, start) if start else (params.seed, step)))
     encoded = [tensor[part] for tensor in everyone.tensors]
     options: BatchOptions = {
@@ -86,9 +86,9 @@ def _pairs_loss(
 
 
 def _foil_loss(model: CAMP, batch: Batch, params: TrainParams, *encoded: Tensor) -> Tensor | None:
-    """The mean over this process's pairs of what their foils cost; `encoded`: regions, words, which words are real.
+    """The mean loss of foils over this process's pairs; `encoded`: regions, words, and the mask of words.
 
-    Nothing is left out of these captions: a foil without the word that was changed would be true.
+    No words are dropped from these captions: a foil without its changed word would be true.
     """
     foils = batch.foils
     if foils is None:
@@ -106,7 +106,7 @@ def _foil_loss(model: CAMP, batch: Batch, params: TrainParams, *encoded: Tensor)
 def _matching_loss(
     params: TrainParams, step: int, epoch_steps: int, generator: torch.Generator
 ) -> Callable[..., Tensor]:
-    """What `train.loss` says, over all negatives in the epochs that begin so."""
+    """The loss that `train.loss` names; over all negatives in the first epochs, if the params say so."""
     every = params.loss == "bce" or step < params.all_negatives_epochs * epoch_steps
     if every and params.loss == "triplet":
         return partial(all_negatives_triplet, margin=params.margin)
@@ -119,7 +119,7 @@ def _matching_loss(
 
 
 def candidates(params: TrainParams, step: int) -> int:
-    """Of how many negatives drawn at random the hardest is taken; 0: of all."""
+    """Number of random negatives of which the hardest is used; 0: all negatives."""
     begun = step - params.random_negative_steps
     if begun < 0:
         return 1

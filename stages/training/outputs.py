@@ -1,4 +1,4 @@
-"""What a finished training leaves behind: numbers, curves and the best checkpoint."""
+"""Writes the outputs of a finished training: metrics, curves and the best checkpoint."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -12,16 +12,16 @@ from stages.training.resume import Progress
 PLOTS = ("train_loss", "val_recall", "val_gates")
 RECALL_COLUMNS = ("rsum", "i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
 GATE_COLUMNS = ("gate_positive_mean", "gate_negative_mean", "gate_auc")
-"""The first columns about gates; the others of `pair_gates.NAMES` follow."""
+"""The first columns of gates; the rest of `pair_gates.NAMES` follows."""
 PLOTTED_STEPS = 2000
-"""Rows of train_loss.csv at most; beyond, each is a mean over several steps."""
+"""Maximum number of rows of train_loss.csv; in longer trainings each row is a mean over several steps."""
 
 
 def summary(progress: Progress, epoch_steps: int) -> dict[str, Any]:
-    """The numbers of metrics/train.json: none of the pace, which is of one run.
+    """The values of metrics/train.json, without the speed, which differs between runs.
 
-    Those of val are of the whole split; where epochs were measured on some of its images, what the model was chosen by
-    stands beside them.
+    Values of val are of the whole split. If epochs were measured on a subset of its images, the values that the model
+    was selected by are included.
     """
     chosen_by = {
         "selection_rsum": progress.epochs[progress.best_epoch - 1]["rsum"],

@@ -1,18 +1,18 @@
-"""How fast training goes."""
+"""The speed of training."""
 
 from dataclasses import astuple, dataclass
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast this process has trained; resumed parts of a run are not in it."""
+    """The training speed of this process, without the parts of a resumed run that other processes trained."""
 
     seconds: float
-    """Spent in steps."""
+    """Time spent in steps."""
     steps: int
     pairs: int
     waited: float
-    """Seconds of `seconds` in which the next batch was not there yet."""
+    """The part of `seconds` spent waiting for the next batch."""
 
     def metrics(self) -> dict[str, float]:
         """Rates, for the tracking server."""
@@ -28,5 +28,5 @@ class Pace:
         return Pace(self.seconds + seconds, self.steps + 1, self.pairs + pairs, self.waited + waited)
 
     def since(self, earlier: "Pace") -> "Pace":
-        """The pace from `earlier` on."""
+        """The pace since `earlier`."""
         return Pace(*(now - then for now, then in zip(astuple(self), astuple(earlier), strict=True)))

@@ -21,24 +21,24 @@ from stages.errors import InputError
 from stages.params.train import TrainParams
 
 MEETING = ("PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT")
-"""What tells torchrun on several machines where it is, and where they meet."""
+"""Environment variables that tell torchrun which of several machines it is on, and their rendezvous."""
 MEETING_FILE = "CAMP_MEETING_FILE"
-"""The processes of one machine meet in the file of this name: torchrun's TCP store would listen on every address."""
+"""File for the rendezvous of one machine's processes: torchrun's TCP store would listen on every address."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that train together."""
+    """The processes that train together, and the place of this one."""
 
     rank: int = 0
     count: int = 1
 
     @classmethod
     def join(cls, device: torch.device) -> "Processes":
-        """Meet the processes that `torchrun` started; alone if it did not start this one."""
+        """Join the processes that `torchrun` started; a group of one if it did not start this process."""
         if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
             return cls()
-        # Validation on one process may keep the others waiting for long.
+        # Other processes may wait long for one that validates.
         file, count = os.environ.get(MEETING_FILE), int(os.environ["WORLD_SIZE"])
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
@@ -51,22 +51,22 @@ class Processes:
         return cls(dist.get_rank(), dist.get_world_size())
 
     def leave(self) -> None:
-        """Part from the other processes."""
+        """Leave the process group."""
         if self.count > 1:
             dist.destroy_process_group()
 
     def share(self, size: int) -> slice:
-        """This process's part of a batch of `size` pairs."""
+        """This process's slice of a batch of `size` pairs."""
         each = size // self.count
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def sum_(self, values: Tensor) -> None:
-        """Add up `values` over all processes, in place."""
+        """Sum `values` over all processes, in place."""
         if self.count > 1:
             dist.all_reduce(values)
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether `flag` is set on some process; the same answer on all."""
+        """Whether `flag` is set on any process; all get the same answer."""
         if self.count == 1:
             return flag
         flags = torch.tensor(float(flag), device=device)
@@ -82,9 +82,9 @@ class Processes:
         return bool(both.sum() == 0)
 
     def average_gradients(self, parameters: list[nn.Parameter], loss: Tensor) -> Tensor:
-        """Replace gradients by their mean over all processes, in one exchange; returns the mean of `loss`.
+        """Replace gradients by their mean over all processes, in one exchange; return the mean of `loss`.
 
-        A parameter without a gradient on any process stays without: zeros would let the optimizer decay its weights.
+        A parameter that has no gradient on any process keeps none: zeros would let the optimizer decay its weights.
         """
         if self.count == 1:
             return loss.detach()
@@ -96,7 +96,7 @@ class Processes:
         flat /= self.count
         facts, *averages = torch.split(flat, [len(facts), *(g.numel() for g in gradients)])
         unused = [i for i, parameter in enumerate(parameters) if parameter.grad is None]
-        # Reading waits for the device, so only what this process does not know is read.
+        # Reading waits for the device, so only unknown values are read.
         nowhere = (
             {i for i, share in zip(unused, facts[1:][unused].tolist(), strict=True) if not share} if unused else {}
         )
@@ -107,7 +107,7 @@ class Processes:
 
 @contextlib.contextmanager
 def in_processes(params: TrainParams, module: str) -> Iterator[tuple[torch.device, Processes, Callable[[], bool]]]:
-    """Where `module` computes, the processes it trains in (started where wanted), and whether SIGTERM came.
+    """Return the device of `module`, its processes (started if the params ask for several), and whether SIGTERM came.
 
     Raises:
         InputError: as `choose_device` and `launch`.
@@ -128,10 +128,10 @@ def in_processes(params: TrainParams, module: str) -> Iterator[tuple[torch.devic
 
 
 def launch(params: TrainParams, device: torch.device, module: str) -> None:
-    """Replace this process by `torchrun`, which starts `module` once per device; returns where that is not wanted.
+    """Replace this process by `torchrun`, which starts `module` once per device; return if one process is enough.
 
-    With several machines, each runs the stage, and torchrun learns from its PET_ variables which one it is on. The one
-    of rank 0 writes what the stage makes.
+    With several machines, each runs the stage, and torchrun learns from its PET_ variables which one it is on. Only
+    that of rank 0 writes the stage's outputs.
 
     Raises:
         InputError: more processes than devices, or machines that do not know each other.
@@ -157,7 +157,7 @@ def launch(params: TrainParams, device: torch.device, module: str) -> None:
 
 
 def _stay_on_this_machine() -> list[str]:
-    """Options for torchrun, and settings for what it starts, with which nothing listens beyond loopback."""
+    """Options for torchrun and environment variables for its processes, so that nothing listens beyond loopback."""
     descriptor, os.environ[MEETING_FILE] = tempfile.mkstemp(prefix="camp-processes-")
     os.close(descriptor)
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"

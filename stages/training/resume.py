@@ -1,4 +1,4 @@
-"""The state with which a killed training resumes at the exact step: one file, replaced as a whole.
+"""The state from which a killed training resumes at the exact step: one file, replaced atomically.
 
 All random numbers of a step, and the order of samples, depend only on the seed and the step's number. The state
 therefore holds weights and their average, optimizer, loss scale, the step, and the measurements so far; the best
@@ -34,28 +34,28 @@ UNUSED_DAYS = 14
 
 @dataclass
 class Progress:
-    """How far a training has come."""
+    """The progress of a training."""
 
     step: int = 0
     """Optimizer steps done."""
     losses: list[float] = field(default_factory=list)
     """Loss of each step."""
     epochs: list[dict[str, float]] = field(default_factory=list)
-    """What validation measured after each epoch."""
+    """Validation metrics after each epoch."""
     gates: list[dict[str, list[int]]] = field(default_factory=list)
     """Histograms of the gates after each epoch; see `pair_gates.histograms`."""
     best_epoch: int = 0
-    """Number of the epoch with the highest rsum on val, from 1; 0: none yet."""
+    """The epoch with the highest rsum on val, from 1; 0: none yet."""
     run_id: str | None = None
-    """The tracking run that this training is recorded in."""
+    """Key of the tracking run of this training."""
     selection_images: int = 0
-    """Images of val that epochs were measured on, if not all."""
+    """Number of val images that epochs were measured on, if not all."""
     whole: dict[str, float] = field(default_factory=dict)
-    """What all of val then says of the best epoch."""
+    """In that case, the metrics of the best epoch on all of val."""
 
     @property
     def best(self) -> dict[str, float]:
-        """What the whole val split says of the best epoch."""
+        """Metrics of the best epoch on the whole val split."""
         return self.whole or self.epochs[self.best_epoch - 1]
 
 
@@ -73,9 +73,9 @@ def run_key(values: dict[str, Any]) -> str:
 
 
 class Resume:
-    """The place of one training's state, `folder`/<key>; states of other keys are left alone.
+    """Stores the state of one training in `folder`/<key>; states of other keys are not touched.
 
-    `task`: a hash of all that the key is of but the code; a state of the same task under another key is told of.
+    `task` is a hash of all that the key covers except the code; a state of the same task with another key is reported.
     """
 
     def __init__(self, folder: Path, key: str, task: str = "") -> None:
@@ -121,7 +121,7 @@ class Resume:
         scaler: torch.GradScaler,
         average: WeightAverage | None = None,
     ) -> Progress | None:
-        """Put a saved state into model, optimizer, scaler and average; None where there is none for this training."""
+        """Load a saved state into model, optimizer, scaler and average; None if this training has none."""
         if not self.state.is_file():
             self._tell_of_other_code()
             return None
@@ -153,7 +153,7 @@ class Resume:
         return progress
 
     def _tell_of_other_code(self) -> None:
-        """Report that older code has begun this training, which now starts over."""
+        """Report that this training was begun by older code and now starts over."""
         if not self.task:
             return
         for state in self.folder.parent.glob("*/state.safetensors"):
@@ -170,16 +170,16 @@ class Resume:
                 )
 
     def best(self, epoch: int) -> Path:
-        """The folder of the weights of an epoch that was the best so far."""
+        """The folder with the weights of an epoch that was the best so far."""
         return self.folder / f"best-{epoch}"
 
     def save_best(self, epoch: int, model: CAMP, vocabulary: Vocabulary) -> None:
-        """Keep the weights of `epoch`; `save` then makes them the best ones and removes the older."""
+        """Write the weights of `epoch`; `save` then makes them the best and removes the previous best."""
         shutil.rmtree(self.best(epoch), ignore_errors=True)
         save_checkpoint(self.best(epoch), model, vocabulary, {"epoch": epoch})
 
     def remove_unused(self) -> None:
-        """Remove the states of other trainings that nothing has written for UNUSED_DAYS."""
+        """Remove the states of other trainings that were not written for UNUSED_DAYS."""
         oldest = time.time() - UNUSED_DAYS * 24 * 3600
         for folder in self.folder.parent.glob("*/"):
             try:
@@ -191,5 +191,5 @@ class Resume:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def clear(self) -> None:
-        """Remove the state: the training has ended well."""
+        """Remove the state after a successful training."""
         shutil.rmtree(self.folder, ignore_errors=True)

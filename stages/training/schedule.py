@@ -1,4 +1,4 @@
-"""The learning rate of every step, and what a short training has no room for."""
+"""The learning rate of every step, and params that do not fit a short training."""
 
 import math
 from collections.abc import Iterator
@@ -6,16 +6,15 @@ from collections.abc import Iterator
 from stages.params.train import TrainParams
 
 WARMUP_SHARE = 4
-"""The warm-up takes one step in so many at most: a preset's, written for tens of thousands of captions, would else be
-the whole of a training on some thousands."""
+"""The warm-up is at most one step in this many: that of a preset for tens of thousands of captions would otherwise
+take the whole of a training on a few thousand."""
 
 
 def learning_rate(params: TrainParams, step: int, steps_per_epoch: int) -> float:
     """The rate of optimizer step `step` (0 is the first).
 
-    It rises linearly over the warm-up (`warmup_steps`, or the `WARMUP_SHARE`th part of all steps where those are more);
-    then it stays, falls to a tenth every `step_epochs` epochs, or follows a half cosine to 0 at the last step of
-    `epochs`.
+    It rises linearly during the warm-up (`warmup_steps`, at most the `WARMUP_SHARE`th part of all steps). Then it is
+    constant, falls to a tenth every `step_epochs` epochs, or follows a half cosine to 0 at the last step of `epochs`.
     """
     total = params.epochs * steps_per_epoch
     warmup = min(params.warmup_steps, total // WARMUP_SHARE)
@@ -24,13 +23,13 @@ def learning_rate(params: TrainParams, step: int, steps_per_epoch: int) -> float
     if params.schedule == "step":
         return params.learning_rate * 0.1 ** (step // steps_per_epoch // params.step_epochs)
     if params.schedule == "cosine":
-        done = (step - warmup + 1) / (total - warmup) if total - warmup > 1 else 0.0  # a single step is worth its rate
+        done = (step - warmup + 1) / (total - warmup) if total - warmup > 1 else 0.0  # a single step has the full rate
         return params.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
     return params.learning_rate
 
 
 def cut_short(params: TrainParams, steps_per_epoch: int) -> Iterator[str]:
-    """A line for each param whose steps the training has no room, or no use for."""
+    """A line for each param whose steps the training is too short for, or does not use."""
     total = params.epochs * steps_per_epoch
     if params.warmup_steps > (most := total // WARMUP_SHARE):
         yield f"train.warmup_steps: {params.warmup_steps} of {total} steps in all; the warm-up takes {most}, a quarter"

@@ -17,7 +17,7 @@ from stages.training.word_vectors import load_word_vectors
 from stages.workspace import named_path
 
 TRANSFORMER = "caption_encoder.transformer."
-"""What the names of a transformer's weights begin with, where a checkpoint holds them."""
+"""Prefix of the names of a transformer's weights in checkpoints that hold them."""
 
 
 def new_model(
@@ -28,16 +28,16 @@ def new_model(
     geometry: float = 0.0,
     detector: str | None = None,
 ) -> CAMP:
-    """Make a model with random weights from `train.seed`, then word vectors, then the weights of `train.start_from`.
+    """Build a model with random weights from `train.seed`, then load word vectors, then those of `train.start_from`.
 
-    `geometry` is the factor of the boxes at the end of features; 0: features without boxes. `detector` is the
-    fingerprint of the detector that made the features.
+    `geometry` is the scale of the boxes appended to features; 0: features without boxes. `detector` is the fingerprint
+    of the detector that extracted the features.
 
     Raises:
         InputError: the word vectors, the checkpoint or the names in `train.freeze` do not fit.
     """
     torch.manual_seed(train.seed)
-    switches = model.replace(transformer=str(named_path(model.transformer)))  # a folder may be in the main workspace
+    switches = model.replace(transformer=str(named_path(model.transformer)))  # the folder may be in the main workspace
     with input_errors():
         camp = CAMP(
             switches.config(vocab_size=len(vocabulary), region_dim=region_dim, geometry=geometry),
@@ -72,11 +72,11 @@ def _set_word_vectors(camp: CAMP, source: str, vocabulary: Vocabulary) -> None:
 
 
 def _take_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary, detector: str | None) -> list[str]:
-    """Copy the weights that have the same name and shape in the checkpoint `folder`; the names of those.
+    """Copy the weights that have the same name and shape in the checkpoint `folder`; return their names.
 
-    It says which stay random, which are not taken, which switches were others there, and whether it was trained on
-    features of another `detector`. The words may be others where none of its weights belongs to a word: a transformer
-    reads how they are spelt.
+    Prints which weights stay random, which are not copied, which settings of the model differ, and whether the
+    checkpoint was trained on features of another `detector`. The vocabulary may differ if no weights belong to single
+    words: a transformer reads their spelling.
     """
     try:
         source, its_vocabulary, _ = load_checkpoint(folder)
@@ -95,7 +95,7 @@ def _take_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary, detector: st
         )
     weights, own = source.state_dict(), camp.state_dict()
     renamed: dict[str, str] = {}
-    if source.config.matcher == "joint":  # its scale and shift of a cosine are those that a joint score begins with
+    if source.config.matcher == "joint":  # a joint score begins with the scale and shift of its cosine
         prefix, joint = "matcher.matching.", "matcher.joint."
         renamed = {name: name.replace(prefix, joint) for name in weights if name.startswith(prefix)}
         weights |= {new: weights[name] for name, new in renamed.items()}

@@ -1,4 +1,4 @@
-"""What training and validation ask of any model."""
+"""Identifies the retrieval task of a split."""
 
 import hashlib
 import json
@@ -8,11 +8,11 @@ from stages.contracts import read_table
 
 
 def task_hash(captions: Path, images: Path) -> str:
-    """What a split asks of any model: a hash of its captions' texts and pictures, whatever features and words they are.
+    """A hash of a split's caption texts and pictures, independent of features and vocabulary.
 
     Args:
         captions: table of the split's captions.
-        images: data/dataset/images.parquet, with the hash of every picture; where it is missing, ids stand for them.
+        images: data/dataset/images.parquet, with the hash of every picture; if it is missing, ids are used.
     """
     pictures = {}
     if images.is_file():

@@ -1,4 +1,4 @@
-"""What the model can do on the val split, after each epoch."""
+"""Measures the model on the val split after each epoch."""
 
 import math
 
@@ -15,15 +15,15 @@ from stages.training.data import Split
 from stages.training.processes import Processes
 
 GATE_PAIRS = 1000
-"""Captions whose gates are looked at, each with its own image, a random other one and the other one that scores
-highest."""
+"""Number of captions whose gates are measured, each with its own image, a random other image and the highest-scoring
+other image."""
 
 
 def images_for(split: Split, share: float) -> np.ndarray:
-    """The images that a share of a split is measured on, with their captions: always the same ones, 2 at least.
+    """A fixed subset of a split's images, with their captions: the given share, at least 2.
 
     Returns:
-        Rows of its store, in rising order.
+        Rows of the store, ascending.
     """
     count = min(len(split.images), max(2, math.ceil(share * len(split.images))))
     chosen: np.ndarray = np.sort(np.random.default_rng(0).permutation(split.images)[:count])
@@ -34,15 +34,15 @@ def images_for(split: Split, share: float) -> np.ndarray:
 def validate(
     model: CAMP, split: Split, precision: Precision, processes: Processes, share: float = 1.0
 ) -> tuple[dict[str, float], dict[str, list[int]]]:
-    """Recall in both directions, rsum, and mean gates of matching and of other pairs where the model has gates.
+    """Measure recall in both directions, rsum, and the mean gates of matching and other pairs if the model has gates.
 
-    The processes share the captions; all of them get the same result.
+    The captions are divided among the processes, which all get the same result.
 
     Args:
-        share: of the images, with their captions; see `images_for`.
+        share: share of the images; see `images_for`.
 
     Returns:
-        The numbers, and `camp_model.gates.histograms` of the gates.
+        The metrics, and `camp_model.gates.histograms` of the gates.
     """
     model.eval()
     images = images_for(split, share)
@@ -57,7 +57,7 @@ def validate(
 
 
 def _gates(model: CAMP, split: Split, collection: Collection, hardest: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
-    """Mean gates of pairs, by kind of pair and side; nothing where the model has no gates."""
+    """Mean gates of pairs, by kind of pair and side; empty if the model has no gates."""
     captions = len(collection.caption_rows)
     if model.config.why_no_gates() or len(collection.image_rows) < 2:
         return {}

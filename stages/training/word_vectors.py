@@ -1,4 +1,4 @@
-"""Word vectors from a text file, as GloVe and word2vec publish them, or from an installed package."""
+"""Reads word vectors from a text file in the format of GloVe and word2vec, or from an installed package."""
 
 from pathlib import Path
 
@@ -15,14 +15,14 @@ from stages.workspace import named_path
 
 
 def load_word_vectors(source: str, vocabulary: Vocabulary, dim: int) -> dict[int, Tensor]:
-    """The vectors of the words that both `source` and the vocabulary hold, by word id.
+    """Read the vectors of the words that are in both `source` and the vocabulary, by word id.
 
     Args:
         source: a text file, or package:NAME.
-        dim: numbers in a vector.
+        dim: length of a vector.
 
     Raises:
-        InputError: what is there cannot be read, has another dimension than `dim`, or holds no word of the vocabulary.
+        InputError: the source cannot be read, has another dimension than `dim`, or has no word of the vocabulary.
     """
     packaged = source.startswith(PREFIX)
     vectors = (_of_package if packaged else _of_text)(source, vocabulary, dim)
@@ -32,7 +32,7 @@ def load_word_vectors(source: str, vocabulary: Vocabulary, dim: int) -> dict[int
 
 
 def _of_package(source: str, vocabulary: Vocabulary, dim: int) -> dict[int, Tensor]:
-    """The vectors of a package that holds one array .npy, a row per word, and one Parquet file with the words."""
+    """The vectors of a package that has one .npy array, a row per word, and one Parquet file with the words."""
     with input_errors("train.word_vectors: "):
         root = package_folder(source)
     arrays, tables = sorted(root.rglob("*.npy")), sorted(root.rglob("*.parquet"))
@@ -70,8 +70,8 @@ def _of_package(source: str, vocabulary: Vocabulary, dim: int) -> dict[int, Tens
 def _of_text(source: str, vocabulary: Vocabulary, dim: int) -> dict[int, Tensor]:
     """The vectors of a text file.
 
-    A line is a word and its numbers, separated by blanks; word2vec's header line (count and dimension) may come
-    first. The first of two lines with the same word counts.
+    A line is a word and its numbers, separated by blanks. word2vec's header line (count and dimension) may come first.
+    If a word occurs twice, the first line is used.
     """
     path = named_path(source)
     ids = {word: i for i, word in enumerate(vocabulary.words)}
@@ -79,7 +79,7 @@ def _of_text(source: str, vocabulary: Vocabulary, dim: int) -> dict[int, Tensor]
     other: dict[str, int] = {}  # word of the vocabulary, line that begins with it and is not in this form
     first = 1  # line of the first vector
     try:
-        # Lines end at newlines alone: a carriage return may be a word.
+        # Lines end only at newlines: a carriage return may be a word.
         with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
             for number, line in enumerate(file, start=1):
                 fields = line.rstrip().split(" ")
@@ -89,7 +89,7 @@ def _of_text(source: str, vocabulary: Vocabulary, dim: int) -> dict[int, Tensor]
                     continue
                 if number == first:
                     _check_dimension(path, number, len(fields) - 1, dim)
-                word = " ".join(fields[:-dim])  # some files hold words with blanks in them
+                word = " ".join(fields[:-dim])  # some files have words with blanks
                 if (i := ids.get(word)) is not None and i not in vectors:
                     vectors[i] = _vector(path, number, fields[-dim:])
                 elif (begin := line.split(maxsplit=1)[:1]) and begin[0] in ids and _numbers(fields[1:-dim]):
@@ -113,7 +113,7 @@ def _check_dimension(path: Path, line: int, numbers: int, expected: int) -> None
 
 
 def _numbers(fields: list[str]) -> bool:
-    """Whether all of these are numbers, also if there are none, and so not the rest of a word with blanks in it."""
+    """Whether all of these are numbers (True if empty), and not the rest of a word with blanks."""
     try:
         return bool(np.array(fields, dtype=np.float32).ndim)
     except ValueError:
