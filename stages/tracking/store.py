@@ -127,22 +127,12 @@ def check_place(client: "MlflowClient", root: Path, location: str) -> None:
     """Check that artifacts can be written to `location`, that of an experiment or a run.
 
     Raises:
-        InputError: it is below the folder that this workspace was moved from, which MLflow would create again, or
-            copied from, where MLflow would write into the other workspace.
+        InputError: it is below the folder that this workspace was moved from, which MLflow would create again.
     """
     where = urlsplit(location)
     path = Path(url2pathname(where.path))
     old = next((folder.parent for folder in (path, *path.parents) if folder.name == ARTIFACTS), None)
-    if where.scheme != "file" or not old or _is_remote(client):
-        return
-    own, original = root / "mlflow.db", old / "mlflow.db"
-    if client.tracking_uri == local_uri(root) and original.exists() and not own.samefile(original):
-        raise InputError(
-            f"{own}: is a copy of {original}, and its runs' files would be written to {old}; "
-            f"`mv {shlex.quote(str(own))} {shlex.quote(f'{own}.copied')}` lets this workspace begin its own store, or "
-            f"MLFLOW_TRACKING_URI={shlex.quote(local_uri(old))} uses the other's"
-        )
-    if not old.exists():
+    if where.scheme == "file" and old and not old.exists() and not _is_remote(client):
         parent, link, here = (shlex.quote(str(folder)) for folder in (old.parent, old, root))
         raise InputError(
             f"{_file(client.tracking_uri)}: the files of its runs belong in {old}, which was moved or removed; "

@@ -1,7 +1,6 @@
 """Runs from workspaces of any name, by users without a home, and of files of any bytes. Stores and git are real."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -59,28 +58,6 @@ def test_runs_of_a_moved_workspace_wait_until_their_files_have_a_place(root, res
         assert sync(moved) == (1, [])
         assert run_of(moved, run.run_id).info.status == "FINISHED"
         assert len(list((moved / "mlartifacts").rglob(f"{now}/curve.csv"))) == 1
-
-
-@pytest.mark.parametrize("resumed", [False, True])
-def test_runs_of_a_copied_workspace_wait_until_they_are_told_where_to_go(root, resumed, tmp_path, monkeypatch):
-    with track("train", {}) as run:
-        pass
-    assert sync(root) == (1, [])
-    copy = Path(shutil.copytree(root, tmp_path / "a copy"))
-    monkeypatch.chdir(copy)
-    Path("curve.csv").write_text("step\n")
-    with track("train", {}, run_id=run.run_id if resumed else None) as run:
-        run.log_artifact("curve.csv", "of the copy")
-    delivered, (problem,) = sync(copy)
-    assert (
-        delivered == 0
-        and f"mlflow.db: is a copy of {root / 'mlflow.db'}, and its runs' files would be written to {root}; " in problem
-    )
-    assert not list(root.rglob("of the copy"))
-    subprocess.run(problem[problem.index("`mv") + 1 : problem.index("` lets")], shell=True, check=True)
-    subprocess.run([sys.executable, "-m", "stages.tracking", "sync"], check=True)  # MLflow here keeps the old file open
-    assert pending(copy) == []
-    assert len(list((copy / "mlartifacts").rglob("of the copy/curve.csv"))) == 1
 
 
 def test_the_experiment_of_mlflow_itself_has_a_place(root, monkeypatch):
