@@ -5,10 +5,10 @@ from pathlib import Path
 
 try:
     Path.home()
-except RuntimeError:  # a container's user without a name: Prefect and others keep their files here then
+except RuntimeError:  # a container user without a name: Prefect and other tools then store their files here
     os.environ["HOME"] = str(Path(".work/home").resolve())
-# Read by Prefect when it is first imported: no calls home unless a person wants them.
+# Prefect reads these when it is first imported: no telemetry unless the user enables it.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
-# The server that a flow brings along where none runs takes longer than Prefect waits when the machine is busy.
+# If no server runs, a flow starts a temporary one; on a busy machine this takes longer than Prefect waits by default.
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")

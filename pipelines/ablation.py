@@ -1,4 +1,4 @@
-"""The flow `ablation`: the paper's five questions as a study, one change to the full model at a time.
+"""The flow `ablation`: a study of the paper's five questions that changes one thing of the full model at a time.
 
 python -m pipelines.ablation --jobs 2 --set train.epochs=5
 """
@@ -32,17 +32,17 @@ class Variant:
 
     label: str
     overrides: dict[str, Any] = field(default_factory=dict)
-    """Dotted keys of params.yaml and what they become."""
+    """Dotted keys of params.yaml and their new values."""
 
 
 NO_SUPERVISION = {"train.gate_supervision": 0.0}
-"""Where nothing has gates there are none to supervise."""
+"""For models without gates, or with gates as published, which are not supervised."""
 FOILS = {"captions.train_foils": True, "train.foil_weight": 0.25}
-"""Captions with one word changed, of counts and relations."""
+"""Training with foils: captions with one word, a count or a relation, changed."""
 JOINT_TERM = {"train.joint_weight": 1.0}
-"""By which pictures can be searched with an index of vectors."""
+"""Also trains a joint embedding, which an index of vectors needs to search pictures."""
 RANKING = {"train.loss": "triplet", "train.margin": 0.2, **NO_SUPERVISION}
-"""The loss that other people's models are published with."""
+"""The ranking loss that the models of other authors were published with."""
 STUDY: dict[str, Variant] = {
     "full": Variant("full model"),
     "no-messages": Variant("without messages", {"model.message_passing": "none", **NO_SUPERVISION}),
@@ -54,7 +54,7 @@ STUDY: dict[str, Variant] = {
     "text-to-image": Variant("text-to-image messages only", {"model.message_passing": "text_to_image"}),
     "no-gates": Variant("without gates", {"model.gate": "none", **NO_SUPERVISION}),
     "gates-unapplied": Variant("gates supervised, but not applied", {"model.gate": "unapplied"}),
-    # Trained as `full` is, whose result DVC takes again.
+    # Trained like `full`, so DVC reuses its training.
     "gates-open": Variant("gates learnt, but held open when tested", {"evaluate.gates": "open"}),
     "gates-of-another": Variant("gates learnt, but another pair's when tested", {"evaluate.gates": "another"}),
     "elementwise-gates": Variant("elementwise gates", {"model.gate": "elementwise"}),
@@ -65,7 +65,7 @@ STUDY: dict[str, Variant] = {
     "cosine-ranking": Variant("cosine, ranking loss", {"model.matching": "cosine", "train.loss": "triplet"}),
     "cosine-bce": Variant("cosine, hardest-negative BCE", {"model.matching": "cosine"}),
     "mlp-ranking": Variant("MLP, ranking loss", {"train.loss": "triplet"}),
-    # A batch's 4,096 pairs in parts that fit a cache: the same gradient, sooner.
+    # Splits the 4,096 pairs of a batch into parts that fit a cache: same gradient, but faster.
     "all-negatives": Variant("MLP, all-negatives BCE", {"train.loss": "bce", "train.micro_batch": 256}),
     "as-encoded": Variant("regions and words as long as encoded", {"model.feature_norm": 0.0}),
     "no-curriculum": Variant("hardest negatives from the first step", {"train.curriculum_steps": 0}),
@@ -123,15 +123,15 @@ FURTHER = frozenset({
     "cosine-ranking", "all-negatives", "as-encoded", "warm-up", "joint-score", "scan-image-to-text", "scan-both",
     "sgraf-sgr", "sgraf-both",
 })  # fmt: skip
-"""Rows that only `--all` trains, for the others to be there in an hour and a half of two cores: slow ones, and those
-that answer no question alone."""
+"""Rows trained only with `--all`: slow ones, and those that answer no question on their own. The other rows take an
+hour and a half on two cores."""
 CLOSE = ("full", "cosine-bce", "mlp-ranking")
-"""Rows that three seeds may not tell apart, for which there can be more."""
+"""Rows that three seeds may not distinguish; `more_seeds` applies to them."""
 OVERRIDES = {name: variant.overrides for name, variant in STUDY.items() if name not in FURTHER}
 
 
 def check_seeds(seeds: list[int], more_seeds: list[int] = []) -> None:  # noqa: B006
-    """InputError where there is no seed, or one is there twice and would count twice."""
+    """Raise InputError if there is no seed, or one is given twice and would count twice."""
     if not seeds:
         raise InputError("seeds: is empty; expected at least one")
     if twice := [seed for seed, times in Counter([*seeds, *more_seeds]).items() if times > 1]:
@@ -141,16 +141,16 @@ def check_seeds(seeds: list[int], more_seeds: list[int] = []) -> None:  # noqa: 
 def with_seeds(
     variants: dict[str, dict[str, Any]], seeds: list[int], base: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Every variant with every training seed, `base` laid under it: {"full-s0": {..., "train.seed": 0}, ...}.
+    """Combine each variant with each training seed; it overrides `base`: {"full-s0": {..., "train.seed": 0}, ...}.
 
     Raises:
-        InputError: `base` says a seed, too.
+        InputError: `base` has a seed too.
     """
     if "train.seed" in base:
         raise InputError("train.seed: cannot be set for every row; expected seeds, of which every row has all")
     return {
         f"{name}-s{seed}": {**base, **overrides, "train.seed": seed}
-        for seed in seeds  # so that a study that is ended early has all rows of its first seeds
+        for seed in seeds  # outer loop: a study that is ended early has all rows of its first seeds
         for name, overrides in variants.items()
     }
 
@@ -166,17 +166,17 @@ def ablation(
     promote: bool = False,
     document: str = "docs/study.md",
 ) -> list[dict[str, Any]]:
-    """The study: train variants of the model with several seeds, rank them, and write what they say of each other.
+    """The study: train variants of the model with several seeds, rank them, and write the comparison.
 
     Args:
-        variants: name -> the params that it changes, as dotted keys; `full` is what the others are compared with.
+        variants: name -> the params that it changes, as dotted keys; the others are compared with `full`.
         seeds: training seeds of every variant.
-        more_seeds: further ones of the rows that are close to each other (`CLOSE`).
-        rates: multiples of its learning rate that every variant is trained with, too, with the first seed.
-        base: params that are changed for all of them that say nothing else.
+        more_seeds: further seeds for the rows that are close to each other (`CLOSE`).
+        rates: multiples of its learning rate; every variant is also trained with these, with the first seed only.
+        base: params set for all variants that do not set them themselves.
         jobs: experiments that run at the same time.
-        promote: call the best one's model `champion` in MLflow.
-        document: where the comparison is written; empty: nowhere.
+        promote: make the best model the `champion` in MLflow.
+        document: file to write the comparison to; empty: none is written.
     """
     if document and "full" not in variants:
         raise InputError("variants: full: is missing; expected the model that the others are compared with")
@@ -228,7 +228,7 @@ def true_by_chance_here() -> float | None:
 
 
 def setting(text: str) -> tuple[str, Any]:
-    """KEY=VALUE, the value as YAML."""
+    """Parse KEY=VALUE; the value is YAML."""
     key, sign, value = text.partition("=")
     if not sign:
         raise argparse.ArgumentTypeError(f"{text!r}; expected KEY=VALUE")

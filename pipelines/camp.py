@@ -25,7 +25,7 @@ COMMANDS = {
 }
 REPOSITORY = "CAMP_REPOSITORY"
 STARTED_IN = "CAMP_STARTED_IN"
-"""Environment variable: where a person's own paths start."""
+"""Environment variable: the folder that the user's own relative paths start from."""
 
 
 def main() -> None:

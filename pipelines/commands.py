@@ -1,4 +1,4 @@
-"""Commands of a flow: their output streamed into Prefect's logs, their failures told apart."""
+"""Runs the commands of a flow, streams their output into Prefect's logs, and classifies their failures."""
 
 import atexit
 import contextlib
@@ -20,11 +20,11 @@ from stages.errors import InputError
 from stages.tracking.store import without_password
 
 LOG_EVERY = 10.0
-"""Seconds between two states of a progress bar in the log."""
+"""Seconds between two updates of a progress bar in the log."""
 GRACE = 30.0
-"""Seconds that a command which was told to end, and what one leaves behind, may take to finish."""
+"""Seconds that a terminated command, or the processes that an ended one left behind, may take to finish."""
 LEAVE = 20.0
-"""Seconds that a flow which was told to end may take, after its commands, to tell Prefect's server."""
+"""Seconds that a terminated flow may take, after its commands have ended, to report to Prefect's server."""
 
 PACKAGES = ("camp_model", "stages", "search", "pipelines")
 MEMORY = ("out of memory", "OutOfMemoryError", "MemoryError", "Cannot allocate memory", "std::bad_alloc")
@@ -38,7 +38,7 @@ PASSING = {
     "busy": ("Unable to acquire lock", "database is locked"),
     "worker": ("NCCL", "worker exited unexpectedly", "DataLoader worker", "No space left on device"),
 }  # fmt: skip
-"""What the output holds where the failure can pass."""
+"""Reason -> strings in the output of a failure that may be temporary."""
 
 
 _running: set[subprocess.Popen[bytes]] = set()
@@ -46,13 +46,13 @@ _ending = False
 
 
 def begin() -> None:
-    """Let commands run, after an `end_all`."""
+    """Allow commands to run again after `end_all`."""
     global _ending  # noqa: PLW0603
     _ending = False
 
 
 def end_all() -> None:
-    """End every running command (SIGTERM: training saves its state) and start no other: the flow is being ended."""
+    """End the flow's commands: send SIGTERM to running ones (training saves its state) and refuse new ones."""
     global _ending  # noqa: PLW0603
     _ending = True
     for process in list(_running):
@@ -60,10 +60,10 @@ def end_all() -> None:
 
 
 def exit_when_asked() -> None:
-    """Have SIGTERM end this program as an exit does, which alone stops the server that a flow brought along; have it
-    and Ctrl-C end it even where no server answers.
+    """Make SIGTERM exit normally, because only a normal exit stops the temporary server of a flow; make SIGTERM and
+    Ctrl-C end this program even if no server answers.
 
-    Ctrl-C ends that server, too, and Prefect would try for minutes to send it the states and events that are left.
+    Ctrl-C also ends that server, and Prefect would try for minutes to send it the remaining states and events.
     """
 
     def ended(number: int, frame: FrameType | None) -> None:
@@ -77,7 +77,7 @@ def exit_when_asked() -> None:
 
 
 def _leave(code: int) -> None:
-    """End this program with `code` once its commands have ended and Prefect had its time."""
+    """End this program with `code` after its commands have ended and Prefect has had `LEAVE` seconds."""
     while _running:
         time.sleep(0.2)
     time.sleep(LEAVE)
@@ -86,7 +86,7 @@ def _leave(code: int) -> None:
 
 
 def _rest() -> str:
-    """What is left to do after an end, with the command that this program was started by."""
+    """A message that names the command, the one that started this program, to continue with."""
     module = getattr(sys.modules["__main__"].__spec__, "name", None)
     again = " ".join([*(("python", "-m", module) if module else ("camp",)), *map(shlex.quote, sys.argv[1:])])
     return f"What is finished stays: `{again}` goes on"
@@ -94,11 +94,11 @@ def _rest() -> str:
 
 @contextlib.contextmanager
 def saying_how_to_go_on() -> Iterator[None]:
-    """Have what a flow cannot mend end this program with a line, not with tracebacks.
+    """End this program with a short message instead of tracebacks on errors that a flow cannot recover from.
 
-    Work that failed, a Prefect server that went away and Ctrl-C come with the command that goes on; wrong input is
-    said as a stage says it, with exit code 2. It is the last line: what is registered here runs at exit after what the
-    Prefect server that a flow brings along registers later, to be stopped, and to say so.
+    For failed work, a lost Prefect server and Ctrl-C the message names the command to continue with; wrong input is
+    reported as by a stage, with exit code 2. It is printed last: exit handlers run in reverse order, and the temporary
+    Prefect server of a flow registers its own, which stops it and says so, after this one.
     """
     import httpx
     from prefect.exceptions import ParameterTypeError
@@ -130,18 +130,18 @@ def saying_how_to_go_on() -> Iterator[None]:
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """Take the traceback from what Prefect logs of wrong input and of work that failed: their messages say all."""
+    """Remove the traceback when Prefect logs wrong input or failed work: the message is sufficient."""
     if record.exc_info and isinstance(record.exc_info[1], InputError | Unfinished):
         record.exc_info = None
     return True
 
 
 class Unfinished(Exception):
-    """A flow ends with some of its work not done. The message says what, and why."""
+    """A flow ended with some of its work not done. The message says which, and why."""
 
 
 class CommandFailed(Unfinished):
-    """A command ended with an error. `reason`: memory, killed, network, busy, worker or error (which will not pass)."""
+    """A command ended with an error. `reason`: memory, killed, network, busy, worker or error (permanent)."""
 
     def __init__(self, command: str, code: int, reason: str, tail: str) -> None:
         super().__init__(f"{command} ended with code {code} ({reason}):\n{tail}")
@@ -152,12 +152,12 @@ class CommandFailed(Unfinished):
 
 
 def why(code: int, output: str) -> str:
-    """The reason of a failure, from the exit code and the last lines: see `CommandFailed`."""
-    # dvc ends with 255, whatever its stage ended with, and says that last.
+    """The reason for a failure, from the exit code and the last lines of output: see `CommandFailed`."""
+    # dvc exits with 255 whatever the exit code of its stage was, and prints the latter last.
     said = re.findall(r"exited with (-?\d+)\s*$", output, re.MULTILINE)
     code = int(said[-1]) if said else code
     if code == 2:
-        return "error"  # a stage's word for wrong params or input: trying again cannot help
+        return "error"  # a stage's exit code for wrong params or input: retrying cannot help
     if any(sign in output for sign in MEMORY):
         return "memory"
     if code < 0 or code in (128 + signal.SIGKILL, 128 + signal.SIGTERM):
@@ -170,17 +170,17 @@ def why(code: int, output: str) -> str:
 def run_command(
     command: Sequence[str], say: Callable[[str], object], environment: Mapping[str, str] | None = None
 ) -> str:
-    """Run a command, giving each line of its output to `say`; returns the last hundred lines.
+    """Run a command and pass each line of its output to `say`; return the last hundred lines.
 
-    A progress bar, which rewrites its line, is said every `LOG_EVERY` seconds. The command is ended (SIGTERM) when
-    this process dies.
+    A progress bar, which rewrites its line, is passed on every `LOG_EVERY` seconds. The command gets SIGTERM when this
+    process dies.
 
     Raises:
         CommandFailed: its exit code is not 0, or the flow is being ended.
     """
     if _ending:
         raise CommandFailed(" ".join(command), -15, "error", "the flow is being ended")
-    # Stages are commands that begin with `python`: this one, whether or not its environment is activated.
+    # Stage commands begin with `python`; PATH makes it this interpreter even if its environment is not activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     process = subprocess.Popen(
         [sys.executable, "-m", "stages.entry", *command],
@@ -201,7 +201,7 @@ def run_command(
             lines = [*lines[-99:], line]
             say(line)
         code = process.wait()
-    except BaseException:  # cancelled: the command goes too, and saves its state
+    except BaseException:  # cancelled: end the command too, which saves its state
         process.terminate()
         try:
             process.wait(timeout=GRACE)
@@ -219,14 +219,14 @@ def run_command(
 
 
 def _own_modules() -> dict[str, str]:
-    """PYTHONPATH without folders that hold nothing of this project: another torch must not reach the stages."""
+    """PYTHONPATH with only the folders that have a package of this project: stages must not import another torch."""
     folders = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     own = [folder for folder in folders if any(Path(folder, name).is_dir() for name in PACKAGES)]
     return {"PYTHONPATH": os.pathsep.join(own)} if folders else {}
 
 
 def _chunks(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
-    """What a process writes, and what it leaves behind: a stage whose dvc was ended has GRACE to save its state."""
+    """Output of a process and, for GRACE seconds after its end, of its children: a stage may be saving its state."""
     assert process.stdout is not None
     descriptor = process.stdout.fileno()
     ended: float | None = None

@@ -1,4 +1,4 @@
-"""The DAG of dvc.yaml, as DVC itself reads it."""
+"""The DAG of dvc.yaml, read through DVC itself."""
 
 import contextlib
 import time
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from dvc.repo import Repo
 
 SHIPPED_REMOTE = "camp-dvc-remote"
-"""The folder beside the repository that .dvc/config names for `dvc push` by hand; nobody has chosen it, and tens of GB
-may not fit beside the repository, so flows leave it alone."""
+"""The folder beside the repository that .dvc/config names for a manual `dvc push`. Flows do not use it, because no user
+has chosen it, and tens of GB may not fit there."""
 
 PATIENCE, LOOK_AGAIN = 600.0, 5.0
-"""Seconds to wait for who else runs stages here, and between two looks."""
+"""Seconds to wait for another process that runs stages here, and between two checks."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Stage:
     """One stage of dvc.yaml."""
 
     name: str
-    """As `dvc repro` takes it."""
+    """As an argument of `dvc repro`."""
     upstream: tuple[str, ...]
     """Stages whose outputs it reads."""
     stale: bool
-    """Whether DVC would run it, for its own sake: what it reads may still change."""
+    """Whether DVC would run it now; one that is not stale may become so when its upstream stages run."""
     watches: bool = False
-    """Whether it only looks if something has changed, at every `dvc repro`: that is no work that waits."""
+    """Whether every `dvc repro` runs it only to check for changes; this does not count as pending work."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Dag:
 
     stages: tuple[Stage, ...]
     remote: str | None
-    """The default DVC remote, where a person has configured one."""
+    """The default DVC remote, if the user has configured one."""
 
 
 @contextlib.contextmanager
 def _repository() -> Iterator["Repo"]:
-    """DVC's repository of the working directory.
+    """The DVC repository of the working directory.
 
     Raises:
         InputError: there is none, or DVC cannot read its stages.
@@ -61,10 +61,10 @@ def _repository() -> Iterator["Repo"]:
 
 
 def _when_free(look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What DVC answers once nobody else, such as a person at the terminal, runs a stage in this workspace.
+    """Return DVC's answer once no other process, such as a user's `dvc repro`, runs a stage in this workspace.
 
     Raises:
-        DvcException: as `look`; LockError where that lasts.
+        DvcException: as raised by `look`; LockError if the other process takes longer than PATIENCE.
     """
     from dvc.lock import LockError
 
@@ -80,18 +80,18 @@ def _when_free(look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def read_dag(targets: tuple[str, ...] = ()) -> Dag:
-    """Read the stages of the working directory and which of them are stale.
+    """Read the stages of the working directory and whether each is stale.
 
     Args:
         targets: only these stages and what they depend on; all if empty.
 
     Raises:
-        InputError: there is no DVC repository, dvc.yaml is wrong, or a target is no stage.
+        InputError: there is no DVC repository, dvc.yaml is wrong, or a target is not a stage.
     """
     import networkx
 
     with _repository() as repo:
-        stale = _when_free(repo.status)  # first: who is waited for may change the graph
+        stale = _when_free(repo.status)  # first, because the process waited for may change the graph
         graph = repo.index.graph  # an edge leads from a stage to one it depends on
         names = {stage: stage.addressing for stage in graph}
         unknown = set(targets) - set(names.values())
@@ -117,7 +117,7 @@ def read_dag(targets: tuple[str, ...] = ()) -> Dag:
 
 
 def shared_stages(keys: Iterable[str]) -> list[str]:
-    """Stages that no change of these dotted params keys reaches: what experiments over them have in common.
+    """Stages that do not depend on these dotted params keys: experiments that vary the keys share their results.
 
     Raises:
         InputError: there is no DVC repository, or dvc.yaml is wrong.
@@ -128,7 +128,7 @@ def shared_stages(keys: Iterable[str]) -> list[str]:
     changed = [key.split(".") for key in keys]
 
     def reads(param: str) -> bool:
-        """Whether a key lies below `param`, or the other way round."""
+        """Whether a changed key equals `param`, is below it, or is above it."""
         names = param.split(".")
         return any(all(a == b for a, b in zip(names, key, strict=False)) for key in changed)
 
@@ -149,9 +149,9 @@ def shared_stages(keys: Iterable[str]) -> list[str]:
 
 
 def metrics_diff(base: str) -> list[dict[str, object]]:
-    """What `dvc metrics diff BASE` says, a row per number, recalls first: metric, before, now, change.
+    """The output of `dvc metrics diff BASE`, a row per number, recalls first: metric, value in `base`, now, change.
 
-    Empty where there is no such revision, or nothing to compare.
+    Empty if there is no such revision, or nothing to compare.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
