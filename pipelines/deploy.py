@@ -1,7 +1,7 @@
 """Deploy the flows of prefect.yaml: `python -m pipelines.deploy [--pool-type process]`; server: PREFECT_API_URL.
 
-What `prefect deploy --all` does, and before it the work pool and the automation of deploy/automations.yaml, which must
-be there before the first run. Doing it again changes nothing but what has changed.
+It first creates the work pool and the automations of deploy/automations.yaml, which must exist before the first run,
+then runs `prefect deploy --all`. Running it again only applies changes.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from stages.errors import InputError
 
 AUTOMATIONS = Path("deploy/automations.yaml")
 SHARED = "workspace"
-"""The work queue of flows that write in the workspace itself."""
+"""The work queue of flows that write to the workspace itself."""
 
 
 def deploy_automations(client: SyncPrefectClient, path: Path = AUTOMATIONS) -> list[str]:
-    """Create the automations of a file, or bring them up to date; their names."""
+    """Create or update the automations of a file; return their names."""
     names = []
     for entry in yaml.safe_load(path.read_text(encoding="utf-8"))["automations"]:
         automation = AutomationCore.model_validate(entry)
@@ -37,7 +37,7 @@ def deploy_automations(client: SyncPrefectClient, path: Path = AUTOMATIONS) -> l
 
 
 def limit_queue(client: SyncPrefectClient, pool: str, content: Any) -> None:
-    """Make the queue of runs that share the workspace, one at a time, where deployments into a pool name it."""
+    """Create or update the queue for runs in the workspace, one at a time, if a deployment to this pool names it."""
     pools = [entry.get("work_pool") or {} for entry in content.get("deployments") or []]
     if not any(each.get("work_queue_name") == SHARED and each.get("name", pool) == pool for each in pools):
         return
@@ -53,12 +53,12 @@ def limit_queue(client: SyncPrefectClient, pool: str, content: Any) -> None:
 
 
 def deploy(pool: str, pool_type: str, prefect_file: Path) -> None:
-    """Create the pool if it is not there, and deploy the automations and the flows of a file.
+    """Create the pool if it does not exist, and deploy the automations and the flows of a file.
 
     Raises:
-        InputError: params.yaml, whose values the run form gets, is wrong, there is no such file, or no server is
-            named; nothing is changed.
-        CommandFailed: Prefect refuses the pool or a flow.
+        InputError: params.yaml, which fills the run form, is wrong, the file does not exist, or PREFECT_API_URL is not
+            set; nothing is changed.
+        CommandFailed: Prefect rejects the pool or a flow.
     """
     present_params()
     if not prefect_file.is_file():

@@ -1,4 +1,4 @@
-"""Which GPUs a worker or an experiment gets: those of this machine, shared out through CUDA_VISIBLE_DEVICES."""
+"""Distributes the GPUs of this machine over workers or experiments through CUDA_VISIBLE_DEVICES."""
 
 import contextlib
 import os
@@ -9,26 +9,26 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def visible_devices() -> list[str]:
-    """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes; none on other machines."""
+    """The GPUs that this process may use, as named in CUDA_VISIBLE_DEVICES; empty on a machine without GPUs."""
     chosen = os.environ.get(VISIBLE)
     if chosen is None:
-        import torch  # here: a worker of a cluster imports the module that imports this one before it answers
+        import torch  # here, because a cluster worker imports this module before it answers
 
         return [str(i) for i in range(torch.cuda.device_count())]
     names = [name.strip() for name in chosen.split(",")]
-    # CUDA ignores what follows the first name that stands for no device.
+    # CUDA ignores all names from the first one that is not a device.
     end = next((i for i, name in enumerate(names) if name in ("", "-1")), len(names))
     return names[:end]
 
 
 def device_environments(jobs: int, devices: Sequence[str] | None = None) -> list[dict[str, str]]:
-    """What to add to the environment of each of `jobs` processes that run side by side.
+    """The variables to add to the environment of each of `jobs` parallel processes.
 
-    With at least as many devices as jobs, each job has devices of its own, and all devices are shared out; with fewer,
-    jobs take turns. Without devices nothing is added.
+    With at least as many devices as jobs, all devices are distributed and each belongs to one job; with fewer, jobs
+    share devices in turn. Without devices nothing is added.
 
     Args:
-        jobs: how many processes run at the same time.
+        jobs: number of processes that run at the same time.
         devices: names of GPUs; None: `visible_devices`.
     """
     names = list(visible_devices() if devices is None else devices)
@@ -39,7 +39,7 @@ def device_environments(jobs: int, devices: Sequence[str] | None = None) -> list
 
 
 class DevicePool:
-    """Lends each of `jobs` threads the devices that fewest others have at the moment."""
+    """Lends each of `jobs` threads the devices that the fewest others use at the moment."""
 
     def __init__(self, jobs: int, devices: Sequence[str] | None = None) -> None:
         self._environments = device_environments(jobs, devices)
@@ -48,7 +48,7 @@ class DevicePool:
 
     @contextlib.contextmanager
     def lend(self) -> Iterator[dict[str, str]]:
-        """What to add to the environment of a process that runs within this block."""
+        """Yield the variables to add to the environment of a process that runs within this block."""
         with self._lock:
             place = min(range(len(self._borrowers)), key=self._borrowers.__getitem__)
             self._borrowers[place] += 1

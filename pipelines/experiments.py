@@ -1,4 +1,4 @@
-"""DVC experiments side by side, each in a workspace of its own, under one MLflow run; and the flow `sweep` over them.
+"""Runs DVC experiments in parallel, each in its own workspace, under one MLflow run; and the flow `sweep`.
 
 python -m pipelines.experiments '{"model.gate": ["scalar", "none"], "train.seed": [0, 1]}'
 """
@@ -37,12 +37,12 @@ from stages.tracking.store import connect, search, store_uri
 from stages.workspace import main_root
 
 PROMOTE_WITHIN = 120.0
-"""Seconds in which the model that is to be champion has to be in MLflow."""
+"""Seconds to wait for the model that is to become champion to arrive in MLflow."""
 
 GRID = '{"model.gate": ["scalar", "none"]}'
-"""A grid, as a person writes it."""
+"""An example of a grid, as written on the command line."""
 RANKED_BY = "val_rsum"
-"""The number of metrics/train.json that decides: of the validation split, never of the test split."""
+"""The number of metrics/train.json to rank by: on the validation split, never on the test split."""
 
 
 @task(
@@ -62,17 +62,17 @@ def run_experiment(
     target: str | None,
     copied: Sequence[str],
 ) -> dict[str, Any]:
-    """Run one DVC experiment in its own workspace; its metrics.
+    """Run one DVC experiment in its own workspace; return its metrics.
 
-    A stage whose inputs and params another experiment has had already comes from DVC's run cache.
+    A stage that has already run with the same inputs and params is restored from DVC's run cache.
 
     Args:
-        devices: lends it GPUs that as few other experiments as possible have.
-        target: the stage that it ends with; None: the last.
-        copied: what its workspace gets from here beside what git and DVC bring: see `_uncommitted`.
+        devices: lends it the GPUs that the fewest other experiments use.
+        target: the last stage to run; None: all stages.
+        copied: paths to copy into its workspace that neither git nor DVC provides: see `_uncommitted`.
     """
     logger = get_run_logger()
-    if commit_of(name) is None:  # else it has ended well before
+    if commit_of(name) is None:  # otherwise it has already finished
         command = [*DVC, "exp", "run", "--temp", "--name", name, *([target] if target else [])]
         for key, value in overrides.items():
             command += set_param(key, value)
@@ -85,8 +85,8 @@ def run_experiment(
 
 
 def _uncommitted() -> list[str]:
-    """What says here which stages are done, and comes neither through git nor through DVC's cache: without it an
-    experiment would run them again."""
+    """Paths that record which stages are done here, and that neither git nor DVC's cache provides; without them an
+    experiment would run these stages again."""
     from dvc.repo import Repo
 
     with Repo() as repo:
@@ -94,13 +94,13 @@ def _uncommitted() -> list[str]:
     paths = [Path(path) for path in ("dvc.lock", *results) if Path(path).is_file()]
     tracked = subprocess.run(["git", "ls-files", "-z"], capture_output=True, check=True).stdout.split(b"\0")
     there = {path for name in map(os.fsdecode, tracked) for path in (Path(name), *Path(name).parents)}
-    # DVC copies a file into a folder that is there only, and a folder with all that is in it.
+    # DVC copies a file only into an existing folder, and copies a folder with all its contents.
     missing = [[folder for folder in (*reversed(path.parents), path) if folder not in there] for path in paths]
     return sorted({str(first) for first, *_ in filter(None, missing)})
 
 
 def experiment_metrics(name: str) -> dict[str, Any]:
-    """The numbers of a finished experiment, flat; all but those of metrics/train.json with their group's name."""
+    """The metrics of a finished experiment as a flat dict; all but those of metrics/train.json have a prefix."""
     from dvc.repo import Repo
 
     with Repo() as repo:
@@ -116,7 +116,7 @@ def experiment_metrics(name: str) -> dict[str, Any]:
 
 
 def _rank(variants: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row per variant, the best validation first; those without a result last."""
+    """A row per finished variant, best validation first; those without RANKED_BY last."""
     order = sorted(results, key=lambda name: -float(results[name].get(RANKED_BY, "-inf")))
     shown = (RANKED_BY, "test_rsum", "test_i2t_r1", "test_t2i_r1")
     rows = []
@@ -129,7 +129,7 @@ def _rank(variants: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]])
 
 
 def _prepare(variants: Mapping[str, dict[str, Any]]) -> str:
-    """Bring the stages that no variant touches up to date, here and once; `hash_of_all_else` of them."""
+    """Run the stages that no variant affects once, in this workspace; return their `hash_of_all_else`."""
     shared = shared_stages({key for overrides in variants.values() for key in overrides})
     if shared:
         run_command([*DVC, "repro", *shared], get_run_logger().info)
@@ -139,7 +139,7 @@ def _prepare(variants: Mapping[str, dict[str, Any]]) -> str:
 def _names(kind: str, variants: Mapping[str, dict[str, Any]], target: str | None) -> tuple[dict[str, str], str]:
     """The experiments' names by variant, and the key of their MLflow parent.
 
-    Both depend on what is run alone, so a flow that was interrupted goes on where it was, with the same parent.
+    Both depend only on what is run, so an interrupted flow continues where it stopped, with the same parent.
     """
     content = named_content(params_of(variants))
     common = _prepare(variants)
@@ -157,7 +157,7 @@ def _run_all(
     """A row per variant, the experiments' names by variant, and the key of their MLflow parent.
 
     Raises:
-        Unfinished: an experiment failed; the others have ended.
+        Unfinished: an experiment failed; all others have ended.
     """
     logger = get_run_logger()
     names, key = _names(kind, variants, target)
@@ -173,7 +173,7 @@ def _run_all(
             }
             for future in futures.values():
                 future.wait()
-        except BaseException:  # the flow is ended, and would wait for its experiments
+        except BaseException:  # the flow is being ended, and would otherwise wait for its experiments
             end_all()
             raise
         outcomes = {name: future.result(raise_on_failure=False) for name, future in futures.items()}
@@ -196,20 +196,20 @@ def _run_all(
 
 
 def _promote(experiment: str) -> None:
-    """Call the model of an experiment champion, once MLflow has the run that trained it: the experiment's own one, or
-    the one whose result came from DVC's run cache.
+    """Make an experiment's model the champion once MLflow has the run that trained it: its own run, or the earlier one
+    whose result came from DVC's run cache.
 
     Raises:
-        InputError: the server has not taken that run, or there is none.
+        InputError: that run has not reached the server in time, or does not exist.
     """
     model = _model_of(experiment)
     client = connect(main_root(), store_uri(main_root()))
     deadline = time.monotonic() + PROMOTE_WITHIN
     while True:
         sync(main_root())
-        waiting = pending(main_root())  # before the search: what has left the spool is found
+        waiting = pending(main_root())  # before the search, so that it finds what has left the spool
         trained = search(client, f"tags.`camp.model` = '{model}' and tags.`camp.kind` = 'train'")
-        # The process that delivers beside a run holds its spool, and may be slower than the run was.
+        # A separate process delivers the events of a run; it holds the spool, and may finish after the run.
         runs = [run for run in trained if client.search_model_versions(f"run_id = '{run.info.run_id}'")]
         if runs:
             break
@@ -227,7 +227,7 @@ def _promote(experiment: str) -> None:
 
 
 def _model_of(experiment: str) -> str:
-    """The hex sha256 of the weights that an experiment came to, the tag `camp.model` of the run that trained them."""
+    """The hex sha256 of an experiment's trained weights: the tag `camp.model` of the run that trained them."""
     from dvc.api import DVCFileSystem
 
     path = f"{MODEL}/model.safetensors"
@@ -245,7 +245,7 @@ def sweep(grid: dict[str, list[Any]], jobs: int = 1, promote: bool = False) -> l
     Args:
         grid: dotted params key -> the values to try.
         jobs: experiments that run at the same time.
-        promote: call the best one's model `champion` in MLflow.
+        promote: make the best model the `champion` in MLflow.
     """
     return side_by_side("sweep", variants_of(grid), jobs, promote, None)[0]
 
@@ -253,12 +253,12 @@ def sweep(grid: dict[str, list[Any]], jobs: int = 1, promote: bool = False) -> l
 def side_by_side(
     kind: str, variants: Mapping[str, dict[str, Any]], jobs: int, promote: bool, target: str | None
 ) -> tuple[list[dict[str, Any]], dict[str, str], str | None]:
-    """Run experiments side by side, up to `target` (None: all stages).
+    """Run experiments in parallel, up to the stage `target` (None: all stages).
 
-    They are a flow of their own, since how many run at once is part of a flow's definition.
+    They run in their own flow, because the number that run at once is part of a flow's definition.
 
     Returns:
-        A row per variant, the best validation first; the experiments' names by variant; the key of their MLflow parent.
+        A row per variant, best validation first; the experiments' names by variant; the key of their MLflow parent.
     """
     begin()
     if jobs < 1:
@@ -269,7 +269,7 @@ def side_by_side(
 
 
 def grid_of(text: str) -> dict[str, Any]:
-    """A grid as JSON."""
+    """Parse a grid from JSON."""
     try:
         grid = json.loads(text)
     except ValueError as error:

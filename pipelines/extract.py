@@ -1,10 +1,10 @@
-"""The flow `extract`: missing region shards filled in by a Dask cluster, then committed by DVC.
+"""The flow `extract`: a Dask cluster extracts the missing region shards, then DVC commits them.
 
 python -m pipelines.extract --workers 4
 python -m pipelines.extract --cluster tcp://scheduler:8786 --storage s3://bucket/regions --resource GPU=1
 
-A worker imports this module, and makes objects of what a task is given, while its scheduler waits for it. So torch, and
-with it most of stages, is imported by the functions that need it.
+The scheduler waits while a worker imports this module and deserializes task arguments. Therefore torch, and most of
+stages, which imports it, are imported only in the functions that need them.
 """
 
 import argparse
@@ -44,7 +44,7 @@ DATASET, DETECTOR, REGIONS = Path("data/dataset"), Path("data/detector"), Path("
 
 
 def not_the_input(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Whether a failed task is worth another try: not where its input is wrong."""
+    """Whether to retry a failed task: not if its input is wrong."""
     return not isinstance(state.result(raise_on_failure=False), InputError)
 
 
@@ -55,13 +55,13 @@ def not_the_input(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool
     retry_condition_fn=not_the_input,
 )
 def fill_shards(workspace: str, plan: bytes, folder: str, storage: str | None) -> list[str]:
-    """Extract the shards of `plan` in this process, which sees the folder `workspace`; the keys of those written now.
+    """Extract the missing shards of `plan` in this process, from the folder `workspace`; return the keys of new ones.
 
-    They go into `folder`, and on from there into the storage where there is one. A shard that is whole is not made
-    again, so it does not matter how often a task runs, or that another worker has died over it.
+    They are written to `folder` and, if there is a storage, uploaded to it. Complete shards are skipped, so a task can
+    run repeatedly, also after another worker died during it.
 
     Args:
-        plan: a `Plan` as `fill` has pickled it.
+        plan: a `Plan`, pickled by `fill`.
     """
     os.chdir(workspace)  # a Dask worker runs one task at a time, and paths in params.yaml start here
     from stages.extraction.filling import extract_missing
@@ -73,12 +73,12 @@ def fill_shards(workspace: str, plan: bytes, folder: str, storage: str | None) -
     extract_missing(whole.of(wanted), Path(folder), loading=_loaded)
     for shard in wanted:
         _upload(Path(folder) / shard.file_name, storage)
-    remove_unused(Path(folder), ())  # nobody else does on this machine
+    remove_unused(Path(folder), ())  # no other process on this machine does so
     return [shard.key for shard in wanted]
 
 
 def _loaded(plan: "Plan", device: str) -> "Detector":
-    """The plan's detector: a worker loads it once, not for each task."""
+    """The plan's detector, cached so that a worker loads it once and not for each task."""
     from stages.extraction.filling import load
 
     identity = (str(Path.cwd()), plan.info.detector, repr(plan.params.regions), device)
@@ -92,10 +92,10 @@ _detectors: dict[tuple[str, str, str, str], "Detector"] = {}
 
 
 def _filesystem(storage: str) -> tuple[Any, str]:
-    """The filesystem of a storage, and the path in it.
+    """The fsspec filesystem of a storage, and the path in it.
 
     Raises:
-        InputError: there is none of this kind, or what it needs is not installed.
+        InputError: the kind of filesystem is unknown, or a package that it needs is not installed.
     """
     import fsspec
 
@@ -112,7 +112,7 @@ def _stored(storage: str, key: str) -> bool:
 
 
 def _upload(shard: Path, storage: str) -> None:
-    """Under a temporary name, then renamed: what has its name is whole."""
+    """Upload under a temporary name, then rename: a file with a shard's name is always complete."""
     filesystem, path = _filesystem(storage)
     filesystem.makedirs(path, exist_ok=True)
     temporary = posixpath.join(path, f".{shard.name}.{os.getpid()}.tmp")
@@ -122,7 +122,7 @@ def _upload(shard: Path, storage: str) -> None:
 
 @task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=exponential_backoff(backoff_factor=5))
 def collect(keys: list[str], storage: str, folder: str) -> None:
-    """Bring shards from the storage into the folder of shards."""
+    """Download shards from the storage into the shard folder, except those already there."""
     filesystem, path = _filesystem(storage)
     for key in keys:
         target = Path(folder) / f"{key}.arrow"
@@ -133,7 +133,7 @@ def collect(keys: list[str], storage: str, folder: str) -> None:
 
 
 class _OnItsDevices(Nanny):
-    """Starts the worker of a local cluster with the devices that are its own."""
+    """Starts a worker of a local cluster with its own environment, which includes its devices."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         options["env"] = options.pop("environments")[options["name"]]
@@ -141,7 +141,7 @@ class _OnItsDevices(Nanny):
 
 
 def check_cluster(address: str) -> None:
-    """InputError where no Dask scheduler answers: a flow would end in its tracebacks."""
+    """Raise InputError if no Dask scheduler answers; a flow would end with tracebacks instead."""
 
     async def greet() -> None:
         secrets = Security().get_connection_args("client")  # type: ignore[no-untyped-call]
@@ -154,11 +154,11 @@ def check_cluster(address: str) -> None:
 
 
 def runner(cluster: str | None, workers: int) -> DaskTaskRunner:
-    """A cluster that is there, or for the time of the run a local one on loopback, each worker on its own devices."""
+    """Use an existing cluster, or a temporary local one on the loopback address, each worker with its own devices."""
     if cluster:
         return DaskTaskRunner(address=cluster)
     local = {"n_workers": workers, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": None}
-    # The flow's server, for each worker would bring along one of its own, which nobody ends.
+    # The flow's server; otherwise each worker would start a server of its own that is never stopped.
     server = {"PREFECT_API_URL": str(get_client(sync_client=True).api_url)}
     own = {
         "worker_class": _OnItsDevices,
@@ -168,9 +168,9 @@ def runner(cluster: str | None, workers: int) -> DaskTaskRunner:
 
 
 def fill(plan: "Plan", folder: Path, storage: str | None, per_task: int, resources: dict[str, float]) -> int:
-    """Map the plan's shards over the cluster of the task runner; how many were extracted now.
+    """Distribute the plan's shards over the cluster of the task runner; return how many were extracted.
 
-    Each task gets the images of its shards: it reads neither the dataset's tables nor params.yaml.
+    Each task gets the list of its shards' images, so it reads neither the dataset's tables nor params.yaml.
     """
     portions = [
         pickle.dumps(plan.of(plan.shards[start : start + per_task])) for start in range(0, len(plan.shards), per_task)
@@ -188,14 +188,14 @@ def extract(
     shards_per_task: int = 1,
     resources: dict[str, float] = {},  # noqa: B006
 ) -> dict[str, int]:
-    """Extract the regions that are missing on many workers; `dvc repro` then finds nothing left to extract.
+    """Extract the missing regions on many workers; `dvc repro` then finds nothing left to extract.
 
     Args:
-        cluster: address of a Dask scheduler, such as tcp://host:8786; none: local worker processes. Its workers see
-            this workspace under the same path, for pictures and detector.
+        cluster: address of a Dask scheduler, such as tcp://host:8786; none: local worker processes. Its workers must
+            see this workspace under the same path, for pictures and detector.
         workers: worker processes of the local cluster; each gets a share of this machine's GPUs and uses the first.
-        storage: where the workers put shards: a shared folder or an fsspec URL; none: straight into .work/shards.
-        shards_per_task: shards that one task fills; the detector is loaded once for them.
+        storage: where the workers upload shards: a shared folder or an fsspec URL; none: directly in .work/shards.
+        shards_per_task: number of shards that one task extracts.
         resources: what a Dask worker must offer to get a task, such as {"GPU": 1}.
     """
     from stages.extraction.plan import ExtractSections, plan_shards
@@ -228,7 +228,7 @@ def extract(
         extracted = on_cluster(plan.of(missing), folder, storage, shards_per_task, resources)
         if storage is not None:
             collect([shard.key for shard in missing], storage, str(folder))
-    # A shard is there, too, whose unreadable images are set aside; the stage tries those again.
+    # A shard with unreadable images set aside counts as present; the stage tries those images again.
     if left := absent_shards(plan.shards, folder):
         raise Unfinished(f"{len(left)} of {len(plan.shards)} shards are still missing in {folder}")
     done[STAGE] = run_stage.with_options(name=STAGE)(STAGE, True, [])
@@ -236,7 +236,7 @@ def extract(
 
 
 def resource(text: str) -> tuple[str, float]:
-    """NAME=COUNT."""
+    """Parse NAME=COUNT."""
     name, _, count = text.partition("=")
     try:
         number = float(count)

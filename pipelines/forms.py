@@ -1,6 +1,6 @@
 """Prefect's run form of params: the classes of stages/params themselves, with the values of params.yaml as defaults.
 
-What a person leaves as it is stays as it is there.
+A field that the user does not change keeps its value of params.yaml.
 """
 
 import copy
@@ -18,7 +18,7 @@ S = TypeVar("S", bound=Section)
 
 
 def form(filled: S) -> type[S]:
-    """The class of `filled` with its values as defaults."""
+    """A subclass of the class of `filled`, with its values as defaults."""
     kind = type(filled)
     fields: dict[str, Any] = {}
     for name, value in filled:
@@ -31,13 +31,13 @@ def form(filled: S) -> type[S]:
 
 
 def present_params() -> Params:
-    """params.yaml, or the classes' own defaults where there is none."""
+    """The params of params.yaml, or the classes' own defaults if there is no such file."""
     return Params.load(PARAMS) if PARAMS.is_file() else Params()
 
 
 def _filled() -> tuple[Params, InputError | None]:
-    """What the form is filled with, and why that is not params.yaml: it is said by what starts a flow, not by every
-    import, of `--help` too."""
+    """The values of the form, and the error in params.yaml if they are not taken from it. A flow raises this error when
+    it starts; raising it here would fail every import, even for `--help`."""
     try:
         return present_params(), None
     except InputError as error:
@@ -53,7 +53,7 @@ class ParamsForm(form(_FILLED)):  # type: ignore[misc]
     @model_validator(mode="wrap")
     @classmethod
     def _said_as_everywhere(cls, values: Any, check: Any) -> Any:
-        """A wrong value ends a flow with the message that params.yaml would have got, not with pydantic's."""
+        """Report a wrong value with the same message as one in params.yaml, not with pydantic's."""
         try:
             return check(values)
         except ValidationError as error:
@@ -61,11 +61,11 @@ class ParamsForm(form(_FILLED)):  # type: ignore[misc]
 
 
 def write_params(params: Params, path: Path = PARAMS) -> list[str]:
-    """Write what differs from params.yaml into it, comments kept; the dotted names of what changed.
+    """Write values that differ into params.yaml and keep its comments; return the dotted names of changed values.
 
     Raises:
-        InputError: params.yaml is wrong, or was when the form was made without its values, which would be lost; it
-            stays as it was.
+        InputError: params.yaml is wrong, or was so when the form was made: the form lacks its values, which would be
+            lost. The file is left unchanged.
     """
     if _WRONG is not None:
         raise _WRONG
