@@ -1,4 +1,4 @@
-"""The rows of the study on photographs, as changes to what params.yaml says (`pipelines.photographs`)."""
+"""The rows of the study on photographs (`pipelines.photographs`), as changes to params.yaml."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,7 +17,7 @@ FIRST = Path("presets/best_1_joint.yaml")
 TRAINED_WORDS = Path("presets/trained_words_joint.yaml")
 AT_ONCE = Path("presets/best.yaml")
 FOIL_WEIGHT = 0.5
-"""Twice that of the scenes: encoders stay here as the joint embedding, which needs no relations, has taught them."""
+"""Twice that of the scenes: here the encoders stay as trained by the joint embedding, which needs no relations."""
 ROWS: dict[str, Variant] = {
     **{name: STUDY[name] for name in ("full", "no-gates", "no-messages", "published-gates", "mean-pooling")},
     "cosine-ranking": replace(
@@ -29,14 +29,14 @@ ROWS: dict[str, Variant] = {
     },
     "as-encoded": Variant("vectors as long as encoded", {"model.feature_norm": 0.0}),
 }
-"""Changes to the full model. The joint cosine is in their logits, so that a ranking loss acts on the probability."""
+"""Changes to the full model. Their logits include the joint cosine, so a ranking loss acts on the probability."""
 _TUNED = {"train.freeze": [], "train.epochs": 1, "train.learning_rates": {
     "matcher.joint": 50, "region_encoder": 0.1, "caption_encoder": 0.1}}  # fmt: skip
 TUNED: dict[str, Variant] = {
     "tuned": Variant("full model, one epoch, its encoders trained on", _TUNED),
     "tuned-without-term": Variant("the same without the joint term", {**_TUNED, "train.joint_weight": 0.0}),
 }
-"""What the joint term costs or brings: where the encoders stay, as in the full model, it changes no score."""
+"""Rows that measure the joint term. With frozen encoders, as in the full model, it changes no score."""
 PEERS: dict[str, Variant] = {
     JOINT: Variant("joint embedding, which the others start from"),
     "vse-infinity": Variant("VSE-infinity", {"model.pooling": "gpo", "train.drop_regions": 0.2, "train.drop_words": 0.2,
@@ -44,13 +44,14 @@ PEERS: dict[str, Variant] = {
     "scan": Variant("SCAN, text to image", {"model.matcher": "scan"}),
     "scan-image-to-text": Variant("SCAN, image to text", {"model.matcher": "scan",
                                                           "model.scan_direction": "image_to_text"}),
-    # The hardest negatives at once teach it nothing: they come over two epochs. All pairs of val take an epoch's time.
+    # It learns nothing from hardest negatives at the start, so they are phased in over two epochs. Scoring all pairs of
+    # val would take as long as an epoch.
     "sgraf": Variant("SGRAF", {"model.matcher": "sgraf", "train.curriculum_steps": 470, "train.validation_share": 0.2}),
 }  # fmt: skip
-"""Changes to the joint embedding; all but itself with the ranking loss, which they are published with."""
+"""Changes to the joint embedding; all but itself use the ranking loss that they were published with."""
 RANKED = {**RANKING, "train.joint_weight": 0.0, "train.batch_size": 128, "train.learning_rate": 0.0005,
           "train.epochs": 6}  # fmt: skip
-"""Of the peers: they score all pairs of a batch, and learn from the hardest; at SCAN's learning rate on COCO."""
+"""Params of the peers, which score all pairs of a batch and learn from the hardest; SCAN's learning rate on COCO."""
 ADDITIONS: dict[str, Variant] = {
     "gpo": Variant("generalised pooling", {"model.pooling": "gpo"}),
     "ema": Variant("averaged weights", {"train.ema_decay": 0.99}),
@@ -59,22 +60,22 @@ ADDITIONS: dict[str, Variant] = {
     "all-negatives": Variant("first epoch on all negatives", {"train.all_negatives_epochs": 1}),
     "validation": Variant("epochs measured on a fifth of val", {"train.validation_share": 0.2}),
 }
-"""Changes to the full model and to the joint embedding, one by one and (but for the last) all together."""
+"""Changes to the full model and to the joint embedding, each alone and all (except the last) together."""
 
 
 def start_of(row: Variant) -> str | None:
-    """The row whose model, of the same seed, a row's training starts from; None: from nothing, as other matchers do and
-    what trains the transformer, too."""
+    """The row whose model of the same seed initializes this row's training; None for rows with another matcher and rows
+    that also train the transformer."""
     return None if row.overrides.keys() & {"model.matcher", "model.transformer_frozen"} else JOINT
 
 
 def rows_of(full: Params, first: Path, base: Mapping[str, Any]) -> tuple[dict[str, Variant], dict[str, str]]:
-    """Every row that can be trained, as changes to `full`, and why each of the others cannot.
+    """All rows that can be trained, as changes to `full`, and the reason why each other row cannot.
 
     Args:
-        full: what params.yaml says, with `base`.
+        full: the params of params.yaml with `base` applied.
         first: the preset of the joint embedding.
-        base: params that are changed for all rows: presets and recipes yield to them, not what a row is named after.
+        base: params set for all rows; they override presets and RANKED, but not the changes that define a row.
 
     Raises:
         InputError: a preset cannot be read, or is wrong.
@@ -103,7 +104,7 @@ def rows_of(full: Params, first: Path, base: Mapping[str, Any]) -> tuple[dict[st
 
 
 def _with_model(full: Params, base: Mapping[str, Any], *presets: Path) -> Params:
-    """The params with the model and training of these presets in place of their own, below `base`."""
+    """The params with the sections model and train replaced by those of these presets, then with `base` applied."""
     other, _ = compose(presets)
     try:
         return overridden(full.replace(model=other.model, train=other.train), base)
@@ -112,7 +113,7 @@ def _with_model(full: Params, base: Mapping[str, Any], *presets: Path) -> Params
 
 
 def _changes(full: Params, other: Params) -> dict[str, Any]:
-    """What makes `other` of `full`, as dotted keys of model and train."""
+    """The changes that turn `full` into `other`, as dotted keys of model and train."""
     changes: dict[str, Any] = {}
     for section in ("model", "train"):
         own, wanted = full.to_dict()[section], other.to_dict()[section]
@@ -121,7 +122,7 @@ def _changes(full: Params, other: Params) -> dict[str, Any]:
 
 
 def _obstacle(full: Params, overrides: Mapping[str, Any]) -> str | None:
-    """Why a row cannot be trained; None where it can."""
+    """The reason why a row cannot be trained; None if it can."""
     try:
         train = overridden(full, overrides).train
     except InputError as error:

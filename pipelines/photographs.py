@@ -1,7 +1,7 @@
 """The flow `photographs`: the study on photographs, CAMP on the encoders of a joint embedding, one change at a time.
 
-params.yaml says the data, the features and the full model (`make photographs` takes the presets); another preset says
-the joint embedding that it starts from. Each seed's joint embedding is trained first, and is a row itself.
+params.yaml defines the data, the features and the full model (`make photographs` uses the presets); another preset
+defines the joint embedding that it starts from. Each seed's joint embedding is trained first, and is a row itself.
 
 python -m pipelines.photographs --jobs 2
 """
@@ -32,9 +32,9 @@ from stages.tracking.machine import checked_out
 from stages.workspace import main_root
 
 STARTS = Path("models/photographs")
-"""Where the joint embeddings that others start from are put, below the main workspace."""
+"""Folder, in the main workspace, of the joint embeddings that other rows start from."""
 SHARED = ("prepare_dataset", "extract_regions", "tokenize_captions")
-"""Stages whose results all rows have."""
+"""Stages whose results all rows share."""
 
 
 @flow(name="photographs")
@@ -46,15 +46,15 @@ def photographs(
     jobs: int = 1,
     document: str = "docs/photographs.md",
 ) -> list[dict[str, Any]]:
-    """The study on photographs: train every row with several seeds and write what they say of each other.
+    """The study on photographs: train every row with several seeds and write the comparison.
 
     Args:
-        rows: names of rows; the full model and the joint embedding are always among them. Empty: all.
+        rows: names of rows; the full model and the joint embedding are always added. Empty: all rows.
         seeds: training seeds of every row.
-        base: params that are changed for all of them that say nothing else.
+        base: params set for all rows that do not set them themselves.
         first: the preset of the joint embedding that the others start from.
         jobs: experiments that run at the same time.
-        document: where the comparison is written.
+        document: file to write the comparison to.
     """
     check_seeds(seeds)
     _without_start()
@@ -69,7 +69,7 @@ def photographs(
     overrides = {name: row.overrides for name, row in chosen.items()}
     check_evaluated(params_of(with_seeds(overrides, seeds[:1], base)), SPLIT)
     say_what_rows_keep(overrides, base)
-    # Rows differ in what they start from, which a stage before these reads: they are brought up to date once, here.
+    # Rows differ in train.start_from, which a stage upstream of these two reads: update them here, once for all rows.
     begin()
     if not rows and obstacles:
         get_run_logger().warning("rows left out: %s", "; ".join(map(": ".join, obstacles.items())))
@@ -105,11 +105,11 @@ FLICKR8K = [
      "rsum": 407.4},
     {"model": "IMRAM, two models", "its features had seen": "the same", "rsum": 420.0},
 ]  # fmt: skip
-"""On Flickr8k's official test split, trained on Flickr8k alone, as the literature since IMRAM (CVPR 2020) has them."""
+"""Results on Flickr8k's official test split after training on Flickr8k alone, from papers since IMRAM (CVPR 2020)."""
 
 
 def _remarks(outcomes: Outcomes) -> str:
-    """What the page says below its table of recalls: what each addition is worth, and what others have published."""
+    """Markdown below the page's table of recalls: the gain of each addition, and published results of other models."""
     sections = [
         "The full model starts from the joint embedding of the same seed; so does every change to it, but for those "
         "trained with the transformer, which start from pretrained words alone.\n"
@@ -128,7 +128,7 @@ def _remarks(outcomes: Outcomes) -> str:
 
 
 def effects(outcomes: Outcomes) -> list[dict[str, Any]]:
-    """A row per addition: what it brings to the joint embedding and to the full model."""
+    """A row per addition: its gain on the joint embedding and on the full model."""
     labels = {name: row.label for name, row in ADDITIONS.items()} | {
         "all-of-these": "all of these", WORDS: "transformer trained",
     }  # fmt: skip
@@ -142,12 +142,12 @@ def effects(outcomes: Outcomes) -> list[dict[str, Any]]:
 
 
 def _gain(outcomes: Outcomes, row: str, other: str) -> str:
-    """What a row is better by than another, in rsum, with its interval; empty where one was not trained."""
+    """The rsum of a row minus that of another, with its interval; empty if either was not trained."""
     return interval(difference_of(outcomes[row], outcomes[other])) if {row, other} <= outcomes.keys() else ""
 
 
 def _without_start() -> None:
-    """From now on params.yaml names no weights to start from: each seed starts from its own joint embedding."""
+    """Set train.start_from to null in params.yaml, because each seed starts from its own joint embedding."""
     params = Params.load()
     if (start := params.train.start_from) is not None:
         print(f"params.yaml: train.start_from: null, not {start}: each row says its own", flush=True)
@@ -155,7 +155,7 @@ def _without_start() -> None:
 
 
 def _laid_out(experiment: str) -> Path:
-    """The model of a finished experiment in a folder that others can start from; relative to the main workspace."""
+    """Copy a finished experiment's model to a folder to start from; return it, relative to the main workspace."""
     from dvc.api import DVCFileSystem
 
     folder = STARTS / experiment

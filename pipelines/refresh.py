@@ -1,4 +1,4 @@
-"""The flow `refresh`: run `reproduce` only where DVC says that something is stale.
+"""The flow `refresh`: run `reproduce` only if DVC reports that something is stale.
 
 python -m pipelines.refresh             # now
 python -m pipelines.refresh announce    # tell the server that the source has new images or captions
@@ -21,19 +21,19 @@ from stages.errors import InputError
 from stages.tracking.store import without_password
 
 SOURCE_CHANGED = "camp.source.changed"
-"""The event that the deployment of `refresh` waits for."""
+"""The event that triggers the deployment of `refresh`."""
 
 
 @flow(name="refresh")
 def refresh(base: str = "main", transfers: bool = True) -> object:
-    """Bring the results up to date with the source, if they are not.
+    """Update the results if they are out of date with the source.
 
     Args:
-        base: git revision that the metrics are compared with.
-        transfers: pull before and push after, where a DVC remote of your own is the default.
+        base: git revision to compare the metrics with.
+        transfers: pull before and push after, if the default DVC remote is one of your own.
     """
     logger = get_run_logger()
-    present_params()  # wrong ones are said before a stage meets them
+    present_params()  # report wrong params before a stage reads them
     if watching := [stage.name for stage in read_dag().stages if stage.watches]:
         run_command([*DVC, "repro", "--single-item", *watching], logger.info)
     stale = [stage.name for stage in read_dag().stages if stage.stale and not stage.watches]
@@ -46,10 +46,10 @@ def refresh(base: str = "main", transfers: bool = True) -> object:
 def announce() -> None:
     """Tell the Prefect server that the source has changed.
 
-    It is told at once and heard: Prefect's own way of emitting events sends them later, and lets go what is not taken.
+    The request is sent at once and checked; Prefect's own emitter sends events later and drops those not accepted.
 
     Raises:
-        InputError: there is no server, or it does not take the event.
+        InputError: no server is configured, or it does not accept the event.
     """
     server = PREFECT_API_URL.value()
     if not server:

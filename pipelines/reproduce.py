@@ -1,4 +1,4 @@
-"""The flow `reproduce`: what `dvc repro` does, each stage a task that Prefect can show, retry and recover.
+"""The flow `reproduce`: like `dvc repro`, with each stage as a task that Prefect can show, retry and recover.
 
 python -m pipelines.reproduce           # here and now, in this workspace
 """
@@ -31,14 +31,14 @@ else:
 
 DVC = (sys.executable, "-m", "dvc")
 UNCHANGED, RESTORED = "didn't change, skipping", "is cached - skipping run"
-"""What DVC says of a stage whose results are here, and of one whose results it has put here: not those of before."""
+"""DVC's output for a stage with its results present, and for one whose different results DVC restored from cache."""
 SMALLER = {"train": ("train", "micro_batch", "batch_size"), "extract_regions": ("regions", "batch_size", "batch_size")}
-"""Stage -> section, the key to halve when memory runs out, and the key to start from while it is 0. Neither changes
-what the stage computes."""
+"""Stage -> section, the key to halve when memory runs out, and the key to start from while that is 0. Halving does not
+change what the stage computes."""
 
 
 def can_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Whether a failed task is worth another try: not where its params, its input or its code are wrong."""
+    """Whether to retry a failed task: not if its params, input or code are wrong."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, CommandFailed) and error.reason != "error"
 
@@ -55,13 +55,13 @@ def run_stage(name: str, stale: bool, upstream: list[str]) -> Any:
     """Run one stage through DVC.
 
     Args:
-        name: of the stage.
-        stale: whether DVC found it changed before the flow began.
-        upstream: what this returned for each stage that it depends on.
+        name: name of the stage.
+        stale: whether DVC found it stale before the stages were run.
+        upstream: the return value of this task for each stage that it depends on.
 
     Returns:
-        "ran"; "cached" where DVC had nothing to do; "restored" where it had the result, which is another than before,
-        so that what depends on it may be stale.
+        "ran"; "cached" if DVC had nothing to do; "restored" if DVC restored a result that differs from the previous
+        one, so that downstream stages may be stale.
     """
     logger = get_run_logger()
     if not stale and set(upstream) <= {"cached"}:
@@ -82,7 +82,7 @@ def run_stage(name: str, stale: bool, upstream: list[str]) -> Any:
 
 
 def _halve(section: str, key: str, start: str) -> str:
-    """Halve a number of params.yaml."""
+    """Halve a number in params.yaml; return a description of the new value."""
     params = present_params()
     present = getattr(params, section)
     value = max(1, (getattr(present, key) or getattr(present, start)) // 2)
@@ -92,12 +92,12 @@ def _halve(section: str, key: str, start: str) -> str:
 
 @task(cache_policy=NO_CACHE, retries=3, retry_delay_seconds=exponential_backoff(10), retry_condition_fn=can_pass)
 def transfer(direction: str, remote: str) -> None:
-    """`dvc pull` what the remote has of this state, or `dvc push` what it has not, results of stages included."""
+    """`dvc pull` what the remote has of the current state, or `dvc push` what it lacks, including the run cache."""
     extra = ["--allow-missing"] if direction == "pull" else []
     run_command([*DVC, direction, "--run-cache", *extra, "--remote", remote], get_run_logger().info)
 
 
-# One worker: DVC locks the repository while it looks and writes, so stages side by side would only wait or fail.
+# One worker: DVC locks the repository while it reads and writes, so parallel stages would only wait or fail.
 ONE_BY_ONE: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1)
 
 
@@ -108,13 +108,13 @@ def reproduce(
     base: str = "main",
     transfers: bool = True,
 ) -> dict[str, str]:
-    """Bring the results up to date: run the stages of dvc.yaml that are stale, in their order.
+    """Bring the results up to date: run the stale stages of dvc.yaml in order.
 
     Args:
-        params: the params of every stage. What differs from the workspace's params.yaml is written into it.
-        stages: only these and what they depend on; all if empty.
-        base: git revision that the metrics are compared with.
-        transfers: pull before and push after, where a DVC remote of your own is the default.
+        params: the params of all stages. Values that differ from the workspace's params.yaml are written to it.
+        stages: run only these stages and their dependencies; all if empty.
+        base: git revision to compare the metrics with.
+        transfers: pull before and push after, if the default DVC remote is one of your own.
     """
     logger = get_run_logger()
     dag = read_dag(targets=tuple(stages))  # before params are written: a wrong target changes nothing
@@ -124,7 +124,7 @@ def reproduce(
     begin()
     if transfers and dag.remote and any(stage.stale and not stage.watches for stage in dag.stages):
         pulled = transfer.with_options(name="pull")("pull", dag.remote, return_state=True)
-        if pulled.is_failed():  # nothing was pushed of this state yet, or the remote is away: stages are run instead
+        if pulled.is_failed():  # this state was never pushed, or the remote is unreachable: run the stages
             logger.warning("dvc pull brought nothing: %s", pulled.message)
         dag = read_dag(targets=tuple(stages))
     done = _run_stages(dag.stages)
@@ -141,7 +141,7 @@ def reproduce(
 
 def _run_stages(stages: tuple[Stage, ...]) -> dict[str, str]:
     futures: dict[str, PrefectFuture[Any]] = {}
-    for stage in stages:  # in the order of the DAG, so that one worker never waits for what is behind it
+    for stage in stages:  # in DAG order, so that the only worker never waits for a stage behind it in the queue
         futures[stage.name] = run_stage.with_options(name=stage.name).submit(
             stage.name,
             stage.stale,
@@ -149,13 +149,13 @@ def _run_stages(stages: tuple[Stage, ...]) -> dict[str, str]:
         )
     try:
         return {name: future.result() for name, future in futures.items()}
-    except BaseException:  # a stage failed, or the flow is cancelled: then its stage is not left behind
+    except BaseException:  # a stage failed, or the flow is cancelled: do not leave a stage running
         end_all()
         raise
 
 
 def _publish(done: dict[str, str], base: str) -> None:
-    """The artifacts of a run: a page with recall, changes and the MLflow run, and the recalls as a table."""
+    """Publish a run's artifacts: a page with recall, changes and the MLflow run, and a table of recalls."""
     rows = rows_of_metrics(Path("metrics/retrieval.json"))
     diff = metrics_diff(base)
     link = mlflow_link(Path("models/camp")) if "ran" in done.values() else None
