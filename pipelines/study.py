@@ -1,4 +1,4 @@
-"""What a finished study says: read from the commits of its DVC experiments, compared with the full model."""
+"""Reads the outcomes of a finished study from its DVC experiments, and compares them with the full model."""
 
 import io
 import json
@@ -14,12 +14,12 @@ from stages.errors import InputError
 from stages.evaluation.bootstrap import ImageHits, image_hits, rsum_difference
 
 SPLIT = "test"
-"""Models are selected on val; what is reported is measured once, on test."""
+"""Models are selected on val; reported numbers are measured once, on test."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one training came to."""
+    """The results of one training."""
 
     recall: dict[str, float]
     gates: dict[str, float | None]
@@ -28,7 +28,7 @@ class Outcome:
     curve: pd.DataFrame
     """plots/val_recall.csv, a row per epoch."""
     val_rsum: float
-    """Of the kept model, on val."""
+    """rsum of the kept model on val."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,18 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """What the interval, as it is printed, allows to say of the full model."""
+        """The conclusion about the full model that the interval, rounded as printed, supports."""
         return "better" if round(self.low, 1) > 0 else "worse" if round(self.high, 1) < 0 else "no difference found"
 
 
 def commit_of(experiment: str) -> str | None:
-    """The commit of a DVC experiment; None where there is none of this name: it has not finished."""
+    """The commit of a DVC experiment; None if none of this name has finished."""
     command = ["git", "for-each-ref", "--format=%(objectname)", f"refs/exps/*/*/{experiment}"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.partition("\n")[0] or None
 
 
 def read_outcome(experiment: str) -> Outcome:
-    """Read a finished experiment's metrics, curve and ranks, from git and DVC's cache.
+    """Read a finished experiment's metrics, curve and ranks from git and DVC's cache.
 
     Raises:
         InputError: there is no such experiment, or it did not evaluate the test split.
@@ -90,14 +90,14 @@ def read_outcome(experiment: str) -> Outcome:
 
 
 def hits_of(queries: pd.DataFrame, captions: pd.DataFrame) -> ImageHits:
-    """The hits of each image, images in the order of their ids.
+    """The hits of each image, in the order of image ids.
 
-    Those of COCO 1K's folds are taken together: their rsum is that of all queries, and as folds have nearly equal
-    numbers of captions, within 0.001 of the mean over folds that evaluate reports.
+    The folds of COCO 1K are pooled: their rsum is over all queries. It is within 0.001 of the mean over folds that
+    evaluate reports, because the folds have nearly equal numbers of captions.
 
     Args:
-        queries: direction, query_id, rank, as evaluate writes them.
-        captions: caption_id, image_id.
+        queries: columns direction, query_id, rank, as written by evaluate.
+        captions: columns caption_id, image_id.
     """
     ranks = {direction: rows.set_index("query_id")["rank"] for direction, rows in queries.groupby("direction")}
     i2t = ranks["i2t"].sort_index()
@@ -107,14 +107,14 @@ def hits_of(queries: pd.DataFrame, captions: pd.DataFrame) -> ImageHits:
 
 
 def compare(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, Difference]:
-    """The full model against every other variant; outcomes[variant] has one entry per seed, some variants' more."""
+    """The full model minus every other variant; outcomes[variant] has one entry per seed, some have more seeds."""
     return {
         name: difference_of(outcomes["full"], of_variant) for name, of_variant in outcomes.items() if name != "full"
     }
 
 
 def difference_of(first: Sequence[Outcome], second: Sequence[Outcome]) -> Difference:
-    """The first model minus the second, each with an entry per seed, over the first seeds, which both have."""
+    """The first model minus the second, over the leading seeds that both have; each has an entry per seed."""
     common = min(len(first), len(second))
     return Difference(
         *rsum_difference(*([outcome.hits for outcome in of_model[:common]] for of_model in (first, second)))
@@ -122,7 +122,7 @@ def difference_of(first: Sequence[Outcome], second: Sequence[Outcome]) -> Differ
 
 
 def spread(values: Sequence[float | None]) -> tuple[float, float | None] | None:
-    """Mean and sample standard deviation over seeds, which of one seed is None; None where a model has no such
+    """Mean and sample standard deviation over seeds (the latter None for one seed); None if any seed lacks the
     number."""
     known = [value for value in values if value is not None]
     if len(known) < len(values) or not known:

@@ -1,4 +1,4 @@
-"""What a study's numbers say: the paper's five questions, and what is believed after it."""
+"""Conclusions from a study's numbers: answers to the paper's five questions, and what we now believe."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,22 +7,22 @@ from typing import Any
 from pipelines.study import Difference, Outcome, difference_of, spread
 
 Outcomes = Mapping[str, Sequence[Outcome]]
-"""Variant -> one outcome per seed; `full` is among them."""
+"""Variant -> one outcome per seed; includes `full`."""
 
 
 @dataclass(frozen=True)
 class StudyInput:
-    """What the study ran on."""
+    """The inputs of the study."""
 
     labels: Mapping[str, str]
     seeds: Sequence[int]
     base: Mapping[str, Any]
     """Params that the study sets for every row."""
     data: str
-    """Where the images and captions come from, and how many they are."""
+    """Source and number of the images and captions."""
     commit: str
     true_by_chance: float | None
-    """Share of the content words of random negative pairs that are true of the picture; None where it is not known."""
+    """Share of the content words of random negative pairs that are true of the picture; None if unknown."""
     run: str | None
     """Key of the MLflow run that all trainings are nested under."""
 
@@ -57,9 +57,9 @@ QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
 )
 BEGUN = 60.0
-"""An rsum below which a model has hardly begun to learn: a tenth of what there is."""
+"""A model with an rsum below this has hardly begun to learn: a tenth of the maximum."""
 MEASURED_OTHERWISE = ("gates-open", "gates-of-another")
-"""Rows of the full model's own training: what they score says nothing of how a training went."""
+"""Rows that test the full model's own training differently: their scores say nothing about how training went."""
 BELIEFS: tuple[tuple[str, str], ...] = (
     ("no-messages", "Messages are worth"),
     ("no-messages-large", "Messages, against as many parameters without them, are worth"),
@@ -75,9 +75,9 @@ BELIEFS: tuple[tuple[str, str], ...] = (
     ("no-curriculum", "Beginning on easier negatives is worth"),
     ("joint-term", "Training no joint embedding, which an index needs, on the same encoders is worth"),
 )
-"""Row -> what the full model's difference to it is the worth of."""
+"""Row -> what the difference between the full model and this row measures, as the start of a sentence."""
 ENCODERS_TAUGHT = ("published-gates-joint-term", "no-gates-joint-term")
-"""With and without gates, and the same further signal, which is of the encoders alone."""
+"""Rows with and without gates; both also train a joint embedding, an extra signal for the encoders alone."""
 
 
 def title(differences: Mapping[str, Difference]) -> str:
@@ -90,7 +90,7 @@ def title(differences: Mapping[str, Difference]) -> str:
 
 
 def beliefs(outcomes: Outcomes, differences: Mapping[str, Difference], study: StudyInput) -> list[str]:
-    """What each part of the model is worth, the best peer, unsupervised gates, and what counts and places tell."""
+    """The worth of each part of the model, the best peer, unsupervised gates, and the effect of counts and places."""
     lines = [
         f"- {claim} {_worth(differences[row])}{_but(row, outcomes)}." for row, claim in BELIEFS if row in differences
     ]
@@ -115,7 +115,7 @@ def beliefs(outcomes: Outcomes, differences: Mapping[str, Difference], study: St
             f"ones, AUC {told}{less}."
         )
     if "counts" in differences:
-        # "counts" is trained with foils, too: what they bring alone is not the evidence's.
+        # "counts" is also trained with foils; the effect of foils alone is not due to the evidence.
         rows = [row for row in ("counts", "full", "foils") if row in outcomes]
         count, relation = (
             [foil(outcomes[row], kind, "true_first_balanced") for row in rows] for kind in ("count", "relation")
@@ -132,7 +132,7 @@ def beliefs(outcomes: Outcomes, differences: Mapping[str, Difference], study: St
 
 
 def hardly_learnt(row: str, outcomes: Outcomes) -> int:
-    """How many of a row's seeds ended below `BEGUN`, or below half of its best one."""
+    """The number of a row's seeds whose rsum ended below `BEGUN`, or below half that of its best seed."""
     if row in MEASURED_OTHERWISE:
         return 0
     rsums = [outcome.recall["rsum"] for outcome in outcomes[row]]

@@ -1,4 +1,4 @@
-"""The page of a study and its pictures: its outcomes as tables and answers. Generated, never typed."""
+"""Generates the page of a study, its outcomes as tables and answers, and its charts."""
 
 import itertools
 import os
@@ -30,25 +30,25 @@ from stages.charts.lines import Line, line_chart
 from stages.charts.svg import chart_svg, standalone
 
 BALANCED = ("count", "relation")
-"""Kinds of foils whose words are not equally frequent, or are what the foils of training ask for."""
+"""Kinds of foils whose words differ in frequency, or are favoured by training on foils."""
 GATE_ROWS = ("words", "gate"), ("content words", "gate_content"), ("regions", "region_gate")
 
 
 @dataclass(frozen=True)
 class Page:
-    """What one study's page says that another's does not."""
+    """The parts of a page that differ between studies."""
 
     title: str | None = None
-    """None: the questions that its rows answer."""
+    """None: a title made from the questions that its rows answer."""
     command: str = "python -m pipelines.ablation"
     remarks: str = ""
     """Markdown below the table of recalls."""
     further: str = ""
-    """Markdown above the fine print."""
+    """Markdown above the section "Fine print"."""
 
 
 def write_document(path: Path, outcomes: Outcomes, study: StudyInput, page: Page = Page()) -> None:
-    """Write the document and, beside it, its two pictures."""
+    """Write the document and, in the same folder, its two charts."""
     differences = compare(outcomes)
     write_text(path.with_name(f"{path.stem}-differences.svg"), _draw_differences(differences, study))
     write_text(path.with_name(f"{path.stem}-gates.svg"), _draw_gates(outcomes, study))
@@ -106,7 +106,7 @@ def _seeds(study: StudyInput) -> str:
 
 
 def _over_seeds(outcomes: Outcomes) -> str:
-    """What the intervals say of seeds; those of a row with one seed say nothing."""
+    """How the intervals account for seeds; that of a row with one seed does not."""
     counts = {len(of_variant) for name, of_variant in outcomes.items() if name != "full"} or {1}
     if counts == {1}:
         return " alone, which says nothing of other seeds"
@@ -217,14 +217,14 @@ def _draw_differences(differences: Mapping[str, Difference], study: StudyInput) 
     intervals = [
         Interval(study.labels[name], difference.low, difference.mean, difference.high)
         for name, difference in differences.items()
-        if name not in MEASURED_OTHERWISE  # hundreds beside tens: the others could not be told apart in the picture
+        if name not in MEASURED_OTHERWISE  # hundreds beside tens: the other rows would look alike in the chart
     ]
     label = "rsum, full model minus this one (right: the full model is better)"
     return standalone(interval_chart(intervals, "Difference in rsum to the full model", label))
 
 
 def _draw_gates(outcomes: Outcomes, study: StudyInput) -> str:
-    """Mean over the seeds that were still trained, and a band from the lowest to the highest."""
+    """Draw, per epoch, the mean over the seeds still training, and a band from the lowest to the highest."""
     lines = []
     for name in ("full", "gate-context", "published-gates"):
         curves = [outcome.curve for outcome in outcomes.get(name, ()) if "gate_positive_mean" in outcome.curve]

@@ -1,4 +1,4 @@
-"""Each row of a study with a learning rate of its own: trained with several, and the best on validation taken."""
+"""Tunes the learning rate of each row of a study: trains it with several, and selects the best on validation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,19 +9,19 @@ from pipelines.summary import table
 
 RATE = "train.learning_rate"
 Rated = Mapping[str, Mapping[float, Outcome]]
-"""Variant -> multiple of the learning rate -> what a training with it came to; 1 is the study's own."""
+"""Variant -> multiple of the learning rate -> outcome of a training with it; 1 is the study's own rate."""
 
 
 def with_rates(
     variants: Mapping[str, Mapping[str, Any]], multiples: Sequence[float], rate: float, base: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Every variant with multiples of its learning rate: {"full-x0.5": {..., "train.learning_rate": ...}, ...}.
+    """Combine each variant with multiples of its learning rate: {"full-x0.5": {..., "train.learning_rate": ...}, ...}.
 
     Args:
         variants: name -> the params that it changes, as dotted keys.
-        multiples: of the learning rate that it would have.
+        multiples: factors of the learning rate that a variant would otherwise have.
         rate: the learning rate of params.yaml.
-        base: params that are changed for all of them, laid under the variants.
+        base: params set for all variants; variants override them.
     """
     return {
         f"{name}-x{multiple:g}": {**overrides, RATE: multiple * {RATE: rate, **base, **overrides}[RATE]}
@@ -31,12 +31,12 @@ def with_rates(
 
 
 def rates_markdown(rated: Rated, labels: Mapping[str, str], seed: int) -> str:
-    """A table of what each row reaches with each learning rate, and how far the full model is above its best one.
+    """A table of each row's rsum with each learning rate, and the full model's difference to it, each at its best rate.
 
     Args:
-        rated: `full` and other rows.
-        labels: of the rows.
-        seed: of all these trainings.
+        rated: outcomes of `full` and other rows.
+        labels: labels of the rows.
+        seed: the seed of all these trainings.
     """
     multiples = sorted({multiple for outcomes in rated.values() for multiple in outcomes})
     best = {name: max(outcomes, key=lambda multiple: outcomes[multiple].val_rsum) for name, outcomes in rated.items()}

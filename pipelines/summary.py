@@ -1,4 +1,4 @@
-"""What a flow publishes: tables of numbers, and the way to MLflow."""
+"""Content that flows publish: tables of numbers, and the link to MLflow."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
 
 
 def rows_of_metrics(path: Path) -> list[dict[str, Any]]:
-    """A row per split and direction of metrics/retrieval.json; empty where there is no such file."""
+    """A row per split and direction of metrics/retrieval.json; empty if there is no such file."""
     if not path.is_file():
         return []
     rows = []
@@ -29,7 +29,7 @@ def _rounded(value: Any) -> Any:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of equal keys as a markdown table."""
+    """Format rows, which all have the same keys, as a markdown table."""
     if not rows:
         return ""
     head = list(rows[0])
@@ -39,7 +39,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def summary_markdown(done: Mapping[str, str], rows: Sequence[Mapping[str, Any]], link: str | None) -> str:
-    """The page of a run: the recall table, the MLflow run, and what was done."""
+    """The page of a run: the recall table, the link to the MLflow run, and the state of each stage."""
     sections = ["# Retrieval\n", table(rows) or "There is no metrics/retrieval.json.\n"]
     if link:
         sections.append(f"\nMLflow run: {link}\n")
@@ -51,7 +51,7 @@ def summary_markdown(done: Mapping[str, str], rows: Sequence[Mapping[str, Any]],
 
 
 def cost_cells(costs: Sequence[Cost | None]) -> dict[str, str]:
-    """Mean time and largest memory of some runs of a stage; empty where it is not known of all of them."""
+    """Mean time and largest memory of some runs of a stage; empty if unknown for any of them."""
     known = [cost for cost in costs if cost is not None]
     if not known or len(known) < len(costs):
         return {"time": "", "memory": ""}
@@ -60,12 +60,12 @@ def cost_cells(costs: Sequence[Cost | None]) -> dict[str, str]:
 
 
 def costs_markdown(shared: Sequence[str], experiments: Mapping[str, Sequence[str]], jobs: int) -> str:
-    """What each stage took, as a section; empty where nothing is known.
+    """A section with the time and memory of each stage; empty if nothing is known.
 
     Args:
-        shared: stages that ran once, here.
-        experiments: those of each model, whose trainings and evaluations are said.
-        jobs: how many of them ran at once.
+        shared: stages that ran once, in this workspace.
+        experiments: label of a model -> names of its experiments, whose train and evaluate stages are listed.
+        jobs: number of experiments that ran at once.
     """
     rows = [{"stage": stage, "model": "", **cost_cells([cost_of(stage)])} for stage in shared]
     rows += [
@@ -79,13 +79,13 @@ def costs_markdown(shared: Sequence[str], experiments: Mapping[str, Sequence[str
 
 
 def diff_markdown(rows: Sequence[Mapping[str, Any]], base: str) -> str:
-    """`dvc metrics diff` as a section."""
+    """A section with the rows of `dvc metrics diff`."""
     shown = [{key: _rounded(value) for key, value in row.items()} for row in rows]
     return f"\n# Against {base}\n\n" + (table(shown) or f"No number differs from {base}.\n")
 
 
 def mlflow_link(checkpoint: Path) -> str | None:
-    """A link to the run that trained a model, on the server or, for a local store, on `make ui`; None: unknown."""
+    """A link to the run that trained a model, on the server or, for a local store, in `make ui`; None if unknown."""
     from stages.errors import InputError
     from stages.tracking import trained_by
     from stages.tracking.delivery import bound_waiting
@@ -103,10 +103,10 @@ def mlflow_link(checkpoint: Path) -> str | None:
 
     server = os.environ.get("MLFLOW_TRACKING_URI", "")
     base = server if server.startswith("http") else "http://127.0.0.1:5000"
-    bound_waiting(3)  # a server that hangs must not hold the flow
+    bound_waiting(3)  # a server that hangs must not block the flow
     try:
         run = find_run(MlflowClient(store_uri(main_root())), key)
-    except Exception as error:  # the page is published without the link
+    except Exception as error:  # publish the page without the link
         why = "MLflow has no such run yet" if isinstance(error, InputError) else "the server does not answer now"
         return f"`{key}` (tag camp.run or camp.model; {why})"
     return (

@@ -1,4 +1,4 @@
-"""The variants that are run side by side: changes to params.yaml, and what else their results depend on."""
+"""The variants that are run in parallel: changes to params.yaml, and what else their results depend on."""
 
 import hashlib
 import itertools
@@ -20,30 +20,30 @@ from stages.tracking.machine import DIFF
 
 
 def set_param(key: str, value: Any) -> list[str]:
-    """Arguments of `dvc exp run` that give the key of params.yaml this value, whatever it had before.
+    """Arguments of `dvc exp run` that set a key of params.yaml to a value, whatever its old value.
 
-    A key that an empty mapping is for is taken out, which says the same: params are mappings that are empty by default,
-    and where one stood over several lines DVC would write a file that is no YAML.
+    To set an empty mapping, the key is removed, which is equivalent because params that are mappings are empty by
+    default. Otherwise DVC would write invalid YAML if the old mapping spans several lines.
     """
     if not isinstance(value, dict | list):
         return ["--set-param", f"{key}={_hydra(value)}"]
-    # Hydra, which DVC reads them with, would merge it with what is there.
+    # DVC parses these arguments with Hydra, which would merge the value with the old one.
     added = [] if value == {} else ["--set-param", f"+{key}={_hydra(value)}"]
     return ["--set-param", f"~{key}", *added]
 
 
 def overridden(params: Params, overrides: Mapping[str, Any]) -> Params:
-    """The params with other values for some keys.
+    """The params with the values of some keys replaced.
 
     Raises:
-        InputError: there is no such key, or a value is not allowed, or not beside the others.
+        InputError: a key does not exist, or a value is not allowed, by itself or together with the others.
     """
     values = params.to_dict()
     for dotted, value in overrides.items():
         *sections, key = dotted.split(".")
         place = values
         for section in sections:
-            place = place.setdefault(section, {})  # one that there is not is refused below
+            place = place.setdefault(section, {})  # an unknown section is rejected below
             if not isinstance(place, dict):
                 raise InputError(f"{dotted}: {section} has no keys; expected a key of params.yaml")
         place[key] = value
@@ -51,7 +51,7 @@ def overridden(params: Params, overrides: Mapping[str, Any]) -> Params:
 
 
 def _hydra(value: Any) -> str:
-    """A value as Hydra's grammar of overrides writes it: keys have no quotes, and in quotes only a quote is escaped."""
+    """Format a value in Hydra's override grammar: keys are unquoted, and inside quotes only a quote is escaped."""
     if isinstance(value, dict):
         keys = (re.sub(r"([][(){}:=, \\])", r"\\\1", key) for key in value)
         return f"{{{', '.join(f'{key}: {_hydra(inner)}' for key, inner in zip(keys, value.values(), strict=True))}}}"
@@ -63,10 +63,10 @@ def _hydra(value: Any) -> str:
 
 
 def variants_of(grid: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
-    """Every combination of a grid, by a name made of its values: {"model.gate": [..]} -> {"gate-none": {..}}.
+    """Every combination of a grid, named after its values: {"model.gate": [..]} -> {"gate-none": {..}}.
 
     Raises:
-        InputError: a value of the grid is no list, or an empty one, or two combinations have the same name.
+        InputError: a value of the grid is not a list, or is empty, or two combinations have the same name.
     """
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
@@ -82,16 +82,16 @@ def variants_of(grid: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _label(value: Any) -> str:
-    """A value as part of a name that MLflow takes."""
+    """Format a value as part of a name that MLflow accepts."""
     text = "_".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     return re.sub(r"[^\w./-]+", "_", text, flags=re.ASCII)
 
 
 def params_of(variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Params]:
-    """What each variant makes of params.yaml.
+    """The params of each variant: params.yaml with its overrides.
 
     Raises:
-        InputError: params.yaml is wrong, or would be with a variant, which the message names.
+        InputError: params.yaml is wrong, or becomes so with a variant, which the message names.
     """
     present = Params.load()
     params = {}
@@ -104,7 +104,7 @@ def params_of(variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Params]:
 
 
 def check_evaluated(params: Mapping[str, Params], split: str) -> None:
-    """InputError where a variant would be trained and not measured on the split that a study reports."""
+    """Raise InputError if a variant would not be evaluated on the split that the study reports."""
     for name, of_variant in params.items():
         if split not in of_variant.evaluate.splits:
             splits = shown(list(of_variant.evaluate.splits))
@@ -112,26 +112,26 @@ def check_evaluated(params: Mapping[str, Params], split: str) -> None:
 
 
 def say_what_rows_keep(variants: Mapping[str, Mapping[str, Any]], base: Mapping[str, Any]) -> None:
-    """Name, in the log, the rows with a value of their own for what `base` says."""
+    """Log a warning that names the rows that override keys of `base`."""
     kept = {name: sorted(overrides.keys() & base.keys()) for name, overrides in variants.items()}
     if said := [f"{name}: {', '.join(keys)}" for name, keys in kept.items() if keys]:
         get_run_logger().warning("rows keep their own value: %s", "; ".join(said))
 
 
 def named_content(params: Mapping[str, Params]) -> dict[str, Content]:
-    """By variant, what the files and folders hold that its params name.
+    """By variant, the content of the files and folders that its params name.
 
-    It belongs to what a variant is: its overrides say their paths alone, whose content may be another tomorrow.
+    It is part of a variant's identity: overrides only have the paths, and the content may change later.
 
     Raises:
-        InputError: what a variant names is not here.
+        InputError: a file or folder that a variant names is missing.
     """
     known: dict[str, Content] = {}
     content = {}
     for name, of_variant in params.items():
         sections = NamedFilesSections.from_dict(of_variant.to_dict())
         paths = json.dumps([named_paths(sections), sections.model.transformer], sort_keys=True)
-        if paths not in known:  # most variants name the same
+        if paths not in known:  # most variants name the same files
             try:
                 known[paths] = content_now(sections)
             except InputError as error:
@@ -146,11 +146,11 @@ def hash_of(*values: object) -> str:
 
 
 def hash_of_all_else(shared: Sequence[str]) -> str:
-    """Hash of what all variants have in common: tracked files that matter to a stage, and what shared stages made."""
+    """Hash of what all variants share: tracked files that can affect a stage, and outputs of the shared stages."""
     files = ["--", ".", *(f":!{path}" for path in ("docs", "tests", "*.md", "dvc.lock", "metrics", "plots"))]
     git = [["git", "ls-files", "-s", *files], [*DIFF, *files]]
     said = [hashlib.sha256(subprocess.run(command, capture_output=True, check=True).stdout) for command in git]
-    lock = Path("dvc.lock")  # is not there where the only shared stage is that of named/dvc.yaml
+    lock = Path("dvc.lock")  # missing if the only shared stage is that of named/dvc.yaml
     stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"] if shared and lock.is_file() else {}
     of_shared = [stages.get(name, {}).get("outs", []) for name in shared]
     return hash_of(*(of_git.hexdigest() for of_git in said), of_shared)
