@@ -1,4 +1,4 @@
-"""What a collection answers."""
+"""The answers of a collection."""
 
 from dataclasses import dataclass
 
@@ -6,12 +6,12 @@ from stages.errors import InputError
 
 
 class UnknownPicture(InputError):
-    """A picture id that is not, or no longer, one of the collection."""
+    """There is no picture with this id in the collection, or no longer."""
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A picture of an answer."""
+    """One picture of an answer."""
 
     picture_id: str
     score: float
@@ -20,19 +20,19 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a sentence found."""
+    """The answer to a sentence."""
 
     hits: list[Hit]
-    """Best first, from `offset` on."""
+    """Best first, starting at `offset`."""
     words: list[str]
-    """As the model reads the sentence."""
+    """The words of the sentence as the model reads them."""
     unknown: list[str]
-    """Those that it does not know."""
+    """Words that it does not know."""
     by_spelling: list[str]
-    """Those that it knows by their spelling alone: the vocabulary that was trained on lacks them."""
+    """Words that it knows only by their spelling, because they are not in the training vocabulary."""
     dropped: int
-    """Words at the end that it does not read."""
+    """Number of words at the end that it does not read."""
     scored: int
-    """Pictures that CAMP has ranked: all, or those of the shortlist."""
+    """Number of pictures that CAMP ranked: all, or those of the shortlist."""
     total: int
-    """Pictures that could be searched at that moment."""
+    """Number of pictures that could be searched at that moment."""

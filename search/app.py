@@ -1,4 +1,4 @@
-"""Serve the page of a collection until the process is told to end."""
+"""Serves the page of a collection until the process is stopped."""
 
 import contextlib
 import ipaddress
@@ -13,27 +13,27 @@ from search.web.application import create_application
 from stages.errors import InputError, shown
 
 AT_ONCE = 256
-"""Connections at one time; further ones are told to come again."""
+"""Maximum number of connections; further ones get the answer to try again."""
 GRACE = 5
-"""Seconds that requests may take to end once the process is told to."""
+"""Seconds that requests may take to finish after the process is told to stop."""
 
 
 def serve(
     collection: PictureCollection, host: str = "127.0.0.1", port: int = 0, allowed_hosts: Sequence[str] = ()
 ) -> None:
-    """Serve a collection; prints the address, returns once SIGINT or SIGTERM has ended it.
+    """Serve a collection and print its address; return after SIGINT or SIGTERM.
 
     Args:
-        host: address to listen on; what is not of this machine alone is said.
-        port: 0 for any that is free.
-        allowed_hosts: names under which others may ask.
+        host: address to listen on; a message warns if other machines can reach it.
+        port: 0 for any free port.
+        allowed_hosts: host names that others may use in requests.
 
     Raises:
-        InputError: an address that is not to be had, or a name that is none.
+        InputError: the address is not available, or a name is invalid.
     """
     application = create_application(collection, [*allowed_hosts, *_own_name(host)])
     listening = _listen(host, port)
-    # uvicorn raises the signal that ended it again once all is answered; here that only ends `run`.
+    # After its last answer uvicorn raises the signal again; here that only ends `run`.
     previous = {number: signal.signal(number, _end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         collection.start()
@@ -57,7 +57,7 @@ def serve(
 
 
 class _Ended(BaseException):
-    """The process was told to end."""
+    """The process was told to stop."""
 
 
 def _end(number: int, frame: object) -> None:
@@ -91,7 +91,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _own_name(host: str) -> list[str]:
-    """The name in addresses of a server that listens on `host`; none where that is every address of the machine."""
+    """The host name in addresses of a server that listens on `host`; empty if it listens on all addresses."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

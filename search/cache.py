@@ -1,8 +1,8 @@
-"""What is known of pictures, on disk: regions by content and extractor, for all folders of a person.
+"""The cache of regions on disk, by content and extractor, for all folders of a user.
 
-The shards are the state, and there is no other: each is a file that is whole or not there, named by the content of its
-pictures, and never changed. So a process that is killed has lost the shard that it was at, and two processes cannot
-spoil anything; the lock only keeps them from extracting the same pictures twice.
+The shards are the only state. Each is a file that is complete or missing, is named by the content of its pictures, and
+never changes. So a killed process loses only its current shard, and two processes cannot damage anything; the lock only
+keeps them from extracting the same pictures twice.
 """
 
 import errno
@@ -29,23 +29,23 @@ from stages.indexing.vectors import shard_vectors, vector_file
 Row = tuple[str, str, int, int]
 """(sha256 of a picture, shard's file name, row in it, number of regions)"""
 READ_AHEAD = 24
-"""Pictures decoded ahead of the network."""
+"""Number of pictures decoded ahead of the network."""
 STALE = 3600.0
-"""Seconds after which a temporary file is what a killed process left."""
+"""Age in seconds from which a temporary file is treated as left by a killed process."""
 
 
 class FeatureCache:
-    """The regions that one extractor has seen.
+    """The regions that one extractor has extracted.
 
     Args:
-        folder: of all caches.
+        folder: folder of all caches.
         looker: the extractor.
-        extraction: what it was set up with.
+        extraction: its settings.
     """
 
     def __init__(self, folder: Path, looker: Looker, extraction: Extraction) -> None:
         description = Description.load(looker.folder)
-        # One at a time, which on a CPU is as fast: what is seen in a picture then depends, to the bit, on no other one.
+        # One at a time, which is as fast on a CPU, so that a picture's features depend on no other picture, to the bit.
         regions = extraction.regions.replace(max_rejected_share=1.0, device="cpu", batch_size=1)
         self.params = ExtractSections(detector=extraction.detector, regions=regions)
         self._head = extraction_head(self.params, description)
@@ -55,15 +55,15 @@ class FeatureCache:
         self.info: StoreInfo = store_info(self.params.regions, description)
         self.looker = looker
         self.rows: dict[str, Row] = {}
-        """By sha256, what has regions."""
+        """sha256 of each picture with regions -> its row."""
         self.rejected: dict[str, str] = {}
         """sha256 -> why there will be no regions."""
         self._shards: dict[str, list[Row]] = {}
-        """The rows of each shard, by file name."""
+        """Shard's file name -> its rows."""
         self._mapped: dict[str, MappedShard] = {}
-        """What is known is mapped, so that it can be read when another process has removed its file."""
+        """Shards are memory-mapped, so that they can be read even after another process has removed their files."""
         self._files: dict[str, tuple[int, int] | None] = {}
-        """Inode and time of change of the files that are mapped."""
+        """Inode and modification time of the mapped files."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._clean()
 
@@ -74,7 +74,7 @@ class FeatureCache:
                 path.unlink(missing_ok=True)
 
     def refresh(self) -> None:
-        """Map shards that are new here, and read who is in them; a torn one goes: its pictures can be seen again."""
+        """Map new shards and read their picture ids; remove torn ones, whose pictures can be extracted again."""
         for path in sorted(self.folder.glob("*.arrow")):
             if path.name in self._shards:
                 continue
@@ -83,7 +83,7 @@ class FeatureCache:
                 mapped, header = map_shard(path, check=False), read_header(path, check=False)
                 whole = header.key == path.stem and header.info == mapped.info == self.info
             except ValueError as error:
-                if _is_passing(reason := error.__context__):  # it may be whole
+                if _is_passing(reason := error.__context__):  # it may be complete
                     raise InputError(f"{path}: cannot be read now ({reason}); expected memory to read it") from None
                 whole = False
             if not whole:
@@ -97,13 +97,13 @@ class FeatureCache:
             self.rejected |= {name: why for name, why in header.rejected if why not in PASSING_REASONS}
 
     def damaged(self, going: Callable[[], bool]) -> list[str]:
-        """Read all shards and compare them with their seals.
+        """Read all shards and check their seals.
 
         Args:
-            going: asked before each; whether to go on.
+            going: called before each; whether to continue.
 
         Returns:
-            Those that are damaged or gone, or that another process has made again since they were mapped.
+            Shards that are damaged or missing, or that another process has replaced since they were mapped.
         """
         damaged = []
         for name in sorted(self._shards):
@@ -115,10 +115,10 @@ class FeatureCache:
         return damaged
 
     def forget(self, shards: Sequence[str], weights: str) -> None:
-        """Let some shards go; from the disk, too, what is damaged, and what a model has made of it.
+        """Unmap some shards, delete the vectors that a model has computed from them, and delete damaged shards.
 
         Args:
-            weights: of the model.
+            weights: key of the model's weights.
         """
         damaged = {name for name in shards if not _whole(self.folder / name)}
         for name in shards:
@@ -130,15 +130,15 @@ class FeatureCache:
         self.rows = {sha256: row for sha256, row in self.rows.items() if row[1] in self._shards}
 
     def extract(self, root: Path, pictures: Sequence[tuple[str, str]], done: Callable[[], bool]) -> dict[str, str]:
-        """Look at some pictures and write their shard.
+        """Extract some pictures and write their shard.
 
         Args:
-            root: what paths start from.
+            root: folder that the paths are relative to.
             pictures: (sha256, path below `root`).
-            done: called after each picture; whether to go on. If not, nothing is written.
+            done: called after each picture; whether to continue. If not, nothing is written.
 
         Returns:
-            sha256 -> why a picture has no regions now, for reasons that may pass.
+            sha256 -> why a picture has no regions, for reasons that may be temporary.
         """
         images = tuple(PlannedImage(sha256, path, sha256, 0, 0) for sha256, path in pictures)
         shard = Shard(shard_key(self._head, images), images)
@@ -158,26 +158,26 @@ class FeatureCache:
                 return passing
         run.finish()
         run.write()
-        self._shards.pop(shard.file_name, None)  # of the same pictures there may have been one, but without any
+        self._shards.pop(shard.file_name, None)  # an earlier shard of the same pictures may have had no regions
         return passing
 
     def identity(self, sha256: str) -> object:
-        """That of the mapped shard which the regions of a picture are in."""
+        """Identity of the mapped shard that has the regions of a picture."""
         return self._mapped[self.rows[sha256][1]].identity
 
     def store(self, rows: Sequence[Row]) -> RegionStore:
-        """Some pictures as a store, all of whose shards are mapped."""
+        """A store of some pictures, whose shards are all mapped."""
         return RegionStore.of(self.folder, self.info, rows, self._mapped)
 
     def vectors_of(self, model: CAMP, weights: str, shard: str) -> tuple[list[str], Vectors]:
-        """The pictures of a shard and their vectors, remembered on disk."""
+        """The pictures of a shard and their vectors, cached on disk."""
         store = self.store(self._shards[shard])
         rows = np.arange(len(store), dtype=np.int64)
         return store.image_ids, shard_vectors(model, weights, store, shard, rows, self.vectors)
 
 
 def _file(path: Path) -> tuple[int, int] | None:
-    """What tells a file from another one of its name; None where there is none."""
+    """Identifies a file among others of the same name; None if there is no file."""
     try:
         about = path.stat()
     except OSError:
@@ -196,6 +196,6 @@ def _whole(path: Path) -> bool:
 
 
 def _is_passing(error: BaseException | None) -> bool:
-    """Whether an error says something of the machine at this moment, not of the file."""
+    """Whether an error is due to the current state of the machine, not to the file."""
     few = errno.ENOMEM, errno.EMFILE, errno.ENFILE
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in few)

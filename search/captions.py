@@ -13,17 +13,17 @@ from camp_model.model import CAMP
 from stages.contracts import input_errors
 
 MOST = 40_000
-"""Captions that are compared with a picture; of more, evenly chosen ones."""
+"""Number of captions that are compared with a picture; from more, they are chosen evenly."""
 BLOCK = 512
-"""Captions encoded together, of like length."""
+"""Number of captions of similar length that are encoded together."""
 
 
 class CaptionRanker:
-    """Ranks the captions of a table for pictures; they are encoded when the first picture comes, and held.
+    """Ranks the captions of a table for pictures; they are encoded for the first picture, and kept.
 
     Args:
         model: in evaluation mode, on the CPU.
-        path: of the captions that were trained on.
+        path: file of the training captions.
     """
 
     def __init__(self, model: CAMP, path: Path) -> None:
@@ -43,7 +43,7 @@ class CaptionRanker:
                 return
             with input_errors():
                 table = CaptionTable.load(self.path)
-            _, rows = np.unique(table.text_index, return_index=True)  # of equal captions the first
+            _, rows = np.unique(table.text_index, return_index=True)  # the first of equal captions
             rows = rows[np.linspace(0, len(rows) - 1, min(MOST, len(rows))).astype(np.int64)] if len(rows) else rows
             rows = rows[np.argsort(table.lengths[rows], kind="stable")]
             chunks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
@@ -52,7 +52,7 @@ class CaptionRanker:
 
     @torch.inference_mode()
     def rank(self, regions: Tensor, region_mask: Tensor, top: int) -> list[tuple[str, float]]:
-        """The best captions of a picture [1, R, d], bool [1, R], and their logits; equal ones in alphabetical order."""
+        """The best captions of a picture [1, R, d], bool [1, R], and their logits; ties in alphabetical order."""
         self.prepare()
         assert self._blocks is not None
         if not self._texts:

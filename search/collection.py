@@ -1,6 +1,6 @@
-"""A collection that is searched: the one interface of the command line and of the page.
+"""A searchable collection: the interface that both the command line and the page use.
 
-All of it may be called from several threads at once; the answers are those that one caller alone would get.
+All methods may be called from several threads at once; the answers are the same as with a single caller.
 """
 
 import random
@@ -31,23 +31,23 @@ from stages.indexing.vectors import weights_key
 from stages.params.index import IndexParams
 
 Features = npt.NDArray[Any]
-"""[R, region_dim], of R regions of a picture."""
+"""[R, region_dim], the features of a picture's R regions."""
 Pixels = npt.NDArray[np.uint8]
 """RGB [H, W, 3], upright."""
 REMEMBERED = 32
-"""Sentences whose ranking is remembered, so that more rows of an answer cost nothing."""
+"""Number of sentences whose rankings are cached, so that further rows of an answer cost nothing."""
 
 
 class PictureCollection:
-    """Pictures, and the model that ranks them; made by `open_workspace` and `open_folder`.
+    """Pictures, and the model that ranks them; created by `open_workspace` and `open_folder`.
 
     Args:
-        source: brings the pictures.
+        source: provides the pictures.
         model: in evaluation mode, on the CPU.
-        reader: cuts sentences.
-        shortlist: pictures that CAMP ranks; None: all.
-        captions: the table of training captions, where there is one.
-        max_pixels: width times height of a picture above which it is not decoded.
+        reader: splits sentences into words.
+        shortlist: number of pictures that CAMP ranks; None: all.
+        captions: the table of training captions, if there is one.
+        max_pixels: width times height above which a picture is not decoded.
         has_middle: see `has_middle`.
     """
 
@@ -68,34 +68,34 @@ class PictureCollection:
         self._caption_ranker = CaptionRanker(model, captions) if captions and captions.is_file() else None
         self._ranker = Ranker(model, shortlist)
         self._lock = threading.Lock()
-        """One query computes at a time: two would only take the cores from each other."""
+        """One query is computed at a time: two would only compete for the cores."""
         self._remembered: OrderedDict[tuple[int, ...], tuple[Pictures, Ranked]] = OrderedDict()
 
     def start(self) -> None:
-        """Begin to index in the background, where that is to be done."""
+        """Start indexing in the background, if necessary."""
         self.source.start()
 
     def close(self) -> None:
-        """Stop; the collection is of no use afterwards."""
+        """Stop; the collection cannot be used afterwards."""
         self.source.close()
 
     def rescan(self) -> None:
-        """Look for pictures that came, went or changed; returns at once where that takes long."""
+        """Look for added, removed and changed pictures, in the background if that takes long."""
         self.source.rescan()
 
     def status(self) -> Status:
-        """How far the collection is."""
+        """The progress of indexing."""
         return self.source.status()
 
     def search(self, sentence: str, top: int, offset: int = 0) -> Answer:
         """The pictures that a sentence describes.
 
         Args:
-            top: hits at most.
-            offset: hits left out before the first.
+            top: maximum number of hits.
+            offset: number of hits to skip.
 
         Raises:
-            InputError: the sentence holds no word.
+            InputError: the sentence has no words.
         """
         read = self.reader.read(sentence)
         pictures, ranked = self._rank(read.ids)
@@ -121,11 +121,11 @@ class PictureCollection:
             return remembered
 
     def pair(self, picture_id: str, sentence: str) -> PairView:
-        """How a picture and a sentence came to their score.
+        """Explain the score of a picture and a sentence.
 
         Raises:
             UnknownPicture: no such picture.
-            InputError: the sentence holds no word.
+            InputError: the sentence has no words.
         """
         read = self.reader.read(sentence)
         pictures = self.source.pictures()
@@ -137,13 +137,13 @@ class PictureCollection:
         """The features of a picture, for `similar` and `captions_like`.
 
         Raises:
-            InputError: nothing here can look at pictures.
+            InputError: features cannot be computed here.
         """
         with self._lock:
             return self.source.look(image).features
 
     def similar(self, features: Features, top: int) -> list[Hit]:
-        """The pictures that are most like a picture that was looked at."""
+        """The pictures most similar to a picture with these features."""
         return self._nearest(self.source.pictures(), self._vector_of(features), top)
 
     @staticmethod
@@ -151,7 +151,7 @@ class PictureCollection:
         return [Hit(pictures.ids[at], cosine) for at, cosine in zip(*pictures.nearest(vector, top), strict=True)]
 
     def similar_to(self, picture_id: str, top: int) -> list[Hit]:
-        """The pictures that are most like one of the collection, itself left out.
+        """The pictures most similar to one of the collection, which is left out.
 
         Raises:
             UnknownPicture: no such picture.
@@ -164,15 +164,15 @@ class PictureCollection:
 
     @property
     def has_captions(self) -> bool:
-        """Whether the captions that were trained on are here; a model that was shipped comes without them."""
+        """Whether the training captions are available; a shipped model comes without them."""
         return self._caption_ranker is not None
 
     def captions_like(self, features: Features, top: int) -> list[tuple[str, float]]:
-        """The training captions that fit a picture that was looked at best, with CAMP's logit; none where there are no
-        captions here."""
+        """The training captions that best fit a picture with these features, with CAMP's logits; empty if there are no
+        captions."""
         if self._caption_ranker is None:
             return []
-        self._caption_ranker.prepare()  # the first time takes long, and others need not wait
+        self._caption_ranker.prepare()  # the first time takes long, and other calls need not wait
         with self._lock:
             return self._caption_ranker.rank(*self._encoded(features), top)
 
@@ -193,7 +193,7 @@ class PictureCollection:
         return list(self.source.pictures().ids[max(0, offset) : max(0, offset) + max(0, top)])
 
     def examples(self, count: int) -> list[str]:
-        """Training captions of few words, to begin with; none where there are no captions here."""
+        """Short training captions as examples; empty if there are no captions."""
         if self._captions is None or not self._captions.is_file():
             return []
         with input_errors():
@@ -202,7 +202,7 @@ class PictureCollection:
         return random.Random(0).sample(short, min(count, len(short)))
 
     def sha256(self, picture_id: str) -> str:
-        """Of the bytes of a picture that were indexed; empty where nobody knows.
+        """sha256 of the indexed bytes of a picture; empty if unknown.
 
         Raises:
             UnknownPicture: no such picture.
@@ -218,7 +218,7 @@ class PictureCollection:
         return self._file(self.source.pictures(), picture_id).path
 
     def name(self, picture_id: str) -> str:
-        """Where a picture lies below the folder of the collection.
+        """The path of a picture below the folder of the collection.
 
         Raises:
             UnknownPicture: no such picture.
@@ -226,7 +226,7 @@ class PictureCollection:
         return self._file(self.source.pictures(), picture_id).name
 
     def pixels(self, picture_id: str) -> Pixels:
-        """A picture as the detector saw it; only the very bytes that were indexed.
+        """A picture as the detector saw it, and only if its bytes are those that were indexed.
 
         Raises:
             UnknownPicture: no such picture.
@@ -244,10 +244,10 @@ class PictureCollection:
 
 
 def open_workspace(root: Path) -> PictureCollection:
-    """The pictures and the model of a workspace in which the pipeline has run.
+    """Open the pictures and the model of a workspace in which the pipeline has run.
 
     Raises:
-        InputError: something is missing or damaged, or of another detector.
+        InputError: something is missing, damaged, or of another detector.
     """
     workspace = Workspace(root)
     if not workspace.model.is_dir():
@@ -269,16 +269,16 @@ def open_workspace(root: Path) -> PictureCollection:
 def open_folder(
     images: Path, *, model: Path, cache: Path, shortlist: int = IndexParams().shortlist
 ) -> PictureCollection:
-    """Any folder of pictures, indexed in the background once it is started.
+    """Open any folder of pictures, which is indexed in the background after `start`.
 
     Args:
         images: the folder.
         model: the folder of a checkpoint that says which features it reads (`search.features`).
-        cache: folder in which what is known of pictures is remembered.
-        shortlist: pictures that CAMP ranks, where the model was trained with a joint term.
+        cache: folder of the cache of regions and vectors.
+        shortlist: number of pictures that CAMP ranks, if the model was trained with a joint term.
 
     Raises:
-        InputError: a folder is missing, the model is damaged, or its detector cannot be had.
+        InputError: a folder is missing, the model is damaged, or its detector cannot be loaded.
     """
     with input_errors():
         camp, vocabulary, _ = load_checkpoint(model)

@@ -1,4 +1,4 @@
-"""How one picture and one sentence came to their score."""
+"""Explains the score of one picture and one sentence."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,22 +12,22 @@ from stages.pair_view.details import explain_pairs, region_labels, word_effects
 
 @dataclass(frozen=True)
 class PairView:
-    """A picture of R regions and a sentence of N words, as pair_view.js draws them."""
+    """A picture with R regions and a sentence with N words, as pair_view.js draws them."""
 
     picture_id: str
     score: float
     """CAMP's logit."""
     details: dict[str, Any]
-    """As `explain_pairs` gives them: words, unknown, gates, attention and pooling in thousandths."""
+    """From `explain_pairs`: words, unknown, gates, attention and pooling, in thousandths."""
     effects: list[float | None]
     """[N], how much each word adds to the logit (`word_effects`); below 0 it counts against the picture."""
     width: int
     height: int
-    """Of the picture, upright, in pixels; 0 where nobody knows."""
+    """Width and height of the upright picture in pixels; 0 if unknown."""
     boxes: list[list[float]]
     """[R][4], XYXY, in pixels of the upright picture."""
     labels: list[str]
-    """[R], what the detector calls each region."""
+    """[R], the detector's name for each region."""
 
 
 def explain_pair(

@@ -1,6 +1,6 @@
-"""What looks at pictures: a detector of the pipeline, made ready when the first picture comes.
+"""Extracts features of pictures with a detector of the pipeline, which is loaded for the first picture.
 
-A model's folder says itself which features it reads, so that it can be used far from where it was trained:
+A model's folder describes which features the model reads, so that it can be used outside its workspace:
 
 extraction.json      the sections `detector`, `regions` and `captions` of the params that it was trained with
 detector/            detector.json, as train_detector wrote it; its weights too where no package or address brings them;
@@ -41,7 +41,7 @@ WEIGHTS = "weights.safetensors"
 
 
 class Extraction(Section):
-    """extraction.json: how the pictures were looked at, and the captions read, that a model was trained on."""
+    """extraction.json: how regions were extracted and captions tokenized for a model's training."""
 
     detector: DetectorParams
     regions: RegionsParams
@@ -49,10 +49,10 @@ class Extraction(Section):
 
     @classmethod
     def of_model(cls, model: Path) -> "Extraction":
-        """What a model's folder says.
+        """Read it from a model's folder.
 
         Raises:
-            InputError: it says nothing, or something wrong; the message names the key.
+            InputError: the file is missing or wrong; the message names the key.
         """
         path = model / FILE
         values = read_object(path, "what `python -m search.shipping` writes beside a model")
@@ -64,7 +64,7 @@ class Extraction(Section):
         return extraction
 
     def check_looks(self, path: Path) -> None:
-        """InputError where no picture of a folder can be looked at so; `path` is of the file that says so."""
+        """Raise InputError, which names the file `path`, if these settings cannot extract regions of new pictures."""
         if self.regions.boxes == "given":
             raise InputError(f"{path}: regions.boxes: given: a folder of pictures brings no boxes; expected detected")
         if self.detector.backend == "precomputed":
@@ -76,10 +76,10 @@ class Extraction(Section):
 
 
 def ready_detector(extraction: Extraction, model: Path, cache: Path) -> Path:
-    """The folder of the detector that a model's pictures are looked at with; its weights are fetched into `cache` once.
+    """The folder of a model's detector; its weights are fetched into `cache` once.
 
     Raises:
-        InputError: the weights cannot be had, or it is another detector than the model was trained on.
+        InputError: the weights cannot be obtained, or the detector is not the one that the model was trained on.
     """
     own = model / "detector"
     if (own / WEIGHTS).is_file():
@@ -90,7 +90,7 @@ def ready_detector(extraction: Extraction, model: Path, cache: Path) -> Path:
         with held(folder.with_name(f"{folder.name}.lock")):
             if not (folder / "detector.json").is_file():
                 backend = importlib.import_module(DETECTORS[extraction.detector.backend])
-                # What it says of the weights is for who trains with them, and no part of an answer.
+                # Its messages about weights are for training, and not part of an answer.
                 with replacing_folder(folder) as building, contextlib.redirect_stdout(io.StringIO()):
                     backend.resolve(extraction.detector, building, building).save(building)
     _check_same(extraction, folder, model, cache)
@@ -98,7 +98,7 @@ def ready_detector(extraction: Extraction, model: Path, cache: Path) -> Path:
 
 
 def _check_same(extraction: Extraction, folder: Path, model: Path, cache: Path) -> None:
-    """InputError where a model was trained on another detector; a word where what computes it now sees otherwise."""
+    """Raise InputError if the model was trained on another detector; warn if features differ with today's libraries."""
     description, own = Description.load(folder), model / "detector"
     trained_on = read_fingerprint(model).get("detector")
     if trained_on in (None, description.fingerprint):
@@ -115,10 +115,10 @@ def _check_same(extraction: Extraction, folder: Path, model: Path, cache: Path) 
 
 
 def _compare_features(extraction: Extraction, folder: Path, model: Path, known: Path) -> None:
-    """Say it where the features of the drawn picture are not those that they were.
+    """Warn if the features of the drawn picture differ from the stored ones.
 
     Args:
-        known: a file that remembers for which samples they are, so that a picture is looked at once.
+        known: a file that records the samples that agree, so that each is extracted only once.
     """
     expected = read_sample(model / "detector")
     changed = "trained on the features of this detector as other versions of code or libraries computed them"
@@ -136,7 +136,8 @@ def _compare_features(extraction: Extraction, folder: Path, model: Path, known: 
 
 
 def copy_detector(detector: Path, params: DetectorParams, model: Path) -> None:
-    """Put into a model's folder what identifies its detector; the weights too where nothing else brings them."""
+    """Write the files that identify the detector to a model's folder; also the weights, unless a package or address has
+    them."""
     with replacing_folder(model / "detector") as building:
         shutil.copyfile(detector / "detector.json", building / "detector.json")
         if params.weights == "train":
@@ -144,12 +145,12 @@ def copy_detector(detector: Path, params: DetectorParams, model: Path) -> None:
 
 
 class Looker:
-    """A detector and how regions are taken from it.
+    """A detector and its settings for extracting regions.
 
     Args:
-        folder: of detector.json.
-        detector: what its backend alone needs to know.
-        regions: which regions are kept of a picture.
+        folder: folder of detector.json.
+        detector: settings that only its backend reads.
+        regions: which regions of a picture are kept.
     """
 
     def __init__(self, folder: Path, detector: DetectorParams, regions: RegionsParams) -> None:
@@ -161,7 +162,7 @@ class Looker:
         """The detector, ready to run on the CPU.
 
         Raises:
-            InputError: it cannot be loaded, or its regions came from elsewhere.
+            InputError: it cannot be loaded, or its regions were extracted by others.
         """
         with self._lock:
             if self._ready is None:

@@ -1,4 +1,4 @@
-"""Any folder of pictures, indexed in a thread while what is ready can be searched."""
+"""Indexes any folder of pictures in a thread, while the pictures indexed so far can be searched."""
 
 import sys
 import threading
@@ -22,11 +22,12 @@ from stages.indexing.engines import vector_ids
 from stages.indexing.faiss_engine import FaissEngine
 
 FIRST, MOST = 32, 128
-"""Pictures in a shard: few at first, so that there is soon something to search."""
+"""Number of pictures in successive shards: few at first, so that searching can soon begin."""
 PUBLISHED = 64
-"""What is new can be searched once it is this share of what can: each time takes as long as there are pictures."""
+"""New pictures are published when they are this share of the published ones, because publishing takes time in
+proportion to all pictures."""
 WATCHED = 60.0
-"""Seconds between two looks at the folder."""
+"""Seconds between two scans of the folder."""
 
 
 class FolderSource:
@@ -35,11 +36,11 @@ class FolderSource:
     Args:
         root: the folder.
         model: in evaluation mode, on the CPU; `weights` is its `weights_key`.
-        folder: of the model.
-        cache: where regions, vectors and hashes of files are remembered, for all folders.
+        folder: the model's folder.
+        cache: folder with the regions, vectors and hashes of files of all folders.
 
     Raises:
-        InputError: the folder cannot be read, or the model's detector cannot be had.
+        InputError: the folder cannot be read, or the model's detector cannot be loaded.
     """
 
     def __init__(self, root: Path, model: CAMP, weights: str, folder: Path, cache: Path) -> None:
@@ -52,7 +53,7 @@ class FolderSource:
         self._hashes = cache / "hashes.sqlite"
         self._engine = FaissEngine(model.config.dim)
         self._indexed: dict[str, object] = {}
-        """Pictures whose vector the engine holds, and the identity of the mapped shard that it was made of."""
+        """Picture whose vector is in the engine -> identity of the mapped shard that it was computed from."""
         self._listing = Listing()
         self._passing: dict[str, str] = {}
         self._pictures = self._snapshot()
@@ -66,7 +67,7 @@ class FolderSource:
         self._thread.start()
 
     def close(self) -> None:
-        """As `PictureSource.close`; what is being looked at is given up."""
+        """As `PictureSource.close`; the current shard is abandoned."""
         self._stop.set()
         self._wake.set()
         if self._thread.is_alive():
@@ -109,20 +110,20 @@ class FolderSource:
                 self._scan()
                 self._problem = None
                 self._busy = False
-                # After the search is there, for all is read; shards that were whole are not read again.
+                # After searching can begin, because everything is read; shards found valid are not read again.
                 if damaged := self._cache.damaged(lambda: not self._stop.is_set()):
-                    # Before they go: until their pictures are looked at again, what is searched is of them.
+                    # Before they are removed: until their pictures are extracted again, searching uses them.
                     self._wake.set()
                     self._cache.forget(damaged, self.weights)
             except GivenUp:
                 break
-            except Exception as error:  # what is ready can be searched on, and the next look may go better
+            except Exception as error:  # searching continues, and the next scan may succeed
                 self._problem = str(error)[:500] or type(error).__name__
             self._busy = False
             self._wake.wait(WATCHED)
 
     def _scan(self) -> None:
-        """List the folder, and look at what is not known yet; say how long that took."""
+        """List the folder, extract new pictures, and print how long that took."""
         begun, looked = time.monotonic(), 0
         listing = list_pictures(self.root, self._hashes, lambda: not self._stop.is_set())
         if self._stop.is_set():
@@ -133,7 +134,7 @@ class FolderSource:
         new = 0
         while missing:
             with held(self._cache.lock, self._wait):
-                self._cache.refresh()  # what another process has seen meanwhile
+                self._cache.refresh()  # what another process has extracted meanwhile
                 before = len(missing)
                 if chunk := self._next(missing):
                     paths = [(sha256, listing.paths[sha256]) for sha256 in chunk]
@@ -158,7 +159,7 @@ class FolderSource:
             print(ready, file=sys.stderr)
 
     def _wait(self) -> bool:
-        """While another process extracts: what it has finished can be searched here, too."""
+        """While another process extracts, publish the shards that it finishes."""
         if list(self._cache.folder.glob("*.arrow")):
             self._publish()
         return not self._stop.is_set()
@@ -167,7 +168,7 @@ class FolderSource:
         return sha256 not in self._cache.rows and not self._why_not(sha256)
 
     def _next(self, missing: deque[str]) -> list[str]:
-        """Take the pictures of the next shard out of `missing`, and what is known by now."""
+        """Remove from `missing` the pictures of the next shard, and those that have regions by now."""
         chunk: list[str] = []
         while missing and len(chunk) < min(MOST, max(FIRST, len(self._pictures) // 4)):
             if self._is_missing(sha256 := missing.popleft()):
@@ -175,7 +176,7 @@ class FolderSource:
         return chunk
 
     def _publish(self) -> None:
-        """Make what is known of the folder's pictures what can be searched."""
+        """Publish the folder's pictures that have regions, so that they can be searched."""
         self._cache.refresh()
         known = (sha256 for sha256 in self._listing.paths if sha256 in self._cache.rows)
         wanted = {sha256: self._cache.identity(sha256) for sha256 in known}
@@ -193,7 +194,7 @@ class FolderSource:
         self._engine.remove(vector_ids(sorted(gone)))
 
     def _snapshot(self) -> Pictures:
-        """The pictures of the last listing that are known, in the order of the folder."""
+        """The pictures of the last listing that have regions, in the order of the folder."""
         ids: Sequence[str] = [sha256 for sha256 in self._listing.paths if sha256 in self._indexed]
         store = self._cache.store([self._cache.rows[sha256] for sha256 in ids])
         names = self._listing.paths

@@ -1,4 +1,4 @@
-"""The pictures of a folder, known by their content."""
+"""Lists the pictures of a folder, identified by their content."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -12,35 +12,35 @@ SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
     ".jp2", ".j2k", ".jpx",
 })  # fmt: skip
-"""Endings of the formats that the extractor decodes; other files are no pictures."""
+"""File extensions of the formats that the extractor decodes; other files are not pictures."""
 UNREAD = frozenset({
     ".heic", ".heif", ".avif", ".jxl", ".svg", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2",
 })  # fmt: skip
-"""Endings of pictures in formats that it does not decode."""
+"""File extensions of pictures in formats that it does not decode."""
 LARGEST = 2**28
-"""Bytes of a file above which it is not read."""
+"""Size in bytes above which a file is not read."""
 BATCH = 256
-"""Files hashed between two calls of `progress`."""
+"""Number of files hashed between two calls of `progress`."""
 
 
 @dataclass
 class Listing:
-    """What lies in a folder."""
+    """The content of a folder."""
 
     paths: dict[str, str] = field(default_factory=dict)
-    """sha256 of the bytes -> path below the folder; the first in order of those that have the same bytes."""
+    """sha256 of the bytes -> path below the folder, the first one if files have the same bytes."""
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     """(path below the folder, reason)"""
     copies: int = 0
-    """Files whose bytes are those of another file."""
+    """Number of files with the same bytes as another file."""
 
 
 def list_pictures(root: Path, hashes: Path, progress: Callable[[], bool] = lambda: True) -> Listing:
-    """All pictures below a folder, in the order of their names; links to folders and hidden ones are left out.
+    """List all pictures below a folder, sorted by name, without linked and hidden folders.
 
     Args:
-        hashes: the SQLite file in which hashes of files are remembered.
-        progress: called now and then; whether to go on. What is listed so far is returned otherwise.
+        hashes: the SQLite file that caches the hashes of files.
+        progress: called now and then; whether to continue. If not, the pictures listed so far are returned.
 
     Raises:
         InputError: the folder cannot be read.
@@ -74,7 +74,7 @@ def _walk(root: Path, unreadable: list[tuple[str, str]]) -> Iterator[Path]:
         folder = Path(error.filename or root)
         if folder == root:
             raise InputError(f"{root}: cannot be read ({error.strerror}); expected a folder of pictures")
-        if not isinstance(error, FileNotFoundError):  # which has just gone
+        if not isinstance(error, FileNotFoundError):  # it has just been removed
             unreadable.append((_below(folder, root), f"is a folder that cannot be read ({error.strerror})"))
 
     if not root.is_dir():
@@ -94,7 +94,7 @@ def _walk(root: Path, unreadable: list[tuple[str, str]]) -> Iterator[Path]:
 
 
 def _size(path: Path) -> int | str:
-    """Bytes of a file, or why it is not to be read."""
+    """Size of a file in bytes, or the reason not to read it."""
     try:
         size = path.stat().st_size
     except OSError as error:

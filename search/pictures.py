@@ -1,4 +1,4 @@
-"""What can be searched at one moment, and where it comes from."""
+"""The pictures that can be searched at one moment, and the sources that provide them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,24 +14,24 @@ from stages.indexing.engines import Engine, Vectors, vector_ids
 
 
 class PictureFile(NamedTuple):
-    """Where a picture lies."""
+    """The file of a picture."""
 
     folder: Path
-    """Of the pictures."""
+    """Folder that paths are relative to."""
     sha256: str
-    """Of the bytes that were indexed; empty where nobody knows."""
+    """sha256 of the indexed bytes; empty if unknown."""
     name: str
-    """Where it lies below the folder, as people read it."""
+    """Path below the folder, for display."""
 
     @property
     def path(self) -> Path:
-        """Where it lies; made when it is asked for, which is of few pictures."""
+        """Path of the file; computed on request, because few are needed."""
         return self.folder / self.name
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """The n pictures that can be searched; never changed, a later state is another object."""
+    """The n pictures that can be searched; immutable, a later state is another object."""
 
     store: RegionStore
     ids: Sequence[str]
@@ -41,7 +41,7 @@ class Pictures:
     files: dict[str, PictureFile]
     """By id."""
     engine: Engine
-    """Holds a vector for each, by `vector_ids`."""
+    """Has a vector of each, by `vector_ids`."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -53,7 +53,7 @@ class Pictures:
 
     @cached_property
     def alphabetical(self) -> npt.NDArray[np.int64]:
-        """[n], the place of each picture in the order of ids, by which equal scores are ordered."""
+        """[n], the place of each picture in the order of ids, which breaks ties of scores."""
         places = np.empty(len(self.ids), np.int64)
         places[sorted(range(len(self.ids)), key=self.ids.__getitem__)] = np.arange(len(self.ids))
         return places
@@ -64,9 +64,9 @@ class Pictures:
         return {number: at for at, number in enumerate(vector_ids(self.ids).tolist())}
 
     def nearest(self, vector: Vectors, count: int) -> tuple[list[int], list[float]]:
-        """Positions of the pictures whose vectors are nearest to a vector [1, d], and the cosines, best first.
+        """Positions of the pictures whose vectors are nearest to a vector [1, d], and their cosines, best first.
 
-        As many as there are, at most `count`, also while the engine holds vectors of pictures that are not among these.
+        Returns `count` or, if there are fewer, all, even while the engine has vectors of other pictures.
         """
         wanted = depth = min(count, len(self))
         while True:
@@ -83,55 +83,55 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Status:
-    """How far a collection is."""
+    """The progress of a collection."""
 
     total: int
-    """Pictures that there are, as far as is known; those set aside are not among them."""
+    """Number of pictures known so far, without those set aside."""
     ready: int
-    """Pictures that can be searched."""
+    """Number of pictures that can be searched."""
     rejected: list[tuple[str, str]] = field(default_factory=list)
-    """(name, reason) of pictures that cannot be used, at most REJECTED_SHOWN of them."""
+    """(name, reason) of up to REJECTED_SHOWN pictures that cannot be used."""
     rejected_count: int = 0
     scanning: bool = False
-    """Whether more may become ready."""
+    """Whether indexing is still going on."""
     model: str = ""
     """Name of the model."""
     problem: str | None = None
     """Why indexing has stopped."""
     copies: int = 0
-    """Files that are copies of a picture, which is found under the first of their names alone."""
+    """Number of files that are copies of a picture, which is listed only under the first of their names."""
 
 
 REJECTED_SHOWN = 1000
 
 
 class PictureSource(Protocol):
-    """Where pictures come from: a workspace, or a folder that is indexed meanwhile."""
+    """A source of pictures: a workspace, or a folder that is indexed in the background."""
 
     def start(self) -> None:
-        """Begin to index, where that is to be done."""
+        """Start indexing, if necessary."""
         ...
 
     def close(self) -> None:
-        """Stop; what is written is whole."""
+        """Stop; all written files are complete."""
         ...
 
     def rescan(self) -> None:
-        """Look for pictures that came, went or changed."""
+        """Look for added, removed and changed pictures."""
         ...
 
     def pictures(self) -> Pictures:
-        """What can be searched now."""
+        """The pictures that can be searched now."""
         ...
 
     def status(self) -> Status:
-        """How far it is."""
+        """The progress."""
         ...
 
     def look(self, image: npt.NDArray[np.uint8]) -> ImageRegions:
-        """The regions of a picture, uint8 RGB [H, W, 3], that need not be one of the collection.
+        """Extract the regions of any picture, uint8 RGB [H, W, 3].
 
         Raises:
-            InputError: the regions came from elsewhere, so nothing here can look at pictures.
+            InputError: the regions were extracted by others, so that no detector is available.
         """
         ...

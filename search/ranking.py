@@ -1,7 +1,7 @@
-"""Pictures ranked for a sentence: a shortlist by vectors where the model was trained for that, then CAMP.
+"""Ranks pictures for a sentence: by CAMP, after a shortlist by vectors if the model was trained for that.
 
-One model does both here, over pictures that come and go, and what was made of them is held for the next query. The
-library's `camp_model.retrieval` has a second model make the shortlist, and holds nothing.
+Here one model does both, for pictures that are added and removed, and prepared pictures are kept for the next query. In
+the library's `camp_model.retrieval`, a second model makes the shortlist, and nothing is kept.
 """
 
 from collections import OrderedDict
@@ -23,29 +23,30 @@ from search.pictures import Pictures
 from stages.errors import InputError
 
 Places = tuple[tuple[object, int], ...]
-"""Where pictures lie (`RegionStore.places`), by which what was made of their regions is held."""
+"""Places of pictures in a store (`RegionStore.places`), the keys of cached regions."""
 BLOCK = 512
-"""Pictures prepared together."""
+"""Number of pictures prepared together."""
 HELD_BYTES = 3 * 2**29
-"""Prepared pictures that are held from one query to the next where all are ranked; the others are read and prepared
-again."""
+"""Memory for prepared pictures that are kept between queries if all are ranked; the others are prepared again."""
 ENCODED_BYTES = 2**29
-"""Encoded pictures of shortlists that are held, those asked for last: 14,000 of 36 regions, 256 wide."""
+"""Memory for the most recently used encoded pictures of shortlists: 14,000 with 36 regions of width 256."""
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """Pictures of a query, best first."""
+    """The pictures for a query, best first."""
 
     positions: npt.NDArray[np.int64]
-    """[m], in `Pictures`; all of them, or those of the shortlist."""
+    """[m], positions in `Pictures`: all, or those of the shortlist."""
     scores: npt.NDArray[np.float32]
     """[m], logits of CAMP."""
 
 
 def has_middle(model: CAMP, fingerprint: Mapping[str, Any]) -> bool:
-    """Whether matches score above 0 as logits and others below: not after training with a ranking loss, which only
-    orders them. A model of before its loss was recorded had one, if it scores by cosines."""
+    """Whether logits of matches tend to be above 0 and others below. A ranking loss only orders them.
+
+    A model that does not record its loss is assumed to have been trained with a ranking loss if it scores by cosines.
+    """
     before = "triplet" if model.matcher.cosine is not None else "hardest_bce"
     return bool(fingerprint.get("loss", before) != "triplet")
 
@@ -55,7 +56,7 @@ class Ranker:
 
     Args:
         model: in evaluation mode, on the CPU.
-        shortlist: pictures that CAMP ranks; None: all of them.
+        shortlist: number of pictures that CAMP ranks; None: all.
         held_bytes: memory for prepared pictures.
         encoded_bytes: memory for encoded pictures of shortlists.
     """
@@ -75,7 +76,7 @@ class Ranker:
 
     @torch.inference_mode()
     def rank(self, pictures: Pictures, ids: Sequence[int]) -> Ranked:
-        """Rank for a sentence of some word ids; equal scores are ordered by picture id.
+        """Rank pictures for a sentence of word ids; ties are ordered by picture id.
 
         Raises:
             InputError: a score is not a finite number.
@@ -98,7 +99,7 @@ class Ranker:
     ) -> npt.NDArray[np.float32]:
         if not len(positions):
             return np.zeros(0, np.float32)
-        self._held.clear()  # from when there were few pictures, and all were ranked
+        self._held.clear()  # from an earlier time when there were few pictures and all were ranked
         self._held_now = 0
         regions, region_mask = self._encoded.of(pictures.store, pictures.rows[positions])
         scores = self.model.score_matrix(regions, region_mask, words, word_mask)[:, 0]
@@ -110,7 +111,7 @@ class Ranker:
         return np.asarray(torch.cat(scores).numpy()) if scores else np.zeros(0, np.float32)
 
     def _blocks(self, pictures: Pictures) -> Iterator[Prepared]:
-        """All pictures, prepared; as many as fit are held, and those of pictures that went are let go."""
+        """Yield all pictures, prepared; keep as many as fit, and drop those of removed pictures."""
         starts = range(0, len(pictures), BLOCK)
         keys = [tuple(pictures.store.places(pictures.rows[start : start + BLOCK])) for start in starts]
         for key in self._held.keys() - set(keys):
@@ -128,12 +129,12 @@ class Ranker:
 
 
 class EncodedPictures:
-    """Encoded regions by where they lie, those that were asked for last.
+    """A least-recently-used cache of encoded regions, by place.
 
-    Each picture is encoded by itself, so that what is held is the same, to the bit, whatever else a query asked for.
+    Each picture is encoded alone, so that its result does not depend, to the bit, on the other pictures of a query.
 
     Args:
-        room: bytes at most.
+        room: maximum size in bytes.
     """
 
     def __init__(self, model: CAMP, room: int) -> None:

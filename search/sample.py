@@ -1,7 +1,7 @@
-"""What an extractor makes of one drawn picture, kept beside a model: whether it still sees what was trained on.
+"""Features of one drawn picture, stored with a model to check that the extractor still computes the same.
 
-The version of a library or a line of code may change without changing a feature. Here the features themselves are
-compared, so that nothing is said of the one, and the other is said with its size.
+A library's version or a line of code may change without changing features. Here the features themselves are compared,
+so that harmless changes cause no message, and others one with the size of the difference.
 """
 
 from pathlib import Path
@@ -13,12 +13,12 @@ from camp_model.files import replacing
 
 FILE = "sample.npy"
 TOLERANCE = 0.01
-"""The largest difference, as a share of the features' standard deviation, that counts as none: stored features are
-rounded to float16, and processors add in other orders."""
+"""The largest difference, in standard deviations of the features, that is ignored: stored features are rounded to
+float16, and processors sum in different orders."""
 
 
 def sample_picture() -> npt.NDArray[np.uint8]:
-    """A picture with slopes, edges, textures and colours, uint8 RGB [240, 320, 3]; the same everywhere."""
+    """A picture with gradients, edges, textures and colours, uint8 RGB [240, 320, 3]; the same everywhere."""
     y, x = np.mgrid[:240, :320]
     disc = (x - 210) ** 2 + (y - 90) ** 2 < 60**2
     red = np.where(disc, 220, (x * 3 + y) % 256)
@@ -36,13 +36,13 @@ def difference(features: npt.NDArray[np.floating], expected: npt.NDArray[np.floa
 
 
 def write_sample(features: npt.NDArray[np.floating], folder: Path) -> None:
-    """Keep the features of `sample_picture` in the folder of a model's detector."""
+    """Write the features of `sample_picture` to the folder of a model's detector."""
     with replacing(folder / FILE) as temporary, temporary.open("wb") as file:
         np.save(file, features.astype(np.float16), allow_pickle=False)
 
 
 def read_sample(folder: Path) -> npt.NDArray[np.float16] | None:
-    """What was kept; None where nothing was, or where it cannot be read."""
+    """Read the stored features; None if there are none or they cannot be read."""
     try:
         features: npt.NDArray[np.float16] = np.load(folder / FILE, allow_pickle=False)
     except (OSError, ValueError, EOFError):

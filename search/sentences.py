@@ -18,11 +18,11 @@ class Sentence:
     known: tuple[bool, ...]
     """Whether the model knows each."""
     spelt: tuple[bool, ...]
-    """Whether the model knows each by its spelling alone: it is none of the vocabulary that was trained on."""
+    """Whether the model knows each only by its spelling, because it is not in the training vocabulary."""
     ids: tuple[int, ...]
-    """As the model reads them, <start> and <end> included where it was trained with them."""
+    """As the model reads them, with <start> and <end> if it was trained with them."""
     dropped: int = 0
-    """Words at the end that the model does not read."""
+    """Number of words at the end that the model does not read."""
 
     @property
     def unknown(self) -> list[str]:
@@ -31,18 +31,18 @@ class Sentence:
 
     @property
     def by_spelling(self) -> list[str]:
-        """The words that the model knows by their spelling alone, each once."""
+        """The words that the model knows only by their spelling, each once."""
         return list(dict.fromkeys(w for w, alone in zip(self.words, self.spelt, strict=True) if alone))
 
 
 class SentenceReader:
-    """Cuts sentences into words as the model's captions were cut."""
+    """Splits sentences into words as the model's captions were split."""
 
     def __init__(self, model: CAMP, vocabulary: Vocabulary, params: CaptionsParams) -> None:
         self.model, self.vocabulary, self.params = model, vocabulary, params
 
     def read(self, sentence: str) -> Sentence:
-        """Raises InputError where there is no word."""
+        """Raise InputError if there is no word."""
         words = self.vocabulary.tokenize(sentence)
         if not words:
             raise InputError(f"sentence: {shown(sentence)} holds no word; expected words such as `a dog in the snow`")

@@ -23,17 +23,17 @@ from stages.errors import InputError, shown
 from stages.params.section import PARAMS
 
 COMPARED = 8
-"""Pictures of the workspace whose features are computed again."""
+"""Number of the workspace's pictures whose features are computed again, to compare them."""
 FILES = ("model.safetensors", "config.json", "vocabulary.json", "fingerprint.json")
 
 
 def ship(workspace: Workspace, out: Path) -> None:
-    """Copy a workspace's model, and write what it was trained on beside it; other files in `out` stay.
+    """Copy a workspace's model with a description of its features; other files in `out` stay.
 
     Raises:
-        InputError: the model is damaged, or its features cannot be computed for other pictures, or are others today; or
-            `out` is a file. Nothing is written then.
-        OSError: `out` cannot be written; no weights are in it then.
+        InputError: the model is damaged, its features cannot be computed for other pictures or have changed, or `out`
+            is a file. Nothing is written then.
+        OSError: `out` cannot be written; it has no weights then.
     """
     with input_errors():
         load_checkpoint(workspace.model)
@@ -53,16 +53,16 @@ def ship(workspace: Workspace, out: Path) -> None:
     extraction.write(out)
     copy_detector(looker.folder, params.detector, out)
     write_sample(sample, out / "detector")
-    for name in reversed(FILES):  # the weights last: without them it is no model
+    for name in reversed(FILES):  # the weights last: without them it is not a model
         with replacing(out / name) as temporary:
             shutil.copyfile(workspace.model / name, temporary)
 
 
 def check_features(workspace: Workspace, looker: Looker) -> None:
-    """Make sure that pictures have today the features that the model was trained on.
+    """Check that pictures still have the features that the model was trained on.
 
     Raises:
-        InputError: a picture cannot be read, or looks otherwise.
+        InputError: a picture cannot be read, or its features differ.
     """
     with input_errors():
         store = RegionStore(workspace.root / "data/regions")

@@ -1,4 +1,4 @@
-"""The pictures of a workspace: what the stages have left in data/regions, data/dataset and data/index."""
+"""The pictures of a workspace, from data/regions, data/dataset and data/index."""
 
 import os
 import sys
@@ -31,7 +31,7 @@ from stages.params.section import StageSections
 
 
 class WorkspaceSections(StageSections):
-    """What search reads of params.yaml."""
+    """The sections of params.yaml that search reads."""
 
     dataset: DatasetParams = DatasetParams()
     detector: DetectorParams = DetectorParams()
@@ -54,7 +54,7 @@ class Workspace:
 
     @cached_property
     def trained_captions(self) -> CaptionsParams:
-        """How captions became words: as the params say, but with <start> and <end> where the model was trained so."""
+        """How captions are tokenized: by the params, but with <start> and <end> if the model was trained with them."""
         framed = read_fingerprint(self.model).get("start_end")
         return self.params.captions if framed is None else self.params.captions.replace(start_end=bool(framed))
 
@@ -64,7 +64,7 @@ class Workspace:
 
     @property
     def captions(self) -> Path:
-        """The captions that were trained on."""
+        """The file of the training captions."""
         return self.root / "data/captions/train.parquet"
 
     def files(self) -> dict[str, PictureFile]:
@@ -86,12 +86,12 @@ class Workspace:
         return files
 
     def looker(self) -> Looker:
-        """What looks at pictures as the workspace's regions were looked at."""
+        """The extractor with which the workspace's regions were extracted."""
         return Looker(self.root / "data/detector", self.params.detector, self.params.regions)
 
 
 class WorkspaceSource:
-    """A store that is finished; nothing is indexed but vectors that nobody has written."""
+    """A finished store; only missing vectors are computed."""
 
     def __init__(self, workspace: Workspace, model: CAMP, name: str) -> None:
         self.workspace, self.model, self.name = workspace, model, name
@@ -105,7 +105,7 @@ class WorkspaceSource:
     def _read(self) -> Pictures:
         with input_errors():
             store = RegionStore(self.workspace.root / "data/regions", check=False)
-            store.map_all()  # another run of the pipeline may remove the files while they are searched
+            store.map_all()  # another run of the pipeline may remove the files during a search
         check_trained_on(self.workspace.model, self.model.config, store)
         files = self.workspace.files()
         if missing := [name for name in store.image_ids if name not in files]:
@@ -118,7 +118,7 @@ class WorkspaceSource:
         return Pictures(store, store.image_ids, rows, own, self._engine(store))
 
     def _engine(self, store: RegionStore) -> Engine:
-        """That of data/index; where that is missing, or of other regions or weights, vectors made now."""
+        """The engine of data/index; if it is missing, or of other regions or weights, vectors are computed now."""
         folder = self.workspace.root / "data/index"
         if (folder / "index.json").is_file():
             facts = IndexFacts.load(folder)
@@ -130,7 +130,7 @@ class WorkspaceSource:
             return embedded(picture_vectors(self.model, store, range(len(store))), store.image_ids)
 
     def start(self) -> None:
-        """As `PictureSource.start`: reads the shards through once, in the background, to see whether they are whole."""
+        """As `PictureSource.start`: checks all shards once, in the background."""
         self._checking.start()
 
     def close(self) -> None:
@@ -150,11 +150,11 @@ class WorkspaceSource:
                 return
 
     def rescan(self) -> None:
-        """Read the workspace, at first and as after another run of the pipeline.
+        """Read the workspace, at first and after another run of the pipeline.
 
         Raises:
-            InputError: something is missing or damaged, or another model has been trained meanwhile, whose vectors say
-                nothing to this one.
+            InputError: something is missing or damaged, or another model has been trained meanwhile, whose vectors this
+                one cannot use.
         """
         if weights_key(self.workspace.model) != self._weights:
             raise InputError(f"{self.workspace.model}: is another model now; start the search again to use it")
