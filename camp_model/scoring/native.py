@@ -55,7 +55,7 @@ def _cpu() -> str:
 
 
 def _is_own(place: Path) -> bool:
-    """Whether neither another person nor everybody can have written what is there."""
+    """Whether `place` is missing, or belongs to this user or root and is not writable by everyone."""
     if not place.is_absolute():
         return False
     return not place.exists() or ((about := place.stat()).st_uid in (0, os.geteuid()) and not about.st_mode & 0o002)
@@ -63,7 +63,7 @@ def _is_own(place: Path) -> bool:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernel, or None where it cannot be had."""
+    """The compiled kernel, or None if it is not available."""
     compiler = shutil.which(os.environ.get("CC", "gcc")) or shutil.which("cc")
     if os.environ.get("CAMP_NATIVE") == "0" or compiler is None or platform.system() != "Linux":
         return None
@@ -81,7 +81,7 @@ def library() -> ctypes.CDLL | None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = folder / name
         with contextlib.ExitStack() as stack:
-            if not all(map(_is_own, (folder, path))):  # what is there would be run: a second of building instead
+            if not all(map(_is_own, (folder, path))):  # by others, whose code would run: build it again
                 path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / name
             if not path.exists():
                 with replacing(path) as built:
@@ -97,7 +97,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def lanes() -> int:
-    """The joint dimension must be a multiple of this for the kernel; 0 where there is none."""
+    """The joint dimension must be a multiple of this for the kernel; 0 if there is no kernel."""
     kernel = library()
     return 0 if kernel is None else int(kernel.camp_lanes())
 

@@ -14,12 +14,12 @@ from camp_model.scoring.all_pairs import GRAPH_BYTES, Progress, pair_bytes, scor
 from camp_model.scoring.fitting import in_parts
 
 CLOSE_HELD = 2**24
-"""Scores near an image's best own one that are held before equal ones are merged."""
+"""Scores near an image's best own score that are kept before equal ones are merged."""
 
 
 @dataclass(frozen=True)
 class RankedQueries:
-    """What retrieval found; ranks as `camp_model.metrics` defines them, ties against the model."""
+    """The results of retrieval; ranks as `camp_model.metrics` defines them, ties count against the model."""
 
     i2t_ranks: Tensor
     """int64 [I], from 1; 0 for an image without a caption, which is no query."""
@@ -39,7 +39,7 @@ class RankedQueries:
 
 
 class WorkShare(Protocol):
-    """This process among those that share the captions."""
+    """The processes that share the captions, and the place of this one."""
 
     @property
     def rank(self) -> int:

@@ -57,7 +57,7 @@ class EvaluateParams(Section):
 
 
 def check_sizes(params: EvaluateParams, images: Mapping[str, int]) -> None:
-    """ValueError where a split has too few images (its name -> their number) to be trained on or evaluated."""
+    """Raise ValueError if a split (name -> number of images) is too small to be trained on or evaluated."""
     for split in ("train", "val", *params.splits):
         if images[split] < 2:
             raise ValueError(f"the split {split} has too few images, {images[split]}; expected 2 or more")
@@ -71,7 +71,7 @@ def check_sizes(params: EvaluateParams, images: Mapping[str, int]) -> None:
 
 
 def check_gates(gates: str, config: CampConfig) -> None:
-    """ValueError where other gates than the trained ones are asked of a model in which none can stand in for them."""
+    """Raise ValueError if the params ask for other than the trained gates of a model that has none to replace."""
     why = None if gates == "trained" else config.why_no_gates()
     if gates != "trained" and why is None:
         if config.gate != "scalar":

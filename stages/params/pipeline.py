@@ -110,10 +110,10 @@ class Params(Section):
 
 
 def check_images(params: Params, images: Path = Path("data/dataset/images.parquet")) -> None:
-    """Check, before hours are spent on them, that the splits have images enough for what is to be done with them.
+    """Check that the splits have enough images for training and evaluation, before hours are spent on them.
 
     Raises:
-        InputError: one has too few.
+        InputError: a split has too few.
     """
     if images.is_file():
         count = Counter(read_table(images, {"split": pa.string()})["split"].to_pylist())
