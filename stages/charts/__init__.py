@@ -1,1 +1,1 @@
-"""Charts that the project draws itself, as SVG: on the report's page, on pages of their own, beside a study."""
+"""Charts that the project draws itself, as SVG: in the report, on separate pages, and for studies."""

@@ -1,4 +1,4 @@
-"""What gates do: histograms over pairs, and how they move from epoch to epoch."""
+"""Charts of gates: histograms over pairs, and their change from epoch to epoch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ _PAGE_CSS = "body { font: 14px sans-serif; color: #1d1e22; margin: 24px; } svg {
 
 
 def histogram(rows: Sequence[tuple[str, Sequence[float]]], title: str, x_label: str, bins: int = 40) -> Markup:
-    """Shares of values in [0, 1], one row of bars for each (name, values), on one axis, each row to its own height."""
+    """Shares of values in [0, 1]: a row of bars for each (name, values), on a common axis, each with its own scale."""
     rows = [(name, values) for name, values in rows if len(values)]
     if not rows:
         return Markup("")
@@ -52,7 +52,7 @@ GATE_SIDES = {"words": "words", "content": "content words", "regions": "regions"
 
 
 def gate_histograms(pairs: Mapping[str, Sequence[Any]]) -> dict[str, Markup]:
-    """A histogram of the mean gate over words, content words and regions, where there are any.
+    """A histogram of the mean gate over words, content words and regions, if there are any.
 
     Args:
         pairs: columns of the table of pairs that evaluation writes.
@@ -70,7 +70,7 @@ def gate_histograms(pairs: Mapping[str, Sequence[Any]]) -> dict[str, Markup]:
 
 
 def gate_epochs(curve: Mapping[str, Sequence[float]]) -> dict[str, Markup]:
-    """How the mean gates of matching and of random pairs lie after each epoch, by side, where there are any.
+    """The distribution of the mean gates of matching and of random pairs after each epoch, by side, if there are any.
 
     A column of cells for each epoch, from gate 0 at the bottom to 1; the more pairs, the darker.
 
@@ -115,7 +115,7 @@ def gate_epochs(curve: Mapping[str, Sequence[float]]) -> dict[str, Markup]:
 
 
 def histogram_page(title: str, pairs: Mapping[str, Sequence[Any]]) -> str:
-    """`gate_histograms` as an HTML page of its own; it says so where a model has no gates."""
+    """`gate_histograms` as a separate HTML page, which says so if a model has no gates."""
     drawn = list(gate_histograms(pairs).values()) or [Markup("<p>This model has no gates.</p>")]
     page = Markup(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{0}</title><style>{1}</style></head>\n'

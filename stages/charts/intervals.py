@@ -1,4 +1,4 @@
-"""Differences with their intervals, one below the other."""
+"""A chart of differences with their intervals, one per row."""
 
 import math
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from stages.charts.svg import chart_svg, tick
 
 NAMES, PLOT, RIGHT, TOP, ROW, BOTTOM = 260.0, 460.0, 24.0, 12.0, 26.0, 44.0
 LETTER = 6.5
-"""Width that a letter of a name takes at most, on average."""
+"""Upper limit of the average width of a letter."""
 LINEAR = 50.0
-"""Differences up to this are drawn to scale, larger ones by their logarithm: a model that has not learnt is hundreds of
-points away, those that have are a few apart."""
+"""Differences up to this are drawn to scale, larger ones by their logarithm: models that have learnt differ by a few
+points, one that has not by hundreds."""
 TICKS = (-500, -200, -100, -50, -25, 0, 25, 50, 100, 200, 500)
 
 
@@ -33,7 +33,7 @@ def _scaled(value: float) -> float:
 
 
 def interval_chart(intervals: Sequence[Interval], title: str, x_label: str) -> Markup:
-    """A row for each interval, from the top, and an upright at 0."""
+    """Draw a row for each interval, from the top, and a vertical line at 0."""
     low = _scaled(min([-LINEAR, *(interval.low for interval in intervals)]))
     high = _scaled(max([LINEAR, *(interval.high for interval in intervals)]))
     base = TOP + ROW * len(intervals)

@@ -10,7 +10,7 @@ from stages.charts.svg import DASHES, Scale, chart_svg, moved_apart, points, tic
 
 HEIGHT = 260.0
 PLOT = 250.0
-"""Width of the part that lines are drawn in."""
+"""Width of the plotting area."""
 LEFT, TOP, BOTTOM = 40.0, 24.0, 42.0
 
 
@@ -25,7 +25,7 @@ class Line:
 
 
 def in_buckets(xs: Sequence[float], ys: Sequence[float], buckets: int = 120) -> Line:
-    """A long series as the mean, lowest and highest of at most `buckets` equal stretches."""
+    """Reduce a long series to the mean, minimum and maximum of at most `buckets` equal parts."""
     x, y = np.asarray(xs, dtype=float), np.asarray(ys, dtype=float)
     parts = [part for part in np.array_split(np.arange(len(x)), min(buckets, max(len(x), 1))) if len(part)]
     low, high = [float(y[part].min()) for part in parts], [float(y[part].max()) for part in parts]
@@ -51,10 +51,10 @@ def line_chart(
     mark: tuple[float, str] | None = None,
     names: float = 110.0,
 ) -> Markup:
-    """A line chart; `mark` draws a labelled upright at one x. Lines without a point are left out.
+    """Draw a line chart; `mark` draws a labelled vertical line at one x. Lines without points are left out.
 
     Args:
-        names: width that the lines' names take beside it.
+        names: width reserved for the lines' names on the right.
     """
     lines = [line for line in lines if len(line.xs)]
     if not lines:

@@ -1,6 +1,6 @@
-"""What every chart is made of. On a page, charts take their colours from its theme; alone, from PLAIN_CSS.
+"""The parts of all charts. On a page, charts take their colours from its theme; in their own files, from PLAIN_CSS.
 
-Every chart names its lines beside them and gives them different dashes, so no reading needs colour.
+Every chart labels its lines and draws them with different dashes, so that it can be read without colour.
 """
 
 import math
@@ -33,7 +33,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def moved_apart(positions: list[float], gap: float, low: float, high: float) -> list[float]:
-    """Label positions moved apart to at least `gap` where there is room, in their order, within [low, high]."""
+    """Move label positions apart to at least `gap` if there is room, in their order, within [low, high]."""
     order = sorted(range(len(positions)), key=positions.__getitem__)
     moved = list(positions)
     floor = low
@@ -52,13 +52,13 @@ def points(xs: Sequence[float], ys: Sequence[float]) -> str:
 
 
 def tick(x: float, y: float, text: str, anchor: str = "middle") -> str:
-    """A small text at an axis or of it."""
+    """A small label on an axis."""
     return f'<text class="tick" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def chart_svg(parts: list[str], spoken: str, width: float, height: float) -> Markup:
-    """A chart as SVG inside a page; `spoken` is what a screen reader says."""
-    # `parts` is made here of numbers and escaped texts only.
+    """A chart as SVG for a page; `spoken` is the text for screen readers."""
+    # `parts` consists only of numbers and escaped texts.
     return Markup(
         f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(spoken)}">'
         + "".join(parts)
@@ -67,7 +67,7 @@ def chart_svg(parts: list[str], spoken: str, width: float, height: float) -> Mar
 
 
 def standalone(chart: Markup) -> str:
-    """A chart as an SVG file of its own, on white."""
+    """A chart as a separate SVG file, on white."""
     opening = Markup('<?xml version="1.0" encoding="utf-8"?>\n<svg xmlns="http://www.w3.org/2000/svg" ')
     style = Markup('><style>{}</style><rect width="100%" height="100%" fill="white"/>').format(Markup(PLAIN_CSS))
     head, _, rest = chart.removeprefix("<svg ").partition(">")

@@ -1,1 +1,1 @@
-"""What lies at a path, as a hash."""
+"""Hashes of the content of paths."""

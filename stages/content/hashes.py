@@ -1,4 +1,4 @@
-"""The content of files and folders as a hash, remembered for files that have not changed since."""
+"""Hashes of the content of files and folders, cached for unchanged files."""
 
 import errno
 import functools
@@ -14,17 +14,17 @@ from pathlib import Path
 from camp_model.files import sha256_of
 
 SETTLED = 2.0
-"""Seconds after its last change from which a file's hash is remembered: within them it may change unseen."""
+"""A file's hash is cached only if its last change was this many seconds ago: earlier, another might go unnoticed."""
 PATIENCE = 5.0
-"""Seconds to wait for another process that holds the file of hashes."""
+"""Seconds to wait for another process that has locked the file of hashes."""
 BATCH = 4096
-"""Files hashed between two moments at which the hashes are written down."""
+"""Number of files hashed before their hashes are written."""
 
 
 def content_hash(path: Path, cache: Path) -> str:
-    """Hex sha256 of a file, or of the names and contents of all files below a folder, links followed.
+    """Hex sha256 of a file, or of the names and contents of all files below a folder, following links.
 
-    What Python compiles beside its modules is no content.
+    Compiled Python files are not counted.
 
     Args:
         cache: as for `file_hashes`.
@@ -43,17 +43,16 @@ def content_hash(path: Path, cache: Path) -> str:
 
 
 def file_hashes(files: Sequence[Path], cache: Path | None) -> Iterator[str | OSError]:
-    """Hex sha256 of each file, in order, or why it cannot be read.
+    """Hex sha256 of each file, in order, or the reason why it cannot be read.
 
-    A file whose size, inode and time of change, the inode's own that no program sets back, are those of last time is
-    not read again.
+    A file is not read again if its size, inode and change time (ctime, which programs cannot set back) are unchanged.
 
     Args:
-        cache: the SQLite file of hashes, made where it is missing; None: every file is read.
+        cache: the SQLite file of hashes, created if missing; None: every file is read.
     """
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
-    resolved = functools.cache(Path.resolve)  # of the folders, once each: of every path it takes most of the time
+    resolved = functools.cache(Path.resolve)  # each folder once: resolving every path would take most of the time
     with ExitStack() as opened, ThreadPoolExecutor() as threads:
         store = opened.enter_context(closing(_open(cache)))
         for start in range(0, len(files), BATCH):
@@ -82,7 +81,7 @@ def file_hashes(files: Sequence[Path], cache: Path | None) -> Iterator[str | OSE
 
 @contextmanager
 def _naming(cache: Path | None) -> Iterator[None]:
-    """What SQLite says of a disk that takes no more, or of a file that is held, is an OSError that names the file."""
+    """Convert SQLite's errors for a full disk or a locked file into an OSError that names the file."""
     try:
         yield
     except sqlite3.OperationalError as error:
@@ -92,11 +91,11 @@ def _naming(cache: Path | None) -> Iterator[None]:
 
 
 def _open(cache: Path | None) -> sqlite3.Connection:
-    """The table of hashes; a damaged file is replaced, for all that it held can be read again."""
+    """Open the table of hashes; a damaged file is replaced, because all hashes can be computed again."""
     with _naming(cache):
         store = sqlite3.connect(cache or ":memory:", timeout=PATIENCE)
     try:
-        store.execute("drop table if exists hashes")  # of before, by the time of modification
+        store.execute("drop table if exists hashes")  # an earlier table, by modification time
         store.execute("create table if not exists seen (path text primary key, size, changed, inode, sha256)")
     except sqlite3.DatabaseError as error:
         store.close()
@@ -105,11 +104,11 @@ def _open(cache: Path | None) -> sqlite3.Connection:
 
 
 def _instead(cache: Path | None, error: sqlite3.DatabaseError) -> sqlite3.Connection:
-    """Another table: in memory where another process holds the file of hashes, which nobody need wait for; a new file
-    where it is damaged, or holds a table of another form.
+    """Open another table: in memory if another process has locked the file, which is not worth waiting for; a new file
+    if it is damaged, or has a table of another form.
 
     Raises:
-        OSError: the error is another one; as `_naming`.
+        OSError: for any other error, as `_naming`.
     """
     damaged = not isinstance(error, sqlite3.OperationalError) or "column" in str(error)
     if cache is not None and damaged:
@@ -127,7 +126,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
     entered: set[tuple[int, int]] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         about = Path(parent).stat()
-        if (about.st_dev, about.st_ino) in entered:  # a link that leads back
+        if (about.st_dev, about.st_ino) in entered:  # a circular link
             folders.clear()
             continue
         entered.add((about.st_dev, about.st_ino))
@@ -138,13 +137,13 @@ def _files_below(folder: Path) -> Iterator[Path]:
 def _remembered(
     store: sqlite3.Connection, file: Path, resolved: Callable[[Path], Path]
 ) -> tuple[str, int, int, int, str | None] | OSError:
-    """The file's row: path, size, time of change in nanoseconds, inode, and its hash where it is known."""
+    """The file's row: path, size, change time in nanoseconds, inode, and its hash if known."""
     try:
         about = file.stat()
     except OSError as error:
         return error
     place = file.resolve() if file.is_symlink() else resolved(file.parent) / file.name
-    name = os.fsencode(place).decode("utf-8", "backslashreplace")  # SQLite keeps UTF-8 alone
+    name = os.fsencode(place).decode("utf-8", "backslashreplace")  # SQLite stores only UTF-8
     state = name, about.st_size, about.st_ctime_ns, about.st_ino
     question = "select sha256 from seen where path = ? and size = ? and changed = ? and inode = ?"
     answer = store.execute(question, state).fetchone()

@@ -1,10 +1,10 @@
-"""Which names code imports, read without running it."""
+"""Reads the names that code imports, without running it."""
 
 import ast
 
 
 def imported_names(tree: ast.AST) -> set[str]:
-    """Full names of all that a module imports, inside functions too."""
+    """Full names of everything that a module imports, also inside functions."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""Which files and folders params name, and what they hold."""
+"""The files and folders that params name, and hashes of their content."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +21,7 @@ Content = dict[str, dict[str, dict[str, str]]]
 
 
 class NamedFilesSections(StageSections):
-    """What the stage reads of params.yaml."""
+    """The sections of params.yaml that the stage reads."""
 
     dataset: DatasetParams = DatasetParams()
     detector: DetectorParams = DetectorParams()
@@ -32,10 +32,10 @@ class NamedFilesSections(StageSections):
 
 
 def named_paths(params: NamedFilesSections, recorded: Content | None = None) -> dict[str, dict[str, str]]:
-    """Stage -> params key -> the file or folder that it names; stages and keys that name none are left out.
+    """Stage -> params key -> the file or folder that it names, without stages and keys that name none.
 
-    `recorded` is what they held before: a transformer that was a folder is one still, though it is not here, where its
-    name alone could be one of a hub.
+    `recorded` has the earlier content: a transformer that was a folder is still treated as one if it is missing,
+    although its name could also be that of a model on a hub.
     """
     dataset, detector, captions, train = params.dataset, params.detector, params.captions, params.train
     transformer = params.model.transformer if params.model.text == "transformer" else None
@@ -43,7 +43,7 @@ def named_paths(params: NamedFilesSections, recorded: Content | None = None) -> 
     if transformer and transformer != before and not (
         transformer.startswith(PREFIX) or names_folder(transformer) or named_path(transformer).is_dir()
     ):  # fmt: skip
-        transformer = None  # of a hub
+        transformer = None  # on a hub
     fetched = detector.weights in ("train", "default", "random") or "://" in detector.weights
     candidates: dict[str, dict[str, str | None]] = {
         "prepare_dataset": {"dataset.root": None if dataset.source == "scenes" else dataset.root},
@@ -66,10 +66,10 @@ def named_paths(params: NamedFilesSections, recorded: Content | None = None) -> 
 
 
 def content_of(paths: Mapping[str, Mapping[str, str]], recorded: Content, cache: Path) -> Content:
-    """The hash of each path, and for a path that is not here the one that was recorded for it.
+    """The hash of each path; for a missing path, the recorded hash.
 
     Raises:
-        InputError: a path is not here, and none was recorded; or it cannot be read.
+        InputError: a path is missing and no hash was recorded, or it cannot be read.
     """
     content: Content = {stage: {} for stage in paths}
     for stage, key, name in ((stage, key, name) for stage, keys in paths.items() for key, name in keys.items()):

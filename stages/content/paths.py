@@ -1,4 +1,4 @@
-"""Where that lies whose content counts."""
+"""Resolves the paths that params name, for hashing."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ from stages.workspace import named_path
 
 
 def content_path(name: str) -> Path:
-    """The file or folder that params name: as `named_path` has it, or the folder of the package of `package:NAME`.
+    """The file or folder that params name: as `named_path`, or the folder of the package for `package:NAME`.
 
-    What is not there is a path that does not exist.
+    If it is missing, the result is a path that does not exist.
     """
     if not name.startswith(PREFIX):
         return named_path(name)

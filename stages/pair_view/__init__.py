@@ -1,1 +1,1 @@
-"""How the model came to the score of an image and a sentence, and how that is drawn: the report's and the search's."""
+"""Explains the score of an image and a sentence, and draws the explanation, for the report and for search."""

@@ -1,4 +1,4 @@
-"""The script and the style that draw a pair, for pages that hold them or serve them."""
+"""The script and the style that draw a pair, for pages that embed or serve them."""
 
 from pathlib import Path
 
@@ -11,5 +11,5 @@ def pair_view_script() -> str:
 
 
 def pair_view_style() -> str:
-    """The colours and letters of every page, then what pair_view.js draws."""
+    """The colours and fonts of all pages, then the style of what pair_view.js draws."""
     return "".join((HERE / name).read_text(encoding="utf-8") for name in ("theme.css", "pair_view.css"))

@@ -1,4 +1,4 @@
-"""What the model did with pairs of an image and a sentence, as pair_view.js draws it."""
+"""Gates, attention and word effects for pairs of an image and a sentence, in the form that pair_view.js draws."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -23,18 +23,19 @@ def explain_pairs(
     ids: Sequence[Sequence[int]],
     texts: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """How aligned pairs of images and captions came to their scores: the logit, and what pair_view.js draws.
+    """Explain the scores of aligned pairs of images and captions: the logits, and the data that pair_view.js draws.
 
     Args:
         model: in eval mode, on the CPU.
         features: [P, R, region_dim].
         mask: bool [P, R], True at regions.
-        ids: word ids of each caption; `texts` is how it is written.
+        ids: word ids of each caption.
+        texts: each caption as written.
 
     Returns:
-        Of each pair: logit, words, unknown (positions of words that the model does not know), spelt (of those outside
-        its vocabulary that it reads by their spelling); wordGates, regionGates,
-        wordAttention, regionAttention, wordPooling and regionPooling in thousandths, None where the model has none.
+        For each pair: logit, words, unknown (positions of words that the model does not know), spelt (positions of
+        words outside its vocabulary that it reads by their spelling); wordGates, regionGates, wordAttention,
+        regionAttention, wordPooling and regionPooling in thousandths, None if the model has none.
     """
     region_mask = torch.from_numpy(mask)
     regions = model.encode_regions(torch.from_numpy(features).float(), region_mask)
@@ -57,9 +58,9 @@ def explain_pairs(
 
 @torch.inference_mode()
 def word_effects(model: CAMP, features: np.ndarray, mask: np.ndarray, ids: Sequence[int]) -> list[float | None]:
-    """How much each word of one caption adds to its logit with one image: the logit less that with <unk> in its place.
+    """The effect of each word of a caption on its logit with one image: the logit minus that with <unk> in its place.
 
-    A word below zero counts against the image; one that the model does not know has no effect to measure, None.
+    A negative effect counts against the image. Words that the model does not know have no measurable effect: None.
 
     Args:
         model: in eval mode, on the CPU.
@@ -79,7 +80,7 @@ def word_effects(model: CAMP, features: np.ndarray, mask: np.ndarray, ids: Seque
 
 
 def written_words(vocabulary: Vocabulary, text: str, ids: Sequence[int]) -> dict[str, Any]:
-    """The words as the model reads them; one that it does not know is shown as written, and marked."""
+    """The words as the model reads them; unknown words are shown as written, and marked."""
     words = vocabulary.decode(token if token < len(vocabulary) else UNK for token in ids)
     written = iter(vocabulary.tokenize(text))
     unknown = [i for i, token in enumerate(ids) if token == UNK]
@@ -90,7 +91,7 @@ def written_words(vocabulary: Vocabulary, text: str, ids: Sequence[int]) -> dict
 
 
 def _per_mille(values: Tensor | None, index: int, *shape: int) -> list[Any] | None:
-    """Shares as whole thousandths, padding cut off: a third of the text that decimals would take."""
+    """Shares in whole thousandths, without padding: a third of the size of decimals."""
     if values is None:
         return None
     real = values[index][tuple(slice(0, size) for size in shape)]
@@ -99,7 +100,7 @@ def _per_mille(values: Tensor | None, index: int, *shape: int) -> list[Any] | No
 
 
 def region_labels(store: RegionStore, row: int) -> list[str]:
-    """What the detector calls each region of an image: `striped circle`, or `region 3` where it has no name for it."""
+    """The detector's name for each region of an image: `striped circle`, or `region 3` if it has none."""
 
     def name(names: Sequence[str], index: int) -> str:
         return names[index] if 0 <= index < len(names) else ""

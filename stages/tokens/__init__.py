@@ -1,1 +1,1 @@
-"""Captions as word ids: which vocabulary, and what becomes of a caption's words."""
+"""Converts captions to word ids: the vocabulary, and the treatment of unknown words."""

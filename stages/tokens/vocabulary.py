@@ -1,4 +1,4 @@
-"""The vocabulary of a dataset's captions, and a caption as ids of it."""
+"""The vocabulary of a dataset's captions, and captions as word ids."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from stages.workspace import named_path
 
 
 def named_vocabulary(params: CaptionsParams) -> Vocabulary | None:
-    """The vocabulary that captions.vocabulary names, if it names one.
+    """Read the vocabulary that captions.vocabulary names, if any.
 
     Raises:
-        InputError: it cannot be read, or was made with another tokenizer than the params name.
+        InputError: it cannot be read, or was made with another tokenizer than that of the params.
     """
     if params.vocabulary is None:
         return None
@@ -30,10 +30,10 @@ def named_vocabulary(params: CaptionsParams) -> Vocabulary | None:
 
 
 def build_vocabulary(params: CaptionsParams, train_words: list[list[str]]) -> Vocabulary:
-    """The words of the train split.
+    """Build the vocabulary of the train split.
 
     Raises:
-        InputError: none occurs often enough.
+        InputError: no word occurs often enough.
     """
     vocabulary = Vocabulary.build(train_words, params.min_count, params.tokenizer or "unicode")
     if len(vocabulary) == UNK + 1:
@@ -42,13 +42,13 @@ def build_vocabulary(params: CaptionsParams, train_words: list[list[str]]) -> Vo
 
 
 def encode(vocabulary: Vocabulary, words: list[str], params: CaptionsParams) -> list[int]:
-    """The ids of a caption's words, as far as the model reads them; at least one."""
+    """The ids of the words that the model reads of a caption; at least one."""
     ids = vocabulary.encode(words[: params.max_words]) or [UNK]
     return [START, *ids, END] if params.start_end else ids
 
 
 def count_equal(image_ids: Sequence[str], tokens: Sequence[Sequence[int]]) -> int:
-    """Number of captions whose tokens are also those of a caption of another image."""
+    """Number of captions with the same tokens as a caption of another image."""
     images_of: defaultdict[tuple[int, ...], set[str]] = defaultdict(set)
     keys = [tuple(ids) for ids in tokens]
     for image_id, key in zip(image_ids, keys, strict=True):
@@ -59,7 +59,7 @@ def count_equal(image_ids: Sequence[str], tokens: Sequence[Sequence[int]]) -> in
 def print_words(
     split: str, vocabulary: Vocabulary, captions: list[list[str]], params: CaptionsParams, equal: int
 ) -> None:
-    """Say how many captions of a split there are, and what the model does not read of them."""
+    """Print the number of captions of a split, and how much of them the model does not read."""
     total = sum(map(len, captions))
     unknown = sum(word not in vocabulary for words in captions for word in words)
     long = sum(len(words) > params.max_words for words in captions)
