@@ -118,7 +118,7 @@ def _compare_features(extraction: Extraction, folder: Path, model: Path, known: 
     """Warn if the features of the drawn picture differ from the stored ones.
 
     Args:
-        known: a file that records the samples that agree, so that each is extracted only once.
+        known: a file with the hash of the sample that last agreed, so that it is not extracted again.
     """
     expected = read_sample(model / "detector")
     changed = "trained on the features of this detector as other versions of code or libraries computed them"
@@ -136,8 +136,8 @@ def _compare_features(extraction: Extraction, folder: Path, model: Path, known: 
 
 
 def copy_detector(detector: Path, params: DetectorParams, model: Path) -> None:
-    """Write the files that identify the detector to a model's folder; also the weights, unless a package or address has
-    them."""
+    """Write the files that identify the detector to a model's folder; also the weights, if train_detector
+    trained them."""
     with replacing_folder(model / "detector") as building:
         shutil.copyfile(detector / "detector.json", building / "detector.json")
         if params.weights == "train":

@@ -24,7 +24,7 @@ from stages.indexing.faiss_engine import FaissEngine
 FIRST, MOST = 32, 128
 """Number of pictures in successive shards: few at first, so that searching can soon begin."""
 PUBLISHED = 64
-"""New pictures are published when they are this share of the published ones, because publishing takes time in
+"""New pictures are published when they are one in this many of the published ones, because publishing takes time in
 proportion to all pictures."""
 WATCHED = 60.0
 """Seconds between two scans of the folder."""

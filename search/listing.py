@@ -36,7 +36,7 @@ class Listing:
 
 
 def list_pictures(root: Path, hashes: Path, progress: Callable[[], bool] = lambda: True) -> Listing:
-    """List all pictures below a folder, sorted by name, without linked and hidden folders.
+    """List all pictures below a folder, sorted by name. Hidden files and folders, and links to folders, are left out.
 
     Args:
         hashes: the SQLite file that caches the hashes of files.
@@ -74,7 +74,7 @@ def _walk(root: Path, unreadable: list[tuple[str, str]]) -> Iterator[Path]:
         folder = Path(error.filename or root)
         if folder == root:
             raise InputError(f"{root}: cannot be read ({error.strerror}); expected a folder of pictures")
-        if not isinstance(error, FileNotFoundError):  # it has just been removed
+        if not isinstance(error, FileNotFoundError):  # a folder that has just been removed is not reported
             unreadable.append((_below(folder, root), f"is a folder that cannot be read ({error.strerror})"))
 
     if not root.is_dir():

@@ -33,7 +33,7 @@ def ship(workspace: Workspace, out: Path) -> None:
     Raises:
         InputError: the model is damaged, its features cannot be computed for other pictures or have changed, or `out`
             is a file. Nothing is written then.
-        OSError: `out` cannot be written; it has no weights then.
+        OSError: `out` cannot be written; no new weights are in it then.
     """
     with input_errors():
         load_checkpoint(workspace.model)

@@ -9,7 +9,7 @@ same object, x_li the affinity of word l, and a_li its attention:
     b_kjl  = softmax_l (<q_kj, k_kl> / 8 + d_k(l - j))     argument k = 1, 2 of word j, from the caption alone
     n_l    = 1 / sum_ij c_li s_ij c_lj,                    number of objects word l attends to, c_l = softmax(t x_l)
     e_j    = [tanh(r sum_l (b_2jl - b_1jl) sum_i a_li p_i),  exp(-2 (n - sum_l b_2jl n_l)^2) for n = 0 .. 6]
-    z_j    = <t_j, message_j> + <e_j, w(t_j)>              the gate's logit: the published one plus evidence
+    z_j    = <t_j, message_j> + <e_j, w(t_j)>              the logit of the scalar gate, plus evidence
     logit  = MLP(...) + u sum_j <e_j, w(t_j)>              since one word hardly changes the pooled features
 
 n is the effective number of an attention, in which regions of the same object count as one (Leinster and Cobbold,

@@ -55,7 +55,7 @@ def _cpu() -> str:
 
 
 def _is_own(place: Path) -> bool:
-    """Whether `place` is missing, or belongs to this user or root and is not writable by everyone."""
+    """Whether `place` is absolute, and is missing or belongs to this user or root and is not writable by everyone."""
     if not place.is_absolute():
         return False
     return not place.exists() or ((about := place.stat()).st_uid in (0, os.geteuid()) and not about.st_mode & 0o002)

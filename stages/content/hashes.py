@@ -14,7 +14,8 @@ from pathlib import Path
 from camp_model.files import sha256_of
 
 SETTLED = 2.0
-"""A file's hash is cached only if its last change was this many seconds ago: earlier, another might go unnoticed."""
+"""A file's hash is cached only if its last change was at least this many seconds ago: an immediate second change might
+go unnoticed."""
 PATIENCE = 5.0
 """Seconds to wait for another process that has locked the file of hashes."""
 BATCH = 4096
@@ -81,7 +82,7 @@ def file_hashes(files: Sequence[Path], cache: Path | None) -> Iterator[str | OSE
 
 @contextmanager
 def _naming(cache: Path | None) -> Iterator[None]:
-    """Convert SQLite's errors for a full disk or a locked file into an OSError that names the file."""
+    """Convert SQLite's operational errors, such as for a full disk, into an OSError that names the file."""
     try:
         yield
     except sqlite3.OperationalError as error:
@@ -126,7 +127,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
     entered: set[tuple[int, int]] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         about = Path(parent).stat()
-        if (about.st_dev, about.st_ino) in entered:  # a circular link
+        if (about.st_dev, about.st_ino) in entered:  # a link to a folder that was entered before
             folders.clear()
             continue
         entered.add((about.st_dev, about.st_ino))

@@ -101,11 +101,12 @@ class Params(Section):
         trained, evaluated = self.train.precision, self.evaluate.precision
         for key, precision, device in (
             ("train", trained, self.train.device),
-            ("evaluate", trained if evaluated == "trained" else evaluated, self.evaluate.device),
+            ("evaluate", f"trained ({trained})" if evaluated == "trained" else evaluated, self.evaluate.device),
         ):
-            if precision == "fp16" and device in ("cpu", "mps"):
+            if precision in ("fp16", "trained (fp16)") and device in ("cpu", "mps"):
                 raise ValueError(
-                    f"{key}.precision: fp16 needs a CUDA device, but {key}.device is {device}; expected fp32 or bf16"
+                    f"{key}.precision: {precision} needs a CUDA device, but {key}.device is {device}; expected fp32 or "
+                    "bf16"
                 )
 
 

@@ -118,9 +118,9 @@ class TrainParams(Section):
                 f"train.machines, {self.machines}"
             )
         if self.processes > 1 and (self.device == "mps" or ":" in self.device):
+            several = "train.processes: 1" if self.device == "mps" else "cuda, with CUDA_VISIBLE_DEVICES to choose GPUs"
             raise ValueError(
-                f"train.device: {self.device} is one device for train.processes, {self.processes}; expected cuda, and "
-                "CUDA_VISIBLE_DEVICES where not all GPUs are meant"
+                f"train.device: {self.device} is one device for train.processes, {self.processes}; expected {several}"
             )
         return self
 

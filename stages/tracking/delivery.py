@@ -229,10 +229,10 @@ def in_one_line(error: Exception) -> str:
 
 
 def deliver_beside(root: Path, key: str) -> int:
-    """Deliver one run while it is being written, and what earlier runs left; return 0 if all of it was delivered."""
+    """Deliver one run while it is being written, and what earlier runs left; return 0 if this run is delivered."""
     os.chdir(root)  # relative addresses of stores start here
     bound_waiting(3)
-    os.nice(10)  # this run comes first
+    os.nice(10)  # the run has priority over its delivery
     folder, delivery, pause, others_tried = root / SPOOL / key, None, 1.0, False
     while True:
         alive = writer_alive(folder)

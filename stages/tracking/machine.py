@@ -1,4 +1,4 @@
-"""Information about the machine: output of git, and load during a run."""
+"""Information about the machine: the output of commands, and the load during a run."""
 
 import os
 import shutil

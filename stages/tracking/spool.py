@@ -120,7 +120,7 @@ def started(folder: Path) -> Event | None:
 
 
 def pending(root: Path) -> list[Path]:
-    """The spool folders, oldest first. Delivered folders are removed, so each of these has undelivered events."""
+    """The spool folders, oldest first; they are still written, or not fully delivered: others are removed."""
     starts = {}
     for path in (root / SPOOL).glob("*/events.jsonl"):
         try:

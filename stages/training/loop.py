@@ -245,7 +245,7 @@ class Trainer:
     def _measure_whole(self) -> None:
         """Measure the kept model on the whole val split, if epochs were measured on a subset of its images."""
         progress, share = self.progress, self.params.validation_share
-        self.processes.any(False, self.device)  # its weights are on disk
+        self.processes.any(False, self.device)  # wait until its weights are on disk
         with input_errors():
             kept, _, _ = load_checkpoint(self.resume.best(progress.best_epoch), self.device)
         self.model.load_state_dict(kept.state_dict())  # this model caches encoded captions

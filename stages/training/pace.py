@@ -5,7 +5,7 @@ from dataclasses import astuple, dataclass
 
 @dataclass(frozen=True)
 class Pace:
-    """The training speed of this process, without the parts of a resumed run that other processes trained."""
+    """The training speed of this process, without the part of a resumed run that was trained before."""
 
     seconds: float
     """Time spent in steps."""

@@ -107,7 +107,7 @@ class Processes:
 
 @contextlib.contextmanager
 def in_processes(params: TrainParams, module: str) -> Iterator[tuple[torch.device, Processes, Callable[[], bool]]]:
-    """Return the device of `module`, its processes (started if the params ask for several), and whether SIGTERM came.
+    """Yield the device of `module`, its processes (started if there are to be several), and whether SIGTERM has come.
 
     Raises:
         InputError: as `choose_device` and `launch`.
@@ -128,7 +128,7 @@ def in_processes(params: TrainParams, module: str) -> Iterator[tuple[torch.devic
 
 
 def launch(params: TrainParams, device: torch.device, module: str) -> None:
-    """Replace this process by `torchrun`, which starts `module` once per device; return if one process is enough.
+    """Replace this process by `torchrun`, which starts `module` once per device; return if there is no need.
 
     With several machines, each runs the stage, and torchrun learns from its PET_ variables which one it is on. Only
     that of rank 0 writes the stage's outputs.

@@ -153,7 +153,7 @@ class Resume:
         return progress
 
     def _tell_of_other_code(self) -> None:
-        """Report that this training was begun by older code and now starts over."""
+        """Report that this training was begun by other code or libraries and now starts over."""
         if not self.task:
             return
         for state in self.folder.parent.glob("*/state.safetensors"):

@@ -28,7 +28,7 @@ def new_model(
     geometry: float = 0.0,
     detector: str | None = None,
 ) -> CAMP:
-    """Build a model with random weights from `train.seed`, then load word vectors, then those of `train.start_from`.
+    """Build a model with random weights from `train.seed`, then load word vectors, then `train.start_from`.
 
     `geometry` is the scale of the boxes appended to features; 0: features without boxes. `detector` is the fingerprint
     of the detector that extracted the features.
@@ -95,7 +95,7 @@ def _take_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary, detector: st
         )
     weights, own = source.state_dict(), camp.state_dict()
     renamed: dict[str, str] = {}
-    if source.config.matcher == "joint":  # a joint score begins with the scale and shift of its cosine
+    if source.config.matcher == "joint":  # a joint score begins with the checkpoint's scale and shift
         prefix, joint = "matcher.matching.", "matcher.joint."
         renamed = {name: name.replace(prefix, joint) for name in weights if name.startswith(prefix)}
         weights |= {new: weights[name] for name, new in renamed.items()}

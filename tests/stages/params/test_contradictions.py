@@ -21,7 +21,10 @@ SCAN = {"detector": {"backend": "precomputed", "architecture": "scan", "weights"
     [
         ({"train": {"precision": "fp16", "device": "cpu"}}, "train.precision: fp16 needs a CUDA device, but train"),
         ({"evaluate": {"precision": "fp16", "device": "mps"}}, "evaluate.precision: fp16 needs .*device is mps;"),
-        ({"train": {"precision": "fp16"}, "evaluate": {"device": "cpu"}}, "evaluate.precision: fp16 needs a CUDA"),
+        (
+            {"train": {"precision": "fp16"}, "evaluate": {"device": "cpu"}},
+            r"evaluate.precision: trained \(fp16\) needs a CUDA",
+        ),
         (
             {"model": {"text": "transformer"}, "train": {"word_vectors": "a.txt"}},
             "train.word_vectors: a.txt, but",
@@ -30,7 +33,11 @@ SCAN = {"detector": {"backend": "precomputed", "architecture": "scan", "weights"
             {"evaluate": {"protocol": "coco_1k"}},
             "evaluate.protocol: coco_1k needs 5,000 images, .* test has 512;",
         ),
-        ({"train": {"processes": 2, "device": "cuda:1"}}, "train.device: cuda:1 is one device for train.processes, 2;"),
+        (
+            {"train": {"processes": 2, "device": "cuda:1"}},
+            "train.device: cuda:1 is one device .* 2; expected cuda, with",
+        ),
+        ({"train": {"processes": 2, "device": "mps"}}, "train.device: mps .* 2; expected train.processes: 1"),
         (SCAN | {"regions": {"boxes": "given"}}, "regions.boxes: given needs a detector that runs"),
         (SCAN | {"regions": {"geometry": True}}, "regions.geometry: true needs boxes, but detector.architecture scan"),
     ],
