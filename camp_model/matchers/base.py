@@ -116,7 +116,7 @@ class Matcher(nn.Module, ABC):
 
     @property
     def reads_places(self) -> bool:
-        """Whether encoded regions must end with their places (`camp_model.encoders.places`)."""
+        """Whether encoded regions must end with their places (`camp_model.encoders.region_places`)."""
         return False
 
     @property

@@ -3,8 +3,8 @@
 Attention is normalised, so a message says what the regions of a word look like, but not how many there are, and a
 pooled pair no longer says where they were. Here each word selects, from the caption alone, two other words as its
 arguments: for "left", what is on the left and what it is left of; for "two", the noun that it counts. With p_i the
-place of region i (`camp_model.encoders.places`; a learnt encoding would lose it), s_ij whether two boxes surround the
-same object, x_li the affinity of word l, and a_li its attention:
+place of region i (`camp_model.encoders.region_places`; a learnt encoding would lose it), s_ij whether two boxes
+surround the same object, x_li the affinity of word l, and a_li its attention:
 
     b_kjl  = softmax_l (<q_kj, k_kl> / 8 + d_k(l - j))     argument k = 1, 2 of word j, from the caption alone
     n_l    = 1 / sum_ij c_li s_ij c_lj,                    number of objects word l attends to, c_l = softmax(t x_l)

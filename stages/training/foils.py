@@ -1,4 +1,4 @@
-"""Foils of the training captions, drawn again for every batch."""
+"""Foils of the training captions, drawn again for every epoch and caption."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
