@@ -8,7 +8,7 @@ from typing import Any, Self
 import pyarrow as pa
 from pydantic import model_validator
 
-from stages.contracts import read_table
+from stages.contracts import input_errors, read_table
 from stages.errors import InputError
 from stages.params import document
 from stages.params.captions import CaptionsParams
@@ -118,10 +118,8 @@ def check_images(params: Params, images: Path = Path("data/dataset/images.parque
     """
     if images.is_file():
         count = Counter(read_table(images, {"split": pa.string()})["split"].to_pylist())
-        try:
+        with input_errors(f"{images}: "):
             check_sizes(params.evaluate, count)
-        except ValueError as error:
-            raise InputError(f"{images}: {error}") from None
 
 
 def check_compared(path: Path = PARAMS, pipeline: Path = Path("dvc.yaml")) -> None:

@@ -115,7 +115,7 @@ def in_processes(params: TrainParams, module: str) -> Iterator[tuple[torch.devic
     device = choose_device(params.device)
     launch(params, device, module)
     if device.type == "cuda":
-        if device.index is None or params.processes > 1:
+        if device.index is None:  # a named one is for a single process
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     stopped = threading.Event()

@@ -275,26 +275,6 @@ def test_mean_gates_over_words_content_words_and_regions_by_hand(tmp_path):
     assert numbers["gate_content_auc"] is None and numbers["gate_auc"] == 0.5
 
 
-def test_evaluation_and_validation_measure_the_same_gates(small):
-    """Validation's numbers, with the same pairs, are evaluation's: as many captions as there are leave no choice."""
-    from stages.device import Precision
-    from stages.training.data import Split
-    from stages.training.processes import Processes
-    from stages.training.validation import validate
-
-    run(small, PARAMS.replace(gate_pairs=1000))
-    gates = json.loads((small.root / "metrics/gates.json").read_text())["test"]
-    model, vocabulary, _ = load_checkpoint(small.model)
-    store = RegionStore(small.regions)
-    content = ids_of_kinds(load_words(small.token_tables / "lexicon.json"), vocabulary, ("object", "colour"))
-    split = Split(store, small.token_tables / "test.parquet", vocabulary, content)
-    found, _ = validate(model, split, Precision("fp32", CPU), Processes())
-    for prefix in ("gate", "gate_content", "region_gate"):
-        for name in ("positive_mean", "hardest_mean", "hardest_auc"):
-            assert found[f"{prefix}_{name}"] == pytest.approx(gates[f"{prefix}_{name}"], abs=1e-6)
-        assert found[f"{prefix}_auc"] == pytest.approx(gates[f"{prefix}_auc"], abs=0.1)  # other random pairs
-
-
 def test_the_mean_of_one_model_is_its_own_logit():
     values = torch.tensor([40.0, -40.0, 0.3])
     assert mean_logits([values]).tolist() == values.tolist()

@@ -13,9 +13,14 @@ from camp_model.encoders import length_mask
 from camp_model.gates import KINDS, area_under_curve
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
+from stages.device import Precision
 from stages.errors import InputError
 from stages.evaluation.folds import COCO_FOLDS, read_split
 from stages.evaluation.tables import PAIR_SCHEMA
+from stages.foils.words import ids_of_kinds, load_words
+from stages.training.data import Split
+from stages.training.processes import Processes
+from stages.training.validation import validate
 from tests.camp_model import reference
 from tests.stages.evaluation.running import PARAMS, run
 
@@ -191,3 +196,17 @@ def test_only_scalar_gates_can_be_others(make_run, tmp_path, monkeypatch, switch
     with pytest.raises(InputError, match=f"config.json: evaluate.gates: {gates} acts on scalar gates, but {reason}"):
         run(small, PARAMS.model_copy(update={"gates": gates}))
     assert not (small.root / "metrics/gates.json").exists()
+
+
+def test_evaluation_and_validation_measure_the_same_gates(small):
+    """Validation's numbers, with the same pairs, are evaluation's: as many captions as there are leave no choice."""
+    gates = run(small, PARAMS.replace(gate_pairs=1000))[1]["test"]
+    model, vocabulary, _ = load_checkpoint(small.model)
+    store = RegionStore(small.regions)
+    content = ids_of_kinds(load_words(small.token_tables / "lexicon.json"), vocabulary, ("object", "colour"))
+    split = Split(store, small.token_tables / "test.parquet", vocabulary, content)
+    found, _ = validate(model, split, Precision("fp32", torch.device("cpu")), Processes())
+    for prefix in ("gate", "gate_content", "region_gate"):
+        for name in ("positive_mean", "hardest_mean", "hardest_auc"):
+            assert found[f"{prefix}_{name}"] == pytest.approx(gates[f"{prefix}_{name}"], abs=1e-6)
+        assert found[f"{prefix}_auc"] == pytest.approx(gates[f"{prefix}_auc"], abs=0.1)  # other random pairs
