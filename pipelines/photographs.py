@@ -111,8 +111,8 @@ FLICKR8K = [
 def _remarks(outcomes: Outcomes) -> str:
     """Markdown below the page's table of recalls: the gain of each addition, and published results of other models."""
     sections = [
-        "The full model starts from the joint embedding of the same seed; so does every change to it, but for those "
-        "trained with the transformer, which start from pretrained words alone.\n"
+        "The full model, and every change to it, starts from the joint embedding of the same seed. Rows trained with "
+        "the transformer start from the pretrained transformer only.\n"
     ]
     if rows := effects(outcomes):
         sections += ["rsum with each addition minus without it, with its 95 % interval:\n", table(rows)]
@@ -121,7 +121,7 @@ def _remarks(outcomes: Outcomes) -> str:
         if gain := _gain(outcomes, f"full-{WORDS}", f"{other}-{WORDS}"):
             sections += [f"Both trained with the transformer, the full model minus {label}: {gain} rsum.\n"]
     if gain := _gain(outcomes, "tuned", "tuned-without-term"):
-        sections += [f"What the joint term is worth where the encoders are trained on: {gain} rsum.\n"]
+        sections += [f"Worth of the joint term if the encoders continue to be trained: {gain} rsum.\n"]
     if Path(Params.load().dataset.karpathy.annotations).name == "dataset_flickr8k.json":
         sections += ["Published results on the same test split, trained on Flickr8k alone:\n", table(FLICKR8K)]
     return "\n".join(sections)
@@ -150,7 +150,7 @@ def _without_start() -> None:
     """Set train.start_from to null in params.yaml, because each seed starts from its own joint embedding."""
     params = Params.load()
     if (start := params.train.start_from) is not None:
-        print(f"params.yaml: train.start_from: null, not {start}: each row says its own", flush=True)
+        print(f"params.yaml: train.start_from: set to null (was {start}), because each row sets its own", flush=True)
         rewrite(PARAMS, params.replace(train=params.train.replace(start_from=None)).to_dict())
 
 

@@ -45,7 +45,7 @@ class Difference:
     @property
     def verdict(self) -> str:
         """The conclusion about the full model that the interval, rounded as printed, supports."""
-        return "better" if round(self.low, 1) > 0 else "worse" if round(self.high, 1) < 0 else "no difference found"
+        return "better" if round(self.low, 1) > 0 else "worse" if round(self.high, 1) < 0 else "not significant"
 
 
 def commit_of(experiment: str) -> str | None:

@@ -71,9 +71,9 @@ BELIEFS: tuple[tuple[str, str], ...] = (
     ("elementwise-gates", "One gate for a vector, against one for each of its channels, is worth"),
     ("cosine-bce", "A learnt score, against a cosine, is worth"),
     ("mlp-ranking", "Cross-entropy of the hardest negatives, against the ranking loss, is worth"),
-    ("as-encoded", "One length for all regions and words where they meet is worth"),
+    ("as-encoded", "Giving all regions and words the same length before messages and gates is worth"),
     ("no-curriculum", "Beginning on easier negatives is worth"),
-    ("joint-term", "Training no joint embedding, which an index needs, on the same encoders is worth"),
+    ("joint-term", "Not training a joint embedding, which an index needs, on the same encoders is worth"),
 )
 """Row -> what the difference between the full model and this row measures, as the start of a sentence."""
 ENCODERS_TAUGHT = ("published-gates-joint-term", "no-gates-joint-term")
@@ -101,7 +101,7 @@ def beliefs(outcomes: Outcomes, differences: Mapping[str, Difference], study: St
     if peers:
         best = min(peers, key=lambda row: differences[row].mean)
         lines.append(
-            f"- Of other people's models, those under question 1, *{study.labels[best]}* has the highest rsum: the "
+            f"- Of the baselines, listed under question 1, *{study.labels[best]}* has the highest rsum: the "
             f"full model is {_say(differences[best])}."
         )
     told = mean_gate(outcomes.get("published-gates", ()), "gate_auc", 3)
@@ -109,7 +109,7 @@ def beliefs(outcomes: Outcomes, differences: Mapping[str, Difference], study: St
         means = [mean_gate(outcomes["published-gates"], f"gate_{kind}_mean", 3) for kind in ("positive", "negative")]
         seeds = outcomes["published-gates"]
         shut = sum((outcome.gates["gate_auc"] or 0) < 0.5 for outcome in seeds)
-        less = f"; with {shut} of {len(seeds)} seeds they open less where the caption is true" if shut else ""
+        less = f"; with {shut} of {len(seeds)} seeds they open less on matching pairs" if shut else ""
         lines.append(
             f"- Gates without supervision have a mean of {means[0]} on matching pairs and of {means[1]} on random "
             f"ones, AUC {told}{less}."
@@ -123,10 +123,10 @@ def beliefs(outcomes: Outcomes, differences: Mapping[str, Difference], study: St
         if all(count) and all(relation):
             alone = f"; trained with foils alone: {count[2]} % and {relation[2]} %" if "foils" in outcomes else ""
             lines.append(
-                "- Counts and places as evidence, with training on foils, tell captions from foils with another count "
-                f"in {count[0]} % of cases, with another relation in {relation[0]} % (the full model: {count[1]} % and "
-                f"{relation[1]} %{alone}; balanced, so that a guess is right in 50 %); by rsum the full model is "
-                f"{_say(differences['counts'])}."
+                "- With counts and places as evidence and training on foils, captions score higher than foils with "
+                f"another count in {count[0]} % of cases, and with another relation in {relation[0]} % (the full "
+                f"model: {count[1]} % and {relation[1]} %{alone}; balanced, so that guessing gives 50 %); in rsum the "
+                f"full model is {_say(differences['counts'])}."
             )
     return ["## What we believe now\n", "\n".join(lines) + "\n"] if lines else []
 
@@ -147,7 +147,7 @@ def _but(row: str, outcomes: Outcomes) -> str:
 
 def _worth(difference: Difference) -> str:
     worth = f"{interval(difference)} rsum"
-    return f"{worth}: the interval holds 0" if difference.verdict == "no difference found" else worth
+    return f"{worth}, which is not significant" if difference.verdict == "not significant" else worth
 
 
 def answers(outcomes: Outcomes, differences: Mapping[str, Difference], study: StudyInput) -> list[str]:
@@ -167,8 +167,8 @@ def answers(outcomes: Outcomes, differences: Mapping[str, Difference], study: St
 
 
 def _say(difference: Difference) -> str:
-    if difference.verdict == "no difference found":
-        return f"not told apart ({interval(difference)} rsum)"
+    if difference.verdict == "not significant":
+        return f"not significantly different ({interval(difference)} rsum)"
     amount = -difference if difference.verdict == "worse" else difference
     return f"{difference.verdict} by {interval(amount)} rsum"
 

@@ -65,8 +65,8 @@ def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference],
         f"![Difference in rsum to the full model]({path.stem}-differences.svg)\n",
         table(_recall_rows(outcomes, differences, study)),
         "The difference is the full model minus the row, on the same images, with its 95 % interval, a bootstrap over "
-        f"images{_over_seeds(outcomes)}: where it holds 0, no difference was found. Each interval is for itself: of "
-        "twenty, one misses the true difference by chance.\n",
+        f"images{_over_seeds(outcomes)}: if it contains 0, the difference is not significant. Intervals are not "
+        "corrected for multiple comparisons: by chance, one in twenty misses the true difference.\n",
         *_hardly_begun(outcomes, study),
         *([page.remarks] if page.remarks else []),
         *beliefs(outcomes, differences, study),
@@ -81,17 +81,17 @@ def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference],
         f"![Mean word gates by epoch]({path.stem}-gates.svg)\n",
         "## Subtle mismatch\n",
         "One word of a test caption is changed so that it is no longer true of the picture. How often the true caption "
-        "scores higher than its foil, in percent, by the kind of the word. *Balanced*: foils are weighed so that who "
-        "reads the two words alone is right in 50 %; they say as much as that many of equal weight.\n",
+        "scores higher than its foil, in percent, by the kind of the word. *Balanced*: foils are weighted so that a "
+        "model that reads only the two words gets 50 %; the first row then has their effective number: as "
+        "many foils of equal weight say as much.\n",
         table(_foil_rows(outcomes, study)),
-        "Which word is held responsible: among the foil's content words, counts and relations, the one whose removal "
-        "(`<unk>`) raises the score most, or the one with the lowest gate; how often that is the changed word, in "
-        "percent:\n",
+        "How often the model identifies the changed word, in percent: among the foil's content words, counts and "
+        "relations, as the one whose replacement by `<unk>` raises the score most, or the one with the lowest gate:\n",
         table(_guilty_rows(outcomes, study)),
         *([page.further] if page.further else []),
         "## Fine print\n",
         f"- Data: {study.data}.\n"
-        f"- Set for every row that says nothing else: {settings or 'nothing'}; all else as in `params.yaml`.\n"
+        f"- Set for every row that does not set it itself: {settings or 'nothing'}; all else as in `params.yaml`.\n"
         f"- Commit {study.commit}; MLflow parent run `{study.run or 'not recorded'}`.\n"
         f"- {_machine()}.\n"
         "- Seeds change the training (weights, order, negatives); data, detector and regions are the same for all.\n",
@@ -109,7 +109,7 @@ def _over_seeds(outcomes: Outcomes) -> str:
     """How the intervals account for seeds; that of a row with one seed does not."""
     counts = {len(of_variant) for name, of_variant in outcomes.items() if name != "full"} or {1}
     if counts == {1}:
-        return " alone, which says nothing of other seeds"
+        return " only, which does not cover other seeds"
     return f" and{', where a row has several seeds,' if 1 in counts else ''} a t distribution over seeds"
 
 
@@ -118,7 +118,7 @@ def _further_seeds(outcomes: Outcomes, study: StudyInput) -> str:
     if not rows:
         return ""
     names = ", ".join(f"*{study.labels[name]}*" for name in rows)
-    return f", of {names} over {len(outcomes[rows[0]])}; a difference is over the seeds that both models have"
+    return f", for {names} over {len(outcomes[rows[0]])}; differences use the seeds that both models have"
 
 
 def _recall_rows(outcomes: Outcomes, differences: Mapping[str, Difference], study: StudyInput) -> list[dict[str, Any]]:
@@ -140,8 +140,8 @@ def _hardly_begun(outcomes: Outcomes, study: StudyInput) -> list[str]:
         return []
     return [
         f"Hardly learnt when training ended (an rsum below {BEGUN:g}, or below half of the row's best seed): "
-        f"{', '.join(names)}. There a difference says that the full model learns within this number of epochs, not "
-        "where the other would end with more.\n"
+        f"{', '.join(names)}. A difference to these rows says that the full model learns within this number of "
+        "epochs, not what the other would reach with more.\n"
     ]
 
 
@@ -164,9 +164,9 @@ def _floor(study: StudyInput) -> list[str]:
     if study.true_by_chance is None:
         return []
     return [
-        f"Of the content words of a random negative pair {100 * study.true_by_chance:.1f} % are true of the picture "
-        "all the same: what their phrase names is in it. A gate that is right about every phrase is open there, so a "
-        f"mean below {study.true_by_chance:.3f} would take gates that know the rest of the caption, too.\n"
+        f"{100 * study.true_by_chance:.1f} % of the content words of random negative pairs are nevertheless true of "
+        "the picture: it contains what their phrase names. A gate that judges every phrase correctly is open there, so "
+        f"a mean below {study.true_by_chance:.3f} needs gates that also know the rest of the caption.\n"
     ]
 
 

@@ -53,7 +53,7 @@ def rates_markdown(rated: Rated, labels: Mapping[str, str], seed: int) -> str:
         })  # fmt: skip
     return (
         "## Each row's own learning rate\n\n"
-        f"Seed {seed} again with other learning rates: validation rsum with each multiple of the one above, and the "
-        "test rsum of the best on validation. The interval is over images alone, for there is one seed. Where the best "
-        "is an end of what was tried, one beyond it may be better.\n\n" + table(rows)
+        f"Seed {seed}, also trained with other learning rates: validation rsum for each multiple of the one above, and "
+        "the test rsum of the best on validation. The interval is over images only, because there is one seed. If the "
+        "best multiple is the lowest or highest one, a rate beyond it may be better.\n\n" + table(rows)
     )

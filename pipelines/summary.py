@@ -75,7 +75,7 @@ def costs_markdown(shared: Sequence[str], experiments: Mapping[str, Sequence[str
     ]
     if not (known := [row for row in rows if row["time"]]):
         return ""
-    return f"\nMean time of each stage, {jobs} experiments at once, and its largest memory:\n\n{table(known)}"
+    return f"\nMean time and peak memory of each stage, {jobs} experiments at once:\n\n{table(known)}"
 
 
 def diff_markdown(rows: Sequence[Mapping[str, Any]], base: str) -> str:

@@ -152,6 +152,6 @@ def test_the_page_says_what_the_joint_term_is_worth(monkeypatch: pytest.MonkeyPa
     missed = {JOINT: 8, "full": 6, "tuned": 4, "tuned-without-term": 6}
     missed |= {f"{JOINT}-trained-words": 3, "full-trained-words": 2, "no-gates-trained-words": 4}
     said = _remarks({name: [outcome(number)] * 2 for name, number in missed.items()})
-    assert "What the joint term is worth where the encoders are trained on: +30.0 [+" in said
+    assert "Worth of the joint term if the encoders continue to be trained: +30.0 [+" in said
     assert "trained with the transformer, the full model minus the joint embedding: +15.0 [" in said
     assert "trained with the transformer, the full model minus the same without gates: +30.0 [" in said

@@ -36,10 +36,10 @@ def test_a_page_is_named_after_the_questions_that_its_rows_answer(rows, said):
     [
         (Difference(3.0, 0.06, 6.0), "better by +3.0 [+0.1, +6.0] rsum"),
         (Difference(-3.0, -6.0, -0.5), "worse by +3.0 [+0.5, +6.0] rsum"),
-        # The page says that an interval which holds 0 tells nothing apart, and its reader sees what is printed.
-        (Difference(3.0, 0.04, 6.0), "not told apart (+3.0 [+0.0, +6.0] rsum)"),
-        (Difference(-3.0, -6.0, -0.04), "not told apart (-3.0 [-6.0, +0.0] rsum)"),
-        (Difference(-0.04, -3.1, 3.0), "not told apart (+0.0 [-3.1, +3.0] rsum)"),
+        # On the page, an interval that contains 0 means not significant, and its reader sees the printed numbers.
+        (Difference(3.0, 0.04, 6.0), "not significantly different (+3.0 [+0.0, +6.0] rsum)"),
+        (Difference(-3.0, -6.0, -0.04), "not significantly different (-3.0 [-6.0, +0.0] rsum)"),
+        (Difference(-0.04, -3.1, 3.0), "not significantly different (+0.0 [-3.1, +3.0] rsum)"),
     ],
 )
 def test_what_is_said_of_a_difference_is_what_its_printed_interval_allows(difference, said):
@@ -71,10 +71,10 @@ def test_each_question_is_answered_by_its_own_rows():
     assert [section[:6] for section in said] == ["### 1.", "### 2.", "### 3.", "### 5."]
     assert lines == [
         ["- against *SCAN*: the full model is better", *foils],
-        ["- against *GATES-OPEN*: the full model is not told apart (-30.0 [-75.0, +0.0] rsum)", *gated],
-        ["- against *COSINE-BCE*: the full model is not told apart (+0.0 [+0.0, +0.0] rsum)"],
-        ["- against *NO-GATES*: the full model is not told apart (+30.0 [+0.0, +75.0] rsum)",
-         "- against *GATES-OPEN*: the full model is not told apart (-30.0 [-75.0, +0.0] rsum)", *gated],
+        ["- against *GATES-OPEN*: the full model is not significantly different (-30.0 [-75.0, +0.0] rsum)", *gated],
+        ["- against *COSINE-BCE*: the full model is not significantly different (+0.0 [+0.0, +0.0] rsum)"],
+        ["- against *NO-GATES*: the full model is not significantly different (+30.0 [+0.0, +75.0] rsum)",
+         "- against *GATES-OPEN*: the full model is not significantly different (-30.0 [-75.0, +0.0] rsum)", *gated],
     ]  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def test_what_hardly_learnt_is_below_a_tenth_of_everything_or_half_of_the_best(r
     outcomes = {"full": [outcome(4)] * 2, "no-gates": [replace(outcome(4), recall={"rsum": rsum}) for rsum in rsums]}
     assert hardly_learnt("no-gates", outcomes) == slow
     _, line = beliefs(outcomes, compare(outcomes), study_of(outcomes))
-    assert line.endswith(" rsum: the interval holds 0" + (said or ".") + "\n")
+    assert line.endswith(" rsum, which is not significant" + (said or ".") + "\n")
 
 
 @pytest.mark.parametrize(
@@ -100,8 +100,8 @@ def test_what_hardly_learnt_is_below_a_tenth_of_everything_or_half_of_the_best(r
     [
         ([0.96, 0.95], "."),
         ([0.5, 0.9], "."),
-        ([0.49, 0.9], "; with 1 of 2 seeds they open less where the caption is true."),
-        ([0.02], "; with 1 of 1 seeds they open less where the caption is true."),
+        ([0.49, 0.9], "; with 1 of 2 seeds they open less on matching pairs."),
+        ([0.02], "; with 1 of 1 seeds they open less on matching pairs."),
     ],
 )
 def test_unsupervised_gates_are_only_said_to_open_less_where_they_do(areas, less):
