@@ -33,13 +33,29 @@ function scoreText(logit) {
 
 const pictureOf = (image, attributes = {}) => make("img", { src: image.uri, alt: image.alt, ...attributes });
 
+const LISTED = 6;
+
+/** How many values are written like the highest. */
+const likeTheHighest = ({ values, write }) => {
+  const highest = write(Math.max(...values) / 1000);
+  return values.filter((value) => write(value / 1000) === highest).length;
+};
+
 /** What the boxes show: values by region, how to write one, and whether they fill their range of 0 to 1. */
 function boxView({ pair, image, word }) {
   if (word !== null && pair.wordAttention) {
     return { kind: "look", title: `Where “${pair.words[word]}” looks`, values: pair.wordAttention[word], write: percent };
   }
-  if (pair.regionGates) return { kind: "gates", title: "Gate of each region", values: pair.regionGates, write: gateText, full: true };
-  if (pair.regionPooling) return { kind: "gates", title: "Weight of each region in the match", values: pair.regionPooling, write: percent };
+  const gates = { kind: "gates", title: "Gate of each region", values: pair.regionGates, write: gateText, full: true };
+  const weights = { kind: "gates", title: "Weight of each region in the match", values: pair.regionPooling, write: percent };
+  if (pair.regionGates) {
+    const open = likeTheHighest(gates);
+    // Gates that are all open single out no region; gates that are all closed say that nothing matches.
+    if (!pair.regionPooling || open <= LISTED || Math.max(...gates.values) < 5) return gates;
+    const text = gateText(Math.max(...gates.values) / 1000);
+    return { ...weights, title: `${weights.title} (${open === gates.values.length ? "every gate is" : `${open} gates are`} ${text})` };
+  }
+  if (pair.regionPooling) return weights;
   const none = image.labels.map(() => 0);
   return { kind: "gates", title: "This model gives regions no weights", values: none, write: () => "" };
 }
@@ -62,7 +78,7 @@ function drawStage(view) {
   const area = ([x0, y0, x1, y1]) => (x1 - x0) * (y1 - y0);
   const order = shown.values.map((value, index) => [value, index])
     .sort((a, b) => area(image.boxes[b[1]]) - area(image.boxes[a[1]]));
-  const strongest = new Set(ranked(shown).slice(0, 4).map(([, index]) => index));
+  const strongest = new Set(likeTheHighest(shown) > LISTED ? [] : ranked(shown).slice(0, 4).map(([, index]) => index));
   for (const [value, index] of order) {
     const [x0, y0, x1, y1] = image.boxes[index];
     if (x1 <= x0 || y1 <= y0) continue; // features that came without boxes
@@ -130,9 +146,11 @@ function sentenceOf({ pair, image, word, region }) {
 
 function drawRegions(view) {
   const shown = boxView(view);
-  const first = ranked(shown).slice(0, 6);
+  const first = ranked(shown).slice(0, LISTED);
   const top = shown.full ? 1000 : Math.max(first[0][0], 1);
-  return make("div", { class: "reading" }, make("p", { class: "label" }, `${shown.title}, strongest ${first.length}`),
+  const alike = likeTheHighest(shown) === shown.values.length ? shown.write(first[0][0] / 1000) : null;
+  const heading = alike === null ? `, strongest ${first.length}` : alike && `: ${alike} of each`;
+  return make("div", { class: "reading" }, make("p", { class: "label" }, `${shown.title}${heading}`),
     make("ol", { class: `regions ${shown.kind}` }, ...first.map(([value, index]) =>
       make("li", {}, make("button", { type: "button", class: "region", "data-region": index,
         "aria-pressed": String(view.region === index), onclick: () => view.toggle("region", index) },
