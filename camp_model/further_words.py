@@ -54,7 +54,7 @@ class FurtherWords:
                 return [self._words[number] for number in ids]
             except KeyError as error:
                 raise ValueError(
-                    f"tokens: {error.args[0]} is no word's id; expected ids of the {self.held:,} words outside the "
+                    f"tokens: {error.args[0]} is not a word's id; expected ids of the {self.held:,} words outside the "
                     "vocabulary that were read last"
                 ) from None
 

@@ -109,7 +109,9 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
         raise ValueError(f"{path}: model: {len(content['model'])} state dicts; expected image, text and scoring")
     for number, state in enumerate(content["model"]):
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise ValueError(f"{path}: model[{number}]: is no state dict; expected names of weights with a tensor each")
+            raise ValueError(
+                f"{path}: model[{number}]: is not a state dict; expected names of weights with a tensor each"
+            )
     _check_options(path, content.get("opt"))
     return content
 
@@ -217,12 +219,14 @@ def read_vocabulary(path: Path) -> Vocabulary:
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); expected a vocabulary") from None
     except Exception as error:  # a damaged pickle can raise almost anything
-        raise ValueError(f"{path}: is no pickle of a vocabulary: {str(error)[:200]}; nothing of it was run") from None
+        raise ValueError(
+            f"{path}: is not a pickle of a vocabulary: {str(error)[:200]}; nothing of it was run"
+        ) from None
     if not isinstance(words, dict) or not words or set(words) != set(range(len(words))):
         raise ValueError(f"{path}: idx2word: no words 0, 1, 2, ... found; expected a released vocabulary, or a JSON")
     ordered = [words[number] for number in range(len(words))]
     if odd := [word for word in ordered if not isinstance(word, str)]:
-        raise ValueError(f"{path}: idx2word: {odd[0]!r:.80} is no text ({len(odd)} such); expected words")
+        raise ValueError(f"{path}: idx2word: {odd[0]!r:.80} is not text ({len(odd)} such); expected words")
     try:
         return Vocabulary(ordered, "treebank")
     except ValueError as error:

@@ -36,7 +36,7 @@ def _checked(
     stated = np.asarray(caption_image.cpu() if isinstance(caption_image, Tensor) else caption_image)
     index = stated.astype(np.int64)
     if not np.array_equal(index, stated):
-        raise ValueError("caption_image: holds numbers that are no positions of images; expected whole ones")
+        raise ValueError("caption_image: holds numbers that are not positions of images; expected whole ones")
     if values.ndim != 2 or index.shape != (values.shape[1],):
         raise ValueError(f"scores {values.shape} and caption_image {index.shape}; expected [I, C] and [C]")
     if len(index) and not (index.min() >= 0 and index.max() < values.shape[0]):

@@ -50,7 +50,7 @@ def main() -> None:
     candidates = [arguments.repository.resolve()] if arguments.repository else [here, *here.parents]
     repository = next((folder for folder in candidates if (folder / "dvc.yaml").is_file()), None)
     if repository is None:
-        parser.error(f"{candidates[0]}: is no repository of the pipeline (no dvc.yaml); name one with --repository")
+        parser.error(f"{candidates[0]}: is not a repository of the pipeline (no dvc.yaml); name one with --repository")
     if arguments.command != "import" and not all(map(find_spec, ("pydantic", "prefect", "mlflow", "dvc"))):
         parser.error(f"{arguments.command} needs the pipeline's packages: pip install 'camp-retrieval[pipeline]'")
     os.environ[STARTED_IN] = str(here)

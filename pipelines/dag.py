@@ -96,7 +96,7 @@ def read_dag(targets: tuple[str, ...] = ()) -> Dag:
         names = {stage: stage.addressing for stage in graph}
         unknown = set(targets) - set(names.values())
         if unknown:
-            raise InputError(f"dvc.yaml: {sorted(unknown)[0]}: is no stage; there are {', '.join(names.values())}")
+            raise InputError(f"dvc.yaml: {sorted(unknown)[0]}: is not a stage; there are {', '.join(names.values())}")
         wanted = set(graph)
         if targets:
             chosen = [stage for stage in graph if names[stage] in targets]

@@ -62,7 +62,7 @@ def deploy(pool: str, pool_type: str, prefect_file: Path) -> None:
     """
     present_params()
     if not prefect_file.is_file():
-        raise InputError(f"--prefect-file: {prefect_file} is no file; expected one such as prefect.yaml")
+        raise InputError(f"--prefect-file: {prefect_file} is not a file; expected one such as prefect.yaml")
     if not PREFECT_API_URL.value():
         raise InputError("PREFECT_API_URL: is not set; expected the address of the server that flows are deployed to")
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]

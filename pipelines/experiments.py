@@ -275,7 +275,7 @@ def grid_of(text: str) -> dict[str, Any]:
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"is not JSON: {error}; expected {GRID}") from None
     if not isinstance(grid, dict):
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no object; expected {GRID}")
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not an object; expected {GRID}")
     return grid
 
 

@@ -45,7 +45,7 @@ class FolderSource:
 
     def __init__(self, root: Path, model: CAMP, weights: str, folder: Path, cache: Path) -> None:
         if not root.is_dir():
-            raise InputError(f"{root}: is no folder; expected a folder of pictures")
+            raise InputError(f"{root}: is not a folder; expected a folder of pictures")
         self.root, self.model, self.weights, self.name = root.resolve(), model, weights, str(folder)
         extraction = Extraction.of_model(folder)
         self._looker = Looker(ready_detector(extraction, folder, cache), extraction.detector, extraction.regions)

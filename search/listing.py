@@ -78,7 +78,7 @@ def _walk(root: Path, unreadable: list[tuple[str, str]]) -> Iterator[Path]:
             unreadable.append((_below(folder, root), f"is a folder that cannot be read ({error.strerror})"))
 
     if not root.is_dir():
-        raise InputError(f"{root}: is no folder; expected a folder of pictures")
+        raise InputError(f"{root}: is not a folder; expected a folder of pictures")
     for parent, folders, files in os.walk(root, onerror=fail):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         links = [Path(parent, name) for name in folders if Path(parent, name).is_symlink()]
@@ -100,7 +100,7 @@ def _size(path: Path) -> int | str:
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     if not path.is_file():
-        return "is no file"
+        return "is not a file"
     return f"is larger than {LARGEST >> 20} MiB" if size > LARGEST else size
 
 

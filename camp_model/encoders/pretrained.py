@@ -63,7 +63,7 @@ def _check_place(source: str, place: str) -> None:
     """ValueError where a folder is meant, by the form of its name, and none is there."""
     if names_folder(place) and not Path(place).is_dir():
         raise ValueError(
-            f"model.transformer: {source:.200}: is no folder; expected one, a name of the hub, or {PREFIX}NAME"
+            f"model.transformer: {source:.200}: is not a folder; expected one, a name of the hub, or {PREFIX}NAME"
         )
 
 

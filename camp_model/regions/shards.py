@@ -135,7 +135,9 @@ def open_shard(path: Path, check: bool = True) -> tuple[pa.RecordBatch, StoreInf
         batch = pa.ipc.open_file(file).get_batch(0)
         batch.validate()  # its buffers are as long as it says
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path}: is no whole Arrow file ({str(error)[:200]}); expected a shard of regions") from None
+        raise ValueError(
+            f"{path}: is not a complete Arrow file ({str(error)[:200]}); expected a shard of regions"
+        ) from None
     return batch, *read_info(path, batch.schema.metadata, "regions"), file
 
 

@@ -36,7 +36,9 @@ def guard(app: Starlette, allowed_hosts: Sequence[str]) -> None:
     for name in allowed_hosts:
         bare = name.removeprefix("*.")
         if not bare.strip(".") or "/" in bare or "*" in bare:
-            raise InputError(f"--allow-host: {shown(name)} is no host name; expected one such as pictures.example.org")
+            raise InputError(
+                f"--allow-host: {shown(name)} is not a host name; expected one such as pictures.example.org"
+            )
     # The last that is added is the first that a request meets.
     app.add_middleware(OwnPagesOnly)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, *allowed_hosts], www_redirect=False)

@@ -155,7 +155,7 @@ def _from_file(path: Path, where: str, tokenize: Callable[[str], list[str]]) -> 
              "opposites": (words.get("relation", {}), [name for pair in opposites for name in pair])}  # fmt: skip
     for key, (entries, names) in known.items():
         if unknown := [name for name in names if name not in entries]:
-            raise InputError(f"{where}{path}: {key}: {shown(unknown[0])} is no canonical word of the file")
+            raise InputError(f"{where}{path}: {key}: {shown(unknown[0])} is not a canonical word of the file")
     forms = dict.fromkeys(_COUNT_NOUNS, "of")
     forms |= {word: form for word in words_of(words, ("object",)) if (form := _form_of_noun(word, surfaces))}
     return Lexicon(

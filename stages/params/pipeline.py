@@ -24,7 +24,7 @@ from stages.params.train import TrainParams
 
 FORMER = {
     "regions.nms_iou": "is detector.torchvision.nms_iou and detector.detectron2.nms_iou now; expected it there",
-    "train.gate_negatives": "is no more: pairs that do not match weigh as much as others; expected no such key",
+    "train.gate_negatives": "was removed: pairs that do not match weigh as much as others; expected no such key",
 }
 """Former keys, and what replaces each."""
 

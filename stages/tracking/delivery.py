@@ -185,7 +185,7 @@ def write(client: "MlflowClient", run_id: str, folder: Path, event: Event) -> No
         case "end":
             client.set_terminated(run_id, event["status"], event["time"])
         case _:
-            raise ValueError("is no event that this version knows")
+            raise ValueError("is not an event that this version knows")
 
 
 def sync(root: Path, moved: bool = True) -> tuple[int, list[str]]:

@@ -64,7 +64,7 @@ def find_commit(client: "MlflowClient", root: Path, revision: str) -> list["Run"
     git = partial(output, "git", "-C", str(root), timeout=None)
     commit = git("rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}")
     if commit is None:
-        raise InputError(f"{revision}: is no commit of {root}")
+        raise InputError(f"{revision}: is not a commit of {root}")
     name = commit.decode().strip()
     model = model_hash(git("show", f"{name}:dvc.lock") or b"")
     trained = search(client, f"tags.`dvc.model` = '{model}' and tags.`camp.kind` = 'train'") if model else []

@@ -239,7 +239,7 @@ def test_another_file_is_an_error(tmp_path, content):
     with pytest.raises(ValueError, match="a.pth.tar"):
         read_checkpoint(tmp_path / "a.pth.tar")
     torch.save({"model": [{"fc.weight": torch.zeros(2)}, {"embed.weight": 1}, {}]}, tmp_path / "b.pth.tar")
-    with pytest.raises(ValueError, match=r"b.pth.tar: model\[1\]: is no state dict"):
+    with pytest.raises(ValueError, match=r"b.pth.tar: model\[1\]: is not a state dict"):
         read_checkpoint(tmp_path / "b.pth.tar")
     with pytest.raises(ValueError, match="missing.pth.tar: is missing"):
         read_checkpoint(tmp_path / "missing.pth.tar")
@@ -273,7 +273,7 @@ def test_a_released_vocabulary_is_read(tmp_path, protocol, attributes):
 
 def test_words_that_are_bytes_are_an_error(tmp_path):
     (tmp_path / "v.pkl").write_bytes(vocabulary_pickle(4, words=[*WORDS, b"dog", b"cat"]))
-    with pytest.raises(ValueError, match=r"v\.pkl: idx2word: b'dog' is no text \(2 such\); expected words"):
+    with pytest.raises(ValueError, match=r"v\.pkl: idx2word: b'dog' is not text \(2 such\); expected words"):
         read_vocabulary(tmp_path / "v.pkl")
 
 

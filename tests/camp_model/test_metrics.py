@@ -118,7 +118,7 @@ def test_without_captions_there_are_no_ranks():
 @pytest.mark.parametrize(
     ("scores", "index", "message"),
     [
-        (np.zeros((2, 3)), np.array([0.5, 1, 1]), "no positions of images"),
+        (np.zeros((2, 3)), np.array([0.5, 1, 1]), "not positions of images"),
         (np.zeros((2, 3)), np.array([0, 1]), "expected \\[I, C\\] and \\[C\\]"),
         (np.zeros((2, 3, 1)), np.array([0, 1, 1]), "expected \\[I, C\\] and \\[C\\]"),
         (np.zeros((2, 3)), np.array([0, 1, 2]), "between 0 and 1"),

@@ -226,7 +226,7 @@ def test_a_torn_shard_is_never_read(folder: Path, keep: float) -> None:
     path = folder / "x.arrow"
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep) if 0 < keep < 1 else int(keep)])
-    with pytest.raises(ValueError, match=r"x\.arrow: is no whole Arrow file"):
+    with pytest.raises(ValueError, match=r"x\.arrow: is not a complete Arrow file"):
         read_header(path)
     store = RegionStore(folder)
     with pytest.raises(ValueError, match=r"x\.arrow"):

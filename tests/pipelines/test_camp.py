@@ -49,4 +49,4 @@ def test_a_command_works_in_the_repository_that_is_named(tmp_path, other):
     assert "params.yaml is valid" in camp(tmp_path, "--repository", str(ROOT), "params")
     assert "epochs" in camp(tmp_path, "params", code=2, CAMP_REPOSITORY=str(other))
     assert "epochs" in camp(other / "deep", "params", code=2)
-    assert "is no repository of the pipeline" in camp(tmp_path, "params", code=2)
+    assert "is not a repository of the pipeline" in camp(tmp_path, "params", code=2)

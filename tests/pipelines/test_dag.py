@@ -22,7 +22,7 @@ def test_the_dag_is_dvcs(repository):
     }  # fmt: skip
     assert all(stage.stale for stage in dag.stages)
     assert [stage.name for stage in read_dag(targets=("tokenize",)).stages] == ["prepare", "tokenize"]
-    with pytest.raises(InputError, match="nothing: is no stage"):
+    with pytest.raises(InputError, match="nothing: is not a stage"):
         read_dag(targets=("nothing",))
 
 

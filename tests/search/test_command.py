@@ -101,7 +101,7 @@ def test_the_workspace_is_searched_without_a_folder(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--images", "nowhere", "a dog"], "nowhere: is no folder"),
+        (["--images", "nowhere", "a dog"], "nowhere: is not a folder"),
         (["--images", "images", "--model", "nowhere", "a dog"], "nowhere/config.json"),
         (["--model", "models/tiny", "a dog"], "--model: is for --images"),
         (["--images", "images", "!?"], "holds no word"),

@@ -105,7 +105,7 @@ def test_broken_pictures_are_listed_with_the_reason_and_others_are_searched(fold
     assert reasons["phone.HEIC"] == "is in a format that is not read (.heic)"
     assert reasons["text.png"] == "is no image of a known format"
     assert reasons["torn.png"].startswith("cannot be decoded")
-    assert reasons["link.png"].startswith("cannot be read") and reasons["pipe.png"] == "is no file"
+    assert reasons["link.png"].startswith("cannot be read") and reasons["pipe.png"] == "is not a file"
 
 
 def test_pictures_of_one_name_in_two_folders_are_told_apart(folder: Folder) -> None:
@@ -135,7 +135,7 @@ def test_broken_pictures_are_not_looked_at_again(folder: Folder, monkeypatch: py
 
 def test_a_folder_that_is_none_is_an_error_that_names_it(folder: Folder) -> None:
     shutil.rmtree(folder.images)
-    with pytest.raises(InputError, match="images: is no folder"):
+    with pytest.raises(InputError, match="images: is not a folder"):
         folder.open()
 
 
@@ -153,7 +153,7 @@ def test_an_empty_folder_is_searched_without_hits(folder: Folder) -> None:
 def test_a_folder_that_goes_is_said_and_comes_back(folder: Folder, opened: PictureCollection) -> None:
     folder.images.rename(folder.root / "away")
     rescan(opened)
-    assert "images: is no folder" in str(opened.status().problem)
+    assert "images: is not a folder" in str(opened.status().problem)
     assert len(opened.search(SENTENCE, top=100).hits) == 7
     (folder.root / "away").rename(folder.images)
     rescan(opened)

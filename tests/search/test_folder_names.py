@@ -74,6 +74,6 @@ def test_links_that_lead_round_or_nowhere_and_pipes_keep_nobody_waiting(folder: 
     assert dict(status.rejected) == {
         "nowhere.png": "cannot be read (No such file or directory)",
         "itself.png": "cannot be read (Too many levels of symbolic links)",
-        "pipe.png": "is no file",
+        "pipe.png": "is not a file",
         "round": "is a link to a folder, which is not followed",
     }

@@ -53,7 +53,7 @@ def test_photographs_take_words_that_no_caption_and_no_box_of_the_picture_has():
         ("[]", "expected {kind: {canonical: [surface words]}}"),
         ('{"shape": {}}', "shape: unknown kind; expected some of object, colour"),
         ('{"object": {"dog": "dog"}}', "object.dog: 'dog'; expected a list of words"),
-        ('{"object": {"dog": ["dog"]}, "groups": {"animals": ["cat"]}}', "groups: 'cat' is no canonical word"),
+        ('{"object": {"dog": ["dog"]}, "groups": {"animals": ["cat"]}}', "groups: 'cat' is not a canonical word"),
         ('{"relation": {"left": ["left"]}, "opposites": [["left"]]}', "opposites: expected pairs"),
     ],
 )
@@ -68,7 +68,7 @@ def test_a_wrong_lexicon_is_named_with_what_was_expected(content, says, tmp_path
 def test_no_message_about_a_lexicon_holds_a_word_whole(tmp_path):
     path = tmp_path / "words.json"
     path.write_text('{"object": {"dog": ["dog"]}, "groups": {"animals": ["' + "x" * 100_000 + '"]}}')
-    with pytest.raises(InputError, match="is no canonical word of the file") as caught:
+    with pytest.raises(InputError, match="is not a canonical word of the file") as caught:
         choose_lexicon(str(path))
     assert len(str(caught.value)) < 500
 

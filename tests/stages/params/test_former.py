@@ -17,7 +17,7 @@ from stages.train import TrainSections
     ("values", "says"),
     [
         ({"regions": {"nms_iou": 0.5}}, "regions.nms_iou: is detector.torchvision.nms_iou and detector.detectron2"),
-        ({"train": {"gate_negatives": 1.0}}, "train.gate_negatives: is no more: .*; expected no such key"),
+        ({"train": {"gate_negatives": 1.0}}, "train.gate_negatives: was removed: .*; expected no such key"),
         ({"model": {"matching": "scan"}}, "model.matching: scan is model.matcher: scan now; expected it there"),
     ],
 )

@@ -114,7 +114,7 @@ def test_a_run_is_restored_and_found_from_its_commit(repository, capsys, tmp_pat
     assert "val/rsum 1.0" in lines[0]
     commands(["find", "HEAD~2"])  # where they began
     assert len(capsys.readouterr().out.splitlines()) == 2
-    with pytest.raises(InputError, match="is no commit"):
+    with pytest.raises(InputError, match="is not a commit"):
         commands(["find", "nowhere"])
     with pytest.raises(InputError, match="exists"):
         commands(["restore", key, "--into", str(into)])

@@ -159,7 +159,7 @@ def test_what_does_not_fit_is_an_error_of_the_params(make_data, params, own):
     vocabulary = load_vocabulary(make_data(images=15))
     for switches, said in [
         ({"transformer": "package:no_such_thing"}, r"package:no_such_thing: is not installed; expected it after pip"),
-        ({"transformer": str(own / "config.json")}, r"model\.transformer: .*config\.json: is no folder"),
+        ({"transformer": str(own / "config.json")}, r"model\.transformer: .*config\.json: is not a folder"),
     ]:
         settings = params({"text": "transformer"} | switches)
         with pytest.raises(InputError, match=said):
