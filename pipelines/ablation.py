@@ -11,13 +11,13 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 
-from pipelines.commands import exit_when_asked, saying_how_to_go_on
+from pipelines.commands import exit_on_signals, resume_hint
 from pipelines.experiments import side_by_side
 from pipelines.study import SPLIT, read_outcome
 from pipelines.study_answers import StudyInput
 from pipelines.study_document import Page, write_document
 from pipelines.study_rates import rates_markdown, with_rates
-from pipelines.variants import check_evaluated, params_of, say_what_rows_keep
+from pipelines.variants import check_evaluated, params_of, warn_of_kept_params
 from stages.contracts import read_table
 from stages.errors import InputError
 from stages.foils.facts import true_by_chance
@@ -184,7 +184,7 @@ def ablation(
     params = params_of(with_seeds(variants, seeds[:1], base))
     if document:
         check_evaluated(params, SPLIT)
-    say_what_rows_keep(variants, base)
+    warn_of_kept_params(variants, base)
     close = {name: overrides for name, overrides in variants.items() if name in CLOSE}
     rated = with_rates(variants, rates, Params.load().train.learning_rate, base)
     trainings = (
@@ -197,7 +197,7 @@ def ablation(
             name: [read_outcome(names[f"{name}-s{seed}"]) for seed in of_row] for name, of_row in seeds_of.items()
         }
         labels = {name: STUDY[name].label if name in STUDY else name for name in variants}
-        study = StudyInput(labels, seeds, base, data_line(), checked_out(), true_by_chance_here(), parent)
+        study = StudyInput(labels, seeds, base, data_line(), checked_out(), load_true_by_chance(), parent)
         page = Page()
         if rates:
             by_rate = {
@@ -222,7 +222,7 @@ def data_line() -> str:
     return f"`{source}`; {', '.join(splits)}"
 
 
-def true_by_chance_here() -> float | None:
+def load_true_by_chance() -> float | None:
     scenes = Path("data/dataset/scenes.parquet")
     return true_by_chance(scenes, SPLIT) if scenes.is_file() else None
 
@@ -239,7 +239,7 @@ def setting(text: str) -> tuple[str, Any]:
 
 
 def main() -> None:
-    exit_when_asked()
+    exit_on_signals()
     parser = argparse.ArgumentParser(description="The study: the paper's ablations and baselines, with several seeds.")
     parser.add_argument("--only", nargs="+", choices=list(STUDY), help="these rows; full is needed", metavar="NAME")
     parser.add_argument("--all", action="store_true", help="every row (default: those that take an hour and a half)")
@@ -256,7 +256,7 @@ def main() -> None:
     parser.add_argument("--document", default="docs/study.md", help="file to write (default: %(default)s)")
     arguments = parser.parse_args()
     variants = {name: STUDY[name].overrides for name in arguments.only or (STUDY if arguments.all else OVERRIDES)}
-    with saying_how_to_go_on():
+    with resume_hint():
         ablation(variants, arguments.seeds, arguments.more_seeds, arguments.rates, dict(arguments.set),
                  arguments.jobs, arguments.promote, arguments.document)  # fmt: skip
 

@@ -45,13 +45,13 @@ _running: set[subprocess.Popen[bytes]] = set()
 _ending = False
 
 
-def begin() -> None:
-    """Allow commands to run again after `end_all`."""
+def allow_commands() -> None:
+    """Allow commands to run again after `stop_commands`."""
     global _ending  # noqa: PLW0603
     _ending = False
 
 
-def end_all() -> None:
+def stop_commands() -> None:
     """End the flow's commands: send SIGTERM to running ones (training saves its state) and refuse new ones."""
     global _ending  # noqa: PLW0603
     _ending = True
@@ -59,7 +59,7 @@ def end_all() -> None:
         process.terminate()
 
 
-def exit_when_asked() -> None:
+def exit_on_signals() -> None:
     """Make SIGTERM exit normally, because only a normal exit stops the temporary server of a flow; make SIGTERM and
     Ctrl-C end this program even if no server answers.
 
@@ -67,7 +67,7 @@ def exit_when_asked() -> None:
     """
 
     def ended(number: int, frame: FrameType | None) -> None:
-        threading.Thread(target=_leave, args=(128 + number,), daemon=True).start()
+        threading.Thread(target=_exit, args=(128 + number,), daemon=True).start()
         if number == signal.SIGINT:
             signal.default_int_handler(number, frame)
         sys.exit(128 + number)
@@ -76,16 +76,16 @@ def exit_when_asked() -> None:
         signal.signal(number, ended)
 
 
-def _leave(code: int) -> None:
+def _exit(code: int) -> None:
     """End this program with `code` after its commands have ended and Prefect has had `LEAVE` seconds."""
     while _running:
         time.sleep(0.2)
     time.sleep(LEAVE)
-    print(f"ended before Prefect's server took everything in. {_rest()}.", file=sys.stderr, flush=True)
+    print(f"ended before Prefect's server took everything in. {_resume_command()}.", file=sys.stderr, flush=True)
     os._exit(code)
 
 
-def _rest() -> str:
+def _resume_command() -> str:
     """A message that names the command, the one that started this program, to continue with."""
     module = getattr(sys.modules["__main__"].__spec__, "name", None)
     again = " ".join([*(("python", "-m", module) if module else ("camp",)), *map(shlex.quote, sys.argv[1:])])
@@ -93,7 +93,7 @@ def _rest() -> str:
 
 
 @contextlib.contextmanager
-def saying_how_to_go_on() -> Iterator[None]:
+def resume_hint() -> Iterator[None]:
     """End this program with a short message instead of tracebacks on errors that a flow cannot recover from.
 
     For failed work, a lost Prefect server and Ctrl-C the message names the command to continue with; wrong input is
@@ -114,15 +114,15 @@ def saying_how_to_go_on() -> Iterator[None]:
         last.append(f"error: {error}")
         sys.exit(2)
     except KeyboardInterrupt:
-        last.append(f"ended. {_rest()}.")
+        last.append(f"ended. {_resume_command()}.")
         sys.exit(128 + signal.SIGINT)
     except Unfinished as error:
-        last.append(f"error: {error}\n{_rest()}.")
+        last.append(f"error: {error}\n{_resume_command()}.")
         sys.exit(1)
     except httpx.TransportError as error:
         server = without_password(os.environ.get("PREFECT_API_URL", "that this program has brought along"))
         reason = str(error) or type(error).__name__
-        last.append(f"error: the Prefect server {server} does not answer ({reason}). {_rest()} once it does.")
+        last.append(f"error: the Prefect server {server} does not answer ({reason}). {_resume_command()} once it does.")
         sys.exit(1)
     finally:
         for logger in loggers:
@@ -151,7 +151,7 @@ class CommandFailed(Unfinished):
         return CommandFailed, ("", 0, self.reason, str(self))
 
 
-def why(code: int, output: str) -> str:
+def failure_reason(code: int, output: str) -> str:
     """The reason for a failure, from the exit code and the last lines of output: see `CommandFailed`."""
     # dvc exits with 255 whatever the exit code of its stage was, and prints the latter last.
     said = re.findall(r"exited with (-?\d+)\s*$", output, re.MULTILINE)
@@ -214,7 +214,7 @@ def run_command(
     tail = "\n".join(lines)
     if code:
         name = " ".join(word for word in command if word != sys.executable).removeprefix("-m ")
-        raise CommandFailed(name, code, "error" if _ending else why(code, tail), "\n".join(lines[-20:]))
+        raise CommandFailed(name, code, "error" if _ending else failure_reason(code, tail), "\n".join(lines[-20:]))
     return tail
 
 

@@ -14,7 +14,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.events.schemas.automations import AutomationCore
 from prefect.settings import PREFECT_API_URL
 
-from pipelines.commands import run_command, saying_how_to_go_on
+from pipelines.commands import resume_hint, run_command
 from pipelines.forms import present_params
 from stages.errors import InputError
 
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--prefect-file", type=Path, default=Path("prefect.yaml"), metavar="FILE",
                         help="file of the deployments (default: %(default)s)")  # fmt: skip
     arguments = parser.parse_args()
-    with saying_how_to_go_on():
+    with resume_hint():
         deploy(arguments.pool, arguments.pool_type, arguments.prefect_file)
 
 

@@ -21,10 +21,10 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
-from pipelines.commands import Unfinished, begin, end_all, exit_when_asked, run_command, saying_how_to_go_on
+from pipelines.commands import Unfinished, allow_commands, exit_on_signals, resume_hint, run_command, stop_commands
 from pipelines.dag import shared_stages
 from pipelines.devices import DevicePool
-from pipelines.reproduce import DVC, can_pass
+from pipelines.reproduce import DVC, is_transient
 from pipelines.study import commit_of
 from pipelines.variants import hash_of, hash_of_all_else, named_content, params_of, set_param, variants_of
 from stages.errors import InputError
@@ -50,7 +50,7 @@ RANKED_BY = "val_rsum"
     retries=4,
     retry_delay_seconds=exponential_backoff(backoff_factor=3),
     retry_jitter_factor=1,
-    retry_condition_fn=can_pass,
+    retry_condition_fn=is_transient,
     task_run_name="{name}",
 )
 def run_experiment(
@@ -174,7 +174,7 @@ def _run_all(
             for future in futures.values():
                 future.wait()
         except BaseException:  # the flow is being ended, and would otherwise wait for its experiments
-            end_all()
+            stop_commands()
             raise
         outcomes = {name: future.result(raise_on_failure=False) for name, future in futures.items()}
         failures = {name: why for name, why in outcomes.items() if not futures[name].state.is_completed()}
@@ -260,7 +260,7 @@ def side_by_side(
     Returns:
         A row per variant, best validation first; the experiments' names by variant; the key of their MLflow parent.
     """
-    begin()
+    allow_commands()
     if jobs < 1:
         raise InputError(f"jobs: {jobs} is below 1")
     runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=jobs)
@@ -280,13 +280,13 @@ def grid_of(text: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    exit_when_asked()
+    exit_on_signals()
     parser = argparse.ArgumentParser(description="Train every combination of a grid side by side.")
     parser.add_argument("grid", type=grid_of, help=f"JSON, dotted params key -> values, such as {GRID}")
     parser.add_argument("--jobs", type=int, default=1, help="trainings that run at the same time (default: 1)")
     parser.add_argument("--promote", action="store_true", help="make the best model the champion in MLflow")
     arguments = parser.parse_args()
-    with saying_how_to_go_on():
+    with resume_hint():
         sweep(arguments.grid, jobs=arguments.jobs, promote=arguments.promote)
 
 

@@ -28,7 +28,7 @@ from prefect.tasks import Task, exponential_backoff
 from prefect_dask.task_runners import DaskTaskRunner
 
 from camp_model.files import remove_unused, replacing
-from pipelines.commands import Unfinished, begin, exit_when_asked, saying_how_to_go_on
+from pipelines.commands import Unfinished, allow_commands, exit_on_signals, resume_hint
 from pipelines.dag import read_dag
 from pipelines.devices import device_environments
 from pipelines.reproduce import ONE_BY_ONE, run_stage
@@ -43,7 +43,7 @@ STAGE = "extract_regions"
 DATASET, DETECTOR, REGIONS = Path("data/dataset"), Path("data/detector"), Path("data/regions")
 
 
-def not_the_input(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+def unless_wrong_input(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     """Whether to retry a failed task: not if its input is wrong."""
     return not isinstance(state.result(raise_on_failure=False), InputError)
 
@@ -52,7 +52,7 @@ def not_the_input(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool
     cache_policy=NO_CACHE,
     retries=2,
     retry_delay_seconds=exponential_backoff(backoff_factor=5),
-    retry_condition_fn=not_the_input,
+    retry_condition_fn=unless_wrong_input,
 )
 def fill_shards(workspace: str, plan: bytes, folder: str, storage: str | None) -> list[str]:
     """Extract the missing shards of `plan` in this process, from the folder `workspace`; return the keys of new ones.
@@ -202,7 +202,7 @@ def extract(
     from stages.extraction.shard_folder import absent_shards, adopt, missing_shards, shard_folder
 
     logger = get_run_logger()
-    begin()
+    allow_commands()
     for name, number in (("workers", workers), ("shards_per_task", shards_per_task)):
         if number < 1:
             raise InputError(f"{name}: {number} is below 1")
@@ -248,7 +248,7 @@ def resource(text: str) -> tuple[str, float]:
 
 
 def main() -> None:
-    exit_when_asked()
+    exit_on_signals()
     parser = argparse.ArgumentParser(description="Fill in missing region shards on many workers.")
     parser.add_argument("--cluster", help="address of a Dask scheduler (default: a cluster on this machine)")
     parser.add_argument("--workers", type=int, default=2, help="workers of a cluster on this machine (default: 2)")
@@ -257,7 +257,7 @@ def main() -> None:
     parser.add_argument("--resource", action="append", type=resource, default=[], metavar="NAME=COUNT",
                         help="Dask resource that a worker must have, such as GPU=1")  # fmt: skip
     arguments = parser.parse_args()
-    with saying_how_to_go_on():
+    with resume_hint():
         extract(arguments.cluster, arguments.workers, arguments.storage, arguments.shards_per_task,
                 dict(arguments.resource))  # fmt: skip
 

@@ -52,7 +52,7 @@ class ParamsForm(form(_FILLED)):  # type: ignore[misc]
 
     @model_validator(mode="wrap")
     @classmethod
-    def _said_as_everywhere(cls, values: Any, check: Any) -> Any:
+    def _reworded_errors(cls, values: Any, check: Any) -> Any:
         """Report a wrong value with the same message as one in params.yaml, not with pydantic's."""
         try:
             return check(values)

@@ -14,8 +14,8 @@ from typing import Any
 from prefect import flow, get_run_logger
 
 from camp_model.files import replacing_folder
-from pipelines.ablation import check_seeds, data_line, setting, true_by_chance_here, with_seeds
-from pipelines.commands import begin, exit_when_asked, run_command, saying_how_to_go_on
+from pipelines.ablation import check_seeds, data_line, load_true_by_chance, setting, with_seeds
+from pipelines.commands import allow_commands, exit_on_signals, resume_hint, run_command
 from pipelines.experiments import side_by_side
 from pipelines.photograph_rows import ADDITIONS, FIRST, JOINT, WORDS, rows_of, start_of
 from pipelines.reproduce import DVC
@@ -23,7 +23,7 @@ from pipelines.study import SPLIT, commit_of, difference_of, read_outcome
 from pipelines.study_answers import Outcomes, StudyInput, interval
 from pipelines.study_document import Page, write_document
 from pipelines.summary import costs_markdown, table
-from pipelines.variants import check_evaluated, params_of, say_what_rows_keep
+from pipelines.variants import check_evaluated, params_of, warn_of_kept_params
 from stages.errors import InputError
 from stages.params.document import rewrite
 from stages.params.pipeline import Params
@@ -57,7 +57,7 @@ def photographs(
         document: file to write the comparison to.
     """
     check_seeds(seeds)
-    _without_start()
+    _reset_start()
     (full,) = params_of({f"full-s{seeds[0]}": base}).values()
     known, obstacles = rows_of(full, Path(first), base)
     for name in sorted({*rows, "full", JOINT} - known.keys()):
@@ -68,15 +68,15 @@ def photographs(
     chosen = {name: row for name, row in known.items() if name in wanted | starting}
     overrides = {name: row.overrides for name, row in chosen.items()}
     check_evaluated(params_of(with_seeds(overrides, seeds[:1], base)), SPLIT)
-    say_what_rows_keep(overrides, base)
+    warn_of_kept_params(overrides, base)
     # Rows differ in train.start_from, which a stage upstream of these two reads: update them here, once for all rows.
-    begin()
+    allow_commands()
     if not rows and obstacles:
         get_run_logger().warning("rows left out: %s", "; ".join(map(": ".join, obstacles.items())))
     run_command([*DVC, "repro", "extract_regions", "tokenize_captions"], get_run_logger().info)
     firsts = {name: chosen[name].overrides for name in chosen if name in starting}
     ranked, names, _ = side_by_side("photographs", with_seeds(firsts, seeds, base), jobs, False, "evaluate")
-    starts = {name: str(_laid_out(experiment)) for name, experiment in names.items()}
+    starts = {name: str(_copy_start(experiment)) for name, experiment in names.items()}
     after: dict[str, Any] = {}
     for seed in seeds:
         for name, row in chosen.items():
@@ -88,7 +88,7 @@ def photographs(
     names |= more
     outcomes = {name: [read_outcome(names[f"{name}-s{seed}"]) for seed in seeds] for name in chosen}
     labels = {name: row.label for name, row in chosen.items()}
-    study = StudyInput(labels, seeds, base, data_line(), checked_out(), true_by_chance_here(), parent)
+    study = StudyInput(labels, seeds, base, data_line(), checked_out(), load_true_by_chance(), parent)
     experiments = {label: [names[f"{name}-s{seed}"] for seed in seeds] for name, label in labels.items()}
     remarks = _remarks(outcomes) + costs_markdown(SHARED, experiments, jobs)
     write_document(Path(document), outcomes, study, replace(PAGE, remarks=remarks))
@@ -146,7 +146,7 @@ def _gain(outcomes: Outcomes, row: str, other: str) -> str:
     return interval(difference_of(outcomes[row], outcomes[other])) if {row, other} <= outcomes.keys() else ""
 
 
-def _without_start() -> None:
+def _reset_start() -> None:
     """Set train.start_from to null in params.yaml, because each seed starts from its own joint embedding."""
     params = Params.load()
     if (start := params.train.start_from) is not None:
@@ -154,7 +154,7 @@ def _without_start() -> None:
         rewrite(PARAMS, params.replace(train=params.train.replace(start_from=None)).to_dict())
 
 
-def _laid_out(experiment: str) -> Path:
+def _copy_start(experiment: str) -> Path:
     """Copy a finished experiment's model to a folder to start from; return it, relative to the main workspace."""
     from dvc.api import DVCFileSystem
 
@@ -169,7 +169,7 @@ def _laid_out(experiment: str) -> Path:
 
 
 def main() -> None:
-    exit_when_asked()
+    exit_on_signals()
     parser = argparse.ArgumentParser(description="The study on photographs: CAMP on the encoders of a joint embedding.")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="rows besides full and joint-embedding")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="default: 0 1 2")
@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="trainings that run at the same time (default: 1)")
     parser.add_argument("--document", default="docs/photographs.md", help="file to write (default: %(default)s)")
     arguments = parser.parse_args()
-    with saying_how_to_go_on():
+    with resume_hint():
         photographs(arguments.only, arguments.seeds, dict(arguments.set), arguments.first, arguments.jobs,
                     arguments.document)  # fmt: skip
 

@@ -19,7 +19,7 @@ from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import Task, exponential_backoff
 
-from pipelines.commands import CommandFailed, begin, end_all, exit_when_asked, run_command, saying_how_to_go_on
+from pipelines.commands import CommandFailed, allow_commands, exit_on_signals, resume_hint, run_command, stop_commands
 from pipelines.dag import Stage, metrics_diff, read_dag
 from pipelines.forms import present_params, write_params
 from pipelines.summary import diff_markdown, mlflow_link, rows_of_metrics, summary_markdown
@@ -37,7 +37,7 @@ SMALLER = {"train": ("train", "micro_batch", "batch_size"), "extract_regions": (
 change what the stage computes."""
 
 
-def can_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+def is_transient(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     """Whether to retry a failed task: not if its params, input or code are wrong."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, CommandFailed) and error.reason != "error"
@@ -48,7 +48,7 @@ def can_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     retries=3,
     retry_delay_seconds=exponential_backoff(backoff_factor=10),
     retry_jitter_factor=0.5,
-    retry_condition_fn=can_pass,
+    retry_condition_fn=is_transient,
     task_run_name="{name}",
 )
 def run_stage(name: str, stale: bool, upstream: list[str]) -> Any:
@@ -90,7 +90,7 @@ def _halve(section: str, key: str, start: str) -> str:
     return f"{section}.{key}: {value}"
 
 
-@task(cache_policy=NO_CACHE, retries=3, retry_delay_seconds=exponential_backoff(10), retry_condition_fn=can_pass)
+@task(cache_policy=NO_CACHE, retries=3, retry_delay_seconds=exponential_backoff(10), retry_condition_fn=is_transient)
 def transfer(direction: str, remote: str) -> None:
     """`dvc pull` what the remote has of the current state, or `dvc push` what it lacks, including the run cache."""
     extra = ["--allow-missing"] if direction == "pull" else []
@@ -121,7 +121,7 @@ def reproduce(
     if changed := write_params(params):
         logger.info("params.yaml: changed %s", ", ".join(changed))
         dag = read_dag(targets=tuple(stages))
-    begin()
+    allow_commands()
     if transfers and dag.remote and any(stage.stale and not stage.watches for stage in dag.stages):
         pulled = transfer.with_options(name="pull")("pull", dag.remote, return_state=True)
         if pulled.is_failed():  # this state was never pushed, or the remote is unreachable: run the stages
@@ -150,7 +150,7 @@ def _run_stages(stages: tuple[Stage, ...]) -> dict[str, str]:
     try:
         return {name: future.result() for name, future in futures.items()}
     except BaseException:  # a stage failed, or the flow is cancelled: do not leave a stage running
-        end_all()
+        stop_commands()
         raise
 
 
@@ -170,10 +170,10 @@ def _publish(done: dict[str, str], base: str) -> None:
 
 def main() -> None:
     """Run the flow in this workspace."""
-    exit_when_asked()
+    exit_on_signals()
     argparse.ArgumentParser(description="What `dvc repro` does, each stage a task of a Prefect flow.").parse_args()
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
-    with saying_how_to_go_on():
+    with resume_hint():
         reproduce()
 
 

@@ -92,7 +92,7 @@ def title(differences: Mapping[str, Difference]) -> str:
 def beliefs(outcomes: Outcomes, differences: Mapping[str, Difference], study: StudyInput) -> list[str]:
     """The worth of each part of the model, the best peer, unsupervised gates, and the effect of counts and places."""
     lines = [
-        f"- {claim} {_worth(differences[row])}{_but(row, outcomes)}." for row, claim in BELIEFS if row in differences
+        f"- {claim} {_worth(differences[row])}{_caveat(row, outcomes)}." for row, claim in BELIEFS if row in differences
     ]
     if differences.keys() >= {*ENCODERS_TAUGHT}:
         worth = _worth(difference_of(*(outcomes[row] for row in ENCODERS_TAUGHT)))
@@ -102,7 +102,7 @@ def beliefs(outcomes: Outcomes, differences: Mapping[str, Difference], study: St
         best = min(peers, key=lambda row: differences[row].mean)
         lines.append(
             f"- Of the baselines, listed under question 1, *{study.labels[best]}* has the highest rsum: the "
-            f"full model is {_say(differences[best])}."
+            f"full model is {_verdict_text(differences[best])}."
         )
     told = mean_gate(outcomes.get("published-gates", ()), "gate_auc", 3)
     if told:
@@ -126,12 +126,12 @@ def beliefs(outcomes: Outcomes, differences: Mapping[str, Difference], study: St
                 "- With counts and places as evidence and training on foils, captions score higher than foils with "
                 f"another count in {count[0]} % of cases, and with another relation in {relation[0]} % (the full "
                 f"model: {count[1]} % and {relation[1]} %{alone}; balanced, so that guessing gives 50 %); in rsum the "
-                f"full model is {_say(differences['counts'])}."
+                f"full model is {_verdict_text(differences['counts'])}."
             )
     return ["## What we believe now\n", "\n".join(lines) + "\n"] if lines else []
 
 
-def hardly_learnt(row: str, outcomes: Outcomes) -> int:
+def count_untrained_seeds(row: str, outcomes: Outcomes) -> int:
     """The number of a row's seeds whose rsum ended below `BEGUN`, or below half that of its best seed."""
     if row in MEASURED_OTHERWISE:
         return 0
@@ -139,8 +139,8 @@ def hardly_learnt(row: str, outcomes: Outcomes) -> int:
     return sum(rsum < max(BEGUN, max(rsums) / 2) for rsum in rsums)
 
 
-def _but(row: str, outcomes: Outcomes) -> str:
-    slow, best = hardly_learnt(row, outcomes), max(outcome.recall["rsum"] for outcome in outcomes[row])
+def _caveat(row: str, outcomes: Outcomes) -> str:
+    slow, best = count_untrained_seeds(row, outcomes), max(outcome.recall["rsum"] for outcome in outcomes[row])
     reached = f", the best reached {best:.1f}" if best >= BEGUN else ""
     return f" ({slow} of {len(outcomes[row])} seeds without it hardly learnt{reached})" if slow else ""
 
@@ -156,7 +156,9 @@ def answers(outcomes: Outcomes, differences: Mapping[str, Difference], study: St
         known = [name for name in names if name in differences]
         if not known:
             continue
-        lines = [f"- against *{study.labels[name]}*: the full model is {_say(differences[name])}" for name in known]
+        lines = [
+            f"- against *{study.labels[name]}*: the full model is {_verdict_text(differences[name])}" for name in known
+        ]
         if number in (2, 5):
             lines += _suppression(outcomes, study, ("full", *known))
         if number == 1:
@@ -166,7 +168,7 @@ def answers(outcomes: Outcomes, differences: Mapping[str, Difference], study: St
     return sections
 
 
-def _say(difference: Difference) -> str:
+def _verdict_text(difference: Difference) -> str:
     if difference.verdict == "not significant":
         return f"not significantly different ({interval(difference)} rsum)"
     amount = -difference if difference.verdict == "worse" else difference

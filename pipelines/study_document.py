@@ -18,8 +18,8 @@ from pipelines.study_answers import (
     answers,
     beliefs,
     cell,
+    count_untrained_seeds,
     foil,
-    hardly_learnt,
     interval,
     mean_gate,
     title,
@@ -135,7 +135,7 @@ def _recall_rows(outcomes: Outcomes, differences: Mapping[str, Difference], stud
 
 def _hardly_begun(outcomes: Outcomes, study: StudyInput) -> list[str]:
     names = [f"*{study.labels[name]}* ({slow} of {len(of_variant)} seeds)"
-             for name, of_variant in outcomes.items() if (slow := hardly_learnt(name, outcomes))]  # fmt: skip
+             for name, of_variant in outcomes.items() if (slow := count_untrained_seeds(name, outcomes))]  # fmt: skip
     if not names:
         return []
     return [

@@ -111,7 +111,7 @@ def check_evaluated(params: Mapping[str, Params], split: str) -> None:
             raise InputError(f"{name}: evaluate.splits: {splits} lacks {split}; expected it, which the study reports")
 
 
-def say_what_rows_keep(variants: Mapping[str, Mapping[str, Any]], base: Mapping[str, Any]) -> None:
+def warn_of_kept_params(variants: Mapping[str, Mapping[str, Any]], base: Mapping[str, Any]) -> None:
     """Log a warning that names the rows that override keys of `base`."""
     kept = {name: sorted(overrides.keys() & base.keys()) for name, overrides in variants.items()}
     if said := [f"{name}: {', '.join(keys)}" for name, keys in kept.items() if keys]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.errors import InputError
-from stages.garbage import without_collecting
+from stages.garbage import garbage_collection_paused
 
 STARTED_IN = "CAMP_STARTED_IN"
 """Environment variable: the folder that `camp` was started in, where the paths of its arguments start."""
@@ -77,7 +77,7 @@ def _count(text: str) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    with without_collecting():
+    with garbage_collection_paused():
         collection = _open(options)
     if options.sentence is None:
         from search.app import serve

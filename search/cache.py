@@ -15,7 +15,7 @@ import numpy as np
 from camp_model.model import CAMP
 from camp_model.regions import MappedShard, RegionStore, StoreInfo, map_shard, read_header
 from camp_model.seal import check_seal
-from search.features import Extraction, Looker
+from search.features import Extraction, RegionFinder
 from stages.detectors.base import Description
 from stages.detectors.images import PASSING_REASONS
 from stages.errors import InputError
@@ -39,12 +39,12 @@ class FeatureCache:
 
     Args:
         folder: folder of all caches.
-        looker: the extractor.
+        finder: the extractor.
         extraction: its settings.
     """
 
-    def __init__(self, folder: Path, looker: Looker, extraction: Extraction) -> None:
-        description = Description.load(looker.folder)
+    def __init__(self, folder: Path, finder: RegionFinder, extraction: Extraction) -> None:
+        description = Description.load(finder.folder)
         # One at a time, which is as fast on a CPU, so that a picture's features depend on no other picture, to the bit.
         regions = extraction.regions.replace(max_rejected_share=1.0, device="cpu", batch_size=1)
         self.params = ExtractSections(detector=extraction.detector, regions=regions)
@@ -53,7 +53,7 @@ class FeatureCache:
         self.vectors = folder / "vectors"
         self.lock = self.folder / "lock"
         self.info: StoreInfo = store_info(self.params.regions, description)
-        self.looker = looker
+        self.finder = finder
         self.rows: dict[str, Row] = {}
         """sha256 of each picture with regions -> its row."""
         self.rejected: dict[str, str] = {}
@@ -83,7 +83,7 @@ class FeatureCache:
                 mapped, header = map_shard(path, check=False), read_header(path, check=False)
                 whole = header.key == path.stem and header.info == mapped.info == self.info
             except ValueError as error:
-                if _is_passing(reason := error.__context__):  # it may be complete
+                if _is_temporary(reason := error.__context__):  # it may be complete
                     raise InputError(f"{path}: cannot be read now ({reason}); expected memory to read it") from None
                 whole = False
             if not whole:
@@ -142,8 +142,8 @@ class FeatureCache:
         """
         images = tuple(PlannedImage(sha256, path, sha256, 0, 0) for sha256, path in pictures)
         shard = Shard(shard_key(self._head, images), images)
-        plan = Plan(self.params, root, self.looker.folder, self.info, len(images), (shard,))
-        extractor = self.looker.extractor()
+        plan = Plan(self.params, root, self.finder.folder, self.info, len(images), (shard,))
+        extractor = self.finder.extractor()
         passing: dict[str, str] = {}
 
         def reject(image: PlannedImage, reason: str) -> None:
@@ -189,13 +189,13 @@ def _whole(path: Path) -> bool:
     try:
         check_seal(path)
     except (ValueError, OSError) as error:
-        if _is_passing(error):
+        if _is_temporary(error):
             raise
         return False
     return True
 
 
-def _is_passing(error: BaseException | None) -> bool:
+def _is_temporary(error: BaseException | None) -> bool:
     """Whether an error is due to the current state of the machine, not to the file."""
     few = errno.ENOMEM, errno.EMFILE, errno.ENFILE
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in few)

@@ -62,7 +62,7 @@ class PictureCollection:
         has_middle: bool = True,
     ) -> None:
         self.source, self.model, self.reader = source, model, reader
-        model.caption_encoder.remember_at_most()
+        model.caption_encoder.limit_cache()
         self.max_pixels, self.has_middle = max_pixels, has_middle
         self._captions = captions
         self._caption_ranker = CaptionRanker(model, captions) if captions and captions.is_file() else None
@@ -133,14 +133,14 @@ class PictureCollection:
         with self._lock:
             return explain_pair(self.model, self.reader.vocabulary, pictures, picture_id, sentence, read)
 
-    def look(self, image: Pixels) -> Features:
+    def find_regions(self, image: Pixels) -> Features:
         """The features of a picture, for `similar` and `captions_like`.
 
         Raises:
             InputError: features cannot be computed here.
         """
         with self._lock:
-            return self.source.look(image).features
+            return self.source.find_regions(image).features
 
     def similar(self, features: Features, top: int) -> list[Hit]:
         """The pictures most similar to a picture with these features."""

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from camp_model.files import replacing_folder, write_json, write_text
 from camp_model.regions import ImageRegions
-from search.locking import held
+from search.locking import locked
 from search.sample import TOLERANCE, difference, read_sample, sample_picture
 from stages.contracts import read_fingerprint, read_object
 from stages.detectors import DETECTORS
@@ -60,10 +60,10 @@ class Extraction(Section):
             extraction = cls.from_dict(values)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
-        extraction.check_looks(path)
+        extraction.check_can_extract(path)
         return extraction
 
-    def check_looks(self, path: Path) -> None:
+    def check_can_extract(self, path: Path) -> None:
         """Raise InputError, which names the file `path`, if these settings cannot extract regions of new pictures."""
         if self.regions.boxes == "given":
             raise InputError(f"{path}: regions.boxes: given: a folder of pictures brings no boxes; expected detected")
@@ -87,7 +87,7 @@ def ready_detector(extraction: Extraction, model: Path, cache: Path) -> Path:
     else:
         named = json.dumps(extraction.detector.to_dict(), sort_keys=True)
         folder = cache / "detectors" / hashlib.sha256(named.encode()).hexdigest()[:32]
-        with held(folder.with_name(f"{folder.name}.lock")):
+        with locked(folder.with_name(f"{folder.name}.lock")):
             if not (folder / "detector.json").is_file():
                 backend = importlib.import_module(DETECTORS[extraction.detector.backend])
                 # Its messages about weights are for training, and not part of an answer.
@@ -128,7 +128,7 @@ def _compare_features(extraction: Extraction, folder: Path, model: Path, known: 
     digest = hashlib.sha256(expected.tobytes()).hexdigest()
     if known.is_file() and known.read_text(encoding="utf-8") == digest:
         return
-    seen = Looker(folder, extraction.detector, extraction.regions).look(sample_picture()).features
+    seen = RegionFinder(folder, extraction.detector, extraction.regions).find_regions(sample_picture()).features
     if (size := difference(seen, expected)) <= TOLERANCE:
         write_text(known, digest)
     else:
@@ -144,7 +144,7 @@ def copy_detector(detector: Path, params: DetectorParams, model: Path) -> None:
             shutil.copyfile(detector / WEIGHTS, building / WEIGHTS)
 
 
-class Looker:
+class RegionFinder:
     """A detector and its settings for extracting regions.
 
     Args:
@@ -175,7 +175,7 @@ class Looker:
                 self._ready = cast("RegionExtractor", loaded)
             return self._ready
 
-    def look(self, image: npt.NDArray[np.uint8]) -> ImageRegions:
+    def find_regions(self, image: npt.NDArray[np.uint8]) -> ImageRegions:
         """The regions of a picture, uint8 RGB [H, W, 3]."""
         (regions,) = extract(self.extractor(), [image])
         return with_geometry(regions, self.regions)

@@ -13,9 +13,9 @@ import numpy.typing as npt
 from camp_model.model import CAMP
 from camp_model.regions import ImageRegions
 from search.cache import FeatureCache
-from search.features import Extraction, Looker, ready_detector
+from search.features import Extraction, RegionFinder, ready_detector
 from search.listing import Listing, list_pictures
-from search.locking import GivenUp, held
+from search.locking import WaitAbandoned, locked
 from search.pictures import REJECTED_SHOWN, PictureFile, Pictures, Status
 from stages.errors import InputError
 from stages.indexing.engines import vector_ids
@@ -48,8 +48,8 @@ class FolderSource:
             raise InputError(f"{root}: is not a folder; expected a folder of pictures")
         self.root, self.model, self.weights, self.name = root.resolve(), model, weights, str(folder)
         extraction = Extraction.of_model(folder)
-        self._looker = Looker(ready_detector(extraction, folder, cache), extraction.detector, extraction.regions)
-        self._cache = FeatureCache(cache, self._looker, extraction)
+        self._finder = RegionFinder(ready_detector(extraction, folder, cache), extraction.detector, extraction.regions)
+        self._cache = FeatureCache(cache, self._finder, extraction)
         self._hashes = cache / "hashes.sqlite"
         self._engine = FaissEngine(model.config.dim)
         self._indexed: dict[str, object] = {}
@@ -86,7 +86,7 @@ class FolderSource:
         listing, ready = self._listing, len(self._pictures)
         rejected = [
             *listing.unreadable,
-            *((path, why) for sha256, path in listing.paths.items() if (why := self._why_not(sha256))),
+            *((path, why) for sha256, path in listing.paths.items() if (why := self._rejection(sha256))),
         ]
         scanning = (self._busy or self._wake.is_set()) and not self._stop.is_set()
         total = len(listing.paths) + len(listing.unreadable) - len(rejected)
@@ -95,11 +95,11 @@ class FolderSource:
             self._problem, listing.copies,
         )  # fmt: skip
 
-    def look(self, image: npt.NDArray[np.uint8]) -> ImageRegions:
+    def find_regions(self, image: npt.NDArray[np.uint8]) -> ImageRegions:
         """As `PictureSource.look`."""
-        return self._looker.look(image)
+        return self._finder.find_regions(image)
 
-    def _why_not(self, sha256: str) -> str | None:
+    def _rejection(self, sha256: str) -> str | None:
         return self._cache.rejected.get(sha256) or self._passing.get(sha256)
 
     def _run(self) -> None:
@@ -115,7 +115,7 @@ class FolderSource:
                     # Before they are removed: until their pictures are extracted again, searching uses them.
                     self._wake.set()
                     self._cache.forget(damaged, self.weights)
-            except GivenUp:
+            except WaitAbandoned:
                 break
             except Exception as error:  # searching continues, and the next scan may succeed
                 self._problem = str(error)[:500] or type(error).__name__
@@ -127,13 +127,13 @@ class FolderSource:
         begun, looked = time.monotonic(), 0
         listing = list_pictures(self.root, self._hashes, lambda: not self._stop.is_set())
         if self._stop.is_set():
-            raise GivenUp
+            raise WaitAbandoned
         self._listing, self._passing = listing, {}
         self._publish()
         missing = deque(filter(self._is_missing, listing.paths))
         new = 0
         while missing:
-            with held(self._cache.lock, self._wait):
+            with locked(self._cache.lock, self._wait):
                 self._cache.refresh()  # what another process has extracted meanwhile
                 before = len(missing)
                 if chunk := self._next(missing):
@@ -142,7 +142,7 @@ class FolderSource:
                     looked += len(chunk)
                     self._cache.refresh()
             if self._stop.is_set():
-                raise GivenUp
+                raise WaitAbandoned
             new += before - len(missing)
             if new * PUBLISHED >= len(self._pictures) or not missing:
                 self._publish()
@@ -165,7 +165,7 @@ class FolderSource:
         return not self._stop.is_set()
 
     def _is_missing(self, sha256: str) -> bool:
-        return sha256 not in self._cache.rows and not self._why_not(sha256)
+        return sha256 not in self._cache.rows and not self._rejection(sha256)
 
     def _next(self, missing: deque[str]) -> list[str]:
         """Remove from `missing` the pictures of the next shard, and those that have regions by now."""

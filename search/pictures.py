@@ -128,7 +128,7 @@ class PictureSource(Protocol):
         """The progress."""
         ...
 
-    def look(self, image: npt.NDArray[np.uint8]) -> ImageRegions:
+    def find_regions(self, image: npt.NDArray[np.uint8]) -> ImageRegions:
         """Extract the regions of any picture, uint8 RGB [H, W, 3].
 
         Raises:

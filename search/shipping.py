@@ -12,7 +12,7 @@ import numpy as np
 from camp_model.checkpoint import load_checkpoint
 from camp_model.files import replacing
 from camp_model.regions import RegionStore
-from search.features import Extraction, Looker, copy_detector
+from search.features import Extraction, RegionFinder, copy_detector
 from search.sample import TOLERANCE, difference, sample_picture, write_sample
 from search.workspace import Workspace
 from stages.contracts import input_errors, read_fingerprint
@@ -42,23 +42,23 @@ def ship(workspace: Workspace, out: Path) -> None:
         raise InputError(f"{workspace.model / FILES[-1]}: is not there; expected a model of the stage train")
     params = workspace.params
     extraction = Extraction(detector=params.detector, regions=params.regions, captions=workspace.trained_captions)
-    extraction.check_looks(workspace.root / PARAMS)
-    looker = workspace.looker()
-    if fingerprint.get("detector") != Description.load(looker.folder).fingerprint:
-        check_features(workspace, looker)  # its code or a library has changed since
-    sample = looker.look(sample_picture()).features
+    extraction.check_can_extract(workspace.root / PARAMS)
+    finder = workspace.finder()
+    if fingerprint.get("detector") != Description.load(finder.folder).fingerprint:
+        check_features(workspace, finder)  # its code or a library has changed since
+    sample = finder.find_regions(sample_picture()).features
     if out.resolve() == workspace.model.resolve() or not (out.is_dir() or not out.exists()):
         raise InputError(f"{out}: expected a folder of its own for the model, or a new name")
     out.mkdir(parents=True, exist_ok=True)
     extraction.write(out)
-    copy_detector(looker.folder, params.detector, out)
+    copy_detector(finder.folder, params.detector, out)
     write_sample(sample, out / "detector")
     for name in reversed(FILES):  # the weights last: without them it is not a model
         with replacing(out / name) as temporary:
             shutil.copyfile(workspace.model / name, temporary)
 
 
-def check_features(workspace: Workspace, looker: Looker) -> None:
+def check_features(workspace: Workspace, finder: RegionFinder) -> None:
     """Check that pictures still have the features that the model was trained on.
 
     Raises:
@@ -74,7 +74,7 @@ def check_features(workspace: Workspace, looker: Looker) -> None:
             except RejectedImage as error:
                 raise InputError(f"{file.path}: {error}; expected the pictures that were trained on") from None
             features, mask = store.features([row])
-            size = difference(looker.look(image).features, features[0][mask[0]])
+            size = difference(finder.find_regions(image).features, features[0][mask[0]])
             if size > TOLERANCE:
                 raise InputError(
                     f"{store.path}: {shown(store.image_ids[row])}: its features differ by up to {size:.2g} standard "

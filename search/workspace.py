@@ -15,7 +15,7 @@ from camp_model.files import sha256_of
 from camp_model.model import CAMP
 from camp_model.regions import ImageRegions, RegionStore
 from camp_model.seal import check_seal
-from search.features import Looker
+from search.features import RegionFinder
 from search.pictures import REJECTED_SHOWN, PictureFile, Pictures, Status
 from stages.contracts import check_trained_on, input_errors, read_fingerprint, read_table
 from stages.errors import InputError, shown
@@ -85,9 +85,9 @@ class Workspace:
             files[name] = PictureFile(root, sha256, relative)
         return files
 
-    def looker(self) -> Looker:
+    def finder(self) -> RegionFinder:
         """The extractor with which the workspace's regions were extracted."""
-        return Looker(self.root / "data/detector", self.params.detector, self.params.regions)
+        return RegionFinder(self.root / "data/detector", self.params.detector, self.params.regions)
 
 
 class WorkspaceSource:
@@ -96,7 +96,7 @@ class WorkspaceSource:
     def __init__(self, workspace: Workspace, model: CAMP, name: str) -> None:
         self.workspace, self.model, self.name = workspace, model, name
         self._weights = weights_key(workspace.model)
-        self._looker = workspace.looker()
+        self._finder = workspace.finder()
         self.rescan()
         self._stop = threading.Event()
         self._problem: str | None = None
@@ -174,6 +174,6 @@ class WorkspaceSource:
             count, count, self._rejected[:REJECTED_SHOWN], len(self._rejected), False, self.name, self._problem
         )
 
-    def look(self, image: npt.NDArray[np.uint8]) -> ImageRegions:
+    def find_regions(self, image: npt.NDArray[np.uint8]) -> ImageRegions:
         """As `PictureSource.look`."""
-        return self._looker.look(image)
+        return self._finder.find_regions(image)

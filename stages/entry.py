@@ -27,7 +27,7 @@ from camp_model.files import NO_ROOM, NOT_OURS
 from camp_model.seal import remember_in
 from stages.cost import file_name, recording
 from stages.errors import InputError
-from stages.garbage import exempt_loaded
+from stages.garbage import exempt_from_collection
 from stages.params.section import PARAMS, StageSections
 from stages.unchanged import unchanged
 
@@ -49,7 +49,7 @@ COMMAND = "CAMP_COMMAND"
 """Environment variable: id of the process that a flow started, an ancestor of every stage of that flow."""
 
 
-class Held(Exception):
+class OutputsLocked(Exception):
     """Another process has held a stage's outputs for too long; the message names it."""
 
 
@@ -71,7 +71,7 @@ def _orphaned() -> bool:
 
 
 @contextlib.contextmanager
-def hold_outputs(stage: str, folder: Path = FOLDER, patience: float = PATIENCE) -> Iterator[None]:
+def lock_outputs(stage: str, folder: Path = FOLDER, patience: float = PATIENCE) -> Iterator[None]:
     """Hold the lock on the outputs of `stage` in this workspace; wait if another process has it.
 
     Raises:
@@ -104,7 +104,7 @@ def _acquire(file: IO[str], stage: str, patience: float) -> None:
             file.seek(0)
             holder = f"stage {stage}: its outputs are being written by another process ({file.read() or 'unknown'})"
             if waited > patience:
-                raise Held(f"{holder}; waited {waited:.0f} s, expected it to end") from None
+                raise OutputsLocked(f"{holder}; waited {waited:.0f} s, expected it to end") from None
             if waited - said >= 60:
                 said = waited
                 print(f"{holder}; waiting for it", file=sys.stderr, flush=True)
@@ -112,18 +112,18 @@ def _acquire(file: IO[str], stage: str, patience: float) -> None:
 
 
 @contextlib.contextmanager
-def hold_own_outputs() -> Iterator[None]:
+def lock_own_outputs() -> Iterator[None]:
     """Hold the lock on the outputs of the stage that DVC runs in this process; do nothing if DVC runs none.
 
     Raises:
-        Held: as `hold_outputs`.
+        Held: as `lock_outputs`.
     """
     stage = os.environ.get("DVC_STAGE")
     if stage is None or "RANK" in os.environ:  # a torchrun worker: its parent holds the lock
         yield
         return
     end_with_parent()
-    with hold_outputs(file_name(stage)):
+    with lock_outputs(file_name(stage)):
         yield
 
 
@@ -188,7 +188,7 @@ class _Listening:
 
 
 @contextlib.contextmanager
-def saying_where(quiet: float) -> Iterator[None]:
+def reporting_progress(quiet: float) -> Iterator[None]:
     """While the body runs, print a line on stderr after each `quiet` seconds without output: where this thread is, and
     how long the body has run."""
     ended, thread, begun, streams = threading.Event(), threading.get_ident(), time.monotonic(), (sys.stdout, sys.stderr)
@@ -218,7 +218,7 @@ def _working() -> Iterator[None]:
     remember_in(WHOLE)
     try:
         # Of a training's processes, only the first prints.
-        with saying_where(QUIET) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
+        with reporting_progress(QUIET) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
             yield
     finally:
         remember_in(None)
@@ -260,16 +260,16 @@ def stage_main(run: Callable[[], None], arguments: bool = False) -> None:
         parser.parse_args()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     is_stage = not arguments or "DVC_STAGE" in os.environ
-    exempt_loaded()
+    exempt_from_collection()
     try:
-        with _working() if is_stage else contextlib.nullcontext(), hold_own_outputs(), recording():
+        with _working() if is_stage else contextlib.nullcontext(), lock_own_outputs(), recording():
             if "DVC_STAGE" in os.environ:
                 _check_outputs()
             stage = os.environ.get("DVC_STAGE") if os.environ.get("RANK", "0") == "0" else None
             with unchanged(stage) if stage else contextlib.nullcontext():
                 run()
         sys.stdout.flush()
-    except (InputError, Held) as error:
+    except (InputError, OutputsLocked) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, InputError) else 75) from None
     except BrokenPipeError:

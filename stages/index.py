@@ -9,7 +9,7 @@ from camp_model.files import remove_unused, replacing_folder, sha256_of, write_s
 from camp_model.regions import RegionStore
 from stages.contracts import check_trained_on, input_errors
 from stages.entry import read_params, stage_main
-from stages.indexing.opening import EMBEDDED, IndexFacts, bring_up_to_date, collection_name, embedded, open_server
+from stages.indexing.opening import EMBEDDED, IndexFacts, collection_name, embedded, open_server, update_collection
 from stages.indexing.vectors import store_vectors, vector_file, weights_key
 from stages.params.index import IndexParams
 from stages.params.section import StageSections
@@ -51,7 +51,7 @@ def index(params: IndexParams, *, regions: Path, model: Path, out: Path, work: P
             server = open_server(params.engine, facts.collection, facts.dim)
             shards = {store.image_ids[row]: name for name, rows in store.rows_of_shards().items() for row in rows}
             in_store_order = {name: shards[name] for name in store.image_ids}
-            bring_up_to_date(server, vectors, in_store_order, work / f"{facts.collection}.parquet")
+            update_collection(server, vectors, in_store_order, work / f"{facts.collection}.parquet")
         write_sealed(building / "index.json", facts.to_dict())
     remove_unused(work, {vector_file(weights, shard) for shard in store.rows_of_shards()})
     print(f"{len(store)} pictures, vectors of {facts.dim}, engine {params.engine}")

@@ -14,7 +14,7 @@ from stages.sources.base import Source, check_folder
 from stages.sources.boxes import turn_boxes_upright
 from stages.sources.checks import check_rejected, check_source, check_splits, print_rejected
 from stages.sources.pictures import ImageRoot, find_pictures, read_headers
-from stages.sources.splits import check_shared_pictures, fill_splits, say_shared_groups
+from stages.sources.splits import check_shared_pictures, fill_splits, print_shared_groups
 from stages.sources.tables import tables
 from stages.workspace import main_root, named_path
 
@@ -58,7 +58,7 @@ def prepare_dataset(params: DatasetParams, out: Path, pictures: bool = True, has
         read_headers(source, files, hashes if params.source != "scenes" else None)
         fill_splits(source, params.table.val_share, params.table.test_share)
         check_splits(source)
-        say_shared_groups(source)
+        print_shared_groups(source)
         check_shared_pictures(source, params.max_shared_share)
         turn_boxes_upright(source)
         check_rejected(source, params.max_rejected_share)

@@ -10,7 +10,7 @@ import torch
 from camp_model.files import write_json
 from stages.contracts import hashes_of
 from stages.device import Precision
-from stages.entry import hold_outputs, read_params, stage_main
+from stages.entry import lock_outputs, read_params, stage_main
 from stages.errors import InputError
 from stages.params.model import ModelParams
 from stages.params.section import StageSections
@@ -75,7 +75,7 @@ def train(
     resume = Resume(paths.work, key, "" if processes.rank else task)  # only the first process prints
     with contextlib.ExitStack() as held:
         if not processes.rank:
-            held.enter_context(hold_outputs(f"train-{resume.folder.name}", paths.work.parent / "locks"))
+            held.enter_context(lock_outputs(f"train-{resume.folder.name}", paths.work.parent / "locks"))
             resume.remove_unused()
         trainer = Trainer(
             model, params.train, splits["train"], splits["val"], vocabulary,

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stages.garbage import exempt_loaded
+from stages.garbage import exempt_from_collection
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LONGEST = ("e2e/test_pipeline.py", "pipelines/test_deploy.py", "stages/training/test_processes.py",
@@ -27,7 +27,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_finish() -> None:
-    exempt_loaded()  # tests and libraries
+    exempt_from_collection()  # tests and libraries
     gc.enable()
 
 

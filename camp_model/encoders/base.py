@@ -60,7 +60,7 @@ class TextEncoder(nn.Module, ABC):
         """Ids of words outside the vocabulary; that of <unk> for words that cannot be read."""
         return [UNK] * len(words)
 
-    def remember_at_most(self, size: int = SERVING_BYTES) -> None:
+    def limit_cache(self, size: int = SERVING_BYTES) -> None:
         """Cache at most `size` bytes of encoded captions, because a serving process gets ever new sentences."""
 
     def facts(self) -> dict[str, Any]:

@@ -179,8 +179,8 @@ class TransformerEncoder(TextEncoder):
         encoded: Tensor = self.linear(dropout(states.to(self.linear.weight.dtype)))
         return encoded
 
-    def remember_at_most(self, size: int = SERVING_BYTES) -> None:
-        """As `TextEncoder.remember_at_most`."""
+    def limit_cache(self, size: int = SERVING_BYTES) -> None:
+        """As `TextEncoder.limit_cache`."""
         self._states.room = size
 
     def remember(self, tokens: Tensor, lengths: Tensor) -> bool:

@@ -85,7 +85,7 @@ class Queries:
         return self.collection.captions_like(seen, captions)
 
     def _look(self, decoded: Callable[[], Pixels]) -> Future[Features]:
-        return self._looking.submit(lambda: self.collection.look(decoded()))
+        return self._looking.submit(lambda: self.collection.find_regions(decoded()))
 
     def first(self, top: int, offset: int = 0) -> list[Hit]:
         """The first pictures of the collection, which nothing has scored."""

@@ -17,7 +17,7 @@ from stages.entry import end_with_parent
 from stages.errors import InputError
 from stages.extraction.describing import Detector, Item, PlannedImage, read_picture
 from stages.extraction.plan import Plan, Shard
-from stages.extraction.shard_folder import is_whole, missing_shards
+from stages.extraction.shard_folder import is_complete, missing_shards
 from stages.extraction.shard_run import ShardRun
 from stages.extraction.store import check_rejected_images
 
@@ -45,7 +45,7 @@ def load(plan: Plan, device: str) -> Detector:
 def _feed(shards: Sequence[Shard], folder: Path) -> Iterator[tuple[Shard, PlannedImage]]:
     """Yield the images of the shards in order; shards that another process has finished meanwhile are skipped."""
     for shard in shards:
-        if not is_whole(shard, folder):
+        if not is_complete(shard, folder):
             yield from ((shard, image) for image in shard.images)
 
 

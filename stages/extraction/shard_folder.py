@@ -24,7 +24,7 @@ def shard_folder() -> Path:
     return main_root() / SHARDS
 
 
-def whole_header(path: Path, shard: Shard) -> ShardHeader | None:
+def complete_header(path: Path, shard: Shard) -> ShardHeader | None:
     """The header of a file; None unless the file is the complete `shard`."""
     if not path.exists():
         return None
@@ -35,20 +35,20 @@ def whole_header(path: Path, shard: Shard) -> ShardHeader | None:
     return header if header.key == shard.key else None
 
 
-def is_whole(shard: Shard, folder: Path) -> bool:
+def is_complete(shard: Shard, folder: Path) -> bool:
     """Whether the shard is there and complete, with no image that should be tried again."""
-    header = whole_header(folder / shard.file_name, shard)
+    header = complete_header(folder / shard.file_name, shard)
     return header is not None and not any(reason in PASSING_REASONS for _, reason in header.rejected)
 
 
 def missing_shards(shards: Iterable[Shard], folder: Path) -> list[Shard]:
     """The shards still to be extracted: those that are absent, and those with images to try again."""
-    return [shard for shard in shards if not is_whole(shard, folder)]
+    return [shard for shard in shards if not is_complete(shard, folder)]
 
 
 def absent_shards(shards: Iterable[Shard], folder: Path) -> list[Shard]:
     """The shards that are absent; a shard counts as present even if it has images to try again."""
-    return [shard for shard in shards if whole_header(folder / shard.file_name, shard) is None]
+    return [shard for shard in shards if complete_header(folder / shard.file_name, shard) is None]
 
 
 def link(source: Path, target: Path) -> None:
@@ -68,7 +68,7 @@ def adopt(shards: Sequence[Shard], store: Path, folder: Path) -> None:
     committed = _committed(store) if absent else {}
     for shard in absent:
         for path in (store / shard.file_name, committed.get(shard.file_name)):
-            if path is not None and whole_header(path, shard):
+            if path is not None and complete_header(path, shard):
                 link(path, folder / shard.file_name)
                 break
 

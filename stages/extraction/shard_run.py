@@ -13,7 +13,7 @@ from stages.detectors.images import RejectedImage
 from stages.errors import InputError
 from stages.extraction.describing import Detector, Item, PlannedImage, describe, with_geometry
 from stages.extraction.plan import Plan, Shard
-from stages.extraction.shard_folder import whole_header
+from stages.extraction.shard_folder import complete_header
 
 WAITING_BYTES = 256 << 20
 """Bytes of decoded pictures that may wait for others of their shape; beyond it the largest group runs as it is."""
@@ -35,7 +35,7 @@ class ShardRun:
         self.shard, self.info, self.params = shard, plan.info, plan.params.regions
         self.detector, self.folder = detector, folder
         self._reject = reject
-        self._before = whole_header(folder / shard.file_name, shard)
+        self._before = complete_header(folder / shard.file_name, shard)
         self._results: dict[str, ImageRegions] = {}
         for path in [*self._partial_files(), *([folder / shard.file_name] if self._before else [])]:
             self._results |= _readable(path)

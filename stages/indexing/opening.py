@@ -102,7 +102,7 @@ def embedded(vectors: Vectors, names: Sequence[str]) -> FaissEngine:
     return engine
 
 
-def bring_up_to_date(engine: Engine, vectors: Vectors, shard_of: Mapping[str, str], record: Path) -> None:
+def update_collection(engine: Engine, vectors: Vectors, shard_of: Mapping[str, str], record: Path) -> None:
     """Make a server's collection hold exactly these vectors; only changes are sent.
 
     Args:

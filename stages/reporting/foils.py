@@ -11,7 +11,7 @@ from stages.params.report import ReportParams
 from stages.reporting.queries import Inspector
 
 
-def won(row: Mapping[str, Any]) -> bool:
+def caption_wins(row: Mapping[str, Any]) -> bool:
     """Whether the caption scores higher than its foil."""
     return bool(row["caption_score"] > row["foil_score"])
 
@@ -26,7 +26,7 @@ def shown_foils(rows: Sequence[dict[str, Any]], params: ReportParams) -> list[di
         of_kind = [row for row in rows if row["kind"] == kind]
         generator = np.random.default_rng([params.seed, 2, number])
         drawn = sorted(generator.choice(len(of_kind), min(params.foils, len(of_kind)), replace=False).tolist())
-        lost = [i for i, row in enumerate(of_kind) if not won(row) and i not in drawn]
+        lost = [i for i, row in enumerate(of_kind) if not caption_wins(row) and i not in drawn]
         lost.sort(key=lambda i: (of_kind[i]["caption_score"] - of_kind[i]["foil_score"], of_kind[i]["caption_id"]))
         chosen += [of_kind[i] for i in (*drawn, *lost[: (params.foils + 1) // 2])]
     return chosen
@@ -60,7 +60,7 @@ def foil_entry(key: str, row: Mapping[str, Any], inspector: Inspector) -> dict[s
         "text": row["foil"],
         "search": f"{row['image_id']} {row['caption']} {row['foil']}".lower(),
         "kind": row["kind"],
-        "won": won(row),
+        "won": caption_wins(row),
         "position": row["position"],
         "byScore": row["guilty_by_score"],
         "byGate": row["guilty_by_gate"],

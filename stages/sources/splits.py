@@ -37,7 +37,7 @@ def _first(names: Iterable[str]) -> str:
     return ", ".join([*some[:10], *(["..."] if len(some) > 10 else [])])
 
 
-def say_shared_groups(source: Source) -> None:
+def print_shared_groups(source: Source) -> None:
     """Print how many groups, and which, have images in several splits; a table that states both columns allows this."""
     splits_of: defaultdict[str, set[str]] = defaultdict(set)
     for image in source.images:

@@ -36,7 +36,7 @@ class Retrieval:
 
     def __init__(self, checkpoint: Path, settings: dict[str, Any]) -> None:
         self.model, self.vocabulary, _ = load_checkpoint(checkpoint)
-        self.model.caption_encoder.remember_at_most()
+        self.model.caption_encoder.limit_cache()
         self.settings = settings
         origin = checkpoint / "fingerprint.json"
         self.detector = read_object(origin, "a checkpoint's origin").get("detector") if origin.is_file() else None

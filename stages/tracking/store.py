@@ -12,7 +12,7 @@ from urllib.request import url2pathname
 from filelock import FileLock
 
 from stages.errors import InputError
-from stages.garbage import without_collecting
+from stages.garbage import garbage_collection_paused
 from stages.tracking.view import TAG, view
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def without_password(address: str) -> str:
     return re.sub(r"(?i)(?<=[?&])(\w*(?:user|pass|pwd|token|secret|key)\w*=)[^&\s]*", r"\1...", bare)
 
 
-@without_collecting()
+@garbage_collection_paused()
 def connect(root: Path, uri: str) -> "MlflowClient":
     """A client of the store, which is created if it is a SQLite file that does not exist.
 

@@ -27,7 +27,7 @@ from stages.training.loss import batch_loss
 from stages.training.pace import Pace
 from stages.training.processes import Processes
 from stages.training.resume import Progress, Resume
-from stages.training.schedule import cut_short, learning_rate
+from stages.training.schedule import learning_rate, too_short_for
 from stages.training.validation import images_for, validate
 
 RECORDED_STEPS = 5000
@@ -102,7 +102,7 @@ class Trainer:
         progress.run_id = run.run_id
         total = self.params.epochs * self.epoch_steps
         if not self.processes.rank:
-            for line in cut_short(self.params, self.epoch_steps):
+            for line in too_short_for(self.params, self.epoch_steps):
                 print(line, flush=True)
             if progress.step:
                 print(f"going on after step {progress.step} of {total}", flush=True)

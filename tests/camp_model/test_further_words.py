@@ -119,7 +119,7 @@ def test_words_are_forgotten_and_no_id_is_given_twice(monkeypatch):
 
 def test_what_is_kept_of_sentences_is_bounded_when_asked(plain):
     model = new().eval()
-    model.caption_encoder.remember_at_most(5 * 384 * 2)
+    model.caption_encoder.limit_cache(5 * 384 * 2)
     for word in ("wombat", "giraffe", "zebra"):
         assert torch.equal(encoded(model, f"a {word}")[0], encoded(model, f"a {word}")[0])
         assert model.caption_encoder._states._bytes <= 5 * 384 * 2

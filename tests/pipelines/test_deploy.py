@@ -18,9 +18,9 @@ from tests.pipelines.conftest import command_of
 
 ROOT = Path(pipelines.__file__).parents[1]
 SLOW = """
-from stages.entry import hold_own_outputs
+from stages.entry import lock_own_outputs
 import time
-with hold_own_outputs():
+with lock_own_outputs():
     while Path("slow").exists() and sys.argv[1] == "train":
         time.sleep(0.5)
 """

@@ -45,10 +45,10 @@ with track("train", params) as run:
 """
 SLOW = """
 import time, yaml
-from stages.entry import hold_own_outputs
+from stages.entry import lock_own_outputs
 if yaml.safe_load(open("params.yaml"))["train"]["epochs"] == 3:
     time.sleep(5)  # still importing when its dvc is ended
-with hold_own_outputs():  # as every stage does
+with lock_own_outputs():  # as every stage does
     time.sleep(600)
 """
 FAILING = """

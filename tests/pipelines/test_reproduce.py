@@ -15,7 +15,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from pipelines import commands
 from pipelines import reproduce as module
-from pipelines.commands import CommandFailed, begin, end_all, run_command, why
+from pipelines.commands import CommandFailed, allow_commands, failure_reason, run_command, stop_commands
 from pipelines.forms import present_params
 from pipelines.refresh import SOURCE_CHANGED, announce, refresh
 from pipelines.reproduce import reproduce
@@ -199,20 +199,20 @@ print("x" * 200_000)
 
 
 def test_ending_a_flow_ends_its_command():
-    begin()
+    allow_commands()
     with ThreadPoolExecutor() as threads:
         command = [sys.executable, "-c", "import time; print('on', flush=True); time.sleep(60)"]
         said = []
         future = threads.submit(run_command, command, said.append)
         while not said:
             time.sleep(0.05)
-        end_all()
+        stop_commands()
         with pytest.raises(CommandFailed) as caught:
             future.result(timeout=20)
     assert caught.value.reason == "error"  # not worth another try
     with pytest.raises(CommandFailed, match="being ended"):
         run_command(command, said.append)
-    begin()
+    allow_commands()
 
 
 @pytest.mark.timeout(240)
@@ -257,4 +257,4 @@ def test_refresh_runs_only_what_is_stale(prefect_server, repository):
     ],
 )
 def test_why(code, output, reason):
-    assert why(code, output) == reason
+    assert failure_reason(code, output) == reason

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.ablation import FURTHER, OVERRIDES, STUDY, ablation, true_by_chance_here, with_seeds
+from pipelines.ablation import FURTHER, OVERRIDES, STUDY, ablation, load_true_by_chance, with_seeds
 from pipelines.photographs import photographs
 from pipelines.study import Outcome
 from pipelines.study_answers import BELIEFS, QUESTIONS, StudyInput
@@ -109,7 +109,7 @@ def test_no_other_scene_makes_a_word_true_by_chance(tmp_path, monkeypatch, split
     table = pa.table({"split": splits, "objects": [[]] * len(splits), "captions": [[]] * len(splits)})
     pq.write_table(table, tmp_path / "data/dataset/scenes.parquet")
     monkeypatch.chdir(tmp_path)
-    assert true_by_chance_here() is None
+    assert load_true_by_chance() is None
 
 
 def test_gates_are_compared_where_both_have_the_same_further_signal(tmp_path):

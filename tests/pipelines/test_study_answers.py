@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from pipelines.study import Difference, compare, hits_of, spread
-from pipelines.study_answers import StudyInput, _say, answers, beliefs, hardly_learnt, title
+from pipelines.study_answers import StudyInput, _verdict_text, answers, beliefs, count_untrained_seeds, title
 from tests.pipelines.test_study import outcome
 
 ALIKE = Difference(0.0, -1.0, 1.0)
@@ -43,7 +43,7 @@ def test_a_page_is_named_after_the_questions_that_its_rows_answer(rows, said):
     ],
 )
 def test_what_is_said_of_a_difference_is_what_its_printed_interval_allows(difference, said):
-    assert _say(difference) == said
+    assert _verdict_text(difference) == said
 
 
 def test_the_best_peer_is_named_where_several_are_better():
@@ -90,7 +90,7 @@ def test_each_question_is_answered_by_its_own_rows():
 )
 def test_what_hardly_learnt_is_below_a_tenth_of_everything_or_half_of_the_best(rsums, slow, said):
     outcomes = {"full": [outcome(4)] * 2, "no-gates": [replace(outcome(4), recall={"rsum": rsum}) for rsum in rsums]}
-    assert hardly_learnt("no-gates", outcomes) == slow
+    assert count_untrained_seeds("no-gates", outcomes) == slow
     _, line = beliefs(outcomes, compare(outcomes), study_of(outcomes))
     assert line.endswith(" rsum, which is not significant" + (said or ".") + "\n")
 

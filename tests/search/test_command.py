@@ -226,7 +226,7 @@ def test_what_is_shipped_was_trained_on_the_features_of_today(photographs: Photo
     assert not (root / "full/model.safetensors").exists(), "what cannot be written whole is no model"
     ship(Workspace(root), root / "shipped")
     sample = np.load(root / "shipped/detector/sample.npy")
-    seen = Workspace(root).looker().look(sample_picture()).features
+    seen = Workspace(root).finder().find_regions(sample_picture()).features
     assert sample.shape == seen.shape and np.abs(sample - seen).max() < 0.01 * seen.std()
     network = load_file(root / "data/detector/weights.safetensors")
     name = next(name for name, value in network.items() if value.ndim == 4)

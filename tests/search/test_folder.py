@@ -39,7 +39,7 @@ def test_a_folder_can_be_searched(folder: Folder, opened: PictureCollection) -> 
 
 def test_a_picture_finds_itself(folder: Folder, opened: PictureCollection) -> None:
     name = opened.source.pictures().ids[3]
-    hit = opened.similar(opened.look(opened.pixels(name)), top=1)[0]
+    hit = opened.similar(opened.find_regions(opened.pixels(name)), top=1)[0]
     assert (hit.picture_id, hit.score) == (name, pytest.approx(1.0, abs=1e-3))
 
 
@@ -126,8 +126,8 @@ def test_broken_pictures_are_not_looked_at_again(folder: Folder, monkeypatch: py
     first = wait_for(collection)
     collection.close()
     again = folder.open()
-    monkeypatch.setattr(again.source, "_looker", None)  # nothing is there to look with
-    monkeypatch.setattr(again.source._cache, "looker", None)
+    monkeypatch.setattr(again.source, "_finder", None)  # nothing is there to look with
+    monkeypatch.setattr(again.source._cache, "finder", None)
     again.start()
     assert wait_for(again) == first
     again.close()
@@ -146,7 +146,7 @@ def test_an_empty_folder_is_searched_without_hits(folder: Folder) -> None:
     collection.start()
     assert wait_for(collection).ready == 0
     assert collection.search(SENTENCE, top=5).hits == []
-    assert collection.similar(collection.look(np.zeros((50, 50, 3), np.uint8)), top=5) == []
+    assert collection.similar(collection.find_regions(np.zeros((50, 50, 3), np.uint8)), top=5) == []
     collection.close()
 
 

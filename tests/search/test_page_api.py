@@ -230,7 +230,7 @@ def test_uploads_are_decoded_as_extraction_decodes(client: httpx.Client, collect
     exif[0x0112] = 6  # lies on its side
     Image.fromarray(pixels).save(out, "JPEG", exif=exif)
     sent = client.post("/api/similar", params={"top": 5, "captions": 0}, content=out.getvalue()).json()
-    upright = collection.similar(collection.look(decode(out.getvalue(), 10**6)), 5)
+    upright = collection.similar(collection.find_regions(decode(out.getvalue(), 10**6)), 5)
     assert [picture["id"] for picture in sent["pictures"]] == [hit.picture_id for hit in upright]
     assert [picture["cosine"] for picture in sent["pictures"]] == pytest.approx(
         [hit.score for hit in upright], abs=1e-4

@@ -108,13 +108,14 @@ def test_a_dropped_picture_finds_those_like_it(
         "[...document.querySelectorAll('#answer .tiles a')].map(a => new URL(a.href).searchParams.get('id'))"
     )
     assert (
-        shown == [hit.picture_id for hit in collection.similar(collection.look(collection.pixels(chosen)), 24)]
+        shown == [hit.picture_id for hit in collection.similar(collection.find_regions(collection.pixels(chosen)), 24)]
         and shown[0] == chosen
     )
     loaded(tab)
     tab.wait("document.querySelectorAll('.fitting a').length > 0")
     captions = tab.run("[...document.querySelectorAll('.fitting a')].map(a => a.textContent)")
-    assert captions == [text for text, _ in collection.captions_like(collection.look(collection.pixels(chosen)), 8)]
+    features = collection.find_regions(collection.pixels(chosen))
+    assert captions == [text for text, _ in collection.captions_like(features, 8)]
     assert tab.run("location.hash") == "#dropped" and tab.run("document.querySelector('#veil').hidden")
     tab.run("history.back()")
     arrive(tab, r"/\?q=.*zyzzyva[^#]*")

@@ -196,14 +196,13 @@ def test_the_training_captions_that_fit_a_picture(run: SmallRun, monkeypatch: py
     pictures = collection.source.pictures()
     regions = collection.source.pictures().store
     features, mask = regions.features([4])
-    monkeypatch.setattr(
-        collection.source, "look", lambda image: type("Seen", (), {"features": features[0][mask[0]].astype(np.float32)})
-    )
-    best = collection.captions_like(collection.look(np.zeros((10, 10, 3), np.uint8)), top=5)
+    seen = type("Seen", (), {"features": features[0][mask[0]].astype(np.float32)})
+    monkeypatch.setattr(collection.source, "find_regions", lambda image: seen)
+    best = collection.captions_like(collection.find_regions(np.zeros((10, 10, 3), np.uint8)), top=5)
     assert len(best) == 5 and [score for _, score in best] == sorted((score for _, score in best), reverse=True)
     for text, score in best:
         assert collection.pair(pictures.ids[4], text).score == pytest.approx(score, abs=1e-4)
-    everything = collection.captions_like(collection.look(np.zeros((10, 10, 3), np.uint8)), top=1000)
+    everything = collection.captions_like(collection.find_regions(np.zeros((10, 10, 3), np.uint8)), top=1000)
     assert len({text for text, _ in everything}) == len(everything) > 40
 
 

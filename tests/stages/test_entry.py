@@ -13,7 +13,7 @@ import yaml
 
 import stages
 from camp_model.files import write_json
-from stages.entry import Held, hold_outputs, stage_main
+from stages.entry import OutputsLocked, lock_outputs, stage_main
 
 ROOT = Path(stages.__file__).parents[1]
 DVC = [sys.executable, "-m", "dvc"]
@@ -21,8 +21,8 @@ DVC = [sys.executable, "-m", "dvc"]
 HOLD = """
 import sys, time
 from pathlib import Path
-from stages.entry import hold_outputs
-with hold_outputs("train", Path(sys.argv[1])):
+from stages.entry import lock_outputs
+with lock_outputs("train", Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
 """
@@ -38,25 +38,25 @@ def holder(folder, seconds):
 def test_the_second_says_who_holds_the_outputs(tmp_path):
     with (
         holder(tmp_path, 60) as other,
-        pytest.raises(Held, match=rf'"pid": {other.pid}'),
+        pytest.raises(OutputsLocked, match=rf'"pid": {other.pid}'),
     ):
         try:
-            with hold_outputs("train", tmp_path, patience=0.5):
+            with lock_outputs("train", tmp_path, patience=0.5):
                 pass
         finally:
             other.kill()
-    with hold_outputs("train", tmp_path, patience=5):  # a killed holder lets go
+    with lock_outputs("train", tmp_path, patience=5):  # a killed holder lets go
         pass
 
 
 def test_the_second_waits(tmp_path, capsys):
     with holder(tmp_path, 1):
         begun = time.monotonic()
-        with hold_outputs("train", tmp_path):
+        with lock_outputs("train", tmp_path):
             waited = time.monotonic() - begun
     assert waited > 0.3
     assert "waiting for it" in capsys.readouterr().err
-    with hold_outputs("evaluate", tmp_path), hold_outputs("train", tmp_path):
+    with lock_outputs("evaluate", tmp_path), lock_outputs("train", tmp_path):
         pass
 
 
@@ -93,7 +93,7 @@ def test_a_stage_ends_when_its_dvc_is_killed(tmp_path, monkeypatch, shell):
         assert dvc.stdout is not None
         dvc.stdout.read()  # until the stage's end of the pipe is closed
     assert time.monotonic() - begun < 30
-    with hold_outputs("train", Path(".work/locks"), patience=5):
+    with lock_outputs("train", Path(".work/locks"), patience=5):
         pass
 
 

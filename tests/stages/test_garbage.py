@@ -7,25 +7,25 @@ import pytest
 
 CODE = """
 import gc, weakref
-from stages.garbage import exempt_loaded, without_collecting
+from stages.garbage import exempt_from_collection, garbage_collection_paused
 
 class Cycle:
     def __init__(self):
         self.itself = self
 
 said = []
-with without_collecting():
+with garbage_collection_paused():
     said.append(gc.isenabled())
     import email.mime.text
 said += [gc.isenabled(), gc.get_freeze_count() > 1000]
 cycle = weakref.ref(Cycle())
-exempt_loaded()
-with without_collecting():
+exempt_from_collection()
+with garbage_collection_paused():
     pass
 gc.collect()
 said.append(cycle() is None)
 gc.disable()
-with without_collecting():
+with garbage_collection_paused():
     pass
 said.append(gc.isenabled())
 print(*said)

@@ -10,10 +10,10 @@ import pytest
 
 from camp_model.regions import write_shard
 from stages import extract_regions as stage
-from stages.entry import hold_outputs
+from stages.entry import lock_outputs
 from stages.extraction import shard_run
 from stages.extraction.filling import extract_missing, load
-from stages.extraction.shard_folder import is_whole, missing_shards
+from stages.extraction.shard_folder import is_complete, missing_shards
 
 
 def kill(child: subprocess.Popen[str]) -> None:
@@ -39,7 +39,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(workplace, reference: dict[str, 
     workplace.out.mkdir(exist_ok=True)
     (workplace.out / ".torn.arrow.0123.tmp").write_bytes(b"half")
     (workplace.folder / ".torn.arrow.0123.tmp").write_bytes(b"half")
-    torn = max(workplace.plan().shards, key=lambda s: not is_whole(s, workplace.folder))
+    torn = max(workplace.plan().shards, key=lambda s: not is_complete(s, workplace.folder))
     for folder in (workplace.folder, workplace.out):
         (folder / torn.file_name).write_bytes(reference[torn.file_name][:5000])
     before = workplace.shards(workplace.folder)
@@ -110,7 +110,7 @@ def test_several_devices_each_get_a_process(
     monkeypatch.setenv("DVC_STAGE", "extract_regions")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(stage, "devices", lambda _: ["cpu", "cpu"])
-    with hold_outputs("extract_regions"):
+    with lock_outputs("extract_regions"):
         workplace.run()
     assert workplace.files() == reference
 

@@ -11,7 +11,7 @@ from stages.errors import InputError
 from stages.indexing.engines import Engine, vector_ids
 from stages.indexing.faiss_engine import FaissEngine
 from stages.indexing.milvus_engine import MilvusEngine
-from stages.indexing.opening import bring_up_to_date
+from stages.indexing.opening import update_collection
 from stages.params.index import IndexParams
 
 DIM, COUNT = 16, 300
@@ -93,14 +93,14 @@ def test_equal_vectors_are_ordered_by_id(make: Make) -> None:
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_server_is_brought_up_to_date(make: Make, tmp_path: Path, killed: bool) -> None:
     engine, record = make(), tmp_path / "record.parquet"
-    bring_up_to_date(engine, VECTORS[:200], dict.fromkeys(NAMES[:200], "a"), record)
+    update_collection(engine, VECTORS[:200], dict.fromkeys(NAMES[:200], "a"), record)
     assert engine.search(QUERIES, 10)[0].tolist() == expected(IDS[:200], VECTORS[:200], 10).tolist()
     if killed:  # in the middle of the next call
         with pytest.raises(KeyboardInterrupt):
-            bring_up_to_date(_Dying(engine), VECTORS[100:], dict.fromkeys(NAMES[100:], "a"), record)
+            update_collection(_Dying(engine), VECTORS[100:], dict.fromkeys(NAMES[100:], "a"), record)
     shards = {name: "a" if i < 50 else "b" for i, name in enumerate(NAMES[100:])}
     changed = np.concatenate([VECTORS[100:150], unit(150, seed=2)])
-    bring_up_to_date(engine, changed, shards, record)
+    update_collection(engine, changed, shards, record)
     assert engine.count() == 200
     assert engine.search(QUERIES, 10)[0].tolist() == expected(IDS[100:], changed, 10).tolist()
 
@@ -120,10 +120,10 @@ class _Dying:
 
 def test_only_what_changed_is_sent(tmp_path: Path) -> None:
     engine, record = FaissEngine(DIM), tmp_path / "record.parquet"
-    bring_up_to_date(engine, VECTORS, dict.fromkeys(NAMES, "a"), record)
+    update_collection(engine, VECTORS, dict.fromkeys(NAMES, "a"), record)
     sent: list[int] = []
     engine.add = lambda ids, vectors: sent.extend(ids.tolist())  # type: ignore[method-assign]
-    bring_up_to_date(engine, VECTORS, dict.fromkeys(NAMES, "a") | {NAMES[7]: "b"}, record)
+    update_collection(engine, VECTORS, dict.fromkeys(NAMES, "a") | {NAMES[7]: "b"}, record)
     assert sent == [IDS[7]]
 
 
