@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from camp_model.gates import gates_by_kind, histograms, summarise
 from camp_model.metrics import ranks_to_metrics
@@ -49,7 +50,11 @@ def validate(
     rows = np.flatnonzero(np.isin(split.rows, images))
     collection = Collection(split.store, images, split.captions, rows, np.searchsorted(images, split.rows[rows]))
     with precision.autocast(), input_errors():
-        ranked = rank_collection([model], collection, top_k=0, share=processes)
+        with tqdm(
+            total=len(images) * len(rows) // processes.count, unit="pair", unit_scale=True, desc="validation",
+            mininterval=2, delay=5, position=0, leave=False, dynamic_ncols=True, disable=processes.rank > 0,
+        ) as bar:  # fmt: skip
+            ranked = rank_collection([model], collection, top_k=0, share=processes, progress=bar.update)
         gates = _gates(model, split, collection, ranked.hardest.cpu().numpy())
     means = {name: value for name, value in summarise(gates).items() if value is not None} if gates else {}
     recall = ranks_to_metrics(ranked.i2t_ranks.cpu().numpy(), ranked.t2i_ranks.cpu().numpy())

@@ -8,6 +8,7 @@ from threading import Barrier
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from camp_model.checkpoint import load_checkpoint
 from camp_model.encoders import length_mask
@@ -83,7 +84,7 @@ def cpu(name="fp32"):
     return Precision(name, torch.device("cpu"))
 
 
-def test_validation_measures_all_pairs_and_the_processes_share_them(make_data, monkeypatch):
+def test_validation_measures_all_pairs_and_the_processes_share_them(make_data, monkeypatch, capsys):
     split = load_split(make_data(images=2, val_images=9), "val")
     torch.manual_seed(0)
     model = CAMP(ModelParams(dim=8, word_dim=4).config(vocab_size=20, region_dim=16), dropout=0.5).eval()
@@ -95,8 +96,11 @@ def test_validation_measures_all_pairs_and_the_processes_share_them(make_data, m
     words = model.encode_captions(tokens, lengths)
     scores = model.score_matrix(regions, torch.from_numpy(mask), words, length_mask(lengths, tokens.shape[1]))
     expected = retrieval_metrics(scores.detach(), torch.from_numpy(split.rows - 2))
+    drawn = {"delay": 0, "mininterval": 0, "miniters": 1}
+    monkeypatch.setattr("stages.training.validation.tqdm", lambda **bar: tqdm(**bar | drawn))
     metrics, _ = validate(model.train(), split, cpu(), Processes())
     assert {name: metrics[name] for name in expected} == expected, "nothing is dropped"
+    assert "validation: 100%" in capsys.readouterr().err
 
     scored = []
     of_each, both = [None, None], Barrier(2, timeout=60)
