@@ -96,7 +96,7 @@ class FolderSource:
         )  # fmt: skip
 
     def find_regions(self, image: npt.NDArray[np.uint8]) -> ImageRegions:
-        """As `PictureSource.look`."""
+        """As `PictureSource.find_regions`."""
         return self._finder.find_regions(image)
 
     def _rejection(self, sha256: str) -> str | None:

@@ -175,5 +175,5 @@ class WorkspaceSource:
         )
 
     def find_regions(self, image: npt.NDArray[np.uint8]) -> ImageRegions:
-        """As `PictureSource.look`."""
+        """As `PictureSource.find_regions`."""
         return self._finder.find_regions(image)
