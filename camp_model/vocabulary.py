@@ -22,7 +22,8 @@ _HAS_LETTER_OR_DIGIT = regex.compile(r"[\p{L}\p{N}]", regex.VERSION1)
 _INVISIBLE = regex.compile(r"[\p{Cf}--[\u200b-\u200d]]", regex.VERSION1)
 _FURTHER_MARKS = regex.compile(r"(?<=\p{M}{30})\p{M}+", regex.VERSION1)
 """Beyond 30 on one letter (UAX 15's limit): sorting them takes the square of their number."""
-_APOSTROPHES = str.maketrans("\u2019\u02bc\uff07", "'''")
+# One spelling of an apostrophe; and U+202F, French's space before "!" and in "10 000", is to UAX 29 a part of words.
+_PLAIN = str.maketrans("\u2019\u02bc\uff07\u202f", "''' ")
 
 
 def without_further_marks(text: str) -> str:
@@ -38,7 +39,7 @@ def tokenize(text: str) -> list[str]:
     without spaces are split as UAX 29 does without a dictionary (Chinese: one word per character). Splitting the
     joined result again gives the same words.
     """
-    text = without_further_marks(_INVISIBLE.sub("", text.translate(_APOSTROPHES)))
+    text = without_further_marks(_INVISIBLE.sub("", text.translate(_PLAIN)))
     text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).lower())
     return [part for part in _BOUNDARY.split(text) if _HAS_LETTER_OR_DIGIT.search(part)]
 

@@ -15,6 +15,7 @@ from camp_model.vocabulary import END, PAD, START, UNK, Vocabulary, tokenize
         ("Don\u2019t DON'T", ["don't", "don't"]),
         ("caf\u00e9 cafe\u0301", ["caf\u00e9", "caf\u00e9"]),
         ("co\u00adoperate x\u200by", ["cooperate", "x", "y"]),
+        ("Un chien\u202f! 10\u202f000 \u00ab\u202fchats\u202f\u00bb", ["un", "chien", "10", "000", "chats"]),
         ("红色的 テスト", ["红", "色", "的", "テスト"]),
         ("नमस्ते, مرحبا", ["नमस्ते", "مرحبا"]),
         ("👍🏽 ok :) <unk>", ["ok", "unk"]),
