@@ -106,7 +106,7 @@ function drawWords(view) {
   const { pair } = view;
   const given = view.region === null ? null : pair.regionAttention?.[view.region];
   const most = given ? Math.max(...given, 1) : 1;
-  return make("div", { class: "words-row", role: "group", "aria-label": "Words of the caption", onkeydown: walkWithArrows },
+  return make("div", { class: "words-row", dir: "auto", role: "group", "aria-label": "Words of the caption", onkeydown: walkWithArrows },
     ...pair.words.map((word, index) => {
       const gate = shareOf(pair.wordGates, index);
       const marks = view.marks(index);
@@ -118,7 +118,7 @@ function drawWords(view) {
         style: given ? `--given:${(given[index] / most).toFixed(3)}` : null, onclick: () => view.toggle("word", index) },
       make("span", {}, word),
       gate === null ? null : make("span", { class: "bar" }, make("b", { style: `width:${(100 * gate).toFixed(1)}%` })),
-      gate === null ? null : make("span", { class: "num" }, gateText(gate)),
+      gate === null ? null : make("span", { class: "num", dir: "ltr" }, gateText(gate)),
       marks.length ? make("span", { class: "mark" }, marks.join(" · ")) : null);
     }));
 }
@@ -161,7 +161,8 @@ function drawRegions(view) {
 
 /** Arrow keys walk along a group of buttons or links. */
 function walkWithArrows(event) {
-  const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+  const right = getComputedStyle(event.currentTarget).direction === "rtl" ? -1 : 1;
+  const step = { ArrowRight: right, ArrowDown: 1, ArrowLeft: -right, ArrowUp: -1 }[event.key];
   const stops = [...event.currentTarget.querySelectorAll("button, a")];
   const at = stops.indexOf(document.activeElement);
   if (!step || at < 0) return;

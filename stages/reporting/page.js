@@ -24,8 +24,9 @@
   const filters = () => (state.direction === "foils" ? KINDS : RANKS);
 
   function shownQueries() {
-    const wanted = state.text.trim().toLowerCase();
-    return queries().filter((q) => filters()[state.filter][1](q) && (!wanted || q.search.includes(wanted)));
+    // Letters with accents are composed (NFC): captions hold them as they were written.
+    const wanted = state.text.trim().normalize().toLowerCase();
+    return queries().filter((q) => filters()[state.filter][1](q) && (!wanted || q.search.normalize().includes(wanted)));
   }
 
   // ---- the controls -------------------------------------------------------------------------------------------
@@ -92,7 +93,7 @@
         return make("li", { class: pair.beyond ? "beyond" : null },
           pictures
             ? make("button", attributes, picture(pair.image), make("span", { class: "meta" }, place, tick, score))
-            : make("button", attributes, make("span", { class: "meta" }, place, tick, score), make("span", { class: "words" }, pair.text)));
+            : make("button", attributes, make("span", { class: "meta" }, place, tick, score), make("span", { class: "words" }, own(pair.text))));
       })));
   }
 
@@ -102,7 +103,7 @@
     const view = viewOf(query, pair);
     byId("detail").replaceChildren(
       make("div", { class: "detail-head" },
-        make("h3", {}, title(query)), rankChip(query),
+        make("h3", {}, ...title(query)), rankChip(query),
         make("span", { class: "id" }, query.image && !isFoil(query) ? `image ${query.id}` : `caption ${query.id}`)),
       make("div", { class: "pair" },
         make("div", {}, drawStage(view), drawRegions(view)),

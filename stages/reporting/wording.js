@@ -9,12 +9,15 @@ const rankChip = (query) => isFoil(query)
   ? make("span", { class: `rank ${query.won ? "hit" : "miss"}` }, query.won ? "✓ caption wins" : "foil wins")
   : make("span", { class: `rank ${rankKind(query.rank)}` }, query.rank === 1 ? "✓ rank 1" : `rank ${query.rank}`);
 
+/** A caption in its own direction, from the right in Arabic and Hebrew, whatever stands around it. */
+const own = (...parts) => make("bdi", {}, ...parts);
+
 /** What the list says of a query: for a foil, the words about the changed one, which stands after the caption's own. */
 function inList(query) {
-  if (!isFoil(query)) return [query.image ? `first: ${query.results[0].text}` : query.text];
+  if (!isFoil(query)) return [query.image ? "first: " : "", own(query.image ? query.results[0].text : query.text)];
   const words = query.results[1].words, at = query.position;
-  return [`${at > 4 ? "… " : ""}${words.slice(Math.max(0, at - 4), at).join(" ")} `, make("del", {}, query.results[0].words[at]), " ",
-    make("ins", {}, words[at]), ` ${words.slice(at + 1).join(" ")}`];
+  return [own(`${at > 4 ? "… " : ""}${words.slice(Math.max(0, at - 4), at).join(" ")} `, make("del", {}, query.results[0].words[at]), " ",
+    make("ins", {}, words[at]), ` ${words.slice(at + 1).join(" ")}`)];
 }
 
 /** What is special about a word of a foil: changed, guilty (held responsible), or, in the caption, replaced. */
@@ -31,6 +34,7 @@ function verdict(query) {
 }
 
 function title(query) {
-  if (isFoil(query)) return `“${query.results[1].words[query.position]}” for “${query.results[0].words[query.position]}”: ${query.kind}`;
-  return query.image ? "Which captions tell of this picture?" : `“${query.text}”`;
+  const at = query.position;
+  if (isFoil(query)) return ["“", own(query.results[1].words[at]), "” for “", own(query.results[0].words[at]), `”: ${query.kind}`];
+  return query.image ? ["Which captions tell of this picture?"] : [own(`“${query.text}”`)];
 }

@@ -1,8 +1,10 @@
 """A small run, evaluated, and its report page as a parser reads it."""
 
 import json
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,6 +62,16 @@ def finished(make_run, root, monkeypatch, **switches):
 @pytest.fixture
 def small(make_run, tmp_path, monkeypatch):
     return finished(make_run, tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def report(make_run: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a report."""
+    with pytest.MonkeyPatch.context() as patch:
+        root = tmp_path_factory.mktemp("run")
+        finished(make_run, root, patch)
+        write_report(Params(report=ReportParams(queries=30)), INPUTS, Path("report/index.html"))
+        yield (root / "report/index.html").as_uri()
 
 
 def draw(**report) -> Page:

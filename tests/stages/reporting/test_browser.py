@@ -2,34 +2,14 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+import unicodedata
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 import pytest
 
-from stages.evaluate import evaluate
-from stages.params.evaluate import EvaluateParams
-from stages.params.pipeline import Params
-from stages.params.report import ReportParams
-from stages.report import Inputs, write_report
-
 WIDTHS = (1280, 390)
-
-
-@pytest.fixture(scope="module")
-def report(make_run: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a report."""
-    with pytest.MonkeyPatch.context() as patch:
-        root = tmp_path_factory.mktemp("run")
-        patch.chdir(root)
-        patch.setenv("CAMP_TRACKING", "off")
-        make_run(root)
-        inputs, params = Inputs(), EvaluateParams(device="cpu", gate_pairs=40)
-        evaluate(params, regions=inputs.regions, captions=inputs.captions, model=inputs.model,
-                 out=inputs.evaluation, metrics=inputs.metrics)  # fmt: skip
-        write_report(Params(report=ReportParams(queries=30)), inputs, Path("report/index.html"))
-        yield (root / "report/index.html").as_uri()
 
 
 def data(page: Any) -> dict[str, Any]:
@@ -211,6 +191,27 @@ def test_a_hostile_caption_is_shown_and_does_nothing(page, report):
     page.open(f"{report}#{key}", 1280)
     assert "<script>alert(1)</script>" in page.text("#detail h3")
     assert page.errors == [] and page.count("script") == 2
+
+
+def test_captions_from_right_to_left_and_accents_in_parts(page, report, tmp_path):
+    text = Path(unquote(urlparse(report).path)).read_text(encoding="utf-8")
+    start = text.index("{", text.index('<script type="application/json"'))
+    stop = text.index("</script>", start)
+    content = json.loads(text[start:stop])
+    first, second = content["queries"]["t2i"][:2]
+    first["text"], first["results"][0]["words"][:2] = "\u05e9\u05e0\u05d9 (2)!", ["\u05e9\u05e0\u05d9", "2"]
+    second["text"] = second["search"] = unicodedata.normalize("NFD", "m\u00e8o \u0111en")
+    (tmp_path / "a.html").write_text(text[:start] + json.dumps(content).replace("<", "\\u003c") + text[stop:])
+    page.open((tmp_path / "a.html").as_uri(), 1280)
+    for place in ("#detail h3 bdi", "[data-query=t2i-0] bdi", ".words-row"):
+        assert page.run(f"getComputedStyle(document.querySelector('{place}')).direction") == "rtl"
+    places = "['0', '1'].map(at => document.querySelector(`[data-word=\"${at}\"]`).getBoundingClientRect().x)"
+    assert page.run(places) == sorted(page.run(places), reverse=True)
+    page.run("document.querySelector('[data-word=\"0\"]').focus()")
+    page.key("ArrowLeft", 37)
+    assert page.run("document.activeElement.dataset.word") == "1"
+    page.run("(s => { s.value = 'm\u00e8o'; s.dispatchEvent(new Event('input')); })(document.getElementById('search'))")
+    assert page.run("[...document.querySelectorAll('.query')].map(q => q.dataset.query)") == ["t2i-1"]
 
 
 def test_every_picture_has_a_text_and_every_control_a_name(page, report):

@@ -68,6 +68,9 @@ def test_captions_stay_text(small):
     assert len(page.scripts) == 2  # the data and the page's own script
     assert not [tag for tag, attributes in page.tags if "onerror" in attributes]
     assert "alert(1)" not in page.scripts[1][1]
+    shown = [*page.data["foils"], *(query for query in page.data["queries"]["t2i"] if query["worst"])]
+    # Each in its own direction, whatever stands around it.
+    assert [tag for tag, _ in page.tags].count("bdi") >= len(shown)
 
 
 def test_only_the_hashed_script_may_run_and_nothing_may_be_loaded(small):
