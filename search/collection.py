@@ -198,7 +198,9 @@ class PictureCollection:
             return []
         with input_errors():
             texts = read_table(self._captions, ("text",))["text"].to_pylist()
-        short = sorted({text for text in texts if 3 < len(text.split()) <= 9 and len(text) <= 60})
+        few = {text for text in texts if len(text.split()) <= 9 and len(text) <= 60}
+        # Chinese, Japanese and Thai put no spaces between words.
+        short = sorted(text for text in few if len(self.reader.vocabulary.tokenize(text)) > 3)
         return random.Random(0).sample(short, min(count, len(short)))
 
     def sha256(self, picture_id: str) -> str:

@@ -44,7 +44,9 @@ class Pages:
             trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
         self._environment.globals |= {"static": static.address, "address": address, "max_upload": MAX_BYTES}
-        self._environment.filters |= {"count": "{:,}".format, "score": score_text, "pictures": pictures_text}
+        self._environment.filters |= {
+            "count": "{:,}".format, "score": score_text, "pictures": pictures_text, "sentence": sentence_of,
+        }  # fmt: skip
 
     def render(self, template: str, status: int = 200, **context: Any) -> HTMLResponse:
         """A page; no-cache, for the next time its collection may be another."""
@@ -218,6 +220,11 @@ def address(path: str, **query: object) -> str:
     """An address of this server; what is empty or 0 is left out."""
     given = {name: value for name, value in query.items() if value not in ("", 0, None)}
     return f"{path}?{urlencode(given)}" if given else path
+
+
+def sentence_of(caption: str) -> str:
+    """A caption as a sentence to search by: the whole words of one that is too long for that."""
+    return caption if len(caption) <= MAX_SENTENCE else caption[: MAX_SENTENCE + 1].rsplit(" ", 1)[0][:MAX_SENTENCE]
 
 
 def pictures_text(count: int) -> str:

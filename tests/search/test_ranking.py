@@ -1,7 +1,9 @@
 """Two speeds and many callers: shortlists against all pictures, threads against one."""
 
 import dataclasses
+import html
 import json
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +23,7 @@ from camp_model.retrieval import JointEmbedding, Retriever, build_index
 from search.collection import PictureCollection, open_workspace
 from search.ranking import Ranker
 from search.web.application import create_application
+from search.web.queries import Queries
 from stages.indexing.engines import vector_ids
 from stages.indexing.vectors import picture_vectors
 from tests.stages.conftest import SmallRun
@@ -229,3 +232,19 @@ def test_the_page_says_that_none_matches_only_where_scores_have_a_middle(
     page = client.get("/", params={"q": SENTENCES[0]}).text
     assert "is higher where sentence and picture match better" in page
     assert ("None matches well" in page) == middle
+
+
+def test_captions_are_links_to_their_search_however_long_and_in_their_own_direction(
+    workspace: PictureCollection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions = [("a red circle " * 400, 1.0), ("\u72d7" * 3000, 0.5), ("\u05db\u05dc\u05d1 (2)!", 0.1)]
+    monkeypatch.setattr(Queries, "_fitting_to", lambda *_: captions)
+    monkeypatch.setattr(PictureCollection, "has_captions", True)
+    client = TestClient(create_application(workspace), base_url="http://127.0.0.1")
+    page = client.get("/", params={"like": workspace.first(1)[0]}).text
+    links = re.findall(r'<a href="([^"]+)" dir="auto">([^<]+)</a>', page)
+    assert [html.unescape(text) for _, text in links] == [text for text, _ in captions]
+    answers = [client.get(html.unescape(link)) for link, _ in links]
+    assert answers[0].status_code == answers[1].status_code == 200
+    asked = [re.search(r'name="q" value="([^"]*)"', answer.text)[1] for answer in answers]
+    assert asked[0] == ("a red circle " * 77)[:-1] and asked[1] == "\u72d7" * 1000

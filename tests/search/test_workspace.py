@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from camp_model.captions import write_captions
 from camp_model.checkpoint import load_checkpoint, save_checkpoint
 from camp_model.encoding import encode_images, encode_sentences
 from camp_model.files import write_sealed
@@ -106,6 +107,9 @@ def test_the_first_pictures_and_sentences_to_begin_with(run: SmallRun, workspace
     examples = workspace.examples(3)
     assert len(set(examples)) == 3 and set(examples) <= {text for _, _, text in run.captions}
     assert examples == workspace.examples(3)
+    texts = ["\u4e24\u53ea\u72d7\u5728\u96ea\u5730\u91cc", "a dog", "\u72d7"]  # without spaces, and two too short
+    write_captions(run.token_tables / "train.parquet", [0, 1, 2], ["a"] * 3, texts, [[4]] * 3)
+    assert workspace.examples(3) == texts[:1]
 
 
 def test_what_another_run_has_set_aside_is_seen_when_it_is_read_again(
