@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from camp_model.encoding import word_ids
 from camp_model.model import CAMP
-from camp_model.vocabulary import END, START, UNK, Vocabulary
+from camp_model.vocabulary import END, START, Vocabulary
 from stages.errors import InputError, shown
 from stages.params.captions import CaptionsParams
 
@@ -48,7 +48,7 @@ class SentenceReader:
             raise InputError(f"sentence: {shown(sentence)} holds no word; expected words such as `a dog in the snow`")
         read = words[: self.params.max_words]
         ids = word_ids(self.model, self.vocabulary, read)
-        known = tuple(number != UNK for number in ids)
+        known = tuple(not unread for unread in self.model.caption_encoder.unread(ids))
         spelt = tuple(number not in range(len(self.vocabulary)) for number in ids)
         framed = [START, *ids, END] if self.params.start_end else ids
         return Sentence(tuple(read), known, spelt, tuple(framed), len(words) - len(read))

@@ -60,6 +60,10 @@ class TextEncoder(nn.Module, ABC):
         """Ids of words outside the vocabulary; that of <unk> for words that cannot be read."""
         return [UNK] * len(words)
 
+    def unread(self, ids: Sequence[int]) -> list[bool]:
+        """Whether each word is <unk> to the encoder, whatever its id."""
+        return [number == UNK for number in ids]
+
     def limit_cache(self, size: int = SERVING_BYTES) -> None:
         """Cache at most `size` bytes of encoded captions, because a serving process gets ever new sentences."""
 

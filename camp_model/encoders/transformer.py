@@ -110,21 +110,23 @@ class TransformerEncoder(TextEncoder):
         return self._has_tokenizer
 
     def further_ids(self, words: Sequence[str]) -> list[int]:
-        """As `TextEncoder.further_ids`: a word cannot be read if all its pieces are the unknown one."""
+        """As `TextEncoder.further_ids`."""
         ids = FURTHER_WORDS.ids(words) if self._has_tokenizer else [UNK] * len(words)
-        unknown = set(self._pieces[UNK])
-        return [
-            UNK if set(pieces) <= unknown else number
-            for number, pieces in zip(ids, self._further_pieces(ids), strict=True)
-        ]
+        return [UNK if unread else number for number, unread in zip(ids, self.unread(ids), strict=True)]
 
-    def _further_pieces(self, ids: Sequence[int]) -> list[list[int]]:
-        """The pieces of words by their ids; the unknown piece where no tokenizer can be asked."""
+    def unread(self, ids: Sequence[int]) -> list[bool]:
+        """As `TextEncoder.unread`: a word cannot be read if all its pieces are the unknown one."""
+        unknown = set(self._pieces[UNK])
+        pieces = zip(ids, self._pieces_of(ids), strict=True)
+        return [number >= UNK and set(its) <= unknown for number, its in pieces]
+
+    def _pieces_of(self, ids: Sequence[int]) -> list[list[int]]:
+        """The pieces of words by their ids; the unknown piece for further words where no tokenizer can be asked."""
         held = self._further if len(self._further) < HELD else {}
         new = [number for number in dict.fromkeys(ids) if number >= FIRST and number not in held]
         held |= zip(new, self._cut(FURTHER_WORDS.words(new)), strict=True)
         self._further = held
-        return [held.get(number, self._pieces[UNK]) for number in ids]
+        return [held[number] if number >= FIRST else self._pieces[number] for number in ids]
 
     def _cut(self, words: Sequence[str]) -> list[list[int]]:
         if words and self._has_tokenizer and self._cutter is None:
@@ -245,7 +247,7 @@ class TransformerEncoder(TextEncoder):
         if not further.any():
             return tokens, self.piece_table, self.piece_counts
         ids, places = torch.unique(tokens[further], return_inverse=True)
-        pieces = [torch.tensor(word, device=tokens.device) for word in self._further_pieces(ids.tolist())]
+        pieces = [torch.tensor(word, device=tokens.device) for word in self._pieces_of(ids.tolist())]
         more = pad_sequence(pieces, batch_first=True)
         width = max(more.shape[1], self.piece_table.shape[1])
         table = torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in (self.piece_table, more)])

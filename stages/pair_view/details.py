@@ -46,6 +46,7 @@ def explain_pairs(
         details.append({
             "logit": float(pairs.logits[i]),
             **written_words(vocabulary, text, caption),
+            "unknown": [at for at, unread in enumerate(model.caption_encoder.unread(caption)) if unread],
             "wordGates": _per_mille(pairs.word_gates, i, n),
             "regionGates": _per_mille(pairs.region_gates, i, r),
             "wordAttention": _per_mille(pairs.word_attention, i, n, r),
@@ -68,7 +69,8 @@ def word_effects(model: CAMP, features: np.ndarray, mask: np.ndarray, ids: Seque
         mask: bool [R], True at regions.
         ids: the caption's word ids.
     """
-    known = [position for position, token in enumerate(ids) if token > UNK]
+    unread = model.caption_encoder.unread(ids)
+    known = [position for position, token in enumerate(ids) if token > UNK and not unread[position]]
     without_one = [[*ids[:position], UNK, *ids[position + 1 :]] for position in known]
     region_mask = torch.from_numpy(mask)[None]
     regions = model.encode_regions(torch.from_numpy(features).float()[None], region_mask)
@@ -80,14 +82,13 @@ def word_effects(model: CAMP, features: np.ndarray, mask: np.ndarray, ids: Seque
 
 
 def written_words(vocabulary: Vocabulary, text: str, ids: Sequence[int]) -> dict[str, Any]:
-    """The words as the model reads them; unknown words are shown as written, and marked."""
+    """The words as the model reads them, unknown ones as they are written; and those outside the vocabulary."""
     words = vocabulary.decode(token if token < len(vocabulary) else UNK for token in ids)
     written = iter(vocabulary.tokenize(text))
-    unknown = [i for i, token in enumerate(ids) if token == UNK]
     for i, token in enumerate(ids):
         if token >= UNK:
             words[i] = next(written, words[i])
-    return {"words": words, "unknown": unknown, "spelt": [i for i, token in enumerate(ids) if token >= FIRST]}
+    return {"words": words, "spelt": [i for i, token in enumerate(ids) if token >= FIRST]}
 
 
 def _per_mille(values: Tensor | None, index: int, *shape: int) -> list[Any] | None:

@@ -114,7 +114,7 @@ function drawWords(view) {
       return make("button", { type: "button", class: ["word", pair.unknown.includes(index) && "unknown", ...marks].filter(Boolean).join(" "),
         "data-word": index,
         "aria-pressed": String(view.word === index), "aria-label": spoken,
-        title: pair.unknown.includes(index) ? "not in the vocabulary" : null,
+        title: pair.unknown.includes(index) ? "the model does not know this word" : null,
         style: given ? `--given:${(given[index] / most).toFixed(3)}` : null, onclick: () => view.toggle("word", index) },
       make("span", {}, word),
       gate === null ? null : make("span", { class: "bar" }, make("b", { style: `width:${(100 * gate).toFixed(1)}%` })),

@@ -10,7 +10,7 @@ from camp_model.checkpoint import current_name, load_checkpoint
 from camp_model.model import CAMP
 from camp_model.vocabulary import SPECIALS, Vocabulary
 from stages.contracts import input_errors, read_fingerprint
-from stages.errors import InputError
+from stages.errors import InputError, shown
 from stages.params.model import ModelParams
 from stages.params.train import TrainParams
 from stages.training.word_vectors import load_word_vectors
@@ -45,6 +45,7 @@ def new_model(
             region_dropout=train.region_dropout,
         )
         camp.caption_encoder.read_vocabulary(vocabulary)
+    _say_unread(camp, vocabulary)
     if train.word_vectors is not None:
         _set_word_vectors(camp, train.word_vectors, vocabulary)
     if train.start_from is not None:
@@ -57,6 +58,17 @@ def new_model(
             )
     _freeze(camp, train.freeze)
     return camp
+
+
+def _say_unread(camp: CAMP, vocabulary: Vocabulary) -> None:
+    """Print how many words of the vocabulary the text encoder takes for <unk>, as one of English does of Chinese."""
+    unread = camp.caption_encoder.unread(range(len(SPECIALS), len(vocabulary)))
+    words = [word for word, is_unread in zip(vocabulary.words[len(SPECIALS) :], unread, strict=True) if is_unread]
+    if words:
+        print(
+            f"model.transformer: {camp.config.transformer}: {len(words)} of the vocabulary's {len(unread)} words, such "
+            f"as {', '.join(map(shown, words[:3]))}, are all <unk> to it: no piece of its tokenizer spells them"
+        )
 
 
 def _set_word_vectors(camp: CAMP, source: str, vocabulary: Vocabulary) -> None:

@@ -11,12 +11,16 @@ from camp_model.encoding import encode_images, encode_sentences, word_ids
 from camp_model.further_words import FIRST
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import UNK, Vocabulary
+from search.sentences import SentenceReader
 from stages.evaluate import evaluate
 from stages.evaluation.folds import read_split
 from stages.evaluation.loading import load_models, read_as, read_lexicon
 from stages.pair_view.details import explain_pairs, word_effects
+from stages.params.captions import CaptionsParams
 from stages.params.evaluate import EvaluateParams
+from stages.params.pipeline import Params
 from stages.tracking.served_model import Retrieval
+from stages.training.start import new_model
 from tests.stages.conftest import HOSTILE
 
 pytest.importorskip("transformers", reason="the extra transformer is not installed")
@@ -95,6 +99,21 @@ def test_a_pair_is_explained_with_what_such_a_word_adds(run, model):
         camp, vocabulary, np.repeat(features, 2, 0), np.repeat(mask, 2, 0), [[ids[0], UNK, *ids[2:]], ids], ["x"] * 2
     )
     assert effects[1] == pytest.approx(details["logit"] - without["logit"], abs=1e-4)
+
+
+def test_words_of_the_vocabulary_that_no_piece_spells_are_said_and_unknown(run, capsys):
+    vocabulary = Vocabulary.build([["a", "\u4e24", "\U00013080", "red"]])
+    settings = Params(model={"text": "transformer", "dim": 16})
+    camp = new_model(settings.model, settings.train, vocabulary, 12).eval()
+    said = "2 of the vocabulary's 4 words, such as '\u4e24', '\U00013080', are all <unk> to it"
+    assert said in capsys.readouterr().out
+    sentence = SentenceReader(camp, vocabulary, CaptionsParams()).read("\u4e24 red")
+    assert sentence.unknown == ["\u4e24"] and sentence.by_spelling == [] and UNK not in sentence.ids
+    features, mask = RegionStore(run.regions).features([0])
+    features = np.zeros((1, features.shape[1], 12), dtype=np.float32)
+    (details,) = explain_pairs(camp, vocabulary, features, mask, [sentence.ids], ["\u4e24 red"])
+    assert (details["words"], details["unknown"], details["spelt"]) == (["\u4e24", "red"], [0], [])
+    assert [effect is None for effect in word_effects(camp, features[0], mask[0], sentence.ids)] == [True, False]
 
 
 def test_the_vocabulary_has_none_of_them(run):
