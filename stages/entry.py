@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import ctypes
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -259,6 +260,9 @@ def stage_main(run: Callable[[], None], arguments: bool = False) -> None:
         )
         parser.parse_args()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # in Latin-1 a Chinese caption must not end the stage that names it
+            stream.reconfigure(errors="backslashreplace")
     is_stage = not arguments or "DVC_STAGE" in os.environ
     exempt_from_collection()
     try:

@@ -248,6 +248,13 @@ def test_what_changes_while_a_stage_runs_is_not_recorded_with_its_result(tmp_pat
     assert repro("code/new.py", "nobody had imported it") == []
 
 
+def test_a_stage_names_what_the_terminal_has_no_letters_for():
+    script = "from stages.entry import stage_main; stage_main(lambda: print('no file \u72ac.jpg'), arguments=True)"
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, timeout=60, check=True)
+    assert done.stdout == b"no file \\u72ac.jpg\n"
+
+
 def test_a_place_that_cannot_be_written_is_an_error_of_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["stage"])
