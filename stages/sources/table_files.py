@@ -43,7 +43,8 @@ def _check_columns(file: Path, names: Sequence[str], delimited: str = "") -> dic
         for also in ({}, FLICKR30K, ALSO):
             same = same or [name for name in names if _meant(name, also) == column]
         if len(same) != 1 and (column in COLUMNS or same):
-            header = ", ".join(str(name)[:40] for name in names[:12])
+            plain = (str(name)[:40] for name in names[:12])
+            header = ", ".join(name if name.isprintable() else shown(name) for name in plain)
             raise InputError(
                 f"{file}: column {column!r} is there {len(same)} times; expected the columns "
                 f"{', '.join(COLUMNS)} and maybe {' or '.join(OPTIONAL)}{delimited}, found {header or 'none'}"

@@ -60,6 +60,7 @@ def test_table_with_byte_order_mark_and_other_column_order(tmp_path: Path) -> No
     ("text", "message"),
     [
         ("", r"captions\.csv: is not a CSV"),
+        ("\u200bimage,caption\n1.jpg,x\n", r"column 'image' is there 0 times; .*found '.u200bimage', caption"),
         ("image,split\n1.jpg,x\n", r"captions\.csv: column 'caption' is there 0 times; .*found image, split"),
         ("image,caption,split,split\n1.jpg,x,val,val\n", r"column 'split' is there 2 times"),
         ("image,caption,split\n1.jpg,a dog, running,train\n", r"captions\.csv: is not a CSV .*line 2"),
