@@ -18,11 +18,11 @@ from stages.errors import InputError
 from stages.foils.lexicon import choose_lexicon
 from stages.foils.rows import foils_of_split
 from stages.foils.table import foil_table
-from stages.foils.words import KINDS, save_words
+from stages.foils.words import KINDS, ids_of_kinds, save_words
 from stages.params.captions import CaptionsParams
 from stages.params.dataset import SPLITS
 from stages.params.section import StageSections
-from stages.tokens.vocabulary import build_vocabulary, count_equal, encode, named_vocabulary, print_words
+from stages.tokens.vocabulary import build_vocabulary, check_used, count_equal, encode, named_vocabulary, print_words
 
 
 class TokenizeSections(StageSections):
@@ -40,8 +40,8 @@ def tokenize_captions(params: CaptionsParams, dataset: Path, rejected: Path, out
     are those of another picture's caption are counted.
 
     Raises:
-        InputError: a file cannot be read or lacks a column, a split is empty, the vocabulary is not in SCAN's form, or
-            the lexicon is in another form or needs a ground truth that is missing.
+        InputError: a file cannot be read or lacks a column, a split is empty, the vocabulary is not in SCAN's form or
+            has no word of the captions, or the lexicon is in another form or needs a ground truth that is missing.
     """
     captions = dataset / "captions.parquet"
     columns = {"caption_id": pa.int64(), "image_id": pa.string(), "split": pa.string(), "text": None}
@@ -58,8 +58,15 @@ def tokenize_captions(params: CaptionsParams, dataset: Path, rejected: Path, out
     vocabulary = named_vocabulary(params)
     tokenize = TOKENIZERS[vocabulary.tokenizer if vocabulary else params.tokenizer or "unicode"]
     words = {split: [tokenize(text) for text in part["text"].to_pylist()] for split, part in splits.items()}
+    if vocabulary:
+        check_used(vocabulary, words["train"], params)
     vocabulary = vocabulary or build_vocabulary(params, words["train"])
     lexicon = choose_lexicon(params.lexicon, tokenize)
+    if not ids_of_kinds(lexicon.words, vocabulary):
+        print(
+            f"captions.lexicon: {params.lexicon}: none of its words is in the vocabulary, so there are no foils and no "
+            "gates of content words; expected a lexicon in the captions' language"
+        )
     foiled = [split for split in SPLITS if split != "train" or params.train_foils]
     foils = {
         split: foil_table(foils_of_split(params, lexicon, vocabulary, dataset, splits[split], words[split]))

@@ -29,6 +29,15 @@ def named_vocabulary(params: CaptionsParams) -> Vocabulary | None:
     return vocabulary
 
 
+def check_used(vocabulary: Vocabulary, train_words: list[list[str]], params: CaptionsParams) -> None:
+    """Raise an InputError if the vocabulary that captions.vocabulary names has no word of the train split."""
+    if not any(word in vocabulary for words in train_words for word in words):
+        raise InputError(
+            f"captions.vocabulary: {params.vocabulary}: holds no word of the train split; expected its captions' "
+            f"words as the tokenizer {vocabulary.tokenizer} cuts them, in lower case"
+        )
+
+
 def build_vocabulary(params: CaptionsParams, train_words: list[list[str]]) -> Vocabulary:
     """Build the vocabulary of the train split.
 

@@ -116,6 +116,7 @@ def test_a_file_of_before_tokenizers_were_recorded_is_ours(tmp_path):
         (scan(WORDS, word2idx={**scan(WORDS)["word2idx"], "cat": 9}), "the ids are not 0, 1, 2"),
         (scan(WORDS, word2idx={**scan(WORDS)["word2idx"], "cat": [4]}), "the ids are not 0, 1, 2"),
         (scan(WORDS, idx2word={"0": "dog"}), "idx2word: does not match"),
+        (scan([*WORDS, "ab\ud83d"]), r"word2idx: 'ab.ud83d' holds half a character"),
         (scan(WORDS, tokenizer=["spacy"]), r"tokenizer: \['spacy'\] is not one of unicode, treebank"),
     ],
 )

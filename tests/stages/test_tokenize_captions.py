@@ -106,12 +106,24 @@ def test_wrong_input_names_the_file_and_the_key(stage, tmp_path):
         stage(vocabulary=str(tmp_path / "missing.json"))
     with pytest.raises(InputError, match=r"captions\.min_count: no word"):
         stage(min_count=50)
+    Vocabulary.build([["Dog", "Hund"]]).save(tmp_path / "other.json")
+    with pytest.raises(InputError, match=r"captions\.vocabulary: .*other\.json: holds no word of the train split"):
+        stage(vocabulary=str(tmp_path / "other.json"))
+    assert not (tmp_path / "out").exists()
     (tmp_path / "captions.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(InputError, match=r"captions\.parquet: cannot be read as Parquet"):
         tokenize_captions(CaptionsParams(), tmp_path, tmp_path / "rejected.parquet", tmp_path / "x")
     pq.write_table(pa.table({"caption_id": [1]}), tmp_path / "captions.parquet")
     with pytest.raises(InputError, match=r"captions\.parquet: image_id: no such column"):
         tokenize_captions(CaptionsParams(), tmp_path, tmp_path / "rejected.parquet", tmp_path / "x")
+
+
+def test_a_lexicon_in_another_language_than_the_captions_is_said(stage, tmp_path, capsys):
+    stage()
+    assert "captions.lexicon" not in capsys.readouterr().out
+    (tmp_path / "words.json").write_text(json.dumps({"object": {"dog": ["Hund"], "cat": ["Katze"]}}))
+    stage(lexicon=str(tmp_path / "words.json"))
+    assert "words.json: none of its words is in the vocabulary, so there are no foils" in capsys.readouterr().out
 
 
 def test_two_runs_write_the_same_bytes(stage):
