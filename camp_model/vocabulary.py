@@ -125,8 +125,8 @@ class Vocabulary:
         return hashlib.sha256(json.dumps(self.words).encode()).hexdigest()
 
     def tokenize(self, text: str) -> list[str]:
-        """The words of `text`, cut as the vocabulary's own are."""
-        return TOKENIZERS[self.tokenizer](text)
+        """The words of `text`, cut as the vocabulary's own are: white space is collapsed first, as in data sets."""
+        return TOKENIZERS[self.tokenizer](" ".join(text.split()))
 
     def encode(self, words: Iterable[str]) -> list[int]:
         """The id of each word; a word that is not in the vocabulary becomes <unk>."""

@@ -71,6 +71,14 @@ def test_decode_inverts_encode_and_saving_keeps_everything(tmp_path_factory, cap
     assert Vocabulary.load(path).sha256 == vocabulary.sha256
 
 
+@pytest.mark.parametrize("tokenizer", ["unicode", "treebank"])
+@pytest.mark.parametrize("space", ["\n", "\t ", "\u00a0", "\u2009", "\u202f", "\u3000"])
+def test_a_sentence_has_the_words_of_a_caption_whatever_its_spaces_are(tokenizer, space):
+    vocabulary = Vocabulary.build([], tokenizer=tokenizer)
+    for text in ('he says "stop" !', "10 000 dogs \u00ab run \u00bb", "the dogs ' tails"):
+        assert vocabulary.tokenize(text.replace(" ", space)) == vocabulary.tokenize(text)
+
+
 def test_unknown_words_become_unk():
     assert Vocabulary.build([["dog"]]).encode(["dog", "zebra"]) == [4, UNK]
 
