@@ -26,6 +26,7 @@ def test_pages_fit_load_nothing_from_elsewhere_and_can_be_read(
         (picture, (".verdict .score", ".verdict", ".effects caption", ".effects .num", "thead th", ".word .num",
                    ".word[aria-pressed=true] .num", "#say", ".key", ".trail a", ".trail span")),
         (searched(server, "!?"), (".problem",)),
+        (f"{server.address}picture?id={quote(photographs.ids[4])}&q={'Rindfleisch' * 20}+a", ()),
     ):  # fmt: skip
         tab.open(address, width, theme)
         loaded(tab)

@@ -145,10 +145,7 @@ def test_filters_by_rank_and_search(page, report):
     page.open(report, 390)
     page.click("[data-direction=i2t]")
     queries = data(page)["queries"]["i2t"]
-    for name, keep in (
-        ("near", lambda rank: 1 < rank <= 10),
-        ("far", lambda rank: rank > 10),
-    ):
+    for name, keep in (("near", lambda rank: 1 < rank <= 10), ("far", lambda rank: rank > 10)):
         page.click(f"[data-filter={name}]")
         kept = [query["key"] for query in queries if keep(query["rank"])]
         assert page.run("[...document.querySelectorAll('.query')].map(q => q.dataset.query)") == kept
@@ -193,15 +190,16 @@ def test_a_hostile_caption_is_shown_and_does_nothing(page, report):
     assert page.errors == [] and page.count("script") == 2
 
 
-def test_captions_from_right_to_left_and_accents_in_parts(page, report, tmp_path):
+def test_captions_from_right_to_left_accents_in_parts_and_long_words(page, report, tmp_path):
     text = Path(unquote(urlparse(report).path)).read_text(encoding="utf-8")
-    start = text.index("{", text.index('<script type="application/json"'))
-    stop = text.index("</script>", start)
-    content = json.loads(text[start:stop])
+    head, tag, rest = text.partition('id="data">')
+    content, end = json.loads(rest[: rest.index("</script>")]), rest[rest.index("</script>") :]
     first, second = content["queries"]["t2i"][:2]
     first["text"], first["results"][0]["words"][:2] = "\u05e9\u05e0\u05d9 (2)!", ["\u05e9\u05e0\u05d9", "2"]
     second["text"] = second["search"] = unicodedata.normalize("NFD", "m\u00e8o \u0111en")
-    (tmp_path / "a.html").write_text(text[:start] + json.dumps(content).replace("<", "\\u003c") + text[stop:])
+    for result in content["queries"]["i2t"][0]["results"]:
+        result["text"] = result["words"][0] = "Rindfleisch" * 20
+    (tmp_path / "a.html").write_text(head + tag + json.dumps(content).replace("<", "\\u003c") + end)
     page.open((tmp_path / "a.html").as_uri(), 1280)
     for place in ("#detail h3 bdi", "[data-query=t2i-0] bdi", ".words-row"):
         assert page.run(f"getComputedStyle(document.querySelector('{place}')).direction") == "rtl"
@@ -212,6 +210,8 @@ def test_captions_from_right_to_left_and_accents_in_parts(page, report, tmp_path
     assert page.run("document.activeElement.dataset.word") == "1"
     page.run("(s => { s.value = 'm\u00e8o'; s.dispatchEvent(new Event('input')); })(document.getElementById('search'))")
     assert page.run("[...document.querySelectorAll('.query')].map(q => q.dataset.query)") == ["t2i-1"]
+    page.open((tmp_path / "a.html").as_uri() + "#i2t-0/0/w0", 390)
+    assert page.run("document.documentElement.scrollWidth") == 390 and page.errors == []
 
 
 def test_every_picture_has_a_text_and_every_control_a_name(page, report):
