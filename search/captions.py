@@ -10,6 +10,7 @@ from torch import Tensor
 from camp_model.captions import CaptionTable
 from camp_model.encoding import encode_captions
 from camp_model.model import CAMP
+from camp_model.vocabulary import UNK
 from stages.contracts import input_errors
 
 MOST = 40_000
@@ -45,6 +46,7 @@ class CaptionRanker:
                 table = CaptionTable.load(self.path)
             _, rows = np.unique(table.text_index, return_index=True)  # the first of equal captions
             rows = rows[np.linspace(0, len(rows) - 1, min(MOST, len(rows))).astype(np.int64)] if len(rows) else rows
+            rows = rows[(table.batch(rows)[0] > UNK).any(1).numpy()]  # of emoji alone the model reads nothing
             rows = rows[np.argsort(table.lengths[rows], kind="stable")]
             chunks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
             self._texts = [table.texts[row] for row in rows]

@@ -15,11 +15,13 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
+from camp_model.captions import CaptionTable, write_captions
 from camp_model.checkpoint import load_checkpoint
 from camp_model.encoding import encode_images, encode_sentences
 from camp_model.joint import pooled_vectors
 from camp_model.regions import RegionStore, write_manifest
 from camp_model.retrieval import JointEmbedding, Retriever, build_index
+from camp_model.vocabulary import UNK
 from search.collection import PictureCollection, open_workspace
 from search.ranking import Ranker
 from search.web.application import create_application
@@ -194,7 +196,15 @@ def test_equal_scores_are_ordered_by_picture(workspace: PictureCollection, monke
 
 
 def test_the_training_captions_that_fit_a_picture(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    (run.token_tables / "train.parquet").write_bytes((run.token_tables / "test.parquet").read_bytes())
+    table = CaptionTable.load(run.token_tables / "test.parquet")
+    ids = [tokens[:length].tolist() for tokens, length in zip(*table.batch(range(len(table))), strict=True)]
+    captions = (
+        [*range(len(ids) + 1)],
+        [*table.image_ids, table.image_ids[0]],
+        [*table.texts, "\U0001f44d"],
+        [*ids, [UNK]],
+    )
+    write_captions(run.token_tables / "train.parquet", *captions)
     collection = open_workspace(run.root)
     pictures = collection.source.pictures()
     regions = collection.source.pictures().store
@@ -207,6 +217,7 @@ def test_the_training_captions_that_fit_a_picture(run: SmallRun, monkeypatch: py
         assert collection.pair(pictures.ids[4], text).score == pytest.approx(score, abs=1e-4)
     everything = collection.captions_like(collection.find_regions(np.zeros((10, 10, 3), np.uint8)), top=1000)
     assert len({text for text, _ in everything}) == len(everything) > 40
+    assert not {"\U0001f44d"} & {text for text, _ in everything}, "its link would lead to no search"
 
 
 @pytest.mark.parametrize(
