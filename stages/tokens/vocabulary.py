@@ -26,6 +26,8 @@ def named_vocabulary(params: CaptionsParams) -> Vocabulary | None:
             f"captions.tokenizer: {params.tokenizer}, but {params.vocabulary} was made with {vocabulary.tokenizer}; "
             "expected that, or null"
         )
+    if params.tokenizer is None and vocabulary.tokenizer != "unicode":
+        print(f"captions.tokenizer: {vocabulary.tokenizer}, which the words of {params.vocabulary} come from")
     return vocabulary
 
 

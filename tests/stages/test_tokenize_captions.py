@@ -135,7 +135,7 @@ def test_two_runs_write_the_same_bytes(stage):
     }  # fmt: skip
 
 
-def test_treebank_words_are_those_of_the_captions_the_foils_and_the_file(stage, tmp_path):
+def test_treebank_words_are_those_of_the_captions_the_foils_and_the_file(stage, tmp_path, capsys):
     captions = [(1, "i1", "train", "The dog's t-shirt can't fit."), (2, "i2", "train", "A cat sits"),
                 (3, "i3", "val", "The cat isn't here."), (4, "i4", "test", "A dog, one!")]  # fmt: skip
     (tmp_path / "words.json").write_text(json.dumps({"object": {"dog": ["dog"], "cat": ["cat"], "shirt": ["t-shirt"]}}))
@@ -149,6 +149,7 @@ def test_treebank_words_are_those_of_the_captions_the_foils_and_the_file(stage, 
     assert load_words(out / "lexicon.json")["object"]["shirt"] == ["t-shirt"]
     # A SCAN vocabulary says its own; a contradiction is an error.
     again = stage(captions, vocabulary=str(out / "vocabulary.json"))
+    assert f"captions.tokenizer: treebank, which the words of {out}/vocabulary.json come" in capsys.readouterr().out
     assert load(again, "train")[1][0] == ["the", "dog", "'s", "t-shirt", "ca", "n't", "fit", "."]
     (tmp_path / "copy.json").write_bytes((out / "vocabulary.json").read_bytes())
     with pytest.raises(InputError, match=r"captions\.tokenizer: unicode, but .*copy\.json was made with treebank"):
