@@ -161,6 +161,8 @@ def _read_jsonl(file: Path) -> tuple[list[str], list[Cells]]:
     lines = read_text(file, "JSON objects in UTF-8, one in a line").split("\n")
     records = [_record(line, number) if line.strip() else None for number, line in enumerate(lines, start=1)]
     names = dict.fromkeys(key for record in records if isinstance(record, dict) for key in record)
+    if not names and (wrong := next((record for record in records if record), None)):  # a whole JSON, for instance
+        raise InputError(f"{file}: {wrong} in each line")
     columns = _check_columns(file, list(names))
     return list(columns), [
         [record.get(name) for name in columns.values()] if isinstance(record, dict) else record for record in records
@@ -172,7 +174,7 @@ def _record(line: str, number: int) -> dict[str, Any] | str:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return f"is not JSON at line {number}: {str(error)[:200]}"
+        return f"is not JSON at line {number}: {str(error)[:200]}; expected a JSON object"
     return record if isinstance(record, dict) else f"holds {shown(record)} at line {number}; expected a JSON object"
 
 
