@@ -20,16 +20,16 @@ from stages.garbage import garbage_collection_paused
 STARTED_IN = "CAMP_STARTED_IN"
 """Environment variable: the folder that `camp` was started in, where the paths of its arguments start."""
 SHIPPED = Path("pretrained/flickr8k")
-TOLD = 0.2
-"""Seconds between two states of the progress bar."""
+PROGRESS_SECONDS = 0.2
+"""Seconds between two updates of the progress bar."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.sentence is None and options.json:
-        parser.error("--json prints the pictures of a sentence; none is given")
-    # Before torch comes: threads that spin while they wait take the cores from whatever else runs.
+        parser.error("--json: needs a sentence to search for")
+    # Set before torch is imported: waiting threads that spin would take the cores from other programs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         _run(options)
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from stages.entry import end_unread
 
         end_unread()
-    except KeyboardInterrupt:  # while libraries are loaded; later it is for what is at work
+    except KeyboardInterrupt:  # while libraries are loaded; later code handles it itself
         raise SystemExit(130) from None
 
 
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _folder(text: str) -> Path:
-    if not text:  # as of a variable that is not set; a path would make the folder of it that one stands in
+    if not text:  # from an unset variable; Path would make it the current folder
         raise argparse.ArgumentTypeError("is empty; expected a folder")
     return Path(text)
 
@@ -84,11 +84,11 @@ def _run(options: argparse.Namespace) -> None:
 
         serve(collection, options.host, options.port, options.allow_host)
         return
-    collection.reader.read(options.sentence)  # what is wrong with it is said before indexing takes its time
+    collection.reader.read(options.sentence)  # reports a wrong sentence before the slow indexing
     collection.start()
     try:
         _wait(collection)
-        with _writing():
+        with _stdout_errors():
             _print(collection, options)
     finally:
         collection.close()
@@ -100,14 +100,14 @@ def _open(options: argparse.Namespace) -> Any:
     from stages.detectors.weights import cache_folder
 
     if options.images is None:
-        for option, own in (("model", "a model"), ("cache", "a store of features")):
+        for option, part in (("model", "model"), ("cache", "store of features")):
             if getattr(options, option) is not None:
-                raise InputError(f"--{option}: is for --images; the workspace has {own} of its own")
+                raise InputError(f"--{option}: can only be used with --images; a workspace has its own {part}")
         return open_workspace(Path())
-    model = SHIPPED if options.model is None else _given(options.model)
-    cache = cache_folder() / "search" if options.cache is None else _given(options.cache)
+    model = SHIPPED if options.model is None else _argument_path(options.model)
+    cache = cache_folder() / "search" if options.cache is None else _argument_path(options.cache)
     try:
-        return open_folder(_given(options.images), model=model, cache=cache)
+        return open_folder(_argument_path(options.images), model=model, cache=cache)
     except OSError as error:
         raise InputError(
             f"{error.filename or cache}: {error.strerror}; expected that {cache} is a folder with room that can be "
@@ -115,13 +115,13 @@ def _open(options: argparse.Namespace) -> Any:
         ) from None
 
 
-def _given(path: Path) -> Path:
-    """A path of the command line."""
+def _argument_path(path: Path) -> Path:
+    """A path from the command line, relative to the folder that `camp` was started in."""
     return Path(os.environ.get(STARTED_IN, ""), path.expanduser())
 
 
 def _wait(collection: Any) -> None:
-    """Show how far indexing is until it is done; interrupted (Ctrl-C), what is ready is searched."""
+    """Show the progress of indexing until it is done. After Ctrl-C, the pictures indexed so far are searched."""
     from tqdm import tqdm
 
     if not collection.status().scanning:
@@ -132,9 +132,12 @@ def _wait(collection: Any) -> None:
             while (status := collection.status()).scanning:
                 bar.total = status.total
                 bar.update(status.ready - bar.n)
-                time.sleep(TOLD)
+                time.sleep(PROGRESS_SECONDS)
     except KeyboardInterrupt:
-        print("interrupted: what is ready is searched; the next call goes on", file=sys.stderr)
+        print(
+            "interrupted: only the pictures indexed so far are searched; the next call continues indexing",
+            file=sys.stderr,
+        )
 
 
 def _print(collection: Any, options: argparse.Namespace) -> None:
@@ -143,13 +146,13 @@ def _print(collection: Any, options: argparse.Namespace) -> None:
     if status.rejected_count:
         name, reason = status.rejected[0]
         print(
-            f"{status.rejected_count} pictures cannot be used, such as {_plain(name)}: {_plain(reason)}",
+            f"{status.rejected_count} pictures cannot be used, such as {_printable(name)}: {_printable(reason)}",
             file=sys.stderr,
         )
     if status.copies:
-        print(f"copies of other files, found under the first name alone: {status.copies}", file=sys.stderr)
+        print(f"copies of other files, which are listed only under the first name: {status.copies}", file=sys.stderr)
     if status.problem:
-        print(f"indexing has stopped: {_plain(status.problem)}", file=sys.stderr)
+        print(f"indexing has stopped: {_printable(status.problem)}", file=sys.stderr)
     paths = [collection.picture(hit.picture_id) for hit in answer.hits]
     if options.json:
         hits = [
@@ -165,10 +168,10 @@ def _print(collection: Any, options: argparse.Namespace) -> None:
         print(json.dumps(content, indent=2))
     else:
         if answer.unknown:
-            print(f"unknown to the model: {_plain(', '.join(answer.unknown))}", file=sys.stderr)
+            print(f"unknown to the model: {_printable(', '.join(answer.unknown))}", file=sys.stderr)
         if answer.by_spelling:
-            words = _plain(", ".join(answer.by_spelling))
-            print(f"not in the vocabulary trained on, read by their spelling: {words}", file=sys.stderr)
+            words = _printable(", ".join(answer.by_spelling))
+            print(f"not in the training vocabulary, read by their spelling: {words}", file=sys.stderr)
         if answer.dropped:
             print(
                 f"the last {answer.dropped} words of the sentence are not read: it is too long for the model",
@@ -177,7 +180,7 @@ def _print(collection: Any, options: argparse.Namespace) -> None:
         if len(paths) < min(options.top, answer.total):
             print(f"{answer.scored} of {answer.total} pictures are ranked (index.shortlist)", file=sys.stderr)
         for hit, path in zip(answer.hits, paths, strict=True):
-            print(f"{hit.score:8.3f}  {_plain(str(path))}")
+            print(f"{hit.score:8.3f}  {_printable(str(path))}")
     if not (answer.total or status.problem or status.scanning):
         from search.listing import SUFFIXES
 
@@ -185,12 +188,12 @@ def _print(collection: Any, options: argparse.Namespace) -> None:
         where = "this workspace" if options.images is None else options.images
         raise InputError(f"{where}: no picture that can be searched; files of pictures end in {formats}")
     if status.problem and not answer.total:
-        raise InputError(_plain(status.problem))
+        raise InputError(_printable(status.problem))
 
 
 @contextlib.contextmanager
-def _writing() -> Iterator[None]:
-    """InputError where what the body prints cannot be written, as into a file on a full disk."""
+def _stdout_errors() -> Iterator[None]:
+    """Raise InputError if the output of the body cannot be written, for instance to a file on a full disk."""
     try:
         yield
         sys.stdout.flush()
@@ -200,10 +203,10 @@ def _writing() -> Iterator[None]:
         from stages.entry import drop_output
 
         drop_output()
-        raise InputError(f"standard output: {error.strerror}; expected room for what is found") from None
+        raise InputError(f"standard output: {error.strerror}; expected enough free space for the output") from None
 
 
-def _plain(text: str) -> str:
+def _printable(text: str) -> str:
     """A text that is safe on a terminal, whatever the name of a file holds."""
     encoding = sys.stdout.encoding or "utf-8"
     shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -81,12 +81,12 @@ class FeatureCache:
             try:
                 file = _file(path)
                 mapped, header = map_shard(path, check=False), read_header(path, check=False)
-                whole = header.key == path.stem and header.info == mapped.info == self.info
+                is_complete = header.key == path.stem and header.info == mapped.info == self.info
             except ValueError as error:
                 if _is_temporary(reason := error.__context__):  # it may be complete
                     raise InputError(f"{path}: cannot be read now ({reason}); expected memory to read it") from None
-                whole = False
-            if not whole:
+                is_complete = False
+            if not is_complete:
                 path.unlink(missing_ok=True)
                 continue
             places = enumerate(zip(header.image_ids, header.num_regions, strict=True))
@@ -96,21 +96,21 @@ class FeatureCache:
                 self.rows.setdefault(row[0], row)
             self.rejected |= {name: why for name, why in header.rejected if why not in PASSING_REASONS}
 
-    def damaged(self, going: Callable[[], bool]) -> list[str]:
+    def damaged(self, should_continue: Callable[[], bool]) -> list[str]:
         """Read all shards and check their seals.
 
         Args:
-            going: called before each; whether to continue.
+            should_continue: called before each shard; the check stops if it returns False.
 
         Returns:
             Shards that are damaged or missing, or that another process has replaced since they were mapped.
         """
         damaged = []
         for name in sorted(self._shards):
-            if not going():
+            if not should_continue():
                 break
             path = self.folder / name
-            if not _whole(path) or _file(path) != self._files[name]:
+            if not _has_valid_seal(path) or _file(path) != self._files[name]:
                 damaged.append(name)
         return damaged
 
@@ -120,7 +120,7 @@ class FeatureCache:
         Args:
             weights: key of the model's weights.
         """
-        damaged = {name for name in shards if not _whole(self.folder / name)}
+        damaged = {name for name in shards if not _has_valid_seal(self.folder / name)}
         for name in shards:
             if name in damaged:
                 (self.folder / name).unlink(missing_ok=True)
@@ -129,13 +129,15 @@ class FeatureCache:
                 known.pop(name)
         self.rows = {sha256: row for sha256, row in self.rows.items() if row[1] in self._shards}
 
-    def extract(self, root: Path, pictures: Sequence[tuple[str, str]], done: Callable[[], bool]) -> dict[str, str]:
+    def extract(
+        self, root: Path, pictures: Sequence[tuple[str, str]], should_continue: Callable[[], bool]
+    ) -> dict[str, str]:
         """Extract some pictures and write their shard.
 
         Args:
             root: folder that the paths are relative to.
             pictures: (sha256, path below `root`).
-            done: called after each picture; whether to continue. If not, nothing is written.
+            should_continue: called after each picture; if it returns False, nothing is written.
 
         Returns:
             sha256 -> why a picture has no regions, for reasons that may be temporary.
@@ -144,22 +146,22 @@ class FeatureCache:
         shard = Shard(shard_key(self._head, images), images)
         plan = Plan(self.params, root, self.finder.folder, self.info, len(images), (shard,))
         extractor = self.finder.extractor()
-        passing: dict[str, str] = {}
+        temporary: dict[str, str] = {}
 
         def reject(image: PlannedImage, reason: str) -> None:
             if reason in PASSING_REASONS:
-                passing[image.image_id] = reason
+                temporary[image.image_id] = reason
 
         run = ShardRun(shard, plan, extractor, self.folder, reject)
         stream = ((shard, image) for image in images)
         for _, image, item in read_ahead(stream, extractor, root, self.params.regions.max_pixels, READ_AHEAD):
             run.add(image, item)
-            if not done():
-                return passing
+            if not should_continue():
+                return temporary
         run.finish()
         run.write()
         self._shards.pop(shard.file_name, None)  # an earlier shard of the same pictures may have had no regions
-        return passing
+        return temporary
 
     def identity(self, sha256: str) -> object:
         """Identity of the mapped shard that has the regions of a picture."""
@@ -185,7 +187,7 @@ def _file(path: Path) -> tuple[int, int] | None:
     return about.st_ino, about.st_mtime_ns
 
 
-def _whole(path: Path) -> bool:
+def _has_valid_seal(path: Path) -> bool:
     try:
         check_seal(path)
     except (ValueError, OSError) as error:

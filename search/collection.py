@@ -21,7 +21,7 @@ from search.explaining import PairView, explain_pair
 from search.features import Extraction
 from search.folder import FolderSource
 from search.pictures import PictureFile, Pictures, PictureSource, Status
-from search.ranking import Ranked, Ranker, has_middle
+from search.ranking import Ranked, Ranker, has_zero_threshold
 from search.sentences import SentenceReader
 from search.workspace import Workspace, WorkspaceSource
 from stages.contracts import input_errors, read_fingerprint, read_table
@@ -34,7 +34,7 @@ Features = npt.NDArray[Any]
 """[R, region_dim], the features of a picture's R regions."""
 Pixels = npt.NDArray[np.uint8]
 """RGB [H, W, 3], upright."""
-REMEMBERED = 32
+MAX_RANKINGS = 32
 """Number of sentences whose rankings are cached, so that further rows of an answer cost nothing."""
 
 
@@ -48,7 +48,7 @@ class PictureCollection:
         shortlist: number of pictures that CAMP ranks; None: all.
         captions: the table of training captions, if there is one.
         max_pixels: width times height above which a picture is not decoded.
-        has_middle: see `has_middle`.
+        has_zero_threshold: see `has_zero_threshold`.
     """
 
     def __init__(
@@ -59,17 +59,17 @@ class PictureCollection:
         shortlist: int | None,
         captions: Path | None,
         max_pixels: int,
-        has_middle: bool = True,
+        has_zero_threshold: bool = True,
     ) -> None:
         self.source, self.model, self.reader = source, model, reader
         model.caption_encoder.limit_cache()
-        self.max_pixels, self.has_middle = max_pixels, has_middle
+        self.max_pixels, self.has_zero_threshold = max_pixels, has_zero_threshold
         self._captions = captions
         self._caption_ranker = CaptionRanker(model, captions) if captions and captions.is_file() else None
         self._ranker = Ranker(model, shortlist)
         self._lock = threading.Lock()
         """One query is computed at a time: two would only compete for the cores."""
-        self._remembered: OrderedDict[tuple[int, ...], tuple[Pictures, Ranked]] = OrderedDict()
+        self._rankings: OrderedDict[tuple[int, ...], tuple[Pictures, Ranked]] = OrderedDict()
 
     def start(self) -> None:
         """Start indexing in the background, if necessary."""
@@ -111,14 +111,14 @@ class PictureCollection:
     def _rank(self, ids: tuple[int, ...]) -> tuple[Pictures, Ranked]:
         with self._lock:
             pictures = self.source.pictures()
-            remembered = self._remembered.get(ids)
-            if remembered is None or remembered[0] is not pictures:
-                remembered = pictures, self._ranker.rank(pictures, ids)
-                self._remembered[ids] = remembered
-            self._remembered.move_to_end(ids)
-            while len(self._remembered) > REMEMBERED:
-                self._remembered.popitem(last=False)
-            return remembered
+            ranking = self._rankings.get(ids)
+            if ranking is None or ranking[0] is not pictures:
+                ranking = pictures, self._ranker.rank(pictures, ids)
+                self._rankings[ids] = ranking
+            self._rankings.move_to_end(ids)
+            while len(self._rankings) > MAX_RANKINGS:
+                self._rankings.popitem(last=False)
+            return ranking
 
     def pair(self, picture_id: str, sentence: str) -> PairView:
         """Explain the score of a picture and a sentence.
@@ -264,7 +264,7 @@ def open_workspace(root: Path) -> PictureCollection:
     shortlist = workspace.params.index.shortlist if fingerprint.get("joint_weight") else None
     return PictureCollection(
         source, model, SentenceReader(model, vocabulary, workspace.trained_captions), shortlist, workspace.captions,
-        workspace.params.regions.max_pixels, has_middle(model, fingerprint),
+        workspace.params.regions.max_pixels, has_zero_threshold(model, fingerprint),
     )  # fmt: skip
 
 
@@ -290,7 +290,7 @@ def open_folder(
     return PictureCollection(
         source, camp, SentenceReader(camp, vocabulary, extraction.captions),
         shortlist if fingerprint.get("joint_weight") else None, None,
-        extraction.regions.max_pixels, has_middle(camp, fingerprint),
+        extraction.regions.max_pixels, has_zero_threshold(camp, fingerprint),
     )  # fmt: skip
 
 

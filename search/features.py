@@ -162,14 +162,14 @@ class RegionFinder:
         """The detector, ready to run on the CPU.
 
         Raises:
-            InputError: it cannot be loaded, or its regions were extracted by others.
+            InputError: it cannot be loaded, or its regions were precomputed.
         """
         with self._lock:
             if self._ready is None:
                 if Description.load(self.folder).backend == "precomputed":
                     raise InputError(
-                        f"{self.folder / 'detector.json'}: the regions came from elsewhere (precomputed); to look at "
-                        "a picture needs a detector that runs here"
+                        f"{self.folder / 'detector.json'}: the regions are precomputed; extracting the regions "
+                        "of a new picture needs a detector that runs here"
                     )
                 loaded = load_detector(self.folder, self.regions, "cpu", self.detector)
                 self._ready = cast("RegionExtractor", loaded)

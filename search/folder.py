@@ -23,10 +23,10 @@ from stages.indexing.faiss_engine import FaissEngine
 
 FIRST, MOST = 32, 128
 """Number of pictures in successive shards: few at first, so that searching can soon begin."""
-PUBLISHED = 64
+PUBLISH_AT = 64
 """New pictures are published when they are one in this many of the published ones, because publishing takes time in
 proportion to all pictures."""
-WATCHED = 60.0
+RESCAN_SECONDS = 60.0
 """Seconds between two scans of the folder."""
 
 
@@ -55,7 +55,7 @@ class FolderSource:
         self._indexed: dict[str, object] = {}
         """Picture whose vector is in the engine -> identity of the mapped shard that it was computed from."""
         self._listing = Listing()
-        self._passing: dict[str, str] = {}
+        self._temporary_rejections: dict[str, str] = {}
         self._pictures = self._snapshot()
         self._busy = True
         self._problem: str | None = None
@@ -100,7 +100,7 @@ class FolderSource:
         return self._finder.find_regions(image)
 
     def _rejection(self, sha256: str) -> str | None:
-        return self._cache.rejected.get(sha256) or self._passing.get(sha256)
+        return self._cache.rejected.get(sha256) or self._temporary_rejections.get(sha256)
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -120,15 +120,15 @@ class FolderSource:
             except Exception as error:  # searching continues, and the next scan may succeed
                 self._problem = str(error)[:500] or type(error).__name__
             self._busy = False
-            self._wake.wait(WATCHED)
+            self._wake.wait(RESCAN_SECONDS)
 
     def _scan(self) -> None:
         """List the folder, extract new pictures, and print how long that took."""
-        begun, looked = time.monotonic(), 0
+        begun, processed = time.monotonic(), 0
         listing = list_pictures(self.root, self._hashes, lambda: not self._stop.is_set())
         if self._stop.is_set():
             raise WaitAbandoned
-        self._listing, self._passing = listing, {}
+        self._listing, self._temporary_rejections = listing, {}
         self._publish()
         missing = deque(filter(self._is_missing, listing.paths))
         new = 0
@@ -138,20 +138,20 @@ class FolderSource:
                 before = len(missing)
                 if chunk := self._next(missing):
                     paths = [(sha256, listing.paths[sha256]) for sha256 in chunk]
-                    self._passing |= self._cache.extract(self.root, paths, lambda: not self._stop.is_set())
-                    looked += len(chunk)
+                    self._temporary_rejections |= self._cache.extract(self.root, paths, lambda: not self._stop.is_set())
+                    processed += len(chunk)
                     self._cache.refresh()
             if self._stop.is_set():
                 raise WaitAbandoned
             new += before - len(missing)
-            if new * PUBLISHED >= len(self._pictures) or not missing:
+            if new * PUBLISH_AT >= len(self._pictures) or not missing:
                 self._publish()
                 new = 0
             if any(map(self._is_missing, chunk)):
-                raise InputError(f"{self._cache.folder}: does not hold what was written; is the disk full?")
-        if looked:
+                raise InputError(f"{self._cache.folder}: lacks the shard that was just written; is the disk full?")
+        if processed:
             seconds = time.monotonic() - begun
-            rate = f"{looked:,} looked at, {looked / seconds:.1f} a second"
+            rate = f"{processed:,} processed, {processed / seconds:.1f} a second"
             status = self.status()
             asides = {"cannot be used": status.rejected_count, "are copies of others": status.copies}
             aside = "".join(f"; {count:,} {what}" for what, count in asides.items() if count)
@@ -180,18 +180,18 @@ class FolderSource:
         self._cache.refresh()
         known = (sha256 for sha256 in self._listing.paths if sha256 in self._cache.rows)
         wanted = {sha256: self._cache.identity(sha256) for sha256 in known}
-        called = {sha256: self._listing.paths[sha256] for sha256 in wanted}
-        if wanted == self._indexed and called == {sha256: file.name for sha256, file in self._pictures.files.items()}:
+        paths = {sha256: self._listing.paths[sha256] for sha256 in wanted}
+        if wanted == self._indexed and paths == {sha256: file.name for sha256, file in self._pictures.files.items()}:
             return
         new = {sha256 for sha256, identity in wanted.items() if self._indexed.get(sha256) is not identity}
         for shard in sorted({self._cache.rows[sha256][1] for sha256 in new}):
             names, vectors = self._cache.vectors_of(self.model, self.weights, shard)
             chosen = [i for i, name in enumerate(names) if name in new]
             self._engine.add(vector_ids([names[i] for i in chosen]), vectors[chosen])
-        gone = self._indexed.keys() - wanted.keys()
+        removed = self._indexed.keys() - wanted.keys()
         self._indexed = wanted
         self._pictures = self._snapshot()
-        self._engine.remove(vector_ids(sorted(gone)))
+        self._engine.remove(vector_ids(sorted(removed)))
 
     def _snapshot(self) -> Pictures:
         """The pictures of the last listing that have regions, in the order of the folder."""

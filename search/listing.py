@@ -13,14 +13,14 @@ SUFFIXES = frozenset({
     ".jp2", ".j2k", ".jpx",
 })  # fmt: skip
 """File extensions of the formats that the extractor decodes; other files are not pictures."""
-UNREAD = frozenset({
+UNSUPPORTED = frozenset({
     ".heic", ".heif", ".avif", ".jxl", ".svg", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2",
 })  # fmt: skip
 """File extensions of pictures in formats that it does not decode."""
 LARGEST = 2**28
 """Size in bytes above which a file is not read."""
 BATCH = 256
-"""Number of files hashed between two calls of `progress`."""
+"""Number of files hashed between two calls of `should_continue`."""
 
 
 @dataclass
@@ -35,12 +35,12 @@ class Listing:
     """Number of files with the same bytes as another file."""
 
 
-def list_pictures(root: Path, hashes: Path, progress: Callable[[], bool] = lambda: True) -> Listing:
+def list_pictures(root: Path, hashes: Path, should_continue: Callable[[], bool] = lambda: True) -> Listing:
     """List all pictures below a folder, sorted by name. Hidden files and folders, and links to folders, are left out.
 
     Args:
         hashes: the SQLite file that caches the hashes of files.
-        progress: called now and then; whether to continue. If not, the pictures listed so far are returned.
+        should_continue: called now and then; if it returns False, the pictures listed so far are returned.
 
     Raises:
         InputError: the folder cannot be read.
@@ -54,7 +54,7 @@ def list_pictures(root: Path, hashes: Path, progress: Callable[[], bool] = lambd
         else:
             paths.append(path)
     for start in range(0, len(paths), BATCH):
-        if not progress():
+        if not should_continue():
             break
         chunk = paths[start : start + BATCH]
         for path, sha256 in zip(chunk, file_hashes(chunk, hashes), strict=True):
@@ -89,7 +89,7 @@ def _walk(root: Path, unreadable: list[tuple[str, str]]) -> Iterator[Path]:
                 continue
             if suffix in SUFFIXES:
                 yield Path(parent, name)
-            elif suffix in UNREAD:
+            elif suffix in UNSUPPORTED:
                 unreadable.append((_below(Path(parent, name), root), f"is in a format that is not read ({suffix})"))
 
 

@@ -1,4 +1,4 @@
-"""Locks on a file, which go with the process that holds them."""
+"""File locks, which are released when the process that holds them ends."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,23 +11,23 @@ POLL = 0.2
 
 
 class WaitAbandoned(Exception):
-    """There is nothing to wait for any more."""
+    """The caller no longer wants to wait for the lock."""
 
 
 @contextmanager
-def locked(path: Path, waiting: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """Hold the lock of a file, which is made where it is missing; waits for another holder.
+def locked(path: Path, should_wait: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Hold the lock of a file, which is created if missing; wait if another process holds it.
 
     Args:
-        waiting: called while another process holds it; whether to go on waiting.
+        should_wait: called while another process holds the lock; if it returns False, the wait ends.
 
     Raises:
-        WaitAbandoned: `waiting` said no.
+        WaitAbandoned: `should_wait` returned False.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
-        lock.acquire(poll_interval=POLL, cancel_check=lambda: not waiting())
+        lock.acquire(poll_interval=POLL, cancel_check=lambda: not should_wait())
     except Timeout:
         raise WaitAbandoned from None
     try:

@@ -132,6 +132,6 @@ class PictureSource(Protocol):
         """Extract the regions of any picture, uint8 RGB [H, W, 3].
 
         Raises:
-            InputError: the regions were extracted by others, so that no detector is available.
+            InputError: the regions are precomputed, so that no detector is available.
         """
         ...

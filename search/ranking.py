@@ -26,8 +26,8 @@ Places = tuple[tuple[object, int], ...]
 """Places of pictures in a store (`RegionStore.places`), the keys of cached regions."""
 BLOCK = 512
 """Number of pictures prepared together."""
-HELD_BYTES = 3 * 2**29
-"""Memory for prepared pictures that are kept between queries if all are ranked; the others are prepared again."""
+CACHE_BYTES = 3 * 2**29
+"""Memory for prepared pictures that are cached between queries if all are ranked; the others are prepared again."""
 ENCODED_BYTES = 2**29
 """Memory for the most recently used encoded pictures of shortlists: 14,000 with 36 regions of width 256."""
 
@@ -42,7 +42,7 @@ class Ranked:
     """[m], logits of CAMP."""
 
 
-def has_middle(model: CAMP, fingerprint: Mapping[str, Any]) -> bool:
+def has_zero_threshold(model: CAMP, fingerprint: Mapping[str, Any]) -> bool:
     """Whether logits of matches tend to be above 0 and others below. A ranking loss only orders them.
 
     A model that does not record its loss is assumed to have been trained with a ranking loss if it scores by cosines.
@@ -65,13 +65,13 @@ class Ranker:
         self,
         model: CAMP,
         shortlist: int | None,
-        held_bytes: int = HELD_BYTES,
+        cache_bytes: int = CACHE_BYTES,
         encoded_bytes: int = ENCODED_BYTES,
     ) -> None:
-        self.model, self.shortlist, self.held_bytes = model, shortlist, held_bytes
+        self.model, self.shortlist, self.cache_bytes = model, shortlist, cache_bytes
         self._scorer = Scorer(model)
-        self._held: dict[Places, Prepared] = {}
-        self._held_now = 0
+        self._cached: dict[Places, Prepared] = {}
+        self._cached_bytes = 0
         self._encoded = EncodedPictures(model, encoded_bytes)
 
     @torch.inference_mode()
@@ -99,8 +99,8 @@ class Ranker:
     ) -> npt.NDArray[np.float32]:
         if not len(positions):
             return np.zeros(0, np.float32)
-        self._held.clear()  # from an earlier time when there were few pictures and all were ranked
-        self._held_now = 0
+        self._cached.clear()  # from an earlier time when there were few pictures and all were ranked
+        self._cached_bytes = 0
         regions, region_mask = self._encoded.of(pictures.store, pictures.rows[positions])
         scores = self.model.score_matrix(regions, region_mask, words, word_mask)[:, 0]
         return np.asarray(scores.float().numpy())
@@ -114,17 +114,17 @@ class Ranker:
         """Yield all pictures, prepared; keep as many as fit, and drop those of removed pictures."""
         starts = range(0, len(pictures), BLOCK)
         keys = [tuple(pictures.store.places(pictures.rows[start : start + BLOCK])) for start in starts]
-        for key in self._held.keys() - set(keys):
-            self._held_now -= _bytes(self._held.pop(key))
+        for key in self._cached.keys() - set(keys):
+            self._cached_bytes -= _bytes(self._cached.pop(key))
         for start, key in zip(starts, keys, strict=True):
-            block = self._held.get(key)
+            block = self._cached.get(key)
             if block is None:
                 rows = pictures.rows[start : start + BLOCK]
                 block = self.model.prepare_regions(*encode_images(self.model, pictures.store, rows))
                 pictures.store.release()
-                if self._held_now + _bytes(block) <= self.held_bytes:
-                    self._held[key] = block
-                    self._held_now += _bytes(block)
+                if self._cached_bytes + _bytes(block) <= self.cache_bytes:
+                    self._cached[key] = block
+                    self._cached_bytes += _bytes(block)
             yield block
 
 
@@ -137,27 +137,27 @@ class EncodedPictures:
         room: maximum size in bytes.
     """
 
-    def __init__(self, model: CAMP, room: int) -> None:
-        self.model, self.room = model, room
-        self.bytes = 0
-        self._held: OrderedDict[tuple[object, int], tuple[Tensor, Tensor]] = OrderedDict()
+    def __init__(self, model: CAMP, max_bytes: int) -> None:
+        self.model, self.max_bytes = model, max_bytes
+        self.used_bytes = 0
+        self._cached: OrderedDict[tuple[object, int], tuple[Tensor, Tensor]] = OrderedDict()
 
     def of(self, store: RegionStore, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Regions [n, R, d] and mask bool [n, R] of some rows of a store."""
         encoded, read = [], False
         for row, place in zip(rows.tolist(), store.places(rows), strict=True):
-            one = self._held.pop(place, None)
+            one = self._cached.pop(place, None)
             if one is None:
                 one = encode_images(self.model, store, [row])
-                self.bytes += one[0].nbytes
+                self.used_bytes += one[0].nbytes
                 read = True
-            self._held[place] = one
+            self._cached[place] = one
             encoded.append(one)
         if read:
             store.release()
-        while self.bytes > self.room:
-            _, (oldest, _) = self._held.popitem(last=False)
-            self.bytes -= oldest.nbytes
+        while self.used_bytes > self.max_bytes:
+            _, (oldest, _) = self._cached.popitem(last=False)
+            self.used_bytes -= oldest.nbytes
         return torch.cat([regions for regions, _ in encoded]), torch.cat([mask for _, mask in encoded])
 
 

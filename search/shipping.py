@@ -27,7 +27,7 @@ COMPARED = 8
 FILES = ("model.safetensors", "config.json", "vocabulary.json", "fingerprint.json")
 
 
-def ship(workspace: Workspace, out: Path) -> None:
+def export_model(workspace: Workspace, out: Path) -> None:
     """Copy a workspace's model with a description of its features; other files in `out` stay.
 
     Raises:
@@ -78,14 +78,14 @@ def check_features(workspace: Workspace, finder: RegionFinder) -> None:
             if size > TOLERANCE:
                 raise InputError(
                     f"{store.path}: {shown(store.image_ids[row])}: its features differ by up to {size:.2g} standard "
-                    "deviations from those that the detector sees now; expected a model of those (dvc repro)"
+                    "deviations from what the detector extracts now; expected a model trained on that (dvc repro)"
                 )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, metavar="FOLDER", help="is made where it is missing; other files in it stay")
-    ship(Workspace(Path()), parser.parse_args().out)
+    parser.add_argument("out", type=Path, metavar="FOLDER", help="created if missing; other files in it are kept")
+    export_model(Workspace(Path()), parser.parse_args().out)
 
 
 if __name__ == "__main__":

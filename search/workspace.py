@@ -125,7 +125,9 @@ class WorkspaceSource:
             regions = sha256_of(store.path / "manifest.parquet")
             if (facts.weights, facts.regions) == (self._weights, regions):
                 return open_index(folder, facts)
-            print(f"{folder}: is of other regions or another model; vectors are made anew", file=sys.stderr)
+            print(
+                f"{folder}: belongs to other regions or another model; the vectors are computed again", file=sys.stderr
+            )
         with input_errors():
             return embedded(picture_vectors(self.model, store, range(len(store))), store.image_ids)
 
@@ -157,7 +159,7 @@ class WorkspaceSource:
                 one cannot use.
         """
         if weights_key(self.workspace.model) != self._weights:
-            raise InputError(f"{self.workspace.model}: is another model now; start the search again to use it")
+            raise InputError(f"{self.workspace.model}: is another model now; restart the search to use it")
         pictures = self._read()
         rejected = read_table(self.workspace.root / "data/regions/rejected.parquet", ("path", "reason"))
         self._rejected = list(zip(rejected["path"].to_pylist(), rejected["reason"].to_pylist(), strict=True))

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from search.web.counts import CONTENT_TYPE
-from search.web.queries import MAX_SENTENCE, Like, Queries, matching_score
+from search.web.queries import MAX_SENTENCE, Queries, SimilarResults, matching_score
 from search.web.uploads import Uploads
 
 Sentence = Annotated[str, Query(max_length=MAX_SENTENCE, description="What the picture shows, in words.")]
@@ -104,7 +104,7 @@ class Health(BaseModel):
     total: int
     ready: int = Field(description="Number of pictures that can be searched.")
     rejected: int = Field(description="Number of pictures that cannot be used; /api/rejected has the reasons.")
-    copies: int = Field(description="Number of copies of other files, found only under the first name.")
+    copies: int = Field(description="Number of copies of other files, listed only under the first name.")
     model: str
 
 
@@ -179,7 +179,7 @@ def api_routes(queries: Queries, uploads: Uploads) -> APIRouter:
 
 def _status_routes(router: APIRouter, queries: Queries) -> None:
     @router.get("/api/health")
-    def say_health() -> Health:
+    def get_health() -> Health:
         """The progress of indexing."""
         return health(queries)
 
@@ -200,7 +200,7 @@ def _status_routes(router: APIRouter, queries: Queries) -> None:
         return Response(queries.counts.text(), headers={"Content-Type": CONTENT_TYPE})
 
 
-def _similar(queries: Queries, like: Like) -> SimilarAnswer:
+def _similar(queries: Queries, like: SimilarResults) -> SimilarAnswer:
     return SimilarAnswer(
         pictures=[
             SimilarPicture(id=hit.picture_id, name=name, cosine=hit.score) for hit, name in queries.named(like.hits)

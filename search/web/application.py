@@ -19,18 +19,18 @@ from search.web.uploads import UploadRefused, Uploads
 from stages.detectors.images import RejectedImage
 from stages.errors import InputError
 
-SAID_AS = {"q": "the sentence, q"}
-"""Parameters that people at the page know by another name."""
+PARAMETER_LABELS = {"q": "the sentence, q"}
+"""Query parameter -> its name in messages to users."""
 
 
 def create_application(collection: PictureCollection, allowed_hosts: Sequence[str] = ()) -> FastAPI:
     """The application that serves a collection.
 
     Args:
-        allowed_hosts: names under which others may ask, beside those of this machine.
+        allowed_hosts: host names that requests may use, besides those of this machine.
 
     Raises:
-        InputError: a name of `allowed_hosts` that is none.
+        InputError: an entry of `allowed_hosts` is not a host name.
     """
     # No page of documentation: FastAPI's loads its scripts from elsewhere.
     application = FastAPI(
@@ -43,7 +43,7 @@ def create_application(collection: PictureCollection, allowed_hosts: Sequence[st
         api_routes(queries, uploads), page_routes(pages, uploads), static_routes(static), _image_routes(collection),
     ):  # fmt: skip
         application.include_router(router)
-    _refusals(application, pages)
+    _add_error_handlers(application, pages)
     guard(application, allowed_hosts)
     return application
 
@@ -68,12 +68,12 @@ def _image_routes(collection: PictureCollection) -> APIRouter:
     return router
 
 
-def _refusals(application: FastAPI, pages: Pages) -> None:
-    """Have what was refused said: as a page to those who look at one, as JSON to programs."""
+def _add_error_handlers(application: FastAPI, pages: Pages) -> None:
+    """Answer errors with a page for browsers and with JSON for programs."""
 
     def refuse(request: Request, status: int, message: str) -> Response:
-        looks = "text/html" in request.headers.get("accept", "") and not request.url.path.startswith("/api/")
-        if looks or request.url.path in ("/", "/picture", "/rescan"):
+        wants_page = "text/html" in request.headers.get("accept", "") and not request.url.path.startswith("/api/")
+        if wants_page or request.url.path in ("/", "/picture", "/rescan"):
             return pages.problem(status, message)
         return JSONResponse({"error": message}, status)
 
@@ -96,10 +96,10 @@ def _refusals(application: FastAPI, pages: Pages) -> None:
     @application.exception_handler(RequestValidationError)
     def wrong_query(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        where = SAID_AS.get(first["loc"][-1], first["loc"][-1])
+        where = PARAMETER_LABELS.get(first["loc"][-1], first["loc"][-1])
         return refuse(request, 422, f"{where}: {first['msg'].removeprefix('String ')}"[:300])
 
     @application.exception_handler(HTTPException)
     def not_served(request: Request, error: HTTPException) -> Response:
-        message = f"nothing is at {request.url.path}" if error.status_code == 404 else str(error.detail)
+        message = f"there is no page at {request.url.path}" if error.status_code == 404 else str(error.detail)
         return refuse(request, error.status_code, message[:300])

@@ -1,4 +1,4 @@
-"""How many queries there were and how long they took, as Prometheus reads it."""
+"""Counts queries and measures their time, in the form that Prometheus reads."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ class Counts:
 
     @contextmanager
     def timed(self, query: str) -> Iterator[None]:
-        """Count what is done meanwhile under the name `query`, also where it raises."""
+        """Count and time the body under the name `query`, even if it raises."""
         begun = time.perf_counter()
         outcome = "refused"
         try:

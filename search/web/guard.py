@@ -1,4 +1,4 @@
-"""Who may ask: this machine's own names, and no page of another site."""
+"""Protects the server: it accepts only allowed host names, and no requests from pages of other sites."""
 
 from collections.abc import Sequence
 
@@ -25,13 +25,13 @@ HEADERS = {
 
 
 def guard(app: Starlette, allowed_hosts: Sequence[str]) -> None:
-    """Have every request of `app` checked, and every answer carry HEADERS.
+    """Check every request of `app`, and add HEADERS to every answer.
 
     Args:
-        allowed_hosts: names beside those of this machine, as they stand in an address, without a port.
+        allowed_hosts: names besides those of this machine, as in an address, without a port.
 
     Raises:
-        InputError: a name that is none.
+        InputError: an entry of `allowed_hosts` is not a host name.
     """
     for name in allowed_hosts:
         bare = name.removeprefix("*.")
@@ -39,29 +39,29 @@ def guard(app: Starlette, allowed_hosts: Sequence[str]) -> None:
             raise InputError(
                 f"--allow-host: {shown(name)} is not a host name; expected one such as pictures.example.org"
             )
-    # The last that is added is the first that a request meets.
-    app.add_middleware(OwnPagesOnly)
+    # A request passes the middleware that was added last first.
+    app.add_middleware(SameSiteOnly)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, *allowed_hosts], www_redirect=False)
     app.add_middleware(AnswerHeaders)
 
 
-class OwnPagesOnly:
-    """Refuses what the page of another site asks for, but for a link that somebody follows.
+class SameSiteOnly:
+    """Refuses requests from pages of other sites, except links that a user follows.
 
-    Browsers say so in `Sec-Fetch-Site`, older ones in `Origin`; programs send neither and may ask.
+    Browsers name the site in `Sec-Fetch-Site`, older ones in `Origin`; programs send neither and are accepted.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not _own(scope["method"], Headers(scope=scope)):
-            await PlainTextResponse("refused: asked by a page of another site", 403)(scope, receive, send)
+        if scope["type"] == "http" and not _is_same_site(scope["method"], Headers(scope=scope)):
+            await PlainTextResponse("refused: the request comes from a page of another site", 403)(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
 
-def _own(method: str, headers: Headers) -> bool:
+def _is_same_site(method: str, headers: Headers) -> bool:
     site = headers.get("sec-fetch-site")
     if site is not None:
         link = method in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate"
@@ -71,7 +71,7 @@ def _own(method: str, headers: Headers) -> bool:
 
 
 class AnswerHeaders:
-    """Puts HEADERS on every answer."""
+    """Adds HEADERS to every answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from search.collection import Hit, PairView, UnknownPicture
 from search.web.api import health
-from search.web.queries import MAX_SENTENCE, Like, Queries, matching_score
+from search.web.queries import MAX_SENTENCE, Queries, SimilarResults, matching_score
 from search.web.static import StaticFiles
 from search.web.uploads import MAX_BYTES, Uploads
 from stages.detectors.images import RejectedImage
@@ -76,7 +76,7 @@ class Pages:
         hits = self.queries.search(q, count, offset).hits if q.strip() else self.queries.first(count, offset)
         return self.render("rows.html.jinja", tiles=self._tiles(hits, q, offset))
 
-    def like(self, like: Like, heading: str) -> HTMLResponse:
+    def like(self, like: SimilarResults, heading: str) -> HTMLResponse:
         """What is like a picture, to be put into a page."""
         return self.render("like.html.jinja", heading=heading, **self._like(like))
 
@@ -117,7 +117,7 @@ class Pages:
         return {
             "health": health(self.queries), "rejected": state.rejected[:REJECTED_LISTED],
             "examples": self.queries.examples, "at_hand": self.queries.collection.has_captions,
-            "has_middle": self.queries.collection.has_middle,
+            "has_zero_threshold": self.queries.collection.has_zero_threshold,
         }  # fmt: skip
 
     def _tiles(self, hits: Sequence[Hit], q: str, offset: int) -> list[dict[str, Any]]:
@@ -127,7 +127,7 @@ class Pages:
             for at, (hit, name) in enumerate(self.queries.named(hits), start=offset + 1)
         ]  # fmt: skip
 
-    def _like(self, like: Like) -> dict[str, Any]:
+    def _like(self, like: SimilarResults) -> dict[str, Any]:
         return {
             "tiles": [
                 {"id": hit.picture_id, "name": name, "at": 0, "q": "", "logit": None, "cosine": hit.score}

@@ -1,4 +1,4 @@
-"""What the page and the API ask a collection, counted, with the names that people read."""
+"""The queries of the page and the API to a collection, counted, with names that can be shown."""
 
 import asyncio
 import contextlib
@@ -17,15 +17,15 @@ from stages.detectors.images import RejectedImage, decode
 from stages.errors import InputError
 
 AT_ONCE = 2
-"""Pictures that are decoded at one time: one of the largest takes 200 MB."""
+"""Number of pictures that are decoded at a time; one of the largest takes 200 MB."""
 EXAMPLES = 6
 MAX_SENTENCE = 1000
 """Characters of a sentence."""
 
 
 @dataclass(frozen=True)
-class Like:
-    """What fits a picture."""
+class SimilarResults:
+    """The pictures and captions most similar to a picture."""
 
     hits: list[Hit]
     captions: list[tuple[str, float]]
@@ -33,41 +33,41 @@ class Like:
 
 
 class Queries:
-    """Asks a collection for the page and the API."""
+    """Queries a collection for the page and the API."""
 
     def __init__(self, collection: PictureCollection) -> None:
         self.collection = collection
         self.counts = Counts(collection.status)
         # Always in the same threads: each thread that has decoded a picture keeps some of the memory for the next.
-        self._looking = ThreadPoolExecutor(AT_ONCE, "look")
+        self._decoders = ThreadPoolExecutor(AT_ONCE, "regions")
 
     def search(self, sentence: str, top: int, offset: int = 0) -> Answer:
-        """As `PictureCollection.search`. InputError also for a sentence that is too long."""
+        """As `PictureCollection.search`; also raises InputError for a sentence that is too long."""
         with self.counts.timed("search"):
             return self.collection.search(_checked(sentence), top, offset)
 
     def pair(self, picture_id: str, sentence: str) -> PairView:
-        """As `PictureCollection.pair`. InputError also for a sentence that is too long."""
+        """As `PictureCollection.pair`; also raises InputError for a sentence that is too long."""
         with self.counts.timed("pair"):
             return self.collection.pair(picture_id, _checked(sentence))
 
-    async def like_upload(self, data: bytes, top: int, captions: int) -> Like:
-        """What fits a picture that somebody sent; while it waits for others it takes no thread.
+    async def like_upload(self, data: bytes, top: int, captions: int) -> SimilarResults:
+        """The results for an uploaded picture; while it waits for others it takes no thread.
 
         Raises:
             RejectedImage: what the extractor would reject, too.
-            InputError: nothing here can look at pictures.
+            InputError: there is no detector to extract its regions.
         """
         with self.counts.timed("similar"):
-            seen = await asyncio.wrap_future(self._look(lambda: decode(data, self.collection.max_pixels)))
-            return await run_in_threadpool(self._fitting, seen, top, captions)
+            features = await asyncio.wrap_future(self._find_regions(lambda: decode(data, self.collection.max_pixels)))
+            return await run_in_threadpool(self._results_of, features, top, captions)
 
-    def _fitting(self, seen: Features, top: int, captions: int) -> Like:
-        hits = self.collection.similar(seen, top) if top else []
-        return Like(hits, self.collection.captions_like(seen, captions) if captions else [])
+    def _results_of(self, features: Features, top: int, captions: int) -> SimilarResults:
+        hits = self.collection.similar(features, top) if top else []
+        return SimilarResults(hits, self.collection.captions_like(features, captions) if captions else [])
 
-    def like(self, picture_id: str, top: int, captions: int) -> Like:
-        """What fits a picture of the collection, itself left out.
+    def like(self, picture_id: str, top: int, captions: int) -> SimilarResults:
+        """The results for a picture of the collection, without itself.
 
         Raises:
             UnknownPicture: no such picture.
@@ -75,40 +75,40 @@ class Queries:
         with self.counts.timed("similar"):
             hits = self.collection.similar_to(picture_id, top)
             try:
-                fitting = self._fitting_to(picture_id, captions) if captions else []
-            except (InputError, RejectedImage):  # nothing here can look at pictures, or the file is gone
+                fitting = self._captions_of(picture_id, captions) if captions else []
+            except (InputError, RejectedImage):  # there is no detector, or the file is gone
                 fitting = []
-            return Like(hits, fitting)
+            return SimilarResults(hits, fitting)
 
-    def _fitting_to(self, picture_id: str, captions: int) -> list[tuple[str, float]]:
-        seen = self._look(lambda: self.collection.pixels(picture_id)).result()
-        return self.collection.captions_like(seen, captions)
+    def _captions_of(self, picture_id: str, captions: int) -> list[tuple[str, float]]:
+        features = self._find_regions(lambda: self.collection.pixels(picture_id)).result()
+        return self.collection.captions_like(features, captions)
 
-    def _look(self, decoded: Callable[[], Pixels]) -> Future[Features]:
-        return self._looking.submit(lambda: self.collection.find_regions(decoded()))
+    def _find_regions(self, decoded: Callable[[], Pixels]) -> Future[Features]:
+        return self._decoders.submit(lambda: self.collection.find_regions(decoded()))
 
     def first(self, top: int, offset: int = 0) -> list[Hit]:
-        """The first pictures of the collection, which nothing has scored."""
+        """The first pictures of the collection, without scores."""
         return [Hit(picture_id, 0.0) for picture_id in self.collection.first(top, offset)]
 
     @cached_property
     def examples(self) -> list[str]:
-        """Sentences to begin with."""
+        """Example sentences."""
         return self.collection.examples(EXAMPLES)
 
     def name(self, picture_id: str) -> str:
-        """Where a picture lies below the folder of the collection; UnknownPicture where there is none."""
-        return readable(self.collection.name(picture_id))
+        """The path of a picture below the folder of the collection; raises UnknownPicture if there is none."""
+        return replace_invalid_utf8(self.collection.name(picture_id))
 
     def status(self) -> Status:
         """As `PictureCollection.status`, its texts as they can be sent."""
         status = self.collection.status()
-        rejected = [(readable(name), readable(reason)) for name, reason in status.rejected]
-        problem = None if status.problem is None else readable(status.problem)
-        return replace(status, rejected=rejected, problem=problem, model=readable(status.model))
+        rejected = [(replace_invalid_utf8(name), replace_invalid_utf8(reason)) for name, reason in status.rejected]
+        problem = None if status.problem is None else replace_invalid_utf8(status.problem)
+        return replace(status, rejected=rejected, problem=problem, model=replace_invalid_utf8(status.model))
 
     def named(self, hits: Sequence[Hit]) -> list[tuple[Hit, str]]:
-        """Hits with the names of their files; one that has left the collection meanwhile is left out."""
+        """Hits with the names of their files, without those that are no longer in the collection."""
         pairs = []
         for hit in hits:
             with contextlib.suppress(UnknownPicture):
@@ -116,8 +116,8 @@ class Queries:
         return pairs
 
 
-def readable(name: str) -> str:
-    """A text that may hold bytes of a file name that are no UTF-8, which no answer can carry."""
+def replace_invalid_utf8(name: str) -> str:
+    """Replace bytes of a file name that are not UTF-8, which an answer cannot contain."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a collection at the sizes of the page, the last ones held."""
+"""Scales pictures of a collection to the sizes of the page; the most recent ones are cached."""
 
 import hashlib
 import threading
@@ -13,7 +13,7 @@ from search.collection import PictureCollection
 from search.web.queries import AT_ONCE
 from stages.reporting.pictures import jpeg
 
-HELD_BYTES = 64 * 2**20
+CACHE_BYTES = 64 * 2**20
 
 
 class LongestSide(IntEnum):
@@ -25,21 +25,21 @@ class LongestSide(IntEnum):
 
 @dataclass(frozen=True)
 class Scaled:
-    """A picture made smaller."""
+    """A scaled picture."""
 
     jpeg: bytes
     etag: str
 
 
 class ScaledPictures:
-    """Makes pictures of a collection smaller; holds the last ones, HELD_BYTES of them.
+    """Scales pictures of a collection down, and caches up to CACHE_BYTES of the most recent ones.
 
-    A picture is decoded as the extractor decodes it, so nothing of its file but what is seen reaches the page.
+    A picture is decoded as for the extractor, so that only its pixels reach the page, not its metadata.
     """
 
-    def __init__(self, collection: PictureCollection, held_bytes: int = HELD_BYTES) -> None:
-        self._collection, self._room = collection, held_bytes
-        self._held: OrderedDict[tuple[str, str, LongestSide], Scaled] = OrderedDict()
+    def __init__(self, collection: PictureCollection, cache_bytes: int = CACHE_BYTES) -> None:
+        self._collection, self._free_bytes = collection, cache_bytes
+        self._cached: OrderedDict[tuple[str, str, LongestSide], Scaled] = OrderedDict()
         self._lock = threading.Lock()
         self._decoding = ThreadPoolExecutor(AT_ONCE, "decode")
 
@@ -50,20 +50,20 @@ class ScaledPictures:
             UnknownPicture: no such picture.
             RejectedImage: the file is gone or has changed.
         """
-        # Asked first, so that a picture that has left the collection is not shown from what is held.
+        # Looked up first, so that a picture that has left the collection is not shown from the cache.
         key = picture_id, self._collection.sha256(picture_id), side
         with self._lock:
-            if (scaled := self._held.get(key)) is not None:
-                self._held.move_to_end(key)
+            if (scaled := self._cached.get(key)) is not None:
+                self._cached.move_to_end(key)
                 return scaled
         content = self._decoding.submit(self._smaller, picture_id, side).result()
         scaled = Scaled(content, f'"{hashlib.sha256(content).hexdigest()[:32]}"')
         with self._lock:
-            if key not in self._held:
-                self._held[key] = scaled
-                self._room -= len(scaled.jpeg)
-            while self._room < 0 and self._held:
-                self._room += len(self._held.popitem(last=False)[1].jpeg)
+            if key not in self._cached:
+                self._cached[key] = scaled
+                self._free_bytes -= len(scaled.jpeg)
+            while self._free_bytes < 0 and self._cached:
+                self._free_bytes += len(self._cached.popitem(last=False)[1].jpeg)
         return scaled
 
     def _smaller(self, picture_id: str, side: LongestSide) -> bytes:

@@ -12,7 +12,7 @@ KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
 class StaticFiles:
-    """What is served below /static, under addresses that change with the content."""
+    """The files below /static, at addresses that change with the content."""
 
     def __init__(self) -> None:
         def read(name: str) -> str:
@@ -27,12 +27,12 @@ class StaticFiles:
         self._versions = {name: hashlib.sha256(data).hexdigest()[:12] for name, data in self.files.items()}
 
     def address(self, name: str) -> str:
-        """Where a page finds a file."""
+        """The address of a file."""
         return f"/static/{name}?v={self._versions[name]}"
 
 
 def static_routes(static: StaticFiles) -> APIRouter:
-    """The route of the files; what is not of the list is not there."""
+    """The route of the files; any other name is not found."""
     router = APIRouter(include_in_schema=False)
 
     @router.get("/static/{name}")

@@ -1,55 +1,55 @@
-"""Pictures that people send: bounded in number, in bytes and in time, and by `Queries` in pixels."""
+"""Uploaded pictures: limited in number, bytes and time; `Queries` limits their pixels."""
 
 import asyncio
 
 from starlette.requests import Request
 
-from search.web.queries import Like, Queries
+from search.web.queries import Queries, SimilarResults
 
 MAX_BYTES = 32_000_000
 SECONDS = 60
 """Time that a picture may take to arrive."""
-ROOM = 8 * MAX_BYTES
-"""Bytes of pictures that are on their way, wait or are looked at; further ones are told to come again."""
-LEAST = ROOM // 64
-"""Bytes that each is taken to have at least, so that no more than 64 wait."""
-AGAIN = 5
-"""Seconds after which they are."""
+MAX_PENDING_BYTES = 8 * MAX_BYTES
+"""Largest size of all uploads that are being received, waiting or being processed; further ones are refused for now."""
+MIN_PENDING_BYTES = MAX_PENDING_BYTES // 64
+"""Smallest size that an upload counts with, so that no more than 64 wait."""
+RETRY_AFTER = 5
+"""Seconds after which a refused client may try again."""
 
 
 class UploadRefused(Exception):
-    """A picture that is too large, too slow or one too many; the message is the reason."""
+    """An upload is too large or too slow, or there are too many; the message is the reason."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
-        self.headers = {"Connection": "close"}  # what is still on its way is not read
+        self.headers = {"Connection": "close"}  # the rest of the body is not read
         if status == 503:
-            self.headers["Retry-After"] = str(AGAIN)
+            self.headers["Retry-After"] = str(RETRY_AFTER)
 
 
 class Uploads:
-    """Asks what fits pictures that are sent, as many at one time as there is room for."""
+    """Searches by uploaded pictures, of which it accepts at most MAX_PENDING_BYTES at a time."""
 
     def __init__(self, queries: Queries) -> None:
         self._queries = queries
-        self._room = ROOM
+        self._free_bytes = MAX_PENDING_BYTES
 
-    async def like(self, request: Request, top: int, captions: int) -> Like:
+    async def like(self, request: Request, top: int, captions: int) -> SimilarResults:
         """As `Queries.like_upload`, for the body of a request.
 
         Raises:
-            UploadRefused: it is too large or too slow, or others are under way.
+            UploadRefused: it is too large or too slow, or too many others are being processed.
         """
         length = request.headers.get("content-length", "")
-        size = min(max(int(length[:20]) if length.isdecimal() else MAX_BYTES, LEAST), MAX_BYTES)
-        if size > self._room:
-            raise UploadRefused(503, f"many other pictures are being looked at; come again in {AGAIN} seconds")
-        self._room -= size
+        size = min(max(int(length[:20]) if length.isdecimal() else MAX_BYTES, MIN_PENDING_BYTES), MAX_BYTES)
+        if size > self._free_bytes:
+            raise UploadRefused(503, f"too many pictures are being processed; try again in {RETRY_AFTER} seconds")
+        self._free_bytes -= size
         try:
             return await self._queries.like_upload(await read_upload(request), top, captions)
         finally:
-            self._room += size
+            self._free_bytes += size
 
 
 async def read_upload(request: Request, max_bytes: int = MAX_BYTES) -> bytes:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import search.__main__ as command
 from search.sample import sample_picture
-from search.shipping import ship
+from search.shipping import export_model
 from search.workspace import Workspace
 from stages.detectors.base import Description
 from stages.detectors.weights import save_state
@@ -79,7 +79,7 @@ def test_a_folder_is_searched_from_where_one_stands(folder: Folder) -> None:
     assert [answer[name] for name in ("pictures", "rejected", "copies", "unknown")] == [8, 1, 1, ["zyzzyva"]]
     assert [hit["rank"] for hit in answer["hits"]] == [1, 2, 3]
     assert "1 pictures cannot be used, such as torn.png: is no image of a known format" in done.stderr
-    assert "copies of other files, found under the first name alone: 1" in done.stderr
+    assert "copies of other files, which are listed only under the first name: 1" in done.stderr
     collection = folder.open()
     collection.start()
     wait_for(collection)
@@ -194,7 +194,7 @@ def test_a_shipped_model_says_which_features_it_reads(folder: Folder, tmp_path: 
     (root / "models/detector").rename(root / "data/detector")
     params = "regions: {per_image: 4, min_per_image: 4, batch_size: 3, geometry: true}\n"
     (root / "params.yaml").write_text(params)
-    ship(Workspace(root), root / "shipped")
+    export_model(Workspace(root), root / "shipped")
     ours = folder.open(root / "shipped")
     theirs = folder.open()
     for collection in (ours, theirs):
@@ -205,7 +205,7 @@ def test_a_shipped_model_says_which_features_it_reads(folder: Folder, tmp_path: 
 
 
 def test_how_long_indexing_took_is_said_once(folder: Folder, capfd: pytest.CaptureFixture[str]) -> None:
-    said = r"7 pictures can be searched after \d+\.\d s \(7 looked at, \d+\.\d a second\)\n"
+    said = r"7 pictures can be searched after \d+\.\d s \(7 processed, \d+\.\d a second\)\n"
     for expected in (said, ""):
         collection = folder.open()
         collection.start()
@@ -222,9 +222,9 @@ def test_what_is_shipped_was_trained_on_the_features_of_today(photographs: Photo
     (root / "models/camp/fingerprint.json").write_text(json.dumps(facts | {"detector": "0" * 64}))
     (root / "full/config.json").mkdir(parents=True)
     with pytest.raises(OSError, match=r"config\.json"):
-        ship(Workspace(root), root / "full")
+        export_model(Workspace(root), root / "full")
     assert not (root / "full/model.safetensors").exists(), "what cannot be written whole is no model"
-    ship(Workspace(root), root / "shipped")
+    export_model(Workspace(root), root / "shipped")
     sample = np.load(root / "shipped/detector/sample.npy")
     seen = Workspace(root).finder().find_regions(sample_picture()).features
     assert sample.shape == seen.shape and np.abs(sample - seen).max() < 0.01 * seen.std()
@@ -234,7 +234,7 @@ def test_what_is_shipped_was_trained_on_the_features_of_today(photographs: Photo
     description = Description.load(root / "data/detector")
     dataclasses.replace(description, weights_sha256=sha256).save(root / "data/detector")
     with pytest.raises(InputError, match=r"its features differ by up to .* standard deviations from those that"):
-        ship(Workspace(root), root / "again")
+        export_model(Workspace(root), root / "again")
 
 
 def test_a_model_of_features_from_elsewhere_cannot_be_shipped(folder: Folder, tmp_path: Path) -> None:
@@ -244,9 +244,9 @@ def test_a_model_of_features_from_elsewhere_cannot_be_shipped(folder: Folder, tm
     (root / "models/detector").rename(root / "data/detector")
     (root / "params.yaml").write_text("detector: {backend: precomputed, architecture: npz, weights: features}\n")
     with pytest.raises(InputError, match=r"params\.yaml: detector\.backend: precomputed looks at no pictures"):
-        ship(Workspace(root), root / "shipped")
+        export_model(Workspace(root), root / "shipped")
     assert not (root / "shipped").exists(), "nothing is half written"
     (root / "params.yaml").unlink()
     for out in (root / "models/camp", root / "models/camp/config.json"):
         with pytest.raises(InputError, match=f"{out}: expected a folder of its own"):
-            ship(Workspace(root), out)
+            export_model(Workspace(root), out)

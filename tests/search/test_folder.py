@@ -262,7 +262,7 @@ def test_what_is_seen_in_a_picture_does_not_depend_on_what_it_was_looked_at_with
 def test_what_is_new_can_be_searched_in_steps_that_grow_with_what_is_there(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"FIRST": 1, "MOST": 1, "PUBLISHED": 2}.items():
+    for name, value in {"FIRST": 1, "MOST": 1, "PUBLISH_AT": 2}.items():
         monkeypatch.setattr(f"search.folder.{name}", value)
     ready: list[int] = []
     snapshot = FolderSource._snapshot

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from search.shipping import ship
+from search.shipping import export_model
 from search.workspace import Workspace
 from tests.search.conftest import Photographs, Server
 
@@ -17,7 +17,7 @@ from tests.search.conftest import Photographs, Server
 def test_the_page_is_there_at_once_and_pictures_become_ready(
     page: Any, photographs: Photographs, tmp_path: Path
 ) -> None:
-    ship(Workspace(photographs.root), tmp_path / "model")
+    export_model(Workspace(photographs.root), tmp_path / "model")
     shutil.copytree(photographs.pictures, tmp_path / "images", ignore=shutil.ignore_patterns("*.csv"))
     later = sorted((tmp_path / "images").glob("[0-9]*.jpg"))[3].rename(tmp_path / "later.jpg")
     shutil.copyfile(min((tmp_path / "images").glob("[0-9]*.jpg")), tmp_path / "images/zz copy.jpg")
@@ -42,7 +42,7 @@ def test_the_page_is_there_at_once_and_pictures_become_ready(
             page.open(f"{server.address}?q=a+dog")
             page.wait("document.querySelectorAll('#tiles img').length >= 24")
             assert "1 file could not be used" in page.text("footer summary")
-            assert "Copies of other files, found under the first name alone: 1" in page.text("footer")
+            assert "Copies of other files, listed only under the first name: 1" in page.text("footer")
             later.rename(tmp_path / "images/later.jpg")
             client.post("/api/rescan")
             while client.get("/api/health").json()["ready"] != 39:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from search.web.uploads import AGAIN, LEAST, MAX_BYTES, ROOM
+from search.web.uploads import MAX_BYTES, MAX_PENDING_BYTES, MIN_PENDING_BYTES, RETRY_AFTER
 from tests.search.conftest import Server, picture_bytes
 
 PATHS = ("/api/similar", "/like", "/captions")
@@ -37,7 +37,10 @@ def ask_until(client: httpx.Client, status: int, meanwhile: Callable[[], object]
         meanwhile()
 
 
-@pytest.mark.parametrize(("count", "size"), [(ROOM // LEAST, len(picture_bytes())), (ROOM // MAX_BYTES, MAX_BYTES)])
+@pytest.mark.parametrize(
+    ("count", "size"),
+    [(MAX_PENDING_BYTES // MIN_PENDING_BYTES, len(picture_bytes())), (MAX_PENDING_BYTES // MAX_BYTES, MAX_BYTES)],
+)
 def test_one_upload_too_many_is_told_to_come_again_and_others_are_answered(
     server: Server, client: httpx.Client, count: int, size: int
 ) -> None:
@@ -53,8 +56,8 @@ def test_one_upload_too_many_is_told_to_come_again_and_others_are_answered(
         ask_until(client, 503, begin)  # one that came while it was asked has found no room itself
         for path in PATHS:
             answer = client.post(path, content=body)
-            assert (answer.status_code, answer.headers["Retry-After"]) == (503, str(AGAIN))
-            assert "come again" in answer.json()["error"]
+            assert (answer.status_code, answer.headers["Retry-After"]) == (503, str(RETRY_AFTER))
+            assert "try again" in answer.json()["error"]
         assert client.get("/api/search", params={"q": "a dog"}).status_code == 200
         uploads.pop(0).close()  # hangs up
         ask_until(client, 200)

@@ -93,7 +93,7 @@ def test_32_callers_at_once_get_what_one_gets(run: SmallRun, shortlist: int | No
     alone = {
         sentence: (collection.search(sentence, 10), collection.pair("image-03", sentence)) for sentence in SENTENCES
     }
-    collection._remembered.clear()
+    collection._rankings.clear()
     barrier = threading.Barrier(32)
 
     def ask(number: int) -> list[bool]:
@@ -120,9 +120,9 @@ def test_what_is_held_between_queries_changes_no_score_and_keeps_its_bound(
         ranked = ranker.rank(pictures, reader.read(sentence).ids)
         hits = workspace.search(sentence, 100).hits
         assert [pictures.ids[at] for at in ranked.positions] == [hit.picture_id for hit in hits]
-        assert ranker._held_now <= held
-    assert (ranker._held_now > 0) == (held > 0)
-    assert (len(ranker._held) == 7) == (held == 10**9)
+        assert ranker._cached_bytes <= held
+    assert (ranker._cached_bytes > 0) == (held > 0)
+    assert (len(ranker._cached) == 7) == (held == 10**9)
 
 
 @pytest.mark.parametrize("room", [0, 4_000, 10**9])
@@ -139,8 +139,8 @@ def test_what_shortlists_hold_changes_no_score_and_keeps_its_bound(run: SmallRun
             images = encode_images(joint.model, store, ranked.positions)
             expected = joint.model.score_matrix(*images, *encode_sentences(joint.model, [ids]))[:, 0]
         assert ranked.scores.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
-        assert ranker._encoded.bytes <= room
-    held = ranker._encoded._held
+        assert ranker._encoded.used_bytes <= room
+    held = ranker._encoded._cached
     assert (len(held) == 0) == (room == 0) and sum(regions.nbytes for regions, _ in held.values()) <= room
     if room == 10**9:  # nothing is read twice
         damaged = dataclasses.replace(pictures, store=_Unreadable(store))  # type: ignore[arg-type]
@@ -182,7 +182,7 @@ def test_vectors_of_pictures_that_come_or_go_meanwhile_take_no_places(run: Small
     nearer = np.repeat(vector, others, axis=0)
     pictures.engine.add(vector_ids([f"other {i}" for i in range(others)]), nearer)
     assert pictures.nearest(vector, 7) == expected and len(expected[0]) == 7
-    joint._remembered.clear()
+    joint._rankings.clear()
     assert joint.search(SENTENCES[0], 100) == ranked
     assert sorted(pictures.nearest(vector, 100)[0]) == list(range(20))
 

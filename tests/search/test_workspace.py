@@ -129,7 +129,7 @@ def test_vectors_of_another_model_are_not_mixed_in(run: SmallRun, workspace: Pic
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight))
     save_checkpoint(run.model, model, vocabulary)
-    with pytest.raises(InputError, match=r"models/camp: is another model now; start the search again"):
+    with pytest.raises(InputError, match=r"models/camp: is another model now; restart the search"):
         workspace.rescan()
     assert workspace.search(SENTENCE, top=100) == before
     assert open_workspace(run.root).search(SENTENCE, top=100) != before

@@ -153,7 +153,7 @@
       const bar = box.querySelector("progress");
       Object.assign(bar, { max: health.total || 1, value: health.ready });
       box.querySelector("p").textContent = health.problem ? `Indexing has stopped: ${health.problem}`
-        : health.indexing ? `${number(health.ready)} of ${number(health.total)} pictures can be searched; the others are being looked at.`
+        : health.indexing ? `${number(health.ready)} of ${number(health.total)} pictures can be searched; the others are being indexed.`
           : `All ${number(health.ready)} pictures can be searched.`;
       const tenths = Math.floor(10 * health.ready / (health.total || 1));
       if (`${tenths}` !== spoken || !health.indexing) byId("spoken").textContent = box.querySelector("p").textContent;
