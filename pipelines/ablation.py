@@ -12,7 +12,7 @@ from typing import Any
 from prefect import flow, get_run_logger
 
 from pipelines.commands import exit_on_signals, resume_hint
-from pipelines.experiments import side_by_side
+from pipelines.experiments import run_in_parallel
 from pipelines.study import SPLIT, read_outcome
 from pipelines.study_answers import StudyInput
 from pipelines.study_document import Page, write_document
@@ -190,7 +190,7 @@ def ablation(
     trainings = (
         with_seeds(variants, seeds, base) | with_seeds(close, more_seeds, base) | with_seeds(rated, seeds[:1], base)
     )
-    rows, names, parent = side_by_side("ablation", trainings, jobs, promote, "evaluate")
+    rows, names, parent = run_in_parallel("ablation", trainings, jobs, promote, "evaluate")
     if document:
         seeds_of = {name: [*seeds, *more_seeds] if name in close else seeds for name in variants}
         outcomes = {

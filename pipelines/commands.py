@@ -23,12 +23,12 @@ LOG_EVERY = 10.0
 """Seconds between two updates of a progress bar in the log."""
 GRACE = 30.0
 """Seconds that a terminated command, or the processes that an ended one left behind, may take to finish."""
-LEAVE = 20.0
+REPORT_SECONDS = 20.0
 """Seconds that a terminated flow may take, after its commands have ended, to report to Prefect's server."""
 
 PACKAGES = ("camp_model", "stages", "search", "pipelines")
 MEMORY = ("out of memory", "OutOfMemoryError", "MemoryError", "Cannot allocate memory", "std::bad_alloc")
-PASSING = {
+TRANSIENT = {
     "network": (
         "Connection refused", "Connection reset", "ConnectionError", "Connection timed out", "Read timed out",
         "Temporary failure in name resolution", "Network is unreachable", "RemoteDisconnected", "SSLError",
@@ -77,11 +77,11 @@ def exit_on_signals() -> None:
 
 
 def _exit(code: int) -> None:
-    """End this program with `code` after its commands have ended and Prefect has had `LEAVE` seconds."""
+    """End this program with `code` after its commands have ended and Prefect has had `REPORT_SECONDS` seconds."""
     while _running:
         time.sleep(0.2)
-    time.sleep(LEAVE)
-    print(f"ended before Prefect's server took everything in. {_resume_command()}.", file=sys.stderr, flush=True)
+    time.sleep(REPORT_SECONDS)
+    print(f"ended before Prefect's server had received all states. {_resume_command()}.", file=sys.stderr, flush=True)
     os._exit(code)
 
 
@@ -89,7 +89,7 @@ def _resume_command() -> str:
     """A message that names the command, the one that started this program, to continue with."""
     module = getattr(sys.modules["__main__"].__spec__, "name", None)
     again = " ".join([*(("python", "-m", module) if module else ("camp",)), *map(shlex.quote, sys.argv[1:])])
-    return f"What is finished stays: `{again}` goes on"
+    return f"Finished work is kept: `{again}` continues"
 
 
 @contextlib.contextmanager
@@ -120,7 +120,7 @@ def resume_hint() -> Iterator[None]:
         last.append(f"error: {error}\n{_resume_command()}.")
         sys.exit(1)
     except httpx.TransportError as error:
-        server = without_password(os.environ.get("PREFECT_API_URL", "that this program has brought along"))
+        server = without_password(os.environ.get("PREFECT_API_URL", "that this program has started"))
         reason = str(error) or type(error).__name__
         last.append(f"error: the Prefect server {server} does not answer ({reason}). {_resume_command()} once it does.")
         sys.exit(1)
@@ -154,8 +154,8 @@ class CommandFailed(Unfinished):
 def failure_reason(code: int, output: str) -> str:
     """The reason for a failure, from the exit code and the last lines of output: see `CommandFailed`."""
     # dvc exits with 255 whatever the exit code of its stage was, and prints the latter last.
-    said = re.findall(r"exited with (-?\d+)\s*$", output, re.MULTILINE)
-    code = int(said[-1]) if said else code
+    exit_codes = re.findall(r"exited with (-?\d+)\s*$", output, re.MULTILINE)
+    code = int(exit_codes[-1]) if exit_codes else code
     if code == 2:
         return "error"  # a stage's exit code for wrong params or input: retrying cannot help
     if any(sign in output for sign in MEMORY):
@@ -164,13 +164,13 @@ def failure_reason(code: int, output: str) -> str:
         return "killed"
     if code == 75:
         return "busy"
-    return next((reason for reason, signs in PASSING.items() if any(sign in output for sign in signs)), "error")
+    return next((reason for reason, signs in TRANSIENT.items() if any(sign in output for sign in signs)), "error")
 
 
 def run_command(
-    command: Sequence[str], say: Callable[[str], object], environment: Mapping[str, str] | None = None
+    command: Sequence[str], log: Callable[[str], object], environment: Mapping[str, str] | None = None
 ) -> str:
-    """Run a command and pass each line of its output to `say`; return the last hundred lines.
+    """Run a command and pass each line of its output to `log`; return the last hundred lines.
 
     A progress bar, which rewrites its line, is passed on every `LOG_EVERY` seconds. The command gets SIGTERM when this
     process dies.
@@ -186,20 +186,20 @@ def run_command(
         [sys.executable, "-m", "stages.entry", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, **_own_modules(), "PYTHONUNBUFFERED": "1", "PATH": path, **(environment or {})},
+        env={**os.environ, **_project_pythonpath(), "PYTHONUNBUFFERED": "1", "PATH": path, **(environment or {})},
     )
     assert process.stdout is not None
     _running.add(process)
     lines: list[str] = []
-    said = 0.0
+    last_logged = 0.0
     try:
         for line, rewritten in _lines(process):
-            if rewritten and time.monotonic() - said < LOG_EVERY:
+            if rewritten and time.monotonic() - last_logged < LOG_EVERY:
                 continue
             if rewritten:
-                said = time.monotonic()
+                last_logged = time.monotonic()
             lines = [*lines[-99:], line]
-            say(line)
+            log(line)
         code = process.wait()
     except BaseException:  # cancelled: end the command too, which saves its state
         process.terminate()
@@ -218,7 +218,7 @@ def run_command(
     return tail
 
 
-def _own_modules() -> dict[str, str]:
+def _project_pythonpath() -> dict[str, str]:
     """PYTHONPATH with only the folders that have a package of this project: stages must not import another torch."""
     folders = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     own = [folder for folder in folders if any(Path(folder, name).is_dir() for name in PACKAGES)]

@@ -16,7 +16,7 @@ SHIPPED_REMOTE = "camp-dvc-remote"
 """The folder beside the repository that .dvc/config names for a manual `dvc push`. Flows do not use it, because no user
 has chosen it, and tens of GB may not fit there."""
 
-PATIENCE, LOOK_AGAIN = 600.0, 5.0
+LOCK_TIMEOUT, POLL_SECONDS = 600.0, 5.0
 """Seconds to wait for another process that runs stages here, and between two checks."""
 
 
@@ -60,23 +60,23 @@ def _repository() -> Iterator["Repo"]:
         raise InputError(f"{Path.cwd()}: {error}; `dvc status` says more") from None
 
 
-def _when_free(look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _wait_for_lock(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return DVC's answer once no other process, such as a user's `dvc repro`, runs a stage in this workspace.
 
     Raises:
-        DvcException: as raised by `look`; LockError if the other process takes longer than PATIENCE.
+        DvcException: as raised by `read`; LockError if the other process takes longer than LOCK_TIMEOUT.
     """
     from dvc.lock import LockError
 
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + LOCK_TIMEOUT
     while True:
         try:
-            return look()
+            return read()
         except LockError as error:
             if time.monotonic() > until:
                 raise
             print(f"waiting for another run in this workspace: {str(error).splitlines()[0]}", flush=True)
-            time.sleep(LOOK_AGAIN)
+            time.sleep(POLL_SECONDS)
 
 
 def read_dag(targets: tuple[str, ...] = ()) -> Dag:
@@ -91,7 +91,7 @@ def read_dag(targets: tuple[str, ...] = ()) -> Dag:
     import networkx
 
     with _repository() as repo:
-        stale = _when_free(repo.status)  # first, because the process waited for may change the graph
+        stale = _wait_for_lock(repo.status)  # first, because the process waited for may change the graph
         graph = repo.index.graph  # an edge leads from a stage to one it depends on
         names = {stage: stage.addressing for stage in graph}
         unknown = set(targets) - set(names.values())

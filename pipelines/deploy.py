@@ -15,7 +15,7 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.settings import PREFECT_API_URL
 
 from pipelines.commands import resume_hint, run_command
-from pipelines.forms import present_params
+from pipelines.forms import current_params
 from stages.errors import InputError
 
 AUTOMATIONS = Path("deploy/automations.yaml")
@@ -60,7 +60,7 @@ def deploy(pool: str, pool_type: str, prefect_file: Path) -> None:
             set; nothing is changed.
         CommandFailed: Prefect rejects the pool or a flow.
     """
-    present_params()
+    current_params()
     if not prefect_file.is_file():
         raise InputError(f"--prefect-file: {prefect_file} is not a file; expected one such as prefect.yaml")
     if not PREFECT_API_URL.value():

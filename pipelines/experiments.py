@@ -26,7 +26,7 @@ from pipelines.dag import shared_stages
 from pipelines.devices import DevicePool
 from pipelines.reproduce import DVC, is_transient
 from pipelines.study import commit_of
-from pipelines.variants import hash_of, hash_of_all_else, named_content, params_of, set_param, variants_of
+from pipelines.variants import hash_of, hash_shared_inputs, named_content, params_of, set_param, variants_of
 from stages.errors import InputError
 from stages.tracking import PARENT, track
 from stages.tracking.delivery import sync
@@ -93,9 +93,9 @@ def _uncommitted() -> list[str]:
         results = [os.path.relpath(out.fs_path, repo.root_dir) for out in repo.index.outs if not out.use_cache]
     paths = [Path(path) for path in ("dvc.lock", *results) if Path(path).is_file()]
     tracked = subprocess.run(["git", "ls-files", "-z"], capture_output=True, check=True).stdout.split(b"\0")
-    there = {path for name in map(os.fsdecode, tracked) for path in (Path(name), *Path(name).parents)}
+    provided = {path for name in map(os.fsdecode, tracked) for path in (Path(name), *Path(name).parents)}
     # DVC copies a file only into an existing folder, and copies a folder with all its contents.
-    missing = [[folder for folder in (*reversed(path.parents), path) if folder not in there] for path in paths]
+    missing = [[folder for folder in (*reversed(path.parents), path) if folder not in provided] for path in paths]
     return sorted({str(first) for first, *_ in filter(None, missing)})
 
 
@@ -129,11 +129,11 @@ def _rank(variants: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]])
 
 
 def _prepare(variants: Mapping[str, dict[str, Any]]) -> str:
-    """Run the stages that no variant affects once, in this workspace; return their `hash_of_all_else`."""
+    """Run the stages that no variant affects once, in this workspace; return their `hash_shared_inputs`."""
     shared = shared_stages({key for overrides in variants.values() for key in overrides})
     if shared:
         run_command([*DVC, "repro", *shared], get_run_logger().info)
-    return hash_of_all_else(shared)
+    return hash_shared_inputs(shared)
 
 
 def _names(kind: str, variants: Mapping[str, dict[str, Any]], target: str | None) -> tuple[dict[str, str], str]:
@@ -186,7 +186,7 @@ def _run_all(
                 run.log_metrics({"val/rsum": results[best][RANKED_BY]})
                 run.set_tags({"best": best, "best.experiment": names[best]})
             create_table_artifact(rows, key=kind, description=f"{kind}: ranked by validation rsum")
-            logger.info("best: %s; `dvc exp apply %s` takes it over", best, names[best])
+            logger.info("best: %s; `dvc exp apply %s` applies it to this workspace", best, names[best])
         if failures:
             of_all = f"{len(failures)} of {len(variants)} experiments failed: {', '.join(failures)}"
             raise Unfinished(f"{of_all}. The first: {next(iter(failures.values()))}")
@@ -215,7 +215,7 @@ def _promote(experiment: str) -> None:
             break
         if not waiting:
             raise InputError(
-                f"{experiment}: no run in MLflow has its model (sha256 {model}); expected the one it is of"
+                f"{experiment}: no run in MLflow has its model (sha256 {model}); expected the run that trained it"
             )
         if time.monotonic() > deadline:
             raise InputError(
@@ -247,10 +247,10 @@ def sweep(grid: dict[str, list[Any]], jobs: int = 1, promote: bool = False) -> l
         jobs: experiments that run at the same time.
         promote: make the best model the `champion` in MLflow.
     """
-    return side_by_side("sweep", variants_of(grid), jobs, promote, None)[0]
+    return run_in_parallel("sweep", variants_of(grid), jobs, promote, None)[0]
 
 
-def side_by_side(
+def run_in_parallel(
     kind: str, variants: Mapping[str, dict[str, Any]], jobs: int, promote: bool, target: str | None
 ) -> tuple[list[dict[str, Any]], dict[str, str], str | None]:
     """Run experiments in parallel, up to the stage `target` (None: all stages).

@@ -43,7 +43,7 @@ STAGE = "extract_regions"
 DATASET, DETECTOR, REGIONS = Path("data/dataset"), Path("data/detector"), Path("data/regions")
 
 
-def unless_wrong_input(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+def is_retryable(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     """Whether to retry a failed task: not if its input is wrong."""
     return not isinstance(state.result(raise_on_failure=False), InputError)
 
@@ -52,7 +52,7 @@ def unless_wrong_input(task: Task[..., Any], run: TaskRun, state: State[Any]) ->
     cache_policy=NO_CACHE,
     retries=2,
     retry_delay_seconds=exponential_backoff(backoff_factor=5),
-    retry_condition_fn=unless_wrong_input,
+    retry_condition_fn=is_retryable,
 )
 def fill_shards(workspace: str, plan: bytes, folder: str, storage: str | None) -> list[str]:
     """Extract the missing shards of `plan` in this process, from the folder `workspace`; return the keys of new ones.
@@ -68,16 +68,16 @@ def fill_shards(workspace: str, plan: bytes, folder: str, storage: str | None) -
 
     whole: Plan = pickle.loads(plan)
     if storage is None:
-        return extract_missing(whole, Path(folder), loading=_loaded)
+        return extract_missing(whole, Path(folder), loading=_cached_detector)
     wanted = [shard for shard in whole.shards if not _stored(storage, shard.key)]
-    extract_missing(whole.of(wanted), Path(folder), loading=_loaded)
+    extract_missing(whole.of(wanted), Path(folder), loading=_cached_detector)
     for shard in wanted:
         _upload(Path(folder) / shard.file_name, storage)
     remove_unused(Path(folder), ())  # no other process on this machine does so
     return [shard.key for shard in wanted]
 
 
-def _loaded(plan: "Plan", device: str) -> "Detector":
+def _cached_detector(plan: "Plan", device: str) -> "Detector":
     """The plan's detector, cached so that a worker loads it once and not for each task."""
     from stages.extraction.filling import load
 
@@ -132,7 +132,7 @@ def collect(keys: list[str], storage: str, folder: str) -> None:
             filesystem.get_file(posixpath.join(path, target.name), str(temporary))
 
 
-class _OnItsDevices(Nanny):
+class _DeviceWorker(Nanny):
     """Starts a worker of a local cluster with its own environment, which includes its devices."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -143,12 +143,12 @@ class _OnItsDevices(Nanny):
 def check_cluster(address: str) -> None:
     """Raise InputError if no Dask scheduler answers; a flow would end with tracebacks instead."""
 
-    async def greet() -> None:
+    async def connect_once() -> None:
         secrets = Security().get_connection_args("client")  # type: ignore[no-untyped-call]
         await (await connect(address, **secrets)).close()  # type: ignore[no-untyped-call]
 
     try:
-        asyncio.run(greet())
+        asyncio.run(connect_once())
     except (OSError, ValueError) as error:
         raise InputError(f"cluster: {address}: {error}; expected the address of a Dask scheduler") from None
 
@@ -160,11 +160,11 @@ def runner(cluster: str | None, workers: int) -> DaskTaskRunner:
     local = {"n_workers": workers, "threads_per_worker": 1, "host": "127.0.0.1", "dashboard_address": None}
     # The flow's server; otherwise each worker would start a server of its own that is never stopped.
     server = {"PREFECT_API_URL": str(get_client(sync_client=True).api_url)}
-    own = {
-        "worker_class": _OnItsDevices,
+    options = {
+        "worker_class": _DeviceWorker,
         "environments": [devices | server for devices in device_environments(workers)],
     }
-    return DaskTaskRunner(cluster_kwargs=local | own)
+    return DaskTaskRunner(cluster_kwargs=local | options)
 
 
 def fill(plan: "Plan", folder: Path, storage: str | None, per_task: int, resources: dict[str, float]) -> int:
@@ -229,8 +229,8 @@ def extract(
         if storage is not None:
             collect([shard.key for shard in missing], storage, str(folder))
     # A shard with unreadable images set aside counts as present; the stage tries those images again.
-    if left := absent_shards(plan.shards, folder):
-        raise Unfinished(f"{len(left)} of {len(plan.shards)} shards are still missing in {folder}")
+    if absent := absent_shards(plan.shards, folder):
+        raise Unfinished(f"{len(absent)} of {len(plan.shards)} shards are still missing in {folder}")
     done[STAGE] = run_stage.with_options(name=STAGE)(STAGE, True, [])
     return {"shards": len(plan.shards), "extracted": extracted}
 

@@ -30,24 +30,24 @@ def form(filled: S) -> type[S]:
     return create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, __cls_kwargs__=settings, **fields)
 
 
-def present_params() -> Params:
+def current_params() -> Params:
     """The params of params.yaml, or the classes' own defaults if there is no such file."""
     return Params.load(PARAMS) if PARAMS.is_file() else Params()
 
 
-def _filled() -> tuple[Params, InputError | None]:
+def _form_values() -> tuple[Params, InputError | None]:
     """The values of the form, and the error in params.yaml if they are not taken from it. A flow raises this error when
     it starts; raising it here would fail every import, even for `--help`."""
     try:
-        return present_params(), None
+        return current_params(), None
     except InputError as error:
         return Params(), error
 
 
-_FILLED, _WRONG = _filled()
+_FORM_VALUES, _PARAMS_ERROR = _form_values()
 
 
-class ParamsForm(form(_FILLED)):  # type: ignore[misc]
+class ParamsForm(form(_FORM_VALUES)):  # type: ignore[misc]
     """All of params.yaml."""
 
     @model_validator(mode="wrap")
@@ -67,8 +67,8 @@ def write_params(params: Params, path: Path = PARAMS) -> list[str]:
         InputError: params.yaml is wrong, or was so when the form was made: the form lacks its values, which would be
             lost. The file is left unchanged.
     """
-    if _WRONG is not None:
-        raise _WRONG
+    if _PARAMS_ERROR is not None:
+        raise _PARAMS_ERROR
     present, wanted = (dict(document.leaves(values.to_dict(), values)) for values in (Params.load(path), params))
     changed = [name for name, value in wanted.items() if value != present[name]]
     if changed:

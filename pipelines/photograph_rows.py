@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.ablation import RANKING, STUDY, Variant
-from pipelines.variants import overridden
+from pipelines.variants import override_params
 from stages.errors import InputError
 from stages.params.pipeline import Params
 from stages.params.presets import compose
@@ -107,7 +107,7 @@ def _with_model(full: Params, base: Mapping[str, Any], *presets: Path) -> Params
     """The params with the sections model and train replaced by those of these presets, then with `base` applied."""
     other, _ = compose(presets)
     try:
-        return overridden(full.replace(model=other.model, train=other.train), base)
+        return override_params(full.replace(model=other.model, train=other.train), base)
     except InputError as error:
         raise InputError(f"{presets[-1]}, with what is set for every row: {error}") from None
 
@@ -124,7 +124,7 @@ def _changes(full: Params, other: Params) -> dict[str, Any]:
 def _obstacle(full: Params, overrides: Mapping[str, Any]) -> str | None:
     """The reason why a row cannot be trained; None if it can."""
     try:
-        train = overridden(full, overrides).train
+        train = override_params(full, overrides).train
     except InputError as error:
         return str(error)
     if train.all_negatives_epochs >= train.epochs:

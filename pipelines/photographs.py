@@ -16,7 +16,7 @@ from prefect import flow, get_run_logger
 from camp_model.files import replacing_folder
 from pipelines.ablation import check_seeds, data_line, load_true_by_chance, setting, with_seeds
 from pipelines.commands import allow_commands, exit_on_signals, resume_hint, run_command
-from pipelines.experiments import side_by_side
+from pipelines.experiments import run_in_parallel
 from pipelines.photograph_rows import ADDITIONS, FIRST, JOINT, WORDS, rows_of, start_of
 from pipelines.reproduce import DVC
 from pipelines.study import SPLIT, commit_of, difference_of, read_outcome
@@ -75,16 +75,16 @@ def photographs(
         get_run_logger().warning("rows left out: %s", "; ".join(map(": ".join, obstacles.items())))
     run_command([*DVC, "repro", "extract_regions", "tokenize_captions"], get_run_logger().info)
     firsts = {name: chosen[name].overrides for name in chosen if name in starting}
-    ranked, names, _ = side_by_side("photographs", with_seeds(firsts, seeds, base), jobs, False, "evaluate")
+    ranked, names, _ = run_in_parallel("photographs", with_seeds(firsts, seeds, base), jobs, False, "evaluate")
     starts = {name: str(_copy_start(experiment)) for name, experiment in names.items()}
-    after: dict[str, Any] = {}
+    later_rows: dict[str, Any] = {}
     for seed in seeds:
         for name, row in chosen.items():
             if name not in firsts:
                 first_row = start_of(row)
                 start = {"train.start_from": starts[f"{first_row}-s{seed}"]} if first_row else {}
-                after |= with_seeds({name: {**start, **row.overrides}}, [seed], base)
-    others, more, parent = side_by_side("photographs", after, jobs, False, "evaluate")
+                later_rows |= with_seeds({name: {**start, **row.overrides}}, [seed], base)
+    later_results, more, parent = run_in_parallel("photographs", later_rows, jobs, False, "evaluate")
     names |= more
     outcomes = {name: [read_outcome(names[f"{name}-s{seed}"]) for seed in seeds] for name in chosen}
     labels = {name: row.label for name, row in chosen.items()}
@@ -93,7 +93,7 @@ def photographs(
     remarks = _remarks(outcomes) + costs_markdown(SHARED, experiments, jobs)
     write_document(Path(document), outcomes, study, replace(PAGE, remarks=remarks))
     get_run_logger().info("written: %s", document)
-    return ranked + others
+    return ranked + later_results
 
 
 PAGE = Page(title="Photographs", command="python -m pipelines.photographs")

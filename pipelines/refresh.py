@@ -15,7 +15,7 @@ from prefect.states import Completed
 
 from pipelines.commands import exit_on_signals, resume_hint, run_command
 from pipelines.dag import read_dag
-from pipelines.forms import present_params
+from pipelines.forms import current_params
 from pipelines.reproduce import DVC, reproduce
 from stages.errors import InputError
 from stages.tracking.store import without_password
@@ -33,7 +33,7 @@ def refresh(base: str = "main", transfers: bool = True) -> object:
         transfers: pull before and push after, if the default DVC remote is one of your own.
     """
     logger = get_run_logger()
-    present_params()  # report wrong params before a stage reads them
+    current_params()  # report wrong params before a stage reads them
     if watching := [stage.name for stage in read_dag().stages if stage.watches]:
         run_command([*DVC, "repro", "--single-item", *watching], logger.info)
     stale = [stage.name for stage in read_dag().stages if stage.stale and not stage.watches]
@@ -62,7 +62,7 @@ def announce() -> None:
             client.request("POST", "/events", json=[event.model_dump(mode="json")])
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"PREFECT_API_URL: {without_password(server)}: has not taken the event ({reason})") from None
+        raise InputError(f"PREFECT_API_URL: {without_password(server)}: did not accept the event ({reason})") from None
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from prefect.tasks import Task, exponential_backoff
 
 from pipelines.commands import CommandFailed, allow_commands, exit_on_signals, resume_hint, run_command, stop_commands
 from pipelines.dag import Stage, metrics_diff, read_dag
-from pipelines.forms import present_params, write_params
+from pipelines.forms import current_params, write_params
 from pipelines.summary import diff_markdown, mlflow_link, rows_of_metrics, summary_markdown
 
 if TYPE_CHECKING:
@@ -32,7 +32,10 @@ else:
 DVC = (sys.executable, "-m", "dvc")
 UNCHANGED, RESTORED = "didn't change, skipping", "is cached - skipping run"
 """DVC's output for a stage with its results present, and for one whose different results DVC restored from cache."""
-SMALLER = {"train": ("train", "micro_batch", "batch_size"), "extract_regions": ("regions", "batch_size", "batch_size")}
+HALVED_PARAMS = {
+    "train": ("train", "micro_batch", "batch_size"),
+    "extract_regions": ("regions", "batch_size", "batch_size"),
+}
 """Stage -> section, the key to halve when memory runs out, and the key to start from while that is 0. Halving does not
 change what the stage computes."""
 
@@ -71,19 +74,19 @@ def run_stage(name: str, stale: bool, upstream: list[str]) -> Any:
             [*DVC, "repro", "--single-item", name], logger.info, {"PREFECT__FLOW_RUN_ID": str(flow_run.id or "")}
         )
     except CommandFailed as error:
-        if error.reason == "memory" and name in SMALLER:
-            logger.warning("out of memory: the next try takes %s", _halve(*SMALLER[name]))
+        if error.reason == "memory" and name in HALVED_PARAMS:
+            logger.warning("out of memory: the next attempt uses %s", _halve(*HALVED_PARAMS[name]))
         raise
     if RESTORED in output:
-        return Completed(name="Cached", message="DVC: had the result, and put it here", data="restored")
+        return Completed(name="Cached", message="DVC: the result was restored from the cache", data="restored")
     if UNCHANGED in output:
-        return Completed(name="Cached", message="DVC: the result was there", data="cached")
+        return Completed(name="Cached", message="DVC: the result is up to date", data="cached")
     return "ran"
 
 
 def _halve(section: str, key: str, start: str) -> str:
     """Halve a number in params.yaml; return a description of the new value."""
-    params = present_params()
+    params = current_params()
     present = getattr(params, section)
     value = max(1, (getattr(present, key) or getattr(present, start)) // 2)
     write_params(params.replace(**{section: present.replace(**{key: value})}))
@@ -125,7 +128,7 @@ def reproduce(
     if transfers and dag.remote and any(stage.stale and not stage.watches for stage in dag.stages):
         pulled = transfer.with_options(name="pull")("pull", dag.remote, return_state=True)
         if pulled.is_failed():  # this state was never pushed, or the remote is unreachable: run the stages
-            logger.warning("dvc pull brought nothing: %s", pulled.message)
+            logger.warning("dvc pull downloaded nothing: %s", pulled.message)
         dag = read_dag(targets=tuple(stages))
     done = _run_stages(dag.stages)
     pushed = None
@@ -134,8 +137,10 @@ def reproduce(
     _publish(done, base)
     if pushed is not None and not pushed.is_completed():
         command = f"dvc push --run-cache --remote {dag.remote}"
-        message = f"all stages are done, and their results are here, but not all are on the remote: `{command}`"
-        raise CommandFailed(command, 1, "network", f"{message} goes on with it. {pushed.message}")
+        message = (
+            f"all stages are done and their results are in this workspace, but not all are on the remote: `{command}`"
+        )
+        raise CommandFailed(command, 1, "network", f"{message} uploads the rest. {pushed.message}")
     return done
 
 

@@ -56,11 +56,11 @@ QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("no-gates", "gates-unapplied", "gates-open", "gates-of-another", "elementwise-gates"),
     ),
 )
-BEGUN = 60.0
+MIN_TRAINED_RSUM = 60.0
 """A model with an rsum below this has hardly begun to learn: a tenth of the maximum."""
-MEASURED_OTHERWISE = ("gates-open", "gates-of-another")
+TESTED_DIFFERENTLY = ("gates-open", "gates-of-another")
 """Rows that test the full model's own training differently: their scores say nothing about how training went."""
-BELIEFS: tuple[tuple[str, str], ...] = (
+CONCLUSIONS: tuple[tuple[str, str], ...] = (
     ("no-messages", "Messages are worth"),
     ("no-messages-large", "Messages, against as many parameters without them, are worth"),
     ("no-gates", "Gates, supervised as in the full model, are worth"),
@@ -89,10 +89,12 @@ def title(differences: Mapping[str, Difference]) -> str:
     return f"Question{'s' * (len(asked) > 1)} {' and '.join(asked)} of the paper's five"
 
 
-def beliefs(outcomes: Outcomes, differences: Mapping[str, Difference], study: StudyInput) -> list[str]:
+def conclusions(outcomes: Outcomes, differences: Mapping[str, Difference], study: StudyInput) -> list[str]:
     """The worth of each part of the model, the best peer, unsupervised gates, and the effect of counts and places."""
     lines = [
-        f"- {claim} {_worth(differences[row])}{_caveat(row, outcomes)}." for row, claim in BELIEFS if row in differences
+        f"- {claim} {_worth(differences[row])}{_caveat(row, outcomes)}."
+        for row, claim in CONCLUSIONS
+        if row in differences
     ]
     if differences.keys() >= {*ENCODERS_TAUGHT}:
         worth = _worth(difference_of(*(outcomes[row] for row in ENCODERS_TAUGHT)))
@@ -104,15 +106,15 @@ def beliefs(outcomes: Outcomes, differences: Mapping[str, Difference], study: St
             f"- Of the baselines, listed under question 1, *{study.labels[best]}* has the highest rsum: the "
             f"full model is {_verdict_text(differences[best])}."
         )
-    told = mean_gate(outcomes.get("published-gates", ()), "gate_auc", 3)
-    if told:
+    auc = mean_gate(outcomes.get("published-gates", ()), "gate_auc", 3)
+    if auc:
         means = [mean_gate(outcomes["published-gates"], f"gate_{kind}_mean", 3) for kind in ("positive", "negative")]
         seeds = outcomes["published-gates"]
         shut = sum((outcome.gates["gate_auc"] or 0) < 0.5 for outcome in seeds)
         less = f"; with {shut} of {len(seeds)} seeds they open less on matching pairs" if shut else ""
         lines.append(
             f"- Gates without supervision have a mean of {means[0]} on matching pairs and of {means[1]} on random "
-            f"ones, AUC {told}{less}."
+            f"ones, AUC {auc}{less}."
         )
     if "counts" in differences:
         # "counts" is also trained with foils; the effect of foils alone is not due to the evidence.
@@ -132,16 +134,16 @@ def beliefs(outcomes: Outcomes, differences: Mapping[str, Difference], study: St
 
 
 def count_untrained_seeds(row: str, outcomes: Outcomes) -> int:
-    """The number of a row's seeds whose rsum ended below `BEGUN`, or below half that of its best seed."""
-    if row in MEASURED_OTHERWISE:
+    """The number of a row's seeds whose rsum ended below `MIN_TRAINED_RSUM`, or below half that of its best seed."""
+    if row in TESTED_DIFFERENTLY:
         return 0
     rsums = [outcome.recall["rsum"] for outcome in outcomes[row]]
-    return sum(rsum < max(BEGUN, max(rsums) / 2) for rsum in rsums)
+    return sum(rsum < max(MIN_TRAINED_RSUM, max(rsums) / 2) for rsum in rsums)
 
 
 def _caveat(row: str, outcomes: Outcomes) -> str:
     slow, best = count_untrained_seeds(row, outcomes), max(outcome.recall["rsum"] for outcome in outcomes[row])
-    reached = f", the best reached {best:.1f}" if best >= BEGUN else ""
+    reached = f", the best reached {best:.1f}" if best >= MIN_TRAINED_RSUM else ""
     return f" ({slow} of {len(outcomes[row])} seeds without it hardly learnt{reached})" if slow else ""
 
 

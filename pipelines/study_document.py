@@ -11,13 +11,13 @@ from typing import Any
 from camp_model.files import write_text
 from pipelines.study import SPLIT, Difference, compare
 from pipelines.study_answers import (
-    BEGUN,
-    MEASURED_OTHERWISE,
+    MIN_TRAINED_RSUM,
+    TESTED_DIFFERENTLY,
     Outcomes,
     StudyInput,
     answers,
-    beliefs,
     cell,
+    conclusions,
     count_untrained_seeds,
     foil,
     interval,
@@ -67,9 +67,9 @@ def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference],
         "The difference is the full model minus the row, on the same images, with its 95 % interval, a bootstrap over "
         f"images{_over_seeds(outcomes)}: if it contains 0, the difference is not significant. Intervals are not "
         "corrected for multiple comparisons: by chance, one in twenty misses the true difference.\n",
-        *_hardly_begun(outcomes, study),
+        *_untrained_rows(outcomes, study),
         *([page.remarks] if page.remarks else []),
-        *beliefs(outcomes, differences, study),
+        *conclusions(outcomes, differences, study),
         "## The answers\n",
         *answers(outcomes, differences, study),
         "## Gates\n",
@@ -133,14 +133,14 @@ def _recall_rows(outcomes: Outcomes, differences: Mapping[str, Difference], stud
     return rows
 
 
-def _hardly_begun(outcomes: Outcomes, study: StudyInput) -> list[str]:
+def _untrained_rows(outcomes: Outcomes, study: StudyInput) -> list[str]:
     names = [f"*{study.labels[name]}* ({slow} of {len(of_variant)} seeds)"
              for name, of_variant in outcomes.items() if (slow := count_untrained_seeds(name, outcomes))]  # fmt: skip
     if not names:
         return []
     return [
-        f"Hardly learnt when training ended (an rsum below {BEGUN:g}, or below half of the row's best seed): "
-        f"{', '.join(names)}. A difference to these rows says that the full model learns within this number of "
+        f"Hardly learnt when training ended (an rsum below {MIN_TRAINED_RSUM:g}, or below half of the row's best "
+        f"seed): {', '.join(names)}. A difference to these rows says that the full model learns within this number of "
         "epochs, not what the other would reach with more.\n"
     ]
 
@@ -217,7 +217,7 @@ def _draw_differences(differences: Mapping[str, Difference], study: StudyInput) 
     intervals = [
         Interval(study.labels[name], difference.low, difference.mean, difference.high)
         for name, difference in differences.items()
-        if name not in MEASURED_OTHERWISE  # hundreds beside tens: the other rows would look alike in the chart
+        if name not in TESTED_DIFFERENTLY  # hundreds beside tens: the other rows would look alike in the chart
     ]
     label = "rsum, full model minus this one (right: the full model is better)"
     return standalone(interval_chart(intervals, "Difference in rsum to the full model", label))

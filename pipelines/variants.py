@@ -14,7 +14,7 @@ from prefect import get_run_logger
 
 from stages.content.named import Content, NamedFilesSections, named_paths
 from stages.errors import InputError, shown
-from stages.named_files import content_now
+from stages.named_files import current_content
 from stages.params.pipeline import Params
 from stages.tracking.machine import DIFF
 
@@ -32,7 +32,7 @@ def set_param(key: str, value: Any) -> list[str]:
     return ["--set-param", f"~{key}", *added]
 
 
-def overridden(params: Params, overrides: Mapping[str, Any]) -> Params:
+def override_params(params: Params, overrides: Mapping[str, Any]) -> Params:
     """The params with the values of some keys replaced.
 
     Raises:
@@ -97,7 +97,7 @@ def params_of(variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Params]:
     params = {}
     for name, overrides in variants.items():
         try:
-            params[name] = overridden(present, overrides)
+            params[name] = override_params(present, overrides)
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
     return params
@@ -114,8 +114,8 @@ def check_evaluated(params: Mapping[str, Params], split: str) -> None:
 def warn_of_kept_params(variants: Mapping[str, Mapping[str, Any]], base: Mapping[str, Any]) -> None:
     """Log a warning that names the rows that override keys of `base`."""
     kept = {name: sorted(overrides.keys() & base.keys()) for name, overrides in variants.items()}
-    if said := [f"{name}: {', '.join(keys)}" for name, keys in kept.items() if keys]:
-        get_run_logger().warning("rows keep their own value: %s", "; ".join(said))
+    if messages := [f"{name}: {', '.join(keys)}" for name, keys in kept.items() if keys]:
+        get_run_logger().warning("rows keep their own value: %s", "; ".join(messages))
 
 
 def named_content(params: Mapping[str, Params]) -> dict[str, Content]:
@@ -133,7 +133,7 @@ def named_content(params: Mapping[str, Params]) -> dict[str, Content]:
         paths = json.dumps([named_paths(sections), sections.model.transformer], sort_keys=True)
         if paths not in known:  # most variants name the same files
             try:
-                known[paths] = content_now(sections)
+                known[paths] = current_content(sections)
             except InputError as error:
                 raise InputError(f"{name}: {error}") from None
         content[name] = known[paths]
@@ -145,12 +145,12 @@ def hash_of(*values: object) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def hash_of_all_else(shared: Sequence[str]) -> str:
-    """Hash of what all variants share: tracked files that can affect a stage, and outputs of the shared stages."""
+def hash_shared_inputs(shared: Sequence[str]) -> str:
+    """Hash the inputs that all variants share: tracked files that can affect a stage, and outputs of shared stages."""
     files = ["--", ".", *(f":!{path}" for path in ("docs", "tests", "*.md", "dvc.lock", "metrics", "plots"))]
     git = [["git", "ls-files", "-s", *files], [*DIFF, *files]]
-    said = [hashlib.sha256(subprocess.run(command, capture_output=True, check=True).stdout) for command in git]
+    digests = [hashlib.sha256(subprocess.run(command, capture_output=True, check=True).stdout) for command in git]
     lock = Path("dvc.lock")  # missing if the only shared stage is that of named/dvc.yaml
     stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"] if shared and lock.is_file() else {}
     of_shared = [stages.get(name, {}).get("outs", []) for name in shared]
-    return hash_of(*(of_git.hexdigest() for of_git in said), of_shared)
+    return hash_of(*(digest.hexdigest() for digest in digests), of_shared)

@@ -37,9 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except BrokenPipeError:
-        from stages.entry import end_unread
+        from stages.entry import exit_on_broken_pipe
 
-        end_unread()
+        exit_on_broken_pipe()
     except KeyboardInterrupt:  # while libraries are loaded; later code handles it itself
         raise SystemExit(130) from None
 
@@ -200,9 +200,9 @@ def _stdout_errors() -> Iterator[None]:
     except OSError as error:
         if error.filename or isinstance(error, BrokenPipeError):
             raise
-        from stages.entry import drop_output
+        from stages.entry import discard_stdout
 
-        drop_output()
+        discard_stdout()
         raise InputError(f"standard output: {error.strerror}; expected enough free space for the output") from None
 
 

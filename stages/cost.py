@@ -15,7 +15,7 @@ from stages.workspace import main_root
 
 FOLDER = Path(".work") / "costs"
 WORKSPACE = "workspace"
-SAID_FROM = 0.5
+MIN_PRINTED_SECONDS = 0.5
 """Seconds; the cost of a shorter stage is recorded but not printed."""
 RUSAGE_UNIT = 1 if sys.platform == "darwin" else 1024
 """Bytes per unit of memory in getrusage."""
@@ -41,7 +41,7 @@ class Cost:
 
 
 @contextmanager
-def recording() -> Iterator[None]:
+def record_cost() -> Iterator[None]:
     """Record and print the cost of the body, if it succeeds and DVC runs it as a stage."""
     stage, begun = os.environ.get("DVC_STAGE"), time.monotonic()
     yield
@@ -53,7 +53,7 @@ def recording() -> Iterator[None]:
     with suppress(OSError):  # for instance a full disk, although the stage itself succeeded
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, asdict(cost))
-    if cost.seconds >= SAID_FROM:
+    if cost.seconds >= MIN_PRINTED_SECONDS:
         print(f"{stage}: {cost.time}, {cost.memory} of memory at most", flush=True)
 
 

@@ -26,25 +26,25 @@ from typing import IO, Any, NoReturn, TypeVar
 
 from camp_model.files import NO_ROOM, NOT_OURS
 from camp_model.seal import remember_in
-from stages.cost import file_name, recording
+from stages.cost import file_name, record_cost
 from stages.errors import InputError
 from stages.garbage import exempt_from_collection
 from stages.params.section import PARAMS, StageSections
-from stages.unchanged import unchanged
+from stages.unchanged import check_unchanged
 
 S = TypeVar("S", bound=StageSections)
 
 FOLDER = Path(".work") / "locks"
-WHOLE = Path(".work") / "whole"
+SEAL_CACHE = Path(".work") / "whole"
 """Records which files' seals were valid, so that each is checked once and not by every stage."""
-PATIENCE = 600.0
+LOCK_TIMEOUT = 600.0
 """Seconds that a stage waits for another process with the same outputs."""
-QUIET = 8.0
+QUIET_SECONDS = 8.0
 """Seconds without output after which a stage prints where it is."""
 PR_SET_PDEATHSIG = 1
 OUTPUTS = ("data", "models", "metrics", "plots", "report")
 """Folders of the stages' outputs."""
-LONG = ("train_detector", "train")
+LONG_STAGES = ("train_detector", "train")
 """Stages that begin long work; before it, the splits in data/dataset are checked against params.yaml."""
 COMMAND = "CAMP_COMMAND"
 """Environment variable: id of the process that a flow started, an ancestor of every stage of that flow."""
@@ -59,7 +59,7 @@ def end_with_parent() -> None:
     if sys.platform == "linux":
         parent = os.getppid()
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent or _orphaned():  # it died before the call
+        if os.getppid() != parent or _orphaned():  # the parent died before the call
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -72,11 +72,11 @@ def _orphaned() -> bool:
 
 
 @contextlib.contextmanager
-def lock_outputs(stage: str, folder: Path = FOLDER, patience: float = PATIENCE) -> Iterator[None]:
+def lock_outputs(stage: str, folder: Path = FOLDER, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
     """Hold the lock on the outputs of `stage` in this workspace; wait if another process has it.
 
     Raises:
-        Held: another process still has it after `patience` seconds.
+        OutputsLocked: another process still has it after `timeout` seconds.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -85,7 +85,7 @@ def lock_outputs(stage: str, folder: Path = FOLDER, patience: float = PATIENCE) 
 
     with open(folder / f"{stage}.lock", "a+", encoding="utf-8", opener=own) as file:
         os.set_inheritable(file.fileno(), True)  # a stage may replace itself by torchrun
-        _acquire(file, stage, patience)
+        _acquire(file, stage, timeout)
         file.seek(0)
         file.truncate()
         json.dump({"pid": os.getpid(), "since": time.strftime("%F %T"), "host": os.uname().nodename}, file)
@@ -93,9 +93,9 @@ def lock_outputs(stage: str, folder: Path = FOLDER, patience: float = PATIENCE) 
         yield
 
 
-def _acquire(file: IO[str], stage: str, patience: float) -> None:
+def _acquire(file: IO[str], stage: str, timeout: float) -> None:
     begun = time.monotonic()
-    said = -60.0
+    last_printed = -60.0
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -104,10 +104,10 @@ def _acquire(file: IO[str], stage: str, patience: float) -> None:
             waited = time.monotonic() - begun
             file.seek(0)
             holder = f"stage {stage}: its outputs are being written by another process ({file.read() or 'unknown'})"
-            if waited > patience:
+            if waited > timeout:
                 raise OutputsLocked(f"{holder}; waited {waited:.0f} s, expected it to end") from None
-            if waited - said >= 60:
-                said = waited
+            if waited - last_printed >= 60:
+                last_printed = waited
                 print(f"{holder}; waiting for it", file=sys.stderr, flush=True)
             time.sleep(0.2)
 
@@ -117,7 +117,7 @@ def lock_own_outputs() -> Iterator[None]:
     """Hold the lock on the outputs of the stage that DVC runs in this process; do nothing if DVC runs none.
 
     Raises:
-        Held: as `lock_outputs`.
+        OutputsLocked: as `lock_outputs`.
     """
     stage = os.environ.get("DVC_STAGE")
     if stage is None or "RANK" in os.environ:  # a torchrun worker: its parent holds the lock
@@ -141,7 +141,7 @@ def read_params(sections: type[S], path: Path = PARAMS) -> S:
     params, stage = Params.load(path), os.environ.get("DVC_STAGE")
     if stage:
         check_compared(path)
-        if stage in LONG:
+        if stage in LONG_STAGES:
             check_images(params)
     return sections.load(path)
 
@@ -167,12 +167,12 @@ def _unwritable(error: OSError) -> str:
     place = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
     free = f"{shutil.disk_usage(place).free / 1e6:,.1f} MB are free"
     return (
-        f"{path}: {os.strerror(error.errno or 0)} ({free} on the disk of {place}); expected a disk with room for it "
-        "that can be written. What is finished stays: make room and run it again"
+        f"{path}: {os.strerror(error.errno or 0)} ({free} on the disk of {place}); expected a disk with enough "
+        "space that can be written. Finished work is kept: free some space and run the command again"
     )
 
 
-class _Listening:
+class _TimedStream:
     """A stream that records when something was last written to any such stream."""
 
     last = 0.0
@@ -181,7 +181,7 @@ class _Listening:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        _Listening.last = time.monotonic()
+        _TimedStream.last = time.monotonic()
         return self._stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
@@ -193,14 +193,14 @@ def reporting_progress(quiet: float) -> Iterator[None]:
     """While the body runs, print a line on stderr after each `quiet` seconds without output: where this thread is, and
     how long the body has run."""
     ended, thread, begun, streams = threading.Event(), threading.get_ident(), time.monotonic(), (sys.stdout, sys.stderr)
-    sys.stdout, sys.stderr = map(_Listening, streams)
-    _Listening.last = begun
+    sys.stdout, sys.stderr = map(_TimedStream, streams)
+    _TimedStream.last = begun
 
     def watch() -> None:
-        while not ended.wait(max(0.1, _Listening.last + quiet - time.monotonic())):
-            if time.monotonic() - _Listening.last >= quiet:
+        while not ended.wait(max(0.1, _TimedStream.last + quiet - time.monotonic())):
+            if time.monotonic() - _TimedStream.last >= quiet:
                 since = f"{time.monotonic() - begun:.0f} s so far"
-                print(f"{_where(thread)}: still running, {since}", file=sys.stderr, flush=True)
+                print(f"{_current_function(thread)}: still running, {since}", file=sys.stderr, flush=True)
 
     threading.Thread(target=watch, daemon=True).start()
     try:
@@ -211,22 +211,22 @@ def reporting_progress(quiet: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _working() -> Iterator[None]:
+def _running_stage() -> Iterator[None]:
     """Run a stage that prints where it is and that Ctrl-C ends at once."""
     interrupted = signal.getsignal(signal.SIGINT)
     if interrupted is signal.default_int_handler:  # otherwise it may be ignored on purpose
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    remember_in(WHOLE)
+    remember_in(SEAL_CACHE)
     try:
         # Of a training's processes, only the first prints.
-        with reporting_progress(QUIET) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
+        with reporting_progress(QUIET_SECONDS) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
             yield
     finally:
         remember_in(None)
         signal.signal(signal.SIGINT, interrupted)
 
 
-def _where(thread: int) -> str:
+def _current_function(thread: int) -> str:
     """The innermost function of this project that a thread is in."""
     frame = sys._current_frames().get(thread)
     while frame and not frame.f_globals.get("__name__", "").startswith(("stages.", "camp_model.")):
@@ -234,14 +234,14 @@ def _where(thread: int) -> str:
     return f"{frame.f_globals['__name__']}.{frame.f_code.co_name}" if frame else "the stage"
 
 
-def drop_output() -> None:
+def discard_stdout() -> None:
     """Discard what is still buffered for a closed stdout: Python would try to write it once more at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def end_unread() -> NoReturn:
+def exit_on_broken_pipe() -> NoReturn:
     """End a command whose output is no longer read, as by `head`, silently and with SIGPIPE's exit code."""
-    drop_output()
+    discard_stdout()
     raise SystemExit(128 + signal.SIGPIPE)
 
 
@@ -266,18 +266,18 @@ def stage_main(run: Callable[[], None], arguments: bool = False) -> None:
     is_stage = not arguments or "DVC_STAGE" in os.environ
     exempt_from_collection()
     try:
-        with _working() if is_stage else contextlib.nullcontext(), lock_own_outputs(), recording():
+        with _running_stage() if is_stage else contextlib.nullcontext(), lock_own_outputs(), record_cost():
             if "DVC_STAGE" in os.environ:
                 _check_outputs()
             stage = os.environ.get("DVC_STAGE") if os.environ.get("RANK", "0") == "0" else None
-            with unchanged(stage) if stage else contextlib.nullcontext():
+            with check_unchanged(stage) if stage else contextlib.nullcontext():
                 run()
         sys.stdout.flush()
     except (InputError, OutputsLocked) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, InputError) else 75) from None
     except BrokenPipeError:
-        end_unread()
+        exit_on_broken_pipe()
     except OSError as error:
         if error.errno not in NO_ROOM and not (error.errno in NOT_OURS and error.filename):
             raise

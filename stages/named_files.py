@@ -20,7 +20,7 @@ from stages.workspace import main_root
 
 FOLDER = Path("named")
 CACHE = Path(".work") / "hashes.sqlite"
-WATCH = """# Written by the stage named_files while params name files, which every `dvc repro` looks at again.
+WATCH_PIPELINE = """# Written by the stage named_files while params name files, which every `dvc repro` looks at again.
 stages:
   watch:
     wdir: ..
@@ -31,10 +31,10 @@ stages:
           cache: false
           persist: true
 """
-NOTHING = (
+EMPTY_PIPELINE = (
     "# Written by the stage named_files: params name no file that `dvc repro` would have to look at.\nstages: {}\n"
 )
-EXPECTED = "what the stage named_files writes; put {} in its place, and it is made again"
+EXPECTED = "what the stage named_files writes; replace its content by {}, and the stage writes it again"
 
 
 def _recorded() -> Content:
@@ -51,13 +51,13 @@ def _content(path: Path) -> Content:
     except ValueError as error:  # such as a merge conflict that Git left
         raise InputError(str(error)) from None
     for stage, named in values.items():
-        held = named.values() if isinstance(named, dict) else [None]
-        if not all(isinstance(of, dict) and {"path", "sha256"} <= of.keys() for of in held):
+        entries = named.values() if isinstance(named, dict) else [None]
+        if not all(isinstance(of, dict) and {"path", "sha256"} <= of.keys() for of in entries):
             raise InputError(f"{path}: {stage}: {shown(named)}; expected {EXPECTED}")
     return values
 
 
-def content_now(params: NamedFilesSections) -> Content:
+def current_content(params: NamedFilesSections) -> Content:
     """The content of the files and folders that params name; the recorded content of those that are not here.
 
     Raises:
@@ -71,16 +71,16 @@ def named_files(params: NamedFilesSections, watch: bool = False) -> None:
     """Write content.json and what watches it; with `watch`, only watched.json.
 
     Raises:
-        InputError: as `content_now`.
+        InputError: as `current_content`.
     """
-    content = content_now(params)
+    content = current_content(params)
     if not watch:
         write_json(FOLDER / "content.json", content)
     named = any(content.values())
     write_json(FOLDER / "watched.json", content if named else {})
     if watch:
         return
-    write_text(FOLDER / "dvc.yaml", WATCH if named else NOTHING)
+    write_text(FOLDER / "dvc.yaml", WATCH_PIPELINE if named else EMPTY_PIPELINE)
     if not named:
         (FOLDER / "dvc.lock").unlink(missing_ok=True)
 

@@ -64,7 +64,7 @@ def train(
     Raises:
         InputError: the data or the initial weights do not fit, or training cannot continue (TrainingError).
         Stopped: `stop` returned True; the state is saved.
-        Held: another process has been running the same training for too long.
+        OutputsLocked: another process has been running the same training for too long.
     """
     precision = Precision(params.train.precision, device)
     splits, vocabulary = load_splits(paths.regions, paths.captions)
@@ -73,9 +73,9 @@ def train(
     model = new_model(params.model, params.train, vocabulary, info.region_dim, info.geometry, info.detector).to(device)
     key, task = training_key(params.model, params.train, data, len(splits["train"]), processes.count, device)
     resume = Resume(paths.work, key, "" if processes.rank else task)  # only the first process prints
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as locks:
         if not processes.rank:
-            held.enter_context(lock_outputs(f"train-{resume.folder.name}", paths.work.parent / "locks"))
+            locks.enter_context(lock_outputs(f"train-{resume.folder.name}", paths.work.parent / "locks"))
             resume.remove_unused()
         trainer = Trainer(
             model, params.train, splits["train"], splits["val"], vocabulary,

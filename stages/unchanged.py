@@ -14,12 +14,12 @@ from stages.errors import InputError, shown
 from stages.params import document
 from stages.params.section import PARAMS
 
-MADE = ("data", "models", "metrics", "plots", "report", "named")
+OUTPUT_FOLDERS = ("data", "models", "metrics", "plots", "report", "named")
 """Folders that stages write; their content is in the stages' own locks."""
 
 
 @contextlib.contextmanager
-def unchanged(stage: str, pipeline: Path = Path("dvc.yaml")) -> Iterator[None]:
+def check_unchanged(stage: str, pipeline: Path = Path("dvc.yaml")) -> Iterator[None]:
     """Compare a stage's params and code, as listed in dvc.yaml, before and after the body.
 
     Raises:
@@ -28,7 +28,12 @@ def unchanged(stage: str, pipeline: Path = Path("dvc.yaml")) -> Iterator[None]:
     name = stage.rpartition(":")[2]
     described = document.read(pipeline)["stages"].get(name, {}) if pipeline.is_file() else {}
     keys = [key for key in described.get("params", ()) if isinstance(key, str)]
-    code = [path for dep in described.get("deps", ()) if Path(dep).parts[0] not in MADE for path in _files(Path(dep))]
+    code = [
+        path
+        for dep in described.get("deps", ())
+        if Path(dep).parts[0] not in OUTPUT_FOLDERS
+        for path in _files(Path(dep))
+    ]
     begun, hashes = _values(keys), _hashes(code)
     yield
     now, hashes_now = _values(keys), _hashes(code)
@@ -48,8 +53,8 @@ def unchanged(stage: str, pipeline: Path = Path("dvc.yaml")) -> Iterator[None]:
 
 def _values(keys: list[str]) -> dict[str, Any]:
     """The values in params.yaml at some dotted keys and below them."""
-    held = document.leaves(document.read(PARAMS)) if keys else ()
-    return {name: value for name, value in held if any(f"{name}.".startswith(f"{key}.") for key in keys)}
+    leaves = document.leaves(document.read(PARAMS)) if keys else ()
+    return {name: value for name, value in leaves if any(f"{name}.".startswith(f"{key}.") for key in keys)}
 
 
 def _files(path: Path) -> list[Path]:

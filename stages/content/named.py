@@ -80,7 +80,7 @@ def content_of(paths: Mapping[str, Mapping[str, str]], recorded: Content, cache:
             except OSError as error:
                 raise InputError(f"params.yaml: {key}: {name}: cannot be read ({error})") from None
         elif before and before["path"] == name:
-            print(f"{key}: {name} is not here: taken to be what it was when named/content.json was written")
+            print(f"{key}: {name} is missing; its hash in named/content.json is used")
             content[stage][key] = before
         else:
             what = "an installed package" if name.startswith(PREFIX) else "a file or a folder"

@@ -27,7 +27,7 @@ def test_the_dag_is_dvcs(repository):
 
 
 def test_who_runs_a_stage_at_the_terminal_is_waited_for(repository, monkeypatch, capsys):
-    monkeypatch.setattr("pipelines.dag.LOOK_AGAIN", 0.2)
+    monkeypatch.setattr("pipelines.dag.POLL_SECONDS", 0.2)
     Path("held").touch()
     holding = (
         "import time; from pathlib import Path; from dvc.repo import Repo\n"

@@ -171,7 +171,7 @@ def test_an_experiment_that_fails_ends_a_sweep_with_its_reason(prefect_server, r
     assert said.startswith("\nerror: 1 of 2 experiments failed: epochs-3. The first: dvc exp run")
     assert "no third epoch" in said
     assert said.endswith(
-        "What is finished stays: `python -m pipelines.experiments '{\"train.epochs\": [1, 3]}'` goes on.\n"
+        "Finished work is kept: `python -m pipelines.experiments '{\"train.epochs\": [1, 3]}'` continues.\n"
     )
     (parent,) = recorded_runs(recorded, wait_for)
     assert parent.info.status == "FAILED" and parent.data.tags["best"] == "epochs-1"

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 import pipelines
 from pipelines import forms
 from pipelines.deploy import deploy
-from pipelines.forms import form, present_params, write_params
+from pipelines.forms import current_params, form, write_params
 from stages.errors import InputError
 from stages.params.model import ModelParams
 from stages.params.pipeline import Params
@@ -61,14 +61,14 @@ def test_the_form_says_what_a_switch_of_the_model_may_be_and_the_config_holds_to
 
 def test_what_is_left_alone_stays_as_it_is():
     before = Path("params.yaml").read_bytes()
-    assert write_params(form(present_params())()) == []
+    assert write_params(form(current_params())()) == []
     assert Path("params.yaml").read_bytes() == before
 
 
 def test_what_is_given_is_written_and_comments_stay():
     before = Params.load()
     values = {"model": {"gate": "none"}, "evaluate": {"splits": ["val", "test"]}, "train": {"gate_supervision": 0}}
-    given = form(present_params()).model_validate(values)
+    given = form(current_params()).model_validate(values)
     assert sorted(write_params(given)) == ["evaluate.splits", "model.gate", "train.gate_supervision"]
     assert Params.load().model.gate == "none"
     assert Params.load().evaluate.splits == ("val", "test")
@@ -79,16 +79,16 @@ def test_what_is_given_is_written_and_comments_stay():
 def test_wrong_values_change_nothing():
     before = Path("params.yaml").read_bytes()
     with pytest.raises(ValidationError, match="gaet"):
-        form(present_params()).model_validate({"model": {"gaet": "none"}})
+        form(current_params()).model_validate({"model": {"gaet": "none"}})
     with pytest.raises(ValidationError, match="model.gate: 'open' is not one of scalar, elementwise, none"):
-        form(present_params()).model_validate({"model": {"gate": "open"}})
+        form(current_params()).model_validate({"model": {"gate": "open"}})
     assert Path("params.yaml").read_bytes() == before
 
 
 def test_a_form_that_was_made_without_the_files_values_does_not_replace_them(monkeypatch):
     """params.yaml was wrong when this was imported, and has been mended since."""
     before = Path("params.yaml").read_bytes()
-    monkeypatch.setattr(forms, "_WRONG", InputError("params.yaml: train.epochs: -2 is below 1"))
+    monkeypatch.setattr(forms, "_PARAMS_ERROR", InputError("params.yaml: train.epochs: -2 is below 1"))
     with pytest.raises(InputError, match=r"params\.yaml: train\.epochs: -2"):
         write_params(Params())
     assert Path("params.yaml").read_bytes() == before
@@ -103,6 +103,6 @@ def test_a_form_of_wrong_values_is_not_deployed():
 def test_a_value_that_is_a_mapping_is_written_as_it_is_in_the_form():
     """What it had and the form lacks goes, too."""
     for rates in ({"region_encoder": 8.0, "matcher.joint": 50.0}, {"matcher.joint": 50.0}, {}, {"region_encoder": 2.0}):
-        given = form(present_params()).model_validate({"train": {"learning_rates": rates}})
+        given = form(current_params()).model_validate({"train": {"learning_rates": rates}})
         assert write_params(given) == ["train.learning_rates"]
         assert Params.load().train.learning_rates == rates

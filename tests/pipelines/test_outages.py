@@ -19,7 +19,7 @@ from prefect.events import emit_event
 from prefect.states import Crashed, Pending, Running, Scheduled
 
 from pipelines import reproduce as module
-from pipelines.commands import GRACE, LEAVE, CommandFailed
+from pipelines.commands import GRACE, REPORT_SECONDS, CommandFailed
 from pipelines.deploy import AUTOMATIONS, deploy_automations
 from pipelines.reproduce import reproduce
 from tests.pipelines.conftest import free_port
@@ -170,7 +170,7 @@ def test_ctrl_c_ends_a_flow_and_the_server_that_it_brought_along(slow, server_en
         wait_for(lambda: "prepare writes" in Path("flow.log").read_text(), 120)
         time.sleep(2)
         os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(GRACE + LEAVE + 10) == 128 + signal.SIGINT
+        assert process.wait(GRACE + REPORT_SECONDS + 10) == 128 + signal.SIGINT
         assert "`python -m pipelines.reproduce` goes on" in Path("flow.log").read_text().splitlines()[-1]
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -185,7 +185,7 @@ def test_a_flow_whose_stage_fails_ends_with_the_command_that_goes_on(prefect_ser
     assert done.returncode == 1
     said = done.stderr[done.stderr.rindex("\nerror: dvc repro") :]
     assert "params.yaml: wrong" in said
-    assert "What is finished stays: `python -m pipelines.reproduce` goes on." in said and "Traceback" not in said
+    assert "Finished work is kept: `python -m pipelines.reproduce` continues." in said and "Traceback" not in said
 
 
 @contextlib.contextmanager

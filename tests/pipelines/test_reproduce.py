@@ -16,7 +16,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from pipelines import commands
 from pipelines import reproduce as module
 from pipelines.commands import CommandFailed, allow_commands, failure_reason, run_command, stop_commands
-from pipelines.forms import present_params
+from pipelines.forms import current_params
 from pipelines.refresh import SOURCE_CHANGED, announce, refresh
 from pipelines.reproduce import reproduce
 from stages.errors import InputError
@@ -81,12 +81,12 @@ def test_a_wrong_stage_changes_no_params(prefect_server, repository):
 def test_what_can_pass_is_tried_again_and_what_cannot_is_not(prefect_server, repository, wait_for):
     Path("trap-prepare").write_text("requests: Connection reset by peer, code 1")
     Path("trap-train").write_text("torch.OutOfMemoryError: CUDA out of memory, code 1")
-    batch = present_params().train.batch_size
+    batch = current_params().train.batch_size
     state, tasks = run_flow(stages=["train"])
     assert state.is_completed()
     assert tasks["prepare"].run_count == tasks["train"].run_count == 2
     assert tasks["tokenize"].run_count == 1
-    assert present_params().train.micro_batch == batch // 2
+    assert current_params().train.micro_batch == batch // 2
 
     Path("trap-extract").write_text("error: params.yaml: wrong, code 2")
     Path("extract.txt").unlink()
@@ -223,8 +223,8 @@ def test_a_server_is_told_of_a_change_or_it_is_an_error(prefect_server, wait_for
         wait_for(lambda: client.request("POST", "/events/filter", json=asked).json()["total"] == 1, 60)
     for server, said in (
         (None, "PREFECT_API_URL: is not set"),
-        (f"http://127.0.0.1:{free_port()}/api", "has not taken the event .*refused"),
-        (f"{prefect_server}/nothing", "has not taken the event .*404"),
+        (f"http://127.0.0.1:{free_port()}/api", "did not accept the event .*refused"),
+        (f"{prefect_server}/nothing", "did not accept the event .*404"),
     ):
         with temporary_settings({PREFECT_API_URL: server}), pytest.raises(InputError, match=said):
             announce()

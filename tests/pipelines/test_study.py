@@ -13,7 +13,7 @@ import pytest
 from pipelines.ablation import FURTHER, OVERRIDES, STUDY, ablation, load_true_by_chance, with_seeds
 from pipelines.photographs import photographs
 from pipelines.study import Outcome
-from pipelines.study_answers import BELIEFS, QUESTIONS, StudyInput
+from pipelines.study_answers import CONCLUSIONS, QUESTIONS, StudyInput
 from pipelines.study_document import _draw_gates, write_document
 from pipelines.study_rates import rates_markdown, with_rates
 from stages.errors import InputError
@@ -174,7 +174,7 @@ def test_each_row_is_trained_with_multiples_of_its_own_learning_rate_and_the_bes
 
 
 def test_rows_that_the_page_speaks_of_are_rows_of_the_study():
-    asked = {name for _, names in QUESTIONS for name in names} | {name for name, _ in BELIEFS}
+    asked = {name for _, names in QUESTIONS for name in names} | {name for name, _ in CONCLUSIONS}
     assert asked <= set(STUDY) and set(STUDY) >= FURTHER
     assert "full" in OVERRIDES and not FURTHER & set(OVERRIDES)
 

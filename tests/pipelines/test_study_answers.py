@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from pipelines.study import Difference, compare, hits_of, spread
-from pipelines.study_answers import StudyInput, _verdict_text, answers, beliefs, count_untrained_seeds, title
+from pipelines.study_answers import StudyInput, _verdict_text, answers, conclusions, count_untrained_seeds, title
 from tests.pipelines.test_study import outcome
 
 ALIKE = Difference(0.0, -1.0, 1.0)
@@ -51,7 +51,7 @@ def test_the_best_peer_is_named_where_several_are_better():
     differences = {"scan": Difference(-90.0, -120.0, -60.0), "joint-embedding": Difference(-15.0, -40.0, 10.0)}
     assert (
         "*SCAN* has the highest rsum: the full model is worse by +90.0 [+60.0, +120.0] rsum."
-        in beliefs(outcomes, differences, study_of(outcomes))[1]
+        in conclusions(outcomes, differences, study_of(outcomes))[1]
     )
 
 
@@ -91,7 +91,7 @@ def test_each_question_is_answered_by_its_own_rows():
 def test_what_hardly_learnt_is_below_a_tenth_of_everything_or_half_of_the_best(rsums, slow, said):
     outcomes = {"full": [outcome(4)] * 2, "no-gates": [replace(outcome(4), recall={"rsum": rsum}) for rsum in rsums]}
     assert count_untrained_seeds("no-gates", outcomes) == slow
-    _, line = beliefs(outcomes, compare(outcomes), study_of(outcomes))
+    _, line = conclusions(outcomes, compare(outcomes), study_of(outcomes))
     assert line.endswith(" rsum, which is not significant" + (said or ".") + "\n")
 
 
@@ -108,7 +108,7 @@ def test_unsupervised_gates_are_only_said_to_open_less_where_they_do(areas, less
     means = {"gate_positive_mean": 0.951, "gate_negative_mean": 0.46}
     gated = [outcome(4, **means, gate_auc=area) for area in areas]
     outcomes = {"full": [outcome(4)] * len(areas), "published-gates": gated}
-    said = beliefs(outcomes, compare(outcomes), study_of(outcomes))[1].splitlines()[-1]
+    said = conclusions(outcomes, compare(outcomes), study_of(outcomes))[1].splitlines()[-1]
     assert said.startswith("- Gates without supervision have a mean of 0.951") and "of 0.460" in said
     deviation = f" ± {np.std(areas, ddof=1):.3f}" if len(areas) > 1 else ""
     assert said.endswith(f"on random ones, AUC {np.mean(areas):.3f}{deviation}{less}")
@@ -118,10 +118,10 @@ def test_unsupervised_gates_are_only_said_to_open_less_where_they_do(areas, less
 def test_counts_and_places_are_only_spoken_of_where_both_kinds_of_foils_were_asked(lacks):
     shares = {kind: {"true_first_balanced": 55.0} for kind in ("count", "relation")}
     outcomes = {row: [replace(outcome(4), foils=shares)] for row in ("full", "counts")}
-    assert "with another relation in 55.0" in "".join(beliefs(outcomes, compare(outcomes), study_of(outcomes)))
+    assert "with another relation in 55.0" in "".join(conclusions(outcomes, compare(outcomes), study_of(outcomes)))
     row, kind = lacks
     outcomes[row] = [replace(outcome(4), foils={other: shares[other] for other in shares if other != kind})]
-    assert beliefs(outcomes, compare(outcomes), study_of(outcomes)) == []
+    assert conclusions(outcomes, compare(outcomes), study_of(outcomes)) == []
 
 
 def test_hits_find_each_captions_image_whatever_the_order_of_the_rows():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.experiments import _names, grid_of
-from pipelines.variants import hash_of_all_else, variants_of
+from pipelines.variants import hash_shared_inputs, variants_of
 from stages.errors import InputError
 from stages.params import document
 from stages.params.pipeline import Params
@@ -58,5 +58,5 @@ def test_a_changed_file_of_any_encoding_counts(repository):
     seen = set()
     for content in (b"caf\xc3\xa9\n", b"caf\xe9\n", b"\0\1", b"\0\2"):
         Path("words.txt").write_bytes(content)
-        seen.add(hash_of_all_else([]))
+        seen.add(hash_shared_inputs([]))
     assert len(seen) == 4

@@ -41,11 +41,11 @@ def test_the_second_says_who_holds_the_outputs(tmp_path):
         pytest.raises(OutputsLocked, match=rf'"pid": {other.pid}'),
     ):
         try:
-            with lock_outputs("train", tmp_path, patience=0.5):
+            with lock_outputs("train", tmp_path, timeout=0.5):
                 pass
         finally:
             other.kill()
-    with lock_outputs("train", tmp_path, patience=5):  # a killed holder lets go
+    with lock_outputs("train", tmp_path, timeout=5):  # a killed holder lets go
         pass
 
 
@@ -93,7 +93,7 @@ def test_a_stage_ends_when_its_dvc_is_killed(tmp_path, monkeypatch, shell):
         assert dvc.stdout is not None
         dvc.stdout.read()  # until the stage's end of the pipe is closed
     assert time.monotonic() - begun < 30
-    with lock_outputs("train", Path(".work/locks"), patience=5):
+    with lock_outputs("train", Path(".work/locks"), timeout=5):
         pass
 
 
@@ -165,7 +165,7 @@ def test_a_link_in_the_place_of_outputs_is_said_before_any_work(tmp_path, monkey
 QUIET = """
 import ctypes, sys, time
 from stages import entry
-entry.QUIET = 0.5
+entry.QUIET_SECONDS = 0.5
 def inner_loop():
     time.sleep(1.2)
     for _ in range(8):
