@@ -32,7 +32,7 @@ def seconds(read: Callable[[], object], checked: bool, remembered: bool = False)
     """Processor time of one reading where no file has been compared yet, or all were (`remembered`), or where nothing
     compares (not `checked`)."""
     if not remembered:
-        seal._whole.clear()
+        seal._valid_files.clear()
     patches = [mock.patch(name, lambda _: None) for name in READERS if not checked]
     for patch in patches:
         patch.start()

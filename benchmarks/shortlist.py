@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from camp_model.checkpoint import load_checkpoint
-from camp_model.encoding import as_read, encode_captions, encode_images
+from camp_model.encoding import captions_as_read, encode_captions, encode_images
 from camp_model.regions import RegionStore
 from stages.contracts import read_fingerprint
 from stages.evaluation.folds import read_split
@@ -29,7 +29,7 @@ def measure(root: Path, sentences: int) -> None:
         print("the model was trained without the joint term: it has no shortlist")
         return
     split = read_split("test", root / "data/captions", store := RegionStore(root / "data/regions"))
-    captions = as_read([model], vocabulary, split.captions)
+    captions = captions_as_read([model], vocabulary, split.captions)
     drawn = np.random.default_rng(0).permutation(len(split.rows))[:sentences]
     regions, mask = encode_images(model, store, [store.row_of(image_id) for image_id in split.images])
     words = encode_captions(model, captions, split.rows[drawn])

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from camp_model.files import read_table, write_table
-from camp_model.further_words import FURTHER_WORDS
+from camp_model.out_of_vocabulary import OOV_WORDS
 from camp_model.vocabulary import START, UNK, Vocabulary, without_further_marks
 
 if TYPE_CHECKING:
@@ -149,10 +149,10 @@ class CaptionTable:
         rest = (_letters(text) if is_vague else "" for text, is_vague in zip(self.texts, vague.tolist(), strict=True))
         return _numbers(zip(self.text_index.tolist(), rest, strict=True))
 
-    def spelt_out(self, vocabulary: Vocabulary) -> "CaptionTable":
+    def with_oov_ids(self, vocabulary: Vocabulary) -> "CaptionTable":
         """The same captions for models that read spelling: words outside the vocabulary get their own ids.
 
-        These ids are valid only in this process (`camp_model.further_words`).
+        These ids are valid only in this process (`camp_model.out_of_vocabulary`).
         """
         ids = self._ids.copy()
         unknown = np.flatnonzero(ids == UNK)
@@ -162,11 +162,11 @@ class CaptionTable:
             # <unk> stands for a caption without a word, too.
             for at, word in zip(range(first, stop), vocabulary.tokenize(self.texts[row]), strict=False):
                 if ids[at] == UNK and word not in vocabulary:
-                    (ids[at],) = FURTHER_WORDS.ids([word])
+                    (ids[at],) = OOV_WORDS.ids([word])
         return replace(self, _ids=ids)
 
     @property
-    def framed(self) -> bool:
+    def has_start_end(self) -> bool:
         """Whether the captions stand between <start> and <end>."""
         return bool((self._ids[self._starts] == START).any())
 

@@ -107,21 +107,21 @@ def load_checkpoint(
             f"{config_path}: geometry: is missing: this gate_evidence was trained before features ended with places; "
             "expected a model that is trained again"
         )
-    own = Vocabulary.load(words_path)
+    words = Vocabulary.load(words_path)
     weights, metadata = _read_weights(weights_path, str(device))
-    if len(own) != config.vocab_size or own.sha256 != metadata.get("vocabulary_sha256"):
+    if len(words) != config.vocab_size or words.sha256 != metadata.get("vocabulary_sha256"):
         raise ValueError(f"{words_path}: word2idx: is another vocabulary than the one of {weights_path}")
-    if metadata.get("tokenizer") not in (None, own.tokenizer):
-        raise ValueError(f"{words_path}: tokenizer: is {own.tokenizer}, another than that of {weights_path}")
-    if vocabulary is not None and vocabulary != own:
+    if metadata.get("tokenizer") not in (None, words.tokenizer):
+        raise ValueError(f"{words_path}: tokenizer: is {words.tokenizer}, another than that of {weights_path}")
+    if vocabulary is not None and vocabulary != words:
         raise ValueError(
-            f"{words_path}: word2idx: {len(own)} words ({own.tokenizer}), is another vocabulary than the captions' "
+            f"{words_path}: word2idx: {len(words)} words ({words.tokenizer}), is another vocabulary than the captions' "
             f"({len(vocabulary)} words, {vocabulary.tokenizer})"
         )
     with torch.device(device):
         try:
             facts, extra = (_facts(metadata, key) for key in ("text", "extra"))
-            encoder = TEXT_ENCODERS[config.text].load().restored(config, facts)
+            encoder = TEXT_ENCODERS[config.text].load().from_facts(config, facts)
         except ValueError as error:
             raise ValueError(f"{weights_path}: {error}") from None
         try:
@@ -129,23 +129,23 @@ def load_checkpoint(
         except ValueError as error:
             raise ValueError(f"{config_path}: {error}") from None
     load_weights(model, {current_name(name): value for name, value in weights.items()}, str(weights_path))
-    # After what can be said more exactly. Older checkpoints say nothing of their config, and have no seal.
+    # Last, because the checks above have more exact messages. Older checkpoints have neither this hash nor a seal.
     if metadata.get("config_sha256") not in (None, digest_of_values(stated)):
         raise ValueError(
             f"{config_path}: is another config than the one that {weights_path} was trained with (its config_sha256)"
         )
     check_seal(weights_path)
-    return model.eval(), own, extra
+    return model.eval(), words, extra
 
 
 def _facts(metadata: dict[str, str], key: str) -> dict[str, Any]:
-    """An entry of a file's metadata; ValueError where it is no JSON object."""
+    """An entry of a file's metadata; raises ValueError if it is not a JSON object."""
     try:
         facts = json.loads(metadata.get(key, "{}"))
     except (ValueError, RecursionError):
         facts = None
     if not isinstance(facts, dict):
-        raise ValueError(f"{key}: is no JSON object")
+        raise ValueError(f"{key}: is not a JSON object")
     return facts
 
 

@@ -146,7 +146,7 @@ class CampConfig:
         if self.fusion == "message" and self.message_passing != "none" and (self.gate != "none" or self.residual):
             raise ValueError("model.fusion: message needs model.gate none and model.residual false")
 
-    def why_no_gates(self) -> str | None:
+    def no_gates_reason(self) -> str | None:
         """The switch that leaves the model without gates; None if it has gates."""
         if not MATCHERS[self.matcher].gates:
             return f"model.matcher is {self.matcher}"

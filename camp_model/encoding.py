@@ -16,10 +16,10 @@ from camp_model.vocabulary import Vocabulary
 
 BATCH = 128
 """Images, or captions to cache, encoded at a time."""
-HELD_BYTES = 4 * 2**30
-"""Largest size in bytes of the encoded images held on the CPU."""
-HELD_SHARE = 0.25
-"""Share of a GPU's free memory for encoded images."""
+CACHE_BYTES = 4 * 2**30
+"""Largest size in bytes of the encoded images that are cached on the CPU."""
+CACHE_SHARE = 0.25
+"""Share of a GPU's free memory for cached images."""
 BLOCK = 8192
 """Images in one block of `EncodedImages.blocks`."""
 
@@ -89,11 +89,11 @@ def word_ids(model: CAMP, vocabulary: Vocabulary, words: Sequence[str]) -> list[
     text encoder reads spelling; else that of <unk>."""
     ids = vocabulary.encode(words)
     outside = list(dict.fromkeys(word for word in words if word not in vocabulary))
-    further = dict(zip(outside, model.caption_encoder.further_ids(outside), strict=True))
+    further = dict(zip(outside, model.caption_encoder.oov_ids(outside), strict=True))
     return [further.get(word, number) for word, number in zip(words, ids, strict=True)]
 
 
-def as_read(models: Sequence[CAMP], vocabulary: Vocabulary, captions: CaptionTable) -> CaptionTable:
+def captions_as_read(models: Sequence[CAMP], vocabulary: Vocabulary, captions: CaptionTable) -> CaptionTable:
     """A table of captions as some models read it: if one reads spelling, words outside the vocabulary get own ids.
 
     Raises:
@@ -101,7 +101,7 @@ def as_read(models: Sequence[CAMP], vocabulary: Vocabulary, captions: CaptionTab
     """
     captions.check_vocabulary(vocabulary)
     spelling = any(model.caption_encoder.reads_spelling for model in models)
-    return captions.spelt_out(vocabulary) if spelling else captions
+    return captions.with_oov_ids(vocabulary) if spelling else captions
 
 
 def encode_sentences(model: CAMP, sentences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -117,7 +117,7 @@ def encode_sentences(model: CAMP, sentences: Sequence[Sequence[int]]) -> tuple[T
     return model.encode_captions(tokens, lengths), length_mask(lengths.to(tokens.device), tokens.shape[1])
 
 
-def remember_captions(
+def cache_captions(
     model: CAMP,
     captions: CaptionTable,
     rows: npt.NDArray[np.int64] | None = None,
@@ -136,7 +136,7 @@ def remember_captions(
     rows = rows[np.argsort(captions.lengths[rows], kind="stable")]
     for start in range(0, len(rows), BATCH):
         tokens, lengths = captions.batch(rows[start : start + BATCH])
-        if not model.caption_encoder.remember(tokens.to(device_of(model)), lengths):
+        if not model.caption_encoder.cache_states(tokens.to(device_of(model)), lengths):
             return
         if progress is not None:
             progress(len(lengths))
@@ -154,28 +154,28 @@ class EncodedImages:
         self.model, self.regions, self.rows = model, regions, rows
         first, _ = encode_images(model, regions, rows[:1])
         needed = len(rows) * first.numel() * first.element_size()
-        self.held = encode_images(model, regions, rows) if needed <= share * _room(first.device) else None
+        self.encoded = encode_images(model, regions, rows) if needed <= share * _room(first.device) else None
 
     def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Yield blocks of images: their positions, regions [i, R, d] and mask [i, R]; every image comes once."""
         for start in range(0, len(self.rows), BLOCK):
             block = slice(start, min(start + BLOCK, len(self.rows)))
-            if self.held is not None:
-                yield block, self.held[0][block], self.held[1][block]
+            if self.encoded is not None:
+                yield block, self.encoded[0][block], self.encoded[1][block]
             else:
                 yield block, *encode_images(self.model, self.regions, self.rows[block])
 
     def take(self, positions: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Regions [n, R, d] and mask [n, R] of the images at some positions."""
-        if self.held is None:
+        if self.encoded is None:
             return encode_images(self.model, self.regions, self.rows[positions])
-        chosen = torch.from_numpy(positions).to(self.held[0].device)
-        return self.held[0][chosen], self.held[1][chosen]
+        chosen = torch.from_numpy(positions).to(self.encoded[0].device)
+        return self.encoded[0][chosen], self.encoded[1][chosen]
 
 
 def _room(device: torch.device) -> float:
     """Bytes that encoded images may take on a device."""
     if device.type != "cuda":
-        return HELD_BYTES
+        return CACHE_BYTES
     idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return (torch.cuda.mem_get_info(device)[0] + idle) * HELD_SHARE
+    return (torch.cuda.mem_get_info(device)[0] + idle) * CACHE_SHARE

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and read with errors that name file and key."""
+"""Writes files and folders atomically, and reads files with errors that name file and key."""
 
 import contextlib
 import csv
@@ -15,21 +15,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from camp_model.seal import check_seal, seal, sealed, unsealed
+from camp_model.seal import check_seal, seal, with_seal, without_seal
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 UNUSED_SECONDS = 7 * 24 * 3600.0
-"""After this long, what nobody else links to or reads is taken for what a run with other images or params left."""
+"""Age from which an unused file without other links is treated as left by a run with other images or params."""
 
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-"""Numbers of the errors of a disk that takes no more, or no file of this size."""
-NOT_OURS = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
-"""Numbers of the errors of a place that this user may not read or write, or where something else stands."""
-FULL = 1 << 16
-"""Bytes free below which a failed write without a number was one for want of room."""
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""Error numbers of a disk that is full or read-only, or does not allow files of this size."""
+ACCESS_ERRORS = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
+"""Error numbers of a path that this user may not read or write, or where something else exists."""
+MIN_FREE_BYTES = 1 << 16
+"""Free bytes below which a failed write without an error number is treated as a full disk."""
 
 
 def sha256_of(path: Path) -> str:
@@ -40,33 +40,33 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well and is gone otherwise.
+    """Yield a temporary path beside `path`, which replaces `path` if the block succeeds and is removed otherwise.
 
-    What killed processes of this machine have left of the same file is removed.
+    Temporary files that killed processes of this machine left of the same file are removed.
 
     Raises:
-        OSError: of NO_ROOM, with `path` as its file name, where the disk takes no more; of NOT_OURS likewise.
+        OSError: one of DISK_ERRORS or ACCESS_ERRORS, with `path` as its file name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     host = hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8]
-    _remove_left(path, f".{path.name}.{host}-")
+    _remove_stale_temporaries(path, f".{path.name}.{host}-")
     temporary = path.with_name(f".{path.name}.{host}-{os.getpid()}-{uuid.uuid4().hex[:12]}.tmp")
     try:
-        with _naming(path, temporary):
+        with _write_errors(path, temporary):
             yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
     finally:
-        with contextlib.suppress(OSError):  # a disk that cannot be written holds none
+        with contextlib.suppress(OSError):  # nothing was written to a read-only disk
             temporary.unlink()
 
 
 @contextmanager
-def _naming(path: Path, temporary: Path) -> Iterator[None]:
-    """A place that cannot be written is an OSError that names `path`, whatever the library that wrote makes of it.
+def _write_errors(path: Path, temporary: Path) -> Iterator[None]:
+    """Convert errors of writing to an OSError that names `path`, whatever the library raises.
 
-    What names another file, as one that was to be read, is left as it is.
+    Errors that name another file, such as one that is read, are not changed.
     """
     try:
         yield
@@ -80,20 +80,20 @@ def _naming(path: Path, temporary: Path) -> Iterator[None]:
         number = getattr(error, "errno", None) or (int(stated[1]) if stated else None)
         if number is None and isinstance(error, OSError | RuntimeError):
             disk = os.statvfs(path.parent)
-            full = errno.ENOSPC if disk.f_bavail * disk.f_frsize < FULL else None
+            full = errno.ENOSPC if disk.f_bavail * disk.f_frsize < MIN_FREE_BYTES else None
             number = errno.EROFS if disk.f_flag & os.ST_RDONLY else full
-        if number not in NO_ROOM + NOT_OURS:
+        if number not in DISK_ERRORS + ACCESS_ERRORS:
             raise
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
-def _remove_left(path: Path, beginning: str) -> None:
-    """Remove the temporaries beside `path` whose names begin so and go on with a process that is no more."""
-    for left in path.parent.iterdir():
-        if left.name.startswith(beginning) and left.suffix == ".tmp":
-            process = left.name.removeprefix(beginning).partition("-")[0]
+def _remove_stale_temporaries(path: Path, beginning: str) -> None:
+    """Remove temporary files beside `path` whose names start with `beginning` and a process that has ended."""
+    for temporary in path.parent.iterdir():
+        if temporary.name.startswith(beginning) and temporary.suffix == ".tmp":
+            process = temporary.name.removeprefix(beginning).partition("-")[0]
             if process.isdecimal() and not _alive(int(process)):
-                left.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
 
 
 def _alive(process: int) -> bool:
@@ -108,15 +108,15 @@ def _alive(process: int) -> bool:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """An empty folder beside `path` that takes its place when the block ends well and is gone otherwise.
+    """Yield an empty folder beside `path`, which replaces `path` if the block succeeds and is removed otherwise.
 
-    Its name is always the same: what a killed process left there makes room, so one process at a time may write it.
+    Its name is always the same, and a folder left by a killed process is removed, so only one process may write it.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        with _naming(path, temporary):
+        with _write_errors(path, temporary):
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():
@@ -132,7 +132,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_unused(folder: Path, wanted: Collection[str]) -> None:
-    """Remove what is of no use any more: files that have no other name, were not used for a week, and are not wanted.
+    """Remove files that have no other link, were not used for a week, and are not `wanted`.
 
     A shard of other images or params goes when `dvc gc` has removed it, and a week after a run that never ended.
     """
@@ -142,7 +142,7 @@ def remove_unused(folder: Path, wanted: Collection[str]) -> None:
             facts = path.stat()
             if path.name not in wanted and facts.st_nlink == 1 and max(facts.st_mtime, facts.st_atime) < oldest:
                 path.unlink()
-        except FileNotFoundError:  # another run was quicker
+        except FileNotFoundError:  # another process has removed it
             continue
 
 
@@ -158,8 +158,8 @@ def write_json(path: Path, values: Any, indent: int = 2) -> None:
 
 
 def write_sealed(path: Path, values: Mapping[str, Any], indent: int = 2) -> None:
-    """Write a JSON object with a seal: `read_json` sees it if a value is another one than that written here."""
-    write_json(path, sealed(values), indent)
+    """Write a JSON object with a seal: `read_json` detects changed values."""
+    write_json(path, with_seal(values), indent)
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
@@ -206,7 +206,7 @@ def read_json(path: Path, expected: str) -> Any:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); expected {expected}") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: is not JSON: {error}; expected {expected}") from None
-    return unsealed(path, content) if isinstance(content, dict) else content
+    return without_seal(path, content) if isinstance(content, dict) else content
 
 
 def read_object(path: Path, expected: str) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def read_object(path: Path, expected: str) -> dict[str, Any]:
     """
     content = read_json(path, expected)
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds {type(content).__name__}, no JSON object; expected {expected}")
+        raise ValueError(f"{path}: holds {type(content).__name__}, not a JSON object; expected {expected}")
     return content
 
 

@@ -33,7 +33,7 @@ Encode = Callable[[np.ndarray], tuple[Tensor, Tensor]]
 """Positions [P] of images -> their encoded regions [P, R, d] and mask [P, R]."""
 
 
-def random_others(
+def random_negatives(
     own: np.ndarray, images: int, generator: np.random.Generator, answers: RightAnswers, captions: np.ndarray
 ) -> np.ndarray:
     """Draw a random wrong image for each caption.
@@ -43,13 +43,13 @@ def random_others(
         answers, captions: the right answers, and the positions in them of the captions; right images are redrawn, at
             most a hundred times.
     """
-    others = (own + generator.integers(1, images, len(own))) % images
+    negatives = (own + generator.integers(1, images, len(own))) % images
     for _ in range(100):
-        again = answers.right(torch.from_numpy(others), torch.from_numpy(captions)).numpy()
-        if not again.any():
+        redraw = answers.right(torch.from_numpy(negatives), torch.from_numpy(captions)).numpy()
+        if not redraw.any():
             break
-        others[again] = (own[again] + generator.integers(1, images, int(again.sum()))) % images
-    return others
+        negatives[redraw] = (own[redraw] + generator.integers(1, images, int(redraw.sum()))) % images
+    return negatives
 
 
 @torch.inference_mode()
@@ -112,7 +112,7 @@ def gates_by_kind(
     """
     own = collection.caption_image[chosen]
     answers = RightAnswers(torch.from_numpy(collection.caption_image), torch.from_numpy(collection.caption_text))
-    random = random_others(own, len(collection.image_rows), generator, answers, chosen)
+    random = random_negatives(own, len(collection.image_rows), generator, answers, chosen)
     rows = collection.caption_rows[chosen]
 
     def encode(positions: np.ndarray) -> tuple[Tensor, Tensor]:

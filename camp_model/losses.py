@@ -32,7 +32,7 @@ from camp_model.matchers.prepared import PAIRS, TILES, Layout, Prepared
 from camp_model.model import CAMP
 from camp_model.negatives import drawn_negatives, hardest, mine_hardest, negative_pairs
 from camp_model.scoring.all_pairs import score_prepared
-from camp_model.tensors import moved
+from camp_model.tensors import to_device
 
 __all__ = ["BatchOptions", "EncodedBatch", "gate_bce", "hardest_negative_bce", "mine_hardest", "triplet_loss"]
 
@@ -224,7 +224,7 @@ class EncodedBatch:
         # Drawn for the whole batch, so that several processes with equal generators pick as one would.
         device = generator.device if generator is not None else self.rows.device
         draws = torch.rand(2, size, size, generator=generator, device=device)
-        draws = moved(draws, self.rows.device)[:, self.rows]
+        draws = to_device(draws, self.rows.device)[:, self.rows]
         return draws[0], draws[1]
 
     def on_pairs(self, run: Callable[..., Tensor], caption: Tensor, image: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from camp_model.config import CampConfig
-from camp_model.encoders import PLACE, RegionEncoder, TextEncoder, length_mask, region_places
+from camp_model.encoders import LOCATION_DIM, RegionEncoder, TextEncoder, length_mask, region_locations
 from camp_model.joint import pooled_vectors
 from camp_model.matchers.base import KernelPlan, Matched, Matcher
 from camp_model.matchers.matching import at_least_float32
@@ -47,10 +47,10 @@ class CAMP(nn.Module):
         dropout: share of region features and of word embeddings dropped while training.
         region_dropout: share of the feature channels dropped, the same ones in all regions of an image; otherwise
             regions of an image would reveal each other's dropped channels.
-        caption_encoder: used instead of a new one, for instance from `TextEncoder.restored`.
+        caption_encoder: used instead of a new one, for instance from `TextEncoder.from_facts`.
 
     Raises:
-        ValueError: the matcher reads places, but features have none, or d is too small for them.
+        ValueError: the matcher reads locations, but features have none, or d is too small for them.
     """
 
     def __init__(
@@ -69,27 +69,29 @@ class CAMP(nn.Module):
             TEXT_ENCODERS[config.text].load()(config) if caption_encoder is None else caption_encoder
         )
         self.matcher: Matcher = MATCHERS[config.matcher].load()(config)
-        if self.matcher.reads_places and not config.geometry:
+        if self.matcher.reads_locations and not config.geometry:
             raise ValueError(
                 "model.gate_evidence: true reads where regions lie from features that end with their boxes; expected "
                 "such features (regions.geometry: true), and a model that was trained on them as places"
             )
-        if self.matcher.reads_places and config.dim <= PLACE:
-            raise ValueError(f"model.dim: {config.dim} has no room beside the {PLACE} numbers of a region's place")
+        if self.matcher.reads_locations and config.dim <= LOCATION_DIM:
+            raise ValueError(
+                f"model.dim: {config.dim} has no room for the {LOCATION_DIM} numbers of a region's location"
+            )
 
     def encode_regions(self, features: Tensor, region_mask: Tensor) -> Tensor:
         """Map regions into the joint space: [I, R, region_dim], bool [I, R] -> [I, R, d]; zero at padding.
 
-        If the matcher reads places, the last `PLACE` of the d numbers are the region's place, not learnt.
+        If the matcher reads locations, the last `LOCATION_DIM` of the d numbers are the region's location, not learnt.
         """
         dropped = self.dropout(features)
         if self.training and self.region_dropout.p:
             dropped = dropped * self.region_dropout(features.new_ones(len(features), 1, features.shape[2]))
         encoded: Tensor = self.region_encoder(dropped, region_mask)
-        if self.matcher.reads_places:
+        if self.matcher.reads_locations:
             boxes = features.to(self.region_encoder.linear.weight.dtype)  # not autocast's, which has too few digits
-            where = region_places(boxes, self.config.geometry).masked_fill(~region_mask[..., None], 0.0)
-            encoded = torch.cat([encoded[..., :-PLACE].to(where.dtype), where], dim=-1)
+            locations = region_locations(boxes, self.config.geometry).masked_fill(~region_mask[..., None], 0.0)
+            encoded = torch.cat([encoded[..., :-LOCATION_DIM].to(locations.dtype), locations], dim=-1)
         return encoded
 
     def encode_captions(self, tokens: Tensor, lengths: Tensor) -> Tensor:
@@ -215,7 +217,7 @@ class CAMP(nn.Module):
         """
         received = matched.words or matched.regions
         if received is None or received.gate_logits is None:
-            raise ValueError(f"train.gate_supervision: needs gates, but {self.config.why_no_gates()}")
+            raise ValueError(f"train.gate_supervision: needs gates, but {self.config.no_gates_reason()}")
         mask = layout.words(captions.real) if matched.words else layout.regions(images.real)
         return (received.gate_logits * mask).sum(-1) / mask.sum(-1).clamp(min=1)
 

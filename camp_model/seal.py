@@ -1,4 +1,4 @@
-"""A seal is a checksum of a whole file inside the file, where its format leaves room: whoever reads it sees damage.
+"""A seal is a checksum of a file, stored inside the file where its format allows it, so that readers detect damage.
 
 Parquet and Arrow files have room before their footer, safetensors in the metadata, JSON objects under a key of their
 own, faiss and .npy behind what their readers read. It tells accidents (a flipped byte, a torn write, blocks of zeros),
@@ -21,42 +21,42 @@ LENGTH = 64
 BLANK = {KEY: MARK.decode().ljust(LENGTH, "0")}
 """Metadata with which a safetensors file is written before it is sealed."""
 MAGICS = (b"PAR1", b"ARROW1")
-"""How files end that keep the length of a footer before this word."""
+"""The last bytes of files that store the length of their footer before them."""
 CHUNK, BLOCK = 1 << 19, 1 << 16
-"""Bytes read at a time, and bytes that are added up into one number, which any single changed byte changes."""
+"""Bytes read at a time, and bytes that are summed into one number, which changes with any single byte."""
 SETTLED = 2.0
-"""Seconds after its last change from which a file that was whole is taken to be so: before, it may change unseen."""
+"""Seconds after its last change from which a valid file is recorded; earlier, it may change without a new time."""
 
-_whole: set[tuple[int, ...]] = set()
-_memory: Path | None = None
-REMEMBERED = 1 << 22
-"""Bytes above which what is remembered of files is forgotten."""
+_valid_files: set[tuple[int, ...]] = set()
+_cache_file: Path | None = None
+MAX_CACHE_BYTES = 1 << 22
+"""Size in bytes above which the record of valid files is deleted."""
 
 
-def remember_in(path: Path | None) -> None:
-    """Have files that are found whole remembered in a file: no later process that does so, too, reads them for that.
+def set_seal_cache(path: Path | None) -> None:
+    """Record files with valid seals in the file `path`, so that later processes with this cache need not check them.
 
-    A file is known by device, inode, size and the times of its last changes: whoever writes to it, and whoever copies,
-    moves or links it, makes it unknown. None: nothing is remembered beyond this process any more.
+    A file is identified by device, inode, size and the times of its last changes, so writing to it, copying, moving or
+    linking it makes it unknown. With `path` None, nothing is recorded beyond this process.
     """
-    global _memory  # noqa: PLW0603
-    _memory = path
+    global _cache_file  # noqa: PLW0603
+    _cache_file = path
     try:
-        if path and path.stat().st_size > REMEMBERED:
+        if path and path.stat().st_size > MAX_CACHE_BYTES:
             path.unlink()
         for line in path.read_text(encoding="ascii", errors="replace").splitlines() if path else ():
             if len(state := line.split()) == 5 and all(map(str.isdecimal, state)):
-                _whole.add(tuple(map(int, state)))
+                _valid_files.add(tuple(map(int, state)))
     except OSError:
-        return  # nothing is remembered yet
+        return  # nothing is recorded yet
 
 
-def _remember(state: tuple[int, ...]) -> None:
-    _whole.add(state)
-    if _memory:
-        with contextlib.suppress(OSError):  # a disk that takes no more costs another reading, no more
-            _memory.parent.mkdir(parents=True, exist_ok=True)
-            with _memory.open("a", encoding="ascii") as file:
+def _add_valid_file(state: tuple[int, ...]) -> None:
+    _valid_files.add(state)
+    if _cache_file:
+        with contextlib.suppress(OSError):  # on a full disk, the file is only checked again
+            _cache_file.parent.mkdir(parents=True, exist_ok=True)
+            with _cache_file.open("a", encoding="ascii") as file:
                 file.write(" ".join(map(str, (*state, "\n"))))
 
 
@@ -65,7 +65,7 @@ def seal(path: Path, append: bool = False) -> None:
 
     Args:
         path: a Parquet, Arrow or safetensors file.
-        append: it is another one, whose readers pass over what stands at its end.
+        append: the file is of another format, whose readers ignore what follows the content.
 
     Raises:
         ValueError: the file is of no such format, or a safetensors file was written without `BLANK`.
@@ -97,7 +97,7 @@ def check_seal(path: Path) -> None:
         about = os.fstat(file.fileno())
         times = (about.st_mtime_ns, about.st_ctime_ns)
         state = (about.st_dev, about.st_ino, about.st_size, *times)
-        if state in _whole:
+        if state in _valid_files:
             return
         at = _position(file, about.st_size)
         if at is None:
@@ -106,19 +106,19 @@ def check_seal(path: Path) -> None:
         if file.read(LENGTH) != _digest(file, at):
             raise ValueError(f"{path}: is damaged: its bytes are not those that were written (its checksum differs)")
     if max(times) < (time.time() - SETTLED) * 1e9:
-        _remember(state)
+        _add_valid_file(state)
 
 
-def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a JSON object with their seal."""
+def with_seal(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a JSON object with their seal."""
     return {**values, KEY: digest_of_values(values)}
 
 
-def unsealed(path: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a JSON object without its seal.
+def without_seal(path: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Check the seal of a JSON object, and return its values without it.
 
     Raises:
-        ValueError: there is one, and the values are others than those that were written.
+        ValueError: there is a seal, and the values differ from those that were written.
     """
     names = [name for name in values if len(name) == len(KEY) and sum(map(str.__ne__, name, KEY)) <= 1]
     if not names:

@@ -15,7 +15,7 @@ def take_rows(values: Tensor, rows: Tensor | slice) -> Tensor:
     return embedding(rows, values[:, None].flatten(1)).view(rows.shape + values.shape[1:])
 
 
-def moved(values: Tensor, device: torch.device) -> Tensor:
+def to_device(values: Tensor, device: torch.device) -> Tensor:
     """`values` on `device`; what CUDA still has to do is not waited for.
 
     Elsewhere it is: MPS may read what it copies only after that has been released (pytorch issue 189690), and what

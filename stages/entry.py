@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NoReturn, TypeVar
 
-from camp_model.files import NO_ROOM, NOT_OURS
-from camp_model.seal import remember_in
+from camp_model.files import ACCESS_ERRORS, DISK_ERRORS
+from camp_model.seal import set_seal_cache
 from stages.cost import file_name, record_cost
 from stages.errors import InputError
 from stages.garbage import exempt_from_collection
@@ -160,7 +160,7 @@ def _check_outputs() -> None:
 def _unwritable(error: OSError) -> str:
     """The message for a path that cannot be written: free space and what to do, or that this user lacks permission."""
     path = Path(os.fsdecode(error.filename) if error.filename else Path.cwd())
-    if error.errno in NOT_OURS:
+    if error.errno in ACCESS_ERRORS:
         return (
             f"{path}: {os.strerror(error.errno)}; expected that this user may read and write it, and nothing else there"
         )
@@ -216,13 +216,13 @@ def _running_stage() -> Iterator[None]:
     interrupted = signal.getsignal(signal.SIGINT)
     if interrupted is signal.default_int_handler:  # otherwise it may be ignored on purpose
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    remember_in(SEAL_CACHE)
+    set_seal_cache(SEAL_CACHE)
     try:
         # Of a training's processes, only the first prints.
         with reporting_progress(QUIET_SECONDS) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
             yield
     finally:
-        remember_in(None)
+        set_seal_cache(None)
         signal.signal(signal.SIGINT, interrupted)
 
 
@@ -279,7 +279,7 @@ def stage_main(run: Callable[[], None], arguments: bool = False) -> None:
     except BrokenPipeError:
         exit_on_broken_pipe()
     except OSError as error:
-        if error.errno not in NO_ROOM and not (error.errno in NOT_OURS and error.filename):
+        if error.errno not in DISK_ERRORS and not (error.errno in ACCESS_ERRORS and error.filename):
             raise
         print(f"error: {_unwritable(error)}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -11,7 +11,7 @@ from stages.contracts import hashes_of, input_errors, read_fingerprint
 from stages.device import Precision, choose_device
 from stages.entry import read_params, stage_main
 from stages.evaluation.folds import folds_of, read_split
-from stages.evaluation.loading import load_models, read_as, read_lexicon
+from stages.evaluation.loading import load_models, read_lexicon, read_with_oov_words
 from stages.evaluation.measuring import measure_split
 from stages.evaluation.other_gates import with_gates
 from stages.evaluation.recall_table import coarse, recall_text
@@ -51,7 +51,7 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
     splits = {name: read_split(name, captions, store) for name in params.splits}
     folders = [model, *map(named_path, params.ensemble)]
     models = load_models(folders, store, vocabulary, device)
-    splits, lexicon = read_as(models, vocabulary, splits, read_lexicon(params, captions, vocabulary))
+    splits, lexicon = read_with_oov_words(models, vocabulary, splits, read_lexicon(params, captions, vocabulary))
     first = splits[params.splits[0]]
     models = [with_gates(params, *loaded, store, first) for loaded in zip(folders, models, strict=True)]
     as_trained = params.gates == "trained" and not params.ensemble

@@ -99,7 +99,7 @@ def train(
                 "detector": info.detector, "dataset": task_hash(paths.captions / "val.parquet", paths.images),
                 "val_rsum": rsum, "precision": params.train.precision, "joint_weight": params.train.joint_weight,
                 "results": hashes_of(numbers), "start_from": params.train.start_from, "loss": params.train.loss,
-                "start_end": splits["train"].captions.framed,
+                "start_end": splits["train"].captions.has_start_end,
             }  # fmt: skip
             publish(resume.best(progress.best_epoch), paths.model, fingerprint)
             run.log_metrics({f"train/{name}": value for name, value in trainer.pace.metrics().items()}, progress.step)

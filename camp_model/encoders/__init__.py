@@ -4,6 +4,6 @@ Neither output is L2-normalised: gates are inner products and open or close only
 """
 
 from camp_model.encoders.base import TextEncoder, length_mask
-from camp_model.encoders.regions import PLACE, RegionEncoder, region_places
+from camp_model.encoders.regions import LOCATION_DIM, RegionEncoder, region_locations
 
-__all__ = ["PLACE", "RegionEncoder", "TextEncoder", "length_mask", "region_places"]
+__all__ = ["LOCATION_DIM", "RegionEncoder", "TextEncoder", "length_mask", "region_locations"]

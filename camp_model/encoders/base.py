@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from camp_model.config import CampConfig
-from camp_model.further_words import FIRST
-from camp_model.tensors import moved
+from camp_model.out_of_vocabulary import FIRST_OOV_ID
+from camp_model.tensors import to_device
 from camp_model.vocabulary import UNK, Vocabulary
 
 SERVING_BYTES = 2**26
@@ -56,7 +56,7 @@ class TextEncoder(nn.Module, ABC):
         """Whether words outside the vocabulary can be read; otherwise they are <unk>."""
         return False
 
-    def further_ids(self, words: Sequence[str]) -> list[int]:
+    def oov_ids(self, words: Sequence[str]) -> list[int]:
         """Ids of words outside the vocabulary; that of <unk> for words that cannot be read."""
         return [UNK] * len(words)
 
@@ -72,7 +72,7 @@ class TextEncoder(nn.Module, ABC):
         return {}
 
     @classmethod
-    def restored(cls, config: CampConfig, facts: dict[str, Any]) -> Self:
+    def from_facts(cls, config: CampConfig, facts: dict[str, Any]) -> Self:
         """Make the encoder of a checkpoint, before its weights are loaded.
 
         Raises:
@@ -80,7 +80,7 @@ class TextEncoder(nn.Module, ABC):
         """
         return cls(config)
 
-    def remember(self, tokens: Tensor, lengths: Tensor) -> bool:
+    def cache_states(self, tokens: Tensor, lengths: Tensor) -> bool:
         """Encode captions and cache the result, if the encoder caches captions.
 
         Returns:
@@ -92,7 +92,7 @@ class TextEncoder(nn.Module, ABC):
         """Encode captions; padding becomes zero.
 
         Args:
-            tokens: int64 [C, N] word ids, of the vocabulary or of `camp_model.further_words`.
+            tokens: int64 [C, N] word ids, of the vocabulary or of `camp_model.out_of_vocabulary`.
             lengths: int64 [C] real words of each caption.
             dropout: applied to the word embeddings.
 
@@ -114,7 +114,7 @@ class TextEncoder(nn.Module, ABC):
         if len(wrong):
             row = int(wrong[0])
             raise ValueError(f"caption {row} of the batch: length {int(lengths[row])} is not between 1 and {size}")
-        real = moved(length_mask(lengths, size), tokens.device)
+        real = to_device(length_mask(lengths, size), tokens.device)
         if not self.reads_spelling:
-            tokens = tokens.masked_fill(tokens >= FIRST, UNK)
+            tokens = tokens.masked_fill(tokens >= FIRST_OOV_ID, UNK)
         return self.encode(tokens, lengths, dropout).masked_fill(~real[..., None], 0.0)

@@ -6,7 +6,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from camp_model.config import CampConfig
 from camp_model.encoders.base import TextEncoder
-from camp_model.tensors import moved
+from camp_model.tensors import to_device
 
 
 class GruEncoder(TextEncoder):
@@ -23,11 +23,13 @@ class GruEncoder(TextEncoder):
         embedded = dropout(self.embedding(tokens))
         # Sorted here: sorted there, how to sort back is fetched from a GPU, with a wait for all that it still computes.
         lengths, order = lengths.sort(descending=True)
-        packed = pack_padded_sequence(embedded.index_select(0, moved(order, tokens.device)), lengths, batch_first=True)
+        packed = pack_padded_sequence(
+            embedded.index_select(0, to_device(order, tokens.device)), lengths, batch_first=True
+        )
         # Under autocast cuDNN's GRU takes float16, also where bfloat16 is asked for, whose gradients nothing scales.
         with torch.autocast(tokens.device.type, enabled=False):
             states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=tokens.shape[1])
-        forward, backward = states.index_select(0, moved(order.argsort(), tokens.device)).chunk(2, dim=-1)
+        forward, backward = states.index_select(0, to_device(order.argsort(), tokens.device)).chunk(2, dim=-1)
         return (forward + backward) / 2
 
     def word_embeddings(self) -> Tensor:

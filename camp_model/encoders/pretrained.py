@@ -21,23 +21,23 @@ from camp_model.packages import PREFIX, names_folder, package_folder
 from camp_model.vocabulary import SPECIALS, UNK
 
 LONGEST_WORD = 16
-"""Pieces of a word at most; what follows in a longer one is left out."""
+"""Largest number of pieces of a word; further ones are dropped."""
 UNLIMITED = 512
-"""Pieces that a network reads at once which states no limit."""
-OF_THIS_MACHINE = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")
-"""What a config says besides the network's shape."""
-_CUTTING = threading.Lock()
-"""Tokenizers are not for several threads at once."""
+"""Largest number of input pieces of a network that states no limit."""
+NOT_ARCHITECTURE = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")
+"""Keys of a config that do not describe the network's architecture."""
+_TOKENIZER_LOCK = threading.Lock()
+"""Tokenizers are not thread-safe."""
 
 PROBED = "the of and in on with is two man woman people dog The Dog"
 PROBES = (*PROBED.split(), *string.ascii_lowercase)
-"""Words by whose pieces a tokenizer is known again."""
+"""Words whose pieces identify a tokenizer."""
 
 T = TypeVar("T")
 
 
-def weights_place(source: str) -> str:
-    """Where transformers finds what `source` names: the folder in a package, or the folder or hub name itself.
+def weights_location(source: str) -> str:
+    """The location of the weights of `source`: the folder in a package, or the folder or hub name itself.
 
     Raises:
         ValueError: the package is not installed, or holds no transformer.
@@ -59,8 +59,8 @@ def sha256_of_weights(place: str) -> str:
     return digest.hexdigest()
 
 
-def _check_place(source: str, place: str) -> None:
-    """ValueError where a folder is meant, by the form of its name, and none is there."""
+def _check_folder_exists(source: str, place: str) -> None:
+    """Raise ValueError if the name has the form of a folder, and there is no such folder."""
     if names_folder(place) and not Path(place).is_dir():
         raise ValueError(
             f"model.transformer: {source:.200}: is not a folder; expected one, a name of the hub, or {PREFIX}NAME"
@@ -73,23 +73,23 @@ def load_text_network(source: str) -> nn.Module:
     Raises:
         ValueError: it cannot be loaded, or is no encoder of text; the message names `source`.
     """
-    place = weights_place(source)
-    _check_place(source, place)
+    place = weights_location(source)
+    _check_folder_exists(source, place)
 
     def load(library: Any) -> Any:
         config = library.AutoConfig.from_pretrained(place, trust_remote_code=False).get_text_config()
-        return _kind(library, config).from_pretrained(
+        return _model_class(library, config).from_pretrained(
             place, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True,
             ignore_mismatched_sizes=True,
         )  # fmt: skip
 
     with torch.device("cpu"):
-        whole, weights = _loaded(source, "a transformer with safetensors", load)
-        network = _encoder(source, whole)
+        pretrained, weights = _load_quietly(source, "a transformer with safetensors", load)
+        network = _encoder(source, pretrained)
         # The library makes random ones in their place.
         wrong = dict.fromkeys(weights["missing_keys"], "is missing")
         wrong |= {name: f"is {list(there)}, not {list(here)}" for name, there, here in weights["mismatched_keys"]}
-        random = [name for name in whole.state_dict() if name in wrong and not name.startswith("pooler.")]
+        random = [name for name in pretrained.state_dict() if name in wrong and not name.startswith("pooler.")]
         if random:
             name, why = random[0], wrong[random[0]]
             raise ValueError(
@@ -115,12 +115,12 @@ def network_of(architecture: dict[str, Any]) -> nn.Module:
 
     def make(library: Any) -> Any:
         config = library.AutoConfig.for_model(**architecture)
-        return _kind(library, config)._from_config(config)
+        return _model_class(library, config)._from_config(config)
 
-    return _encoder("architecture", _loaded("architecture", "what transformers knows", make))
+    return _encoder("architecture", _load_quietly("architecture", "what transformers knows", make))
 
 
-def _kind(library: Any, config: Any) -> Any:
+def _model_class(library: Any, config: Any) -> Any:
     """The class of the encoder of text that a config is of."""
     for known in (library.MODEL_FOR_TEXT_ENCODING_MAPPING, library.MODEL_MAPPING):  # the first: of T5 the encoder alone
         if type(config) in known:
@@ -135,7 +135,7 @@ def _kind(library: Any, config: Any) -> Any:
 def architecture_of(network: Any) -> dict[str, Any]:
     """The shape of a network as plain values."""
     values: dict[str, Any] = json.loads(network.config.to_json_string())
-    return {name: value for name, value in values.items() if name not in OF_THIS_MACHINE}
+    return {name: value for name, value in values.items() if name not in NOT_ARCHITECTURE}
 
 
 def longest_input(network: Any) -> int:
@@ -147,20 +147,20 @@ def longest_input(network: Any) -> int:
     return (int(positions) if positions > 0 else UNLIMITED) - max(padding, default=-1) - 1
 
 
-def word_pieces(source: str, words: Sequence[str]) -> list[list[int]]:
-    """The pieces of each word of a vocabulary, as `PieceCutter` cuts them; <pad> has none.
+def subwords_of(source: str, words: Sequence[str]) -> list[list[int]]:
+    """The pieces of each word of a vocabulary, as `SubwordTokenizer` splits them; <pad> has none.
 
     Raises:
         ValueError: there is no tokenizer; the message names `source`.
     """
-    cutter = PieceCutter(source)
-    return [*cutter.specials, *cutter.cut(words[len(SPECIALS) :])]
+    tokenizer = SubwordTokenizer(source)
+    return [*tokenizer.specials, *tokenizer.tokenize(words[len(SPECIALS) :])]
 
 
-class PieceCutter:
-    """The tokenizer of `source` (as `CampConfig.transformer`), which cuts words into pieces as it does in a sentence.
+class SubwordTokenizer:
+    """The tokenizer of `source` (as `CampConfig.transformer`), which splits words into subwords, here called pieces.
 
-    A word has the same pieces wherever it stands: those that it has behind another one.
+    A word always has the same pieces, those that it has after another word in a sentence.
 
     Raises:
         ValueError: there is no tokenizer; the message names `source`.
@@ -170,14 +170,14 @@ class PieceCutter:
     """Pieces of <pad>, <start>, <end> and <unk>: none, what is put before and after a sentence, the unknown piece."""
 
     def __init__(self, source: str) -> None:
-        place = weights_place(source)
+        place = weights_location(source)
         known = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
         if Path(place).is_dir() and not any(next(Path(place).glob(name), None) for name in known):
             raise ValueError(
                 f"model.transformer: {source:.200}: holds no tokenizer; expected one of {', '.join(known)}"
             )
         self.source = source
-        _loaded(source, "a tokenizer", lambda library: self._load(library, place))
+        _load_quietly(source, "a tokenizer", lambda library: self._load(library, place))
 
     def _load(self, library: Any, place: str) -> None:
         self._tokenizer = tokenizer = library.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
@@ -191,11 +191,11 @@ class PieceCutter:
         self.specials = [[], sentence[:begin], sentence[begin + len(before) :], unknown]
 
     def _pieces(self, texts: list[str], whole: bool = False) -> list[list[int]]:
-        with _CUTTING:
+        with _TOKENIZER_LOCK:
             pieces: list[list[int]] = self._tokenizer(texts, add_special_tokens=whole, truncation=False)["input_ids"]
         return pieces
 
-    def cut(self, words: Sequence[str]) -> list[list[int]]:
+    def tokenize(self, words: Sequence[str]) -> list[list[int]]:
         """The pieces of each word; the unknown piece for a word of which nothing is left.
 
         Raises:
@@ -206,7 +206,7 @@ class PieceCutter:
         try:
             # Behind another word: many tokenizers spell the first word of a text otherwise than all that follow.
             inside, alone = self._pieces([f"a {word}" for word in words]), self._pieces(list(words))
-        except Exception as error:  # whatever a folder of another's making brings about in the library
+        except Exception as error:  # a damaged or foreign folder may raise any error in the library
             raise ValueError(
                 f"model.transformer: {self.source:.200}: its tokenizer fails ({' '.join(str(error).split()):.300})"
             ) from None
@@ -217,12 +217,12 @@ class PieceCutter:
         ]
         return [pieces[:LONGEST_WORD] or self.specials[UNK] for pieces in chosen]
 
-    def cut_known(self, words: Sequence[str]) -> list[list[int]]:
-        """As `cut`, with the unknown piece for a word on which the tokenizer fails."""
+    def tokenize_or_unknown(self, words: Sequence[str]) -> list[list[int]]:
+        """As `tokenize`, with the unknown piece for a word on which the tokenizer fails."""
         try:
-            return self.cut(words)
+            return self.tokenize(words)
         except ValueError:
-            alone = [self.cut_known([word]) for word in words] if len(words) > 1 else []
+            alone = [self.tokenize_or_unknown([word]) for word in words] if len(words) > 1 else []
             return [pieces for (pieces,) in alone] or [self.specials[UNK]]
 
 
@@ -230,7 +230,7 @@ def _encoder(source: str, network: Any) -> nn.Module:
     sizes = all(hasattr(network.config, name) for name in ("hidden_size", "vocab_size"))
     decodes = getattr(network.config, "is_encoder_decoder", False) and hasattr(network, "decoder")
     if decodes or not sizes:
-        raise _no_encoder(source, network, "")
+        raise _not_an_encoder(source, network, "")
     if hasattr(network, "shared"):  # T5's, a table of pieces that its encoder holds, too
         network = network.encoder
     if hasattr(network, "pooler"):
@@ -250,22 +250,22 @@ def _check_states(source: str, network: Any) -> None:
                 for ids, mask in ((pieces, pieces >= 0), (padded, torch.arange(16) < 8))
             )
         fits = alone.shape == beside.shape == (8, network.config.hidden_size)
-    except Exception as error:  # whatever a network asks for besides
-        raise _no_encoder(source, network, f" ({' '.join(str(error).split()):.300})") from None
+    except Exception as error:  # a network may need other inputs
+        raise _not_an_encoder(source, network, f" ({' '.join(str(error).split()):.300})") from None
     if not fits:
-        raise _no_encoder(source, network, f" (gives {list(alone.shape)} for 8 pieces)")
+        raise _not_an_encoder(source, network, f" (gives {list(alone.shape)} for 8 pieces)")
     if not (alone - beside).norm() <= 1e-4 * alone.norm():
-        raise _no_encoder(source, network, ", in which what a word is changes with the padding behind a caption")
+        raise _not_an_encoder(source, network, ", in which what a word is changes with the padding behind a caption")
 
 
-def _no_encoder(source: str, network: Any, why: str) -> ValueError:
+def _not_an_encoder(source: str, network: Any, why: str) -> ValueError:
     return ValueError(
         f"model.transformer: {source:.200}: is a {network.config.model_type}{why}; expected an encoder of text"
     )
 
 
-def _loaded(source: str, expected: str, load: Callable[[Any], T]) -> T:
-    """What `load` makes with the library transformers, which says nothing meanwhile."""
+def _load_quietly(source: str, expected: str, load: Callable[[Any], T]) -> T:
+    """Return what `load` makes with the library transformers, whose messages are suppressed."""
     try:
         library = importlib.import_module("transformers")
         messages = importlib.import_module("transformers.utils.logging")
@@ -278,7 +278,7 @@ def _loaded(source: str, expected: str, load: Callable[[Any], T]) -> T:
     messages.disable_progress_bar()
     try:
         return load(library)
-    except Exception as error:  # whatever a folder of another's making brings about in the library
+    except Exception as error:  # a damaged or foreign folder may raise any error in the library
         why = " ".join(str(error).split())
         raise ValueError(
             f"model.transformer: {source:.200}: cannot be loaded ({why:.300}); expected {expected}"

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-PLACE = 4
-"""Numbers of a place: the middle of the box across and down, from -1 to 1, its area, and its lower edge."""
+LOCATION_DIM = 4
+"""Numbers of a location: the horizontal and vertical centre of the box, from -1 to 1, its area, and its lower edge."""
 
 
-def region_places(features: Tensor, geometry: float) -> Tensor:
-    """Where regions lie: [..., region_dim] -> [..., PLACE].
+def region_locations(features: Tensor, geometry: float) -> Tensor:
+    """The locations of regions: [..., region_dim] -> [..., LOCATION_DIM].
 
     Args:
         features: end with the corners of the box, from -1 to 1, and its area, all of them `geometry` times.

@@ -16,19 +16,19 @@ from camp_model.encoders.base import SERVING_BYTES, TextEncoder, length_mask
 from camp_model.encoders.pretrained import (
     LONGEST_WORD,
     PROBES,
-    PieceCutter,
+    SubwordTokenizer,
     architecture_of,
     load_text_network,
     longest_input,
     network_of,
     sha256_of_weights,
-    weights_place,
-    word_pieces,
+    subwords_of,
+    weights_location,
 )
 from camp_model.encoders.word_states import WordStates
-from camp_model.further_words import FIRST, FURTHER_WORDS, HELD
+from camp_model.out_of_vocabulary import FIRST_OOV_ID, MAX_OOV_WORDS, OOV_WORDS
 from camp_model.packages import PREFIX
-from camp_model.tensors import moved
+from camp_model.tensors import to_device
 from camp_model.vocabulary import END, SPECIALS, START, UNK, Vocabulary
 
 AT_ONCE = 64
@@ -69,11 +69,11 @@ class TransformerEncoder(TextEncoder):
         self._states = WordStates()
         # A name of the hub is not asked for its tokenizer while a sentence waits.
         self._has_tokenizer = config.transformer.startswith(PREFIX) or Path(config.transformer).is_dir()
-        self._cutter: PieceCutter | None = None
+        self._tokenizer: SubwordTokenizer | None = None
         self._probes: list[list[int]] = []
         """Pieces of `PROBES`; none in a checkpoint from before them."""
-        self._further: dict[int, list[int]] = {}
-        """Pieces of words outside the vocabulary, by their ids."""
+        self._oov_pieces: dict[int, list[int]] = {}
+        """Id of a word outside the vocabulary (OOV) -> its pieces."""
 
     @property
     def network(self) -> nn.Module:
@@ -87,7 +87,7 @@ class TransformerEncoder(TextEncoder):
 
     def read_vocabulary(self, vocabulary: Vocabulary) -> None:
         """As `TextEncoder.read_vocabulary`: the pieces of every word."""
-        pieces = word_pieces(self.config.transformer, [*vocabulary.words, *PROBES])
+        pieces = subwords_of(self.config.transformer, [*vocabulary.words, *PROBES])
         self._set_pieces(pieces[: len(vocabulary)])
         self._probes = pieces[len(vocabulary) :]
 
@@ -109,9 +109,9 @@ class TransformerEncoder(TextEncoder):
         """As `TextEncoder.reads_spelling`."""
         return self._has_tokenizer
 
-    def further_ids(self, words: Sequence[str]) -> list[int]:
-        """As `TextEncoder.further_ids`."""
-        ids = FURTHER_WORDS.ids(words) if self._has_tokenizer else [UNK] * len(words)
+    def oov_ids(self, words: Sequence[str]) -> list[int]:
+        """As `TextEncoder.oov_ids`."""
+        ids = OOV_WORDS.ids(words) if self._has_tokenizer else [UNK] * len(words)
         return [UNK if unread else number for number, unread in zip(ids, self.unread(ids), strict=True)]
 
     def unread(self, ids: Sequence[int]) -> list[bool]:
@@ -121,50 +121,52 @@ class TransformerEncoder(TextEncoder):
         return [number >= UNK and set(its) <= unknown for number, its in pieces]
 
     def _pieces_of(self, ids: Sequence[int]) -> list[list[int]]:
-        """The pieces of words by their ids; the unknown piece for further words where no tokenizer can be asked."""
-        held = self._further if len(self._further) < HELD else {}
-        new = [number for number in dict.fromkeys(ids) if number >= FIRST and number not in held]
-        held |= zip(new, self._cut(FURTHER_WORDS.words(new)), strict=True)
-        self._further = held
-        return [held[number] if number >= FIRST else self._pieces[number] for number in ids]
+        """The pieces of words by their ids; the unknown piece for OOV words where no tokenizer can be asked."""
+        known = self._oov_pieces if len(self._oov_pieces) < MAX_OOV_WORDS else {}
+        new = [number for number in dict.fromkeys(ids) if number >= FIRST_OOV_ID and number not in known]
+        known |= zip(new, self._tokenize(OOV_WORDS.words(new)), strict=True)
+        self._oov_pieces = known
+        return [known[number] if number >= FIRST_OOV_ID else self._pieces[number] for number in ids]
 
-    def _cut(self, words: Sequence[str]) -> list[list[int]]:
-        if words and self._has_tokenizer and self._cutter is None:
+    def _tokenize(self, words: Sequence[str]) -> list[list[int]]:
+        if words and self._has_tokenizer and self._tokenizer is None:
             try:
-                self._cutter = self._own_cutter()
+                self._tokenizer = self._load_tokenizer()
             except ValueError:  # gone since the training
                 self._has_tokenizer = False
-        if not words or self._cutter is None:
+        if not words or self._tokenizer is None:
             return [self._pieces[UNK]] * len(words)
         largest = int(self.network.config.vocab_size) - 1  # type: ignore[union-attr, arg-type]
-        return [pieces if max(pieces) <= largest else self._pieces[UNK] for pieces in self._cutter.cut_known(words)]
+        tokenized = self._tokenizer.tokenize_or_unknown(words)
+        return [pieces if max(pieces) <= largest else self._pieces[UNK] for pieces in tokenized]
 
-    def _own_cutter(self) -> PieceCutter:
-        """The tokenizer that the words of the vocabulary were cut with.
+    def _load_tokenizer(self) -> SubwordTokenizer:
+        """Load the tokenizer that split the words of the vocabulary into pieces.
 
         Raises:
             ValueError: there is none, or another.
         """
-        cutter = PieceCutter(self.config.transformer)
-        if cutter.specials != self._pieces[: len(SPECIALS)] or (self._probes and cutter.cut(PROBES) != self._probes):
+        tokenizer = SubwordTokenizer(self.config.transformer)
+        probes = tokenizer.tokenize(PROBES) if self._probes else []
+        if tokenizer.specials != self._pieces[: len(SPECIALS)] or probes != self._probes:
             raise ValueError(f"model.transformer: {self.config.transformer:.200}: has another tokenizer")
-        return cutter
+        return tokenizer
 
     def facts(self) -> dict[str, Any]:
         """As `TextEncoder.facts`."""
         if self._packaged:
-            about: dict[str, Any] = {"sha256": sha256_of_weights(weights_place(self.config.transformer))}
+            about: dict[str, Any] = {"sha256": sha256_of_weights(weights_location(self.config.transformer))}
         else:
             about = {"architecture": architecture_of(self.network)}
         return about | {"pieces": self._pieces, "probes": self._probes}
 
     @classmethod
-    def restored(cls, config: CampConfig, facts: dict[str, Any]) -> Self:
-        """As `TextEncoder.restored`."""
+    def from_facts(cls, config: CampConfig, facts: dict[str, Any]) -> Self:
+        """As `TextEncoder.from_facts`."""
         if "architecture" in facts:
             encoder = cls(config, network_of(facts["architecture"]))
         else:
-            own = sha256_of_weights(weights_place(config.transformer))
+            own = sha256_of_weights(weights_location(config.transformer))
             if own != facts.get("sha256"):
                 raise ValueError(
                     f"model.transformer: {config.transformer}: has sha256 {own}, but the model was trained on "
@@ -183,10 +185,10 @@ class TransformerEncoder(TextEncoder):
 
     def limit_cache(self, size: int = SERVING_BYTES) -> None:
         """As `TextEncoder.limit_cache`."""
-        self._states.room = size
+        self._states.max_bytes = size
 
-    def remember(self, tokens: Tensor, lengths: Tensor) -> bool:
-        """As `TextEncoder.remember`."""
+    def cache_states(self, tokens: Tensor, lengths: Tensor) -> bool:
+        """As `TextEncoder.cache_states`."""
         if self.frozen and not self._states.is_full:
             self._frozen_states(tokens, lengths)
         return self.frozen and not self._states.is_full
@@ -213,9 +215,9 @@ class TransformerEncoder(TextEncoder):
         """
         if not len(self.piece_table):
             raise ValueError("text encoder: knows no words yet; call read_vocabulary first")
-        lengths = moved(lengths, tokens.device)
+        lengths = to_device(lengths, tokens.device)
         words, table, sizes = self._table(tokens.where(length_mask(lengths, tokens.shape[1]), 0))
-        words, counts = self._framed(words, lengths, sizes)  # [C, N + 2]
+        words, counts = self._add_start_end(words, lengths, sizes)  # [C, N + 2]
         order = counts.sum(1).argsort(stable=True)
         states = [self._means(table, words[rows], counts[rows]) for rows in torch.split(order, AT_ONCE)]
         return torch.cat(states)[order.argsort()][:, 1:-1]
@@ -243,7 +245,7 @@ class TransformerEncoder(TextEncoder):
 
         That of the vocabulary, with a row more for each word outside it that occurs.
         """
-        further = tokens >= FIRST
+        further = tokens >= FIRST_OOV_ID
         if not further.any():
             return tokens, self.piece_table, self.piece_counts
         ids, places = torch.unique(tokens[further], return_inverse=True)
@@ -254,7 +256,7 @@ class TransformerEncoder(TextEncoder):
         sizes = torch.cat([self.piece_counts, self.piece_counts.new_tensor([len(word) for word in pieces])])
         return tokens.masked_scatter(further, len(self.piece_table) + places), table, sizes
 
-    def _framed(self, tokens: Tensor, lengths: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    def _add_start_end(self, tokens: Tensor, lengths: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """Captions between <start> and <end>, once each, and how many pieces of each word the network is to read.
 
         Args:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from camp_model.tensors import moved
+from camp_model.tensors import to_device
 
-KEPT_BYTES = 4 * 2**30
-"""Of kept states at most, for each encoder; what lies around them takes a sixth more. 40,000 captions of 12 words, 384
-wide: 0.4 of 4 GiB."""
+CACHE_BYTES = 4 * 2**30
+"""Largest size of the cached states of one encoder; overhead adds a sixth. 40,000 captions of 12 words, 384 wide: 0.4
+of 4 GiB."""
 AT_ONCE = 256
 """Captions that the network reads at a time."""
 LARGEST = torch.finfo(torch.float16).max
@@ -20,16 +20,16 @@ LARGEST = torch.finfo(torch.float16).max
 class WordStates:
     """States [n, width] of captions by their word ids, float16 on the CPU.
 
-    What is handed out is always rounded to float16, so that it is the same whether it was kept or not. Where the room
-    is used up, nothing more is kept, and further captions are read each time.
+    States are always rounded to float16, so that they are the same whether they were cached or not. When the cache is
+    full, further captions are read each time.
     """
 
     def __init__(self) -> None:
         self._states: dict[bytes, Tensor] = {}
         self._bytes = 0
         self.is_full = False
-        self.room = KEPT_BYTES
-        """Bytes of states at most."""
+        self.max_bytes = CACHE_BYTES
+        """Largest size of the states."""
 
     def __len__(self) -> int:
         return len(self._states)
@@ -61,7 +61,7 @@ class WordStates:
         padded = pad_sequence([states[key] if key in states else self._states[key] for key in keys], batch_first=True)
         self._keep(states)
         missing = tokens.shape[1] - padded.shape[1]
-        return moved(torch.nn.functional.pad(padded, (0, 0, 0, missing)), tokens.device)
+        return to_device(torch.nn.functional.pad(padded, (0, 0, 0, missing)), tokens.device)
 
     @staticmethod
     def _read(
@@ -79,7 +79,7 @@ class WordStates:
 
     def _keep(self, states: dict[bytes, Tensor]) -> None:
         size = sum(state.numel() * state.element_size() for state in states.values())
-        self.is_full = self.is_full or self._bytes + size > self.room
+        self.is_full = self.is_full or self._bytes + size > self.max_bytes
         if not self.is_full:
             self._states |= states
             self._bytes += size

@@ -115,8 +115,8 @@ class Matcher(nn.Module, ABC):
         """Score prepared images with prepared captions: aligned (`PAIRS`, [P]) or all with all (`TILES`, [I, C])."""
 
     @property
-    def reads_places(self) -> bool:
-        """Whether encoded regions must end with their places (`camp_model.encoders.region_places`)."""
+    def reads_locations(self) -> bool:
+        """Whether encoded regions must end with their locations (`camp_model.encoders.region_locations`)."""
         return False
 
     @property
@@ -139,7 +139,7 @@ class Matcher(nn.Module, ABC):
         Raises:
             ValueError: there are no gates.
         """
-        raise ValueError(f"train.gate_supervision: needs gates, but {self.config.why_no_gates()}")
+        raise ValueError(f"train.gate_supervision: needs gates, but {self.config.no_gates_reason()}")
 
     def kernel_plan(self) -> KernelPlan | None:
         """What the CPU kernel needs to score prepared pairs; None where it cannot."""

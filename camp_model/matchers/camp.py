@@ -37,8 +37,8 @@ class CampMatcher(Matcher):
             nn.init.zeros_(self.matching.output.weight)  # begins as a joint embedding
 
     @property
-    def reads_places(self) -> bool:
-        """As `Matcher.reads_places`, for `gate_evidence`."""
+    def reads_locations(self) -> bool:
+        """As `Matcher.reads_locations`, for `gate_evidence`."""
         return self.messages is not None and self.messages.evidence is not None
 
     @property
@@ -49,7 +49,7 @@ class CampMatcher(Matcher):
     @property
     def cosine(self) -> CosineMatching | None:
         """As `Matcher.cosine`."""
-        is_added_to = self.joint is not None or self.reads_places
+        is_added_to = self.joint is not None or self.reads_locations
         return self.matching if isinstance(self.matching, CosineMatching) and not is_added_to else None
 
     def prepare_regions(self, regions: Tensor, mask: Tensor) -> Prepared:

@@ -3,7 +3,7 @@
 Attention is normalised, so a message says what the regions of a word look like, but not how many there are, and a
 pooled pair no longer says where they were. Here each word selects, from the caption alone, two other words as its
 arguments: for "left", what is on the left and what it is left of; for "two", the noun that it counts. With p_i the
-place of region i (`camp_model.encoders.region_places`; a learnt encoding would lose it), s_ij whether two boxes
+place of region i (`camp_model.encoders.region_locations`; a learnt encoding would lose it), s_ij whether two boxes
 surround the same object, x_li the affinity of word l, and a_li its attention:
 
     b_kjl  = softmax_l (<q_kj, k_kl> / 8 + d_k(l - j))     argument k = 1, 2 of word j, from the caption alone
@@ -23,7 +23,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from camp_model.encoders import PLACE
+from camp_model.encoders import LOCATION_DIM
 from camp_model.matchers.matching import at_least_float32
 from camp_model.matchers.pooling import masked_softmax
 from camp_model.matchers.prepared import Layout, Prepared
@@ -38,7 +38,7 @@ class GateEvidence(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.word = nn.Linear(dim, PLACE + COUNTS)
+        self.word = nn.Linear(dim, LOCATION_DIM + COUNTS)
         self.query, self.argument = nn.Linear(dim, 2 * KEY), nn.Linear(dim, 2 * KEY)
         # One argument before, one after: so dependence on places shows from the first step.
         away = torch.arange(-FAR, FAR + 1)
@@ -51,7 +51,7 @@ class GateEvidence(nn.Module):
     def of_regions(self, regions: Tensor, mask: Tensor) -> Tensor:
         """Place of each region, and which others are the same object: [I, R, d], bool [I, R] -> [I, R, PLACE + R]."""
         with torch.autocast(regions.device.type, enabled=False):
-            place = at_least_float32(regions[..., -PLACE:])
+            place = at_least_float32(regions[..., -LOCATION_DIM:])
             same = (SAME * (overlap(place) - 0.5)).sigmoid() * mask[:, None]
             return torch.cat([place, same], dim=-1)
 
@@ -82,7 +82,7 @@ class GateEvidence(nn.Module):
         with torch.autocast(affinity.device.type, enabled=False):
             affinity = at_least_float32(affinity)
             mask = None if images.mask is None else layout.regions(images.mask)[..., None, :]
-            place, same = images.evidence[..., : PLACE + affinity.shape[-1]].tensor_split((PLACE,), -1)
+            place, same = images.evidence[..., : LOCATION_DIM + affinity.shape[-1]].tensor_split((LOCATION_DIM,), -1)
             places = torch.einsum(layout.to_words, masked_softmax(affinity, mask), place)  # [..., N, PLACE]
             number = effective_number(masked_softmax(self.sharpness * affinity, mask), same, layout)
             first, second = layout.words(captions.arguments).unbind(-2)  # [..., N, N]

@@ -17,21 +17,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from camp_model.tensors import moved, take_rows
+from camp_model.tensors import take_rows, to_device
 
-PLACE_DIM, STATE_DIM = 32, 32
+ENCODING_DIM, STATE_DIM = 32, 32
 """Length of a place's encoding, and of the GRU's states."""
 TEMPERATURE = 0.1
 
 
-def place_encodings(count: int) -> Tensor:
+def positional_encodings(count: int) -> Tensor:
     """Sinusoidal encodings of the places 0 to `count` - 1: sines at even positions, cosines at odd ones.
 
     Returns:
-        float64 [count, PLACE_DIM].
+        float64 [count, ENCODING_DIM].
     """
     places = torch.arange(count, dtype=torch.float64)[:, None]
-    rates = torch.exp(torch.arange(0, PLACE_DIM, 2, dtype=torch.float64) * (-math.log(10_000.0) / PLACE_DIM))
+    rates = torch.exp(torch.arange(0, ENCODING_DIM, 2, dtype=torch.float64) * (-math.log(10_000.0) / ENCODING_DIM))
     return torch.stack([(places * rates).sin(), (places * rates).cos()], dim=-1).flatten(1)
 
 
@@ -40,15 +40,17 @@ class GeneralisedPooling(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.gru = nn.GRU(PLACE_DIM, STATE_DIM, batch_first=True, bidirectional=True)
+        self.gru = nn.GRU(ENCODING_DIM, STATE_DIM, batch_first=True, bidirectional=True)
         self.score = nn.Linear(STATE_DIM, 1, bias=False)
 
-    def place_weights(self, counts: Tensor, size: int) -> Tensor:
+    def position_weights(self, counts: Tensor, size: int) -> Tensor:
         """The weight of each place: int64 [...] numbers of vectors, from 1 to `size` -> [..., size], 0 beyond them."""
         distinct, row = torch.unique(counts, return_inverse=True)
         weight = self.score.weight
         with torch.autocast(weight.device.type, enabled=False):
-            encodings = moved(place_encodings(size).to(weight.dtype), weight.device).expand(len(distinct), -1, -1)
+            encodings = to_device(positional_encodings(size).to(weight.dtype), weight.device).expand(
+                len(distinct), -1, -1
+            )
             packed = pack_padded_sequence(encodings, distinct.cpu().flip(0), batch_first=True)  # the largest first
             states = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=size)[0].flip(0)
             scores = self.score((states[..., :STATE_DIM] + states[..., STATE_DIM:]) / 2).squeeze(-1) / TEMPERATURE
@@ -75,7 +77,9 @@ class GeneralisedPooling(nn.Module):
         counts = real.sum(-1)
         beyond = torch.arange(size, device=features.device) >= counts[..., None]
         # All places are beyond where nothing is real: the pooled vector is then 0.
-        weights = self.place_weights(counts.clamp(min=1), size).to(features.dtype).masked_fill(beyond, 0.0)[..., None]
+        weights = (
+            self.position_weights(counts.clamp(min=1), size).to(features.dtype).masked_fill(beyond, 0.0)[..., None]
+        )
         low = features.masked_fill(~real[..., None], torch.finfo(features.dtype).min)
         ordered, places = low.sort(dim=-2, descending=True)
         pooled = (ordered.masked_fill(beyond[..., None], 0.0) * weights).sum(-2)

@@ -14,7 +14,7 @@ from camp_model.regions.shards import (
     map_shard,
     read_header,
     read_shard,
-    storable,
+    storage_problem,
     write_shard,
 )
 from camp_model.regions.store import RegionStore, write_manifest, write_rejected
@@ -28,7 +28,7 @@ __all__ = [
     "map_shard",
     "read_header",
     "read_shard",
-    "storable",
+    "storage_problem",
     "write_manifest",
     "write_rejected",
     "write_shard",

@@ -48,7 +48,7 @@ def _shape(name: str, info: StoreInfo) -> tuple[int, ...]:
     return {"features": (info.region_dim,), "boxes": (4,)}.get(name, ())
 
 
-def storable(info: StoreInfo, regions: ImageRegions) -> str | None:
+def storage_problem(info: StoreInfo, regions: ImageRegions) -> str | None:
     """The reason why a store cannot hold these regions of an image; None if it can."""
     if not len(regions.features):
         return "no region"
@@ -81,7 +81,7 @@ def write_shard(
     for image_id, item in images:
         if len(item.features) > r or item.features.shape[1:] != (d,):
             raise ValueError(f"{image_id}: features of shape {item.features.shape}; expected at most {r} rows of {d}")
-        if reason := storable(info, item):
+        if reason := storage_problem(info, item):
             raise ValueError(f"{image_id}: {reason}")
     counts = [len(item.features) for _, item in images]
     offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
@@ -112,7 +112,7 @@ def _lists(name: str, offsets: pa.Array, rows: Sequence[Array], kind: pa.DataTyp
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _read_errors(path: Path) -> Iterator[None]:
     """Whatever a damaged file that has no seal raises is a ValueError that names it."""
     try:
         yield
@@ -168,7 +168,7 @@ def map_shard(path: Path, check: bool = True) -> MappedShard:
     Raises:
         ValueError: the file is missing, torn, or no shard.
     """
-    with _naming(path):
+    with _read_errors(path):
         batch, info, version, file = open_shard(path, check)
         columns = {}
         for name in COLUMNS:
@@ -190,7 +190,7 @@ def read_header(path: Path, check: bool = True) -> ShardHeader:
     Raises:
         ValueError: the file is missing, torn, or no shard.
     """
-    with _naming(path):
+    with _read_errors(path):
         batch, info, _, _ = open_shard(path, check)
         values = batch.schema.metadata
         return ShardHeader(

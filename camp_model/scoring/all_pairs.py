@@ -62,13 +62,13 @@ def score_matrix(
 
 
 def _with_gradients(model: PairScorer, images: Prepared, captions: Prepared) -> Tensor:
-    """As one graph, or in tiles that the backward pass computes again where that graph would be large."""
+    """Score in one graph, or, if that would be large, in tiles that the backward pass recomputes."""
 
-    def logits(some: Prepared, others: Prepared) -> Tensor:
-        return model.match(some, others, TILES).logits
+    def logits(some_images: Prepared, some_captions: Prepared) -> Tensor:
+        return model.match(some_images, some_captions, TILES).logits
 
-    def again(some: Prepared, others: Prepared) -> Tensor:
-        scores: Tensor = checkpoint(logits, some, others, use_reentrant=False, preserve_rng_state=False)
+    def recomputed(some_images: Prepared, some_captions: Prepared) -> Tensor:
+        scores: Tensor = checkpoint(logits, some_images, some_captions, use_reentrant=False, preserve_rng_state=False)
         return scores
 
     height, width = len(images.features), len(captions.features)
@@ -80,8 +80,10 @@ def _with_gradients(model: PairScorer, images: Prepared, captions: Prepared) -> 
     step_i = max(1, pairs // step_c)
     rows = []
     for i in range(0, height, step_i):
-        some = images.take(slice(i, i + step_i))
-        row = [tiles.score(again, some, captions.take(slice(c, c + step_c))) for c in range(0, width, step_c)]
+        some_images = images.take(slice(i, i + step_i))
+        row = [
+            tiles.score(recomputed, some_images, captions.take(slice(c, c + step_c))) for c in range(0, width, step_c)
+        ]
         rows.append(torch.cat(row, dim=1))
     return torch.cat(rows)
 
@@ -167,7 +169,7 @@ class Scorer:
 
     def score(self, images: Prepared, captions: Prepared, progress: Progress | None = None) -> Tensor:
         """Logits [I, C]."""
-        if self.kernel is not None and self.kernel.fits(images, captions):
+        if self.kernel is not None and self.kernel.supports(images, captions):
             return self.kernel.score(images, captions, progress)
         if self.tiles is None:
             self.tiles = Tiles(self._tile_pairs(images, captions))

@@ -54,7 +54,7 @@ def _cpu() -> str:
         return platform.processor()
 
 
-def _is_own(place: Path) -> bool:
+def _is_trusted(place: Path) -> bool:
     """Whether `place` is absolute, and is missing or belongs to this user or root and is not writable by everyone."""
     if not place.is_absolute():
         return False
@@ -81,7 +81,7 @@ def library() -> ctypes.CDLL | None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = folder / name
         with contextlib.ExitStack() as stack:
-            if not all(map(_is_own, (folder, path))):  # by others, whose code would run: build it again
+            if not all(map(_is_trusted, (folder, path))):  # by others, whose code would run: build it again
                 path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / name
             if not path.exists():
                 with replacing(path) as built:

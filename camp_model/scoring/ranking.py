@@ -13,7 +13,7 @@ from camp_model.matchers.prepared import PAIRS
 from camp_model.scoring.all_pairs import GRAPH_BYTES, Progress, pair_bytes, score_blocks
 from camp_model.scoring.fitting import in_parts
 
-CLOSE_HELD = 2**24
+MAX_CLOSE_SCORES = 2**24
 """Scores near an image's best own score that are kept before equal ones are merged."""
 
 
@@ -166,13 +166,13 @@ def _own_scores(
 ) -> Tensor:
     """Logit [C] of each caption with its image, equal to the tile's up to rounding."""
 
-    def some(part: slice) -> Tensor:
+    def score_part(part: slice) -> Tensor:
         images = caption_image[part]
         prepared = model.prepare_regions(regions[images], region_mask[images])
         return model.match(prepared, model.prepare_words(words[part], word_mask[part]), PAIRS).logits
 
     size = max(1, min(64, GRAPH_BYTES // (8 * pair_bytes(regions, words))))
-    return torch.cat(list(in_parts(some, len(words), size)))
+    return torch.cat(list(in_parts(score_part, len(words), size)))
 
 
 class _ImageQueries:
@@ -192,7 +192,7 @@ class _ImageQueries:
         self.count = torch.zeros(images, dtype=torch.int64, device=estimates.device)
         self.close: list[tuple[Tensor, Tensor, Tensor]] = []
         """Positions of images, scores near their best own one, and how many captions have that score."""
-        self.held, self.room = 0, CLOSE_HELD
+        self.close_count, self.close_limit = 0, MAX_CLOSE_SCORES
 
     def add(self, image_rows: Tensor, logits: Tensor, own: Tensor, right: Tensor) -> None:
         """Take the scores [i, c] of some images with some captions.
@@ -210,11 +210,11 @@ class _ImageQueries:
         if len(close):
             images, scores = image_rows[close[:, 0]], logits[close[:, 0], close[:, 1]]
             self.close.append((images, scores, torch.ones_like(images)))
-            self.held += len(close)
-            if self.held > self.room and scores.dtype != torch.float64:
+            self.close_count += len(close)
+            if self.close_count > self.close_limit and scores.dtype != torch.float64:
                 self._compact()
                 # As many again may come: where nearly all stay, each addition would else go through all of them.
-                self.room = max(CLOSE_HELD, 2 * self.held)
+                self.close_limit = max(MAX_CLOSE_SCORES, 2 * self.close_count)
 
     def _compact(self) -> None:
         """Forget scores below the best own one so far and, where many are left, hold equal scores of an image once,
@@ -224,8 +224,8 @@ class _ImageQueries:
             for images, scores, counts in self.close
             for above in (scores >= self.best[images],)
         ]
-        self.held = sum(len(images) for images, *_ in self.close)
-        if self.held <= CLOSE_HELD // 2:
+        self.close_count = sum(len(images) for images, *_ in self.close)
+        if self.close_count <= MAX_CLOSE_SCORES // 2:
             return
         images, scores, counts = (torch.cat(values) for values in zip(*self.close, strict=True))
         self.close = []
@@ -233,7 +233,7 @@ class _ImageQueries:
         merged = torch.zeros_like(keys).index_add_(0, where, counts)
         one = torch.empty_like(keys).scatter_(0, where, torch.arange(len(where), device=keys.device))
         self.close = [(images[one], scores[one], merged)]
-        self.held = len(keys)
+        self.close_count = len(keys)
 
     def _check(self, best: Tensor) -> None:
         """Where pairs and tiles score differently, what was forgotten counts, and ranks would be wrong unseen."""

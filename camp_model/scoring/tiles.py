@@ -104,7 +104,7 @@ class KernelTiles:
         self.tiles = Tiles(TILE[0] * TILE[1])
         self.hidden = _Linear(plan.layers[0].weight, plan.layers[0].bias, relu=True) if plan.layers else None
 
-    def fits(self, images: Prepared, captions: Prepared) -> bool:
+    def supports(self, images: Prepared, captions: Prepared) -> bool:
         """Whether these are float32 with real vectors first, at least one of each, and with gates of their own."""
         sides = (images, captions)
         return all(
@@ -132,7 +132,9 @@ class KernelTiles:
             for i in range(0, scores.shape[0], height):
                 rows = slice(i, i + height)
                 some_images = images.cut(rows, counts[0]).contiguous()
-                scores[rows, columns] = self.tiles.score(self._with(some_captions, keys), some_images, some_captions)
+                scores[rows, columns] = self.tiles.score(
+                    self._tile_scorer(some_captions, keys), some_images, some_captions
+                )
             if progress is not None:
                 progress(scores[:, columns].numel())
         if self.plan.joint is not None:
@@ -149,7 +151,7 @@ class KernelTiles:
             height, width = (height, -(-width // 2)) if width > height else (-(-height // 2), width)
         return height, width
 
-    def _with(self, captions: Prepared, keys: _Linear) -> Callable[[Prepared, Prepared], Tensor]:
+    def _tile_scorer(self, captions: Prepared, keys: _Linear) -> Callable[[Prepared, Prepared], Tensor]:
         """Logits of images with `captions`, whose keys are there already, or with some of them."""
 
         def logits(images: Prepared, some: Prepared) -> Tensor:

@@ -81,7 +81,7 @@ def file_hashes(files: Sequence[Path], cache: Path | None) -> Iterator[str | OSE
 
 
 @contextmanager
-def _naming(cache: Path | None) -> Iterator[None]:
+def _sqlite_errors(cache: Path | None) -> Iterator[None]:
     """Convert SQLite's operational errors, such as for a full disk, into an OSError that names the file."""
     try:
         yield
@@ -93,7 +93,7 @@ def _naming(cache: Path | None) -> Iterator[None]:
 
 def _open(cache: Path | None) -> sqlite3.Connection:
     """Open the table of hashes; a damaged file is replaced, because all hashes can be computed again."""
-    with _naming(cache):
+    with _sqlite_errors(cache):
         store = sqlite3.connect(cache or ":memory:", timeout=PATIENCE)
     try:
         store.execute("drop table if exists hashes")  # an earlier table, by modification time
@@ -109,14 +109,14 @@ def _instead(cache: Path | None, error: sqlite3.DatabaseError) -> sqlite3.Connec
     if it is damaged, or has a table of another form.
 
     Raises:
-        OSError: for any other error, as `_naming`.
+        OSError: for any other error, as `_sqlite_errors`.
     """
     damaged = not isinstance(error, sqlite3.OperationalError) or "column" in str(error)
     if cache is not None and damaged:
         print(f"{cache}: cannot be read ({error}); all files are hashed again", flush=True)
         cache.unlink(missing_ok=True)
         return _open(cache)
-    with _naming(cache):
+    with _sqlite_errors(cache):
         if "locked" not in str(error):
             raise error
     print(f"{cache}: another process holds it; files are hashed without it", flush=True)

@@ -121,7 +121,7 @@ def _variant_logits(model: CAMP, regions: Tensor, region_mask: Tensor, cases: Se
 
 def _gates(model: CAMP, regions: Tensor, region_mask: Tensor, cases: Sequence[Case]) -> np.ndarray | None:
     """The word gates [P, N] of the foils with their images; None if the model has no word gates."""
-    if model.config.why_no_gates():
+    if model.config.no_gates_reason():
         return None
     foils = encode_sentences(model, [variants[1] for _, variants in cases])
     gates = model.inspect_pairs(regions, region_mask, *foils).word_gates

@@ -32,7 +32,7 @@ def measure_gates(
     Returns:
         The metrics in `camp_model.gates.NAMES`, null if the model has no such gates; and the pairs, as in PAIR_SCHEMA.
     """
-    if (reason := model.config.why_no_gates()) is not None:
+    if (reason := model.config.no_gates_reason()) is not None:
         return dict.fromkeys(NAMES) | {"reason": reason}, PAIR_SCHEMA.empty_table()
     columns: dict[str, list[Any]] = {name: [] for name in PAIR_SCHEMA.names}
     generator = np.random.default_rng(0)

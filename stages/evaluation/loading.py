@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from camp_model.checkpoint import load_checkpoint
-from camp_model.encoding import as_read
+from camp_model.encoding import captions_as_read
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
@@ -59,14 +59,14 @@ def read_lexicon(params: EvaluateParams, captions: Path, vocabulary: Vocabulary)
     return LexiconIds(ids_of_kinds(words, vocabulary), ids_of_kinds(words, vocabulary, CONTENT_KINDS), foils)
 
 
-def read_as(
+def read_with_oov_words(
     models: Sequence[CAMP], vocabulary: Vocabulary, splits: Mapping[K, Fold], lexicon: LexiconIds
 ) -> tuple[dict[K, Fold], LexiconIds]:
-    """Return splits and foils with their words as models of a vocabulary read them (`as_read`)."""
+    """Return splits and foils with their words as models of a vocabulary read them (`captions_as_read`)."""
 
     def read(owner: T) -> T:
         with input_errors():
-            return replace(owner, captions=as_read(models, vocabulary, owner.captions))
+            return replace(owner, captions=captions_as_read(models, vocabulary, owner.captions))
 
     return (
         {name: read(split) for name, split in splits.items()},

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from camp_model.regions import ImageRegions, read_shard, storable, write_shard
+from camp_model.regions import ImageRegions, read_shard, storage_problem, write_shard
 from stages.detectors.base import NetworkInput, RegionExtractor
 from stages.detectors.images import RejectedImage
 from stages.errors import InputError
@@ -75,7 +75,7 @@ class ShardRun:
             self._set_aside(image, "the detector returned no region")
             return
         regions = with_geometry(regions, self.params)
-        if reason := storable(self.info, regions):
+        if reason := storage_problem(self.info, regions):
             self._set_aside(image, f"{reason} (regions.dtype: {self.info.dtype})")
             return
         self._results[image.image_id] = regions

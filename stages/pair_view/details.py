@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from camp_model.encoding import encode_sentences
-from camp_model.further_words import FIRST
 from camp_model.model import CAMP
+from camp_model.out_of_vocabulary import FIRST_OOV_ID
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import UNK, Vocabulary
 
@@ -88,7 +88,7 @@ def written_words(vocabulary: Vocabulary, text: str, ids: Sequence[int]) -> dict
     for i, token in enumerate(ids):
         if token >= UNK:
             words[i] = next(written, words[i])
-    return {"words": words, "spelt": [i for i, token in enumerate(ids) if token >= FIRST]}
+    return {"words": words, "spelt": [i for i, token in enumerate(ids) if token >= FIRST_OOV_ID]}
 
 
 def _per_mille(values: Tensor | None, index: int, *shape: int) -> list[Any] | None:

@@ -72,7 +72,7 @@ def check_sizes(params: EvaluateParams, images: Mapping[str, int]) -> None:
 
 def check_gates(gates: str, config: CampConfig) -> None:
     """Raise ValueError if the params ask for other than the trained gates of a model whose gates cannot be replaced."""
-    why = None if gates == "trained" else config.why_no_gates()
+    why = None if gates == "trained" else config.no_gates_reason()
     if gates != "trained" and why is None:
         if config.gate != "scalar":
             why = f"model.gate is {config.gate}"

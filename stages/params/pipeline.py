@@ -71,7 +71,7 @@ class Params(Section):
             )
         config = self.model.config(vocab_size=4, region_dim=1)
         check_gates(self.evaluate.gates, config)
-        if supervision and (why := config.why_no_gates()):
+        if supervision and (why := config.no_gates_reason()):
             raise ValueError(f"train.gate_supervision: {supervision:g} acts on gates, but {why}; expected 0")
         self._check_precision()
         if self.train.word_vectors is not None and self.model.text == "transformer":

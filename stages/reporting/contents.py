@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from camp_model.captions import CaptionTable
 from camp_model.checkpoint import load_checkpoint
-from camp_model.encoding import as_read
+from camp_model.encoding import captions_as_read
 from camp_model.files import sha256_of
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
@@ -79,7 +79,7 @@ def _load(inputs: Inputs) -> Loaded:
             images=read_table(inputs.dataset / "images.parquet", ("image_id", "path", "split")),
             caption_splits=read_table(inputs.dataset / "captions.parquet", ("split",))["split"].to_pylist(),
             store=RegionStore(inputs.regions),
-            captions=as_read([model], vocabulary, CaptionTable.load(inputs.captions / f"{split}.parquet")),
+            captions=captions_as_read([model], vocabulary, CaptionTable.load(inputs.captions / f"{split}.parquet")),
             vocabulary=vocabulary,
             model=model,
         )

@@ -20,7 +20,7 @@ from camp_model.vocabulary import END, START
 
 BLOCK = 256
 """Images encoded, or sentences scored, at a time."""
-HELD_BYTES = 2 * 2**30
+CACHE_BYTES = 2 * 2**30
 """Size of the encoded images of a store that are kept between requests; the rest are encoded again."""
 Encoded = tuple[Tensor, Tensor]
 """Vectors [n, L, d] and their mask [n, L]."""
@@ -40,7 +40,7 @@ class Retrieval:
         self.settings = settings
         origin = checkpoint / "fingerprint.json"
         self.detector = read_object(origin, "a checkpoint's origin").get("detector") if origin.is_file() else None
-        self.held: tuple[object, RegionStore, dict[int, Encoded]] | None = None
+        self.cached: tuple[object, RegionStore, dict[int, Encoded]] | None = None
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Return scores (between 0 and 1): of pairs with rank 1, or of the best images of a store, ranked from 1.
@@ -88,28 +88,28 @@ class Retrieval:
         manifest = path / "manifest.parquet"
         state = manifest.stat() if manifest.exists() else None
         key = state and (path.resolve(), state.st_mtime_ns, state.st_ino, state.st_size)
-        if self.held is None or self.held[0] != key:
+        if self.cached is None or self.cached[0] != key:
             store = RegionStore(path)
             if self.detector and store.detector != self.detector:
                 ours = f"this model was trained on those of {self.detector}"
                 raise ValueError(f"{path}: its regions come from the detector {store.detector}; {ours}")
             if store.region_dim != (width := self.model.config.region_dim):
                 raise ValueError(f"{path}: its features are {store.region_dim} wide; this model reads {width}")
-            self.held = key, store, {}
-        return self.held[1]
+            self.cached = key, store, {}
+        return self.cached[1]
 
     def _block(self, store: RegionStore, first: int) -> Encoded:
-        """`BLOCK` encoded images from row `first`, kept for later requests up to `HELD_BYTES`."""
-        held = self.held[2] if self.held and self.held[1] is store else {}
-        block = held.get(first) or encode_images(self.model, store, range(first, min(first + BLOCK, len(store))))
-        if sum(vectors.nbytes for vectors, _ in held.values()) + block[0].nbytes <= HELD_BYTES:
-            held[first] = block
+        """`BLOCK` encoded images from row `first`, kept for later requests up to `CACHE_BYTES`."""
+        cached = self.cached[2] if self.cached and self.cached[1] is store else {}
+        block = cached.get(first) or encode_images(self.model, store, range(first, min(first + BLOCK, len(store))))
+        if sum(vectors.nbytes for vectors, _ in cached.values()) + block[0].nbytes <= CACHE_BYTES:
+            cached[first] = block
         return block
 
     def _image(self, store: RegionStore, image_id: str) -> Encoded:
         row = store.row_of(image_id)
         first = row - row % BLOCK
-        if self.held and first in self.held[2]:
+        if self.cached and first in self.cached[2]:
             vectors, mask = self._block(store, first)
             return vectors[row - first, None], mask[row - first, None]
         return encode_images(self.model, store, [row])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from camp_model.captions import CaptionTable
 from camp_model.regions import RegionStore
-from camp_model.tensors import moved
+from camp_model.tensors import to_device
 from camp_model.vocabulary import Vocabulary
 from stages.contracts import input_errors
 from stages.errors import InputError
@@ -49,9 +49,9 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`, with features in float32."""
         names = ("features", "region_mask", "tokens", "image_index", "caption_index")
-        there = {name: moved(getattr(self, name), device) for name in names}
-        there["features"] = there["features"].float()
-        return replace(self, **there, foils=None if self.foils is None else self.foils.to(device))
+        tensors = {name: to_device(getattr(self, name), device) for name in names}
+        tensors["features"] = tensors["features"].float()
+        return replace(self, **tensors, foils=None if self.foils is None else self.foils.to(device))
 
     def pinned(self) -> "Batch":
         """The batch in pinned memory, which is copied to a GPU while it computes."""

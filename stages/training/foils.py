@@ -12,7 +12,7 @@ from torch import Tensor
 
 from camp_model.captions import CaptionTable
 from camp_model.foils import balance
-from camp_model.tensors import moved
+from camp_model.tensors import to_device
 from stages.errors import InputError
 from stages.foils.table import read_foils
 
@@ -37,7 +37,7 @@ class FoilBatch:
     def to(self, device: torch.device) -> "FoilBatch":
         """The same on `device`, except what stays on the CPU."""
         names = [field.name for field in fields(self) if field.name != "lengths"]
-        return replace(self, **{name: moved(getattr(self, name), device) for name in names})
+        return replace(self, **{name: to_device(getattr(self, name), device) for name in names})
 
 
 class TrainingFoils:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from camp_model.checkpoint import load_checkpoint
-from camp_model.encoding import as_read, remember_captions
+from camp_model.encoding import cache_captions, captions_as_read
 from camp_model.model import CAMP
 from camp_model.vocabulary import Vocabulary
 from stages.contracts import input_errors
@@ -73,7 +73,7 @@ class Trainer:
         self.average = WeightAverage(model, params.ema_decay) if params.ema_decay else None
         self.progress = resume.load(model, self.optimizer, precision.scaler, self.average) or Progress()
         # Training captions keep <unk>, so that it is learnt; validation treats it as evaluation does.
-        val.captions = as_read([model], vocabulary, val.captions)
+        val.captions = captions_as_read([model], vocabulary, val.captions)
         foils = train.captions.path.with_name("foils_train.parquet")
         self.foils = TrainingFoils(foils, train.captions, params.foil_kinds) if params.foil_weight else None
         with tqdm(
@@ -81,9 +81,9 @@ class Trainer:
             disable=processes.rank > 0,
         ) as bar:  # fmt: skip
             for split in (train, val):
-                remember_captions(model, split.captions, progress=bar.update)
+                cache_captions(model, split.captions, progress=bar.update)
             if self.foils is not None:
-                remember_captions(model, self.foils.captions, self.foils.drawn, bar.update)
+                cache_captions(model, self.foils.captions, self.foils.drawn, bar.update)
         self.pace = Pace(0.0, 0, 0, 0.0)
         self.pending: list[tuple[int, float, Tensor, Tensor]] = []
         self.flushed = self.pace

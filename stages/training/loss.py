@@ -15,7 +15,7 @@ from camp_model.foils import foil_bce
 from camp_model.joint import joint_contrastive
 from camp_model.losses import BatchOptions, gate_bce, hardest_negative_bce, triplet_loss
 from camp_model.model import CAMP
-from camp_model.tensors import moved, take_rows
+from camp_model.tensors import take_rows, to_device
 from stages.device import Precision
 from stages.params.train import TrainParams
 from stages.training.data import Batch
@@ -32,7 +32,7 @@ def batch_loss(
     with precision.autocast():
         regions = model.encode_regions(batch.features, batch.region_mask)
         words = model.encode_captions(batch.tokens, batch.lengths)
-        word_mask = moved(length_mask(batch.lengths, batch.tokens.shape[1]), words.device)
+        word_mask = to_device(length_mask(batch.lengths, batch.tokens.shape[1]), words.device)
         foils = _foil_loss(model, batch, params, regions, words, word_mask)
         regions, region_mask = drop(regions, batch.region_mask, params.drop_regions)
         words, word_mask = drop(words, word_mask, params.drop_words, is_mark(batch.tokens))
@@ -95,7 +95,7 @@ def _foil_loss(model: CAMP, batch: Batch, params: TrainParams, *encoded: Tensor)
         return None
     regions, words, word_mask = (take_rows(values, foils.pairs) for values in encoded)
     foil_words = model.encode_captions(foils.tokens, foils.lengths)
-    foil_mask = moved(length_mask(foils.lengths, foils.tokens.shape[1]), words.device)
+    foil_mask = to_device(length_mask(foils.lengths, foils.tokens.shape[1]), words.device)
     total = foil_bce(
         model, regions, batch.region_mask[foils.pairs], words, word_mask, foil_words, foil_mask,
         positions=foils.positions, weights=foils.weights, gate_supervision=params.gate_supervision,

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from camp_model.tensors import moved
+from camp_model.tensors import to_device
 from stages.device import choose_device
 from stages.errors import InputError
 from stages.params.train import TrainParams
@@ -90,7 +90,9 @@ class Processes:
             return loss.detach()
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         is_used = torch.tensor([p.grad is not None for p in parameters])
-        facts = torch.cat([loss.detach().reshape(1), moved(is_used.to(loss.dtype), loss.device)]).to(gradients[0].dtype)
+        facts = torch.cat([loss.detach().reshape(1), to_device(is_used.to(loss.dtype), loss.device)]).to(
+            gradients[0].dtype
+        )
         flat = torch.cat([facts, *(g.reshape(-1) for g in gradients)])
         dist.all_reduce(flat)
         flat /= self.count

@@ -64,7 +64,7 @@ def validate(
 def _gates(model: CAMP, split: Split, collection: Collection, hardest: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
     """Mean gates of pairs, by kind of pair and side; empty if the model has no gates."""
     captions = len(collection.caption_rows)
-    if model.config.why_no_gates() or len(collection.image_rows) < 2:
+    if model.config.no_gates_reason() or len(collection.image_rows) < 2:
         return {}
     generator = np.random.default_rng(0)
     chosen = generator.choice(captions, min(GATE_PAIRS, captions), replace=False)

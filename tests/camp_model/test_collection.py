@@ -107,7 +107,7 @@ def test_ranks_are_those_of_the_whole_matrix(collection, monkeypatch, count, hel
     monkeypatch.setattr("camp_model.scoring.collection.CAPTIONS_AT_ONCE", 7)
     monkeypatch.setattr("camp_model.scoring.collection.OWN_PAIRS_AT_ONCE", 4)
     if not held:
-        monkeypatch.setattr("camp_model.encoding.HELD_BYTES", 0)
+        monkeypatch.setattr("camp_model.encoding.CACHE_BYTES", 0)
     some = models(count)
     scores, text = whole_matrix(some, collection), collection.caption_text
     assert len(np.unique(text)) < CAPTIONS, "some captions have equal texts"
@@ -137,9 +137,9 @@ def test_images_are_the_same_held_or_encoded_anew(collection, monkeypatch):
     (model,) = models(1)
     with torch.inference_mode():
         held = EncodedImages(model, collection.regions, collection.image_rows)
-        monkeypatch.setattr("camp_model.encoding.HELD_BYTES", 0)
+        monkeypatch.setattr("camp_model.encoding.CACHE_BYTES", 0)
         anew = EncodedImages(model, collection.regions, collection.image_rows)
-        assert held.held is not None and anew.held is None
+        assert held.encoded is not None and anew.encoded is None
         for positions in (np.array([4, 4, 0]), np.arange(IMAGES)):
             for ours, theirs in zip(held.take(positions), anew.take(positions), strict=True):
                 torch.testing.assert_close(ours, theirs)
@@ -151,13 +151,13 @@ def test_images_are_the_same_held_or_encoded_anew(collection, monkeypatch):
 
 
 def test_a_model_that_scores_all_alike_is_ranked_without_holding_all_pairs(monkeypatch):
-    monkeypatch.setattr(ranking, "CLOSE_HELD", 100)
+    monkeypatch.setattr(ranking, "MAX_CLOSE_SCORES", 100)
     held = []
     compact = ranking._ImageQueries._compact
 
     def compacted(self):
         compact(self)
-        held.append(self.held)
+        held.append(self.close_count)
 
     monkeypatch.setattr(ranking._ImageQueries, "_compact", compacted)
     owner = torch.arange(30).repeat_interleave(20)
@@ -169,12 +169,12 @@ def test_a_model_that_scores_all_alike_is_ranked_without_holding_all_pairs(monke
 
 
 def test_scores_that_are_all_close_and_all_different_are_gone_through_a_few_times_not_with_each_addition(monkeypatch):
-    monkeypatch.setattr(ranking, "CLOSE_HELD", 100)
+    monkeypatch.setattr(ranking, "MAX_CLOSE_SCORES", 100)
     seen = []
     compact = ranking._ImageQueries._compact
 
     def compacted(self):
-        seen.append(self.held)
+        seen.append(self.close_count)
         compact(self)
 
     monkeypatch.setattr(ranking._ImageQueries, "_compact", compacted)

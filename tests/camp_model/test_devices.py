@@ -90,7 +90,7 @@ def check(model, params):
 
 @pytest.mark.parametrize("switches", MODELS, ids=str)
 def test_a_step_of_every_matcher(switches):
-    has_gates = not make(**switches).config.why_no_gates()
+    has_gates = not make(**switches).config.no_gates_reason()
     waits = check(make(**switches), TrainParams(batch_size=6, epochs=2, gate_supervision=float(has_gates)))
     # Mining asks how long the longest images and captions are; generalised pooling, which lengths there are.
     pooling = {"gpo": 4 if switches.get("matcher") == "joint" else 8}.get(switches.get("pooling"), 0)

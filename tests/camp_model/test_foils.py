@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from camp_model import CAMP, CampConfig
-from camp_model.encoders import length_mask, region_places
+from camp_model.encoders import length_mask, region_locations
 from camp_model.foils import balance, foil_bce
 from camp_model.matchers.evidence import effective_number, overlap
 from camp_model.matchers.prepared import PAIRS
@@ -75,7 +75,7 @@ def test_boxes_overlap_by_their_places():
     """The whole picture, its left half, its upper half, and a corner of neither."""
     boxes = torch.tensor([[0, 0, 1, 1], [0, 0, 0.5, 1], [0, 0, 1, 0.5], [0.75, 0.75, 1, 1]], dtype=torch.float64)
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    found = overlap(region_places(torch.cat([2 * boxes - 1, area[:, None]], 1), 1.0)[None])[0]
+    found = overlap(region_locations(torch.cat([2 * boxes - 1, area[:, None]], 1), 1.0)[None])[0]
     expected = [[1, 1 / 2, 1 / 2, 1 / 16], [1 / 2, 1, 1 / 3, 0], [1 / 2, 1 / 3, 1, 0], [1 / 16, 0, 0, 1]]
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
 
@@ -99,7 +99,7 @@ def test_what_does_not_read_places_keeps_what_it_has_encoded():
     ("sizes", "message"),
     [
         ({"geometry": 0.0, "dim": 16}, r"model\.gate_evidence: true reads .*expected .*regions\.geometry: true"),
-        ({"geometry": 4.0, "dim": 4}, r"model\.dim: 4 has no room beside the 4 numbers of a region's place"),
+        ({"geometry": 4.0, "dim": 4}, r"model\.dim: 4 has no room for the 4 numbers of a region's location"),
     ],
 )
 def test_evidence_needs_places_and_room_for_them(sizes, message):

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 
 from camp_model.answers import RightAnswers
-from camp_model.gates import histograms, random_others, summarise
+from camp_model.gates import histograms, random_negatives, summarise
 
 
 def others_of(owners, texts, times=1):
     own, captions = np.tile(owners, times), np.tile(np.arange(len(owners)), times)
     answers = RightAnswers(torch.tensor(owners), torch.tensor(texts))
-    found = random_others(own, max(owners) + 1, np.random.default_rng(0), answers, captions)
+    found = random_negatives(own, max(owners) + 1, np.random.default_rng(0), answers, captions)
     return [Counter(found[captions == caption].tolist()) for caption in range(len(owners))]
 
 

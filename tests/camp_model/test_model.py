@@ -26,7 +26,7 @@ def test_gate_logits_equal_the_loop_reference(every_switch, make_batch, referenc
     batch = make_batch(every_switch, counts=[4, 2], lengths=[3, 5])
     encoded = batch.encode()
     has_gates = every_switch.matcher == "camp" and "none" not in (every_switch.gate, every_switch.message_passing)
-    assert has_gates == (every_switch.why_no_gates() is None)
+    assert has_gates == (every_switch.no_gates_reason() is None)
     if not has_gates:
         with pytest.raises(ValueError, match="gate_supervision"):
             batch.model.gate_logits(*encoded)

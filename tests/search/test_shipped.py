@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from camp_model.checkpoint import load_checkpoint
 from camp_model.config import CampConfig
-from camp_model.encoders.pretrained import weights_place
+from camp_model.encoders.pretrained import weights_location
 from camp_model.encoding import encode_sentences
 from camp_model.files import write_sealed
 from search.collection import PictureCollection, open_folder
@@ -35,7 +35,7 @@ def test_the_shipped_model_is_whole_small_and_says_what_it_reads(shipped: Path) 
     extraction = Extraction.of_model(shipped)
     assert sum(path.stat().st_size for path in shipped.rglob("*") if path.is_file()) <= 16_000_000
     assert (extraction.detector.backend, extraction.regions.boxes) == ("timm", "grid")
-    assert model.config.region_dim == 1752 and model.config.why_no_gates() is None
+    assert model.config.region_dim == 1752 and model.config.no_gates_reason() is None
     assert read_fingerprint(shipped)["joint_weight"] > 0, "it has a shortlist"
     assert vocabulary.encode(["dog", "snow"]) != vocabulary.encode(["unheard", "unheard"])
     assert (shipped / "README.md").is_file()
@@ -50,7 +50,7 @@ def test_words_that_no_training_caption_had_reach_the_text_encoder(shipped: Path
     assert sentence.words == ("a", "zebra", "two", "xylophonists", "and", "\U00013080")
     assert not {"zebra", "xylophonists"} & set(vocabulary.words)
     assert sentence.unknown == ["\U00013080"] and sentence.by_spelling == ["zebra", "xylophonists"]
-    folder = weights_place(model.config.transformer)
+    folder = weights_location(model.config.transformer)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     read = tokenizer(" ".join(sentence.words), return_tensors="pt")
     with torch.no_grad():

@@ -70,7 +70,7 @@ def test_an_error_is_short_however_long_the_column_type(tmp_path: Path) -> None:
         (b"{", "is not JSON: .*; expected metrics"),
         (b"\xe9", "is not JSON"),
         (b"[" * 100_000, "is not JSON"),
-        (b"[1]", "holds list, no JSON object; expected metrics"),
+        (b"[1]", "holds list, not a JSON object; expected metrics"),
     ],
 )
 def test_a_fault_of_an_object_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:

@@ -8,13 +8,13 @@ import torch
 
 from camp_model.checkpoint import load_checkpoint
 from camp_model.encoding import encode_images, encode_sentences, word_ids
-from camp_model.further_words import FIRST
+from camp_model.out_of_vocabulary import FIRST_OOV_ID
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import UNK, Vocabulary
 from search.sentences import SentenceReader
 from stages.evaluate import evaluate
 from stages.evaluation.folds import read_split
-from stages.evaluation.loading import load_models, read_as, read_lexicon
+from stages.evaluation.loading import load_models, read_lexicon, read_with_oov_words
 from stages.pair_view.details import explain_pairs, word_effects
 from stages.params.captions import CaptionsParams
 from stages.params.evaluate import EvaluateParams
@@ -45,7 +45,7 @@ def logits(run, model, sentence):
     camp, vocabulary = model
     words = vocabulary.tokenize(sentence)
     ids = word_ids(camp, vocabulary, words)
-    assert UNK not in ids and max(ids) >= FIRST
+    assert UNK not in ids and max(ids) >= FIRST_OOV_ID
     images = encode_images(camp, RegionStore(run.regions), range(8))
     without = encode_sentences(camp, [vocabulary.encode(words)])
     scores, unread = (
@@ -72,11 +72,13 @@ def test_foils_and_splits_are_read_alike(run):
     vocabulary = Vocabulary.load(run.token_tables / "vocabulary.json")
     models = load_models([run.model], store, vocabulary, torch.device("cpu"))
     lexicon = read_lexicon(PARAMS, run.token_tables, vocabulary)
-    splits, read = read_as(models, vocabulary, {"test": read_split("test", run.token_tables, store)}, lexicon)
+    splits, read = read_with_oov_words(
+        models, vocabulary, {"test": read_split("test", run.token_tables, store)}, lexicon
+    )
     assert read.content == lexicon.content and read.foils["test"].words == lexicon.foils["test"].words
     assert UNK in lexicon.foils["test"].captions._ids, "foils of the hostile caption"
     for table in (splits["test"].captions, read.foils["test"].captions):
-        assert (table._ids >= FIRST).sum() > 3 and UNK not in table._ids
+        assert (table._ids >= FIRST_OOV_ID).sum() > 3 and UNK not in table._ids
 
 
 def test_the_served_model(run, model):

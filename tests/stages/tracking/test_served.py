@@ -137,10 +137,10 @@ def test_a_store_is_encoded_once_and_no_more_of_it_is_held_than_allowed(load, st
     # One that is too large is held in part, and answers the same.
     shutil.rmtree(store)
     write_store(tmp_path / "regions")
-    monkeypatch.setattr(served_model, "HELD_BYTES", 2 * 4 * 3 * 8 * 4)  # two blocks of four images of three regions
+    monkeypatch.setattr(served_model, "CACHE_BYTES", 2 * 4 * 3 * 8 * 4)  # two blocks of four images of three regions
     encoded.clear()
     same(ask(served, store, sentence=sentences[:3]), first[first["query"] < 3])
-    assert len(served.held[2]) == 2
+    assert len(served.cached[2]) == 2
     ask(served, store, sentence=sentences[:3])
     assert sum(encoded) == 2 * IMAGES - 8
 

@@ -74,7 +74,7 @@ def small_params(model: dict | None = None, **values: object) -> TrainSections:
         "epochs": 2, "batch_size": 12, "learning_rate": 0.01, "schedule": "constant", "patience": 0, "device": "cpu",
     }  # fmt: skip
     switches = ModelParams(**({"dim": 16, "word_dim": 8} | (model or {})))
-    if switches.config(vocab_size=4, region_dim=1).why_no_gates():
+    if switches.config(vocab_size=4, region_dim=1).no_gates_reason():
         settings["gate_supervision"] = 0.0  # there is nothing to supervise
     return TrainSections(model=switches, train=TrainParams(**(settings | values)))
 

@@ -105,6 +105,6 @@ def test_the_stage_trains_what_is_registered(documented, make_data, params, run_
 
 
 def test_a_name_that_is_not_registered_is_an_error(documented):
-    assert make(matcher="late").config.why_no_gates() == "model.matcher is late"
+    assert make(matcher="late").config.no_gates_reason() == "model.matcher is late"
     with pytest.raises(ValueError, match=r"model\.matcher: 'early' is not one of camp, scan, joint, sgraf, late"):
         make(matcher="early")

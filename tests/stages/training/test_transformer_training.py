@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from camp_model.captions import CaptionTable
 from camp_model.checkpoint import load_checkpoint, save_checkpoint
 from camp_model.encoders import word_states
-from camp_model.encoders.pretrained import weights_place
+from camp_model.encoders.pretrained import weights_location
 from camp_model.encoders.transformer import TransformerEncoder
 from camp_model.vocabulary import Vocabulary
 from stages.errors import InputError
@@ -33,7 +33,7 @@ def own(tmp_path):
     torch.manual_seed(3)
     shape = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     transformers.BertModel(transformers.BertConfig(**shape)).save_pretrained(tmp_path / "own")
-    shutil.copy(Path(weights_place(PACKAGE)) / "tokenizer.json", tmp_path / "own")
+    shutil.copy(Path(weights_location(PACKAGE)) / "tokenizer.json", tmp_path / "own")
     return tmp_path / "own"
 
 
@@ -74,10 +74,10 @@ def load_vocabulary(paths):
     return Vocabulary.load(paths.captions / "vocabulary.json")
 
 
-@pytest.mark.parametrize("kept", [word_states.KEPT_BYTES, 40 * 24 * 2])
+@pytest.mark.parametrize("kept", [word_states.CACHE_BYTES, 40 * 24 * 2])
 @pytest.mark.parametrize("frozen", [True, False])
 def test_killed_it_ends_the_same(make_data, params, run_train, own, frozen, kept, monkeypatch):
-    monkeypatch.setattr(word_states, "KEPT_BYTES", kept)
+    monkeypatch.setattr(word_states, "CACHE_BYTES", kept)
     switches = {"text": "transformer", "transformer": str(own), "transformer_frozen": frozen}
     settings = params(switches, epochs=3, dropout=0.2, checkpoint_steps=2)
     whole, paths = make_data("whole", images=15), make_data("killed", images=15)

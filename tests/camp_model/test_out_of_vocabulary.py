@@ -10,8 +10,8 @@ from torch.nn.utils.rnn import pad_sequence
 from camp_model import CAMP, CampConfig
 from camp_model.captions import CaptionTable, write_captions
 from camp_model.checkpoint import load_checkpoint, save_checkpoint
-from camp_model.encoding import as_read, encode_captions, encode_sentences, word_ids
-from camp_model.further_words import FIRST, FURTHER_WORDS, FurtherWords
+from camp_model.encoding import captions_as_read, encode_captions, encode_sentences, word_ids
+from camp_model.out_of_vocabulary import FIRST_OOV_ID, OOV_WORDS, OutOfVocabularyWords
 from camp_model.vocabulary import END, START, UNK
 from tests.camp_model.test_transformer import VOCABULARY, config, loop_over_pieces, new
 
@@ -45,7 +45,7 @@ def test_ids_of_the_vocabulary_stay_and_only_what_no_piece_spells_is_unknown():
     model = new().eval()
     ids = ids_of(model, f"a wombat {UNREADABLE} wombat lies")
     assert [ids[0], ids[4]] == VOCABULARY.encode(["a", "lies"])
-    assert ids[1] == ids[3] >= FIRST and ids[2] == UNK
+    assert ids[1] == ids[3] >= FIRST_OOV_ID and ids[2] == UNK
     assert ids_of(new(), "a wombat")[1] == ids[1]  # whatever the model: an ensemble reads one table
     a, b = encoded(model, "a wombat", "a giraffe")
     assert not torch.allclose(a, b, atol=1e-2)
@@ -58,14 +58,14 @@ def test_an_encoder_of_ids_alone_reads_unknown():
     model = CAMP(config(text="gru")).eval()
     assert ids_of(model, "a wombat lies") == VOCABULARY.encode(["a", "wombat", "lies"])
     with torch.no_grad():
-        foreign, _ = encode_sentences(model, [[4, *FURTHER_WORDS.ids(["wombat"]), 5]])
+        foreign, _ = encode_sentences(model, [[4, *OOV_WORDS.ids(["wombat"]), 5]])
         assert torch.equal(foreign, encode_sentences(model, [[4, UNK, 5]])[0])
 
 
 def test_padding_may_hold_such_ids():
     model = new(transformer_frozen=False).eval()
     rows = [torch.tensor(ids_of(model, text)) for text in ("a frisbee", "a wombat lies on the grass")]
-    tokens = pad_sequence(rows, batch_first=True, padding_value=FIRST + 10**9)
+    tokens = pad_sequence(rows, batch_first=True, padding_value=FIRST_OOV_ID + 10**9)
     with torch.no_grad():
         words = model.encode_captions(tokens, torch.tensor([2, 6]))
     torch.testing.assert_close(words[0, :2], encoded(model, "a frisbee")[0], atol=1e-5, rtol=1e-4)
@@ -102,7 +102,7 @@ def test_many_threads_read_as_one():
 
 
 def test_words_are_forgotten_and_no_id_is_given_twice(monkeypatch):
-    further = FurtherWords(held=3)
+    further = OutOfVocabularyWords(held=3)
     a, b, c = further.ids(["a", "b", "c"])
     assert further.ids(["a"]) == [a] and len({a, b, c}) == 3  # asked for again: b is the oldest now
     (d,) = further.ids(["d"])
@@ -111,10 +111,10 @@ def test_words_are_forgotten_and_no_id_is_given_twice(monkeypatch):
         further.words([b])
     assert further.ids(["b"])[0] not in {a, b, c, d}
     model = new().eval()
-    monkeypatch.setattr("camp_model.encoders.transformer.HELD", 5)
+    monkeypatch.setattr("camp_model.encoders.transformer.MAX_OOV_WORDS", 5)
     for number in range(20):
         encoded(model, f"a {'wombat' * (number % 3 + 1)}s{number}")
-        assert len(model.caption_encoder._further) <= 6
+        assert len(model.caption_encoder._oov_pieces) <= 6
 
 
 def test_what_is_kept_of_sentences_is_bounded_when_asked(plain):
@@ -133,8 +133,8 @@ def test_a_table_is_spelt_out_for_models_that_read_spelling(tmp_path, framed, pl
     write_captions(tmp_path / "t.parquet", range(4), list("abcd"), texts, ids)
     table = CaptionTable.load(tmp_path / "t.parquet")
     model = new().eval()
-    assert as_read([CAMP(config(text="gru"))], VOCABULARY, table) is table
-    spelt = as_read([CAMP(config(text="gru")), model], VOCABULARY, table)
+    assert captions_as_read([CAMP(config(text="gru"))], VOCABULARY, table) is table
+    spelt = captions_as_read([CAMP(config(text="gru")), model], VOCABULARY, table)
     for row, text in enumerate(texts[:3]):
         own_ids = ids_of(model, text.lower())
         assert spelt.batch([row])[0][0].tolist() == ([START, *own_ids, END] if framed else own_ids)
@@ -158,7 +158,7 @@ def test_another_tokenizer_in_the_same_folder_spells_nothing(own, tmp_path):
     table.update(zip(sorted(kept), numbers[1:] + numbers[:1], strict=True))
     (own / "tokenizer.json").write_text(json.dumps(content))
     (other,) = word_ids(load_checkpoint(tmp_path / "saved")[0], VOCABULARY, ["wombat"])
-    assert read >= FIRST and other == UNK
+    assert read >= FIRST_OOV_ID and other == UNK
 
 
 def test_a_network_of_the_hub_is_not_asked_for_its_tokenizer(own):
@@ -166,5 +166,5 @@ def test_a_network_of_the_hub_is_not_asked_for_its_tokenizer(own):
     model = new(transformer=str(own))
     facts = model.caption_encoder.facts()
     named = CampConfig(**(model.config.to_dict() | {"transformer": "sentence-transformers/all-MiniLM-L6-v2"}))
-    encoder = type(model.caption_encoder).restored(named, facts)
-    assert not encoder.reads_spelling and encoder.further_ids(["wombat"]) == [UNK]
+    encoder = type(model.caption_encoder).from_facts(named, facts)
+    assert not encoder.reads_spelling and encoder.oov_ids(["wombat"]) == [UNK]
