@@ -12,6 +12,11 @@ class InputError(Exception):
     """An error in a user's input. The message names the file, the key and what was expected."""
 
 
+def printable(name: str) -> str:
+    """A name on one line that a terminal shows as it is: what it would not print, such as a newline, is replaced."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+
+
 def shown(value: object, limit: int = 120) -> str:
     """`repr(value)`, shortened if it is long, so that a message stays readable."""
     text = _REPR.repr(value[: 2 * limit] if isinstance(value, bytes | str) else value)

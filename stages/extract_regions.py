@@ -12,7 +12,7 @@ from pathlib import Path
 from camp_model.files import remove_unused
 from stages.contracts import read_table
 from stages.entry import read_params, stage_main
-from stages.errors import InputError
+from stages.errors import InputError, printable
 from stages.extraction.filling import devices, extract_missing, extract_on_devices
 from stages.extraction.plan import ExtractSections, Shard, plan_shards
 from stages.extraction.shard_folder import adopt, missing_shards, shard_folder
@@ -44,7 +44,7 @@ def extract_regions(params: ExtractSections, dataset: Path, detector: Path, out:
     if rejected:
         print(f"{out / 'rejected.parquet'}: which images were rejected, and why")
         first = read_table(out / "rejected.parquet", ("path", "reason")).slice(0, SHOWN).to_pylist()
-        print("\n".join(f"  {row['path']}: {row['reason'][:200]}" for row in first))
+        print("\n".join(f"  {printable(row['path'])}: {row['reason'][:200]}" for row in first))
 
 
 def share_of(text: str, shards: Sequence[Shard]) -> list[Shard]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from camp_model.regions import read_header, write_manifest, write_rejected
-from stages.errors import InputError
+from stages.errors import InputError, printable
 from stages.extraction.plan import Plan
 from stages.extraction.shard_folder import link
 from stages.params.regions import RegionsParams
@@ -15,7 +15,7 @@ def check_rejected_images(
 ) -> None:
     """InputError if more than `max_rejected_share` of all images are rejected; rows are (image_id, path, reason)."""
     if len(rejected) > params.max_rejected_share * total:
-        examples = "; ".join(f"{path[:200]}: {reason[:200]}" for _, path, reason in rejected[:3])
+        examples = "; ".join(f"{printable(path[:200])}: {reason[:200]}" for _, path, reason in rejected[:3])
         raise InputError(
             f"params.yaml: regions.max_rejected_share: {len(rejected)} of {total} images are rejected{sofar}, more "
             f"than the allowed share of {params.max_rejected_share:g} ({examples})"

@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from stages.content.hashes import file_hashes
-from stages.errors import shown
+from stages.errors import printable, shown
 from stages.sources.base import BadRecord, Rejected, Source, SourceImage
 from stages.sources.checks import is_unicode
 from stages.sources.frames import Frame, frame_of
@@ -105,7 +105,7 @@ class ImageRoot:
 
 
 def _short(file: Path) -> str:
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(file)[:300])
+    text = printable(str(file)[:300])
     return text if len(str(file)) < 300 else f"{text}..."
 
 

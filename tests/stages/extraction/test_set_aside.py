@@ -43,6 +43,16 @@ def test_unusable_files_are_rejected_with_reasons_and_the_run_goes_on(
     assert "011" in RegionStore(workplace.out).image_ids
 
 
+def test_a_rejected_image_is_one_line_whatever_its_name(workplace, capsys: pytest.CaptureFixture[str]) -> None:
+    (workplace.pictures / "005.png").rename(workplace.pictures / "a\nb\x1b[2J.png")
+    (workplace.pictures / "a\nb\x1b[2J.png").write_bytes(b"")
+    workplace.list()
+    workplace.run(max_rejected_share=0.5)
+    assert "\n  a\ufffdb\ufffd[2J.png: the file is empty\n" in capsys.readouterr().out
+    with pytest.raises(InputError, match="\\(a\ufffdb\ufffd\\[2J.png: the file is empty\\)"):
+        workplace.run(max_rejected_share=0.0)
+
+
 def test_too_many_rejected_images_stop_the_stage(workplace) -> None:
     for i in (1, 2, 3):
         (workplace.pictures / f"{i:03d}.png").write_bytes(b"no picture")
