@@ -28,11 +28,11 @@ class RightAnswers:
         self.shared = torch.bincount(self.keys % self.texts, minlength=self.texts)[self.text] > 1
         """bool [C], whether several images have a caption of this text."""
 
-    def right(self, images: Tensor, captions: Tensor) -> Tensor:
+    def is_right(self, images: Tensor, captions: Tensor) -> Tensor:
         """Whether each caption is right for each image: positions int64 that broadcast with each other -> bool."""
-        right: Tensor = self.caption_image[captions] == images
+        is_right: Tensor = self.caption_image[captions] == images
         if bool(self.shared[captions].any()):
             keys = images * self.texts + self.text[captions]
             at = torch.searchsorted(self.keys, keys).clamp(max=len(self.keys) - 1)
-            right = self.keys[at] == keys
-        return right
+            is_right = self.keys[at] == keys
+        return is_right

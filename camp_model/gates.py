@@ -45,7 +45,7 @@ def random_negatives(
     """
     negatives = (own + generator.integers(1, images, len(own))) % images
     for _ in range(100):
-        redraw = answers.right(torch.from_numpy(negatives), torch.from_numpy(captions)).numpy()
+        redraw = answers.is_right(torch.from_numpy(negatives), torch.from_numpy(captions)).numpy()
         if not redraw.any():
             break
         negatives[redraw] = (own[redraw] + generator.integers(1, images, int(redraw.sum()))) % images

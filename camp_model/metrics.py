@@ -70,7 +70,7 @@ def i2t_ranks(
         rows = queries[start : start + AT_ONCE, None]
         some = values[rows[:, 0]]  # [i, C]
         best = np.where(index == rows, some, -np.inf).max(axis=1, keepdims=True)
-        wrong = ~answers.right(torch.from_numpy(rows), torch.arange(len(index))).numpy()
+        wrong = ~answers.is_right(torch.from_numpy(rows), torch.arange(len(index))).numpy()
         ranks.append(1 + ((some >= best) & wrong).sum(axis=1))
     return np.concatenate(ranks) if ranks else np.zeros(0, dtype=np.int64)
 
@@ -85,7 +85,7 @@ def t2i_ranks(
     images = torch.arange(len(values))[:, None]
     for start in range(0, len(index), AT_ONCE):
         columns = slice(start, start + AT_ONCE)
-        right = answers.right(images, torch.arange(len(index))[columns]).numpy()
+        right = answers.is_right(images, torch.arange(len(index))[columns]).numpy()
         best = np.where(right, values[:, columns], -np.inf).max(axis=0)
         ranks[columns] = 1 + ((values[:, columns] >= best) & ~right).sum(axis=0)
     return ranks

@@ -23,7 +23,7 @@ from stages.errors import InputError
 from stages.foils.facts import true_by_chance
 from stages.params.document import parse
 from stages.params.pipeline import Params
-from stages.tracking.machine import checked_out
+from stages.tracking.machine import commit_name
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def ablation(
             name: [read_outcome(names[f"{name}-s{seed}"]) for seed in of_row] for name, of_row in seeds_of.items()
         }
         labels = {name: STUDY[name].label if name in STUDY else name for name in variants}
-        study = StudyInput(labels, seeds, base, data_line(), checked_out(), load_true_by_chance(), parent)
+        study = StudyInput(labels, seeds, base, data_line(), commit_name(), load_true_by_chance(), parent)
         page = Page()
         if rates:
             by_rate = {

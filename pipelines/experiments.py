@@ -33,7 +33,7 @@ from stages.tracking.delivery import sync
 from stages.tracking.model import promote as promote_model
 from stages.tracking.restore import MODEL
 from stages.tracking.spool import pending
-from stages.tracking.store import connect, search, store_uri
+from stages.tracking.store import connect, search_runs, store_uri
 from stages.workspace import main_root
 
 PROMOTE_WITHIN = 120.0
@@ -208,7 +208,7 @@ def _promote(experiment: str) -> None:
     while True:
         sync(main_root())
         waiting = pending(main_root())  # before the search, so that it finds what has left the spool
-        trained = search(client, f"tags.`camp.model` = '{model}' and tags.`camp.kind` = 'train'")
+        trained = search_runs(client, f"tags.`camp.model` = '{model}' and tags.`camp.kind` = 'train'")
         # A separate process delivers the events of a run; it holds the spool, and may finish after the run.
         runs = [run for run in trained if client.search_model_versions(f"run_id = '{run.info.run_id}'")]
         if runs:

@@ -199,7 +199,7 @@ def extract(
         resources: what a Dask worker must offer to get a task, such as {"GPU": 1}.
     """
     from stages.extraction.plan import ExtractSections, plan_shards
-    from stages.extraction.shard_folder import absent_shards, adopt, missing_shards, shard_folder
+    from stages.extraction.shard_folder import absent_shards, link_existing_shards, missing_shards, shard_folder
 
     logger = get_run_logger()
     allow_commands()
@@ -216,7 +216,7 @@ def extract(
             stage.name, stage.stale, [done[name] for name in stage.upstream]
         )
     plan, folder = plan_shards(params, DATASET, DETECTOR), shard_folder()
-    adopt(plan.shards, REGIONS, folder)
+    link_existing_shards(plan.shards, REGIONS, folder)
     missing = missing_shards(plan.shards, folder)
     logger.info("%d of %d shards are missing", len(missing), len(plan.shards))
     extracted = 0

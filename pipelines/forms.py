@@ -12,7 +12,7 @@ from pydantic import ValidationError, create_model, model_validator
 from stages.errors import InputError
 from stages.params import document
 from stages.params.pipeline import Params
-from stages.params.section import PARAMS, Section, said
+from stages.params.section import PARAMS, Section, error_message
 
 S = TypeVar("S", bound=Section)
 
@@ -57,7 +57,7 @@ class ParamsForm(form(_FORM_VALUES)):  # type: ignore[misc]
         try:
             return check(values)
         except ValidationError as error:
-            raise InputError(said(error)) from None
+            raise InputError(error_message(error)) from None
 
 
 def write_params(params: Params, path: Path = PARAMS) -> list[str]:

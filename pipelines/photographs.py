@@ -28,7 +28,7 @@ from stages.errors import InputError
 from stages.params.document import rewrite
 from stages.params.pipeline import Params
 from stages.params.section import PARAMS
-from stages.tracking.machine import checked_out
+from stages.tracking.machine import commit_name
 from stages.workspace import main_root
 
 STARTS = Path("models/photographs")
@@ -88,7 +88,7 @@ def photographs(
     names |= more
     outcomes = {name: [read_outcome(names[f"{name}-s{seed}"]) for seed in seeds] for name in chosen}
     labels = {name: row.label for name, row in chosen.items()}
-    study = StudyInput(labels, seeds, base, data_line(), checked_out(), load_true_by_chance(), parent)
+    study = StudyInput(labels, seeds, base, data_line(), commit_name(), load_true_by_chance(), parent)
     experiments = {label: [names[f"{name}-s{seed}"] for seed in seeds] for name, label in labels.items()}
     remarks = _remarks(outcomes) + costs_markdown(SHARED, experiments, jobs)
     write_document(Path(document), outcomes, study, replace(PAGE, remarks=remarks))

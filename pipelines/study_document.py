@@ -27,7 +27,7 @@ from pipelines.study_answers import (
 from pipelines.summary import table
 from stages.charts.intervals import Interval, interval_chart
 from stages.charts.lines import Line, line_chart
-from stages.charts.svg import chart_svg, standalone
+from stages.charts.svg import chart_svg, standalone_svg
 
 BALANCED = ("count", "relation")
 """Kinds of foils whose words differ in frequency, or are favoured by training on foils."""
@@ -220,7 +220,7 @@ def _draw_differences(differences: Mapping[str, Difference], study: StudyInput) 
         if name not in TESTED_DIFFERENTLY  # hundreds beside tens: the other rows would look alike in the chart
     ]
     label = "rsum, full model minus this one (right: the full model is better)"
-    return standalone(interval_chart(intervals, "Difference in rsum to the full model", label))
+    return standalone_svg(interval_chart(intervals, "Difference in rsum to the full model", label))
 
 
 def _draw_gates(outcomes: Outcomes, study: StudyInput) -> str:
@@ -241,4 +241,4 @@ def _draw_gates(outcomes: Outcomes, study: StudyInput) -> str:
             )
     title = "Mean word gate on validation, by epoch"
     longest = 7 * max(len(line.name) for line in lines)
-    return standalone(line_chart(lines, title, "epoch", (0, 1), names=longest) or chart_svg([], title, 400, 40))
+    return standalone_svg(line_chart(lines, title, "epoch", (0, 1), names=longest) or chart_svg([], title, 400, 40))

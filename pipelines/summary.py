@@ -87,14 +87,14 @@ def diff_markdown(rows: Sequence[Mapping[str, Any]], base: str) -> str:
 def mlflow_link(checkpoint: Path) -> str | None:
     """A link to the run that trained a model, on the server or, for a local store, in `make ui`; None if unknown."""
     from stages.errors import InputError
-    from stages.tracking import trained_by
-    from stages.tracking.delivery import bound_waiting
+    from stages.tracking import training_run_of
+    from stages.tracking.delivery import limit_request_time
     from stages.tracking.restore import find_run
     from stages.tracking.store import store_uri, without_password
     from stages.workspace import main_root
 
     try:
-        key = trained_by(checkpoint)
+        key = training_run_of(checkpoint)
     except (OSError, InputError):
         return None
     if key is None:
@@ -103,7 +103,7 @@ def mlflow_link(checkpoint: Path) -> str | None:
 
     server = os.environ.get("MLFLOW_TRACKING_URI", "")
     base = server if server.startswith("http") else "http://127.0.0.1:5000"
-    bound_waiting(3)  # a server that hangs must not block the flow
+    limit_request_time(3)  # a server that hangs must not block the flow
     try:
         run = find_run(MlflowClient(store_uri(main_root())), key)
     except Exception as error:  # publish the page without the link

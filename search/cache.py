@@ -21,7 +21,7 @@ from stages.detectors.images import PASSING_REASONS
 from stages.errors import InputError
 from stages.extraction.describing import PlannedImage, store_info
 from stages.extraction.filling import read_ahead
-from stages.extraction.plan import ExtractSections, Plan, Shard, extraction_head, shard_key
+from stages.extraction.plan import ExtractSections, Plan, Shard, shard_key, shard_key_prefix
 from stages.extraction.shard_run import ShardRun
 from stages.indexing.engines import Vectors
 from stages.indexing.vectors import shard_vectors, vector_file
@@ -48,8 +48,8 @@ class FeatureCache:
         # One at a time, which is as fast on a CPU, so that a picture's features depend on no other picture, to the bit.
         regions = extraction.regions.replace(max_rejected_share=1.0, device="cpu", batch_size=1)
         self.params = ExtractSections(detector=extraction.detector, regions=regions)
-        self._head = extraction_head(self.params, description)
-        self.folder = folder / "regions" / shard_key(self._head, ())
+        self._key_prefix = shard_key_prefix(self.params, description)
+        self.folder = folder / "regions" / shard_key(self._key_prefix, ())
         self.vectors = folder / "vectors"
         self.lock = self.folder / "lock"
         self.info: StoreInfo = store_info(self.params.regions, description)
@@ -143,7 +143,7 @@ class FeatureCache:
             sha256 -> why a picture has no regions, for reasons that may be temporary.
         """
         images = tuple(PlannedImage(sha256, path, sha256, 0, 0) for sha256, path in pictures)
-        shard = Shard(shard_key(self._head, images), images)
+        shard = Shard(shard_key(self._key_prefix, images), images)
         plan = Plan(self.params, root, self.finder.folder, self.info, len(images), (shard,))
         extractor = self.finder.extractor()
         temporary: dict[str, str] = {}

@@ -20,7 +20,7 @@ from search.pictures import REJECTED_SHOWN, PictureFile, Pictures, Status
 from stages.contracts import check_trained_on, input_errors, read_fingerprint, read_table
 from stages.errors import InputError, shown
 from stages.indexing.engines import Engine
-from stages.indexing.opening import IndexFacts, embedded, open_index
+from stages.indexing.opening import IndexFacts, build_faiss_engine, open_index
 from stages.indexing.vectors import picture_vectors, weights_key
 from stages.params.captions import CaptionsParams
 from stages.params.dataset import DatasetParams
@@ -129,7 +129,7 @@ class WorkspaceSource:
                 f"{folder}: belongs to other regions or another model; the vectors are computed again", file=sys.stderr
             )
         with input_errors():
-            return embedded(picture_vectors(self.model, store, range(len(store))), store.image_ids)
+            return build_faiss_engine(picture_vectors(self.model, store, range(len(store))), store.image_ids)
 
     def start(self) -> None:
         """As `PictureSource.start`: checks all shards once, in the background."""

@@ -136,11 +136,11 @@ def read_params(sections: type[S], path: Path = PARAMS) -> S:
             or a split of data/dataset is too small for it.
     """
     # Imported here, not by the stage: a change in what other stages read must not make this one stale.
-    from stages.params.pipeline import Params, check_compared, check_images
+    from stages.params.pipeline import Params, check_dvc_keys, check_images
 
     params, stage = Params.load(path), os.environ.get("DVC_STAGE")
     if stage:
-        check_compared(path)
+        check_dvc_keys(path)
         if stage in LONG_STAGES:
             check_images(params)
     return sections.load(path)

@@ -14,11 +14,11 @@ from stages.evaluation.folds import folds_of, read_split
 from stages.evaluation.loading import load_models, read_lexicon, read_with_oov_words
 from stages.evaluation.measuring import measure_split
 from stages.evaluation.other_gates import with_gates
-from stages.evaluation.recall_table import coarse, recall_text
+from stages.evaluation.recall_table import coarseness_note, recall_text
 from stages.evaluation.tables import evaluated_files
 from stages.params.evaluate import EvaluateParams
 from stages.params.section import StageSections
-from stages.tracking import track, trained_by
+from stages.tracking import track, training_run_of
 from stages.workspace import named_path
 
 
@@ -55,7 +55,7 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
     first = splits[params.splits[0]]
     models = [with_gates(params, *loaded, store, first) for loaded in zip(folders, models, strict=True)]
     as_trained = params.gates == "trained" and not params.ensemble
-    with track("evaluate", {"evaluate": params}, parent=trained_by(model), shared=as_trained) as run:
+    with track("evaluate", {"evaluate": params}, parent=training_run_of(model), shared=as_trained) as run:
         with precision.autocast(), input_errors():  # a damaged shard raises a ValueError
             measured = {name: measure_split(params, models, store, split, lexicon) for name, split in splits.items()}
         for name, of_split in measured.items():
@@ -85,7 +85,7 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
         ranked = len({image for fold in folds_of(split, params.protocol) for image in fold.images})
         if ranked < len(split.images):
             print(f"{name}: the first {ranked} of {len(split.images)} images are ranked (evaluate.protocol)")
-        if remark := coarse(len(split.images)):
+        if remark := coarseness_note(len(split.images)):
             print(f"{name}:{remark}")
 
 

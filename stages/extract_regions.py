@@ -15,7 +15,7 @@ from stages.entry import read_params, stage_main
 from stages.errors import InputError, printable
 from stages.extraction.filling import devices, extract_missing, extract_on_devices
 from stages.extraction.plan import ExtractSections, Shard, plan_shards
-from stages.extraction.shard_folder import adopt, missing_shards, shard_folder
+from stages.extraction.shard_folder import link_existing_shards, missing_shards, shard_folder
 from stages.extraction.store import finish_store
 
 SHOWN = 10
@@ -31,7 +31,7 @@ def extract_regions(params: ExtractSections, dataset: Path, detector: Path, out:
     """
     plan = plan_shards(params, dataset, detector)
     folder.mkdir(parents=True, exist_ok=True)
-    adopt(plan.shards, out, folder)
+    link_existing_shards(plan.shards, out, folder)
     names = devices(params.regions.device)
     extracted = extract_on_devices(plan.of(missing_shards(plan.shards, folder)), folder, names)
     images, rejected = finish_store(plan, folder, out)
@@ -40,7 +40,7 @@ def extract_regions(params: ExtractSections, dataset: Path, detector: Path, out:
     print(f"{images} images in {shards}, {rejected} rejected")
     bare = sum(image.boxes is not None and not len(image.boxes) for shard in plan.shards for image in shard.images)
     if bare:
-        print(f"{bare} images without boxes in {dataset / 'boxes.parquet'} are one region: all of the picture")
+        print(f"{bare} images have no boxes in {dataset / 'boxes.parquet'}; their only region is the whole picture")
     if rejected:
         print(f"{out / 'rejected.parquet'}: which images were rejected, and why")
         first = read_table(out / "rejected.parquet", ("path", "reason")).slice(0, SHOWN).to_pylist()

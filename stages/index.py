@@ -9,7 +9,14 @@ from camp_model.files import remove_unused, replacing_folder, sha256_of, write_s
 from camp_model.regions import RegionStore
 from stages.contracts import check_trained_on, input_errors
 from stages.entry import read_params, stage_main
-from stages.indexing.opening import EMBEDDED, IndexFacts, collection_name, embedded, open_server, update_collection
+from stages.indexing.opening import (
+    FAISS,
+    IndexFacts,
+    build_faiss_engine,
+    collection_name,
+    open_server,
+    update_collection,
+)
 from stages.indexing.vectors import store_vectors, vector_file, weights_key
 from stages.params.index import IndexParams
 from stages.params.section import StageSections
@@ -45,8 +52,8 @@ def index(params: IndexParams, *, regions: Path, model: Path, out: Path, work: P
         sha256_of(regions / "manifest.parquet"),
     )  # fmt: skip
     with replacing_folder(out) as building:
-        if params.engine == EMBEDDED:
-            embedded(vectors, store.image_ids).save(building / "index.faiss")
+        if params.engine == FAISS:
+            build_faiss_engine(vectors, store.image_ids).save(building / "index.faiss")
         else:
             server = open_server(params.engine, facts.collection, facts.dim)
             shards = {store.image_ids[row]: name for name, rows in store.rows_of_shards().items() for row in rows}

@@ -52,8 +52,8 @@ def prepare_dataset(params: DatasetParams, out: Path, pictures: bool = True, has
                 check_folder(folder, key)
         root = ImageRoot(params.image_root(building), tuple(map(named_path, params.linked_folders)))
         files = find_pictures(source, root, pictures)
-        gone = known - {image.image_id for image in source.images}
-        check_source(source, params.max_rejected_share, frozenset(gone))
+        rejected_ids = known - {image.image_id for image in source.images}
+        check_source(source, params.max_rejected_share, frozenset(rejected_ids))
         # The scenes' pictures are drawn anew, so their files are new each time.
         read_headers(source, files, hashes if params.source != "scenes" else None)
         fill_splits(source, params.table.val_share, params.table.test_share)

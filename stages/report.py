@@ -28,15 +28,15 @@ def write_report(params: ReportSections, inputs: Inputs, out: Path) -> None:
     from camp_model.files import write_text
     from stages.reporting.contents import contents
     from stages.reporting.page import render
-    from stages.tracking import track, trained_by
+    from stages.tracking import track, training_run_of
 
-    with track("report", {"report": params.report}, parent=trained_by(inputs.model)) as run:
-        told = contents(params, inputs, PAGE_LIMIT)
-        page = render(told)
+    with track("report", {"report": params.report}, parent=training_run_of(inputs.model)) as run:
+        context = contents(params, inputs, PAGE_LIMIT)
+        page = render(context)
         if (size := len(page.encode())) > PAGE_LIMIT:
             raise InputError(f"report.queries, report.top_k: the page has {size:,} bytes; expected fewer queries")
         write_text(out, page)
-        run.log_artifact(out, "report", shared=told["as_trained"])
+        run.log_artifact(out, "report", shared=context["as_trained"])
     print(f"{out}: {size / 1e6:.1f} MB")
 
 

@@ -46,10 +46,10 @@ def tokenize_captions(params: CaptionsParams, dataset: Path, rejected: Path, out
     captions = dataset / "captions.parquet"
     columns = {"caption_id": pa.int64(), "image_id": pa.string(), "split": pa.string(), "text": None}
     table = read_table(captions, columns)
-    gone = read_table(rejected, {"image_id": pa.string()})["image_id"]
-    kept = table.filter(pc.invert(pc.is_in(table["image_id"], value_set=gone.combine_chunks())))
+    rejected_ids = read_table(rejected, {"image_id": pa.string()})["image_id"]
+    kept = table.filter(pc.invert(pc.is_in(table["image_id"], value_set=rejected_ids.combine_chunks())))
     if len(kept) < len(table):
-        print(f"{len(table) - len(kept)} captions of {len(gone)} rejected images are left out")
+        print(f"{len(table) - len(kept)} captions of {len(rejected_ids)} rejected images are left out")
     splits = {split: kept.filter(pc.equal(kept["split"], split)) for split in SPLITS}
     for split, part in splits.items():
         if not len(part):

@@ -102,7 +102,7 @@ def train(
                 "start_end": splits["train"].captions.has_start_end,
             }  # fmt: skip
             publish(resume.best(progress.best_epoch), paths.model, fingerprint)
-            run.log_metrics({f"train/{name}": value for name, value in trainer.pace.metrics().items()}, progress.step)
+            run.log_metrics({f"train/{name}": value for name, value in trainer.speed.metrics().items()}, progress.step)
             run.log_model(paths.model, rsum)
             for path in numbers:
                 run.log_artifact(path)

@@ -113,7 +113,7 @@ def _lists(name: str, offsets: pa.Array, rows: Sequence[Array], kind: pa.DataTyp
 
 @contextmanager
 def _read_errors(path: Path) -> Iterator[None]:
-    """Whatever a damaged file that has no seal raises is a ValueError that names it."""
+    """Convert any error from a damaged file without a seal to a ValueError that names the file."""
     try:
         yield
     except Exception as error:

@@ -45,7 +45,7 @@ def in_parts(run: Callable[[slice], T], total: int, size: int) -> Iterator[T]:
         done = attempt(partial(run, chunk)) if count > 1 else run(chunk)
         if done is None:
             size = count // 2
-            warnings.warn(f"out of memory: going on with {size} images or captions at a time", stacklevel=2)
+            warnings.warn(f"out of memory: continuing with {size} images or captions at a time", stacklevel=2)
             continue
         yield done
         start = chunk.stop
@@ -71,7 +71,7 @@ class Tiles:
             if scores is not None:
                 return scores
             self.pairs = height * width // 2
-            warnings.warn(f"out of memory: going on with tiles of {self.pairs} pairs", stacklevel=2)
+            warnings.warn(f"out of memory: continuing with tiles of {self.pairs} pairs", stacklevel=2)
         if height >= width:
             halves = (slice(0, height // 2), slice(height // 2, height))
             return torch.cat([self.score(logits, images.take(half), captions) for half in halves])

@@ -133,7 +133,7 @@ def rank_blocks(
     for image_rows, caption_rows, logits in blocks:
         _check_finite(logits)
         own = caption_image[caption_rows] == image_rows[:, None]  # [i, c]
-        right = answers.right(image_rows[:, None], caption_rows)
+        right = answers.is_right(image_rows[:, None], caption_rows)
         queries.add(image_rows, logits, own, right)
         best_captions.add(image_rows, caption_rows, logits, right)
         best_images.add(caption_rows, image_rows, logits.T, right.T)

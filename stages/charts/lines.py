@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup, escape
 
-from stages.charts.svg import DASHES, Scale, chart_svg, moved_apart, points, tick, ticks
+from stages.charts.svg import DASHES, Scale, chart_svg, points, spread_apart, tick, ticks
 
 HEIGHT = 260.0
 PLOT = 250.0
@@ -78,7 +78,7 @@ def line_chart(
         x = x_at(mark[0])
         parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
         parts.append(tick(x, TOP - 7, mark[1]))
-    labels = moved_apart([y_at(line.ys[-1]) for line in lines], 17, TOP + 6, HEIGHT - BOTTOM)
+    labels = spread_apart([y_at(line.ys[-1]) for line in lines], 17, TOP + 6, HEIGHT - BOTTOM)
     for index, (line, label_y) in enumerate(zip(lines, labels, strict=True)):
         xs = [x_at(x) for x in line.xs]
         if line.band is not None:

@@ -32,7 +32,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(step * i, 10) for i in range(first, last + 1)]
 
 
-def moved_apart(positions: list[float], gap: float, low: float, high: float) -> list[float]:
+def spread_apart(positions: list[float], gap: float, low: float, high: float) -> list[float]:
     """Move label positions apart to at least `gap` if there is room, in their order, within [low, high]."""
     order = sorted(range(len(positions)), key=positions.__getitem__)
     moved = list(positions)
@@ -66,7 +66,7 @@ def chart_svg(parts: list[str], spoken: str, width: float, height: float) -> Mar
     )
 
 
-def standalone(chart: Markup) -> str:
+def standalone_svg(chart: Markup) -> str:
     """A chart as a separate SVG file, on white."""
     opening = Markup('<?xml version="1.0" encoding="utf-8"?>\n<svg xmlns="http://www.w3.org/2000/svg" ')
     style = Markup('><style>{}</style><rect width="100%" height="100%" fill="white"/>').format(Markup(PLAIN_CSS))

@@ -16,7 +16,7 @@ from camp_model.files import sha256_of
 SETTLED = 2.0
 """A file's hash is cached only if its last change was at least this many seconds ago: an immediate second change might
 go unnoticed."""
-PATIENCE = 5.0
+LOCK_TIMEOUT = 5.0
 """Seconds to wait for another process that has locked the file of hashes."""
 BATCH = 4096
 """Number of files hashed before their hashes are written."""
@@ -59,10 +59,10 @@ def file_hashes(files: Sequence[Path], cache: Path | None) -> Iterator[str | OSE
         for start in range(0, len(files), BATCH):
             batch = files[start : start + BATCH]
             try:
-                rows = [_remembered(store, file, resolved) for file in batch]
+                rows = [_cached_row(store, file, resolved) for file in batch]
             except sqlite3.DatabaseError as error:
-                store = opened.enter_context(closing(_instead(cache, error)))
-                rows = [_remembered(store, file, resolved) for file in batch]
+                store = opened.enter_context(closing(_reopen(cache, error)))
+                rows = [_cached_row(store, file, resolved) for file in batch]
             missing = [i for i, row in enumerate(rows) if not isinstance(row, OSError) and row[-1] is None]
             read = dict(zip(missing, threads.map(_read, [batch[i] for i in missing]), strict=True))
             settled = (time.time() - SETTLED) * 1e9
@@ -75,7 +75,7 @@ def file_hashes(files: Sequence[Path], cache: Path | None) -> Iterator[str | OSE
                 with store:
                     store.executemany("insert or replace into seen values (?, ?, ?, ?, ?)", new)
             except sqlite3.DatabaseError as error:
-                store = opened.enter_context(closing(_instead(cache, error)))
+                store = opened.enter_context(closing(_reopen(cache, error)))
             for i, row in enumerate(rows):
                 yield row if isinstance(row, OSError) else read.get(i) or str(row[-1])
 
@@ -94,17 +94,17 @@ def _sqlite_errors(cache: Path | None) -> Iterator[None]:
 def _open(cache: Path | None) -> sqlite3.Connection:
     """Open the table of hashes; a damaged file is replaced, because all hashes can be computed again."""
     with _sqlite_errors(cache):
-        store = sqlite3.connect(cache or ":memory:", timeout=PATIENCE)
+        store = sqlite3.connect(cache or ":memory:", timeout=LOCK_TIMEOUT)
     try:
         store.execute("drop table if exists hashes")  # an earlier table, by modification time
         store.execute("create table if not exists seen (path text primary key, size, changed, inode, sha256)")
     except sqlite3.DatabaseError as error:
         store.close()
-        return _instead(cache, error)
+        return _reopen(cache, error)
     return store
 
 
-def _instead(cache: Path | None, error: sqlite3.DatabaseError) -> sqlite3.Connection:
+def _reopen(cache: Path | None, error: sqlite3.DatabaseError) -> sqlite3.Connection:
     """Open another table: in memory if another process has locked the file, which is not worth waiting for; a new file
     if it is damaged, or has a table of another form.
 
@@ -119,7 +119,7 @@ def _instead(cache: Path | None, error: sqlite3.DatabaseError) -> sqlite3.Connec
     with _sqlite_errors(cache):
         if "locked" not in str(error):
             raise error
-    print(f"{cache}: another process holds it; files are hashed without it", flush=True)
+    print(f"{cache}: another process has locked it; files are hashed without this cache", flush=True)
     return _open(None)
 
 
@@ -135,7 +135,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in files if Path(parent, name).is_file())
 
 
-def _remembered(
+def _cached_row(
     store: sqlite3.Connection, file: Path, resolved: Callable[[Path], Path]
 ) -> tuple[str, int, int, int, str | None] | OSError:
     """The file's row: path, size, change time in nanoseconds, inode, and its hash if known."""

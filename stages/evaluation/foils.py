@@ -35,13 +35,13 @@ def choose_foils(foils: Foils, split: Fold, rows: np.ndarray, limit: int) -> lis
     """
     wanted = set(split.captions.caption_ids[rows].tolist())
     order = np.random.default_rng(0).permutation(len(foils)).tolist()
-    seen = dict.fromkeys(KINDS, 0)
+    drawn_of = dict.fromkeys(KINDS, 0)
     turns = []
     for foil in order:
         if int(foils.captions.caption_ids[foil]) in wanted:
             kind = foils.kinds[foil]
-            turns.append((seen[kind], KINDS.index(kind), foil))
-            seen[kind] += 1
+            turns.append((drawn_of[kind], KINDS.index(kind), foil))
+            drawn_of[kind] += 1
     return sorted(foil for _, _, foil in sorted(turns)[:limit])
 
 

@@ -108,11 +108,11 @@ def measure_split(
 ) -> SplitMeasures:
     """Rank a split, measure gates and score foils."""
     folds = folds_of(split, params.protocol)
-    more_matches = EccvCaption(folds[0]) if params.eccv and split.name == "test" else None
+    eccv = EccvCaption(folds[0]) if params.eccv and split.name == "test" else None
     recalls, queries, hardest = [], [], []
     for fold in folds:
-        ranked = rank_fold(models, store, fold, more_matches.depth if more_matches else TOP)
-        recalls.append(_recall(ranked) | (more_matches.measure(ranked) if more_matches else {}))
+        ranked = rank_fold(models, store, fold, eccv.depth if eccv else TOP)
+        recalls.append(_recall(ranked) | (eccv.measure(ranked) if eccv else {}))
         queries.append(query_table(fold, ranked))
         hardest.append(ranked.hardest.cpu().numpy())
     gates, pairs = measure_gates(models[0], store, folds, hardest, pairs=params.gate_pairs, content=lexicon.content)

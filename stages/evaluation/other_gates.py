@@ -30,12 +30,12 @@ def with_gates(params: EvaluateParams, folder: Path, model: CAMP, store: RegionS
     if params.gates == "open":
         other = CAMP(replace(model.config, gate="unapplied"), caption_encoder=model.caption_encoder)
     else:
-        other = _GatesOfAnother(model, store, split)
+        other = _GatesOfOtherPair(model, store, split)
     other.load_state_dict(model.state_dict())
     return other.to(next(model.parameters()).device).eval()
 
 
-class _GatesOfAnother(CAMP):
+class _GatesOfOtherPair(CAMP):
     """In every pair, words have their gates with the split's first picture, regions theirs with its first caption."""
 
     def __init__(self, model: CAMP, store: RegionStore, split: Fold) -> None:

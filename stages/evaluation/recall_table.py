@@ -41,18 +41,18 @@ def recall_text(metrics: Mapping[str, Mapping[str, float]], paper: bool = False)
     for name, values in rows:
         cells = "".join(f"{values[column]:8.1f}" if column in values else f"{'-':>8}" for column in COLUMNS)
         lines.append(f"{name:<{width}}{cells}")
-    lines += [line for name, values in metrics.items() for line in more_matches(name, values)]
+    lines += [line for name, values in metrics.items() for line in eccv_lines(name, values)]
     return "\n".join(lines)
 
 
-def coarse(images: int) -> str:
+def coarseness_note(images: int) -> str:
     """A sentence, to follow others, on how coarse the recalls of so few images are; empty if there are enough."""
     if images >= FEW:
         return ""
     return f" {images} images are too few to compare models by: each is {100 / images:.1f} points of a recall."
 
 
-def more_matches(split: str, values: Mapping[str, float]) -> list[str]:
+def eccv_lines(split: str, values: Mapping[str, float]) -> list[str]:
     """Lines with the results of ECCV Caption and CxC on a split, if they were measured."""
     lines = []
     for prefix, title in (("eccv", "ECCV Caption"), ("cxc", "CxC")):

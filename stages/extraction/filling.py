@@ -42,7 +42,7 @@ def load(plan: Plan, device: str) -> Detector:
     return load_detector(plan.detector, plan.params.regions, device, plan.params.detector)
 
 
-def _feed(shards: Sequence[Shard], folder: Path) -> Iterator[tuple[Shard, PlannedImage]]:
+def _missing_images(shards: Sequence[Shard], folder: Path) -> Iterator[tuple[Shard, PlannedImage]]:
     """Yield the images of the shards in order; shards that another process has finished meanwhile are skipped."""
     for shard in shards:
         if not is_complete(shard, folder):
@@ -100,7 +100,7 @@ def extract_missing(
             f"{plan.info.detector[:12]}; expected the same weights, code and library versions on all machines"
         )
     ahead = READ_AHEAD * params.batch_size
-    stream = read_ahead(_feed(todo, folder), detector, plan.pictures, params.max_pixels, ahead)
+    stream = read_ahead(_missing_images(todo, folder), detector, plan.pictures, params.max_pixels, ahead)
     rejected: list[tuple[str, str, str]] = []
 
     def reject(image: PlannedImage, reason: str) -> None:

@@ -122,16 +122,16 @@ def plan_shards(params: ExtractSections, dataset: Path, detector: Path) -> Plan:
         given, none = _given_boxes(dataset), np.zeros((0, 4), np.float32)
         columns.append([given.get(image_id, none) for image_id in columns[0]])
     images = list(itertools.starmap(PlannedImage, zip(*columns, strict=True)))
-    head = extraction_head(params, description)
+    prefix = shard_key_prefix(params, description)
     shards = tuple(
-        Shard(shard_key(head, images[start:stop]), tuple(images[start:stop]))
+        Shard(shard_key(prefix, images[start:stop]), tuple(images[start:stop]))
         for start, stop in boundaries(columns[0], params.regions.shard_size)
     )
     info = store_info(params.regions, description)
     return Plan(params, params.dataset.image_root(dataset), detector, info, len(images), shards)
 
 
-def extraction_head(params: ExtractSections, description: Description) -> bytes:
+def shard_key_prefix(params: ExtractSections, description: Description) -> bytes:
     """The part that all shards' keys begin with: everything that decides the results, except the pictures."""
     unread = (*_WITHOUT_EFFECT, *(() if params.regions.boxes == "grid" else ("grids",)))
     effective = {key: value for key, value in params.regions.to_dict().items() if key not in unread}
@@ -139,9 +139,9 @@ def extraction_head(params: ExtractSections, description: Description) -> bytes:
     return json.dumps([description.fingerprint, effective, options, GEOMETRY_SCALE], sort_keys=True).encode()
 
 
-def shard_key(head: bytes, images: Sequence[PlannedImage]) -> str:
-    """The content key of a shard of `images`; `head` comes from `extraction_head`."""
-    digest = hashlib.sha256(head)
+def shard_key(prefix: bytes, images: Sequence[PlannedImage]) -> str:
+    """The content key of a shard of `images`; `prefix` comes from `shard_key_prefix`."""
+    digest = hashlib.sha256(prefix)
     digest.update(json.dumps([(image.image_id, image.sha256) for image in images]).encode())
     for image in images:
         if image.boxes is not None:

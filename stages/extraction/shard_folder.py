@@ -62,7 +62,7 @@ def link(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
-def adopt(shards: Sequence[Shard], store: Path, folder: Path) -> None:
+def link_existing_shards(shards: Sequence[Shard], store: Path, folder: Path) -> None:
     """Link into `folder` the shards that only the store or DVC's cache has, as after `dvc pull`."""
     absent = absent_shards(shards, folder)
     committed = _committed(store) if absent else {}

@@ -99,15 +99,15 @@ class ShardRun:
         path, ids = self.folder / self.shard.file_name, [image.image_id for image in self.shard.images]
         rows = [(image_id, self._results[image_id]) for image_id in ids if image_id in self._results]
         rejected = [(image_id, self._rejected[image_id]) for image_id in ids if image_id in self._rejected]
-        again = self._before is not None and self._before.rejected == rejected
-        if not again:
+        unchanged = self._before is not None and self._before.rejected == rejected
+        if not unchanged:
             try:
                 write_shard(path, self.info, self.shard.key, rows, rejected)
             except ValueError as error:
                 raise InputError(f"{path}: cannot be written: {error}") from None
         for partial in self._partial_files():
             partial.unlink(missing_ok=True)
-        return not again
+        return not unchanged
 
     def _partial_files(self) -> list[Path]:
         return sorted(self.folder.glob(f"{self.shard.key}.*.partial"))

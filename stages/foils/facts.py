@@ -22,7 +22,7 @@ _AXES = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -
 class Facts(Protocol):
     """What is known about the picture of one caption."""
 
-    def refute(self, tag: Tag, canonical: str) -> bool:
+    def refutes(self, tag: Tag, canonical: str) -> bool:
         """Whether the caption is certainly false if `canonical` replaces the tagged word."""
         ...
 
@@ -36,21 +36,23 @@ class SceneFacts:
     caption: Mapping[str, Any]
     """One of its captions: mentions and relations."""
 
-    def refute(self, tag: Tag, canonical: str) -> bool:
+    def refutes(self, tag: Tag, canonical: str) -> bool:
         """True for a word that no object has, a count other than the exact one, or a relation of no fitting pair."""
         if tag.kind in _ATTRIBUTES:
             return all(item[_ATTRIBUTES[tag.kind]] != canonical for item in self.scene["objects"])
         if tag.kind == "count":
             return True  # captions count all that fit the words, so any other number is wrong
         (relation,) = self.caption["relations"]
-        subjects, objects = (self.fitting(self.caption["mentions"][relation[end]]) for end in ("subject", "object"))
+        subjects, objects = (
+            self.matching_objects(self.caption["mentions"][relation[end]]) for end in ("subject", "object")
+        )
         axis, sign = _AXES[canonical]
         centres = self.scene["centres"]
         return all(
             sign * (centres[j][axis] - centres[i][axis]) <= 0 for i in subjects for j in objects if i != j
         )  # fmt: skip
 
-    def fitting(self, mention: Mapping[str, Any]) -> list[int]:
+    def matching_objects(self, mention: Mapping[str, Any]) -> list[int]:
         """The numbers of the objects that a mention's words are true of."""
         said = {key: mention[key] for key in _ATTRIBUTES.values() if mention[key] is not None}
         return [i for i, item in enumerate(self.scene["objects"]) if all(item[key] == said[key] for key in said)]
@@ -67,7 +69,7 @@ class PhotographFacts:
         self.said = "\n".join(f" {' '.join(words)} " for words in captions)  # no word holds a newline
         self.categories = set(categories)
 
-    def refute(self, tag: Tag, canonical: str) -> bool:
+    def refutes(self, tag: Tag, canonical: str) -> bool:
         """True if no caption of the picture has any of the canonical's words, and no box has its category."""
         if tag.kind == "object" and canonical in self.categories:
             return False
@@ -93,7 +95,7 @@ def true_by_chance(path: Path, split: str, seed: int = 0) -> float | None:
             for mention in caption["mentions"]:
                 words = sum(mention[key] is not None for key in _ATTRIBUTES.values())
                 said += words
-                true += words * bool(other.fitting(mention))
+                true += words * bool(other.matching_objects(mention))
     return true / said
 
 

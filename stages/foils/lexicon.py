@@ -75,7 +75,7 @@ class Lexicon:
             at += max(size, 1)
         return tags
 
-    def others(self, tag: Tag) -> list[list[str]]:
+    def alternatives(self, tag: Tag) -> list[list[str]]:
         """Canonicals that could replace the tagged one: lists to draw from, in order of preference."""
         if tag.kind == "relation":
             return [[self.opposites[tag.canonical]]] if tag.canonical in self.opposites else []

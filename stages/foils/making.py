@@ -60,12 +60,12 @@ def _draw(
 ) -> str | None:
     """Draw a word to replace the tagged one, or None."""
     before = words[tag.position - 1] if tag.position else ""
-    for canonicals in lexicon.others(tag):
+    for canonicals in lexicon.alternatives(tag):
         usable = [
             word
             for canonical in canonicals
             if (word := lexicon.replacement(tag.kind, canonical, words[tag.position], before, vocabulary))
-            and facts.refute(tag, canonical)
+            and facts.refutes(tag, canonical)
         ]
         if usable:
             return usable[int(rng.integers(len(usable)))]

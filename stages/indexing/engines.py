@@ -53,7 +53,7 @@ def vector_ids(names: Sequence[str]) -> Ids:
     return ids
 
 
-def best_first(ids: Any, scores: Any, count: int) -> tuple[Ids, Vectors]:
+def sort_results(ids: Any, scores: Any, count: int) -> tuple[Ids, Vectors]:
     """Results of one query as [count], best first, ties by id, padded with -1 and -inf."""
     ids, scores = np.asarray(ids, np.int64), np.asarray(scores, np.float32)
     real = ids >= 0

@@ -10,7 +10,7 @@ import numpy as np
 from camp_model.retrieval import load_index, save_index
 from stages.contracts import input_errors
 from stages.errors import InputError
-from stages.indexing.engines import Ids, Vectors, best_first
+from stages.indexing.engines import Ids, Vectors, sort_results
 
 EXACT = 200_000
 """Number of vectors up to which a query is compared with all."""
@@ -62,7 +62,7 @@ class FaissEngine:
             if not depth:
                 return np.full((len(queries), count), -1, np.int64), np.full((len(queries), count), -np.inf, np.float32)
             scores, ids = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), depth)
-        rows = [best_first(*row, count) for row in zip(ids, scores, strict=True)]
+        rows = [sort_results(*row, count) for row in zip(ids, scores, strict=True)]
         return np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows])
 
     def count(self) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from stages.errors import InputError, shown
-from stages.indexing.engines import Ids, Vectors, best_first
+from stages.indexing.engines import Ids, Vectors, sort_results
 
 MOST = 16_384
 """Largest number of results that a server returns for a query."""
@@ -75,7 +75,7 @@ class MilvusEngine:
             self._client.search, self.collection, data=list(np.asarray(queries, np.float32)), anns_field="vector",
             limit=min(count, MOST), output_fields=["id"], search_params={"metric_type": "IP"},
         )  # fmt: skip
-        rows = [best_first([hit["id"] for hit in hits], [hit["distance"] for hit in hits], count) for hits in answers]
+        rows = [sort_results([hit["id"] for hit in hits], [hit["distance"] for hit in hits], count) for hits in answers]
         return np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows])
 
     def count(self) -> int:

@@ -16,7 +16,7 @@ from stages.errors import InputError
 from stages.indexing.engines import Engine, Ids, Vectors, vector_ids
 from stages.indexing.faiss_engine import FaissEngine
 
-EMBEDDED = "faiss"
+FAISS = "faiss"
 BATCH = 8192
 """Vectors sent to an engine at a time."""
 
@@ -73,7 +73,7 @@ def open_index(folder: Path, facts: IndexFacts) -> Engine:
     Raises:
         InputError: index.faiss is missing or damaged, or the server does not answer or has other vectors.
     """
-    if facts.engine == EMBEDDED:
+    if facts.engine == FAISS:
         engine: Engine = FaissEngine.load(folder / "index.faiss", facts.dim)
     else:
         engine = open_server(facts.engine, facts.collection, facts.dim)
@@ -95,7 +95,7 @@ def open_server(address: str, collection: str, dim: int) -> Engine:
     return MilvusEngine(address, collection, dim)
 
 
-def embedded(vectors: Vectors, names: Sequence[str]) -> FaissEngine:
+def build_faiss_engine(vectors: Vectors, names: Sequence[str]) -> FaissEngine:
     """Make a faiss index of pictures' vectors [n, d]."""
     engine = FaissEngine(vectors.shape[1], len(vectors))
     engine.add(vector_ids(names), vectors)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from stages.entry import stage_main
-from stages.params.pipeline import Params, check_compared
+from stages.params.pipeline import Params, check_dvc_keys
 from stages.params.presets import apply_presets
 
 
@@ -20,7 +20,7 @@ def main() -> None:
         for note in apply_presets(presets):
             print(note, file=sys.stderr)
     Params.load()
-    check_compared()
+    check_dvc_keys()
     print("params.yaml is valid" + (f": the defaults with {', '.join(map(str, presets))}" if presets else ""))
 
 

@@ -88,7 +88,7 @@ class TableParams(Section):
     """If the table has no column `split`, share of the images that becomes the test split, chosen by a hash."""
 
     @model_validator(mode="after")
-    def _leaves_some(self) -> Self:
+    def _check_shares(self) -> Self:
         if self.val_share + self.test_share >= 1:
             raise ValueError(
                 "dataset.table: val_share and test_share leave nothing to train; expected less than 1 in all"

@@ -70,7 +70,7 @@ class DetectorParams(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _of_backend(cls, values: Any) -> Any:
+    def _fill_timm_defaults(cls, values: Any) -> Any:
         """Fill in timm's own defaults for the keys that are not given."""
         if isinstance(values, dict) and values.get("backend") == "timm":
             values = {"architecture": TIMM_ARCHITECTURE} | values
@@ -83,7 +83,7 @@ class DetectorParams(Section):
         return getattr(self, backend).to_dict() if backend in type(self).model_fields else {}
 
     @model_validator(mode="after")
-    def _trainable(self) -> Self:
+    def _check_weights(self) -> Self:
         if self.weights == "train" and (self.backend, self.architecture) != ("torchvision", "scenes"):
             raise ValueError(
                 "detector.weights: train is only for detector.architecture scenes with detector.backend torchvision; "

@@ -32,7 +32,7 @@ def parse(text: str) -> Any:
     return values
 
 
-def _size(value: Any, around: set[int], sizes: dict[int, int]) -> int:
+def _size(value: Any, ancestors: set[int], sizes: dict[int, int]) -> int:
     """How many values `leaves` makes of a value: of a list one, of a mapping all, each alias counted.
 
     Args:
@@ -42,16 +42,16 @@ def _size(value: Any, around: set[int], sizes: dict[int, int]) -> int:
     Raises:
         ValueError: it holds itself, as an alias can make it, or more than anybody writes, as aliases of aliases can.
     """
-    if id(value) in around:
+    if id(value) in ancestors:
         raise ValueError("a value holds itself (an alias to what it is in)")
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in sizes:
-        around.add(id(value))
+        ancestors.add(id(value))
         items = value.values() if isinstance(value, dict) else value
-        held = sum([_size(item, around, sizes) for item in items])
-        sizes[id(value)] = 1 + held if isinstance(value, dict) else 1
-        around.discard(id(value))
+        count = sum([_size(item, ancestors, sizes) for item in items])
+        sizes[id(value)] = 1 + count if isinstance(value, dict) else 1
+        ancestors.discard(id(value))
         if sizes[id(value)] > MOST_VALUES:
             raise ValueError(f"aliases make more than {MOST_VALUES:,} values of it")
     return sizes[id(value)]
@@ -110,7 +110,7 @@ def rewrite(path: Path, values: Mapping[str, Any]) -> None:
     round_trip.width = 1_000_000  # nothing is folded
     round_trip.preserve_quotes = True  # a text that stays as it was may need those that it has
     document = round_trip.load(_text(path))
-    _lay(document, values)
+    _update(document, values)
     with replacing(path) as temporary:
         with temporary.open("w", encoding="utf-8") as file:
             round_trip.dump(document, file)
@@ -129,14 +129,14 @@ def _representer() -> Any:
     return Representer
 
 
-def _lay(document: Any, values: Mapping[str, Any]) -> None:
+def _update(document: Any, values: Mapping[str, Any]) -> None:
     for key in [key for key in document if key not in values]:
         del document[key]
     for key, value in values.items():
         present = document.get(key)
         # One that becomes empty is written anew: over several lines, its `{}` would stand below the key's comment.
         if isinstance(value, Mapping) and value and isinstance(present, Mapping):
-            _lay(present, value)
+            _update(present, value)
         elif (
             key not in document
             or present != value

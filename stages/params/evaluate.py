@@ -39,7 +39,7 @@ class EvaluateParams(Section):
     """auto, cpu, cuda, cuda:N or mps."""
 
     @model_validator(mode="after")
-    def _other_models(self) -> Self:
+    def _check_ensemble(self) -> Self:
         for folder in self.ensemble:
             check_no_output("evaluate.ensemble", folder)
         if twice := [folder for folder in self.ensemble if self.ensemble.count(folder) > 1]:
@@ -47,7 +47,7 @@ class EvaluateParams(Section):
         return self
 
     @model_validator(mode="after")
-    def _whole(self) -> Self:
+    def _check_eccv(self) -> Self:
         if self.eccv and (self.protocol == "coco_1k" or "test" not in self.splits):
             raise ValueError(
                 f"evaluate.eccv: true needs the whole test split, but evaluate.protocol is {self.protocol} and "

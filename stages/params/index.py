@@ -23,7 +23,7 @@ class IndexParams(Section):
     it, CAMP ranks all pictures."""
 
     @model_validator(mode="after")
-    def _known(self) -> Self:
+    def _check_engine(self) -> Self:
         if self.engine != "faiss" and not self.engine.endswith(".db"):
             address = urlsplit(self.engine)
             if address.scheme not in URL_SCHEMES or not address.netloc + address.path:

@@ -43,7 +43,7 @@ class ModelParams(_switches()):  # type: ignore[misc]  # the fields are CampConf
     """The switches of the model; which of them fit each other is CampConfig's to say."""
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check_config(self) -> Self:
         self.config(vocab_size=4, region_dim=1)
         return self
 

@@ -22,7 +22,7 @@ from stages.params.report import ReportParams
 from stages.params.section import PARAMS, Section
 from stages.params.train import TrainParams
 
-FORMER = {
+REMOVED_KEYS = {
     "regions.nms_iou": "is detector.torchvision.nms_iou and detector.detectron2.nms_iou now; expected it there",
     "train.gate_negatives": "was removed: pairs that do not match weigh as much as others; expected no such key",
 }
@@ -44,17 +44,17 @@ class Params(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _former(cls, values: Any) -> Any:
+    def _reject_removed_keys(cls, values: Any) -> Any:
         """Reject former keys; the message says what replaces them."""
-        for key, now in FORMER.items():
-            if _at(values, key):
+        for key, now in REMOVED_KEYS.items():
+            if _lookup(values, key):
                 raise ValueError(f"{key}: {now}")
-        if _at(values, "model.matching") == ["scan"]:
+        if _lookup(values, "model.matching") == ["scan"]:
             raise ValueError("model.matching: scan is model.matcher: scan now; expected it there, mlp or cosine here")
         return values
 
     @model_validator(mode="after")
-    def _fit(self) -> Self:
+    def _check_sections(self) -> Self:
         """Check keys that depend on keys of other sections."""
         check_backend(self.regions, self.detector.backend)
         source, supervision, foils = self.dataset.source, self.train.gate_supervision, self.train.foil_weight
@@ -122,7 +122,7 @@ def check_images(params: Params, images: Path = Path("data/dataset/images.parque
             check_sizes(params.evaluate, count)
 
 
-def check_compared(path: Path = PARAMS, pipeline: Path = Path("dvc.yaml")) -> None:
+def check_dvc_keys(path: Path = PARAMS, pipeline: Path = Path("dvc.yaml")) -> None:
     """Check that params.yaml has every key that dvc.yaml names: each has a default here, but DVC refuses a stage whose
     key is missing, possibly hours after the first stage began.
 
@@ -134,16 +134,16 @@ def check_compared(path: Path = PARAMS, pipeline: Path = Path("dvc.yaml")) -> No
     values, defaults = document.read(path), Params().to_dict()
     stages = (document.read(pipeline).get("stages") or {}).values()
     keys = dict.fromkeys(key for stage in stages for key in (stage or {}).get("params") or () if isinstance(key, str))
-    lacking = [key for key in keys if _at(defaults, key) and not _at(values, key)]
+    lacking = [key for key in keys if _lookup(defaults, key) and not _lookup(values, key)]
     if lacking:
-        expected = ", ".join(f"{key}: {json.dumps(_at(defaults, key)[0])}" for key in lacking)
+        expected = ", ".join(f"{key}: {json.dumps(_lookup(defaults, key)[0])}" for key in lacking)
         raise InputError(
             f"{path}: lacks {', '.join(lacking)}, without which DVC runs no stage that reads it; expected, such as the "
             f"defaults, {expected}"
         )
 
 
-def _at(values: Any, dotted: str) -> list[Any]:
+def _lookup(values: Any, dotted: str) -> list[Any]:
     """The value at a dotted key, in a list; an empty one where there is none."""
     for key in dotted.split("."):
         if not isinstance(values, dict) or key not in values:

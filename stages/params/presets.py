@@ -10,10 +10,10 @@ from stages.params.pipeline import Params
 from stages.params.section import PARAMS, Section
 
 
-def merged(base: dict[str, Any], overlay: dict[str, Any], sections: object) -> dict[str, Any]:
+def merge(base: dict[str, Any], overlay: dict[str, Any], sections: object) -> dict[str, Any]:
     """`base` with the values of `overlay` in place of its own, sections key by key; a value that is a mapping, such as
     train.learning_rates, is replaced whole."""
-    nested = {key: merged(base[key], value, inner) for key, value in overlay.items()
+    nested = {key: merge(base[key], value, inner) for key, value in overlay.items()
               if isinstance(inner := getattr(sections, str(key), None), Section) and isinstance(value, dict)
               and isinstance(base.get(key), dict)}  # fmt: skip
     return base | overlay | nested
@@ -38,7 +38,7 @@ def compose(presets: Sequence[Path]) -> tuple[Params, list[str]]:
                 old, new = shown(before.get(key)), shown(value)
                 notes.append(f"{key}: {new} from {preset}, not {old} from {origin[key]}")
             origin[key] = preset
-        values = merged(values, overlay, defaults)
+        values = merge(values, overlay, defaults)
         try:
             params, wrong = Params.from_dict(values), None
         except InputError as error:  # a preset that follows may say the other half of a pair of keys

@@ -38,7 +38,7 @@ class RegionsParams(Section):
     """auto, cpu, cuda, cuda:N or mps."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def _check_counts(self) -> Self:
         if self.min_per_image > self.per_image:
             raise ValueError(
                 f"regions.min_per_image: {self.min_per_image} is above regions.per_image, {self.per_image}"

@@ -12,8 +12,8 @@ from stages.errors import InputError, shown
 from stages.params import document
 
 PARAMS = Path("params.yaml")
-OWN_MODEL = "models/camp"
-_SAYS = {
+TRAINED_MODEL = "models/camp"
+_MESSAGES = {
     "int_type": "is not a whole number",
     "float_type": "is not a number",
     "string_type": "is not a text",
@@ -56,10 +56,10 @@ Device = Annotated[str, AfterValidator(_device)]
 
 def check_no_output(key: str, folder: str) -> None:
     """Raise ValueError if `folder` is the output of train, which DVC removes before train runs."""
-    if os.path.normpath(folder) == OWN_MODEL:
+    if os.path.normpath(folder) == TRAINED_MODEL:
         raise ValueError(
             f"{key}: {folder} is the model that train itself writes; expected another, such as a copy of it "
-            f"(cp -r {OWN_MODEL} models/first)"
+            f"(cp -r {TRAINED_MODEL} models/first)"
         )
 
 
@@ -75,7 +75,7 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _known(cls, values: Any) -> Any:
+    def _reject_unknown_keys(cls, values: Any) -> Any:
         """Reject unknown keys; turn lists into tuples."""
         if not isinstance(values, dict):
             return values
@@ -91,7 +91,7 @@ class Section(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _writable(cls, value: Any) -> Any:
+    def _check_texts(cls, value: Any) -> Any:
         """Reject texts that `_check_text` rejects."""
         for text in value if isinstance(value, tuple | dict) else (value,):
             if isinstance(text, str):
@@ -108,7 +108,7 @@ class Section(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise InputError(said(error)) from None
+            raise InputError(error_message(error)) from None
 
     @classmethod
     def load(cls, path: Path = PARAMS) -> Self:
@@ -140,7 +140,7 @@ class StageSections(Section, extra="allow"):
     """The sections that one stage reads. Other sections of params.yaml are kept unchecked, for MLflow to record."""
 
 
-def said(wrong: ValidationError) -> str:
+def error_message(wrong: ValidationError) -> str:
     """The first error of pydantic in our form: key, its value, what is allowed."""
     error = wrong.errors(include_url=False)[0]
     where = "".join(f"[{at}]" if isinstance(at, int) else f".{at}" for at in error["loc"]).removeprefix(".")
@@ -154,5 +154,5 @@ def said(wrong: ValidationError) -> str:
     if error["type"] == "literal_error":
         context = {"expected": context["expected"].replace("'", "").replace(" or ", ", ")}
     value = list(error["input"]) if isinstance(error["input"], tuple) else error["input"]
-    says = _SAYS.get(error["type"], "").format(**context) or error["msg"]
+    says = _MESSAGES.get(error["type"], "").format(**context) or error["msg"]
     return f"{where or 'params'}: {'' if error['type'] == 'too_short' else shown(value) + ' '}{says}"

@@ -105,13 +105,13 @@ class TrainParams(Section):
     """Seed of the initial weights, the order of the pairs and dropout."""
 
     @model_validator(mode="after")
-    def _starts_elsewhere(self) -> Self:
+    def _check_start_from(self) -> Self:
         if self.start_from is not None:
             check_no_output("train.start_from", self.start_from)
         return self
 
     @model_validator(mode="after")
-    def _divides(self) -> Self:
+    def _check_processes(self) -> Self:
         if self.batch_size % (self.processes * self.machines):
             raise ValueError(
                 f"train.batch_size: {self.batch_size} does not divide among train.processes, {self.processes}, on "
@@ -125,13 +125,13 @@ class TrainParams(Section):
         return self
 
     @model_validator(mode="after")
-    def _has_negatives(self) -> Self:
+    def _check_mining_batch(self) -> Self:
         if self.mining_batch == 1:
             raise ValueError("train.mining_batch: 1 leaves a pair without negatives; expected 0, or at least 2")
         return self
 
     @model_validator(mode="after")
-    def _begins_one_way(self) -> Self:
+    def _check_first_epochs(self) -> Self:
         if not self.all_negatives_epochs:
             return self
         if self.loss == "bce":

@@ -16,7 +16,7 @@ from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
 from stages.contracts import check_results, check_trained_on, input_errors, read_fingerprint, read_object, read_table
 from stages.errors import InputError
-from stages.evaluation.recall_table import HEADINGS, coarse, more_matches
+from stages.evaluation.recall_table import HEADINGS, coarseness_note, eccv_lines
 from stages.evaluation.tables import FOIL_SCHEMA, PAIR_SCHEMA, QUERY_SCHEMA, evaluated_files
 from stages.params.dataset import SPLITS, DatasetParams
 from stages.reporting import page
@@ -127,13 +127,13 @@ def contents(params: ReportSections, inputs: Inputs, limit: int) -> dict[str, An
         "title": f"CAMP on {dataset}: text-image retrieval",
         "dataset_name": dataset,
         "lead": f"Every image of the {split} split is ranked against every caption, and every caption against every "
-        f"image: {notes[split]}." + coarse(page.image_count(loaded.evaluations[split].schema.metadata)),
+        f"image: {notes[split]}." + coarseness_note(page.image_count(loaded.evaluations[split].schema.metadata)),
         "split": split,
         "as_trained": page.is_as_trained(loaded.evaluations[split].schema.metadata),
         "headline": page.headline(loaded.retrieval[split], gates),
         "headings": HEADINGS[:-1],
         "recall_rows": page.recall_rows(loaded.retrieval, notes),
-        "more_matches": [line for item in loaded.retrieval.items() for line in more_matches(*item)],
+        "more_matches": [line for item in loaded.retrieval.items() for line in eccv_lines(*item)],
         "context_note": page.context_note(params.dataset.source),
         "explore_text": f"{min(params.report.queries, len(data['queries']['t2i']))} queries each way, drawn at random, "
         "and the worst failures. m is the matching score, in brackets its logit. Pick a query, one of its results, "

@@ -96,14 +96,14 @@ def _query(key: str, query: Query, pairs: Sequence[Pair], inspector: Inspector) 
         "text": text,
         "search": " ".join([query.query_id, *sought]).lower(),
         "rank": query.rank,
-        "worst": query.worst,
+        "worst": query.is_worst,
         "results": [
             {
                 "image": pair.image_id,
                 "text": texts[pair.caption_row],
-                "at": pair.at,
-                "right": pair.right,
-                "beyond": pair.beyond,
+                "at": pair.rank,
+                "right": pair.is_right,
+                "beyond": pair.is_extra,
                 "score": round(pair.score or 0.0, 3),
                 **{name: value for name, value in pair.details.items() if name != "logit"},
             }

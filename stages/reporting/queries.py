@@ -27,7 +27,7 @@ class Query:
     rank: int
     top_ids: list[str]
     top_scores: list[float]
-    worst: bool
+    is_worst: bool
 
 
 @dataclass
@@ -36,10 +36,10 @@ class Pair:
 
     image_id: str
     caption_row: int
-    at: int
+    rank: int
     """Its rank in the query's results."""
-    right: bool
-    beyond: bool
+    is_right: bool
+    is_extra: bool
     """Whether it is a right answer that is not among the first results."""
     score: float | None
     """Logit; None until the model has scored it."""
@@ -108,10 +108,10 @@ class Inspector:
 
     def _first(self, query: Query, top_k: int) -> list[Pair]:
         pairs = []
-        for at, (result, score) in enumerate(zip(query.top_ids[:top_k], query.top_scores, strict=False), start=1):
+        for rank, (result, score) in enumerate(zip(query.top_ids[:top_k], query.top_scores, strict=False), start=1):
             image_id, caption = (query.query_id, result) if query.direction == "i2t" else (result, query.query_id)
             row = self.row_of[caption]
-            pairs.append(Pair(image_id, row, at, self._is_right(image_id, row), False, score))
+            pairs.append(Pair(image_id, row, rank, self._is_right(image_id, row), False, score))
         return pairs
 
     def _is_right(self, image_id: str, row: int) -> bool:

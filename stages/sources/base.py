@@ -94,7 +94,7 @@ class Source:
     """Split that is filled by a hash -> its share, as `params key: value`, and what to do if it stays empty."""
 
     @contextlib.contextmanager
-    def setting_aside(self, what: str) -> Iterator[None]:
+    def reject_errors(self, what: str) -> Iterator[None]:
         """Add a record that the block finds bad to `rejected`, and skip the rest of the block."""
         try:
             yield
@@ -115,13 +115,13 @@ def image_ids(paths: list[str]) -> list[str]:
     ]
 
 
-def split_named(name: str) -> str:
+def normalise_split(name: str) -> str:
     """The split that a name means, such as val for Validation; an unknown name is returned unchanged."""
     plain = name.strip().lower()
     return {"validation": "val", "valid": "val", "dev": "val"}.get(plain, plain if plain in SPLITS else name)
 
 
-def join(*parts: str) -> str:
+def join_path(*parts: str) -> str:
     """Join parts of a path to one POSIX path without `.` parts. `..` is kept, for the check that forbids it.
 
     Accents are composed (NFC), so that a name is spelled the same on every file system.
@@ -143,7 +143,7 @@ KINDS: dict[type, str] = {int: "a whole number", str: "a text", list: "a list", 
 """How error messages name a type."""
 
 
-def take(record: Any, key: str, kind: type[T], where: str) -> T:
+def require_field(record: Any, key: str, kind: type[T], where: str) -> T:
     """Return `record[key]`, checked to be of type `kind`.
 
     Raises:

@@ -23,7 +23,7 @@ def _check_images(source: Source) -> None:
     first: dict[str, str] = {}
     images: list[SourceImage] = []
     for image in source.images:
-        with source.setting_aside("image"):
+        with source.reject_errors("image"):
             if image.split not in (*SPLITS, ""):
                 raise BadRecord(image.where, f"split {shown(image.split)} is not one of {', '.join(SPLITS)}")
             if image.image_id in first:
@@ -42,7 +42,7 @@ def _check_caption(caption: SourceCaption) -> None:
         raise BadRecord(caption.where, f"the caption {shown(caption.text)} holds half a character (a lone surrogate)")
 
 
-def check_source(source: Source, max_share: float = 0.0, gone: frozenset[str] = frozenset()) -> None:
+def check_source(source: Source, max_share: float = 0.0, rejected_ids: frozenset[str] = frozenset()) -> None:
     """Set aside what no later stage could use.
 
     That is a wrong split name, a repeated image id, an empty caption, a caption or box without an image, and an image
@@ -56,13 +56,13 @@ def check_source(source: Source, max_share: float = 0.0, gone: frozenset[str] = 
     Raises:
         InputError: more were set aside; a split has no images; or a split that a hash fills has only one.
     """
-    known = gone | {image.image_id for image in source.images}
+    known = rejected_ids | {image.image_id for image in source.images}
     _check_images(source)
     listed = {image.image_id for image in source.images}
     captions: list[SourceCaption] = []
     for caption in source.captions:
         if caption.image_id in listed or caption.image_id not in known:
-            with source.setting_aside("caption"):
+            with source.reject_errors("caption"):
                 if caption.image_id not in known:
                     raise BadRecord(
                         caption.where, f"the caption names image {shown(caption.image_id)}, which is not listed"
@@ -73,7 +73,7 @@ def check_source(source: Source, max_share: float = 0.0, gone: frozenset[str] = 
     captioned = {caption.image_id for caption in captions}
     for image in source.images:
         if image.image_id not in captioned:
-            with source.setting_aside("image"):
+            with source.reject_errors("image"):
                 raise BadRecord(image.where, f"image {shown(image.image_id)} has no caption; expected at least one")
     source.images = [image for image in source.images if image.image_id in captioned]
     boxes: list[SourceBox] = []
@@ -81,7 +81,7 @@ def check_source(source: Source, max_share: float = 0.0, gone: frozenset[str] = 
         if box.image_id in captioned:
             boxes.append(box)
         elif box.image_id not in known:
-            with source.setting_aside("box"):
+            with source.reject_errors("box"):
                 raise BadRecord(
                     f"image {shown(box.image_id)}", f"a box names image {shown(box.image_id)}, which is not listed"
                 )

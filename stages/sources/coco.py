@@ -14,8 +14,8 @@ from stages.sources.base import (
     SourceCaption,
     SourceImage,
     image_ids,
-    join,
-    take,
+    join_path,
+    require_field,
 )
 from stages.sources.checks import is_unicode
 from stages.sources.splits import position
@@ -58,24 +58,24 @@ class _Part:
         self.stated: dict[int, tuple[float, float]] = {}
         self.rejected: set[int] = set()
         """COCO ids of images whose record was set aside."""
-        for number, record in enumerate(take(self.content, "images", list, str(self.file))):
-            with source.setting_aside("image"):
+        for number, record in enumerate(require_field(self.content, "images", list, str(self.file))):
+            with source.reject_errors("image"):
                 self._add(record, f"{self.file}: images[{number}]", test_share, paths)
 
     def _add(self, record: Any, where: str, test_share: float, paths: dict[str, str]) -> None:
         part = self.options
-        coco_id = take(record, "id", int, where)
+        coco_id = require_field(record, "id", int, where)
         if coco_id in self.pictures:
             first = self.pictures[coco_id].where
             raise BadRecord(f"{where}.id", f"{coco_id} is there twice, first at {first}")
         self.rejected.add(coco_id)  # until the whole record is read
         split = "test" if part.split == "val" and in_test_share(coco_id, test_share) else part.split
-        path = join(part.images, take(record, "file_name", str, where))
+        path = join_path(part.images, require_field(record, "file_name", str, where))
         # Checked before captions and boxes are read: they would go to the first record, which may be of another split.
         if path in paths:
             raise BadRecord(f"{where}.file_name", f"{shown(path)} is there twice, first at {paths[path]}")
         paths[path] = where
-        self.pictures[coco_id] = _Picture(path, split, where, join(part.images))
+        self.pictures[coco_id] = _Picture(path, split, where, join_path(part.images))
         self.rejected.discard(coco_id)
         if size := _stated_size(record):
             self.stated[coco_id] = size
@@ -83,7 +83,7 @@ class _Part:
 
 def _corners(record: dict[str, Any], where: str) -> tuple[float, float, float, float]:
     """COCO's box (left, top, width, height) as XYXY."""
-    box = take(record, "bbox", list, where)
+    box = require_field(record, "bbox", list, where)
     if len(box) != 4 or not all(map(_is_number, box)):
         raise BadRecord(f"{where}.bbox", f"{shown(box)} is not four numbers")
     x, y, width, height = box
@@ -95,12 +95,12 @@ def _corners(record: dict[str, Any], where: str) -> tuple[float, float, float, f
 def _categories(content: dict[str, Any], file: Path) -> dict[int, str]:
     """The names of the object categories, by id."""
     categories: dict[int, str] = {}
-    for number, record in enumerate(take(content, "categories", list, str(file))):
+    for number, record in enumerate(require_field(content, "categories", list, str(file))):
         where = f"{file}: categories[{number}]"
-        name = take(record, "name", str, where)
+        name = require_field(record, "name", str, where)
         if not is_unicode(name):
             raise BadRecord(f"{where}.name", f"{shown(name)} holds half a character (a lone surrogate)")
-        category = take(record, "id", int, where)
+        category = require_field(record, "id", int, where)
         if categories.setdefault(category, name) != name:
             raise BadRecord(f"{where}.id", f"{category} is {shown(categories[category])} already, here {shown(name)}")
     return categories
@@ -124,10 +124,10 @@ def _read_boxes(file: Path, part: _Part, ids: dict[int, str], source: Source) ->
             source.stated[ids[coco_id]] = size
     left_out: Counter[str] = Counter()
     own = False
-    for number, record in enumerate(take(content, "annotations", list, str(file))):
+    for number, record in enumerate(require_field(content, "annotations", list, str(file))):
         where = f"{file}: annotations[{number}]"
-        with source.setting_aside("box"):
-            coco_id = take(record, "image_id", int, where)
+        with source.reject_errors("box"):
+            coco_id = require_field(record, "image_id", int, where)
             own = own or coco_id in ids or coco_id in part.rejected
             if coco_id in part.rejected:
                 continue
@@ -135,7 +135,7 @@ def _read_boxes(file: Path, part: _Part, ids: dict[int, str], source: Source) ->
             if image_id is None or record.get("iscrowd"):
                 left_out[UNLISTED if image_id is None else "of crowds"] += 1
                 continue
-            category = take(record, "category_id", int, where)
+            category = require_field(record, "category_id", int, where)
             if category not in categories:
                 raise BadRecord(f"{where}.category_id", f"{category} is not in categories")
             corners = _corners(record, where)
@@ -151,15 +151,15 @@ def _read_boxes(file: Path, part: _Part, ids: dict[int, str], source: Source) ->
 
 
 def _read_captions(part: _Part, ids: dict[int, str], source: Source) -> None:
-    for number, record in enumerate(take(part.content, "annotations", list, str(part.file))):
+    for number, record in enumerate(require_field(part.content, "annotations", list, str(part.file))):
         where = f"{part.file}: annotations[{number}]"
-        with source.setting_aside("caption"):
-            coco_id = take(record, "image_id", int, where)
+        with source.reject_errors("caption"):
+            coco_id = require_field(record, "image_id", int, where)
             if coco_id in part.rejected:
                 continue
             if coco_id not in ids:
                 raise BadRecord(f"{where}.image_id", f"{coco_id} is not in images")
-            text = take(record, "caption", str, where)
+            text = require_field(record, "caption", str, where)
             source.captions.append(SourceCaption(ids[coco_id], text, where, record.get("id")))
 
 

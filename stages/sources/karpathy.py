@@ -13,9 +13,9 @@ from stages.sources.base import (
     SourceCaption,
     SourceImage,
     image_ids,
-    join,
-    split_named,
-    take,
+    join_path,
+    normalise_split,
+    require_field,
 )
 from stages.workspace import named_path
 
@@ -23,8 +23,8 @@ from stages.workspace import named_path
 def _text(sentence: Any, where: str) -> str:
     """The sentence as written, or its tokens if the raw text is missing."""
     if not isinstance(sentence, dict) or "raw" in sentence or "tokens" not in sentence:
-        return take(sentence, "raw", str, where)
-    return " ".join(str(token) for token in take(sentence, "tokens", list, where))
+        return require_field(sentence, "raw", str, where)
+    return " ".join(str(token) for token in require_field(sentence, "tokens", list, where))
 
 
 class _Record(NamedTuple):
@@ -36,20 +36,20 @@ class _Record(NamedTuple):
 
 def _record(record: Any, where: str, options: KarpathyParams, seen: dict[int, str]) -> _Record | None:
     """Read one image's record; None if its split is skipped."""
-    split = split_named(take(record, "split", str, where))
+    split = normalise_split(require_field(record, "split", str, where))
     if split not in (*SPLITS, "restval"):
         raise BadRecord(f"{where}.split", f"{shown(split)} is not one of {', '.join(SPLITS)}, restval")
     split = options.restval if split == "restval" else split
     if split == "skip":
         return None
     if "imgid" in record:
-        imgid = take(record, "imgid", int, where)
+        imgid = require_field(record, "imgid", int, where)
         if imgid in seen:
             raise BadRecord(f"{where}.imgid", f"{imgid} is there twice, first at {seen[imgid]}")
         seen[imgid] = where.rpartition(" ")[2]
-    folder = take(record, "filepath", str, where) if "filepath" in record else ""
-    path = join(options.images, folder, take(record, "filename", str, where))
-    return _Record(where, path, split, take(record, "sentences", list, where))
+    folder = require_field(record, "filepath", str, where) if "filepath" in record else ""
+    path = join_path(options.images, folder, require_field(record, "filename", str, where))
+    return _Record(where, path, split, require_field(record, "sentences", list, where))
 
 
 def read_source(params: DatasetParams, image_out: Path) -> Source:
@@ -67,8 +67,8 @@ def read_source(params: DatasetParams, image_out: Path) -> Source:
     records: list[_Record] = []
     seen: dict[int, str] = {}
     skipped = 0
-    for number, raw in enumerate(take(content, "images", list, str(file))):
-        with source.setting_aside("image"):
+    for number, raw in enumerate(require_field(content, "images", list, str(file))):
+        with source.reject_errors("image"):
             record = _record(raw, f"{file}: images[{number}]", options, seen)
             if record is None:
                 skipped += 1
@@ -84,9 +84,9 @@ def read_source(params: DatasetParams, image_out: Path) -> Source:
             reason = f"the picture {shown(record.path)} is there twice, first at {first[record.path]}"
             source.rejected.append(Rejected("image", record.where, reason))
             continue
-        source.images.append(SourceImage(image_id, record.path, record.split, record.where, join(options.images)))
+        source.images.append(SourceImage(image_id, record.path, record.split, record.where, join_path(options.images)))
         for number, sentence in enumerate(record.sentences):
             where = f"{record.where}.sentences[{number}]"
-            with source.setting_aside("caption"):
+            with source.reject_errors("caption"):
                 source.captions.append(SourceCaption(image_id, _text(sentence, where), where, sentence.get("sentid")))
     return source

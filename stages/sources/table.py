@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from stages.errors import InputError, shown
 from stages.params.dataset import SPLITS, DatasetParams
-from stages.sources.base import BadRecord, Source, SourceCaption, SourceImage, image_ids, join, split_named
+from stages.sources.base import BadRecord, Source, SourceCaption, SourceImage, image_ids, join_path, normalise_split
 from stages.sources.checks import is_unicode
 from stages.sources.table_files import OPTIONAL, Cells, read_rows
 from stages.workspace import named_path
@@ -48,7 +48,7 @@ def _row(columns: list[str], cells: list[Any], where: str) -> _Row:
         if not empty and (not isinstance(cell, str) or not cell.strip() or not is_unicode(cell)):
             raise BadRecord(where, f"column {column!r} holds {shown(cell)}; expected a text")
     split, group = (str(values.get(name) or "").strip() for name in OPTIONAL)
-    split = split_named(split)
+    split = normalise_split(split)
     if "split" in columns and split not in SPLITS:
         raise BadRecord(where, f"split {shown(split)} is not one of {', '.join(SPLITS)}")
     return _Row(where, values["image"].strip(), values["caption"], split, group)
@@ -87,15 +87,15 @@ def read_source(params: DatasetParams, image_out: Path) -> Source:
     source = Source(images=[], captions=[], folders={"dataset.table.images": root / options.images})
     images: dict[str, _Row] = {}
     captions: list[tuple[str, _Row]] = []
-    path_of = cache(partial(join, options.images))
+    path_of = cache(partial(join_path, options.images))
     for number, cells in _captions_of(columns, rows):
-        with source.setting_aside("caption"):
+        with source.reject_errors("caption"):
             if isinstance(cells, str):
                 raise BadRecord(str(file), cells)
             row = _row(columns, cells, f"{file}: row {number}")
             captions.append((_image_of(row, path_of(row.image), images), row))
     ids = dict(zip(images, image_ids(list(images)), strict=True))
-    folder = join(options.images)
+    folder = join_path(options.images)
     source.images = [
         SourceImage(ids[path], path, row.split, row.where, folder, row.group) for path, row in images.items()
     ]

@@ -60,7 +60,7 @@ def _caption_ids(source: Source) -> list[int]:
     if len(set(whole)) == len(own):
         return whole
     if whole:
-        print(f"captions are numbered anew: {len(set(whole))} of {len(own)} have an id of their own in the source")
+        print(f"captions get new numbers: {len(set(whole))} of {len(own)} have an id of their own in the source")
     return list(range(len(own)))
 
 
@@ -73,7 +73,7 @@ def tables(source: Source) -> dict[str, pa.Table]:
         for number, caption in zip(_caption_ids(source), source.captions, strict=True)
     ]
     if twice := len(captions) - len({row[1:] for row in captions}):
-        print(f"{twice} captions repeat another one of the same picture; they are kept, and all count")
+        print(f"{twice} captions repeat another caption of the same picture; all of them are kept and counted")
     boxes: list[tuple[Any, ...]] = [
         (box.image_id, *box.box, box.category, list(box.attributes)) for box in source.boxes
     ]

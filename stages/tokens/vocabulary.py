@@ -80,4 +80,4 @@ def print_words(
         f"{long} captions cut to {params.max_words} words, {wordless} without a word"
     )
     if equal:
-        print(f"{split}: {equal} captions are, as the model reads them, those of another image")
+        print(f"{split}: {equal} captions have the same tokens as a caption of another image")

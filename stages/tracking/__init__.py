@@ -25,7 +25,7 @@ from pydantic_core import to_jsonable_python
 from camp_model.files import sha256_of, write_text
 from stages.contracts import read_fingerprint
 from stages.params.document import leaves
-from stages.tracking.machine import changes, output, sample_machine
+from stages.tracking.machine import command_output, sample_machine, uncommitted_changes
 from stages.tracking.restore import model_hash
 from stages.tracking.spool import SPOOL, Spool, pending, writer_alive
 from stages.tracking.store import experiment_name, without_password
@@ -117,7 +117,7 @@ class Run:
                 self._spool = None
 
 
-def trained_by(checkpoint: Path) -> str | None:
+def training_run_of(checkpoint: Path) -> str | None:
     """The run that trained a checkpoint, in the form that `track` accepts as parent: its key or, if this repository
     does not know the run, `model-<sha256>` of the weights; None if there are no weights."""
     weights = checkpoint / "model.safetensors"
@@ -150,7 +150,7 @@ def track(
         kind: train, evaluate, report, sweep: the tag `camp.kind`.
         params: sections or a mapping of them; logged flattened, as `model.gate`.
         run_id: key of a run to continue, after a resume.
-        parent: key of the run that this one is nested under (for an evaluation, its train run), or see `trained_by`.
+        parent: key of the run that this one is nested under (for an evaluation, its train run); see `training_run_of`.
         shared: whether metrics and files are copied to the parent; False if the run measured something else.
         name: the name in MLflow's table; by default that of the DVC experiment, or else the kind and the time.
         tags: further tags.
@@ -166,7 +166,7 @@ def track(
             run.run_id = key
             _begin(run, spool, kind, name, tags or {}, run_id is not None)
         except (OSError, Timeout) as error:
-            warnings.warn(f"the run is not recorded{' wholly' if spool else ''}: {error}", stacklevel=3)
+            warnings.warn(f"the run is not{' completely' if spool else ''} recorded: {error}", stacklevel=3)
     if spool:
         process = _deliver(root, key)
         threading.Thread(target=sample_machine, args=(run._write, stop), daemon=True).start()
@@ -201,18 +201,18 @@ def _begin(run: Run, spool: Spool, kind: str, name: str | None, tags: Mapping[st
         experiment=experiment_name(),
     )
     run._write("params", values=run._params)
-    commit = (output("git", "rev-parse", "HEAD") or b"").decode().strip() or None
+    commit = (command_output("git", "rev-parse", "HEAD") or b"").decode().strip() or None
     here = Path.cwd()
     if (
         commit is None
         and any((folder / ".git").exists() for folder in (here, *here.parents))
-        and output("git", "rev-parse", "--git-dir") is None
+        and command_output("git", "rev-parse", "--git-dir") is None
     ):
         warnings.warn(
             "git does not answer here (`git status` says why): the run holds no commit, and `restore` will not find "
             "its code; another person's clone needs git's safe.directory", stacklevel=4,
         )  # fmt: skip
-    patch = changes() if commit else None
+    patch = uncommitted_changes() if commit else None
     if commit and patch is None:
         warnings.warn("git diff failed: `restore` will not have the uncommitted changes of this run", stacklevel=4)
     lock = Path("dvc.lock")
@@ -249,7 +249,7 @@ def _deliver(root: Path, key: str) -> subprocess.Popen[bytes] | None:
                 start_new_session=True,
             )  # fmt: skip
     except OSError as error:
-        warnings.warn(f"MLflow gets this run later: {error}", stacklevel=4)
+        warnings.warn(f"this run will be delivered to MLflow later: {error}", stacklevel=4)
         return None
 
 
@@ -260,11 +260,11 @@ def _wait(process: subprocess.Popen[bytes], root: Path, key: str) -> None:
     with contextlib.suppress(subprocess.TimeoutExpired):
         if process.wait(timeout=seconds) == 0:
             return
-    reason = f"has not taken all of this run yet (more in {root / '.tracking' / 'delivery.log'})"
+    reason = f"has not received all of this run yet (details: {root / '.tracking' / 'delivery.log'})"
     with contextlib.suppress(OSError):
-        reason = f"did not take this run: {(root / SPOOL / key / 'problem').read_text(encoding='utf-8').rstrip('.')}"
+        reason = f"did not accept this run: {(root / SPOOL / key / 'problem').read_text(encoding='utf-8').rstrip('.')}"
     server = without_password(os.environ.get("MLFLOW_TRACKING_URI") or "mlflow.db")
     after = "Nothing is lost: the next run delivers it, or `python -m stages.tracking sync`."
     if (refused := root / SPOOL / key / "refused.jsonl").exists():
-        after = f"It has the rest; what it refuses, and why, is in {refused}."
+        after = f"It has the rest; the refused events and the reasons are in {refused}."
     print(f"warning: MLflow at {server} {reason}. {after}", file=sys.stderr)

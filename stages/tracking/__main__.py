@@ -8,10 +8,18 @@ from pathlib import Path
 
 from stages.entry import stage_main
 from stages.errors import InputError
-from stages.tracking.delivery import bound_waiting, in_one_line, sync
+from stages.tracking.delivery import in_one_line, limit_request_time, sync
 from stages.tracking.model import promote
 from stages.tracking.restore import find_commit, find_run, restore
-from stages.tracking.store import ARTIFACTS, connect, experiment_id, experiment_name, show, store_uri, without_password
+from stages.tracking.store import (
+    ARTIFACTS,
+    connect,
+    experiment_id,
+    experiment_name,
+    set_view,
+    store_uri,
+    without_password,
+)
 from stages.tracking.view import KEY
 from stages.workspace import main_root
 
@@ -41,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ui = commands.add_parser("ui", help="open the store in a browser")
     ui.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     ui.add_argument("--port", type=_port, default=5000, help="(default: %(default)s)")
-    commands.add_parser("sync", help="deliver events that the server has not taken yet")
+    commands.add_parser("sync", help="deliver events that the server has not received yet")
     find = commands.add_parser("find", help="list the runs that trained a commit's model, or started at the commit")
     find.add_argument("commit", help="a git revision: a hash, a branch, HEAD~1")
     back = commands.add_parser("restore", help="restore a run's code, params, data and model into a new folder")
@@ -56,9 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if problems:
             raise InputError("; ".join(problems))
         return
-    bound_waiting(10)
+    limit_request_time(10)
     try:
-        _answer(chosen, root)
+        _run_command(chosen, root)
     except Exception as error:  # OSError: from a file store or `requests`; ImportError: from a database driver
         names = {kind.__name__ for kind in type(error).__mro__}  # importing MLflow's own takes a second
         if not isinstance(error, OSError | ImportError) and "MlflowException" not in names:
@@ -66,12 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError(f"{without_password(store_uri(root))}: {in_one_line(error)}") from None
 
 
-def _answer(chosen: argparse.Namespace, root: Path) -> None:
+def _run_command(chosen: argparse.Namespace, root: Path) -> None:
     client = connect(root, store_uri(root))  # for the server too: it must not create the tables while a run begins
     match chosen.command:
         case "ui":
             experiment = experiment_id(client, root, experiment_name())
-            show(client, experiment)
+            set_view(client, experiment)
             page = f"/#/experiments/{experiment}/runs?viewStateShareKey={KEY}"
             if (server := store_uri(root)).startswith(("http://", "https://")):  # it is running already
                 print(f"MLflow: {without_password(server).rstrip('/')}{page}")

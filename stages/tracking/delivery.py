@@ -20,13 +20,21 @@ from filelock import FileLock, Timeout
 from camp_model.files import write_text
 from stages.errors import InputError
 from stages.tracking.model import log_model
-from stages.tracking.spool import SPOOL, Event, pending, started, undelivered, writer_alive
-from stages.tracking.store import check_place, connect, experiment_id, local_uri, search, store_uri, without_password
+from stages.tracking.spool import SPOOL, Event, pending, start_event, undelivered, writer_alive
+from stages.tracking.store import (
+    check_artifact_location,
+    connect,
+    experiment_id,
+    local_uri,
+    search_runs,
+    store_uri,
+    without_password,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-LONG = 5000
+MAX_CHARACTERS = 5000
 """Characters of a param or tag; longer ones are cut, and a file of the run holds the full text."""
 REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_ALREADY_EXISTS", "MALFORMED_REQUEST")
 """MLflow's error codes for an invalid event, as opposed to a server that cannot be reached."""
@@ -34,7 +42,7 @@ OF_FOLDER = (InputError, PermissionError, LookupError, TypeError, ValueError)
 """Errors raised by a spool folder that is damaged or belongs to another user, not by the store."""
 
 
-def bound_waiting(seconds: int) -> None:
+def limit_request_time(seconds: int) -> None:
     """Limit each call to a server to about twice `seconds` (by default MLflow retries for four minutes)."""
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(seconds)
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
@@ -60,7 +68,7 @@ class Delivery:
         refused, delivered = folder / "refused.jsonl", folder / "delivered"
         try:
             with FileLock(folder / "deliverer.lock", timeout=0):
-                start = started(folder)
+                start = start_event(folder)
                 if refused.exists() and not writer_alive(folder):  # another try
                     with (folder / "events.jsonl").open("ab") as events:
                         events.write(refused.read_bytes())
@@ -92,8 +100,8 @@ class Delivery:
         if key not in self._runs:
             model = key.removeprefix("model-")
             named = f"tags.`camp.run` = '{key}'" if model == key else f"tags.`camp.model` = '{model}'"
-            if runs := search(self.client, named):
-                check_place(self.client, self.root, runs[0].info.artifact_uri)
+            if runs := search_runs(self.client, named):
+                check_artifact_location(self.client, self.root, runs[0].info.artifact_uri)
                 self._runs[key] = runs[0].info.run_id
         return self._runs.get(key)
 
@@ -142,7 +150,7 @@ class Delivery:
             if run_id := self._find(parent):
                 tags["mlflow.parentRunId"] = run_id
         experiment = experiment_id(self.client, self.root, self.experiment or event["experiment"] or "camp")
-        check_place(self.client, self.root, self.client.get_experiment(experiment).artifact_location)
+        check_artifact_location(self.client, self.root, self.client.get_experiment(experiment).artifact_location)
         run = self.client.create_run(experiment, start_time=event["time"], tags=tags, run_name=event["name"])
         self._runs[key] = run.info.run_id
 
@@ -162,9 +170,9 @@ def write(client: "MlflowClient", run_id: str, folder: Path, event: Event) -> No
 
     kind, values = event["event"], event.get("values", {})
     if kind in ("params", "tags"):
-        for name in [name for name in values if len(values[name]) > LONG]:
+        for name in [name for name in values if len(values[name]) > MAX_CHARACTERS]:
             client.log_text(run_id, values[name], f"{kind}/{name}.txt")
-        values = {name: value[:LONG] for name, value in values.items()}
+        values = {name: value[:MAX_CHARACTERS] for name, value in values.items()}
     match kind:
         case "metrics":
             client.log_batch(run_id, metrics=[Metric(name, *point) for name in values for point in values[name]])
@@ -198,17 +206,17 @@ def sync(root: Path, moved: bool = True) -> tuple[int, list[str]]:
     named, experiment = (os.environ.get(name, "").strip() for name in names)
     uri, experiment = (named, experiment) if moved else ("", "")
     if moved:
-        bound_waiting(30)
+        limit_request_time(30)
     delivered, problems = 0, []
-    away: dict[str, Exception] = {}
+    unreachable: dict[str, Exception] = {}
     for folder in pending(root):
         goal = uri
         try:
-            goal = uri or (started(folder) or {}).get("uri") or local_uri(root)
+            goal = uri or (start_event(folder) or {}).get("uri") or local_uri(root)
             if goal == without_password(named):  # as recorded, without name and password
                 goal = named
-            if goal in away:
-                raise away[goal]
+            if goal in unreachable:
+                raise unreachable[goal]
             if Delivery(root, goal, experiment).deliver(folder):
                 delivered += 1
             else:
@@ -217,7 +225,7 @@ def sync(root: Path, moved: bool = True) -> tuple[int, list[str]]:
             if not folder.exists():  # another process has just delivered it
                 continue
             if not isinstance(error, OF_FOLDER):
-                away[goal] = error
+                unreachable[goal] = error
             problems.append(f"{folder.name}: {without_password(goal)} did not take it: {in_one_line(error)}")
     return delivered, problems
 
@@ -228,10 +236,10 @@ def in_one_line(error: Exception) -> str:
     return shorten(without_password(text), 1000)
 
 
-def deliver_beside(root: Path, key: str) -> int:
+def deliver_during_run(root: Path, key: str) -> int:
     """Deliver one run while it is being written, and what earlier runs left; return 0 if this run is delivered."""
     os.chdir(root)  # relative addresses of stores start here
-    bound_waiting(3)
+    limit_request_time(3)
     os.nice(10)  # the run has priority over its delivery
     folder, delivery, pause, others_tried = root / SPOOL / key, None, 1.0, False
     while True:
@@ -258,4 +266,4 @@ def deliver_beside(root: Path, key: str) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(deliver_beside(Path(sys.argv[1]), sys.argv[2]))
+    raise SystemExit(deliver_during_run(Path(sys.argv[1]), sys.argv[2]))

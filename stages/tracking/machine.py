@@ -19,7 +19,7 @@ SAMPLE_EVERY = 10.0
 """Seconds between two samples."""
 
 
-def output(*command: str, timeout: float | None = 20, **environment: str) -> bytes | None:
+def command_output(*command: str, timeout: float | None = 20, **environment: str) -> bytes | None:
     """The output of a command; None if it fails, is missing or takes longer than `timeout` seconds."""
     more = os.environ | environment
     try:
@@ -28,25 +28,25 @@ def output(*command: str, timeout: float | None = 20, **environment: str) -> byt
         return None
 
 
-def changes() -> bytes | None:
+def uncommitted_changes() -> bytes | None:
     """The differences from the commit that is checked out, new code files included, as a patch; None if git fails."""
     there = [folder for folder in CODE if Path(folder).is_dir()]
-    new = output("git", "ls-files", "--others", "--exclude-standard", "-z", "--", *there) if there else b""
-    index = output("git", "rev-parse", "--git-path", "index")
+    new = command_output("git", "ls-files", "--others", "--exclude-standard", "-z", "--", *there) if there else b""
+    index = command_output("git", "rev-parse", "--git-path", "index")
     if not new or index is None:
-        return output(*DIFF)
+        return command_output(*DIFF)
     with tempfile.TemporaryDirectory() as folder:  # the user's own index is not changed
         other = Path(folder) / "index"
         shutil.copyfile(os.fsdecode(index).rstrip("\n"), other)
         names = [os.fsdecode(name) for name in new.split(b"\0") if name]
-        if output("git", "add", "--intent-to-add", "--", *names, GIT_INDEX_FILE=str(other)) is None:
+        if command_output("git", "add", "--intent-to-add", "--", *names, GIT_INDEX_FILE=str(other)) is None:
             return None
-        return output(*DIFF, GIT_INDEX_FILE=str(other))
+        return command_output(*DIFF, GIT_INDEX_FILE=str(other))
 
 
-def checked_out() -> str:
+def commit_name() -> str:
     """The short name of the commit that is checked out here, or "not known"."""
-    return (output("git", "rev-parse", "--short=12", "HEAD") or b"not known").decode().strip()
+    return (command_output("git", "rev-parse", "--short=12", "HEAD") or b"not known").decode().strip()
 
 
 def sample_machine(write: Callable[..., None], stop: threading.Event) -> None:
@@ -64,7 +64,7 @@ def sample_machine(write: Callable[..., None], stop: threading.Event) -> None:
             "system/process_memory_megabytes": process.memory_info().rss / 1e6,
         }
         query = ("--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits")
-        for number, line in enumerate((output(smi, *query) or b"").decode().splitlines() if smi else []):
+        for number, line in enumerate((command_output(smi, *query) or b"").decode().splitlines() if smi else []):
             for name, cell in zip(("utilization_percentage", "memory_usage_megabytes"), line.split(","), strict=True):
                 if cell.strip().isdigit():
                     values[f"system/gpu_{number}_{name}"] = float(cell)

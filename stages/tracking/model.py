@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 NAME = "camp"
 CHAMPION = "champion"
-NEEDS = ("mlflow", "numpy", "pandas", "pyarrow", "regex", "safetensors", "torch")
+REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "regex", "safetensors", "torch")
 
 
 def log_model(client: "MlflowClient", run_id: str, checkpoint: Path, event: dict[str, Any]) -> None:
@@ -70,18 +70,18 @@ def _log(client: "MlflowClient", run_id: str, checkpoint: Path, event: dict[str,
             code_paths=[str(checkpoint.with_name(name)) for name in ("served_model.py", "camp_model")],
             signature=infer_signature(columns, answer, {"store": "", "top_k": 10}),
             model_config={name: event.get(name) for name in ("start_end", "max_words")},
-            pip_requirements=[f"{package}=={version(package)}" for package in needs(config)],
+            pip_requirements=[f"{package}=={version(package)}" for package in requirements(config)],
         )
     return str(info.registered_model_version)
 
 
-def needs(config: dict[str, Any]) -> list[str]:
+def requirements(config: dict[str, Any]) -> list[str]:
     """The distributions that a served model with this config imports or reads weights from."""
     if config.get("text") != "transformer":
-        return list(NEEDS)
+        return list(REQUIREMENTS)
     source = config["transformer"]
     package = source.removeprefix(PREFIX) if source.startswith(PREFIX) and config["transformer_frozen"] else ""
-    return [*NEEDS, "transformers", *packages_distributions().get(package, [])]
+    return [*REQUIREMENTS, "transformers", *packages_distributions().get(package, [])]
 
 
 def promote(client: "MlflowClient", run_id: str) -> str:

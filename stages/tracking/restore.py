@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import yaml
 
 from stages.errors import InputError
-from stages.tracking.machine import output
-from stages.tracking.store import search
+from stages.tracking.machine import command_output
+from stages.tracking.store import search_runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -42,7 +42,7 @@ def find_run(client: "MlflowClient", name: str) -> "Run":
     name = name.removeprefix("model-")
     keys = ("attributes.run_id", "tags.`camp.run`", "tags.`camp.model`")
     for key in keys if re.fullmatch(r"[0-9A-Za-z-]+", name) else ():
-        runs |= {run.info.run_id: run for run in search(client, f"{key} LIKE '{name}%' and tags.`camp.run` != ''")}
+        runs |= {run.info.run_id: run for run in search_runs(client, f"{key} LIKE '{name}%' and tags.`camp.run` != ''")}
     # Equal trainings give equal models; any of the runs can restore it.
     models = {run.data.tags.get("camp.model", "") for run in runs.values()}
     same = len(models) == 1 and next(iter(models)).startswith(name)
@@ -61,14 +61,14 @@ def find_commit(client: "MlflowClient", root: Path, revision: str) -> list["Run"
     Raises:
         InputError: there is no such commit.
     """
-    git = partial(output, "git", "-C", str(root), timeout=None)
+    git = partial(command_output, "git", "-C", str(root), timeout=None)
     commit = git("rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}")
     if commit is None:
         raise InputError(f"{revision}: is not a commit of {root}")
     name = commit.decode().strip()
     model = model_hash(git("show", f"{name}:dvc.lock") or b"")
-    trained = search(client, f"tags.`dvc.model` = '{model}' and tags.`camp.kind` = 'train'") if model else []
-    return trained or search(client, f"tags.`git.commit` = '{name}'")
+    trained = search_runs(client, f"tags.`dvc.model` = '{model}' and tags.`camp.kind` = 'train'") if model else []
+    return trained or search_runs(client, f"tags.`git.commit` = '{name}'")
 
 
 def restore(client: "MlflowClient", root: Path, run: "Run", into: Path) -> list[str]:
@@ -77,7 +77,7 @@ def restore(client: "MlflowClient", root: Path, run: "Run", into: Path) -> list[
     Raises:
         InputError: the folder exists, the run recorded no commit, or this repository does not have it.
     """
-    git = partial(output, "git", "-C", str(root), timeout=None)
+    git = partial(command_output, "git", "-C", str(root), timeout=None)
     commit = run.data.tags.get("git.commit")
     if into.exists():
         raise InputError(f"{into}: exists; expected a folder to be made")

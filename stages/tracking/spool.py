@@ -114,7 +114,7 @@ def undelivered(folder: Path) -> Iterator[tuple[int, Event]]:
         yield offset, event | {"values": points} if points else event
 
 
-def started(folder: Path) -> Event | None:
+def start_event(folder: Path) -> Event | None:
     """The event that began the run; None if its writer died before writing it."""
     return next((event for _, event in read_events(folder) if event and event["event"] == "start"), None)
 
@@ -124,7 +124,7 @@ def pending(root: Path) -> list[Path]:
     starts = {}
     for path in (root / SPOOL).glob("*/events.jsonl"):
         try:
-            start = started(path.parent)
+            start = start_event(path.parent)
         except FileNotFoundError:  # it has just been delivered and removed
             continue
         except PermissionError:  # belongs to another user; the caller reports it

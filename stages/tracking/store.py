@@ -108,7 +108,7 @@ def experiment_id(client: "MlflowClient", root: Path, name: str) -> str:
         # A server decides where artifacts go; with a local file, this project does.
         place = None if _is_remote(client) else _artifacts(root)
         created: str = client.create_experiment(name, artifact_location=place, tags=TRAININGS)
-        show(client, created)
+        set_view(client, created)
         return created
     if experiment.lifecycle_stage == "deleted":
         raise InputError(
@@ -123,7 +123,7 @@ def _is_remote(client: "MlflowClient") -> bool:
     return "://" in client.tracking_uri and not client.tracking_uri.startswith("sqlite:")
 
 
-def check_place(client: "MlflowClient", root: Path, location: str) -> None:
+def check_artifact_location(client: "MlflowClient", root: Path, location: str) -> None:
     """Check that artifacts can be written to `location`, that of an experiment or a run.
 
     Raises:
@@ -140,7 +140,7 @@ def check_place(client: "MlflowClient", root: Path, location: str) -> None:
         )
 
 
-def show(client: "MlflowClient", experiment: str) -> None:
+def set_view(client: "MlflowClient", experiment: str) -> None:
     """Set the view that MLflow's pages show of an experiment, if MLflow accepts it."""
     try:
         client.set_experiment_tag(experiment, TAG, view())
@@ -148,7 +148,7 @@ def show(client: "MlflowClient", experiment: str) -> None:
         print(f"experiment {experiment} has no view: {error}", file=sys.stderr)
 
 
-def search(client: "MlflowClient", condition: str) -> list["Run"]:
+def search_runs(client: "MlflowClient", condition: str) -> list["Run"]:
     """The runs of all experiments that match an MLflow filter, latest first."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments(max_results=50_000)]
     return list(client.search_runs(experiments, condition, max_results=50_000))

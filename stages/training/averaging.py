@@ -26,18 +26,18 @@ class WeightAverage:
             self.weights[name].lerp_(value, share)
 
     @contextlib.contextmanager
-    def in_place(self, model: nn.Module) -> Iterator[None]:
+    def apply_to(self, model: nn.Module) -> Iterator[None]:
         """Give the model the averaged weights for the body; its own are restored exactly afterwards."""
-        own = {name: value.detach().clone() for name, value in _trained(model).items()}
-        _set(model, self.weights)
+        weights = {name: value.detach().clone() for name, value in _trained(model).items()}
+        _copy_weights(model, self.weights)
         try:
             yield
         finally:
-            _set(model, own)
+            _copy_weights(model, weights)
 
 
 @torch.no_grad()
-def _set(model: nn.Module, weights: dict[str, Tensor]) -> None:
+def _copy_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     for name, value in _trained(model).items():
         value.copy_(weights[name])
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from camp_model.vocabulary import END, START
 
 
-def drop(values: Tensor, mask: Tensor, share: float, stays: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def drop(values: Tensor, mask: Tensor, share: float, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Drop a share of each item's real vectors at random, but never all of those that may be dropped.
 
     The remaining vectors come first, in their order, followed by padding, as if the others had never existed.
@@ -22,7 +22,7 @@ def drop(values: Tensor, mask: Tensor, share: float, stays: Tensor | None = None
     """
     if not share:
         return values, mask
-    may_go = mask if stays is None else mask & ~stays
+    may_go = mask if keep is None else mask & ~keep
     draws = torch.rand(mask.shape, device=mask.device).masked_fill(~may_go, -1.0)
     remains = may_go & (draws >= share)
     none_remains = may_go.any(1) & ~remains.any(1)
@@ -32,6 +32,6 @@ def drop(values: Tensor, mask: Tensor, share: float, stays: Tensor | None = None
     return values.gather(1, order[..., None].expand_as(values)), remains.gather(1, order)
 
 
-def is_mark(tokens: Tensor) -> Tensor:
+def is_start_or_end(tokens: Tensor) -> Tensor:
     """Where a caption's start and end marks are: int64 [B, N] -> bool [B, N]."""
     return (tokens == START) | (tokens == END)

@@ -89,22 +89,22 @@ class TrainingFoils:
             )
 
     @property
-    def drawn(self) -> Indices:
+    def eligible(self) -> Indices:
         """int64 [n], sorted: the foils that `draw` chooses from."""
-        drawn: Indices = np.sort(np.concatenate([foils for foils, _ in self.choices.values()]))
-        return drawn
+        eligible: Indices = np.sort(np.concatenate([foils for foils, _ in self.choices.values()]))
+        return eligible
 
     def draw(self, captions: Indices, seed: tuple[int, ...]) -> FoilBatch | None:
         """Draw a foil for each caption that has any; None if none has."""
         pairs = [pair for pair, row in enumerate(captions.tolist()) if row in self.choices]
         if not pairs:
             return None
-        chosen = np.array([self._one(int(captions[pair]), seed) for pair in pairs])
+        chosen = np.array([self._draw_one(int(captions[pair]), seed) for pair in pairs])
         tokens, lengths = self.captions.batch(chosen)
         positions, weights = torch.from_numpy(self.positions[chosen]), torch.from_numpy(self.weights[chosen])
         return FoilBatch(torch.tensor(pairs), tokens, lengths, positions, weights)
 
-    def _one(self, row: int, seed: tuple[int, ...]) -> int:
+    def _draw_one(self, row: int, seed: tuple[int, ...]) -> int:
         """Draw a foil of caption `row`, independently of the batch and process that the caption is in."""
         foils, shares = self.choices[row]
         return int(np.random.default_rng((*seed, row)).choice(foils, p=shares))

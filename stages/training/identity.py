@@ -20,12 +20,12 @@ from stages.training.data import epoch_batches
 from stages.training.resume import run_key, sha256_of_files
 from stages.workspace import main_root
 
-FREE = ("checkpoint_steps", "micro_batch", "device", "processes", "machines", "word_vectors", "start_from")
+WITHOUT_EFFECT = ("checkpoint_steps", "micro_batch", "device", "processes", "machines", "word_vectors", "start_from")
 """Params that do not change the result (except the order of summation), or whose effect the key has in another form:
 as content, as the batches that they make, as the type of device."""
 CODE = ("code", "torch", "transformers")
 """Values of a key that identify code and libraries; the task stays the same if they change."""
-DRAWN = ("dropout", "region_dropout", "drop_regions", "drop_words")
+RANDOM_PARAMS = ("dropout", "region_dropout", "drop_regions", "drop_words")
 """Params of random numbers that each process draws for itself."""
 UNRELATED = ("stages.tracking", "stages.entry")
 """Modules that the stage imports and that do not change its results."""
@@ -43,11 +43,11 @@ def training_key(
         processes: number of processes that train together.
         device: only its type matters, not its index: dropout draws other numbers on another type.
     """
-    settings = {name: value for name, value in train.to_dict().items() if name not in FREE}
+    settings = {name: value for name, value in train.to_dict().items() if name not in WITHOUT_EFFECT}
     started = [content_path(name) for name in (train.word_vectors, train.start_from) if name is not None]
     if is_pretrained := model.text == "transformer":
         started += [path for path in [content_path(model.transformer)] if path.exists()]
-    draws = any(getattr(train, name) for name in DRAWN)
+    draws = any(getattr(train, name) for name in RANDOM_PARAMS)
     sizes = [len(batch) for batch in epoch_batches(pairs, train.batch_size, train.seed, 0, processes)]
     values: dict[str, Any] = {
         "model": model.to_dict(),

@@ -24,10 +24,10 @@ from stages.training.data import Batch, Split, epoch_batches, prefetch, steps_pe
 from stages.training.foils import TrainingFoils
 from stages.training.groups import parameter_groups
 from stages.training.loss import batch_loss
-from stages.training.pace import Pace
 from stages.training.processes import Processes
 from stages.training.resume import Progress, Resume
-from stages.training.schedule import learning_rate, too_short_for
+from stages.training.schedule import learning_rate, schedule_warnings
+from stages.training.speed import TrainingSpeed
 from stages.training.validation import images_for, validate
 
 RECORDED_STEPS = 5000
@@ -83,10 +83,10 @@ class Trainer:
             for split in (train, val):
                 cache_captions(model, split.captions, progress=bar.update)
             if self.foils is not None:
-                cache_captions(model, self.foils.captions, self.foils.drawn, bar.update)
-        self.pace = Pace(0.0, 0, 0, 0.0)
+                cache_captions(model, self.foils.captions, self.foils.eligible, bar.update)
+        self.speed = TrainingSpeed(0.0, 0, 0, 0.0)
         self.pending: list[tuple[int, float, Tensor, Tensor]] = []
-        self.flushed = self.pace
+        self.reported_speed = self.speed
         # Reading a loss waits for the device, so on a GPU it is done only now and then.
         self.read_every = 1 if self.device.type == "cpu" else 20
         self.record_every = max(self.read_every, math.ceil(params.epochs * self.epoch_steps / RECORDED_STEPS))
@@ -102,10 +102,10 @@ class Trainer:
         progress.run_id = run.run_id
         total = self.params.epochs * self.epoch_steps
         if not self.processes.rank:
-            for line in too_short_for(self.params, self.epoch_steps):
+            for line in schedule_warnings(self.params, self.epoch_steps):
                 print(line, flush=True)
             if progress.step:
-                print(f"going on after step {progress.step} of {total}", flush=True)
+                print(f"continuing after step {progress.step} of {total}", flush=True)
         self.bar = tqdm(
             total=total, initial=progress.step, desc="train", unit="step", mininterval=2, dynamic_ncols=True,
             disable=self.processes.rank > 0,
@@ -115,7 +115,7 @@ class Trainer:
                 self._epoch()
                 self._end_epoch()
         if self.params.validation_share < 1:
-            self._measure_whole()
+            self._validate_all()
         return progress
 
     def _out_of_patience(self) -> bool:
@@ -129,7 +129,7 @@ class Trainer:
             arrived = time.perf_counter()
             self._step(batch)
             done = time.perf_counter()
-            self.pace = self.pace.after(done - before, len(batch.lengths) * self.processes.count, arrived - before)
+            self.speed = self.speed.after(done - before, len(batch.lengths) * self.processes.count, arrived - before)
             before = done
             stopped = self._asked_to_stop()
             wants_saving = self.progress.step % self.params.checkpoint_steps == 0
@@ -200,19 +200,19 @@ class Trainer:
                 )
         self.progress.losses += losses
         self.bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
-        pace, self.flushed = self.pace.since(self.flushed), self.pace
+        speed, self.reported_speed = self.speed.since(self.reported_speed), self.speed
         values = {
             "train/loss": sum(losses) / len(losses),
             "train/gradient_norm": sum(norms) / len(norms),
             "train/learning_rate": pending[-1][1],
         }
-        self.run.log_metrics(values | {f"train/{name}": v for name, v in pace.metrics().items()}, step=pending[-1][0])
+        self.run.log_metrics(values | {f"train/{name}": v for name, v in speed.metrics().items()}, step=pending[-1][0])
 
     def _end_epoch(self) -> None:
         """Measure the model, or the average of its weights; keep it if it is the best so far, and save the state."""
         progress = self.progress
         self._read_losses()
-        with self.average.in_place(self.model) if self.average is not None else contextlib.nullcontext():
+        with self.average.apply_to(self.model) if self.average is not None else contextlib.nullcontext():
             metrics, gates = self._validate(self.params.validation_share)
             best = progress.epochs[progress.best_epoch - 1]["rsum"] if progress.best_epoch else -math.inf
             progress.epochs.append(metrics)
@@ -242,7 +242,7 @@ class Trainer:
         except ValueError as error:
             raise TrainingError(f"train: validation after step {self.progress.step}: {error}") from None
 
-    def _measure_whole(self) -> None:
+    def _validate_all(self) -> None:
         """Measure the kept model on the whole val split, if epochs were measured on a subset of its images."""
         progress, share = self.progress, self.params.validation_share
         self.processes.any(False, self.device)  # wait until its weights are on disk

@@ -19,7 +19,7 @@ from camp_model.tensors import take_rows, to_device
 from stages.device import Precision
 from stages.params.train import TrainParams
 from stages.training.data import Batch
-from stages.training.dropping import drop, is_mark
+from stages.training.dropping import drop, is_start_or_end
 
 
 def batch_loss(
@@ -35,22 +35,22 @@ def batch_loss(
         word_mask = to_device(length_mask(batch.lengths, batch.tokens.shape[1]), words.device)
         foils = _foil_loss(model, batch, params, regions, words, word_mask)
         regions, region_mask = drop(regions, batch.region_mask, params.drop_regions)
-        words, word_mask = drop(words, word_mask, params.drop_words, is_mark(batch.tokens))
-        everyone = gather_batch(regions, region_mask, words, word_mask, batch.image_index, batch.caption_index)
-        size = len(everyone.tensors[0])
-        own = range(size)[everyone.pairs]
+        words, word_mask = drop(words, word_mask, params.drop_words, is_start_or_end(batch.tokens))
+        global_batch = gather_batch(regions, region_mask, words, word_mask, batch.image_index, batch.caption_index)
+        size = len(global_batch.tensors[0])
+        own = range(size)[global_batch.pairs]
         parts = [(part, range(max(own.start, part.start), min(own.stop, part.stop)))
                  for part in mining_parts(size, params.mining_batch)]  # fmt: skip
         loss = torch.stack([
-            _pairs_loss(model, everyone, params, step, epoch_steps, part, wanted) * (len(wanted) / len(own))
+            _pairs_loss(model, global_batch, params, step, epoch_steps, part, wanted) * (len(wanted) / len(own))
             for part, wanted in parts if wanted
         ]).sum()  # fmt: skip
         if params.joint_weight:
-            all_regions, all_region_mask, all_words, all_word_mask, image_index = everyone.tensors
+            all_regions, all_region_mask, all_words, all_word_mask, image_index = global_batch.tensors
             joint = joint_contrastive(
                 model.image_vectors(all_regions, all_region_mask), model.caption_vectors(all_words, all_word_mask),
-                image_index, caption_index=everyone.caption_index, temperature=params.joint_temperature,
-                pairs=everyone.pairs,
+                image_index, caption_index=global_batch.caption_index, temperature=params.joint_temperature,
+                pairs=global_batch.pairs,
             )  # fmt: skip
             loss = loss + params.joint_weight * joint
         return loss if foils is None else loss + params.foil_weight * foils
@@ -64,15 +64,15 @@ def mining_parts(size: int, length: int) -> list[slice]:
 
 
 def _pairs_loss(
-    model: CAMP, everyone: GlobalBatch, params: TrainParams, step: int, epoch_steps: int, part: slice, wanted: range
+    model: CAMP, global_batch: GlobalBatch, params: TrainParams, step: int, epoch_steps: int, part: slice, wanted: range
 ) -> Tensor:
     """The mean loss of matching and gates over the pairs `wanted`, with negatives from the batch's pairs `part`."""
     start = part.start
     # The same on all processes, so that they draw the same negatives.
     generator = torch.Generator().manual_seed(hash((params.seed, step, start) if start else (params.seed, step)))
-    encoded = [tensor[part] for tensor in everyone.tensors]
+    encoded = [tensor[part] for tensor in global_batch.tensors]
     options: BatchOptions = {
-        "caption_index": None if everyone.caption_index is None else everyone.caption_index[part],
+        "caption_index": None if global_batch.caption_index is None else global_batch.caption_index[part],
         "pairs": slice(wanted.start - start, wanted.stop - start),
         "micro_batch": params.micro_batch,
     }

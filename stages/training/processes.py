@@ -20,9 +20,9 @@ from stages.device import choose_device
 from stages.errors import InputError
 from stages.params.train import TrainParams
 
-MEETING = ("PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT")
+RENDEZVOUS_VARIABLES = ("PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT")
 """Environment variables that tell torchrun which of several machines it is on, and their rendezvous."""
-MEETING_FILE = "CAMP_MEETING_FILE"
+RENDEZVOUS_FILE = "CAMP_MEETING_FILE"
 """File for the rendezvous of one machine's processes: torchrun's TCP store would listen on every address."""
 
 
@@ -39,7 +39,7 @@ class Processes:
         if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
             return cls()
         # Other processes may wait long for one that validates.
-        file, count = os.environ.get(MEETING_FILE), int(os.environ["WORLD_SIZE"])
+        file, count = os.environ.get(RENDEZVOUS_FILE), int(os.environ["WORLD_SIZE"])
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             init_method=None if file else "env://",
@@ -143,14 +143,14 @@ def launch(params: TrainParams, device: torch.device, module: str) -> None:
     if device.type == "mps" or (device.type == "cuda" and params.processes > torch.cuda.device_count()):
         count = torch.cuda.device_count() if device.type == "cuda" else 1
         raise InputError(f"train.processes: {params.processes}, but there are {count} {device.type} devices")
-    if missing := [name for name in MEETING if params.machines > 1 and name not in os.environ]:
+    if missing := [name for name in RENDEZVOUS_VARIABLES if params.machines > 1 and name not in os.environ]:
         raise InputError(
             f"train.machines: {params.machines}, but {', '.join(missing)} is not set; expected in the environment of "
             "every machine its rank from 0, and the address and a free port of machine 0"
         )
     command = ["-m", "torch.distributed.run", f"--nnodes={params.machines}", f"--nproc-per-node={params.processes}"]
     if params.machines == 1:
-        command += _stay_on_this_machine()
+        command += _loopback_options()
     command += ["-m", module]
     if device.type == "cpu":
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // params.processes)))
@@ -158,9 +158,9 @@ def launch(params: TrainParams, device: torch.device, module: str) -> None:
     os.execv(sys.executable, [sys.executable, *command])
 
 
-def _stay_on_this_machine() -> list[str]:
+def _loopback_options() -> list[str]:
     """Options for torchrun and environment variables for its processes, so that nothing listens beyond loopback."""
-    descriptor, os.environ[MEETING_FILE] = tempfile.mkstemp(prefix="camp-processes-")
+    descriptor, os.environ[RENDEZVOUS_FILE] = tempfile.mkstemp(prefix="camp-processes-")
     os.close(descriptor)
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))

@@ -123,7 +123,7 @@ class Resume:
     ) -> Progress | None:
         """Load a saved state into model, optimizer, scaler and average; None if this training has none."""
         if not self.state.is_file():
-            self._tell_of_other_code()
+            self._report_other_code()
             return None
         try:
             check_seal(self.state)
@@ -131,13 +131,13 @@ class Resume:
                 metadata = file.metadata()
                 tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, ValueError, SafetensorError) as error:
-            print(f"{self.state}: cannot be read ({error}); training starts anew")
+            print(f"{self.state}: cannot be read ({error}); training starts over")
             return None
         progress = Progress(losses=tensors.pop("losses").tolist(), **json.loads(metadata["progress"]))
         if metadata["key"] != self.key:
             return None
         if progress.best_epoch and not self.best(progress.best_epoch).is_dir():
-            print(f"{self.best(progress.best_epoch)}: is not there, which {self.state} needs; training starts anew")
+            print(f"{self.best(progress.best_epoch)}: is not there, which {self.state} needs; training starts over")
             return None
         model.load_state_dict({name.removeprefix("model."): v for name, v in tensors.items() if name[0] == "m"})
         state: dict[int, dict[str, Tensor]] = {}
@@ -152,7 +152,7 @@ class Resume:
                 value.copy_(tensors[f"average.{name}"])
         return progress
 
-    def _tell_of_other_code(self) -> None:
+    def _report_other_code(self) -> None:
         """Report that this training was begun by other code or libraries and now starts over."""
         if not self.task:
             return
@@ -165,8 +165,8 @@ class Resume:
                 continue  # damaged, or just replaced or removed by its own training
             if metadata.get("task") == self.task:
                 print(
-                    f"{state.parent}: other code or another torch has begun this training, as far as step {step:,}; it "
-                    "starts anew, and that state stays for what began it"
+                    f"{state.parent}: this training reached step {step:,} with other code or another torch; it starts "
+                    "over, and that state is kept for the other code"
                 )
 
     def best(self, epoch: int) -> Path:
@@ -187,7 +187,7 @@ class Resume:
             except FileNotFoundError:  # another training has just replaced a file of it, or ended
                 continue
             if folder != self.folder and newest < oldest:
-                print(f"{folder}: an unfinished training that nothing has used for {UNUSED_DAYS} days; removed")
+                print(f"{folder}: removed: an unfinished training that was not used for {UNUSED_DAYS} days")
                 shutil.rmtree(folder, ignore_errors=True)
 
     def clear(self) -> None:

@@ -28,7 +28,7 @@ def learning_rate(params: TrainParams, step: int, steps_per_epoch: int) -> float
     return params.learning_rate
 
 
-def too_short_for(params: TrainParams, steps_per_epoch: int) -> Iterator[str]:
+def schedule_warnings(params: TrainParams, steps_per_epoch: int) -> Iterator[str]:
     """A line for each param whose steps the training is too short for, or does not use."""
     total = params.epochs * steps_per_epoch
     if params.warmup_steps > (most := total // WARMUP_SHARE):

@@ -49,7 +49,7 @@ def new_model(
     if train.word_vectors is not None:
         _set_word_vectors(camp, train.word_vectors, vocabulary)
     if train.start_from is not None:
-        taken = _take_weights(camp, named_path(train.start_from), vocabulary, detector)
+        taken = _copy_matching_weights(camp, named_path(train.start_from), vocabulary, detector)
         table = camp.caption_encoder.word_embeddings()
         if train.word_vectors is not None and any(value is table for value in map(camp.get_parameter, taken)):
             raise InputError(
@@ -83,7 +83,7 @@ def _set_word_vectors(camp: CAMP, source: str, vocabulary: Vocabulary) -> None:
     print(f"{source}: vectors for {len(vectors)} of {words} words; the others start random")
 
 
-def _take_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary, detector: str | None) -> list[str]:
+def _copy_matching_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary, detector: str | None) -> list[str]:
     """Copy the weights that have the same name and shape in the checkpoint `folder`; return their names.
 
     Prints which weights stay random, which are not copied, which settings of the model differ, and whether the
@@ -117,20 +117,20 @@ def _take_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary, detector: st
     left = [name for name in source.state_dict() if not {name, renamed.get(name)} & taken.keys()]
     if camp.config.text == "transformer" and any(name.startswith(TRANSFORMER) for name in left):
         raise InputError(
-            f"train.start_from: {folder}: has weights of its own for its transformer, {source.config.transformer}, "
-            f"and {camp.config.transformer}, frozen, would stand in for them; expected model.transformer_frozen: false"
+            f"train.start_from: {folder}: has its own weights for its transformer, {source.config.transformer}, "
+            f"which the frozen {camp.config.transformer} would replace; expected model.transformer_frozen: false"
         )
     camp.load_state_dict(taken, strict=False)
     fresh = [name for name in own if name not in taken]
-    print(f"{folder}: {len(taken)} of {len(own)} weights taken; new: {', '.join(fresh) or 'none'}")
+    print(f"{folder}: {len(taken)} of {len(own)} weights copied; start at random: {', '.join(fresh) or 'none'}")
     if left:
-        print(f"{folder}: not taken: {', '.join(left)}")
+        print(f"{folder}: not copied: {', '.join(left)}")
     if others := list(_other_switches(source.config.to_dict(), camp.config.to_dict())):
         print(f"{folder}: was trained with {', '.join(others)}")
     if camp.config.joint_score and renamed and source.config.pooling != "mean":
         print(f"{folder}: pools by {source.config.pooling}, model.joint_score by the mean: other scores at first")
     if None not in (detector, its_detector) and detector != its_detector:
-        print(f"{folder}: was trained on features of another detector, or of other settings of it")
+        print(f"{folder}: was trained on features of another detector, or of the same with other settings")
     return list(taken)
 
 

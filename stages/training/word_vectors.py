@@ -100,7 +100,7 @@ def _of_text(source: str, vocabulary: Vocabulary, dim: int) -> dict[int, Tensor]
         word, number = next(iter(lost.items()))
         print(
             f"train.word_vectors: {path}: {len(lost)} words of the vocabulary, such as {shown(word)} in line {number}, "
-            f"stand there without just {dim} numbers after blanks; they begin at random"
+            f"do not have exactly {dim} numbers there; their vectors start random"
         )
     return vectors
 

@@ -57,7 +57,7 @@ def test_a_tile_that_does_not_fit_is_halved_with_a_warning(monkeypatch):
         return match(images, captions, layout)
 
     monkeypatch.setattr(model, "match", small_memory)
-    with torch.no_grad(), pytest.warns(UserWarning, match="out of memory: going on with tiles of"):
+    with torch.no_grad(), pytest.warns(UserWarning, match="out of memory: continuing with tiles of"):
         scores = model.score_matrix(*batch)
     torch.testing.assert_close(scores.double(), float64_scores(model, *batch), rtol=1e-4, atol=1e-4)
 
@@ -75,7 +75,7 @@ def test_a_tile_of_the_kernel_that_does_not_fit_is_halved_with_a_warning(monkeyp
 
     monkeypatch.setattr(native, "receive", small_memory)
     model, batch = make(pooling=pooling), encoded()
-    with torch.no_grad(), pytest.warns(UserWarning, match="out of memory: going on with tiles of"):
+    with torch.no_grad(), pytest.warns(UserWarning, match="out of memory: continuing with tiles of"):
         scores = model.score_matrix(*batch)
     assert sum(pairs > 20 for pairs in tried) < 6, "what did not fit once is not tried again"
     torch.testing.assert_close(scores.double(), float64_scores(model, *batch), rtol=1e-4, atol=1e-4)
@@ -93,7 +93,7 @@ def test_a_block_that_does_not_fit_is_halved_with_a_warning(monkeypatch, side):
 
     monkeypatch.setattr(model, side, small_memory)
     index = torch.randint(0, 37, (41,), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad(), pytest.warns(UserWarning, match="going on with [45] images or captions at a time"):
+    with torch.no_grad(), pytest.warns(UserWarning, match="continuing with [45] images or captions at a time"):
         scores = model.score_matrix(*batch)
     torch.testing.assert_close(scores.double(), float64_scores(model, *batch), rtol=1e-4, atol=1e-4)
     with pytest.warns(UserWarning, match="out of memory"):
@@ -155,7 +155,7 @@ def test_gradients_of_a_large_matrix_are_computed_in_tiles(monkeypatch):
 
     monkeypatch.setattr(model, "match", small_memory)
     model.zero_grad()
-    with pytest.warns(UserWarning, match="out of memory: going on with tiles of 1 pairs"):
+    with pytest.warns(UserWarning, match="out of memory: continuing with tiles of 1 pairs"):
         model.score_matrix(*batch).square().sum().backward()
     for name, gradient in expected.items():
         torch.testing.assert_close(dict(model.named_parameters())[name].grad, gradient, rtol=1e-4, atol=1e-3, msg=name)

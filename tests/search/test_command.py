@@ -103,7 +103,7 @@ def test_the_workspace_is_searched_without_a_folder(
     [
         (["--images", "nowhere", "a dog"], "nowhere: is not a folder"),
         (["--images", "images", "--model", "nowhere", "a dog"], "nowhere/config.json"),
-        (["--model", "models/tiny", "a dog"], "--model: is for --images"),
+        (["--model", "models/tiny", "a dog"], "--model: can only be used with --images"),
         (["--images", "images", "!?"], "holds no word"),
     ],
 )
@@ -233,7 +233,7 @@ def test_what_is_shipped_was_trained_on_the_features_of_today(photographs: Photo
     sha256 = save_state(network | {name: network[name] * 1.5}, root / "data/detector")
     description = Description.load(root / "data/detector")
     dataclasses.replace(description, weights_sha256=sha256).save(root / "data/detector")
-    with pytest.raises(InputError, match=r"its features differ by up to .* standard deviations from those that"):
+    with pytest.raises(InputError, match=r"its features differ by up to .* standard deviations from what"):
         export_model(Workspace(root), root / "again")
 
 

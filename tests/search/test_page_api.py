@@ -132,7 +132,7 @@ def test_openapi_describes_the_api_and_no_page_loads_anything_from_elsewhere(cli
         ("/picture?id=nothing", 404, "is not in the collection"),
         ("/?like=nothing", 404, "is not in the collection"),
         ("/?q=%21", 400, "holds no word"),
-        ("/nothing", 404, "nothing is at /nothing"),
+        ("/nothing", 404, "there is no page at /nothing"),
         ("/?q=" + "a" * 10_000, 422, "1000 characters"),
         ("/api/pair?id=" + "a" * 10_000 + "&q=a", 422, "1000 characters"),
     ],
@@ -147,7 +147,7 @@ def test_who_looks_at_pages_is_told_on_a_page(client: httpx.Client) -> None:
     looking = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
     answer = client.get("/<b>nothing", headers=looking)
     assert answer.status_code == 404 and answer.headers["content-type"].startswith("text/html")
-    assert "nothing is at /&lt;b&gt;nothing" in answer.text and 'href="/"' in answer.text
+    assert "there is no page at /&lt;b&gt;nothing" in answer.text and 'href="/"' in answer.text
     assert set(client.get("/api/search?q=", headers=looking).json()) == {"error"}
 
 

@@ -21,7 +21,7 @@ from camp_model.vocabulary import UNK, Vocabulary
 from stages.errors import InputError
 from stages.evaluation.folds import COCO_FOLDS, folds_of, read_split
 from stages.evaluation.measuring import rank_fold
-from stages.evaluation.recall_table import coarse, recall_text
+from stages.evaluation.recall_table import coarseness_note, recall_text
 from stages.tracking import TRAINED
 from tests.stages.evaluation.running import PARAMS, run
 
@@ -70,7 +70,7 @@ def test_metrics_and_rows_agree_with_scoring_every_pair_alone(small, capsys):
 
 
 def test_what_is_said_of_small_splits():
-    assert coarse(50) == "" and "each is 2.0 points" in coarse(49)
+    assert coarseness_note(50) == "" and "each is 2.0 points" in coarseness_note(49)
 
 
 def test_equal_scores_rank_and_list_the_wrong_candidates_first():

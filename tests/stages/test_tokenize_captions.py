@@ -166,6 +166,5 @@ def test_captions_that_are_those_of_another_picture_are_counted(stage, capsys):
     assert [CaptionTable.load(out / f"{split}.parquet").equal for split in ("train", "val", "test")] == [2, 0, 2]
     said = capsys.readouterr().out
     assert (
-        "train: 2 captions are, as the model reads them, those of another image" in said
-        and "val: 0 captions" not in said
+        "train: 2 captions have the same tokens as a caption of another image" in said and "val: 0 captions" not in said
     )

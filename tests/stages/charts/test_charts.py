@@ -9,7 +9,7 @@ import pytest
 from stages.charts.gates import gate_epochs, histogram
 from stages.charts.intervals import Interval, interval_chart
 from stages.charts.lines import Line, in_buckets, line_chart
-from stages.charts.svg import standalone, ticks
+from stages.charts.svg import standalone_svg, ticks
 
 
 def test_ticks_are_round_and_span_the_range():
@@ -75,7 +75,7 @@ def test_a_long_name_beside_an_interval_is_not_cut_off():
 
 def test_a_chart_alone_is_a_whole_svg_file_with_its_colours():
     line = Line("words & regions", [1, 2], [0.5, 0.75])
-    root = ElementTree.fromstring(standalone(line_chart([line], "a > b", "epoch", (0, 1), names=200)))
+    root = ElementTree.fromstring(standalone_svg(line_chart([line], "a > b", "epoch", (0, 1), names=200)))
     assert root.tag == "{http://www.w3.org/2000/svg}svg" and root.get("viewBox") == "0 0 490 260"
     assert root.get("aria-label") == "a > b: words & regions ends at 0.75"
     assert ".s0" in (root.find("{*}style").text or "") and root.find("{*}polyline") is not None

@@ -9,7 +9,7 @@ import yaml
 from stages.entry import read_params
 from stages.errors import InputError
 from stages.params import document
-from stages.params.pipeline import Params, check_compared
+from stages.params.pipeline import Params, check_dvc_keys
 from stages.train import TrainSections
 
 
@@ -48,12 +48,12 @@ def test_keys_that_dvc_would_miss_are_said_at_once_with_their_defaults(lacking: 
 
 
 def test_keys_of_a_section_that_dvc_compares_whole_may_be_left_out(repository: Path) -> None:
-    check_compared(repository / "params.yaml", repository / "dvc.yaml")
-    check_compared(repository / "params.yaml", repository / "nowhere.yaml")
+    check_dvc_keys(repository / "params.yaml", repository / "dvc.yaml")
+    check_dvc_keys(repository / "params.yaml", repository / "nowhere.yaml")
 
 
 @pytest.mark.parametrize("text", ["stages:\n", "stages: {own:}\n", "stages: {own: {cmd: ls, params:}}\n",
                                   "stages: {own: {cmd: ls, params: [train.own, own.yaml: [key]]}}\n"])  # fmt: skip
 def test_a_pipeline_of_ones_own_asks_for_nothing(repository: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "dvc.yaml").write_text(text)
-    check_compared(repository / "params.yaml", tmp_path / "dvc.yaml")
+    check_dvc_keys(repository / "params.yaml", tmp_path / "dvc.yaml")

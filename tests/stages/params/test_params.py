@@ -45,6 +45,7 @@ def test_the_shipped_params_are_valid_and_name_every_key(repository: Path) -> No
     ("dotted", "value", "says"),
     [
         ("train.epoch", 3, "train.epoch: unknown key; allowed here: loss,"),
+        ("index.engines", 3, "index.engines: unknown key; allowed here: engine, shortlist"),
         ("trian", {}, "trian: unknown key; allowed here: dataset,"),
         ("train.epochs", "three", "train.epochs: 'three' is not a whole number"),
         ("train.epochs", True, "train.epochs: True is not a whole number"),

@@ -238,7 +238,7 @@ def test_every_documented_set_runs_through_the_stages(
     document.rewrite(Path("params.yaml"), params.to_dict())
     for stage in (*(() if ready else FEATURES), *MODEL):
         run(stage)
-    assert (f"{SHIPPED_MODEL}: 18 of 18 weights taken" in capsys.readouterr().out) == ("from_shipped" in names)
+    assert (f"{SHIPPED_MODEL}: 18 of 18 weights copied" in capsys.readouterr().out) == ("from_shipped" in names)
     step = re.search(r"\b(?:three_)?((?:step|best)_\d)", " ".join(names))
     if step and "trained_words_joint" not in names:  # that is no first of two
         shutil.rmtree(f"models/{step[1]}", ignore_errors=True)

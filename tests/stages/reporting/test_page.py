@@ -94,7 +94,7 @@ def test_queries_are_drawn_by_seed_and_worst_failures_added(small):
     for direction, queries in chosen.items():
         rows = [row for row in table.to_pylist() if row["direction"] == direction]
         worst = sorted(rows, key=lambda row: (-row["rank"], row["query_id"]))[:2]
-        assert {q.query_id for q in queries if q.worst} == {row["query_id"] for row in worst}
+        assert {q.query_id for q in queries if q.is_worst} == {row["query_id"] for row in worst}
         assert len({q.query_id for q in queries}) == len(queries) >= 4
     everything = choose_queries(table, ReportParams(queries=1000))
     assert len(everything["t2i"]) == len(small.captions) and len(everything["i2t"]) == len(small.images)

@@ -148,10 +148,10 @@ def test_captions_with_the_text_of_another_images_are_counted_and_right(small):
     inspector = Inspector(model, RegionStore(INPUTS.regions), captions, vocabulary)
     query = Query("t2i", str(captions.caption_ids[0]), 99, [first, last, captions.image_ids[1]], [3.0, 2.0, 1.0], True)
     pairs = inspector.pairs(query, 3)
-    assert [pair.right for pair in pairs[:2]] == [True, True]
+    assert [pair.is_right for pair in pairs[:2]] == [True, True]
     sought = pairs[-1]
     logits = {pair.image_id: pair.details["logit"] for pair in pairs[:2]}
-    assert sought.beyond and sought.image_id == max(logits, key=logits.__getitem__)
+    assert sought.is_extra and sought.image_id == max(logits, key=logits.__getitem__)
 
 
 def test_regions_of_another_detector_are_an_error(small):

@@ -110,7 +110,7 @@ def test_hashes_that_another_process_holds_are_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], held: str
 ) -> None:
     monkeypatch.setattr(hashes, "SETTLED", 0.0)
-    monkeypatch.setattr(hashes, "PATIENCE", 0.2)
+    monkeypatch.setattr(hashes, "LOCK_TIMEOUT", 0.2)
     monkeypatch.setattr(hashes, "BATCH", 2)
     files = [tmp_path / str(number) for number in range(6)]
     for file in files:
@@ -123,6 +123,6 @@ def test_hashes_that_another_process_holds_are_not_waited_for(
         other.execute("begin exclusive")
         assert [*first, *answers] == [hashlib.sha256(file.name.encode()).hexdigest() for file in files]
     said = capsys.readouterr().out
-    assert said.count("another process holds it") == 1 and str(cache) in said
+    assert said.count("another process has locked it") == 1 and str(cache) in said
     with closing(sqlite3.connect(cache)) as store:
         assert store.execute("select count(*) from seen").fetchone()[0] == (1 if not first else 2)

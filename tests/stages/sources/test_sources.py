@@ -10,7 +10,7 @@ import pytest
 from stages.errors import InputError
 from stages.params.dataset import DatasetParams
 from stages.sources import coco, karpathy
-from stages.sources.base import Source, check_folder, image_ids, join
+from stages.sources.base import Source, check_folder, image_ids, join_path
 from stages.sources.checks import check_rejected
 from stages.sources.tables import tables
 
@@ -38,10 +38,10 @@ def test_ids_are_stems_and_whole_paths_where_stems_collide() -> None:
 
 
 def test_paths_are_joined_without_losing_what_the_check_needs() -> None:
-    assert join("images", "", "1.jpg") == "images/1.jpg"
-    assert join(".", "a\\1.jpg") == "a/1.jpg"
-    assert join("images", "..", "1.jpg") == "images/../1.jpg"
-    assert join("images", "/etc/1.jpg") == "/etc/1.jpg"
+    assert join_path("images", "", "1.jpg") == "images/1.jpg"
+    assert join_path(".", "a\\1.jpg") == "a/1.jpg"
+    assert join_path("images", "..", "1.jpg") == "images/../1.jpg"
+    assert join_path("images", "/etc/1.jpg") == "/etc/1.jpg"
 
 
 # --- karpathy

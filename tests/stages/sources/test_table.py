@@ -262,7 +262,7 @@ def test_captions_that_are_there_again_are_counted(
 ) -> None:
     out = prepare(GOOD + GOOD.partition("\n")[2])
     assert len(pq.read_table(out / "captions.parquet")) == 6
-    assert "3 captions repeat another one of the same picture; they are kept" in capsys.readouterr().out
+    assert "3 captions repeat another caption of the same picture; all of them are kept" in capsys.readouterr().out
 
 
 def test_a_blank_row_before_the_header_is_none(tmp_path: Path) -> None:

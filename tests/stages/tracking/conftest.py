@@ -3,7 +3,7 @@
 import pytest
 
 from stages import tracking
-from stages.tracking.store import connect, local_uri, search
+from stages.tracking.store import connect, local_uri, search_runs
 
 DELIVER = tracking._deliver
 
@@ -28,5 +28,5 @@ def beside(root, monkeypatch):
 
 
 def run_of(root, key):
-    (run,) = search(connect(root, local_uri(root)), f"tags.`camp.run` = '{key}'")
+    (run,) = search_runs(connect(root, local_uri(root)), f"tags.`camp.run` = '{key}'")
     return run

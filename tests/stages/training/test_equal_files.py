@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from stages.tracking import trained_by
+from stages.tracking import training_run_of
 from stages.training.resume import Resume
 
 
@@ -24,7 +24,7 @@ def test_two_trainings_leave_the_same_bytes(make_data, params, run_train, tmp_pa
         results.append(files_of(paths.model, paths.metrics.parent, paths.plots))
         (run,) = Path(".tracking/spool").iterdir()
         assert [path.read_text() for path in Path(".tracking/trained").iterdir()] == [run.name]
-        assert trained_by(paths.model) == run.name
+        assert training_run_of(paths.model) == run.name
     first, second = results
     assert {"model.safetensors", "config.json", "vocabulary.json", "fingerprint.json", "train.json"} < set(first)
     assert {name for name in first if first[name] != second[name]} == set()

@@ -106,7 +106,7 @@ def test_a_foil_whose_words_are_nowhere_exchanged_is_never_drawn(make_data, caps
     words = ["colour9", *table["foil_word"].to_pylist()[1:]]
     pq.write_table(table.set_column(table.schema.get_field_index("foil_word"), "foil_word", pa.array(words)), path)
     foils, kinds = TrainingFoils(path, captions, ["colour", "object"]), table["kind"].to_pylist()
-    assert kinds[0] == "colour" and foils.drawn.tolist() == list(range(1, len(words)))
+    assert kinds[0] == "colour" and foils.eligible.tolist() == list(range(1, len(words)))
     assert f"colour {kinds.count('colour') - 1} of {kinds.count('colour')}, object" in capsys.readouterr().out
 
 

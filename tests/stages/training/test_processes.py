@@ -12,7 +12,7 @@ import torch
 
 from stages.errors import InputError
 from stages.params.train import TrainParams
-from stages.training.processes import MEETING_FILE, in_processes, launch
+from stages.training.processes import RENDEZVOUS_FILE, in_processes, launch
 
 
 def test_two_processes_train_as_one_does_and_survive_being_killed(make_job, params, listening):
@@ -46,7 +46,7 @@ def test_two_processes_train_as_one_does_and_survive_being_killed(make_job, para
     printed = process.communicate(timeout=200)[0]
     assert process.returncode not in (0, None) and "Connection closed by peer" not in printed
 
-    assert "going on after step" in killed.finish()
+    assert "continuing after step" in killed.finish()
     assert killed.result() == two.result()
 
 
@@ -123,7 +123,7 @@ def test_two_machines_train_as_one_does_over_a_folder_that_they_share(make_job, 
 
     codes, printed = ended(machines(two, two))
     assert codes == [0, 0], printed
-    assert "going on after step" in printed[0]
+    assert "continuing after step" in printed[0]
     losses = [[float(row.split(",")[1]) for row in job.result()[0].splitlines()[1:]] for job in (one, two)]
     assert len(losses[0]) == 24 and losses[1] == pytest.approx(losses[0], rel=1e-5, abs=1e-5)
 
@@ -155,7 +155,7 @@ processes.leave()
 def test_processes_meet_below_any_name(tmp_path):
     folder = tmp_path / "a#b?c%20d"
     folder.mkdir()
-    own = {"WORLD_SIZE": "2", MEETING_FILE: str(folder / "meeting"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    own = {"WORLD_SIZE": "2", RENDEZVOUS_FILE: str(folder / "meeting"), "PYTHONPATH": os.pathsep.join(sys.path)}
     environments = [os.environ | own | {"RANK": str(rank)} for rank in (0, 1)]
     command = [sys.executable, "-c", JOIN]
     running = [subprocess.Popen(command, env=each, stdout=subprocess.PIPE, text=True) for each in environments]

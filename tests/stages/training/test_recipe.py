@@ -18,7 +18,7 @@ from camp_model.vocabulary import END, START, Vocabulary
 from stages.device import Precision
 from stages.params.train import TrainParams
 from stages.training.data import epoch_batches, load_splits
-from stages.training.dropping import drop, is_mark
+from stages.training.dropping import drop, is_start_or_end
 from stages.training.loss import batch_loss, mining_parts
 from stages.training.processes import Processes
 from stages.training.start import new_model
@@ -107,7 +107,7 @@ def test_marks_of_a_caption_stay_and_a_word_with_them():
     torch.manual_seed(0)
     tokens = torch.tensor([[START, 7, 8, 9, END, 0], [START, END, 0, 0, 0, 0], [START, 5, END, 0, 0, 0]] * 100)
     mask = length_mask(torch.tensor([5, 2, 3] * 100), 6)
-    dropped, remains = drop(tokens[..., None].float(), mask, 0.9, is_mark(tokens))
+    dropped, remains = drop(tokens[..., None].float(), mask, 0.9, is_start_or_end(tokens))
     for i, (row, real) in enumerate(zip(dropped[..., 0].tolist(), remains.tolist(), strict=True)):
         words = [int(token) for token, is_real in zip(row, real, strict=True) if is_real]
         assert words[0] == START and words[-1] == END
@@ -138,7 +138,7 @@ def test_a_loss_sees_only_what_is_not_left_out(make_data, params, side):
     if side == "regions":
         regions, mask = drop(regions, mask, 0.5)
     else:
-        words, word_mask = drop(words, word_mask, 0.5, is_mark(batch.tokens))
+        words, word_mask = drop(words, word_mask, 0.5, is_start_or_end(batch.tokens))
     options = {"caption_index": batch.caption_index, "generator": torch.Generator().manual_seed(hash((0, 0)))}
     expected = hardest_negative_bce(model, regions, mask, words, word_mask, batch.image_index, **options)
     torch.testing.assert_close(loss(0, **{f"drop_{side}": 0.5}), expected)

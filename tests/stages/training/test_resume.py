@@ -97,7 +97,7 @@ def test_a_state_of_other_params_or_data_is_never_used(make_data, params, run_tr
             target.write_bytes(content)
     capsys.readouterr()
     run_train(settings, paths)
-    assert "going on after step" not in capsys.readouterr().out
+    assert "continuing after step" not in capsys.readouterr().out
 
 
 def test_how_often_to_save_may_change(make_data, params, run_train, capsys):
@@ -106,7 +106,7 @@ def test_how_often_to_save_may_change(make_data, params, run_train, capsys):
         run_train(params(**EVERYTHING), paths, stop=kill_after(4))
     capsys.readouterr()
     run_train(params(**(EVERYTHING | {"checkpoint_steps": 1})), paths)
-    assert "going on after step 4 of 9" in capsys.readouterr().out
+    assert "continuing after step 4 of 9" in capsys.readouterr().out
 
 
 def test_a_training_that_other_code_has_begun_is_told_of(make_data, params, run_train, capsys):
@@ -119,7 +119,7 @@ def test_a_training_that_other_code_has_begun_is_told_of(make_data, params, run_
     for task, said in ((of_code, True), ("b" * 64, False)):
         resume = Resume(paths.work, "a" * 64, task)  # the key that other code makes of the same training
         assert resume.load(*untrained(paths, params(**EVERYTHING))) is None
-        assert ("begun this training, as far as step 4; it starts anew" in capsys.readouterr().out) == said
+        assert ("this training reached step 4 with other code" in capsys.readouterr().out) == said
 
 
 @pytest.mark.parametrize("change", [{"micro_batch": 4}, {"device": "auto"}, {"processes": 2}, {"machines": 2}])
@@ -131,7 +131,7 @@ def test_what_leaves_the_result_alone_does_not_lose_a_training(make_data, params
         run_train(params(**settings), paths, stop=kill_after(4))
     capsys.readouterr()
     run_train(params(**(settings | change)), paths)  # alone, as the processes beside it are not started here
-    assert "going on after step 4 of 9" in capsys.readouterr().out
+    assert "continuing after step 4 of 9" in capsys.readouterr().out
     losses = [
         [float(row.split(",")[1]) for row in item.splitlines()[1:]] for item in (results(whole)[0], results(paths)[0])
     ]
@@ -227,7 +227,7 @@ def test_a_killed_experiment_goes_on_in_another_workspace(make_job, params):
     process.kill()
     process.communicate()
     shutil.rmtree(first.folder)
-    assert "going on after step" in second.finish()
+    assert "continuing after step" in second.finish()
     assert second.result() == whole.result()
     assert not [path for path in (main.folder / ".work/train").iterdir() if path.is_dir()]
 
@@ -240,7 +240,7 @@ def test_a_torn_state_starts_anew(make_data, params, run_train, capsys):
     state.write_bytes(state.read_bytes()[:500])
     run_train(params(**EVERYTHING), paths)
     printed = capsys.readouterr().out
-    assert "state.safetensors: cannot be read" in printed and "going on" not in printed
+    assert "state.safetensors: cannot be read" in printed and "continuing" not in printed
 
 
 def test_keys_depend_on_code_and_everything_else(tmp_path):
@@ -276,10 +276,10 @@ def test_a_killed_process_resumes_bit_for_bit(make_job, params):
     process = killed.start()
     killed.wait_for_step(50, process)
     process.send_signal(signal.SIGTERM)
-    assert "going on after step" in process.communicate(timeout=200)[0]
+    assert "continuing after step" in process.communicate(timeout=200)[0]
     assert process.returncode == 143
 
-    assert "going on after step" in killed.finish()
+    assert "continuing after step" in killed.finish()
     assert killed.result() == whole.result()
 
 
@@ -291,5 +291,5 @@ def test_a_state_whose_best_weights_are_gone_starts_anew_and_says_so(make_data, 
     shutil.rmtree(best)
     run_train(params(**EVERYTHING), paths)
     printed = capsys.readouterr().out
-    assert f"{best}: is not there, which {best.parent / 'state.safetensors'} needs; training starts anew" in printed
-    assert "going on" not in printed
+    assert f"{best}: is not there, which {best.parent / 'state.safetensors'} needs; training starts over" in printed
+    assert "continuing" not in printed

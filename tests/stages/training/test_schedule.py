@@ -4,7 +4,7 @@ import pytest
 
 from stages.params.train import TrainParams
 from stages.training.loss import candidates
-from stages.training.schedule import learning_rate, too_short_for
+from stages.training.schedule import learning_rate, schedule_warnings
 
 NEVER = "the hardest of all negatives is never looked for"
 
@@ -69,4 +69,4 @@ def test_the_curriculum_goes_from_one_negative_to_all_by_a_power_of_the_batch():
     ],
 )  # fmt: skip
 def test_what_a_training_is_too_short_for_is_said(values, said):
-    assert list(too_short_for(TrainParams(epochs=4, **values), steps_per_epoch=10)) == said
+    assert list(schedule_warnings(TrainParams(epochs=4, **values), steps_per_epoch=10)) == said

@@ -43,7 +43,7 @@ def test_words_whose_numbers_are_not_all_there_are_said(tmp_path, capsys):
     path.write_text("red 1 2 3\nred herring 1 2 3\ndog 1 2\nyork\t1\t2\t3\nzebra 1\nred 1\n")
     camp, random = start(word_vectors=str(path)), start()
     assert word(camp, "red") == [1, 2, 3] and word(camp, "dog") == word(random, "dog")
-    said = "2 words of the vocabulary, such as 'dog' in line 3, stand there without just 3 numbers after blanks"
+    said = "2 words of the vocabulary, such as 'dog' in line 3, do not have exactly 3 numbers there"
     assert said in capsys.readouterr().out
     path.write_text("red 1 2 3\nred 1 herring 1 2 3\ndog 1 2 3 4\n")
     assert word(start(word_vectors=str(path)), "dog") == word(random, "dog")
@@ -177,7 +177,8 @@ def test_a_checkpoint_of_other_switches_gives_what_fits(tmp_path, capsys):
     new = [name for name in camp.state_dict() if name not in source.state_dict()]
     assert new and all(torch.equal(camp.state_dict()[name], fresh.state_dict()[name]) for name in new)
     said = capsys.readouterr().out
-    assert f"new: {new[0]}" in said and "first: not taken: matcher.matching.log_scale, matcher.matching.shift" in said
+    assert f"start at random: {new[0]}" in said
+    assert "first: not copied: matcher.matching.log_scale, matcher.matching.shift" in said
     assert "first: was trained with model.pooling mean, here attention, model.matching cosine, here mlp\n" in said
 
 
@@ -193,7 +194,7 @@ def test_nothing_more_is_said_of_a_checkpoint_that_fits(tmp_path, capsys):
     save_checkpoint(tmp_path / "first", start(), VOCABULARY)
     start(start_from=str(tmp_path / "first"))
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.endswith("weights taken; new: none")
+    assert line.endswith("weights copied; new, at random: none")
 
 
 def test_word_vectors_are_not_for_words_that_a_checkpoint_brings(tmp_path):

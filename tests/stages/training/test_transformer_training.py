@@ -103,7 +103,7 @@ def test_foils_are_read_before_the_first_step(make_data, params, run_train, monk
         run_train(settings, whole)
     captions = CaptionTable.load(whole.captions / "train.parquet")  # val is a copy of it
     foils = TrainingFoils(whole.captions / "foils_train.parquet", captions, wanted["foil_kinds"])
-    assert sum(read) == len({*captions.texts, *(foils.captions.texts[foil] for foil in foils.drawn)})
+    assert sum(read) == len({*captions.texts, *(foils.captions.texts[foil] for foil in foils.eligible)})
     for steps in (3, 2):
         with pytest.raises(Killed):
             run_train(settings, paths, stop=kill_after(steps))

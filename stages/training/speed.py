@@ -4,7 +4,7 @@ from dataclasses import astuple, dataclass
 
 
 @dataclass(frozen=True)
-class Pace:
+class TrainingSpeed:
     """The training speed of this process, without the part of a resumed run that was trained before."""
 
     seconds: float
@@ -23,10 +23,10 @@ class Pace:
             "data_wait_share": self.waited / seconds,
         }
 
-    def after(self, seconds: float, pairs: int, waited: float) -> "Pace":
-        """The pace after one more step."""
-        return Pace(self.seconds + seconds, self.steps + 1, self.pairs + pairs, self.waited + waited)
+    def after(self, seconds: float, pairs: int, waited: float) -> "TrainingSpeed":
+        """The speed after one more step."""
+        return TrainingSpeed(self.seconds + seconds, self.steps + 1, self.pairs + pairs, self.waited + waited)
 
-    def since(self, earlier: "Pace") -> "Pace":
-        """The pace since `earlier`."""
-        return Pace(*(now - then for now, then in zip(astuple(self), astuple(earlier), strict=True)))
+    def since(self, earlier: "TrainingSpeed") -> "TrainingSpeed":
+        """The speed since `earlier`."""
+        return TrainingSpeed(*(now - then for now, then in zip(astuple(self), astuple(earlier), strict=True)))
