@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from camp_model.captions import CaptionTable
 from camp_model.encoders import length_mask
 from camp_model.model import CAMP
+from camp_model.tensors import free_gpu_bytes
 from camp_model.vocabulary import Vocabulary
 
 BATCH = 128
@@ -89,8 +90,8 @@ def word_ids(model: CAMP, vocabulary: Vocabulary, words: Sequence[str]) -> list[
     text encoder reads spelling; else that of <unk>."""
     ids = vocabulary.encode(words)
     outside = list(dict.fromkeys(word for word in words if word not in vocabulary))
-    further = dict(zip(outside, model.caption_encoder.oov_ids(outside), strict=True))
-    return [further.get(word, number) for word, number in zip(words, ids, strict=True)]
+    oov = dict(zip(outside, model.caption_encoder.oov_ids(outside), strict=True))
+    return [oov.get(word, number) for word, number in zip(words, ids, strict=True)]
 
 
 def captions_as_read(models: Sequence[CAMP], vocabulary: Vocabulary, captions: CaptionTable) -> CaptionTable:
@@ -154,7 +155,7 @@ class EncodedImages:
         self.model, self.regions, self.rows = model, regions, rows
         first, _ = encode_images(model, regions, rows[:1])
         needed = len(rows) * first.numel() * first.element_size()
-        self.encoded = encode_images(model, regions, rows) if needed <= share * _room(first.device) else None
+        self.encoded = encode_images(model, regions, rows) if needed <= share * _cache_limit(first.device) else None
 
     def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Yield blocks of images: their positions, regions [i, R, d] and mask [i, R]; every image comes once."""
@@ -173,9 +174,8 @@ class EncodedImages:
         return self.encoded[0][chosen], self.encoded[1][chosen]
 
 
-def _room(device: torch.device) -> float:
+def _cache_limit(device: torch.device) -> float:
     """Bytes that encoded images may take on a device."""
     if device.type != "cuda":
         return CACHE_BYTES
-    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return (torch.cuda.mem_get_info(device)[0] + idle) * CACHE_SHARE
+    return free_gpu_bytes(device) * CACHE_SHARE

@@ -1,4 +1,4 @@
-"""What PyTorch's own indexing and copies do slower, or not each time in the same way."""
+"""Indexing and copying of tensors, faster or more reproducible than in PyTorch, and the free memory of a GPU."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch.nn.functional import embedding
 def take_rows(values: Tensor, rows: Tensor | slice) -> Tensor:
     """`values[rows]`, [B, ...] at int [...] -> [..., ...], with a gradient that is the same each time.
 
-    Several threads add up that of `values[rows]` in whatever order they come, and take longer.
+    For `values[rows]` itself, threads sum the gradient in any order, which is slower and not reproducible.
     """
     if isinstance(rows, slice) or not values.requires_grad:
         return values[rows]
@@ -16,9 +16,15 @@ def take_rows(values: Tensor, rows: Tensor | slice) -> Tensor:
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """`values` on `device`; what CUDA still has to do is not waited for.
+    """Copy `values` to `device`, without waiting for CUDA.
 
-    Elsewhere it is: MPS may read what it copies only after that has been released (pytorch issue 189690), and what
-    comes to the CPU may be read before it is there.
+    On other devices it waits: MPS may read the source after its memory was freed (pytorch issue 189690), and a copy to
+    the CPU could be read before it is complete.
     """
     return values.to(device, non_blocking=device.type == "cuda")
+
+
+def free_gpu_bytes(device: torch.device) -> int:
+    """Free memory of a GPU, including what PyTorch has reserved but does not use."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused

@@ -245,16 +245,16 @@ class TransformerEncoder(TextEncoder):
 
         That of the vocabulary, with a row more for each word outside it that occurs.
         """
-        further = tokens >= FIRST_OOV_ID
-        if not further.any():
+        is_oov = tokens >= FIRST_OOV_ID
+        if not is_oov.any():
             return tokens, self.piece_table, self.piece_counts
-        ids, places = torch.unique(tokens[further], return_inverse=True)
+        ids, places = torch.unique(tokens[is_oov], return_inverse=True)
         pieces = [torch.tensor(word, device=tokens.device) for word in self._pieces_of(ids.tolist())]
         more = pad_sequence(pieces, batch_first=True)
         width = max(more.shape[1], self.piece_table.shape[1])
         table = torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in (self.piece_table, more)])
         sizes = torch.cat([self.piece_counts, self.piece_counts.new_tensor([len(word) for word in pieces])])
-        return tokens.masked_scatter(further, len(self.piece_table) + places), table, sizes
+        return tokens.masked_scatter(is_oov, len(self.piece_table) + places), table, sizes
 
     def _add_start_end(self, tokens: Tensor, lengths: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """Captions between <start> and <end>, once each, and how many pieces of each word the network is to read.

@@ -17,6 +17,7 @@ from camp_model.matchers.base import PairScorer
 from camp_model.matchers.prepared import TILES, Prepared, check_mask
 from camp_model.scoring.fitting import Tiles, in_parts
 from camp_model.scoring.tiles import KernelTiles
+from camp_model.tensors import free_gpu_bytes
 
 PREPARED_BYTES = 192 * 2**20
 """Prepared captions held at a time; images may take as much again."""
@@ -196,7 +197,5 @@ class Scorer:
         """Pairs whose activations fit into the cache, or into the device's free memory."""
         device, bytes_each = images.features.device, pair_bytes(images.features, captions.features)
         if device.type == "cuda":
-            # What PyTorch holds but does not use is free too.
-            idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-            return max(1, int((torch.cuda.mem_get_info(device)[0] + idle) * DEVICE_SHARE) // bytes_each)
+            return max(1, int(free_gpu_bytes(device) * DEVICE_SHARE) // bytes_each)
         return max(1, (CACHE_BYTES if device.type == "cpu" else GRAPH_BYTES) // bytes_each)

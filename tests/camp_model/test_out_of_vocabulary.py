@@ -102,12 +102,12 @@ def test_many_threads_read_as_one():
 
 
 def test_words_are_forgotten_and_no_id_is_given_twice(monkeypatch):
-    further = OutOfVocabularyWords(held=3)
+    further = OutOfVocabularyWords(max_words=3)
     a, b, c = further.ids(["a", "b", "c"])
     assert further.ids(["a"]) == [a] and len({a, b, c}) == 3  # asked for again: b is the oldest now
     (d,) = further.ids(["d"])
     assert len(further) == 3 and further.words([a, c, d]) == ["a", "c", "d"]
-    with pytest.raises(ValueError, match=f"tokens: {b} is not a word's id; expected ids of the 3 words"):
+    with pytest.raises(ValueError, match=f"tokens: {b} is not a word's id; expected ids of the last 3"):
         further.words([b])
     assert further.ids(["b"])[0] not in {a, b, c, d}
     model = new().eval()
