@@ -228,7 +228,7 @@ class PictureCollection:
         return self._file(self.source.pictures(), picture_id).name
 
     def pixels(self, picture_id: str) -> Pixels:
-        """A picture as the detector saw it, and only if its bytes are those that were indexed.
+        """The pixels of a picture, as the detector read it; only if its bytes are those that were indexed.
 
         Raises:
             UnknownPicture: no such picture.

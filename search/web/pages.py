@@ -1,4 +1,4 @@
-"""The pages that people read: the search, and one picture. Everything but a dropped picture works without scripts."""
+"""The HTML pages: the search, and one picture. Everything except dropping a picture works without scripts."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -20,16 +20,16 @@ from stages.detectors.images import RejectedImage
 from stages.errors import InputError
 
 FIRST = 24
-"""Pictures of an answer before anybody scrolls."""
+"""Number of pictures of an answer before the user scrolls."""
 MOST = 2000
-"""Pictures that one page lists at most; scrolling goes on."""
-LIKE = 12
-FITTING = 8
+"""Largest number of pictures that one page lists; scrolling loads more."""
+SIMILAR_SHOWN = 12
+CAPTIONS_SHOWN = 8
 REJECTED_LISTED = 200
-AGAINST = 0.005
-"""What a word takes from the logit, at least, where it is said to count against a picture: what is not written as 0."""
-WIDEST = 0.5
-"""What a word adds, at least, where its bar is as wide as can be."""
+MIN_NEGATIVE_EFFECT = 0.005
+"""A word counts against a picture if it lowers the logit by at least this: the smallest number not shown as 0."""
+MIN_BAR_SCALE = 0.5
+"""A bar of full width stands for an effect on the logit of at least this."""
 Text = Annotated[str, Query(max_length=MAX_SENTENCE)]
 Id = Annotated[str, Query(max_length=1000)]
 
@@ -49,12 +49,12 @@ class Pages:
         }  # fmt: skip
 
     def render(self, template: str, status: int = 200, **context: Any) -> HTMLResponse:
-        """A page; no-cache, for the next time its collection may be another."""
+        """Render a page; it is not cached, because the collection may change."""
         text = self._environment.get_template(template).render(context)
         return HTMLResponse(text, status, headers={"Cache-Control": "no-cache"})
 
     def home(self, q: str, like: str, count: int) -> HTMLResponse:
-        """The search: an answer to the sentence `q`, what is like the picture `like`, or the first pictures."""
+        """The search page: the answer to the sentence `q`, pictures similar to `like`, or the first pictures."""
         page: dict[str, Any] = {"q": q, "answer": None, "like": None, "tiles": [], "problem": None, "count": count}
         page["symbols"] = list(dict.fromkeys(c for c in q if unicodedata.category(c) == "So"))  # emoji are no words
         status = 200
@@ -64,7 +64,7 @@ class Pages:
                 page["tiles"] = self._tiles(answer.hits, q, 0)
             elif like:
                 page["like"] = {"id": like, "name": self.queries.name(like)}
-                page |= self._like(self.queries.like(like, count, FITTING))
+                page |= self._like(self.queries.like(like, count, CAPTIONS_SHOWN))
             else:
                 page["tiles"] = self._tiles(self.queries.first(count), "", 0)
         except (InputError, RejectedImage) as error:
@@ -72,16 +72,16 @@ class Pages:
         return self.render("home.html.jinja", status, **page, **self._state())
 
     def rows(self, q: str, offset: int, count: int) -> HTMLResponse:
-        """More pictures of an answer, or of the collection where there is no sentence, as items of the list."""
+        """More pictures of an answer, or of the collection if there is no sentence, as items of the list."""
         hits = self.queries.search(q, count, offset).hits if q.strip() else self.queries.first(count, offset)
         return self.render("rows.html.jinja", tiles=self._tiles(hits, q, offset))
 
     def like(self, like: SimilarResults, heading: str) -> HTMLResponse:
-        """What is like a picture, to be put into a page."""
+        """The results for a picture, as a part of a page."""
         return self.render("like.html.jinja", heading=heading, **self._like(like))
 
     def picture(self, picture_id: str, q: str, at: int) -> HTMLResponse:
-        """One picture, and with a sentence how they came to their score."""
+        """The page of one picture; with a sentence, it explains their score."""
         page: dict[str, Any] = {"id": picture_id, "q": q, "pair": None, "problem": None}
         try:
             page["name"] = self.queries.name(picture_id)
@@ -109,7 +109,7 @@ class Pages:
         )
 
     def problem(self, status: int, message: str, q: str = "") -> HTMLResponse:
-        """A page that says what is wrong, and leads back to the search for `q`."""
+        """The page of an error, with a link back to the search for `q`."""
         return self.render("problem.html.jinja", status, heading=HTTPStatus(status).phrase, message=message, q=q)
 
     def _state(self) -> dict[str, Any]:
@@ -140,8 +140,10 @@ class Pages:
     def _pair(view: PairView, name: str) -> dict[str, Any]:
         width = view.width or max((box[2] for box in view.boxes), default=1)
         height = view.height or max((box[3] for box in view.boxes), default=1)
-        most = max([WIDEST, *(abs(effect) for effect in view.effects if effect is not None)])
-        against = [at for at, effect in enumerate(view.effects) if effect is not None and effect <= -AGAINST]
+        most = max([MIN_BAR_SCALE, *(abs(effect) for effect in view.effects if effect is not None)])
+        against = [
+            at for at, effect in enumerate(view.effects) if effect is not None and effect <= -MIN_NEGATIVE_EFFECT
+        ]
         details = view.details
         gates = details["wordGates"] or [None] * len(details["words"])
         return {
@@ -163,9 +165,9 @@ class Pages:
         }  # fmt: skip
 
     def _neighbours(self, picture_id: str, q: str, at: int) -> tuple[dict[str, Any], int]:
-        """The pictures before and after this one in the answer to `q`, where it is the `at`-th, and how many there are.
+        """The pictures before and after this one, the `at`-th in the answer to `q`, and the number of pictures in it.
 
-        ({}, 0) where it is not, for the collection has changed.
+        ({}, 0) if it is not the `at`-th any more, because the collection has changed.
         """
         offset = max(0, at - 2)
         answer = self.queries.collection.search(q, 3, offset)
@@ -196,7 +198,7 @@ def page_routes(pages: Pages, uploads: Uploads) -> APIRouter:
 
     @router.get("/like")
     def like(id: Id) -> HTMLResponse:
-        return pages.like(queries.like(id, LIKE, 0), "Pictures like it")
+        return pages.like(queries.like(id, SIMILAR_SHOWN, 0), "Pictures like it")
 
     @router.post("/like")
     async def like_upload(request: Request) -> HTMLResponse:
@@ -204,8 +206,8 @@ def page_routes(pages: Pages, uploads: Uploads) -> APIRouter:
 
     @router.post("/captions")
     async def captions_of_upload(request: Request) -> HTMLResponse:
-        # Asked for by itself: every training caption is compared, and the pictures need not wait for that.
-        fitting = await uploads.like(request, 0, FITTING)
+        # A separate request: comparing all training captions takes long, and the pictures need not wait for it.
+        fitting = await uploads.like(request, 0, CAPTIONS_SHOWN)
         return pages.render("captions.html.jinja", captions=fitting.captions, at_hand=queries.collection.has_captions)
 
     @router.post("/rescan")
@@ -217,9 +219,9 @@ def page_routes(pages: Pages, uploads: Uploads) -> APIRouter:
 
 
 def address(path: str, **query: object) -> str:
-    """An address of this server; what is empty or 0 is left out."""
-    given = {name: value for name, value in query.items() if value not in ("", 0, None)}
-    return f"{path}?{urlencode(given)}" if given else path
+    """An address of this server; parameters that are empty or 0 are left out."""
+    parameters = {name: value for name, value in query.items() if value not in ("", 0, None)}
+    return f"{path}?{urlencode(parameters)}" if parameters else path
 
 
 def sentence_of(caption: str) -> str:
@@ -233,7 +235,7 @@ def pictures_text(count: int) -> str:
 
 
 def score_text(logit: float) -> str:
-    """The matching score, its logit in brackets: a score near 1 alone would not tell results apart."""
+    """The matching score, with its logit in brackets, because many scores are near 1."""
     m = matching_score(logit)
     short = "> .999" if m > 0.9995 else "< .001" if m < 0.0005 else f"{m:.3f}".removeprefix("0")
     return f"m {short} ({logit:.1f})".replace("-", "\N{MINUS SIGN}")
