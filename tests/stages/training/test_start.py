@@ -47,7 +47,7 @@ def test_words_whose_numbers_are_not_all_there_are_said(tmp_path, capsys):
     assert said in capsys.readouterr().out
     path.write_text("red 1 2 3\nred 1 herring 1 2 3\ndog 1 2 3 4\n")
     assert word(start(word_vectors=str(path)), "dog") == word(random, "dog")
-    assert "1 words of the vocabulary, such as 'dog' in line 3, stand" in capsys.readouterr().out
+    assert "1 words of the vocabulary, such as 'dog' in line 3, do not have" in capsys.readouterr().out
 
 
 def test_word_vectors_end_at_newlines_alone(tmp_path):
@@ -194,7 +194,7 @@ def test_nothing_more_is_said_of_a_checkpoint_that_fits(tmp_path, capsys):
     save_checkpoint(tmp_path / "first", start(), VOCABULARY)
     start(start_from=str(tmp_path / "first"))
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.endswith("weights copied; new, at random: none")
+    assert line.endswith("weights copied; start at random: none")
 
 
 def test_word_vectors_are_not_for_words_that_a_checkpoint_brings(tmp_path):
