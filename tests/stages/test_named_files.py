@@ -163,7 +163,9 @@ def test_damaged_records_are_an_error_that_says_how_they_are_made_again(tmp_path
     monkeypatch.chdir(tmp_path)
     Path("named").mkdir()
     Path("named/watched.json").write_text(damage)
-    with pytest.raises(InputError, match=r"named/watched\.json: .*put \{\} in its place, and it is made again"):
+    with pytest.raises(
+        InputError, match=r"named/watched\.json: .*replace its content by \{\}, and the stage writes it again"
+    ):
         named_files(NamedFilesSections())
     Path("named/watched.json").write_text("{}")
     named_files(NamedFilesSections())
