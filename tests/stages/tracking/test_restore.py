@@ -49,9 +49,10 @@ with track("evaluate", {}, parent=Path("models/camp/key.txt").read_text()) as ru
 
 
 @pytest.fixture
-def repository(tmp_path, monkeypatch):
-    """A DVC repository whose pipeline has run once on uncommitted params, and was then committed."""
-    folder = tmp_path / "main"
+def repository(tmp_path, monkeypatch, request):
+    """A DVC repository, in a folder whose name a test may choose. Its pipeline has run once on uncommitted params, and
+    was then committed."""
+    folder = tmp_path / getattr(request, "param", "main")
     folder.mkdir()
     monkeypatch.chdir(folder)
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "CAMP_TRACKING"):
@@ -122,6 +123,16 @@ def test_a_run_is_restored_and_found_from_its_commit(repository, capsys, tmp_pat
         commands(["restore", "f" * 33])
     with pytest.raises(InputError, match="registered no model"):
         commands(["promote", key])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("repository", ["josé's %20"], indirect=True)
+def test_a_run_is_restored_in_a_path_of_any_script(repository, capsys):
+    """DVC itself writes only ASCII into its settings."""
+    run("git", "add", "-A")
+    run("git", "commit", "-q", "-m", "result")
+    commands(["restore", Path("models/camp/key.txt").read_text()])
+    assert capsys.readouterr().out.rstrip().endswith(", params.yaml, dvc.lock, data, the model in models/camp")
 
 
 @pytest.mark.filterwarnings("ignore")
