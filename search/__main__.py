@@ -25,6 +25,10 @@ PROGRESS_SECONDS = 0.2
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        from stages.entry import open_streams
+
+        open_streams()
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.sentence is None and options.json:

@@ -234,6 +234,14 @@ def _current_function(thread: int) -> str:
     return f"{frame.f_globals['__name__']}.{frame.f_code.co_name}" if frame else "the stage"
 
 
+def open_streams() -> None:
+    """Open the null device for each standard stream that is closed, as a service or `>&-` closes it: Python has None
+    there, and a file that is opened later could get the stream's number, into which libraries print."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+
+
 def discard_stdout() -> None:
     """Discard what is still buffered for a closed stdout: Python would try to write it once more at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -252,6 +260,7 @@ def stage_main(run: Callable[[], None], arguments: bool = False) -> None:
     Exit code 75 (try again later): another process holds the lock. `arguments`: `run` parses the command line itself;
     otherwise no arguments are accepted, so that a misplaced option does not start the stage without it.
     """
+    open_streams()
     if not arguments:
         parser = argparse.ArgumentParser(
             description=sys.modules["__main__"].__doc__,

@@ -66,6 +66,16 @@ def test_a_reader_that_has_enough_is_no_error_and_a_full_disk_is_one(folder: Fol
     os.close(write)
 
 
+def test_a_closed_output_is_no_error(folder: Folder) -> None:
+    options = ["--images", "images", "--model", "models/tiny", "--cache", "cache"]
+    done = subprocess.run(
+        ["bash", "-c", '"$@" >&-', "bash", sys.executable, "-m", "search", SENTENCE, *options], cwd=folder.root,
+        env=os.environ | {"PYTHONPATH": str(Path(command.__file__).parent.parent)}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_folder_is_searched_from_where_one_stands(folder: Folder) -> None:
     folder.draw("zyzzyva.png", 9)
     (folder.images / "torn.png").write_bytes(b"no picture")

@@ -255,6 +255,17 @@ def test_a_stage_names_what_the_terminal_has_no_letters_for():
     assert done.stdout == b"no file \\u72ac.jpg\n"
 
 
+def test_closed_streams_are_no_error(tmp_path):
+    """As a service or `>&-` closes them; what comes next must not get their numbers."""
+    program = "from stages.entry import stage_main; stage_main(lambda: print('done', open('first', 'w').fileno()))"
+    for closed in (">&-", "<&- >&-", "<&- >&- 2>&-"):
+        done = subprocess.run(
+            ["bash", "-c", f'"$0" -c "$1" {closed}', sys.executable, program], cwd=tmp_path, check=False,
+            env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_place_that_cannot_be_written_is_an_error_of_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["stage"])
