@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -96,9 +97,9 @@ def _resume_command() -> str:
 def resume_hint() -> Iterator[None]:
     """End this program with a short message instead of tracebacks on errors that a flow cannot recover from.
 
-    For failed work, a lost Prefect server and Ctrl-C the message names the command to continue with; wrong input is
-    reported as by a stage, with exit code 2. It is printed last: exit handlers run in reverse order, and the temporary
-    Prefect server of a flow registers its own, which stops it and says so, after this one.
+    For failed work, a Prefect server that does not answer and Ctrl-C the message names the command to continue with;
+    wrong input is reported as by a stage, with exit code 2. It is printed last: exit handlers run in reverse order, and
+    the temporary Prefect server of a flow registers its own, which stops it and says so, after this one.
     """
     import httpx
     from prefect.exceptions import ParameterTypeError
@@ -109,6 +110,7 @@ def resume_hint() -> Iterator[None]:
     last: list[str] = []
     atexit.register(lambda: sys.stderr.writelines(f"{line}\n" for line in last))
     try:
+        _check_home()
         yield
     except (InputError, ParameterTypeError) as error:
         last.append(f"error: {error}")
@@ -119,7 +121,9 @@ def resume_hint() -> Iterator[None]:
     except Unfinished as error:
         last.append(f"error: {error}\n{_resume_command()}.")
         sys.exit(1)
-    except httpx.TransportError as error:
+    except (httpx.TransportError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("Failed to reach API"):
+            raise
         server = without_password(os.environ.get("PREFECT_API_URL", "that this program has started"))
         reason = str(error) or type(error).__name__
         last.append(f"error: the Prefect server {server} does not answer ({reason}). {_resume_command()} once it does.")
@@ -127,6 +131,24 @@ def resume_hint() -> Iterator[None]:
     finally:
         for logger in loggers:
             logger.removeFilter(_without_traceback)
+
+
+def _check_home() -> None:
+    """Raise InputError if the server that a flow brings along could not write its database: Prefect would try for
+    minutes to start it."""
+    from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, PREFECT_API_URL, PREFECT_HOME
+
+    home = PREFECT_HOME.value()
+    if PREFECT_API_URL.value() is None and str(home) in (PREFECT_API_DATABASE_CONNECTION_URL.value() or ""):
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=home):
+                pass
+        except OSError as error:
+            raise InputError(
+                f"PREFECT_HOME: {home}: {error.strerror}; expected a folder that can be written, for the database of "
+                "the flow's own server, or another server in PREFECT_API_URL"
+            ) from None
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

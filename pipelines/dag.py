@@ -1,6 +1,8 @@
 """The DAG of dvc.yaml, read through DVC itself."""
 
 import contextlib
+import re
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -57,7 +59,24 @@ def _repository() -> Iterator["Repo"]:
         with Repo() as repo:
             yield repo
     except DvcException as error:
-        raise InputError(f"{Path.cwd()}: {error}; `dvc status` says more") from None
+        archive = "not a git repository" in str(error)
+        more = "expected one; `git init` makes it of a downloaded archive" if archive else "`dvc status` says more"
+        raise InputError(f"{Path.cwd()}: {error}; {more}") from None
+
+
+def check_experiments() -> None:
+    """Check that DVC can run experiments here: they start from a commit, and DVC writes the path of this repository as
+    ASCII into their settings, and into an address.
+
+    Raises:
+        InputError: there is no commit, or the path has other characters.
+    """
+    here = Path.cwd().resolve()
+    done = subprocess.run(["git", "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InputError(f"{here}: {done.stderr.strip()}; expected a git repository with a commit to start from")
+    if wrong := re.findall(r"[^ -~]|[#?]", str(here)):
+        raise InputError(f"{here}: holds {wrong[0]!r}; expected ASCII without # and ?, or DVC's experiments fail")
 
 
 def _wait_for_lock(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:

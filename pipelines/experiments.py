@@ -1,6 +1,6 @@
 """Runs DVC experiments in parallel, each in its own workspace, under one MLflow run; and the flow `sweep`.
 
-python -m pipelines.experiments '{"model.gate": ["scalar", "none"], "train.seed": [0, 1]}'
+python -m pipelines.experiments '{"model.pooling": ["attention", "mean"], "train.seed": [0, 1]}'
 """
 
 import argparse
@@ -22,7 +22,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
 from pipelines.commands import Unfinished, allow_commands, exit_on_signals, resume_hint, run_command, stop_commands
-from pipelines.dag import shared_stages
+from pipelines.dag import check_experiments, shared_stages
 from pipelines.devices import DevicePool
 from pipelines.reproduce import DVC, is_transient
 from pipelines.study import commit_of
@@ -39,7 +39,7 @@ from stages.workspace import main_root
 PROMOTE_WITHIN = 120.0
 """Seconds to wait for the model that is to become champion to arrive in MLflow."""
 
-GRID = '{"model.gate": ["scalar", "none"]}'
+GRID = '{"model.pooling": ["attention", "mean"]}'
 """An example of a grid, as written on the command line."""
 RANKED_BY = "val_rsum"
 """The number of metrics/train.json to rank by: on the validation split, never on the test split."""
@@ -263,6 +263,7 @@ def run_in_parallel(
     allow_commands()
     if jobs < 1:
         raise InputError(f"jobs: {jobs} is below 1")
+    check_experiments()
     runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=jobs)
     inner = flow(name=f"{kind} experiments", task_runner=runner, validate_parameters=False)(_run_all)  # type: ignore[arg-type]
     return inner(kind, variants, jobs, promote, target)

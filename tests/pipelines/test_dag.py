@@ -1,6 +1,7 @@
 """The DAG of dvc.yaml, as DVC reads it."""
 
 import contextlib
+import shutil
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import commands
-from pipelines.dag import read_dag, shared_stages
+from pipelines.dag import check_experiments, read_dag, shared_stages
 from stages.errors import InputError
 
 
@@ -45,6 +46,26 @@ def test_who_runs_a_stage_at_the_terminal_is_waited_for(repository, monkeypatch,
         Path("held").unlink()
         assert [stage.name for stage in reading.result(60).stages]
     assert other.wait(30) == 0
+
+
+def test_what_dvc_and_its_experiments_need_is_said(repository, tmp_path, monkeypatch):
+    """A downloaded archive is no git repository; a new one has no commit; DVC's experiments fail in some paths."""
+    shutil.rmtree(".git")
+    with pytest.raises(InputError, match="is not a git repository; expected one; `git init` makes it"):
+        read_dag()
+    with pytest.raises(InputError, match="not a git repository.*; expected a git repository with a commit"):
+        check_experiments()
+    subprocess.run(["git", "init", "-q"], check=True)
+    with pytest.raises(InputError, match="expected a git repository with a commit to start from"):
+        check_experiments()
+    commit = ("-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-q", "--allow-empty", "-m", "begin")
+    for name, wrong in (("it's a %20", None), ("josé", "é"), ("a#b", "#")):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        subprocess.run(["git", "init", "-q"], check=True)
+        subprocess.run(["git", *commit], check=True)
+        with pytest.raises(InputError, match=f"holds '{wrong}'; expected") if wrong else contextlib.nullcontext():
+            check_experiments()
 
 
 def test_a_dvc_yaml_that_cannot_be_read_is_wrong_input(repository):

@@ -15,7 +15,7 @@ from stages.params.pipeline import Params
 
 @pytest.mark.parametrize("text", ['{"model.gate": ["none"', '["none"]', "model.gate=none"])
 def test_a_grid_that_is_no_json_is_an_error_that_shows_one(text):
-    with pytest.raises(ArgumentTypeError, match=r"expected \{\"model\.gate\": \["):
+    with pytest.raises(ArgumentTypeError, match=r"expected \{\"model\.pooling\": \["):
         grid_of(text)
 
 

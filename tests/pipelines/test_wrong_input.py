@@ -34,6 +34,24 @@ def test_wrong_input_ends_a_flow_with_a_line(prefect_server, repository, server_
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("variable", "value", "why"),
+    [
+        ("PREFECT_HOME", "/proc/none", "PREFECT_HOME: /proc/none: No such file or directory; expected a folder that"),
+        ("PREFECT_API_URL", "http://u:pw@127.0.0.1:9/api", "the Prefect server http://127.0.0.1:9/api does not answer"),
+    ],
+)
+def test_a_server_that_cannot_be_had_ends_a_flow_with_a_line(repository, server_environment, variable, value, why):
+    """Prefect itself would try for minutes to start one without a home."""
+    environment = {name: text for name, text in server_environment.items() if name != "PREFECT_API_URL"}
+    command = [sys.executable, "-m", "pipelines.reproduce"]
+    environment |= {variable: value}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode and f"error: {why}" in done.stderr, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr and "pw@" not in done.stderr
+
+
+@pytest.mark.timeout(300)
 def test_a_wrong_params_yaml_ends_a_flow_with_a_line_and_an_option_for_help_not_at_all(
     prefect_server, repository, server_environment
 ):
