@@ -6,6 +6,7 @@ camp search --images ~/photographs          # the page
 
 import argparse
 import contextlib
+import getpass
 import json
 import os
 import sys
@@ -35,6 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--json: needs a sentence to search for")
     # Set before torch is imported: waiting threads that spin would take the cores from other programs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # an id without a name, as of `docker run --user`: torch asks for the name
+        os.environ["LOGNAME"] = str(os.getuid())
     try:
         _run(options)
     except InputError as error:

@@ -76,6 +76,22 @@ def test_a_closed_output_is_no_error(folder: Folder) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_an_id_without_a_name_searches_with_the_shipped_model(folder: Folder, tmp_path: Path) -> None:
+    """As of `docker run --user`; torch asks for the name when the transformer's library is loaded."""
+    nameless = "import pwd\ndef nobody(uid):\n    raise KeyError(uid)\npwd.getpwuid = nobody\n"
+    (tmp_path / "sitecustomize.py").write_text(nameless)
+    repository = Path(command.__file__).parent.parent
+    names = ("USER", "LOGNAME", "LNAME", "USERNAME", "TORCHINDUCTOR_CACHE_DIR")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, (tmp_path, repository)))
+    options = ["--images", str(folder.root / "images"), "--cache", str(tmp_path / "cache")]
+    done = subprocess.run(
+        [sys.executable, "-m", "search", SENTENCE, *options], cwd=repository, env=environment, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_folder_is_searched_from_where_one_stands(folder: Folder) -> None:
     folder.draw("zyzzyva.png", 9)
     (folder.images / "torn.png").write_bytes(b"no picture")
