@@ -249,7 +249,7 @@ def test_captions_are_links_to_their_search_however_long_and_in_their_own_direct
     workspace: PictureCollection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     captions = [("a red circle " * 400, 1.0), ("\u72d7" * 3000, 0.5), ("\u05db\u05dc\u05d1 (2)!", 0.1)]
-    monkeypatch.setattr(Queries, "_fitting_to", lambda *_: captions)
+    monkeypatch.setattr(Queries, "_captions_of", lambda *_: captions)
     monkeypatch.setattr(PictureCollection, "has_captions", True)
     client = TestClient(create_application(workspace), base_url="http://127.0.0.1")
     page = client.get("/", params={"like": workspace.first(1)[0]}).text
