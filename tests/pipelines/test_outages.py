@@ -104,7 +104,7 @@ def test_a_flow_whose_server_stays_away_says_how_to_go_on(flow, server, server_e
     start()
     if code:
         (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
-        assert "does not answer" in line and "`python -m pipelines.reproduce` goes on" in line
+        assert "does not answer" in line and "`python -m pipelines.reproduce` continues" in line
         command = [sys.executable, "-m", "pipelines.reproduce"]
         subprocess.run(command, env=server_environment, check=True, capture_output=True)
     assert not subprocess.run([sys.executable, "-m", "dvc", "status", "-q"], check=False).returncode
@@ -171,7 +171,7 @@ def test_ctrl_c_ends_a_flow_and_the_server_that_it_brought_along(slow, server_en
         time.sleep(2)
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(GRACE + REPORT_SECONDS + 10) == 128 + signal.SIGINT
-        assert "`python -m pipelines.reproduce` goes on" in Path("flow.log").read_text().splitlines()[-1]
+        assert "`python -m pipelines.reproduce` continues" in Path("flow.log").read_text().splitlines()[-1]
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

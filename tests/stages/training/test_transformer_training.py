@@ -139,7 +139,7 @@ def test_a_trained_network_is_not_left_behind(tmp_path, params):
     trained = params({"text": "transformer", "transformer_frozen": False})
     save_checkpoint(tmp_path / "trained", new_model(trained.model, trained.train, vocabulary, 16), vocabulary)
     frozen = params({"text": "transformer"}, start_from=str(tmp_path / "trained"))
-    with pytest.raises(InputError, match=r"trained: has weights of its own .*; expected model.transformer_frozen: fal"):
+    with pytest.raises(InputError, match=r"trained: has its own weights .*; expected model.transformer_frozen: fal"):
         new_model(frozen.model, frozen.train, vocabulary, 16)
     new_model(trained.model, frozen.train, vocabulary, 16)
 
