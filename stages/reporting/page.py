@@ -74,7 +74,7 @@ def headline(recall: Mapping[str, float], gates: Mapping[str, Any]) -> list[dict
                 "label": f"{'Region' if side else 'Word'} gate, match / mismatch",
                 "value": f"{positive:.2f} / {negative:.2f}",
                 "unit": "",
-                "note": f"a match is told from a mismatch with AUC {gates[f'{side}gate_auc']:.3f}",
+                "note": f"it separates matches from mismatches with AUC {gates[f'{side}gate_auc']:.3f}",
             }
         )
     return figures

@@ -114,7 +114,7 @@ def check_rejected(source: Source, max_share: float) -> None:
 
 
 def check_splits(source: Source) -> None:
-    """Raise an InputError if a split is empty, or if a hash left it a single image, which has no other to be told from.
+    """Raise an InputError if a split is empty, or if a hash left it a single image, with no other to compare it with.
 
     The records that were set aside are printed first. While a hash has still to decide, nothing is checked.
     """

@@ -105,7 +105,7 @@ def test_a_split_that_a_hash_leaves_empty_says_what_fills_it(
 def test_a_split_that_a_hash_leaves_one_image_is_said_before_anything_is_trained(
     prepare: Callable[..., Path], tmp_path: Path, groups: str, said: str
 ) -> None:
-    """One image has no other to be told from: train and evaluate take two or more."""
+    """One image has no other to be compared with: train and evaluate take two or more."""
     for number in range(1, 7):
         picture(tmp_path / f"raw/{number}.jpg", number)
     rows = "".join(f"{number}.jpg,text,{group}\n" for number, group in enumerate(groups, start=1))
