@@ -86,7 +86,7 @@ def _set_word_vectors(camp: CAMP, source: str, vocabulary: Vocabulary) -> None:
 def _copy_matching_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary, detector: str | None) -> list[str]:
     """Copy the weights that have the same name and shape in the checkpoint `folder`; return their names.
 
-    Prints which weights stay random, which are not copied, which settings of the model differ, and whether the
+    Prints which weights are new here, which are not copied, which settings of the model differ, and whether the
     checkpoint was trained on features of another `detector`. The vocabulary may differ if no weights belong to single
     words: a transformer reads their spelling.
     """
@@ -122,7 +122,7 @@ def _copy_matching_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary, det
         )
     camp.load_state_dict(taken, strict=False)
     fresh = [name for name in own if name not in taken]
-    print(f"{folder}: {len(taken)} of {len(own)} weights copied; start at random: {', '.join(fresh) or 'none'}")
+    print(f"{folder}: {len(taken)} of {len(own)} weights copied; new here: {', '.join(fresh) or 'none'}")
     if left:
         print(f"{folder}: not copied: {', '.join(left)}")
     if others := list(_other_switches(source.config.to_dict(), camp.config.to_dict())):

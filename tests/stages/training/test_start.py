@@ -177,7 +177,7 @@ def test_a_checkpoint_of_other_switches_gives_what_fits(tmp_path, capsys):
     new = [name for name in camp.state_dict() if name not in source.state_dict()]
     assert new and all(torch.equal(camp.state_dict()[name], fresh.state_dict()[name]) for name in new)
     said = capsys.readouterr().out
-    assert f"start at random: {new[0]}" in said
+    assert f"new here: {new[0]}" in said
     assert "first: not copied: matcher.matching.log_scale, matcher.matching.shift" in said
     assert "first: was trained with model.pooling mean, here attention, model.matching cosine, here mlp\n" in said
 
@@ -194,7 +194,7 @@ def test_nothing_more_is_said_of_a_checkpoint_that_fits(tmp_path, capsys):
     save_checkpoint(tmp_path / "first", start(), VOCABULARY)
     start(start_from=str(tmp_path / "first"))
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.endswith("weights copied; start at random: none")
+    assert line.endswith("weights copied; new here: none")
 
 
 def test_word_vectors_are_not_for_words_that_a_checkpoint_brings(tmp_path):
