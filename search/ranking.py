@@ -57,7 +57,7 @@ class Ranker:
     Args:
         model: in evaluation mode, on the CPU.
         shortlist: number of pictures that CAMP ranks; None: all.
-        held_bytes: memory for prepared pictures.
+        cache_bytes: memory for prepared pictures.
         encoded_bytes: memory for encoded pictures of shortlists.
     """
 
@@ -134,7 +134,7 @@ class EncodedPictures:
     Each picture is encoded alone, so that its result does not depend, to the bit, on the other pictures of a query.
 
     Args:
-        room: maximum size in bytes.
+        max_bytes: maximum size in bytes.
     """
 
     def __init__(self, model: CAMP, max_bytes: int) -> None:

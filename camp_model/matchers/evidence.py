@@ -49,7 +49,7 @@ class GateEvidence(nn.Module):
         self.weight = nn.Parameter(torch.tensor(1.0))
 
     def of_regions(self, regions: Tensor, mask: Tensor) -> Tensor:
-        """Place of each region, and which others are the same object: [I, R, d], bool [I, R] -> [I, R, PLACE + R]."""
+        """Location of each region, and which others are the same object: [I, R, d], bool [I, R] -> [I, R, 4 + R]."""
         with torch.autocast(regions.device.type, enabled=False):
             place = at_least_float32(regions[..., -LOCATION_DIM:])
             same = (SAME * (overlap(place) - 0.5)).sigmoid() * mask[:, None]
@@ -63,7 +63,7 @@ class GateEvidence(nn.Module):
             mask: bool [C, N].
 
         Returns:
-            [C, N, PLACE + COUNTS], and the weights [C, N, 2, N] over words of the caption.
+            [C, N, LOCATION_DIM + COUNTS], and the weights [C, N, 2, N] over words of the caption.
         """
         captions, size, _ = words.shape
         with torch.autocast(words.device.type, enabled=False):
@@ -83,7 +83,7 @@ class GateEvidence(nn.Module):
             affinity = at_least_float32(affinity)
             mask = None if images.mask is None else layout.regions(images.mask)[..., None, :]
             place, same = images.evidence[..., : LOCATION_DIM + affinity.shape[-1]].tensor_split((LOCATION_DIM,), -1)
-            places = torch.einsum(layout.to_words, masked_softmax(affinity, mask), place)  # [..., N, PLACE]
+            places = torch.einsum(layout.to_words, masked_softmax(affinity, mask), place)  # [..., N, LOCATION_DIM]
             number = effective_number(masked_softmax(self.sharpness * affinity, mask), same, layout)
             first, second = layout.words(captions.arguments).unbind(-2)  # [..., N, N]
             offset = (self.reach * ((second - first) @ places)).tanh()
@@ -100,7 +100,7 @@ def effective_number(attention: Tensor, same: Tensor, layout: Layout) -> Tensor:
 
 
 def overlap(places: Tensor) -> Tensor:
-    """Intersection over union of an image's boxes: [I, R, PLACE] -> [I, R, R]."""
+    """Intersection over union of an image's boxes: [I, R, LOCATION_DIM] -> [I, R, R]."""
     across, down, area, bottom = places.unbind(-1)
     tall = (bottom - down).clamp(min=1e-6)
     wide = area / tall  # halves of the box's sides: the whole image, of area 1, is 2 by 2

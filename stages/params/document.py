@@ -36,7 +36,7 @@ def _size(value: Any, ancestors: set[int], sizes: dict[int, int]) -> int:
     """How many values `leaves` makes of a value: of a list one, of a mapping all, each alias counted.
 
     Args:
-        around: ids of the mappings and lists that it lies in.
+        ancestors: ids of the mappings and lists that it lies in.
         sizes: by id, of the mappings and lists that were looked through.
 
     Raises:

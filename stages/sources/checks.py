@@ -51,7 +51,7 @@ def check_source(source: Source, max_share: float = 0.0, rejected_ids: frozenset
     Args:
         source: changed in place.
         max_share: of the images, of the captions and of the boxes that may be set aside.
-        gone: ids of images that were set aside before.
+        rejected_ids: ids of images that were set aside before.
 
     Raises:
         InputError: more were set aside; a split has no images; or a split that a hash fills has only one.

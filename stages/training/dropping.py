@@ -15,7 +15,7 @@ def drop(values: Tensor, mask: Tensor, share: float, keep: Tensor | None = None)
         values: [B, L, d].
         mask: bool [B, L], True at real vectors.
         share: mean share of the droppable vectors that is dropped; 0: none.
-        stays: bool [B, L], True at vectors that are never dropped; None: all may be.
+        keep: bool [B, L], True at vectors that are never dropped; None: all may be.
 
     Returns:
         Values [B, L, d] and mask [B, L].
