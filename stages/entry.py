@@ -4,8 +4,7 @@ If dvc is killed, its stage keeps running, and the next `dvc repro` would start 
 that DVC runs takes a lock that is released with its process, and names the holder if it must wait. On Linux it also
 asks the system for a SIGTERM when its dvc ends; training answers that by saving its state.
 
-A stage that has printed nothing for a while prints where it is. Ctrl-C ends it at once, even inside a library call: the
-next run can handle whatever a killed stage leaves.
+A stage that prints nothing for a while says where it is. Ctrl-C ends it at once: the next run handles what it leaves.
 """
 
 import argparse
@@ -235,11 +234,12 @@ def _current_function(thread: int) -> str:
 
 
 def open_streams() -> None:
-    """Open the null device for each standard stream that is closed, as a service or `>&-` closes it: Python has None
-    there, and a file that is opened later could get the stream's number, into which libraries print."""
+    """Open the null device, also for the commands that this process runs, for each standard stream that is closed, as
+    by `>&-`: a file that is opened later could get the stream's number, into which libraries print."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+            setattr(sys, name, stream := Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
+            os.set_inheritable(stream.fileno(), True)
 
 
 def discard_stdout() -> None:

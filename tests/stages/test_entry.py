@@ -256,8 +256,16 @@ def test_a_stage_names_what_the_terminal_has_no_letters_for():
 
 
 def test_closed_streams_are_no_error(tmp_path):
-    """As a service or `>&-` closes them; what comes next must not get their numbers."""
-    program = "from stages.entry import stage_main; stage_main(lambda: print('done', open('first', 'w').fileno()))"
+    """As a service or `>&-` closes them; what comes next must not get their numbers, here and in what a stage runs."""
+    program = (
+        "import subprocess, sys\nfrom stages.entry import stage_main\n"
+        "def run():\n"
+        "    print('done')\n"
+        "    assert open('first', 'w').fileno() > 2\n"
+        "    streams = 'import sys; sys.exit(None in (sys.stdin, sys.stdout, sys.stderr))'\n"
+        "    subprocess.run([sys.executable, '-c', streams], check=True)\n"
+        "stage_main(run)"
+    )
     for closed in (">&-", "<&- >&-", "<&- >&- 2>&-"):
         done = subprocess.run(
             ["bash", "-c", f'"$0" -c "$1" {closed}', sys.executable, program], cwd=tmp_path, check=False,
