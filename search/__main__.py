@@ -6,7 +6,6 @@ camp search --images ~/photographs          # the page
 
 import argparse
 import contextlib
-import getpass
 import json
 import os
 import sys
@@ -15,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.errors import InputError
+from stages.errors import InputError, printable
 from stages.garbage import garbage_collection_paused
 
 STARTED_IN = "CAMP_STARTED_IN"
@@ -36,10 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--json: needs a sentence to search for")
     # Set before torch is imported: waiting threads that spin would take the cores from other programs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        getpass.getuser()
-    except (KeyError, OSError):  # an id without a name, as of `docker run --user`: torch asks for the name
-        os.environ["LOGNAME"] = str(os.getuid())
     try:
         _run(options)
     except InputError as error:
@@ -218,8 +213,7 @@ def _stdout_errors() -> Iterator[None]:
 def _printable(text: str) -> str:
     """A text that is safe on a terminal, whatever the name of a file holds."""
     encoding = sys.stdout.encoding or "utf-8"
-    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    return shown.encode(encoding, "replace").decode(encoding)
+    return printable(text).encode(encoding, "replace").decode(encoding)
 
 
 if __name__ == "__main__":

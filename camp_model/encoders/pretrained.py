@@ -4,9 +4,11 @@ The package transformers is imported here, when it is needed. Weights are read f
 comes with them is run.
 """
 
+import getpass
 import hashlib
 import importlib
 import json
+import os
 import string
 import threading
 from collections.abc import Callable, Sequence
@@ -264,8 +266,17 @@ def _not_an_encoder(source: str, network: Any, why: str) -> ValueError:
     )
 
 
+def _name_user() -> None:
+    """Give a user id without a name, as of `docker run --user`, its number as a name: torch asks for one."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = str(os.getuid())
+
+
 def _load_quietly(source: str, expected: str, load: Callable[[Any], T]) -> T:
     """Return what `load` makes with the library transformers, whose messages are suppressed."""
+    _name_user()
     try:
         library = importlib.import_module("transformers")
         messages = importlib.import_module("transformers.utils.logging")

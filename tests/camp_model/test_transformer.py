@@ -2,12 +2,17 @@
 
 import importlib
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import camp_model
 from camp_model import CAMP, CampConfig
 from camp_model.checkpoint import load_checkpoint, save_checkpoint
 from camp_model.encoders import pretrained
@@ -43,6 +48,19 @@ def batch_of(sentences, start_end=False):
     lengths = torch.tensor([len(row) for row in ids])
     tokens = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=9)  # free to hold anything
     return torch.nn.functional.pad(tokens, (0, 2), value=7), lengths
+
+
+def test_an_id_without_a_name_loads_a_transformer():
+    """As of `docker run --user`; torch asks for the name when the library's models are loaded."""
+    program = (
+        "import pwd\ndef nobody(uid):\n    raise KeyError(uid)\npwd.getpwuid = nobody\n"
+        f"from camp_model.encoders.pretrained import load_text_network\nload_text_network({PACKAGE!r})"
+    )
+    names = ("USER", "LOGNAME", "LNAME", "USERNAME", "TORCHINDUCTOR_CACHE_DIR")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment["PYTHONPATH"] = str(Path(camp_model.__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def loop_over_pieces(plain, sentence):
