@@ -16,6 +16,7 @@ from prefect import flow, get_run_logger
 from camp_model.files import replacing_folder
 from pipelines.ablation import check_seeds, data_line, load_true_by_chance, setting, with_seeds
 from pipelines.commands import allow_commands, exit_on_signals, resume_hint, run_command
+from pipelines.dag import check_experiments
 from pipelines.experiments import run_in_parallel
 from pipelines.photograph_rows import ADDITIONS, FIRST, JOINT, WORDS, rows_of, start_of
 from pipelines.reproduce import DVC
@@ -69,6 +70,7 @@ def photographs(
     overrides = {name: row.overrides for name, row in chosen.items()}
     check_evaluated(params_of(with_seeds(overrides, seeds[:1], base)), SPLIT)
     warn_of_kept_params(overrides, base)
+    check_experiments()
     # Rows differ in train.start_from, which a stage upstream of these two reads: update them here, once for all rows.
     allow_commands()
     if not rows and obstacles:

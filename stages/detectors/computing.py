@@ -24,7 +24,7 @@ LIBRARIES = {
 """Libraries that compute features: imported name -> distribution."""
 FOLLOWED = ("stages.detectors.", "stages.sources.frames")
 # They load weights, tables and reasons; the description has a hash of what they load.
-WITHOUT_EFFECT = {
+NOT_IN_KEY = {
     f"stages.detectors.{name}"
     for name in ("base", "detectron2_weights", "images", "pickled_arrays", "timm_weights", "weights")
 }
@@ -72,7 +72,7 @@ def code_of(modules: Sequence[str]) -> tuple[dict[str, str], set[str]]:
         libraries |= {LIBRARIES[top] for item in imported if (top := item.split(".")[0]) in LIBRARIES}
         codes[name] = plain_code(tree)
         followed = {".".join(item.split(".")[:3]) for item in imported if item.startswith(FOLLOWED)}
-        waiting += sorted(followed - WITHOUT_EFFECT)
+        waiting += sorted(followed - NOT_IN_KEY)
     return codes, libraries
 
 

@@ -20,9 +20,9 @@ from stages.training.data import epoch_batches
 from stages.training.resume import run_key, sha256_of_files
 from stages.workspace import main_root
 
-WITHOUT_EFFECT = ("checkpoint_steps", "micro_batch", "device", "processes", "machines", "word_vectors", "start_from")
-"""Params that do not change the result (except the order of summation), or whose effect the key has in another form:
-as content, as the batches that they make, as the type of device."""
+NOT_IN_KEY = ("checkpoint_steps", "micro_batch", "device", "processes", "machines", "word_vectors", "start_from")
+"""Params that a training's key leaves out: they do not change the result (except the order of summation), or the key
+has their effect in another form: as content, as the batches that they make, as the type of device."""
 CODE = ("code", "torch", "transformers")
 """Values of a key that identify code and libraries; the task stays the same if they change."""
 RANDOM_PARAMS = ("dropout", "region_dropout", "drop_regions", "drop_words")
@@ -43,7 +43,7 @@ def training_key(
         processes: number of processes that train together.
         device: only its type matters, not its index: dropout draws other numbers on another type.
     """
-    settings = {name: value for name, value in train.to_dict().items() if name not in WITHOUT_EFFECT}
+    settings = {name: value for name, value in train.to_dict().items() if name not in NOT_IN_KEY}
     started = [content_path(name) for name in (train.word_vectors, train.start_from) if name is not None]
     if is_pretrained := model.text == "transformer":
         started += [path for path in [content_path(model.transformer)] if path.exists()]
