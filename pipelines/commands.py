@@ -126,7 +126,9 @@ def resume_hint() -> Iterator[None]:
             raise
         server = without_password(os.environ.get("PREFECT_API_URL", "that this program has started"))
         reason = str(error) or type(error).__name__
-        last.append(f"error: the Prefect server {server} does not answer ({reason}). {_resume_command()} once it does.")
+        # Prefect has just printed, without an end of line, that it could not send its log.
+        silent = f"the Prefect server {server} does not answer ({reason})"
+        last.append(f"\nerror: {silent}. {_resume_command()} once it does.")
         sys.exit(1)
     finally:
         for logger in loggers:
