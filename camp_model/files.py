@@ -193,6 +193,15 @@ def utf8_text(content: bytes) -> str:
         raise ValueError(f"line {line}: {byte}, not UTF-8; expected UTF-8") from None
 
 
+def is_unicode(text: str) -> bool:
+    """Whether the text can be encoded: it holds no half character (a lone surrogate)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_json(path: Path, expected: str) -> Any:
     """The content of a JSON file.
 

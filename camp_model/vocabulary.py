@@ -10,7 +10,7 @@ from typing import Any
 
 import regex
 
-from camp_model.files import read_json, write_sealed
+from camp_model.files import is_unicode, read_json, write_sealed
 from camp_model.treebank import treebank_words
 
 PAD, START, END, UNK = 0, 1, 2, 3
@@ -150,8 +150,7 @@ def _words_by_id(content: Any) -> list[str]:
     if set(by_id) != set(range(len(content["word2idx"]))):
         raise ValueError("word2idx: the ids are not 0, 1, 2, ... with each once")
     words = [by_id[i] for i in range(len(by_id))]
-    half = next((word for word in words if word != word.encode(errors="ignore").decode()), None)
-    if half is not None:
+    if (half := next((word for word in words if not is_unicode(word)), None)) is not None:
         raise ValueError(f"word2idx: {half!r:.80} holds half a character (a lone surrogate); expected words")
     reverse = content.get("idx2word")
     if reverse is not None and reverse != {str(i): word for i, word in enumerate(words)}:

@@ -35,10 +35,10 @@ const pictureOf = (image, attributes = {}) => make("img", { src: image.uri, alt:
 
 const LISTED = 6;
 
-/** How many values are written like the highest. */
-const likeTheHighest = ({ values, write }) => {
-  const highest = write(Math.max(...values) / 1000);
-  return values.filter((value) => write(value / 1000) === highest).length;
+/** How the highest value is written, and how many values are written so. */
+const highestOf = ({ values, write }) => {
+  const text = write(Math.max(...values) / 1000);
+  return [text, values.filter((value) => write(value / 1000) === text).length];
 };
 
 /** What the boxes show: values by region, how to write one, and whether they fill their range of 0 to 1. */
@@ -49,11 +49,10 @@ function boxView({ pair, image, word }) {
   const gates = { kind: "gates", title: "Gate of each region", values: pair.regionGates, write: gateText, full: true };
   const weights = { kind: "gates", title: "Weight of each region in the match", values: pair.regionPooling, write: percent };
   if (pair.regionGates) {
-    const open = likeTheHighest(gates);
+    const [text, count] = highestOf(gates);
     // Gates that are all open single out no region; gates that are all closed say that nothing matches.
-    if (!pair.regionPooling || open <= LISTED || Math.max(...gates.values) < 5) return gates;
-    const text = gateText(Math.max(...gates.values) / 1000);
-    return { ...weights, title: `${weights.title} (${open === gates.values.length ? "every gate is" : `${open} gates are`} ${text})` };
+    if (!pair.regionPooling || count <= LISTED || text === gateText(0)) return gates;
+    return { ...weights, title: `${weights.title} (${count === gates.values.length ? "every gate is" : `${count} gates are`} ${text})` };
   }
   if (pair.regionPooling) return weights;
   const none = image.labels.map(() => 0);
@@ -78,7 +77,7 @@ function drawStage(view) {
   const area = ([x0, y0, x1, y1]) => (x1 - x0) * (y1 - y0);
   const order = shown.values.map((value, index) => [value, index])
     .sort((a, b) => area(image.boxes[b[1]]) - area(image.boxes[a[1]]));
-  const strongest = new Set(likeTheHighest(shown) > LISTED ? [] : ranked(shown).slice(0, 4).map(([, index]) => index));
+  const strongest = new Set(highestOf(shown)[1] > LISTED ? [] : ranked(shown).slice(0, 4).map(([, index]) => index));
   for (const [value, index] of order) {
     const [x0, y0, x1, y1] = image.boxes[index];
     if (x1 <= x0 || y1 <= y0) continue; // features that came without boxes
@@ -148,8 +147,8 @@ function drawRegions(view) {
   const shown = boxView(view);
   const first = ranked(shown).slice(0, LISTED);
   const top = shown.full ? 1000 : Math.max(first[0][0], 1);
-  const alike = likeTheHighest(shown) === shown.values.length ? shown.write(first[0][0] / 1000) : null;
-  const heading = alike === null ? `, strongest ${first.length}` : alike && `: ${alike} of each`;
+  const [text, count] = highestOf(shown);
+  const heading = count < shown.values.length ? `, strongest ${first.length}` : text && `: ${text} of each`;
   return make("div", { class: "reading" }, make("p", { class: "label" }, `${shown.title}${heading}`),
     make("ol", { class: `regions ${shown.kind}` }, ...first.map(([value, index]) =>
       make("li", {}, make("button", { type: "button", class: "region", "data-region": index,

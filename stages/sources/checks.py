@@ -2,21 +2,13 @@
 
 from collections import Counter
 
+from camp_model.files import is_unicode
 from stages.errors import InputError, shown
 from stages.params.dataset import SPLITS
 from stages.sources.base import BadRecord, Source, SourceBox, SourceCaption, SourceImage
 
 SHOWN = 10
 """Rejected records that are printed."""
-
-
-def is_unicode(text: str) -> bool:
-    """Whether the text can be encoded: it holds no half character (a lone surrogate)."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _check_images(source: Source) -> None:

@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
+from camp_model.files import is_unicode
 from stages.contracts import read_json
 from stages.errors import InputError, shown
 from stages.params.dataset import CocoPart, DatasetParams
@@ -17,7 +18,6 @@ from stages.sources.base import (
     join_path,
     require_field,
 )
-from stages.sources.checks import is_unicode
 from stages.sources.splits import position
 from stages.workspace import named_path
 

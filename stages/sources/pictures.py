@@ -10,10 +10,10 @@ from typing import NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
+from camp_model.files import is_unicode
 from stages.content.hashes import file_hashes
 from stages.errors import printable, shown
 from stages.sources.base import BadRecord, Rejected, Source, SourceImage
-from stages.sources.checks import is_unicode
 from stages.sources.frames import Frame, frame_of
 
 _THREADS = 8

@@ -11,10 +11,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from camp_model.files import is_unicode
 from stages.errors import InputError, shown
 from stages.params.dataset import SPLITS, DatasetParams
 from stages.sources.base import BadRecord, Source, SourceCaption, SourceImage, image_ids, join_path, normalise_split
-from stages.sources.checks import is_unicode
 from stages.sources.table_files import OPTIONAL, Cells, read_rows
 from stages.workspace import named_path
 
