@@ -266,6 +266,7 @@ def main() -> None:
         "captions.vocabulary to it."
     )
     print("Their captions carry <start> and <end>: set captions.start_end to true.")
+    print("To evaluate one without training it, set train.start_from to its folder and train.epochs to 0.")
 
 
 if __name__ == "__main__":

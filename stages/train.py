@@ -70,7 +70,10 @@ def train(
     splits, vocabulary = load_splits(paths.regions, paths.captions)
     info = splits["train"].store.info
     data = data_hashes(paths.regions, paths.captions, foils=params.train.foil_weight > 0)
-    model = new_model(params.model, params.train, vocabulary, info.region_dim, info.geometry, info.detector).to(device)
+    model = new_model(
+        params.model, params.train, vocabulary, info.region_dim, info.geometry, info.detector,
+        splits["train"].captions.has_start_end,
+    ).to(device)  # fmt: skip
     key, task = training_key(params.model, params.train, data, len(splits["train"]), processes.count, device)
     resume = Resume(paths.work, key, "" if processes.rank else task)  # only the first process prints
     with contextlib.ExitStack() as locks:

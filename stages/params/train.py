@@ -42,8 +42,8 @@ class TrainParams(Section):
     foil_kinds: tuple[FoilKind, ...] = Field(default=("count", "relation"), min_length=1)
     """Kinds of words that foils change in training: object, colour, size, texture, count, relation. Other pictures'
     captions do not teach the last two."""
-    epochs: int = Field(default=30, ge=1)
-    """Passes over the training captions at most."""
+    epochs: int = Field(default=30, ge=0)
+    """Passes over the training captions at most; 0: the model of start_from is kept as it is, and measured."""
     batch_size: int = Field(default=128, ge=2)
     """Image-caption pairs per optimizer step, over all processes."""
     mining_batch: int = Field(default=0, ge=0)
@@ -108,6 +108,8 @@ class TrainParams(Section):
     def _check_start_from(self) -> Self:
         if self.start_from is not None:
             check_no_output("train.start_from", self.start_from)
+        elif not self.epochs:
+            raise ValueError("train.epochs: 0, but train.start_from is null; expected the checkpoint to keep")
         return self
 
     @model_validator(mode="after")

@@ -80,7 +80,7 @@ class Trainer:
             desc="encode captions once", unit="caption", mininterval=2, delay=2, dynamic_ncols=True,
             disable=processes.rank > 0,
         ) as bar:  # fmt: skip
-            for split in (train, val):
+            for split in (train, val) if params.epochs else (val,):
                 cache_captions(model, split.captions, progress=bar.update)
             if self.foils is not None:
                 cache_captions(model, self.foils.captions, self.foils.eligible, bar.update)
@@ -94,6 +94,8 @@ class Trainer:
     def fit(self, run: Run) -> Progress:
         """Train until the last epoch, or until rsum has not improved for `patience` epochs; `run` records it.
 
+        With `epochs: 0` the model is only measured.
+
         Raises:
             TrainingError: a loss or a gradient is not finite; the last saved state is kept.
             Stopped: `stop` returned True; the state is saved.
@@ -101,18 +103,20 @@ class Trainer:
         self.run, progress = run, self.progress
         progress.run_id = run.run_id
         total = self.params.epochs * self.epoch_steps
-        if not self.processes.rank:
+        if total and not self.processes.rank:
             for line in schedule_warnings(self.params, self.epoch_steps):
                 print(line, flush=True)
             if progress.step:
                 print(f"continuing after step {progress.step} of {total}", flush=True)
         self.bar = tqdm(
             total=total, initial=progress.step, desc="train", unit="step", mininterval=2, dynamic_ncols=True,
-            disable=self.processes.rank > 0,
+            disable=self.processes.rank > 0 or not total,
         )  # fmt: skip
         with self.bar:
             while len(progress.epochs) < self.params.epochs and not self._out_of_patience():
                 self._epoch()
+                self._end_epoch()
+            if not progress.epochs:
                 self._end_epoch()
         if self.params.validation_share < 1:
             self._validate_all()
@@ -230,11 +234,12 @@ class Trainer:
         self._save()
         if self.processes.rank:
             return
-        loss = sum(progress.losses[-self.epoch_steps :]) / self.epoch_steps
+        losses = progress.losses[-self.epoch_steps :]
+        loss = f"loss {sum(losses) / len(losses):.3f}, " if losses else ""
         means = "".join(f", {n.replace('_', ' ')} {v:.3f}" for n, v in metrics.items() if n in PRINTED)
         images = len(images_for(self.val, self.params.validation_share))
         some = f" on {images} of {len(self.val.images)} images" if images < len(self.val.images) else ""
-        self.bar.write(f"epoch {epoch}: loss {loss:.3f}, val rsum {metrics['rsum']:.1f}{some}{means}")
+        self.bar.write(f"epoch {progress.numbers[-1]}: {loss}val rsum {metrics['rsum']:.1f}{some}{means}")
 
     def _validate(self, share: float) -> tuple[dict[str, float], dict[str, list[int]]]:
         try:
@@ -252,8 +257,9 @@ class Trainer:
         progress.selection_images, progress.whole = len(images_for(self.val, share)), self._validate(1.0)[0]
         self.run.log_metrics({f"val_whole/{name}": value for name, value in progress.whole.items()}, step=progress.step)
         if not self.processes.rank:
+            best = progress.numbers[progress.best_epoch - 1]
             print(
-                f"kept: epoch {progress.best_epoch}, by its rsum on {progress.selection_images} images of val; "
+                f"kept: epoch {best}, by its rsum on {progress.selection_images} images of val; "
                 f"val rsum {progress.whole['rsum']:.1f} on all {len(self.val.images)}",
                 flush=True,
             )

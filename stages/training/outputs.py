@@ -28,12 +28,12 @@ def summary(progress: Progress, epoch_steps: int) -> dict[str, Any]:
         "selection_images": progress.selection_images,
     }
     return {
-        "best_epoch": progress.best_epoch,
-        "epochs": len(progress.epochs),
+        "best_epoch": progress.numbers[progress.best_epoch - 1],
+        "epochs": progress.numbers[-1],
         "steps": progress.step,
         **{f"val_{name}": value for name, value in progress.best.items()},
         **(chosen_by if progress.whole else {}),
-        "train_loss": _mean(progress.losses[-epoch_steps:]),
+        **({"train_loss": _mean(progress.losses[-epoch_steps:])} if progress.losses else {}),
     }
 
 
@@ -44,16 +44,16 @@ def _mean(values: Sequence[float]) -> float:
 def write_plots(folder: Path, progress: Progress) -> None:
     """Write train_loss.csv, val_recall.csv and val_gates.csv."""
     losses = progress.losses
-    size = -(-len(losses) // PLOTTED_STEPS)
+    size = max(1, -(-len(losses) // PLOTTED_STEPS))
     means = [_mean(losses[start : start + size]) for start in range(0, len(losses), size)]
     rows = [{"step": min((i + 1) * size, len(losses)), "loss": mean} for i, mean in enumerate(means)]
     write_csv(folder / "train_loss.csv", ("step", "loss"), rows)
-    epochs = [{"epoch": i, **metrics} for i, metrics in enumerate(progress.epochs, start=1)]
+    epochs = [{"epoch": i, **metrics} for i, metrics in zip(progress.numbers, progress.epochs, strict=True)]
     columns = ("epoch", *RECALL_COLUMNS, *GATE_COLUMNS, *pair_gates.NAMES)
     write_csv(folder / "val_recall.csv", tuple(dict.fromkeys(columns)), epochs)
     bins = [
         {"epoch": i, "gate": (at + 0.5) / pair_gates.BINS, **{name: counts[at] for name, counts in histograms.items()}}
-        for i, histograms in enumerate(progress.gates, start=1)
+        for i, histograms in zip(progress.numbers, progress.gates, strict=True)
         if histograms
         for at in range(pair_gates.BINS)
     ]

@@ -45,13 +45,19 @@ class Progress:
     gates: list[dict[str, list[int]]] = field(default_factory=list)
     """Histograms of the gates after each epoch; see `pair_gates.histograms`."""
     best_epoch: int = 0
-    """The epoch with the highest rsum on val, from 1; 0: none yet."""
+    """Place in `epochs` of the one with the highest rsum on val, from 1; 0: none yet."""
     run_id: str | None = None
     """Key of the tracking run of this training."""
     selection_images: int = 0
     """Number of val images that epochs were measured on, if not all."""
     whole: dict[str, float] = field(default_factory=dict)
     """In that case, the metrics of the best epoch on all of val."""
+
+    @property
+    def numbers(self) -> range:
+        """Numbers of the measured epochs, from 1; 0 stands for a model that is not trained (`train.epochs: 0`)."""
+        first = 1 if self.step else 0
+        return range(first, first + len(self.epochs))
 
     @property
     def best(self) -> dict[str, float]:

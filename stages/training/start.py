@@ -27,14 +27,22 @@ def new_model(
     region_dim: int,
     geometry: float = 0.0,
     detector: str | None = None,
+    start_end: bool = False,
 ) -> CAMP:
     """Build a model with random weights from `train.seed`, then load word vectors, then `train.start_from`.
 
-    `geometry` is the scale of the boxes appended to features; 0: features without boxes. `detector` is the fingerprint
-    of the detector that extracted the features.
+    Args:
+        model: the switches of the model.
+        train: how it is trained.
+        vocabulary: the words of the captions.
+        region_dim: width of the features.
+        geometry: scale of the boxes appended to features; 0: features without boxes.
+        detector: fingerprint of the detector that extracted the features.
+        start_end: whether captions stand between <start> and <end>.
 
     Raises:
-        InputError: the word vectors, the checkpoint or the names in `train.freeze` do not fit.
+        InputError: the word vectors, the checkpoint or the names in `train.freeze` do not fit; or `train.epochs` is 0
+            and the checkpoint is of a model with other switches or was trained on captions of the other kind.
     """
     torch.manual_seed(train.seed)
     switches = model.replace(transformer=str(named_path(model.transformer)))  # the folder may be in the main workspace
@@ -49,7 +57,13 @@ def new_model(
     if train.word_vectors is not None:
         _set_word_vectors(camp, train.word_vectors, vocabulary)
     if train.start_from is not None:
-        taken = _copy_matching_weights(camp, named_path(train.start_from), vocabulary, detector)
+        checkpoint = named_path(train.start_from)
+        taken, differences = _copy_matching_weights(camp, checkpoint, vocabulary, detector, start_end)
+        if differences and not train.epochs:
+            raise InputError(
+                f"train.epochs: 0 keeps {checkpoint} as it is, but it was trained with {', '.join(differences)}; "
+                "expected the same in params.yaml"
+            )
         table = camp.caption_encoder.word_embeddings()
         if train.word_vectors is not None and any(value is table for value in map(camp.get_parameter, taken)):
             raise InputError(
@@ -83,16 +97,21 @@ def _set_word_vectors(camp: CAMP, source: str, vocabulary: Vocabulary) -> None:
     print(f"{source}: vectors for {len(vectors)} of {words} words; the others start random")
 
 
-def _copy_matching_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary, detector: str | None) -> list[str]:
-    """Copy the weights that have the same name and shape in the checkpoint `folder`; return their names.
+def _copy_matching_weights(
+    camp: CAMP, folder: Path, vocabulary: Vocabulary, detector: str | None, start_end: bool
+) -> tuple[list[str], list[str]]:
+    """Copy the weights that have the same name and shape in the checkpoint `folder`.
 
-    Prints which weights are new here, which are not copied, which settings of the model differ, and whether the
-    checkpoint was trained on features of another `detector`. The vocabulary may differ if no weights belong to single
-    words: a transformer reads their spelling.
+    Prints which weights are new here, which are not copied, which settings differ, and whether the checkpoint was
+    trained on features of another `detector`. The vocabulary may differ if no weights belong to single words: a
+    transformer reads their spelling.
+
+    Returns:
+        The names of the copied weights, and the settings that differ.
     """
     try:
         source, its_vocabulary, _ = load_checkpoint(folder)
-        its_detector = read_fingerprint(folder).get("detector")
+        fingerprint = read_fingerprint(folder)
     except ValueError as error:
         raise InputError(f"train.start_from: {error}") from None
     if its_vocabulary != vocabulary and source.caption_encoder.word_embeddings() is not None:
@@ -125,13 +144,16 @@ def _copy_matching_weights(camp: CAMP, folder: Path, vocabulary: Vocabulary, det
     print(f"{folder}: {len(taken)} of {len(own)} weights copied; new here: {', '.join(fresh) or 'none'}")
     if left:
         print(f"{folder}: not copied: {', '.join(left)}")
-    if others := list(_other_switches(source.config.to_dict(), camp.config.to_dict())):
-        print(f"{folder}: was trained with {', '.join(others)}")
+    differences = list(_other_switches(source.config.to_dict(), camp.config.to_dict()))
+    if (framed := fingerprint.get("start_end", start_end)) != start_end:
+        differences.append(f"captions.start_end {str(framed).lower()}, here {str(start_end).lower()}")
+    if differences:
+        print(f"{folder}: was trained with {', '.join(differences)}")
     if camp.config.joint_score and renamed and source.config.pooling != "mean":
         print(f"{folder}: pools by {source.config.pooling}, model.joint_score by the mean: other scores at first")
-    if None not in (detector, its_detector) and detector != its_detector:
+    if None not in (detector, fingerprint.get("detector")) and detector != fingerprint["detector"]:
         print(f"{folder}: was trained on features of another detector, or of the same with other settings")
-    return list(taken)
+    return list(taken), differences
 
 
 def _other_switches(there: dict[str, Any], here: dict[str, Any]) -> Iterator[str]:

@@ -88,7 +88,7 @@ def test_wrong_values_change_nothing():
 def test_a_form_that_was_made_without_the_files_values_does_not_replace_them(monkeypatch):
     """params.yaml was wrong when this was imported, and has been mended since."""
     before = Path("params.yaml").read_bytes()
-    monkeypatch.setattr(forms, "_PARAMS_ERROR", InputError("params.yaml: train.epochs: -2 is below 1"))
+    monkeypatch.setattr(forms, "_PARAMS_ERROR", InputError("params.yaml: train.epochs: -2 is below 0"))
     with pytest.raises(InputError, match=r"params\.yaml: train\.epochs: -2"):
         write_params(Params())
     assert Path("params.yaml").read_bytes() == before
@@ -96,7 +96,7 @@ def test_a_form_that_was_made_without_the_files_values_does_not_replace_them(mon
 
 def test_a_form_of_wrong_values_is_not_deployed():
     Path("params.yaml").write_text("train: {epochs: -2}\n")
-    with pytest.raises(InputError, match=r"params\.yaml: train\.epochs: -2 is below 1"):
+    with pytest.raises(InputError, match=r"params\.yaml: train\.epochs: -2 is below 0"):
         deploy("camp", "process", Path("prefect.yaml"))
 
 

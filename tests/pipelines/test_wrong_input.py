@@ -67,6 +67,6 @@ def test_a_wrong_params_yaml_ends_a_flow_with_a_line_and_an_option_for_help_not_
     for flow_of in ("pipelines.reproduce", "pipelines.refresh"):
         done = run(flow_of)
         assert done.returncode == 2, done.stderr
-        assert done.stderr.splitlines()[-1] == "error: params.yaml: train.epochs: -2 is below 1"
+        assert done.stderr.splitlines()[-1] == "error: params.yaml: train.epochs: -2 is below 0"
         assert "Traceback" not in done.stdout + done.stderr
     assert Path("params.yaml").read_text() == wrong

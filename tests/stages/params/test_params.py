@@ -49,7 +49,8 @@ def test_the_shipped_params_are_valid_and_name_every_key(repository: Path) -> No
         ("trian", {}, "trian: unknown key; allowed here: dataset,"),
         ("train.epochs", "three", "train.epochs: 'three' is not a whole number"),
         ("train.epochs", True, "train.epochs: True is not a whole number"),
-        ("train.epochs", 0, "train.epochs: 0 is below 1"),
+        ("train.epochs", -1, "train.epochs: -1 is below 0"),
+        ("train.epochs", 0, "train.epochs: 0, but train.start_from is null; expected the checkpoint to keep"),
         ("train.joint_temperature", 0.0, "train.joint_temperature: 0.0 is not above 0"),
         ("train.ema_decay", 1.0, "train.ema_decay: 1.0 is not below 1"),
         ("train.learning_rate", float("nan"), "train.learning_rate: nan is not a finite number"),
@@ -120,7 +121,7 @@ def test_a_wrong_preset_changes_nothing(repository: Path, tmp_path: Path) -> Non
     target.write_text(before)
     preset = tmp_path / "wrong.yaml"
     preset.write_text("train: {epochs: -1}\n")
-    with pytest.raises(InputError, match="wrong.yaml: train.epochs: -1 is below 1"):
+    with pytest.raises(InputError, match="wrong.yaml: train.epochs: -1 is below 0"):
         apply_presets([preset], target)
     assert target.read_text() == before
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
