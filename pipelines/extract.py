@@ -81,7 +81,8 @@ def _cached_detector(plan: "Plan", device: str) -> "Detector":
     """The plan's detector, cached so that a worker loads it once and not for each task."""
     from stages.extraction.filling import load
 
-    identity = (str(Path.cwd()), plan.info.detector, repr(plan.params.regions), device)
+    # Not only its fingerprint: what a backend alone is told, such as nms_iou, is in the params.
+    identity = (str(Path.cwd()), plan.info.detector, repr(plan.params), device)
     if identity not in _detectors:
         _detectors.clear()
         _detectors[identity] = load(plan, device)

@@ -224,6 +224,20 @@ def test_shards_travel_over_a_storage(workspace, tmp_path, monkeypatch):
     assert sorted(path.name for path in shard_folder().iterdir()) == sorted(f"{key}.arrow" for key in keys)
 
 
+def test_a_worker_loads_the_detector_again_for_other_options(workspace, monkeypatch):
+    """As the workers of a cluster that outlives an extraction do."""
+    monkeypatch.setattr(module, "_detectors", {})
+    params = read_params(ExtractSections)
+    used = []
+    for nms_iou in (0.5, 0.2, 0.2):
+        of_backend = params.detector.torchvision.model_copy(update={"nms_iou": nms_iou})
+        detector = params.detector.model_copy(update={"torchvision": of_backend})
+        plan = plan_shards(params.model_copy(update={"detector": detector}), DATASET, DETECTOR)
+        used.append(module._cached_detector(plan, "cpu"))
+    assert [detector.nms_iou for detector in used] == [0.5, 0.2, 0.2]
+    assert used[1] is used[2]
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [
