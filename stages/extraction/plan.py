@@ -139,10 +139,15 @@ def shard_key_prefix(params: ExtractSections, description: Description) -> bytes
     return json.dumps([description.fingerprint, effective, options, GEOMETRY_SCALE], sort_keys=True).encode()
 
 
+def _stated_size(image: PlannedImage) -> str:
+    """The size of a picture without a file, which its precomputed boxes are placed in; empty if it is not known."""
+    return f"{image.width} x {image.height}" if image.width and image.height else ""
+
+
 def shard_key(prefix: bytes, images: Sequence[PlannedImage]) -> str:
     """The content key of a shard of `images`; `prefix` comes from `shard_key_prefix`."""
     digest = hashlib.sha256(prefix)
-    digest.update(json.dumps([(image.image_id, image.sha256) for image in images]).encode())
+    digest.update(json.dumps([(image.image_id, image.sha256 or _stated_size(image)) for image in images]).encode())
     for image in images:
         if image.boxes is not None:
             digest.update(f"{len(image.boxes)} boxes".encode())

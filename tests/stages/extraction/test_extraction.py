@@ -184,6 +184,30 @@ def test_precomputed_regions_need_no_pictures(workplace) -> None:
     assert len(store) == COUNT and store.region_dim == 8
 
 
+def test_precomputed_boxes_follow_the_size_that_is_stated_of_a_picture_without_a_file(workplace) -> None:
+    """Where annotations are corrected, the old boxes, or the old rejections, do not stay."""
+    features = workplace.root / "features"
+    features.mkdir()
+    for i in range(COUNT):
+        box = np.array([[0, 0, 50, 40]], dtype=np.float32)
+        np.savez(features / f"{i:03d}.npz", x=np.ones((1, 8), np.float32), bbox=box, image_h=96, image_w=120)
+    shutil.rmtree(workplace.pictures)
+    detector = DetectorParams(backend="precomputed", architecture="npz", weights=str(features))
+    params = workplace.params.replace(detector=detector)
+    own, images = workplace.root / "detector", workplace.dataset / "images.parquet"
+    boxes = []
+    for scale in (1, 2):
+        table = pq.read_table(images)
+        stated = {"width": pa.array([120 * scale] * COUNT, pa.int32()), "height": pa.array([96 * scale] * COUNT)}
+        for name, column in (stated | {"sha256": pa.array([""] * COUNT)}).items():
+            table = table.set_column(table.column_names.index(name), name, column)
+        pq.write_table(table, images)
+        train_detector(params, workplace.dataset, own, workplace.root / "detector_metrics.json")
+        stage.extract_regions(params, workplace.dataset, own, workplace.out, workplace.folder)
+        boxes.append(RegionStore(workplace.out).boxes(0).tolist())
+    assert boxes == [[[0, 0, 50, 40]], [[0, 0, 100, 80]]]
+
+
 @pytest.mark.skipif(
     not torch.cuda.is_available(), reason="shows that features of a GPU are those of the CPU; needs one"
 )
