@@ -15,6 +15,7 @@ from stages.indexing.opening import (
     build_faiss_engine,
     collection_name,
     open_server,
+    record_name,
     update_collection,
 )
 from stages.indexing.vectors import store_vectors, vector_file, weights_key
@@ -58,7 +59,7 @@ def index(params: IndexParams, *, regions: Path, model: Path, out: Path, work: P
             server = open_server(params.engine, facts.collection, facts.dim)
             shards = {store.image_ids[row]: name for name, rows in store.rows_of_shards().items() for row in rows}
             in_store_order = {name: shards[name] for name in store.image_ids}
-            update_collection(server, vectors, in_store_order, work / f"{facts.collection}.parquet")
+            update_collection(server, vectors, in_store_order, work / record_name(params.engine, facts.collection))
         write_sealed(building / "index.json", facts.to_dict())
     remove_unused(work, {vector_file(weights, shard) for shard in store.rows_of_shards()})
     print(f"{len(store)} pictures, vectors of {facts.dim}, engine {params.engine}")

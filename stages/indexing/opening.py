@@ -67,6 +67,12 @@ def collection_name(weights: str, detector: str) -> str:
     return f"camp_{hashlib.sha256(f'{weights} {detector}'.encode()).hexdigest()[:24]}"
 
 
+def record_name(address: str, collection: str) -> str:
+    """The name of the file that records what the collection on one server, or in one file of Milvus Lite, holds."""
+    place = str(Path(address).resolve()) if address.endswith(".db") else address
+    return hashlib.sha256(f"{place} {collection}".encode()).hexdigest()[:40] + ".parquet"
+
+
 def open_index(folder: Path, facts: IndexFacts) -> Engine:
     """Open the engine of data/index, which has one vector per picture.
 

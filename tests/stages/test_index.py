@@ -110,6 +110,22 @@ def test_milvus_gives_the_answers_of_faiss(small: SmallRun) -> None:
     assert answers[0][1] == pytest.approx(answers[1][1], abs=1e-5)
 
 
+def test_each_server_is_brought_up_to_date_with_what_it_holds_itself(small: SmallRun) -> None:
+    """Though another got the same number of pictures since."""
+    pytest.importorskip("milvus_lite", reason="milvus-lite is not installed: pip install -e '.[milvus]'")
+    store, vectors = RegionStore(small.regions), vectors_of(small)
+    places = [(shard, row) for shard in ("a.arrow", "b.arrow") for row in range(10)]
+    of_all = zip(store.image_ids, places, store.num_regions.tolist(), strict=True)
+    rows = [(name, *place, count) for name, place, count in of_all]
+    first, second = (str(small.root / name) for name in ("first.db", "second.db"))
+    for engine, some in ((first, rows[:-1]), (second, rows[1:]), (first, rows[1:])):
+        write_manifest(small.regions, store.info, some)
+        out = build(small, engine)
+    ids, _ = open_index(out, IndexFacts.load(out)).search(vectors[[0, -1]], 1)
+    gone, added = vector_ids([store.image_ids[0], store.image_ids[-1]])
+    assert ids[0, 0] != gone and ids[1, 0] == added
+
+
 def test_a_store_of_another_width_is_an_error(small: SmallRun, make_checkpoint: Callable[..., None]) -> None:
     make_checkpoint(small.model, Vocabulary.load(small.token_tables / "vocabulary.json"), dim=12, region_dim=9)
     with pytest.raises(InputError, match=r"config\.json: region_dim: 9, but the features of .* have 8"):
