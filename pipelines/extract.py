@@ -121,16 +121,33 @@ def _upload(shard: Path, storage: str) -> None:
     filesystem.mv(temporary, posixpath.join(path, shard.name))
 
 
-@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=exponential_backoff(backoff_factor=5))
+@task(
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=exponential_backoff(backoff_factor=5),
+    retry_condition_fn=is_retryable,
+)
 def collect(keys: list[str], storage: str, folder: str) -> None:
-    """Download shards from the storage into the shard folder, except those already there."""
+    """Download shards from the storage into the shard folder, except those that are complete there.
+
+    Raises:
+        InputError: a shard in the storage is damaged.
+    """
+    from camp_model.regions import read_header
+
     filesystem, path = _filesystem(storage)
     for key in keys:
         target = Path(folder) / f"{key}.arrow"
-        if target.exists():
+        with contextlib.suppress(ValueError):  # absent, or damaged since it was written
+            read_header(target)
             continue
+        stored = posixpath.join(path, target.name)
         with replacing(target) as temporary:
-            filesystem.get_file(posixpath.join(path, target.name), str(temporary))
+            filesystem.get_file(stored, str(temporary))
+            try:
+                read_header(temporary)
+            except ValueError:
+                raise InputError(f"storage: {stored}: is damaged; remove it, and it is extracted again") from None
 
 
 class _DeviceWorker(Nanny):

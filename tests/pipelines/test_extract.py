@@ -222,6 +222,14 @@ def test_shards_travel_over_a_storage(workspace, tmp_path, monkeypatch):
     collect.fn(keys, storage, str(shard_folder()))
     assert len(missing_shards(plan.shards, shard_folder())) == 0
     assert sorted(path.name for path in shard_folder().iterdir()) == sorted(f"{key}.arrow" for key in keys)
+    damaged = shard_folder() / f"{keys[0]}.arrow"
+    damaged.write_bytes(damaged.read_bytes()[:-9])  # here alone
+    collect.fn(keys, storage, str(shard_folder()))
+    assert len(missing_shards(plan.shards, shard_folder())) == 0
+    for path in (damaged, tmp_path / "shared" / damaged.name):
+        path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(InputError, match=rf"storage: .*shared/{damaged.name}: is damaged; remove it, and it is"):
+        collect.fn(keys, storage, str(shard_folder()))
 
 
 def test_a_worker_loads_the_detector_again_for_other_options(workspace, monkeypatch):
