@@ -7,23 +7,18 @@ import argparse
 import shutil
 from pathlib import Path
 
-import numpy as np
-
 from camp_model.checkpoint import load_checkpoint
 from camp_model.files import replacing
 from camp_model.regions import RegionStore
-from search.features import Extraction, RegionFinder, copy_detector
-from search.sample import TOLERANCE, difference, sample_picture, write_sample
+from search.features import Extraction, copy_detector
+from search.sample import sample_picture, write_sample
 from search.workspace import Workspace
 from stages.contracts import input_errors, read_fingerprint
 from stages.detectors.base import Description
-from stages.detectors.images import RejectedImage, read_image
 from stages.entry import stage_main
-from stages.errors import InputError, shown
+from stages.errors import InputError
 from stages.params.section import PARAMS
 
-COMPARED = 8
-"""Number of the workspace's pictures whose features are computed again, to compare them."""
 FILES = ("model.safetensors", "config.json", "vocabulary.json", "fingerprint.json")
 
 
@@ -44,8 +39,10 @@ def export_model(workspace: Workspace, out: Path) -> None:
     extraction = Extraction(detector=params.detector, regions=params.regions, captions=workspace.trained_captions)
     extraction.check_can_extract(workspace.root / PARAMS)
     finder = workspace.finder()
-    if fingerprint.get("detector") != Description.load(finder.folder).fingerprint:
-        check_features(workspace, finder)  # its code or a library has changed since
+    regions = workspace.root / "data/regions"
+    if regions.is_dir() or fingerprint.get("detector") != Description.load(finder.folder).fingerprint:
+        with input_errors():
+            workspace.check_features(finder, RegionStore(regions))
     sample = finder.find_regions(sample_picture()).features
     if out.resolve() == workspace.model.resolve() or not (out.is_dir() or not out.exists()):
         raise InputError(f"{out}: expected a folder of its own for the model, or a new name")
@@ -56,30 +53,6 @@ def export_model(workspace: Workspace, out: Path) -> None:
     for name in reversed(FILES):  # the weights last: without them it is not a model
         with replacing(out / name) as temporary:
             shutil.copyfile(workspace.model / name, temporary)
-
-
-def check_features(workspace: Workspace, finder: RegionFinder) -> None:
-    """Check that pictures still have the features that the model was trained on.
-
-    Raises:
-        InputError: a picture cannot be read, or its features differ.
-    """
-    with input_errors():
-        store = RegionStore(workspace.root / "data/regions")
-        files = workspace.files()
-        for row in np.unique(np.linspace(0, len(store) - 1, COMPARED).astype(np.int64)).tolist():
-            file = files[store.image_ids[row]]
-            try:
-                image = read_image(file.path, file.sha256, workspace.params.regions.max_pixels)
-            except RejectedImage as error:
-                raise InputError(f"{file.path}: {error}; expected the pictures that were trained on") from None
-            features, mask = store.features([row])
-            size = difference(finder.find_regions(image).features, features[0][mask[0]])
-            if size > TOLERANCE:
-                raise InputError(
-                    f"{store.path}: {shown(store.image_ids[row])}: its features differ by up to {size:.2g} standard "
-                    "deviations from what the detector extracts now; expected a model trained on that (dvc repro)"
-                )
 
 
 def main() -> None:

@@ -17,8 +17,11 @@ from camp_model.regions import ImageRegions, RegionStore
 from camp_model.seal import check_seal
 from search.features import RegionFinder
 from search.pictures import REJECTED_SHOWN, PictureFile, Pictures, Status
+from search.sample import TOLERANCE, difference
 from stages.contracts import check_trained_on, input_errors, read_fingerprint, read_table
+from stages.detectors.images import RejectedImage, read_image
 from stages.errors import InputError, shown
+from stages.extraction.plan import ExtractSections, plan_shards
 from stages.indexing.engines import Engine
 from stages.indexing.opening import IndexFacts, build_faiss_engine, open_index
 from stages.indexing.vectors import picture_vectors, weights_key
@@ -38,6 +41,10 @@ class WorkspaceSections(StageSections):
     regions: RegionsParams = RegionsParams()
     captions: CaptionsParams = CaptionsParams()
     index: IndexParams = IndexParams()
+
+
+COMPARED = 8
+"""Number of pictures whose features are computed again, to compare them."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,37 @@ class Workspace:
         """The extractor with which the workspace's regions were extracted."""
         return RegionFinder(self.root / "data/detector", self.params.detector, self.params.regions)
 
+    def check_features(self, finder: RegionFinder, store: RegionStore) -> None:
+        """Check that `finder` extracts from a picture what the store has of it.
+
+        If shards would get other names now, because of other params, code or libraries, some pictures are extracted
+        again to compare their features.
+
+        Raises:
+            InputError: a picture cannot be read, or its features differ.
+        """
+        sections = ExtractSections(
+            dataset=self.params.dataset, detector=self.params.detector, regions=self.params.regions
+        )
+        plan = plan_shards(sections, self.root / "data/dataset", finder.folder)
+        current = {shard.file_name for shard in plan.shards}
+        if finder.extractor().fingerprint == store.detector and current.issuperset(store.rows_of_shards()):
+            return
+        files = self.files()
+        for row in np.unique(np.linspace(0, len(store) - 1, COMPARED).astype(np.int64)).tolist():
+            file = files[store.image_ids[row]]
+            try:
+                image = read_image(file.path, file.sha256, self.params.regions.max_pixels)
+            except RejectedImage as error:
+                raise InputError(f"{file.path}: {error}; expected the pictures that were trained on") from None
+            features, mask = store.features([row])
+            size = difference(finder.find_regions(image).features, features[0][mask[0]])
+            if size > TOLERANCE:
+                raise InputError(
+                    f"{store.path}: {shown(store.image_ids[row])}: its features differ by up to {size:.2g} standard "
+                    "deviations from what the detector extracts now; expected a model trained on that (dvc repro)"
+                )
+
 
 class WorkspaceSource:
     """A finished store; only missing vectors are computed."""
@@ -96,7 +134,7 @@ class WorkspaceSource:
     def __init__(self, workspace: Workspace, model: CAMP, name: str) -> None:
         self.workspace, self.model, self.name = workspace, model, name
         self._weights = weights_key(workspace.model)
-        self._finder = workspace.finder()
+        self._finder, self._unchecked = workspace.finder(), True
         self.rescan()
         self._stop = threading.Event()
         self._problem: str | None = None
@@ -177,5 +215,9 @@ class WorkspaceSource:
         )
 
     def find_regions(self, image: npt.NDArray[np.uint8]) -> ImageRegions:
-        """As `PictureSource.find_regions`."""
+        """As `PictureSource.find_regions`; also raises InputError if the store's features were extracted otherwise."""
+        if self._unchecked:
+            with input_errors():
+                self.workspace.check_features(self._finder, self._pictures.store)
+            self._unchecked = False
         return self._finder.find_regions(image)

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from camp_model.captions import write_captions
 from camp_model.checkpoint import load_checkpoint, save_checkpoint
@@ -15,8 +17,12 @@ from camp_model.files import write_sealed
 from camp_model.regions import RegionStore, write_rejected
 from search.collection import PictureCollection, UnknownPicture, open_workspace
 from search.workspace import Workspace
+from stages.detectors.base import Description
+from stages.detectors.scenes import build_network
+from stages.detectors.weights import save_state
 from stages.errors import InputError
 from stages.indexing.vectors import picture_vectors
+from tests.search.conftest import NETWORK, Photographs
 from tests.stages.conftest import SmallRun
 
 SENTENCE = "A red circle above two blue things"
@@ -160,3 +166,35 @@ def test_a_sentence_is_framed_as_the_model_was_trained_whatever_params_say_now(r
     write_sealed(path, {**facts, "start_end": False})
     assert open_workspace(run.root).search(SENTENCE, top=100).hits == expected
     assert not Workspace(run.root).trained_captions.start_end
+
+
+@pytest.mark.parametrize("changed", ["weights", "geometry", "nms_iou"])
+def test_a_picture_is_not_compared_by_features_that_its_workspace_does_not_have(
+    photographs: Photographs, tmp_path: Path, changed: str
+) -> None:
+    """As where params.yaml is edited, or another detector is made, before the regions are extracted again."""
+    root, image = tmp_path / "workspace", np.full((50, 60, 3), 100, np.uint8)
+    shutil.copytree(photographs.root, root)
+    expected = open_workspace(root).find_regions(image)
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    if changed == "weights":
+        torch.manual_seed(5)
+        sha256 = save_state(build_network(NETWORK, 3, 2).state_dict(), root / "data/detector")
+        replace(Description.load(root / "data/detector"), weights_sha256=sha256).save(root / "data/detector")
+    elif changed == "geometry":
+        params["regions"]["geometry"] = True
+    else:
+        params["detector"] = {"torchvision": {"nms_iou": 0.01}}
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    collection = open_workspace(root)
+    assert collection.search("a picture", top=3).hits, "what needs no detector is answered"
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"data/regions: .*: its features differ by up to"):
+            collection.find_regions(image)
+    params = params | {
+        "detector": {"torchvision": {"nms_iou": 0.5}},
+        "regions": params["regions"] | {"max_pixels": 10**6},
+    }
+    if changed == "nms_iou":  # other names of shards, but the same features
+        (root / "params.yaml").write_text(yaml.safe_dump(params))
+        assert np.array_equal(open_workspace(root).find_regions(image), expected)
