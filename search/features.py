@@ -85,7 +85,9 @@ def ready_detector(extraction: Extraction, model: Path, cache: Path) -> Path:
     if (own / WEIGHTS).is_file():
         folder = own
     else:
-        named = json.dumps(extraction.detector.to_dict(), sort_keys=True)
+        # With the weights that the model was trained on: a file or a package of one name may hold others in time.
+        recorded = Description.load(own).weights_sha256 if (own / "detector.json").is_file() else ""
+        named = json.dumps([extraction.detector.to_dict(), recorded], sort_keys=True)
         folder = cache / "detectors" / hashlib.sha256(named.encode()).hexdigest()[:32]
         with locked(folder.with_name(f"{folder.name}.lock")):
             if not (folder / "detector.json").is_file():

@@ -3,13 +3,21 @@
 import errno
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from starlette.testclient import TestClient
 
+from search.features import Extraction, copy_detector, ready_detector
 from search.web.application import create_application
-from tests.search.folders import Folder, wait_for
+from stages.detectors import torchvision
+from stages.detectors.base import Description
+from stages.detectors.scenes import build_network
+from stages.detectors.weights import save_state
+from stages.params.detector import DetectorParams
+from tests.search.folders import CONFIG, REGIONS, Folder, make_model, wait_for
 
 
 def test_names_of_files_may_be_anything(folder: Folder) -> None:
@@ -77,3 +85,29 @@ def test_links_that_lead_round_or_nowhere_and_pipes_keep_nobody_waiting(folder: 
         "pipe.png": "is not a file",
         "round": "is a link to a folder, which is not followed",
     }
+
+
+def test_weights_of_one_name_are_read_again_for_a_model_that_was_trained_on_others(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a file is overwritten, or a package is updated."""
+    detector = folder.root / "models/detector"
+    named = DetectorParams(architecture="fasterrcnn_resnet50_fpn", weights="weights.pth")
+    monkeypatch.setattr(torchvision, "resolve", lambda params, out, dataset: resolved(detector, out))
+    fingerprints = []
+    for seed in (0, 5):
+        torch.manual_seed(seed)
+        sha256 = save_state(build_network(CONFIG, 3, 2).state_dict(), detector)
+        replace(Description.load(detector), weights_sha256=sha256).save(detector)
+        make_model(folder.model)
+        copy_detector(detector, named, folder.model)
+        Extraction(detector=named, regions=REGIONS).write(folder.model)
+        found = ready_detector(Extraction.of_model(folder.model), folder.model, folder.root / "cache")
+        fingerprints.append(Description.load(found).fingerprint)
+    assert fingerprints[1] == Description.load(detector).fingerprint != fingerprints[0]
+
+
+def resolved(detector: Path, out: Path) -> Description:
+    """What a detector's backend answers, which has read its weights now."""
+    shutil.copy(detector / "weights.safetensors", out)
+    return Description.load(detector)
