@@ -24,6 +24,7 @@ from torch import Tensor
 
 from camp_model.checkpoint import load_weights, save_checkpoint
 from camp_model.config import CampConfig
+from camp_model.files import write_sealed
 from camp_model.model import CAMP
 from camp_model.pickle_ops import check_ops
 from camp_model.vocabulary import Vocabulary
@@ -256,6 +257,7 @@ def main() -> None:
             content = read_checkpoint(path)
             model = convert(content["model"], str(path))
             save_checkpoint(folder, model, vocabulary, {"released": path.name, "epoch": content.get("epoch")})
+            write_sealed(folder / "fingerprint.json", {"start_end": True})
             print(f"{folder}: {model.config}")
     except (ValueError, OSError) as error:
         place = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)

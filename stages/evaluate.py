@@ -11,7 +11,7 @@ from stages.contracts import hashes_of, input_errors, read_fingerprint
 from stages.device import Precision, choose_device
 from stages.entry import read_params, stage_main
 from stages.evaluation.folds import folds_of, read_split
-from stages.evaluation.loading import load_models, read_lexicon, read_with_oov_words
+from stages.evaluation.loading import check_start_end, load_models, read_lexicon, read_with_oov_words
 from stages.evaluation.measuring import measure_split
 from stages.evaluation.other_gates import with_gates
 from stages.evaluation.recall_table import coarseness_note, recall_text
@@ -39,8 +39,8 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
         metrics: folder for retrieval.json, gates.json and foils.json.
 
     Raises:
-        InputError: a checkpoint has another vocabulary, detector or feature width; a split is too small for the
-            protocol; or a file cannot be read.
+        InputError: a checkpoint has another vocabulary, detector, feature width or `start_end`; a split is too small
+            for the protocol; or a file cannot be read.
     """
     with input_errors():
         store = RegionStore(regions)
@@ -51,6 +51,7 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
     splits = {name: read_split(name, captions, store) for name in params.splits}
     folders = [model, *map(named_path, params.ensemble)]
     models = load_models(folders, store, vocabulary, device)
+    check_start_end(folders, captions, splits[params.splits[0]].captions.has_start_end)
     splits, lexicon = read_with_oov_words(models, vocabulary, splits, read_lexicon(params, captions, vocabulary))
     first = splits[params.splits[0]]
     models = [with_gates(params, *loaded, store, first) for loaded in zip(folders, models, strict=True)]

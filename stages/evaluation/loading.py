@@ -12,7 +12,8 @@ from camp_model.encoding import captions_as_read
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
-from stages.contracts import check_trained_on, input_errors
+from stages.contracts import check_trained_on, input_errors, read_fingerprint
+from stages.errors import InputError, shown
 from stages.evaluation.folds import Fold
 from stages.foils.table import Foils, read_foils
 from stages.foils.words import CONTENT_KINDS, ids_of_kinds, load_words
@@ -35,6 +36,21 @@ def load_models(
     for folder, model in zip(folders, models, strict=True):
         check_trained_on(folder, model.config, store)
     return models
+
+
+def check_start_end(folders: Sequence[Path], captions: Path, has_start_end: bool) -> None:
+    """Check that models were trained on captions with <start> and <end> if those in the folder `captions` have them.
+
+    Raises:
+        InputError: one was trained on others; a model that does not record it is accepted.
+    """
+    for folder in folders:
+        trained = read_fingerprint(folder).get("start_end")
+        if trained not in (None, has_start_end):
+            raise InputError(
+                f"{folder / 'fingerprint.json'}: start_end: {shown(trained)}, but the captions of {captions} are "
+                f"tokenized with {shown(has_start_end)}; expected models trained with the same captions.start_end"
+            )
 
 
 @dataclass(frozen=True)

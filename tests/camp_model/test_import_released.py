@@ -158,6 +158,7 @@ def test_scores_are_those_of_the_released_model(kind, tmp_path, vocabulary):
     command = [sys.executable, "-m", "camp_model.import_released", str(tmp_path / "model_best.pth.tar")]
     if kind == "GatedFusion":  # once through the command line, for the others its parts
         subprocess.run([*command, "--vocabulary", str(vocabulary), "--out", str(tmp_path / "out")], check=True)
+        assert '"start_end": true' in (tmp_path / "out/fingerprint.json").read_text()
         model, words, extra = load_checkpoint(tmp_path / "out")
         assert words.words == WORDS and extra == {"released": "model_best.pth.tar", "epoch": 7}
     else:
