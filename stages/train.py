@@ -75,7 +75,7 @@ def train(
         splits["train"].captions.has_start_end,
     ).to(device)  # fmt: skip
     key, task = training_key(params.model, params.train, data, len(splits["train"]), processes.count, device)
-    resume = Resume(paths.work, key, "" if processes.rank else task)  # only the first process prints
+    resume = Resume(paths.work, key, task)
     with contextlib.ExitStack() as locks:
         if not processes.rank:
             locks.enter_context(lock_outputs(f"train-{resume.folder.name}", paths.work.parent / "locks"))

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -111,6 +112,8 @@ class Processes:
 def in_processes(params: TrainParams, module: str) -> Iterator[tuple[torch.device, Processes, Callable[[], bool]]]:
     """Yield the device of `module`, its processes (started if there are to be several), and whether SIGTERM has come.
 
+    While the body runs, only the first process prints: the lines of the others would repeat its lines.
+
     Raises:
         InputError: as `choose_device` and `launch`.
     """
@@ -123,10 +126,12 @@ def in_processes(params: TrainParams, module: str) -> Iterator[tuple[torch.devic
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     processes = Processes.join(device)
-    try:
+    with contextlib.ExitStack() as ending:
+        ending.callback(processes.leave)
+        if processes.rank:
+            nowhere = ending.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+            ending.enter_context(contextlib.redirect_stdout(nowhere))
         yield device, processes, stopped.is_set
-    finally:
-        processes.leave()
 
 
 def launch(params: TrainParams, device: torch.device, module: str) -> None:

@@ -15,15 +15,19 @@ from stages.params.train import TrainParams
 from stages.training.processes import RENDEZVOUS_FILE, in_processes, launch
 
 
-def test_two_processes_train_as_one_does_and_survive_being_killed(make_job, params, listening):
+def test_two_processes_train_as_one_does_and_survive_being_killed(make_job, params, listening, tmp_path):
+    vectors = tmp_path / "vectors.txt"
+    vectors.write_text("colour0 1 2 3 4 5 6 7 8\n")
     settings = {"epochs": 6, "batch_size": 8, "checkpoint_steps": 1, "random_negative_steps": 4}
+    settings["word_vectors"] = str(vectors)
     one, two, killed = (
         # 32 captions: batches of 8 that both numbers of processes divide evenly.
         make_job(name, params(processes=processes, **settings), images=16)
         for name, processes in (("one", 1), ("two", 2), ("killed", 2))
     )
     one.train_here()
-    assert two.finish().count("epoch 1:") == 1, "one process alone reports"
+    printed = two.finish()
+    assert [printed.count(line) for line in ("vectors for 1 of 16 words", "epoch 1:")] == [1, 1], "one alone reports"
     losses = [[float(row.split(",")[1]) for row in job.result()[0].splitlines()[1:]] for job in (one, two)]
     assert len(losses[0]) == 24 and losses[1] == pytest.approx(losses[0], rel=1e-5, abs=1e-5)
 
