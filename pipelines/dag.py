@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import InputError
+from stages.tracking.machine import check_git
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -69,8 +70,9 @@ def check_experiments() -> None:
     ASCII into their settings, and into an address.
 
     Raises:
-        InputError: there is no commit, or the path has other characters.
+        InputError: there is no git or no commit, or the path has other characters.
     """
+    check_git()
     here = Path.cwd().resolve()
     done = subprocess.run(["git", "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, check=False)
     if done.returncode:

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from stages.errors import InputError
+
 CODE = ("camp_model", "stages", "pipelines", "search", "presets")
 """Folders whose untracked files are recorded as part of the code."""
 DIFF = ("git", "diff", "--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/",
@@ -26,6 +28,12 @@ def command_output(*command: str, timeout: float | None = 20, **environment: str
         return subprocess.run(command, capture_output=True, timeout=timeout, check=True, env=more).stdout
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def check_git() -> None:
+    """Raise an InputError if the program git is not there: its commands would only seem to find no commit."""
+    if shutil.which("git") is None:
+        raise InputError("git: is no program on PATH; expected git to be installed")
 
 
 def uncommitted_changes() -> bytes | None:

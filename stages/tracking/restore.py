@@ -14,7 +14,7 @@ import yaml
 
 from camp_model.files import write_text
 from stages.errors import InputError
-from stages.tracking.machine import command_output
+from stages.tracking.machine import check_git, command_output
 from stages.tracking.store import search_runs
 
 if TYPE_CHECKING:
@@ -60,8 +60,9 @@ def find_commit(client: "MlflowClient", root: Path, revision: str) -> list["Run"
     A run starts before its result is committed, so the commit with a model usually follows the one that it began at.
 
     Raises:
-        InputError: there is no such commit.
+        InputError: there is no such commit, or no git.
     """
+    check_git()
     git = partial(command_output, "git", "-C", str(root), timeout=None)
     commit = git("rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}")
     if commit is None:
@@ -76,8 +77,9 @@ def restore(client: "MlflowClient", root: Path, run: "Run", into: Path) -> list[
     """Restore a run's code, params, data and model into the new folder `into`; return lines that say what is there.
 
     Raises:
-        InputError: the folder exists, the run recorded no commit, or this repository does not have it.
+        InputError: the folder exists, the run recorded no commit, this repository does not have it, or there is no git.
     """
+    check_git()
     git = partial(command_output, "git", "-C", str(root), timeout=None)
     commit = run.data.tags.get("git.commit")
     if into.exists():

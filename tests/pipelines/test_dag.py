@@ -58,6 +58,9 @@ def test_what_dvc_and_its_experiments_need_is_said(repository, tmp_path, monkeyp
     subprocess.run(["git", "init", "-q"], check=True)
     with pytest.raises(InputError, match="expected a git repository with a commit to start from"):
         check_experiments()
+    with monkeypatch.context() as without, pytest.raises(InputError, match="git: is no program on PATH"):
+        without.setenv("PATH", str(tmp_path / "empty"))
+        check_experiments()
     commit = ("-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-q", "--allow-empty", "-m", "begin")
     for name, wrong in (("it's a %20", None), ("josé", "é"), ("a#b", "#")):
         (tmp_path / name).mkdir()

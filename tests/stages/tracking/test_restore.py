@@ -89,7 +89,7 @@ def run(*command):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_run_is_restored_and_found_from_its_commit(repository, capsys, tmp_path):
+def test_a_run_is_restored_and_found_from_its_commit(repository, capsys, tmp_path, monkeypatch):
     key = Path("models/camp/key.txt").read_text()
     run("git", "add", "-A")
     run("git", "commit", "-q", "-m", "result")
@@ -117,6 +117,10 @@ def test_a_run_is_restored_and_found_from_its_commit(repository, capsys, tmp_pat
     assert len(capsys.readouterr().out.splitlines()) == 2
     with pytest.raises(InputError, match="is not a commit"):
         commands(["find", "nowhere"])
+    for command in (["find", "HEAD~1"], ["restore", key]):
+        with monkeypatch.context() as without, pytest.raises(InputError, match="git: is no program on PATH"):
+            without.setenv("PATH", str(tmp_path / "empty"))
+            commands(command)
     with pytest.raises(InputError, match="exists"):
         commands(["restore", key, "--into", str(into)])
     with pytest.raises(InputError, match="no runs have this id"):
