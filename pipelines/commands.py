@@ -94,12 +94,15 @@ def _resume_command() -> str:
 
 
 @contextlib.contextmanager
-def resume_hint() -> Iterator[None]:
+def resume_hint(brings_server: bool = True) -> Iterator[None]:
     """End this program with a short message instead of tracebacks on errors that a flow cannot recover from.
 
     For failed work, a Prefect server that does not answer and Ctrl-C the message names the command to continue with;
     wrong input is reported as by a stage, with exit code 2. It is printed last: exit handlers run in reverse order, and
     the temporary Prefect server of a flow registers its own, which stops it and says so, after this one.
+
+    Args:
+        brings_server: whether the program starts a server where PREFECT_API_URL names none, as flows do.
     """
     import httpx
     from prefect.exceptions import ParameterTypeError
@@ -110,7 +113,8 @@ def resume_hint() -> Iterator[None]:
     last: list[str] = []
     atexit.register(lambda: sys.stderr.writelines(f"{line}\n" for line in last))
     try:
-        _check_home()
+        if brings_server:
+            _check_home()
         yield
     except (InputError, ParameterTypeError) as error:
         last.append(f"error: {error}")

@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--prefect-file", type=Path, default=Path("prefect.yaml"), metavar="FILE",
                         help="file of the deployments (default: %(default)s)")  # fmt: skip
     arguments = parser.parse_args()
-    with resume_hint():
+    with resume_hint(brings_server=False):
         deploy(arguments.pool, arguments.pool_type, arguments.prefect_file)
 
 

@@ -70,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Run the pipeline if the source or anything else has changed.")
     parser.add_argument("command", nargs="?", choices=["announce"], help="tell the server that the source has changed")
     command = announce if parser.parse_args().command == "announce" else refresh
-    with resume_hint():
+    with resume_hint(brings_server=command is refresh):
         command()
 
 

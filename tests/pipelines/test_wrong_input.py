@@ -35,16 +35,23 @@ def test_wrong_input_ends_a_flow_with_a_line(prefect_server, repository, server_
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("variable", "value", "why"),
+    ("arguments", "variable", "value", "why"),
     [
-        ("PREFECT_HOME", "/proc/none", "PREFECT_HOME: /proc/none: No such file or directory; expected a folder that"),
-        ("PREFECT_API_URL", "http://u:pw@127.0.0.1:9/api", "the Prefect server http://127.0.0.1:9/api does not answer"),
+        (["reproduce"], "PREFECT_HOME", "/proc/none",
+         "PREFECT_HOME: /proc/none: No such file or directory; expected a folder that"),
+        (["deploy", "--prefect-file", str(ROOT / "prefect.yaml")], "PREFECT_HOME", "/proc/none",
+         "PREFECT_API_URL: is not set"),
+        (["refresh", "announce"], "PREFECT_HOME", "/proc/none", "PREFECT_API_URL: is not set"),
+        (["reproduce"], "PREFECT_API_URL", "http://u:pw@127.0.0.1:9/api",
+         "the Prefect server http://127.0.0.1:9/api does not answer"),
     ],
-)
-def test_a_server_that_cannot_be_had_ends_a_flow_with_a_line(repository, server_environment, variable, value, why):
-    """Prefect itself would try for minutes to start one without a home."""
+)  # fmt: skip
+def test_a_server_that_cannot_be_had_ends_a_flow_with_a_line(
+    repository, server_environment, arguments, variable, value, why
+):
+    """Prefect itself would try for minutes to start one without a home; only flows bring one."""
     environment = {name: text for name, text in server_environment.items() if name != "PREFECT_API_URL"}
-    command = [sys.executable, "-m", "pipelines.reproduce"]
+    command = [sys.executable, "-m", f"pipelines.{arguments[0]}", *arguments[1:]]
     environment |= {variable: value}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode and f"error: {why}" in done.stderr, done.stderr
