@@ -10,6 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 COMMANDS = {
+    "unpack": (
+        "pipelines.unpack",
+        "write out the pictures and captions in Parquet (Hugging Face) or tar (webdataset)",
+    ),
     "params": ("stages.params", "write params.yaml from presets, or check it"),
     "reproduce": ("pipelines.reproduce", "run the stages that are out of date, each as a task of a Prefect flow"),
     "refresh": ("pipelines.refresh", "the same, if DVC reports that something is out of date"),
@@ -54,7 +58,8 @@ def main() -> None:
     if arguments.command != "import" and not all(map(find_spec, ("pydantic", "prefect", "mlflow", "dvc"))):
         parser.error(f"{arguments.command} needs the pipeline's packages: pip install 'camp-retrieval[pipeline]'")
     os.environ[STARTED_IN] = str(here)
-    os.chdir(repository)
+    if arguments.command != "import":  # it reads and writes nothing of the repository
+        os.chdir(repository)
     os.execv(sys.executable, [sys.executable, "-m", COMMANDS[arguments.command][0], *arguments.arguments])
 
 

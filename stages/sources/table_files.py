@@ -139,8 +139,8 @@ def _tokens(line: str, number: int) -> Cells:
     return list(fields.groups())
 
 
-def _texts(column: pa.ChunkedArray) -> list[Any]:
-    """The values of a column. If texts are not UTF-8, their bytes are returned, which `_row` rejects."""
+def cells_of(column: pa.ChunkedArray) -> list[Any]:
+    """The values of a column. A text that is not UTF-8 is returned as its bytes, so that its row can be set aside."""
     try:
         return list(column.to_pylist())
     except UnicodeDecodeError:
@@ -187,11 +187,12 @@ def _read_parquet(file: Path) -> tuple[list[str], list[Cells]]:
             kind = held.value_type if column == "caption" and isinstance(held, _LISTS) else held
             # Pictures as bytes, as in data sets of Hugging Face: the error names the type, and they are never read.
             if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-                raise InputError(f"{file}: column {column!r} holds {str(held)[:80]}; expected texts")
+                unpack = "; `python -m pipelines.unpack` writes such pictures into files" if column == "image" else ""
+                raise InputError(f"{file}: column {column!r} holds {str(held)[:80]}; expected texts{unpack}")
         table = pq.read_table(file, columns=list(columns.values()), partitioning=None)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: from names of columns
         raise InputError(f"{file}: is not a Parquet file: {str(error)[:200]}") from None
-    cells = (_texts(table.column(name)) for name in columns.values())
+    cells = (cells_of(table.column(name)) for name in columns.values())
     return list(columns), [list(row) for row in zip(*cells, strict=True)]
 
 

@@ -50,3 +50,11 @@ def test_a_command_works_in_the_repository_that_is_named(tmp_path, other):
     assert "epochs" in camp(tmp_path, "params", code=2, CAMP_REPOSITORY=str(other))
     assert "epochs" in camp(other / "deep", "params", code=2)
     assert "is not a repository of the pipeline" in camp(tmp_path, "params", code=2)
+
+
+def test_checkpoints_are_imported_from_the_folder_that_it_is_called_in(tmp_path):
+    (tmp_path / "words.json").write_text("{}")
+    (tmp_path / "best.pth.tar").write_bytes(b"no checkpoint")
+    arguments = ("import", "best.pth.tar", "--vocabulary", "words.json", "--out", "model")
+    said = camp(tmp_path, "--repository", str(ROOT), *arguments, code=2)
+    assert "No such file" not in said and "words.json" in said

@@ -1,0 +1,249 @@
+"""Unpacks pictures and captions that lie in Parquet files (Hugging Face) or in tar files (webdataset, img2dataset).
+
+They become a table and a folder of pictures, which `dataset.source: table` reads.
+
+python -m pipelines.unpack flickr30k/*.parquet --into data/raw
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from camp_model.files import is_unicode, replacing, write_csv
+from pipelines.camp import STARTED_IN
+from stages.entry import stage_main
+from stages.errors import InputError, shown
+from stages.params.dataset import SPLITS
+from stages.sources.base import normalise_split
+from stages.sources.table_files import cells_of
+
+TABLE, PICTURES = "captions.csv", "pictures"
+CAPTIONS = ("caption", "captions", "text", "txt", "title", "comment", "alt_text", "sentences", "raw")
+"""Names of the column of captions, the first that is there; or numbered ones, caption_0 to caption_4."""
+NAMES = ("filename", "file_name", "image_name", "filepath")
+"""Names of the column with a picture's file name, if the picture itself states none."""
+MAGIC = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp", b"GIF8": ".gif", b"BM": ".bmp",
+         b"II*\0": ".tif", b"MM\0*": ".tif"}  # fmt: skip
+"""First bytes of a picture file -> its ending."""
+ENDINGS = {*MAGIC.values(), ".jpeg", ".tiff"}
+BATCH = 32
+"""Rows of Parquet that are read at a time."""
+
+
+class Packed(NamedTuple):
+    """One picture with its captions."""
+
+    where: str
+    name: str
+    """The name of its file, empty if it has none."""
+    content: Any
+    """The bytes of the picture."""
+    captions: list[Any]
+    split: str
+
+
+def _split_of(file: Path) -> str:
+    """The split that a file's name begins with, as in train-00000-of-00009.parquet; empty if it states none."""
+    begins = normalise_split(re.split(r"[-_.]", file.name)[0])
+    return begins if begins in SPLITS else ""
+
+
+class _Columns(NamedTuple):
+    """The names of the columns that are read."""
+
+    image: str
+    captions: list[str]
+    name: str | None
+    split: str | None
+
+
+def _columns(file: Path, schema: pa.Schema) -> _Columns:
+    """Choose the columns of a Parquet file.
+
+    Raises:
+        InputError: none holds pictures or captions, or several hold bytes and none of them is `image`.
+    """
+    pictures = [field.name for field in schema if _holds_bytes(field.type)]
+    image = "image" if "image" in pictures else pictures[0] if len(pictures) == 1 else None
+    numbered = sorted(name for name in schema.names if re.fullmatch(r"(caption|text)_\d+", name))
+    captions = [name for name in CAPTIONS if name in schema.names][:1] or numbered
+    if image is None or not captions:
+        columns = ", ".join(f"{field.name} ({field.type!s:.40})" for field in schema)
+        raise InputError(
+            f"{file}: expected a column of pictures (bytes, or a struct with bytes) and one of captions, such as image "
+            f"and caption, found {columns[:400]}"
+        )
+    name = next((name for name in NAMES if name in schema.names), None)
+    return _Columns(image, captions, name, "split" if "split" in schema.names else None)
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return bool(kind.get_field_index("bytes") >= 0)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _read_parquet(file: Path) -> Iterator[Packed]:
+    """The pictures of a Parquet file, in its order.
+
+    Raises:
+        InputError: it is damaged, or lacks a column.
+    """
+    try:
+        with pq.ParquetFile(file) as parquet:
+            columns = _columns(file, parquet.schema_arrow)
+            read = [*filter(None, (columns.image, *columns.captions, columns.name, columns.split))]
+            numbers = itertools.count(1)
+            for batch in parquet.iter_batches(BATCH, columns=read):
+                cells = [cells_of(pa.chunked_array([batch.column(column)])) for column in read]
+                for row in zip(*cells, strict=True):
+                    yield _packed(f"{file}: row {next(numbers)}", dict(zip(read, row, strict=True)), columns, file)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be read as Parquet: {str(error)[:200]}") from None
+
+
+def _packed(where: str, row: dict[str, Any], columns: _Columns, file: Path) -> Packed:
+    image = row[columns.image] if isinstance(row[columns.image], dict) else {"bytes": row[columns.image]}
+    captions = [row[column] for column in columns.captions]
+    split = normalise_split(str(row[columns.split] or "")) if columns.split else ""
+    name = image.get("path") or (row[columns.name] if columns.name else "") or ""
+    return Packed(
+        where=where,
+        name=str(name),
+        content=image["bytes"],
+        captions=captions[0] if len(captions) == 1 and isinstance(captions[0], list) else captions,
+        # restval: of COCO, which all train on
+        split="train" if split == "restval" else split or _split_of(file),
+    )
+
+
+def _read_tar(file: Path) -> Iterator[Packed]:
+    """The pictures of a webdataset: neighbouring members that share a name up to its first point are one record.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        with tarfile.open(file) as tar:
+            members = (member for member in tar if member.isfile())
+            for key, group in itertools.groupby(members, lambda member: re.sub(r"\.[^/]*$", "", member.name)):
+                parts = {Path(member.name).suffix.lower(): member for member in group}
+
+                def content(ending: str, tar: tarfile.TarFile = tar, parts: Any = parts) -> bytes | None:
+                    opened = tar.extractfile(parts[ending]) if ending in parts else None
+                    return opened.read() if opened else None
+
+                image = next((ending for ending in parts if ending in ENDINGS), None)
+                yield Packed(
+                    f"{file}: {key}", f"{key}{image or ''}", content(image) if image else None,
+                    _tar_captions(content(".txt"), content(".json")), _split_of(file),
+                )  # fmt: skip
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise InputError(f"{file}: cannot be read as a tar file: {str(error)[:200]}") from None
+
+
+def _tar_captions(text: bytes | None, record: bytes | None) -> list[Any]:
+    """The captions of a webdataset's record: its text or, without one, the caption or captions in its JSON."""
+    if text is not None:
+        return [text.decode(errors="surrogateescape")]
+    try:
+        values = json.loads(record or b"{}")
+    except ValueError:
+        return []
+    captions: Any = next((values[name] for name in CAPTIONS if name in values), []) if isinstance(values, dict) else []
+    return captions if isinstance(captions, list) else [captions]
+
+
+def _file_name(packed: Packed, used: dict[str, str]) -> str:
+    """A name for a picture's file: its own without folders, or a hash where it has none or another picture has it."""
+    digest = hashlib.sha256(packed.content).hexdigest()
+    own = re.split(r"[/\\]", packed.name)[-1]
+    stem, ending = Path(own).stem, Path(own).suffix
+    if ending.lower() not in ENDINGS:
+        stem, ending = own, next((end for magic, end in MAGIC.items() if packed.content.startswith(magic)), ".jpg")
+    name = f"{stem}{ending}"
+    if not stem.strip(" .") or not (name.isprintable() and is_unicode(name)) or len(name.encode()) > 200:
+        name = f"{digest[:32]}{ending}"
+    elif used.get(name.lower(), digest) != digest:
+        name = f"{stem}-{digest[:16]}{ending}"
+    used[name.lower()] = digest
+    return name
+
+
+def unpack(files: Sequence[Path], into: Path) -> tuple[int, int, list[str]]:
+    """Write the pictures of all files below `into`/pictures, then the table `into`/captions.csv.
+
+    Records without a picture or a caption, or with an unknown split, are set aside, and so are captions that are empty
+    or not text. If interrupted, run it again: the table is written last.
+
+    Returns:
+        The numbers of pictures and captions, and a line for each record and caption that was set aside.
+
+    Raises:
+        InputError: the table is there already, a file is of another kind or damaged, only some records state a split,
+            or no record can be used.
+    """
+    table = into / TABLE
+    if table.exists():
+        raise InputError(f"{table}: is there already; move it away, or name another folder with --into")
+    readers = {".parquet": _read_parquet, ".tar": _read_tar}
+    for file in files:
+        if file.suffix.lower() not in readers or not file.is_file():
+            raise InputError(f"{file}: is not a file that ends in {' or '.join(readers)}")
+    (into / PICTURES).mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, str]] = []
+    rejected: list[str] = []
+    used: dict[str, str] = {}
+    packed = (one for file in files for one in readers[file.suffix.lower()](file))
+    for one in tqdm(packed, desc="unpack", unit="picture", mininterval=2, dynamic_ncols=True):
+        captions = [text for text in one.captions if isinstance(text, str) and text.strip() and is_unicode(text)]
+        rejected += [f"{one.where}: {shown(text)} is not a caption" for text in one.captions if text not in captions]
+        if one.split and one.split not in SPLITS:
+            rejected.append(f"{one.where}: split {shown(one.split)} is not one of {', '.join(SPLITS)}")
+        elif not isinstance(one.content, bytes) or not one.content:
+            rejected.append(f"{one.where}: has no picture")
+        elif not captions:
+            rejected.append(f"{one.where}: has no caption")
+        elif rows and bool(rows[0]["split"]) != bool(one.split):
+            raise InputError(
+                f"{one.where}: states {'a' if one.split else 'no'} split, unlike {files[0]}; expected one for all or "
+                "for none, in a column split or at the beginning of the file's name"
+            )
+        else:
+            name = _file_name(one, used)
+            with replacing(into / PICTURES / name) as temporary:
+                temporary.write_bytes(one.content)
+            rows += [{"image": f"{PICTURES}/{name}", "caption": text, "split": one.split} for text in captions]
+    if not rows:
+        raise InputError(f"{files[0]}: holds no picture with a caption; {'; '.join(rejected[:1]) or 'it is empty'}")
+    split = ("split",) if rows[0]["split"] else ()
+    write_csv(table, ("image", "caption", *split), rows)
+    return len({row["image"] for row in rows}), len(rows), rejected
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a .parquet or a .tar")
+    parser.add_argument("--into", type=Path, help="a folder (default: data/raw)")
+    arguments = parser.parse_args()
+    here = Path(os.environ.get(STARTED_IN, ""))
+    into = here / arguments.into.expanduser() if arguments.into else Path("data/raw")
+    pictures, captions, rejected = unpack([here / file.expanduser() for file in arguments.files], into)
+    for line in rejected[:10]:
+        print(line)
+    print(f"{into / TABLE}: {captions} captions of {pictures} pictures, {len(rejected)} set aside")
+
+
+if __name__ == "__main__":
+    stage_main(main, arguments=True)
