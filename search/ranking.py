@@ -43,12 +43,13 @@ class Ranked:
 
 
 def has_zero_threshold(model: CAMP, fingerprint: Mapping[str, Any]) -> bool:
-    """Whether logits of matches tend to be above 0 and others below. A ranking loss only orders them.
+    """Whether logits of matches tend to be above 0 and others below: of the losses, only cross-entropies of single
+    pairs see to that; a ranking loss orders them.
 
     A model that does not record its loss is assumed to have been trained with a ranking loss if it scores by cosines.
     """
     before = "triplet" if model.matcher.cosine is not None else "hardest_bce"
-    return bool(fingerprint.get("loss", before) != "triplet")
+    return fingerprint.get("loss", before) in ("hardest_bce", "bce")
 
 
 class Ranker:

@@ -226,6 +226,7 @@ def test_the_training_captions_that_fit_a_picture(run: SmallRun, monkeypatch: py
         ({}, None, True),
         ({}, "hardest_bce", True),
         ({}, "triplet", False),
+        ({}, "softmax", False),
         ({"matching": "cosine"}, "bce", True),
         ({"matching": "cosine"}, None, False),
     ],

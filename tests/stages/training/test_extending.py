@@ -1,8 +1,12 @@
 """docs/extending.md: its code blocks, registered by its own lines, train as the stage trains everything else."""
 
+import csv
+import importlib
+import inspect
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +19,7 @@ from camp_model.losses import hardest_negative_bce, triplet_loss
 from camp_model.metrics import retrieval_metrics, t2i_ranks
 from camp_model.scoring.ranking import rank_queries
 from camp_model.vocabulary import Vocabulary
+from stages.training import loss
 
 VOCABULARY = Vocabulary.build([[f"word{i}" for i in range(8)]])
 
@@ -25,10 +30,10 @@ def documented(repository, tmp_path, monkeypatch):
     page = (repository / "docs" / "extending.md").read_text()
     modules = dict(re.findall(r"^`camp_model/(\S+)\.py`:\n\n```python\n(.*?)```", page, re.DOTALL | re.MULTILINE))
     lines = re.findall(r"The line in `(\w+)`.*?\n\n```python\n(.*?),\n```", page, re.DOTALL)
-    assert sorted(modules) == ["encoders/self_attention", "matchers/late"]
+    assert sorted(modules) == ["contrastive", "encoders/self_attention", "matchers/late"]
     for name, code in modules.items():
         (tmp_path / "plugged").mkdir(exist_ok=True)
-        (tmp_path / "plugged" / f"{name.split('/')[1]}.py").write_text(code)
+        (tmp_path / "plugged" / f"{name.split('/')[-1]}.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     for table, line in lines:
         ((name, entry),) = eval(f"{{{line}}}", {"Entry": registry.Entry}).items()
@@ -102,6 +107,41 @@ def test_the_stage_trains_what_is_registered(documented, make_data, params, run_
     assert (config.matcher, config.text) == ("late", "self_attention")
     metrics = json.loads(paths.metrics.read_text())
     assert metrics["val_rsum"] > 0 and "val_gate_auc" not in metrics
+
+
+def test_the_documented_loss_is_that_of_a_loop_and_trains(documented, make_data, params, run_train, monkeypatch):
+    softmax_loss = importlib.import_module("plugged.contrastive").softmax_loss
+    model = make().double()
+    encoded = [values.double() if values.is_floating_point() else values for values in batch_of(model)]
+    images, captions = torch.tensor([0, 1, 1, 2, 3, 4]), torch.tensor([0, 1, 2, 3, 0, 5])
+    logits = model.score_matrix(*encoded)
+    same = {(i, j) for i in range(6) for j in range(6) if images[i] == images[j] or captions[i] == captions[j]}
+    # An image is not told to dislike a caption whose text one of its own has.
+    same |= {(i, j) for i in range(6) for j in range(6) for k in range(6)
+             if images[k] == images[i] and captions[k] == captions[j]}  # fmt: skip
+    total = 0.0
+    for i in range(6):
+        texts = [logits[i, j] for j in range(6) if j == i or (i, j) not in same]
+        pictures = [logits[j, i] for j in range(6) if j == i or (j, i) not in same]
+        total += sum(torch.stack(scores).logsumexp(0) - logits[i, i] for scores in (texts, pictures)) / 6
+    torch.testing.assert_close(softmax_loss(model, *encoded, images, caption_index=captions), total)
+    parts = [softmax_loss(model, *encoded, images, caption_index=captions, pairs=pairs, micro_batch=4)
+             for pairs in (slice(0, 3), slice(3, 6))]  # fmt: skip
+    torch.testing.assert_close(sum(parts) / 2, total)
+
+    page = (Path(__file__).parents[3] / "docs" / "extending.md").read_text()
+    branch = page.split("`stages/training/loss.py`:\n\n```python\n")[1].split("```")[0]
+    function = inspect.getsource(loss._matching_loss).replace("    every = ", f"{branch}    every = ", 1)
+    names = {**vars(loss), "softmax_loss": softmax_loss}
+    exec(function, names)
+    monkeypatch.setattr(loss, "_matching_loss", names["_matching_loss"])
+    settings = params(epochs=6)
+    train = settings.train.model_copy(update={"loss": "softmax"})  # TrainParams has no such name yet
+    paths = make_data()
+    run_train(settings.model_copy(update={"train": train}), paths)
+    with (paths.plots / "val_recall.csv").open() as file:
+        rsums = [float(row["rsum"]) for row in csv.DictReader(file)]
+    assert rsums[-1] > rsums[0] + 50
 
 
 def test_a_name_that_is_not_registered_is_an_error(documented):
