@@ -23,6 +23,7 @@ from stages.reporting import page
 from stages.reporting.explorer import explorer_data
 from stages.reporting.foils import foil_rows, gallery
 from stages.reporting.inputs import Inputs, ReportSections
+from stages.reporting.pictures import ReportedPicture
 from stages.reporting.queries import Inspector
 
 EVALUATED = "what the stage evaluate writes"
@@ -76,7 +77,7 @@ def _load(inputs: Inputs) -> Loaded:
             foils=read_object(inputs.metrics / "foils.json", EVALUATED),
             foil_scores=_read_evaluated(inputs.evaluation / f"foils_{split}.parquet", FOIL_SCHEMA).to_pylist(),
             split=split,
-            images=read_table(inputs.dataset / "images.parquet", ("image_id", "path", "split")),
+            images=read_table(inputs.dataset / "images.parquet", ("image_id", "path", "split", "sha256")),
             caption_splits=read_table(inputs.dataset / "captions.parquet", ("split",))["split"].to_pylist(),
             store=RegionStore(inputs.regions),
             captions=captions_as_read([model], vocabulary, CaptionTable.load(inputs.captions / f"{split}.parquet")),
@@ -107,14 +108,16 @@ def contents(params: ReportSections, inputs: Inputs, limit: int) -> dict[str, An
     """
     loaded = _load(inputs)
     split, root = loaded.split, params.dataset.image_root(inputs.dataset)
-    paths = {row["image_id"]: root / row["path"] for row in loaded.images.to_pylist()}
+    pictures = {
+        row["image_id"]: ReportedPicture(root / row["path"], row["sha256"]) for row in loaded.images.to_pylist()
+    }
     inspector = Inspector(loaded.model, loaded.store, loaded.captions, loaded.vocabulary)
     data = explorer_data(
         loaded.evaluations[split],
         loaded.foil_scores,
         inspector,
         params.report,
-        paths=paths,
+        pictures=pictures,
         limit=limit - MARGIN,
         max_pixels=params.regions.max_pixels,
     )

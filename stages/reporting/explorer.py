@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +10,7 @@ from stages.errors import InputError
 from stages.pair_view.details import region_labels
 from stages.params.report import ReportParams
 from stages.reporting.foils import foil_entry, shown_foils
-from stages.reporting.pictures import show_pictures
+from stages.reporting.pictures import ReportedPicture, show_pictures
 from stages.reporting.queries import DIRECTIONS, Inspector, Pair, Query, choose_queries
 
 
@@ -21,7 +20,7 @@ def explorer_data(
     inspector: Inspector,
     params: ReportParams,
     *,
-    paths: Mapping[str, Path],
+    pictures: Mapping[str, ReportedPicture],
     limit: int,
     max_pixels: int,
 ) -> dict[str, Any]:
@@ -32,7 +31,7 @@ def explorer_data(
         foils: the rows of its foils.
         inspector: explains pairs.
         params: how many queries and results to show.
-        paths: the file of each image.
+        pictures: the file of each image.
         limit: most characters that the data may take as JSON.
         max_pixels: regions.max_pixels.
 
@@ -52,7 +51,7 @@ def explorer_data(
     entries = [foil_entry(f"foils-{i}", row, inspector) for i, row in enumerate(shown_foils(foils, params))]
     listed = [*(query for direction in DIRECTIONS for query in queries[direction]), *entries]
     used = sorted({pair["image"] for query in listed for pair in query["results"]})
-    missing = [image_id for image_id in used if image_id not in paths]
+    missing = [image_id for image_id in used if image_id not in pictures]
     if missing:
         raise InputError(
             f"data/dataset/images.parquet: image_id: {missing[0]!r} is missing; expected every image that ranks first"
@@ -62,15 +61,16 @@ def explorer_data(
     budget = limit - len(json.dumps(data))
     sizes = {image_id: _size(image) for image_id, image in images.items()}
     shown = show_pictures(
-        {image_id: paths[image_id] for image_id in used}, budget, sizes=sizes, max_pixels=max_pixels
+        {image_id: pictures[image_id] for image_id in used}, budget, sizes=sizes, max_pixels=max_pixels
     )  # fmt: skip
     for image_id, picture in shown.items():
         image = images[image_id]
         image["uri"] = picture.uri
         if not (image["w"] and image["h"]):  # regions without the size of their image
             image["w"], image["h"] = picture.size
-    if missing := [image_id for image_id, picture in shown.items() if picture.missing]:
-        print(f"{len(missing)} of {len(shown)} pictures are shown grey: no file {paths[missing[0]]}")
+    if grey := [image_id for image_id, picture in shown.items() if picture.problem]:
+        first = f"{pictures[grey[0]].path}: {shown[grey[0]].problem}"
+        print(f"{len(grey)} of {len(shown)} pictures are shown grey: {first}")
     return data
 
 

@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from camp_model.files import sha256_of
 from stages.detectors.images import decode
 from stages.errors import InputError
-from stages.reporting.pictures import ShownPicture, show_pictures
+from stages.reporting.pictures import ReportedPicture, ShownPicture, show_pictures
 
 
 def show(paths, budget, size=(0, 0), max_pixels=10**6):
-    return show_pictures(paths, budget, sizes=dict.fromkeys(paths, size), max_pixels=max_pixels)
+    hashes = {name: sha256_of(path) if path.is_file() else "" for name, path in paths.items()}
+    pictures = {name: ReportedPicture(path, hashes[name]) for name, path in paths.items()}
+    return show_pictures(pictures, budget, sizes=dict.fromkeys(paths, size), max_pixels=max_pixels)
 
 
 def pixels(shown: ShownPicture) -> np.ndarray:
@@ -66,17 +69,38 @@ def test_a_picture_is_shown_as_the_detector_saw_it(tmp_path, name, draw):
     assert np.abs(shown - seen).mean() < 4, "but for what JPEG changes"
 
 
-def test_what_extraction_rejects_is_not_shown(tmp_path):
+def test_what_extraction_rejects_is_grey(tmp_path):
+    """Precomputed regions are used without a look at the picture, so it may be one that cannot be decoded."""
     Image.new("RGB", (60, 20), "red").save(tmp_path / "large.png")
-    with pytest.raises(InputError, match=r"large\.png: cannot be read as a picture \(claims 60 x 20 pixels"):
-        show({"a": tmp_path / "large.png"}, 100_000, max_pixels=1000)
     Image.new("RGB", (60, 20), "red").save(tmp_path / "page.eps")
-    with pytest.raises(InputError, match=r"page\.eps: cannot be read as a picture \(is no image of a known format"):
-        show({"a": tmp_path / "page.eps"}, 100_000)
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "whole.png")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "whole.png").read_bytes()[:50])
+    expected = {
+        "large.png": "claims 60 x 20 pixels, above regions.max_pixels",
+        "page.eps": "is no image of a known format",
+        "torn.png": "cannot be decoded: ",
+    }
+    shown = show({name: tmp_path / name for name in expected}, 100_000, size=(90, 30), max_pixels=1000)
+    for name, problem in expected.items():
+        assert shown[name].problem.startswith(problem) and shown[name].size == (90, 30)
+        assert np.ptp(pixels(shown[name])) < 12
 
 
 def test_a_picture_without_a_file_is_grey_and_of_its_size(tmp_path):
     shown = show({"a": tmp_path / "none.jpg"}, 100_000, size=(900, 300))["a"]
-    assert shown.missing and shown.size == (900, 300)
+    assert shown.problem and shown.size == (900, 300)
     grey = pixels(shown)
     assert grey.shape == (140, 420, 3) and np.ptp(grey) < 12
+
+
+def test_a_picture_that_has_changed_since_is_not_shown_under_the_old_boxes(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (60, 20), "red").save(path)
+    known = ReportedPicture(path, sha256_of(path))
+    options = {"sizes": {"a": (60, 20)}, "max_pixels": 10**6}
+    Image.new("RGB", (60, 20), "blue").save(path)
+    with pytest.raises(InputError, match=r"a\.png: cannot be read as a picture \(changed since prepare_dataset"):
+        show_pictures({"a": known}, 100_000, **options)
+    assert not show_pictures({"a": known._replace(sha256="")}, 100_000, **options)["a"].problem  # it came later
+    path.unlink()
+    assert show_pictures({"a": known}, 100_000, **options)["a"].problem
