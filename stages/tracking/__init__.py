@@ -24,6 +24,7 @@ from pydantic_core import to_jsonable_python
 
 from camp_model.files import sha256_of, write_text
 from stages.contracts import read_fingerprint
+from stages.params.captions import CaptionsParams
 from stages.params.document import leaves
 from stages.tracking.machine import command_output, sample_machine, uncommitted_changes
 from stages.tracking.restore import model_hash
@@ -95,11 +96,10 @@ class Run:
         except OSError as error:
             warnings.warn(f"evaluations of this model will not be nested under this run: {error}", stacklevel=2)
         code = (Path(__file__).with_name("served_model.py"), Path(__file__).parents[2] / "camp_model")
-        start_end, max_words = (self._params.get(f"captions.{name}") for name in ("start_end", "max_words"))
-        self._write(
-            "model", Path(folder), *code, val_rsum=float(val_rsum),
-            start_end=start_end == "True", max_words=int(max_words) if max_words else None,
-        )  # fmt: skip
+        # Of params.yaml, which may leave out a key that has its default; <start> and <end> were seen in the captions.
+        max_words = int(self._params.get("captions.max_words", CaptionsParams().max_words))
+        start_end = bool(facts.get("start_end", self._params.get("captions.start_end") == "True"))
+        self._write("model", Path(folder), *code, val_rsum=float(val_rsum), start_end=start_end, max_words=max_words)
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Record tags, except those that are None."""

@@ -16,9 +16,11 @@ from camp_model.config import CampConfig
 from camp_model.model import CAMP
 from camp_model.regions import ImageRegions, StoreInfo, write_manifest, write_rejected, write_shard
 from camp_model.vocabulary import Vocabulary
+from stages.params.captions import CaptionsParams
 from stages.tracking import track
 from stages.tracking.delivery import sync
 from stages.tracking.model import REQUIREMENTS, log_model, promote, requirements
+from stages.tracking.spool import SPOOL
 
 REGION_DIM = 6
 
@@ -222,3 +224,14 @@ def test_a_model_that_dvc_has_no_more_comes_back_from_its_run(root, checkpoint, 
     same = [(into / "models/camp" / file.name).read_bytes() == file.read_bytes() for file in folder.iterdir()]
     assert same and all(same)
     assert not list((root / "below").iterdir())
+
+
+@pytest.mark.parametrize("stated", [None, 7])
+def test_a_served_model_cuts_as_its_captions_were_cut_whatever_params_leave_out(root, checkpoint, tmp_path, stated):
+    folder = shutil.copytree(checkpoint[0], tmp_path / "camp")
+    (folder / "fingerprint.json").write_text('{"start_end": true}')
+    with track("train", {"captions": {"lexicon": "photographs"} | ({"max_words": stated} if stated else {})}) as run:
+        run.log_model(folder, 100.0)
+        events = [json.loads(line) for line in (root / SPOOL / run.run_id / "events.jsonl").read_text().splitlines()]
+    (event,) = [event for event in events if event["event"] == "model"]
+    assert (event["start_end"], event["max_words"]) == (True, stated or CaptionsParams().max_words)
