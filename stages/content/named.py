@@ -1,5 +1,7 @@
 """The files and folders that params name, and hashes of their content."""
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +21,9 @@ from stages.workspace import named_path
 Content = dict[str, dict[str, dict[str, str]]]
 """Stage -> params key -> path and sha256."""
 
+_BASE = re.compile(rb"""^_BASE_:\s*["']?([^"'#\r\n]{,250}[^"'#\s])""", re.MULTILINE)
+"""The line of a detectron2 config that names the file that it builds on, from its own folder."""
+
 
 class NamedFilesSections(StageSections):
     """The sections of params.yaml that the stage reads."""
@@ -34,8 +39,8 @@ class NamedFilesSections(StageSections):
 def named_paths(params: NamedFilesSections, recorded: Content | None = None) -> dict[str, dict[str, str]]:
     """Stage -> params key -> the file or folder that it names, without stages and keys that name none.
 
-    `recorded` has the earlier content: a transformer that was a folder is still treated as one if it is missing,
-    although its name could also be that of a model on a hub.
+    `recorded` has the earlier content: a transformer that was a folder, or a config that was a file, is still treated
+    as one if it is missing, although its name could also be that of a model on a hub or in a zoo.
     """
     dataset, detector, captions, train = params.dataset, params.detector, params.captions, params.train
     transformer = params.model.transformer if params.model.text == "transformer" else None
@@ -49,7 +54,7 @@ def named_paths(params: NamedFilesSections, recorded: Content | None = None) -> 
         "prepare_dataset": {"dataset.root": None if dataset.source == "scenes" else dataset.root},
         "train_detector": {
             "detector.weights": None if fetched else detector.weights,
-            "detector.architecture": detector.architecture if named_path(detector.architecture).is_file() else None,
+            **_config_files(detector.architecture, (recorded or {}).get("train_detector", {})),
         },
         "tokenize_captions": {
             "captions.vocabulary": captions.vocabulary,
@@ -63,6 +68,22 @@ def named_paths(params: NamedFilesSections, recorded: Content | None = None) -> 
         "evaluate": {f"evaluate.ensemble[{i}]": folder for i, folder in enumerate(params.evaluate.ensemble)},
     }
     return {stage: {key: path for key, path in paths.items() if path} for stage, paths in candidates.items()}
+
+
+def _config_files(architecture: str, recorded: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """A detectron2 config file and those that it builds on; nothing if `architecture` names no file."""
+    key = "detector.architecture"
+    if not named_path(architecture).is_file() and recorded.get(key, {}).get("path") == architecture:
+        return {name: entry["path"] for name, entry in recorded.items() if name.startswith(key)}
+    files: dict[str, str] = {}
+    while named_path(architecture).is_file() and architecture not in files.values():
+        files[key] = architecture
+        base = _BASE.search(named_path(architecture).read_bytes())
+        if base is None:
+            break
+        architecture = os.path.normpath(Path(architecture).parent / os.fsdecode(base[1]))
+        key = f"{key}._BASE_"
+    return files
 
 
 def content_of(paths: Mapping[str, Mapping[str, str]], recorded: Content, cache: Path) -> Content:

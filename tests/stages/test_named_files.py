@@ -186,6 +186,31 @@ def test_a_path_that_is_not_here_keeps_what_was_recorded_and_is_an_error_without
         content_of(paths, recorded, tmp_path / "cache")
 
 
+def test_a_config_is_hashed_with_those_that_it_builds_on_and_stays_named_where_it_is_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, base in (("configs/own.yaml", "'../base.yaml'  # ours"), ("base.yaml", "configs/deep.yaml")):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(f"MODEL: {{}}\n_BASE_: {base}\n")
+    Path("configs/deep.yaml").write_text("_BASE_: own.yaml\n")  # detectron2 says that this is a circle
+    params = NamedFilesSections.from_dict({"detector": {
+        "backend": "detectron2", "architecture": "configs/own.yaml", "weights": "random",
+    }})  # fmt: skip
+    named_files(params)
+    first = json.loads(Path("named/content.json").read_text())["train_detector"]
+    assert [os.path.normpath(entry["path"]) for entry in first.values()] == [
+        "configs/own.yaml", "base.yaml", "configs/deep.yaml"
+    ]  # fmt: skip
+    with Path("configs/deep.yaml").open("a") as file:
+        file.write("SEED: 1\n")
+    named_files(params)
+    second = json.loads(Path("named/content.json").read_text())["train_detector"]
+    assert [key for key in first if first[key] != second[key]] == ["detector.architecture._BASE_._BASE_"]
+    for name in first.values():
+        Path(name["path"]).unlink()
+    named_files(params)  # as in a clone that has only the results
+    assert json.loads(Path("named/content.json").read_text())["train_detector"] == second
+
+
 def test_options_start_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text("train:\n  epochs: 1\n")
