@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import stages  # noqa: F401  # Ctrl-C, while the rest is imported, prints no traceback
+
 try:
     Path.home()
 except RuntimeError:  # a container user without a name: Prefect and other tools then store their files here

@@ -1,7 +1,12 @@
 """The stages of dvc.yaml: each module is one stage, a function of (params, input paths, output paths)."""
 
 import os
+import sys
 
 # OpenMP threads that spin while they wait stop each other from running as soon as another process wants a core too
 # (a small matrix product then takes tens of times as long). Read once, when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+if sys.argv[:1] == ["-m"]:  # so while `python -m` looks for a command, which imports for seconds
+    _print_traceback = sys.excepthook
+    sys.excepthook = lambda kind, *rest: None if kind is KeyboardInterrupt else _print_traceback(kind, *rest)
