@@ -39,8 +39,11 @@ def local_uri(root: Path) -> str:
 
 
 def _uri(file: Path) -> str:
-    """The address of a SQLite file for SQLAlchemy, which accepts a question mark only in a path that is a URI."""
-    return f"sqlite:///file:{quote(str(file))}?uri=true" if "?" in str(file) else f"sqlite:///{file}"
+    """The address of a SQLite file for SQLAlchemy, which accepts a question mark only in a path that is a URI.
+
+    Its slashes are quoted too: MLflow, which takes a URI for a path, would make its folders in the current one.
+    """
+    return f"sqlite:///file:{quote(str(file), safe='')}?uri=true" if "?" in str(file) else f"sqlite:///{file}"
 
 
 def _file(uri: str) -> Path:

@@ -32,7 +32,7 @@ def test_a_workspace_below_any_name(root, beside, capsys):
     assert [path.relative_to(root).parts[0] for path in root.rglob("curve.csv") if path.parent.name == "plots"] == [
         "mlartifacts"
     ]
-    assert (root / "mlflow.db").is_file()
+    assert (root / "mlflow.db").is_file() and not list(root.glob("file:*"))
     assert MlflowClient(local_uri(root)).list_artifacts(late.info.run_id, "plots")[0].path == "plots/curve.csv"
 
 
