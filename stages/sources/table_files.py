@@ -189,7 +189,8 @@ def _read_parquet(file: Path) -> tuple[list[str], list[Cells]]:
             if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
                 unpack = "; `python -m pipelines.unpack` writes such pictures into files" if column == "image" else ""
                 raise InputError(f"{file}: column {column!r} holds {str(held)[:80]}; expected texts{unpack}")
-        table = pq.read_table(file, columns=list(columns.values()), partitioning=None)
+        # By itself, Arrow decodes the texts of a dictionary while it reads: one that is not UTF-8 would cost the table.
+        table = pq.read_table(file, columns=list(columns.values()), partitioning=None, binary_type=pa.large_binary())
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: from names of columns
         raise InputError(f"{file}: is not a Parquet file: {str(error)[:200]}") from None
     cells = (cells_of(table.column(name)) for name in columns.values())

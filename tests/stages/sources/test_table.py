@@ -114,8 +114,13 @@ def test_table_wrong_parquet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoded", [False, True])
-def test_texts_of_a_parquet_that_are_not_utf8_cost_their_rows_alone(tmp_path: Path, encoded: bool) -> None:
+@pytest.mark.parametrize("indices", [None, pa.int8(), pa.int32()])  # a dictionary's, as pandas writes a categorical
+def test_texts_of_a_parquet_that_are_not_utf8_cost_their_rows_alone(
+    tmp_path: Path, indices: pa.DataType | None, encoded: bool
+) -> None:
     captions = pa.array([b"a dog", "Stra\xdfe".encode("latin-1"), None]).view(pa.string())
+    if indices is not None:
+        captions = pa.DictionaryArray.from_arrays(pa.array([0, 1, None], indices), captions[:2])
     columns = {"image": ["1.jpg", "2.jpg", "3.jpg"], "caption": captions, "split": ["train", "val", "test"]}
     written = pa.table(columns)
     pq.write_table(written, tmp_path / "t.parquet", use_dictionary=encoded)
