@@ -14,8 +14,8 @@ from stages.tracking.restore import find_commit, find_run, restore
 from stages.tracking.store import (
     ARTIFACTS,
     connect,
-    experiment_id,
     experiment_name,
+    open_experiment,
     set_view,
     store_uri,
     without_password,
@@ -78,7 +78,7 @@ def _run_command(chosen: argparse.Namespace, root: Path) -> None:
     client = connect(root, store_uri(root))  # for the server too: it must not create the tables while a run begins
     match chosen.command:
         case "ui":
-            experiment = experiment_id(client, root, experiment_name())
+            experiment = open_experiment(client, root, experiment_name()).experiment_id
             set_view(client, experiment)
             page = f"/#/experiments/{experiment}/runs?viewStateShareKey={KEY}"
             if (server := store_uri(root)).startswith(("http://", "https://")):  # it is running already

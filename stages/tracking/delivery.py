@@ -24,8 +24,8 @@ from stages.tracking.spool import SPOOL, Event, pending, start_event, undelivere
 from stages.tracking.store import (
     check_artifact_location,
     connect,
-    experiment_id,
     local_uri,
+    open_experiment,
     search_runs,
     store_uri,
     without_password,
@@ -149,9 +149,11 @@ class Delivery:
                     raise InputError(f"its parent, run {parent}, has to be delivered first")
             if run_id := self._find(parent):
                 tags["mlflow.parentRunId"] = run_id
-        experiment = experiment_id(self.client, self.root, self.experiment or event["experiment"] or "camp")
-        check_artifact_location(self.client, self.root, self.client.get_experiment(experiment).artifact_location)
-        run = self.client.create_run(experiment, start_time=event["time"], tags=tags, run_name=event["name"])
+        experiment = open_experiment(self.client, self.root, self.experiment or event["experiment"] or "camp")
+        check_artifact_location(self.client, self.root, experiment.artifact_location)
+        run = self.client.create_run(
+            experiment.experiment_id, start_time=event["time"], tags=tags, run_name=event["name"]
+        )
         self._runs[key] = run.info.run_id
 
 

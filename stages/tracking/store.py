@@ -17,7 +17,7 @@ from stages.tracking.view import TAG, view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
@@ -100,8 +100,8 @@ def _artifacts(root: Path) -> str:
     return (root / ARTIFACTS).as_uri()
 
 
-def experiment_id(client: "MlflowClient", root: Path, name: str) -> str:
-    """The id of the experiment `name`, which is created if it does not exist.
+def open_experiment(client: "MlflowClient", root: Path, name: str) -> "Experiment":
+    """The experiment `name`, which is created if it does not exist.
 
     Raises:
         InputError: the experiment is deleted.
@@ -110,16 +110,16 @@ def experiment_id(client: "MlflowClient", root: Path, name: str) -> str:
     if experiment is None:
         # A server decides where artifacts go; with a local file, this project does.
         place = None if _is_remote(client) else _artifacts(root)
-        created: str = client.create_experiment(name, artifact_location=place, tags=TRAININGS)
+        created = client.create_experiment(name, artifact_location=place, tags=TRAININGS)
         set_view(client, created)
-        return created
+        return client.get_experiment(created)
     if experiment.lifecycle_stage == "deleted":
         raise InputError(
             f"the experiment {name!r} is deleted there: "
             f"`MLFLOW_TRACKING_URI={without_password(client.tracking_uri)} mlflow experiments "
             f"restore -x {experiment.experiment_id}` brings it back, or name another one in MLFLOW_EXPERIMENT_NAME"
         )
-    return str(experiment.experiment_id)
+    return experiment
 
 
 def _is_remote(client: "MlflowClient") -> bool:

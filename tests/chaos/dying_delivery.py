@@ -17,7 +17,7 @@ from typing import Any
 
 from stages.tracking.delivery import Delivery
 from stages.tracking.spool import SPOOL
-from stages.tracking.store import connect, experiment_id, local_uri
+from stages.tracking.store import connect, local_uri, open_experiment
 
 
 def deliver(root: Path, key: str, last: float = float("inf")) -> list[str]:
@@ -55,7 +55,7 @@ def deliver(root: Path, key: str, last: float = float("inf")) -> list[str]:
 def main(root: Path, key: str, seed: int, cases: int) -> None:
     choice = random.Random(seed)
     if not os.fork():  # so that this process, which goes on forking, has no connection open
-        experiment_id(connect(root, local_uri(root)), root, "camp")
+        open_experiment(connect(root, local_uri(root)), root, "camp")
         os._exit(0)
     os.wait()
     copies = [Path(shutil.copytree(root, root.with_name(f"{root.name}-{case}"))) for case in range(cases)]

@@ -13,7 +13,7 @@ from stages.tracking import track
 from stages.tracking.__main__ import main as commands
 from stages.tracking.delivery import sync
 from stages.tracking.spool import pending
-from stages.tracking.store import connect, experiment_id, local_uri, search_runs
+from stages.tracking.store import connect, local_uri, open_experiment, search_runs
 from tests.stages.tracking.conftest import run_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -49,7 +49,9 @@ def test_runs_of_a_moved_workspace_wait_until_their_files_have_a_place(root, res
         Path("curve.csv").write_text("step\n")
         with track("train", {}, run_id=run.run_id if resumed else None) as run:
             run.log_artifact("curve.csv", now)
-        assert experiment_id(connect(moved, local_uri(moved)), moved, "camp") == "1"  # the page can be opened
+        assert (
+            open_experiment(connect(moved, local_uri(moved)), moved, "camp").experiment_id == "1"
+        )  # the page can be opened
         delivered, (problem,) = sync(moved)
         assert delivered == 0 and not root.exists()
         assert f"mlflow.db: the files of its runs belong in {root}, " in problem
@@ -128,3 +130,16 @@ def test_files_of_any_bytes_come_back(root, tmp_path, setting, capsys):
     if setting == {"core.autocrlf": "true"}:  # git gives what was written with LF its CRLF
         back, expected = ({name: each[name] for name in each if name.endswith("crlf.txt")} for each in (back, expected))
     assert back == expected
+
+
+def test_the_experiment_is_asked_for_once(root, monkeypatch):
+    asked = []
+    for name in ("get_experiment", "get_experiment_by_name"):
+        plain = getattr(MlflowClient, name)
+        monkeypatch.setattr(MlflowClient, name, lambda *of, plain=plain: asked.append(of[1:]) or plain(*of))
+    for expected in ([("camp",), ("1",)], [("camp",)]):  # the first run creates it
+        with track("train", {}):
+            pass
+        assert sync(root) == (1, [])
+        assert asked == expected
+        asked.clear()

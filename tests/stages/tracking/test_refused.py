@@ -14,7 +14,7 @@ from stages.tracking import track
 from stages.tracking.__main__ import main as commands
 from stages.tracking.delivery import Delivery, sync
 from stages.tracking.spool import pending
-from stages.tracking.store import connect, experiment_id, local_uri
+from stages.tracking.store import connect, local_uri, open_experiment
 from tests.stages.tracking.conftest import run_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 def delete_experiment(root):
     client = connect(root, local_uri(root))
-    number = experiment_id(client, root, "camp")
+    number = open_experiment(client, root, "camp").experiment_id
     client.delete_experiment(number)
     return client, number
 
@@ -154,7 +154,7 @@ def test_values_that_mlflow_cuts_are_whole_in_a_file(root):
 
 @pytest.mark.parametrize("table", ["runs", "metrics", "params", "tags"])
 def test_a_database_that_takes_nothing_costs_nothing(root, table):
-    experiment_id(connect(root, local_uri(root)), root, "camp")
+    open_experiment(connect(root, local_uri(root)), root, "camp")
     with sqlite3.connect(root / "mlflow.db") as store:
         store.execute(f"CREATE TRIGGER full BEFORE INSERT ON {table} BEGIN SELECT RAISE(ABORT, 'no'); END")
     with track("train", {"a": 1}, tags={"b": 2}) as run:
