@@ -105,7 +105,7 @@ function drawWords(view) {
   const { pair } = view;
   const given = view.region === null ? null : pair.regionAttention?.[view.region];
   const most = given ? Math.max(...given, 1) : 1;
-  return make("div", { class: "words-row", dir: "auto", role: "group", "aria-label": "Words of the caption", onkeydown: walkWithArrows },
+  return make("div", { class: "words-row", dir: "auto", lang: "", role: "group", "aria-label": "Words of the caption", onkeydown: walkWithArrows },
     ...pair.words.map((word, index) => {
       const gate = shareOf(pair.wordGates, index);
       const marks = view.marks(index);

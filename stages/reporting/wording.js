@@ -10,7 +10,7 @@ const rankChip = (query) => isFoil(query)
   : make("span", { class: `rank ${rankKind(query.rank)}` }, query.rank === 1 ? "✓ rank 1" : `rank ${query.rank}`);
 
 /** A caption in its own direction, from the right in Arabic and Hebrew, whatever stands around it. */
-const own = (...parts) => make("bdi", {}, ...parts);
+const own = (...parts) => make("bdi", { lang: "" }, ...parts);
 
 /** What the list says of a query: for a foil, the words about the changed one, which stands after the caption's own. */
 function inList(query) {

@@ -254,7 +254,7 @@ def test_captions_are_links_to_their_search_however_long_and_in_their_own_direct
     monkeypatch.setattr(PictureCollection, "has_captions", True)
     client = TestClient(create_application(workspace), base_url="http://127.0.0.1")
     page = client.get("/", params={"like": workspace.first(1)[0]}).text
-    links = re.findall(r'<a href="([^"]+)" dir="auto">([^<]+)</a>', page)
+    links = re.findall(r'<a href="([^"]+)" dir="auto" lang="">([^<]+)</a>', page)
     assert [html.unescape(text) for _, text in links] == [text for text, _ in captions]
     answers = [client.get(html.unescape(link)) for link, _ in links]
     assert answers[0].status_code == answers[1].status_code == 200

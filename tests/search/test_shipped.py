@@ -111,13 +111,13 @@ def _zebra(collection: PictureCollection) -> None:
     view = collection.pair(answer.hits[0].picture_id, "a zebra")
     assert (view.details["unknown"], view.details["spelt"]) == ([], [1]) and view.effects[1] is not None
     client = TestClient(create_application(collection), base_url="http://127.0.0.1")
-    page = re.sub("</?bdi>", "", client.get("/", params={"q": "a zebra"}).text)  # for words that run from the right
+    page = client.get("/", params={"q": "a zebra"}).text.replace('<bdi lang="">', "").replace("</bdi>", "")
     assert "The vocabulary that was trained on lacks \u201czebra\u201d; the text encoder reads it by spelling." in page
     assert "does not know" not in page
     assert client.get("/api/search", params={"q": "a zebra"}).json()["by_spelling"] == ["zebra"]
     address = {"id": answer.hits[0].picture_id, "q": "a zebra"}
     assert client.get("/api/pair", params=address).json()["by_spelling"] == [1]
-    assert "lacks \u201c<bdi>zebra</bdi>\u201d" in client.get("/picture", params=address).text
+    assert 'lacks \u201c<bdi lang="">zebra</bdi>\u201d' in client.get("/picture", params=address).text
 
 
 @pytest.mark.timeout(600)
