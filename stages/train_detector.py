@@ -10,6 +10,7 @@ from stages.detectors.base import Description, tell_changes
 from stages.entry import read_params, stage_main
 from stages.params.dataset import DatasetParams
 from stages.params.detector import DetectorParams
+from stages.params.regions import RegionsParams
 from stages.params.section import StageSections
 
 
@@ -18,6 +19,8 @@ class TrainDetectorSections(StageSections):
 
     dataset: DatasetParams = DatasetParams()
     detector: DetectorParams = DetectorParams()
+    regions: RegionsParams = RegionsParams()
+    """Only `max_pixels` counts here."""
 
 
 def train_detector(params: TrainDetectorSections, dataset: Path, out: Path, metrics: Path) -> None:
@@ -31,8 +34,8 @@ def train_detector(params: TrainDetectorSections, dataset: Path, out: Path, metr
         if params.detector.weights == "train":
             from stages.detectors.scenes_training import train_detector_of_scenes
 
-            image_root = params.dataset.image_root(dataset)
-            values = train_detector_of_scenes(params.detector.train, image_root, dataset, building)
+            image_root, largest = params.dataset.image_root(dataset), params.regions.max_pixels
+            values = train_detector_of_scenes(params.detector.train, image_root, dataset, building, largest)
         else:
             backend = importlib.import_module(DETECTORS[params.detector.backend])
             description: Description = backend.resolve(params.detector, building, dataset)

@@ -160,14 +160,16 @@ def measure(extractor: TorchvisionExtractor, scenes: Sequence[TrainingScene], ba
 
 
 def train_detector_of_scenes(
-    settings: DetectorTrainParams, image_root: Path, dataset: Path, out: Path
+    settings: DetectorTrainParams, image_root: Path, dataset: Path, out: Path, max_pixels: int
 ) -> dict[str, float]:
     """Train the scenes detector, write it to `out`, and return its metrics.
+
+    Pictures of more than `max_pixels` are not decoded.
 
     Raises:
         InputError: the dataset has no boxes, or a picture cannot be read.
     """
-    scenes, held_out = (read_scenes(image_root, dataset, split, MEASURED.max_pixels) for split in ("train", "val"))
+    scenes, held_out = (read_scenes(image_root, dataset, split, max_pixels) for split in ("train", "val"))
     categories, attributes = read_names(dataset)
     config = {"image_size": scenes[0].pixels.shape[1], "mean": MEAN, "std": STD}
     torch.manual_seed(settings.seed)

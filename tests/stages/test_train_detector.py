@@ -119,6 +119,9 @@ def test_a_dataset_that_cannot_train_it_is_named(dataset: Path, tmp_path: Path) 
         (copy / path.name).write_bytes(path.read_bytes())
     with pytest.raises(InputError, match=r"train-00000\.\w+: the file is missing"):
         train_detector(PARAMS, copy, tmp_path / "d", tmp_path / "m.json")
+    small = PARAMS.replace(regions=RegionsParams(max_pixels=100))
+    with pytest.raises(InputError, match=r"train-00000\.\w+: claims \d+ x \d+ pixels, above regions\.max_pixels"):
+        train_detector(small, dataset, tmp_path / "d", tmp_path / "m.json")
     boxes = pq.read_table(copy / "boxes.parquet")
     pq.write_table(boxes.slice(0, 0), copy / "boxes.parquet")
     with pytest.raises(
