@@ -79,7 +79,8 @@ class ImageNames:
         """Return the image id for each name in `source` that belongs to one of the dataset's images.
 
         Raises:
-            InputError: a name fits two images, two names fit one, or names count from 0 and the pictures' from 1.
+            InputError: a name fits two images, two names fit one, or names count from 0 and the pictures' from 1
+                or the other way around.
         """
         agreeing: dict[str, set[str]] = {}
         differing: dict[str, set[str]] = {}
@@ -113,16 +114,20 @@ class ImageNames:
         return image_of
 
     def _say_numbers(self, image_of: dict[str, str | None], source: Path) -> None:
-        """Print which images were found only by number; reject numbers that begin at 0 if the pictures' begin at 1."""
+        """Print which images were found only by number; reject numbers that begin at 0 if the pictures' begin at 1,
+        or the other way around."""
         found = [f"{shown(name)} for {shown(image)}" for name, image in image_of.items() if image]
         if not found:
             return
         bare = {int(number) for prefix, number in map(_numbered, map(_stem, image_of)) if not prefix and number}
         ours = {int(number) for number in self._numbers}
-        if bare == set(range(len(bare))) and ours == set(range(1, len(ours) + 1)) and len(bare) == len(ours) > 1:
+        first, last = min(bare, default=0), max(bare, default=0)
+        without_gaps = len(bare) > 1 and bare == set(range(first, last + 1))
+        # Some pictures may be missing, but not the last one: then the numbers could be the pictures' own.
+        if without_gaps and (first, 0 in ours, max(ours) - last) in ((0, False, 1), (1, True, -1)):
             raise InputError(
-                f"{source}: its records are numbered from 0 and the pictures from 1, so that each would get another's "
-                "regions; expected names or numbers of the pictures"
+                f"{source}: its records are numbered from {first} and the pictures from {1 - first}, so that each "
+                "would get another's regions; expected names or numbers of the pictures"
             )
         print(f"{source}: {len(found)} found by the number in their names alone: {', '.join(found[:3])}")
 

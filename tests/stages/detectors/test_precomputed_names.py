@@ -98,4 +98,9 @@ def test_rows_numbered_from_0_are_not_pictures_numbered_from_1(match: Match) -> 
     pictures = [f"IMG_{number:04}.jpg" for number in range(1, 21)]
     with pytest.raises(InputError, match="its records are numbered from 0 and the pictures from 1"):
         match(pictures, [str(number) for number in range(20)])
+    with pytest.raises(InputError, match="its records are numbered from 0 and the pictures from 1"):
+        match([*pictures[:6], *pictures[7:]], [str(number) for number in range(20)])  # one was set aside
+    with pytest.raises(InputError, match="its records are numbered from 1 and the pictures from 0"):
+        match(["IMG_0000.jpg", *pictures[:5], *pictures[6:-1]], [str(number) for number in range(1, 21)])
     assert len(match(pictures, [str(number) for number in range(1, 21)])) == 20
+    assert len(match(pictures[:6], [str(number) for number in range(20)])) == 6  # regions of more pictures
