@@ -67,14 +67,14 @@ class PhotographFacts:
     def __init__(self, lexicon: Lexicon, captions: Iterable[Sequence[str]], categories: Iterable[str] = ()) -> None:
         self.lexicon = lexicon
         self.said = "\n".join(f" {' '.join(words)} " for words in captions)  # no word holds a newline
-        self.categories = set(categories)
+        self.categories = {category.lower() for category in categories}
 
     def refutes(self, tag: Tag, canonical: str) -> bool:
-        """True if no caption of the picture has any of the canonical's words, and no box has its category."""
-        if tag.kind == "object" and canonical in self.categories:
+        """True if no caption of the picture has any of the canonical's words, and no box has one as its category."""
+        surfaces = self.lexicon.words[tag.kind][canonical]
+        if tag.kind == "object" and not self.categories.isdisjoint((canonical, *surfaces)):
             return False
-        surfaces = [f" {surface} " for surface in self.lexicon.words[tag.kind][canonical]]
-        return not any(surface in self.said for surface in surfaces)
+        return not any(f" {surface} " in self.said for surface in surfaces)
 
 
 def true_by_chance(path: Path, split: str, seed: int = 0) -> float | None:
