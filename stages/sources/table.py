@@ -6,6 +6,8 @@ A column `split` states the split of an image. Without it a hash decides: of the
 `group`, so that pictures of one group (views of a product, frames of a film) get the same split.
 """
 
+import math
+import re
 from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -30,6 +32,10 @@ def _captions_of(columns: list[str], rows: list[Cells]) -> Iterator[tuple[int, l
             yield number, cells
 
 
+_WRITTEN_LIST = re.compile(r"""\[\s*['"].*['"]\s*\]""", re.DOTALL)
+"""A list of texts as Python or JSON writes it: pandas does so in a CSV."""
+
+
 class _Row(NamedTuple):
     where: str
     image: str
@@ -43,10 +49,17 @@ def _row(columns: list[str], cells: list[Any], where: str) -> _Row:
     group = values.get("group")
     if not isinstance(group, bool) and (isinstance(group, int) or (isinstance(group, float) and group.is_integer())):
         values["group"] = str(int(group))  # product numbers; pandas writes them as floats if some are missing
+    elif isinstance(group, float) and math.isnan(group):  # as NumPy has it where a number is missing
+        values["group"] = None
     for column, cell in values.items():
         empty = column == "group" and (cell is None or cell == "")
         if not empty and (not isinstance(cell, str) or not cell.strip() or not is_unicode(cell)):
             raise BadRecord(where, f"column {column!r} holds {shown(cell)}; expected a text")
+    if _WRITTEN_LIST.fullmatch(values["caption"].strip()):
+        raise BadRecord(
+            where,
+            f"column 'caption' holds a list as text, {shown(values['caption'])}; expected one caption in each row",
+        )
     split, group = (str(values.get(name) or "").strip() for name in OPTIONAL)
     split = normalise_split(split)
     if "split" in columns and split not in SPLITS:

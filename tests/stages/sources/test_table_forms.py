@@ -152,3 +152,24 @@ def test_two_columns_that_may_be_meant_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("file_name,filepath,caption\na.jpg,b/a.jpg,a dog\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"column 'image' is there 2 times.*found file_name, filepath, caption"):
         read(tmp_path, "t.csv")
+
+
+@pytest.mark.parametrize(
+    "written", ["['a dog', \"it's here\"]", '["a dog", "it runs"]', "['a dog' 'it runs']", ' ["a dog"] ']
+)
+def test_a_list_that_a_csv_holds_as_text_is_no_caption(tmp_path: Path, written: str) -> None:
+    """As pandas writes a column of lists: all captions of a picture would become one."""
+    cell = '"' + written.replace('"', '""') + '"'
+    (tmp_path / "t.csv").write_text(f'image,caption\n1.jpg,{cell}\n2.jpg,[a cat]\n3.jpg,"""Hi"" says [one]"\n')
+    source = read(tmp_path, "t.csv")
+    assert texts(source) == [("2", "[a cat]"), ("3", '"Hi" says [one]')]
+    (rejected,) = source.rejected
+    assert "row 1: column 'caption' holds a list as text, " in str(rejected)
+    assert str(rejected).endswith("expected one caption in each row")
+
+
+def test_a_group_that_is_not_a_number_is_none(tmp_path: Path) -> None:
+    """As NumPy has it where a number is missing."""
+    columns = {"image": ["1.jpg", "2.jpg"], "caption": ["a", "b"], "group": pa.array([3.0, float("nan")])}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    assert [image.group for image in read(tmp_path, "t.parquet").images] == ["3", ""]
