@@ -50,6 +50,8 @@ def named_paths(params: NamedFilesSections, recorded: Content | None = None) -> 
     ):  # fmt: skip
         transformer = None  # on a hub
     fetched = detector.weights in ("train", "default", "random") or "://" in detector.weights
+    if detector.backend == "detectron2" and detector.weights.endswith(".yaml"):  # those of a config of its zoo
+        fetched = True
     candidates: dict[str, dict[str, str | None]] = {
         "prepare_dataset": {"dataset.root": None if dataset.source == "scenes" else dataset.root},
         "train_detector": {

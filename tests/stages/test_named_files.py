@@ -211,6 +211,13 @@ def test_a_config_is_hashed_with_those_that_it_builds_on_and_stays_named_where_i
     assert json.loads(Path("named/content.json").read_text())["train_detector"] == second
 
 
+@pytest.mark.parametrize("weights", ["COCO-Detection/faster_rcnn_R_50_C4_3x.yaml", "detectron2://a/b.pkl", "default"])
+def test_weights_that_detectron2_fetches_by_name_are_no_file(weights):
+    detector = {"backend": "detectron2", "architecture": "COCO-Detection/faster_rcnn_R_50_C4_1x.yaml"}
+    params = NamedFilesSections.from_dict({"detector": detector | {"weights": weights}})
+    assert named_paths(params)["train_detector"] == {}
+
+
 def test_options_start_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text("train:\n  epochs: 1\n")
