@@ -49,9 +49,9 @@ def named_paths(params: NamedFilesSections, recorded: Content | None = None) -> 
         transformer.startswith(PREFIX) or names_folder(transformer) or named_path(transformer).is_dir()
     ):  # fmt: skip
         transformer = None  # on a hub
+    # A name that ends in .yaml is that of a config of detectron2's zoo, whose weights are meant.
     fetched = detector.weights in ("train", "default", "random") or "://" in detector.weights
-    if detector.backend == "detectron2" and detector.weights.endswith(".yaml"):  # those of a config of its zoo
-        fetched = True
+    fetched = fetched or detector.weights.endswith(".yaml")
     candidates: dict[str, dict[str, str | None]] = {
         "prepare_dataset": {"dataset.root": None if dataset.source == "scenes" else dataset.root},
         "train_detector": {
