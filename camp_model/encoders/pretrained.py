@@ -1,4 +1,4 @@
-"""Pretrained transformers of Hugging Face (`model.transformer`): their weights, and the pieces that words fall into.
+"""Pretrained transformers of Hugging Face (`model.transformer`): their weights and their tokenizers.
 
 The package transformers is imported here, when it is needed. Weights are read from safetensors alone, and no code that
 comes with them is run.
@@ -53,17 +53,17 @@ def weights_location(source: str) -> str:
     return str(folders[0])
 
 
-def sha256_of_weights(place: str) -> str:
-    """Hex sha256 of the files that decide what the network of a folder computes."""
+def sha256_of_weights(location: str) -> str:
+    """Hex sha256 of the files in the folder `location` that decide what its network computes."""
     digest = hashlib.sha256()
-    for path in (Path(place, "config.json"), *sorted(Path(place).glob("*.safetensors"))):
+    for path in (Path(location, "config.json"), *sorted(Path(location).glob("*.safetensors"))):
         digest.update(f"{path.name} {sha256_of(path)}\n".encode())
     return digest.hexdigest()
 
 
-def _check_folder_exists(source: str, place: str) -> None:
+def _check_folder_exists(source: str, location: str) -> None:
     """Raise ValueError if the name has the form of a folder, and there is no such folder."""
-    if names_folder(place) and not Path(place).is_dir():
+    if names_folder(location) and not Path(location).is_dir():
         raise ValueError(
             f"model.transformer: {source:.200}: is not a folder; expected one, a name of the hub, or {PREFIX}NAME"
         )
@@ -75,13 +75,13 @@ def load_text_network(source: str) -> nn.Module:
     Raises:
         ValueError: it cannot be loaded, or is no encoder of text; the message names `source`.
     """
-    place = weights_location(source)
-    _check_folder_exists(source, place)
+    location = weights_location(source)
+    _check_folder_exists(source, location)
 
     def load(library: Any) -> Any:
-        config = library.AutoConfig.from_pretrained(place, trust_remote_code=False).get_text_config()
+        config = library.AutoConfig.from_pretrained(location, trust_remote_code=False).get_text_config()
         return _model_class(library, config).from_pretrained(
-            place, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True,
+            location, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True,
             ignore_mismatched_sizes=True,
         )  # fmt: skip
 
@@ -149,40 +149,40 @@ def longest_input(network: Any) -> int:
     return (int(positions) if positions > 0 else UNLIMITED) - max(padding, default=-1) - 1
 
 
-def subwords_of(source: str, words: Sequence[str]) -> list[list[int]]:
-    """The pieces of each word of a vocabulary, as `SubwordTokenizer` splits them; <pad> has none.
+def pieces_of_words(source: str, words: Sequence[str]) -> list[list[int]]:
+    """The pieces of each word of a vocabulary, as `PieceTokenizer` splits them; <pad> has none.
 
     Raises:
         ValueError: there is no tokenizer; the message names `source`.
     """
-    tokenizer = SubwordTokenizer(source)
+    tokenizer = PieceTokenizer(source)
     return [*tokenizer.specials, *tokenizer.tokenize(words[len(SPECIALS) :])]
 
 
-class SubwordTokenizer:
-    """The tokenizer of `source` (as `CampConfig.transformer`), which splits words into subwords, here called pieces.
+class PieceTokenizer:
+    """The tokenizer of `source` (as `CampConfig.transformer`), which splits words into pieces (subwords).
 
-    A word always has the same pieces, those that it has after another word in a sentence.
+    A word has the same pieces everywhere: those that it has after another word in a sentence.
 
     Raises:
         ValueError: there is no tokenizer; the message names `source`.
     """
 
     specials: list[list[int]]
-    """Pieces of <pad>, <start>, <end> and <unk>: none, what is put before and after a sentence, the unknown piece."""
+    """Pieces of <pad> (none), <start> and <end> (put before and after a sentence), and <unk> (the unknown piece)."""
 
     def __init__(self, source: str) -> None:
-        place = weights_location(source)
+        location = weights_location(source)
         known = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
-        if Path(place).is_dir() and not any(next(Path(place).glob(name), None) for name in known):
+        if Path(location).is_dir() and not any(next(Path(location).glob(name), None) for name in known):
             raise ValueError(
                 f"model.transformer: {source:.200}: holds no tokenizer; expected one of {', '.join(known)}"
             )
         self.source = source
-        _load_quietly(source, "a tokenizer", lambda library: self._load(library, place))
+        _load_quietly(source, "a tokenizer", lambda library: self._load(library, location))
 
-    def _load(self, library: Any, place: str) -> None:
-        self._tokenizer = tokenizer = library.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    def _load(self, library: Any, location: str) -> None:
+        self._tokenizer = tokenizer = library.AutoTokenizer.from_pretrained(location, trust_remote_code=False)
         ids = (tokenizer.unk_token_id, tokenizer.mask_token_id, tokenizer.pad_token_id, 0)
         (before,), (sentence,) = self._pieces(["a"]), self._pieces(["a"], whole=True)
         if not before or before[0] == tokenizer.unk_token_id:  # the library makes an empty tokenizer of a config

@@ -16,13 +16,13 @@ from camp_model.encoders.base import SERVING_BYTES, TextEncoder, length_mask
 from camp_model.encoders.pretrained import (
     LONGEST_WORD,
     PROBES,
-    SubwordTokenizer,
+    PieceTokenizer,
     architecture_of,
     load_text_network,
     longest_input,
     network_of,
+    pieces_of_words,
     sha256_of_weights,
-    subwords_of,
     weights_location,
 )
 from camp_model.encoders.word_states import WordStates
@@ -36,7 +36,7 @@ AT_ONCE = 64
 
 
 class TransformerEncoder(TextEncoder):
-    """A network of Hugging Face (`config.transformer`) over the pieces of words, frozen or trained.
+    """A network of Hugging Face (`config.transformer`) over the pieces of words, at most K of each; frozen or trained.
 
     A frozen network of an installed package is not among the module's weights; a checkpoint stores its name and hash.
     Any other network is the submodule `transformer`, and a checkpoint stores its weights. A frozen network is always in
@@ -69,7 +69,7 @@ class TransformerEncoder(TextEncoder):
         self._states = WordStates()
         # A name of the hub is not asked for its tokenizer while a sentence waits.
         self._has_tokenizer = config.transformer.startswith(PREFIX) or Path(config.transformer).is_dir()
-        self._tokenizer: SubwordTokenizer | None = None
+        self._tokenizer: PieceTokenizer | None = None
         self._probes: list[list[int]] = []
         """Pieces of `PROBES`; none in a checkpoint from before them."""
         self._oov_pieces: dict[int, list[int]] = {}
@@ -87,7 +87,7 @@ class TransformerEncoder(TextEncoder):
 
     def read_vocabulary(self, vocabulary: Vocabulary) -> None:
         """As `TextEncoder.read_vocabulary`: the pieces of every word."""
-        pieces = subwords_of(self.config.transformer, [*vocabulary.words, *PROBES])
+        pieces = pieces_of_words(self.config.transformer, [*vocabulary.words, *PROBES])
         self._set_pieces(pieces[: len(vocabulary)])
         self._probes = pieces[len(vocabulary) :]
 
@@ -102,7 +102,7 @@ class TransformerEncoder(TextEncoder):
         self._pieces = pieces
         self.piece_counts = torch.tensor([len(word) for word in pieces], device=device)
         rows = [torch.tensor(word, dtype=torch.int64, device=device) for word in pieces]
-        self.piece_table = pad_sequence(rows, batch_first=True)  # [vocab_size, P]
+        self.piece_table = pad_sequence(rows, batch_first=True)  # [vocab_size, K]
 
     @property
     def reads_spelling(self) -> bool:
@@ -140,13 +140,13 @@ class TransformerEncoder(TextEncoder):
         tokenized = self._tokenizer.tokenize_or_unknown(words)
         return [pieces if max(pieces) <= largest else self._pieces[UNK] for pieces in tokenized]
 
-    def _load_tokenizer(self) -> SubwordTokenizer:
+    def _load_tokenizer(self) -> PieceTokenizer:
         """Load the tokenizer that split the words of the vocabulary into pieces.
 
         Raises:
             ValueError: there is none, or another.
         """
-        tokenizer = SubwordTokenizer(self.config.transformer)
+        tokenizer = PieceTokenizer(self.config.transformer)
         probes = tokenizer.tokenize(PROBES) if self._probes else []
         if tokenizer.specials != self._pieces[: len(SPECIALS)] or probes != self._probes:
             raise ValueError(f"model.transformer: {self.config.transformer:.200}: has another tokenizer")
@@ -223,13 +223,12 @@ class TransformerEncoder(TextEncoder):
         return torch.cat(states)[order.argsort()][:, 1:-1]
 
     def _means(self, table: Tensor, words: Tensor, counts: Tensor) -> Tensor:
-        """The mean state of the first pieces of words [C, N], as many as `counts` says; [C, N, hidden width]."""
-        places = counts.cumsum(1) - counts
-        pieces = torch.arange(int(counts.max()), device=words.device)  # [P]
-        real = pieces < counts[..., None]  # [C, N, P]
+        """The mean state of the first `counts` pieces of each word: int64 [C, N] each -> [C, N, hidden width]."""
+        starts = counts.cumsum(1) - counts  # [C, N]
+        pieces = torch.arange(int(counts.max()), device=words.device)  # [K]
+        real = pieces < counts[..., None]  # [C, N, K]
         chosen = real.nonzero(as_tuple=True)  # a mask as an index waits for a GPU each time that it is used
-        rows = chosen[0]
-        at = (places[..., None] + pieces)[chosen]
+        rows, at = chosen[0], (starts[..., None] + pieces)[chosen]
         totals = counts.sum(1)
         ids = words.new_zeros(len(words), int(totals.max()))
         ids[rows, at] = table[words][..., : len(pieces)][chosen]
@@ -241,30 +240,31 @@ class TransformerEncoder(TextEncoder):
         return means
 
     def _table(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of a table of pieces for word ids [C, N]; the table, int64 [W, P]; and how many each row has, [W].
+        """The table of pieces: the vocabulary's, with a further row for each word outside it among `tokens` [C, N].
 
-        That of the vocabulary, with a row more for each word outside it that occurs.
+        Returns:
+            The row of each word [C, N], the table [W, K], and the number of pieces in each row [W], all int64.
         """
         is_oov = tokens >= FIRST_OOV_ID
         if not is_oov.any():
             return tokens, self.piece_table, self.piece_counts
-        ids, places = torch.unique(tokens[is_oov], return_inverse=True)
+        ids, index = torch.unique(tokens[is_oov], return_inverse=True)
         pieces = [torch.tensor(word, device=tokens.device) for word in self._pieces_of(ids.tolist())]
         more = pad_sequence(pieces, batch_first=True)
         width = max(more.shape[1], self.piece_table.shape[1])
         table = torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in (self.piece_table, more)])
         sizes = torch.cat([self.piece_counts, self.piece_counts.new_tensor([len(word) for word in pieces])])
-        return tokens.masked_scatter(is_oov, len(self.piece_table) + places), table, sizes
+        return tokens.masked_scatter(is_oov, len(self.piece_table) + index), table, sizes
 
     def _add_start_end(self, tokens: Tensor, lengths: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """Captions between <start> and <end>, once each, and how many pieces of each word the network is to read.
+        """Put each caption between one <start> and one <end>, and count the pieces of each word that the network reads.
 
         Args:
             tokens: int64 [C, N], 0 at padding.
             sizes: pieces of each word.
 
         Returns:
-            Word ids and counts, int64 [C, N + 2] each; what lies within the two is `tokens`.
+            Word ids (<start>, `tokens`, <end>) and counts, int64 [C, N + 2] each.
         """
         real = length_mask(lengths, tokens.shape[1])
         words = nn.functional.pad(tokens, (1, 1))
@@ -272,7 +272,7 @@ class TransformerEncoder(TextEncoder):
         counts = sizes[words]
         counts[:, 1:-1] *= real
         counts[:, 0] *= tokens[:, 0] != START
-        # The end stands behind all words, and what lies between it and them has no pieces.
+        # <end> stands behind the longest caption; padding before it has no pieces.
         words[:, -1] = END
         last = tokens.gather(1, (lengths - 1)[:, None])[:, 0]
         ending = self.piece_counts[END]

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from camp_model.checkpoint import load_checkpoint, save_checkpoint
-from camp_model.encoders.pretrained import SubwordTokenizer
+from camp_model.encoders.pretrained import PieceTokenizer
 from camp_model.vocabulary import UNK
 
 transformers = pytest.importorskip("transformers", reason="the extra transformer is not installed")
@@ -108,8 +108,8 @@ def test_a_tokenizer_that_cannot_say_unknown_is_named_or_reads_it_as_unknown(own
     kind = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]"}
     (own / "tokenizer_config.json").write_text(json.dumps(kind))
     with pytest.raises(ValueError, match=r"model\.transformer: .*own: its tokenizer fails \(.*[Mm]issing"):
-        SubwordTokenizer(str(own)).tokenize(["\U00013080"])
-    model.caption_encoder._tokenizer = SubwordTokenizer(str(own))
+        PieceTokenizer(str(own)).tokenize(["\U00013080"])
+    model.caption_encoder._tokenizer = PieceTokenizer(str(own))
     read, unread = model.caption_encoder.oov_ids(["wombat", "\U00013080"])
     assert (read != UNK, unread) == (True, UNK)
 
