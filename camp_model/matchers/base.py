@@ -25,7 +25,7 @@ class Received:
     gates: Tensor | None = None
     """[..., L], mean over d for elementwise gates."""
     evidence: Tensor | None = None
-    """[...], what counts and places add to the pair's logit; None without `gate_evidence`."""
+    """[...], what counts and locations add to the pair's logit; None without `gate_evidence`."""
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,9 @@ class Prepared:
     hidden: Tensor | None = None
     """[B, L, outputs], the features through the hidden layer of this side's pooling, before its ReLU."""
     evidence: Tensor | None = None
-    """[B, L, ...], what gate evidence needs of each (`camp_model.matchers.evidence`)."""
+    """[B, L, ...], for `camp_model.matchers.evidence`: the locations of regions, or the evidence that words expect."""
+    same: Tensor | None = None
+    """Images only. [B, L, L], from 0 to 1, whether two regions show the same object."""
     arguments: Tensor | None = None
     """Captions only. [B, L, 2, L], each word's weights over words for its two arguments."""
     pooled: Tensor | None = None
@@ -113,7 +115,7 @@ class Prepared:
                 return value
             if name == "arguments":
                 return value[:, :size, :, :size]
-            return value[:, :size, :size] if name in ("hop", "gram") else value[:, :size]
+            return value[:, :size, :size] if name in ("hop", "gram", "same") else value[:, :size]
 
         trimmed = self._map(cut) if size < self.features.shape[1] else self
         return trimmed if ragged else dataclasses.replace(trimmed, mask=None)

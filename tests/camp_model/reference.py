@@ -78,17 +78,17 @@ def shared_part(a, b):
 
 
 def evidence(state, regions, words, word_queries, region_keys):
-    """For each word, what the caption expects of the number and the places of what two words of it name."""
+    """For each word, what the caption expects of the number and the locations of what two words of it name."""
     part = {name.removeprefix("messages.evidence."): v for name, v in state.items() if "messages.evidence." in name}
     d = len(region_keys[0])
-    places = [v[-4:] for v in regions]
+    locations = [v[-4:] for v in regions]
     centres, numbers = [], []
     for query in word_queries:
         affinity = np.array([query @ k / np.sqrt(d) for k in region_keys])
-        centres.append(sum(a * p for a, p in zip(softmax(affinity), places, strict=True)))
+        centres.append(sum(a * p for a, p in zip(softmax(affinity), locations, strict=True)))
         sharp, alike = softmax(part["sharpness"] * affinity), 0.0
-        for i, p in enumerate(places):
-            for j, q in enumerate(places):
+        for i, p in enumerate(locations):
+            for j, q in enumerate(locations):
                 alike += sharp[i] * sharp[j] * sigmoid(20 * (shared_part(p, q) - 0.5))
         numbers.append(1 / max(alike, 0.01))
     seen = []

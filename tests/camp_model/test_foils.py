@@ -65,13 +65,13 @@ def test_regions_end_with_where_they_lie():
     expected = torch.stack([x0 + x1 - 1, y0 + y1 - 1, area, 2 * y1 - 1], -1)
     expected[1, 2] = 0.0
     torch.testing.assert_close(regions[..., -4:], expected)
-    torch.testing.assert_close(model.matcher.messages.evidence.of_regions(regions, mask)[..., :4], expected)
+    torch.testing.assert_close(model.matcher.messages.evidence.of_regions(regions, mask)[0], expected)
     with torch.autocast("cpu", dtype=torch.bfloat16):  # whose three digits would lose small boxes
         narrow = model.float().encode_regions(features.float(), mask)
     torch.testing.assert_close(narrow[..., -4:], expected.float())
 
 
-def test_boxes_overlap_by_their_places():
+def test_boxes_overlap_by_their_locations():
     """The whole picture, its left half, its upper half, and a corner of neither."""
     boxes = torch.tensor([[0, 0, 1, 1], [0, 0, 0.5, 1], [0, 0, 1, 0.5], [0.75, 0.75, 1, 1]], dtype=torch.float64)
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
@@ -89,7 +89,7 @@ def test_an_attention_counts_things_and_not_their_boxes():
     torch.testing.assert_close(number, torch.tensor([2.0, 1.0, 1 / 0.36]))
 
 
-def test_what_does_not_read_places_keeps_what_it_has_encoded():
+def test_what_does_not_read_locations_keeps_what_it_has_encoded():
     model = CAMP(CampConfig(vocab_size=9, region_dim=12, word_dim=3, dim=16, geometry=4.0))
     features, mask = torch.randn(2, 3, 12), torch.ones(2, 3, dtype=torch.bool)
     assert torch.equal(model.encode_regions(features, mask), model.region_encoder(features, mask))

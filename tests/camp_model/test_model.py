@@ -55,6 +55,14 @@ def test_gate_logits_alone_are_those_of_the_whole_model(every_switch, make_batch
         torch.testing.assert_close(tiles[i, i][: logits.shape[1]], logits[i])
 
 
+def test_no_pairs_have_no_gate_logits(make_batch):
+    """A model with gates says that there are no pairs, not that there are no gates."""
+    batch = make_batch(CONFIG, counts=[2], lengths=[3])
+    none = tuple(values[:0] for values in batch.encode())
+    assert batch.model.gate_logits(*none).shape == (0,)
+    assert batch.model.inspect_pairs(*none).word_gates.shape == (0, 3)
+
+
 def test_padding_and_company_do_not_change_a_score(every_switch, make_batch):
     """In float32: more padding, garbage in it, and other pairs beside it."""
     wide = make_batch(every_switch, counts=[4, 2, 3], lengths=[3, 1, 5], spare=3)
