@@ -1,7 +1,14 @@
 """CAMP: Cross-Modal Adaptive Message Passing for text-image retrieval (Wang et al., ICCV 2019).
 
-Notation used for shapes everywhere: `I` images, `C` captions, `P` aligned pairs, `R` regions per image, `N` words per
-caption, `d` joint dimension.
+Notation used for tensor shapes everywhere:
+
+    I, C    images, captions
+    P       aligned pairs: image p with caption p
+    B       items of one kind (images or captions), or the pairs of a training batch
+    R, N    regions per image, words per caption
+    L, M    vectors per item of the side in question, and of the other side: R and N, or N and R
+    d       joint dimension; region_dim and word_dim are those of the inputs
+    ...     leading dimensions: [P] for aligned pairs, [I, C] for all pairs (`camp_model.matchers.prepared.Layout`)
 """
 
 import importlib

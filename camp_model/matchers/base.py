@@ -1,4 +1,4 @@
-"""The interface of matchers, which is all that model, losses, scoring and evaluation use of them."""
+"""The interface of matchers; model, losses, scoring and evaluation use nothing else of them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -14,68 +14,76 @@ from camp_model.matchers.prepared import Layout, Prepared
 
 @dataclass(frozen=True)
 class Received:
-    """A side after its messages. Leading dimensions are those of the layout: [P] or [I, C]."""
+    """What one side has received. Leading dimensions are those of the layout: [P] or [I, C]."""
 
     fused: Tensor | None
-    """[..., L, d]; None where nothing is fused."""
+    """[..., L, d]; None if the matcher fuses nothing."""
     attention: Tensor
-    """[..., L, M], each region's weights over words or each word's over regions."""
+    """[..., L, M], each region's weights over words, or each word's weights over regions."""
     gate_logits: Tensor | None = None
-    """[..., L], before the sigmoid, in float32 or wider; mean over d for elementwise gates; None without gates."""
+    """[..., L], in float32 or wider; for elementwise gates the mean over d. None: there are no gates."""
     gates: Tensor | None = None
-    """[..., L], mean over d for elementwise gates."""
+    """[..., L], the sigmoids; for elementwise gates the mean over d."""
     evidence: Tensor | None = None
-    """[...], what counts and locations add to the pair's logit; None without `gate_evidence`."""
+    """[...], added to the pair's logit for counts and locations; None without `gate_evidence`."""
 
 
 @dataclass(frozen=True)
 class Matched:
-    """Scores, and what explains them. Leading dimensions are the layout's: [P] or [I, C]."""
+    """Scores and their explanations. Leading dimensions are those of the layout: [P] or [I, C]."""
 
     logits: Tensor
     """[...], in float32 or wider; the sigmoid of a logit is the matching score."""
     similarity: Tensor
-    """[...], the input of a ranking loss: the cosine if the logit is just that, otherwise the probability."""
+    """[...], the input of ranking losses: the cosine if the logit is only a scaled cosine, else the probability."""
     regions: Received | None = None
     """None if regions receive no messages."""
     words: Received | None = None
+    """None if words receive no messages."""
     region_pooling: Tensor | None = None
     """[..., R], each region's share in the image's vector or score; None if the matcher has no such shares."""
     word_pooling: Tensor | None = None
-    """[..., N]"""
+    """[..., N], as `region_pooling`."""
 
 
 @dataclass(frozen=True)
 class KernelSide:
-    """A side that receives messages, as the CPU kernel takes it."""
+    """The parameters of one side that receives messages, for the CPU kernel."""
 
     bias: Tensor | None
     """[d], of the fusion."""
     residual: bool
+    """Whether the own features are added to the fused ones."""
     gate_context: float
+    """Weight of the pair's mean gate logit in each gate logit."""
     pooling: Tensor | tuple[nn.Linear, nn.Linear] | None
-    """Weights [d] of attention pooling; the layers around the ReLU of the released pooling; None: mean pooling."""
+    """Weights [d] of attention pooling, or the two layers of the released pooling; None: mean pooling."""
 
 
 @dataclass(frozen=True)
 class KernelPlan:
-    """How the CPU kernel (`camp_model.scoring.tiles`) scores pairs of sides that hold `own`, `message` and `keys`."""
+    """How the CPU kernel (`camp_model.scoring.tiles`) scores prepared images and captions.
+
+    A side that receives messages must have `Prepared.own`, the other one `Prepared.message`, and captions `keys`.
+    """
 
     dim: int
+    """d"""
     gated: bool
-    """Whether scalar gates weigh the messages."""
+    """Whether scalar gates are applied."""
     regions: KernelSide | None
-    """None where regions receive no messages; their `pooled` is then there."""
+    """None if regions receive no messages; images then have `Prepared.pooled`."""
     words: KernelSide | None
+    """None if words receive no messages; captions then have `Prepared.pooled`."""
     layers: tuple[nn.Linear, nn.Linear] | None
-    """The layers around the ReLU that score a pooled image and caption, one after the other in a vector [2 d]."""
+    """The layers around the ReLU that score a pooled image and caption, concatenated to [2 d]; None: `score` does."""
     score: Callable[[Tensor, Tensor], Tensor]
     """Pooled images and captions [..., d], which broadcast, -> logits [...]; used without `layers`."""
     evidence: Callable[[Prepared, Prepared, Tensor], tuple[Tensor | None, Tensor | None]]
-    """Images, captions and the affinities [I, C, N, R] -> what is added to the gate logits of words, [I, C, N], and to
-    the logit, [I, C]; None: nothing."""
+    """Images, captions and affinities [I, C, N, R] -> what is added to the gate logits of words, [I, C, N], and to the
+    logits, [I, C]; None: nothing."""
     joint: Callable[[Tensor, Tensor], Tensor] | None = None
-    """The sides' `vector` [I, d] and [C, d] -> what is added to the logits, [I, C]."""
+    """`Prepared.vector` of images [I, d] and captions [C, d] -> what is added to the logits, [I, C]; None: nothing."""
 
 
 class PairScorer(Protocol):
@@ -121,20 +129,19 @@ class Matcher(nn.Module, ABC):
 
     @property
     def has_vectors(self) -> bool:
-        """Whether a score is the cosine of the sides' `pooled`, so that an index of vectors finds the best pairs."""
+        """Whether a score is the cosine of the sides' `Prepared.pooled`, so that an index of these finds the best."""
         return False
 
     @property
     def cosine(self) -> CosineMatching | None:
-        """The module that maps cosines to logits, if a logit is nothing but a scaled cosine; None otherwise."""
+        """The module that maps cosines to logits, if a logit is only a scaled cosine; else None."""
         return None
 
     def gate_logits(self, images: Prepared, captions: Prepared, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Gate logits of a pair's words, or of its regions if words receive no messages, and their mask.
+        """Gate logits of each pair's words, or of its regions if words receive no messages.
 
         Returns:
-            [..., N] or [..., R], in float32 or wider, and a bool mask that broadcasts to it; leading dimensions as the
-            layout says.
+            Logits [..., N] or [..., R], in float32 or wider, and a bool mask that broadcasts to them.
 
         Raises:
             ValueError: there are no gates.
@@ -142,5 +149,5 @@ class Matcher(nn.Module, ABC):
         raise ValueError(f"train.gate_supervision: needs gates, but {self.config.no_gates_reason()}")
 
     def kernel_plan(self) -> KernelPlan | None:
-        """What the CPU kernel needs to score prepared pairs; None where it cannot."""
+        """The parameters with which the CPU kernel scores prepared pairs; None if it cannot."""
         return None

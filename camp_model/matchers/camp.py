@@ -1,4 +1,4 @@
-"""CAMP's own way from encoded sides to a score: messages, gates and fusion, pooling, matching (paper section 3)."""
+"""The paper's matcher: messages, gates and fusion, pooling, score (section 3)."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,13 +17,13 @@ from camp_model.matchers.prepared import PAIRS, TILES, Layout, Prepared
 from camp_model.matchers.receiver import Receiver
 
 WEIGHTED = ("attention", "mlp", "mean")
-"""Poolings that the kernel knows: sums of vectors by weights."""
+"""Poolings that the CPU kernel supports: weighted sums of vectors."""
 
 
 class CampMatcher(Matcher):
-    """Cross-modal adaptive message passing; reads every switch of `CampConfig`.
+    """Cross-modal adaptive message passing; reads the switches of `CampConfig` that name no other matcher.
 
-    `message_passing: none` leaves pooling and matching, an ablation.
+    With `message_passing: none`, only pooling and matching are left (an ablation).
     """
 
     def __init__(self, config: CampConfig) -> None:
@@ -54,61 +54,59 @@ class CampMatcher(Matcher):
 
     def prepare_regions(self, regions: Tensor, mask: Tensor) -> Prepared:
         """As `Matcher.prepare_regions`."""
-        vector = pooled_vectors(regions, mask) if self.joint else None
-        encoded, regions = regions, self._of_norm(regions)
-        prepared = self.messages.prepare_regions(regions, mask, encoded) if self.messages else Prepared(regions, mask)
-        prepared = replace(prepared, vector=vector)
+        vector = pooled_vectors(regions, mask) if self.joint else None  # [I, d]
+        values = self._with_norm(regions)
+        prepared = self.messages.prepare_regions(values, mask, regions) if self.messages else Prepared(values, mask)
         if self.messages and self.messages.to_regions:
-            return prepared
-        pooled, pooling = self._pool(self.region_pooling, regions, mask)
-        return replace(prepared, pooled=pooled, pooling=pooling)
+            return replace(prepared, vector=vector)
+        pooled, pooling = self._pool(self.region_pooling, values, mask)  # [I, d], [I, R]
+        return replace(prepared, vector=vector, pooled=pooled, pooling=pooling)
 
     def prepare_words(self, words: Tensor, mask: Tensor) -> Prepared:
         """As `Matcher.prepare_words`."""
-        vector = pooled_vectors(words, mask) if self.joint else None
-        words = self._of_norm(words)
-        prepared = self.messages.prepare_words(words, mask) if self.messages else Prepared(words, mask)
-        prepared = replace(prepared, vector=vector)
+        vector = pooled_vectors(words, mask) if self.joint else None  # [C, d]
+        values = self._with_norm(words)
+        prepared = self.messages.prepare_words(values, mask) if self.messages else Prepared(values, mask)
         if self.messages and self.messages.to_words:
-            return prepared
-        pooled, pooling = self._pool(self.word_pooling, words, mask)
-        return replace(prepared, pooled=pooled, pooling=pooling)
+            return replace(prepared, vector=vector)
+        pooled, pooling = self._pool(self.word_pooling, values, mask)  # [C, d], [C, N]
+        return replace(prepared, vector=vector, pooled=pooled, pooling=pooling)
 
     def match(self, images: Prepared, captions: Prepared, layout: Layout) -> Matched:
         """As `Matcher.match`."""
         regions, words = self.messages(images, captions, layout) if self.messages else (None, None)
-        image, image_weights = self._side(self.region_pooling, images, regions, layout.regions)
-        caption, caption_weights = self._side(self.word_pooling, captions, words, layout.words)
+        image, region_pooling = self._side(self.region_pooling, images, regions, layout.regions)  # [..., d], [..., R]
+        caption, word_pooling = self._side(self.word_pooling, captions, words, layout.words)  # [..., d], [..., N]
         if self.messages is None and layout is not PAIRS:
             assert images.pooled is not None and captions.pooled is not None
-            logits, similarity = self.matching.all_pairs(images.pooled, captions.pooled)
+            logits, similarity = self.matching.all_pairs(images.pooled, captions.pooled)  # [I, C]
         else:
-            logits, similarity = self.matching(image, caption)
+            logits, similarity = self.matching(image, caption)  # [...]
         if words is not None and words.evidence is not None:
             logits = logits + words.evidence
             similarity = logits.sigmoid()
         if self.joint is not None:
             assert images.vector is not None and captions.vector is not None
-            meet = self.joint if layout is PAIRS else self.joint.all_pairs
-            logits = logits + meet(images.vector, captions.vector)[0]
+            joint_score = self.joint if layout is PAIRS else self.joint.all_pairs
+            logits = logits + joint_score(images.vector, captions.vector)[0]
             similarity = logits.sigmoid()
-        return Matched(logits, similarity, regions, words, image_weights, caption_weights)
+        return Matched(logits, similarity, regions, words, region_pooling, word_pooling)
 
     def gate_logits(self, images: Prepared, captions: Prepared, layout: Layout) -> tuple[Tensor, Tensor]:
-        """As `Matcher.gate_logits`; scalar gates take no vector of length d for a pair."""
+        """As `Matcher.gate_logits`; for scalar gates, no vector of length d is formed for a pair."""
         logits = None if self.messages is None else self.messages.gate_logits(images, captions, layout)
         if logits is None or self.messages is None:
             return super().gate_logits(images, captions, layout)
-        return logits, layout.regions(images.real) if self.messages.to_words is None else layout.words(captions.real)
+        return logits, layout.words(captions.real) if self.messages.to_words else layout.regions(images.real)
 
     def kernel_plan(self) -> KernelPlan | None:
-        """As `Matcher.kernel_plan`: one hop, with gates that are scalar or none, factorises; it pools by weights."""
+        """As `Matcher.kernel_plan`; the kernel supports one hop, no elementwise gates, and pooling by weights."""
         config = self.config
         if self.messages is None or config.hops == 2 or config.fusion == "message" or config.gate == "elementwise":
             return None
         if config.pooling not in WEIGHTED:
             return None
-        both = self.messages.to_regions is not None and self.messages.to_words is not None
+        both = config.message_passing == "both"
         mlp = self.matching if isinstance(self.matching, MlpMatching) else None
         return KernelPlan(
             dim=config.dim,
@@ -137,13 +135,15 @@ class CampMatcher(Matcher):
             layers = first, last
         return KernelSide(receiver.fusion.bias, self.config.residual, receiver.gate_context, layers)
 
-    def _of_norm(self, values: Tensor) -> Tensor:
+    def _with_norm(self, values: Tensor) -> Tensor:
+        """Give each vector the length `feature_norm`, if it is set: [B, L, d] -> [B, L, d]."""
         norm = self.config.feature_norm
         return norm * normalize(at_least_float32(values), dim=-1) if norm else values
 
     def _side(
         self, pooling: Pooling, side: Prepared, received: Received | None, spread: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
+        """Pool one side, after its messages if it received any: vectors [..., d] and weights [..., L]."""
         if received is None:
             assert side.pooled is not None and side.pooling is not None
             return spread(side.pooled), spread(side.pooling)
@@ -151,6 +151,7 @@ class CampMatcher(Matcher):
         return self._pool(pooling, received.fused, None if side.mask is None else spread(side.mask))
 
     def _pool(self, pooling: Pooling, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Pool [..., L, d] into vectors [..., d] and weights [..., L]."""
         pooled, weights = pooling(features, mask)
         # The released two-hop model compares pooled vectors of unit length.
         return (normalize(pooled, dim=-1) if self.config.hops == 2 else pooled), weights

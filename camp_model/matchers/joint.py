@@ -1,6 +1,6 @@
-"""A joint embedding, a baseline without messages: one vector for an image, one for a caption, and their cosine.
+"""A joint embedding, a baseline without messages: the cosine of one vector per image and one per caption.
 
-With hardest negatives and a ranking loss this is VSE++ (Faghri et al., BMVC 2018), on regions and pooled words.
+With hardest negatives and a ranking loss, this is VSE++ (Faghri et al., BMVC 2018) on regions and pooled words.
 """
 
 from torch import Tensor
@@ -42,7 +42,11 @@ class JointMatcher(Matcher):
         """As `Matcher.match`."""
         assert images.pooled is not None and captions.pooled is not None
         assert images.pooling is not None and captions.pooling is not None
-        meet = self.matching if layout is PAIRS else self.matching.all_pairs
-        logits, similarity = meet(images.pooled, captions.pooled)
-        shares = layout.regions(images.pooling), layout.words(captions.pooling)
-        return Matched(logits, similarity, region_pooling=shares[0], word_pooling=shares[1])
+        score = self.matching if layout is PAIRS else self.matching.all_pairs
+        logits, similarity = score(images.pooled, captions.pooled)  # [...]
+        return Matched(
+            logits,
+            similarity,
+            region_pooling=layout.regions(images.pooling),
+            word_pooling=layout.words(captions.pooling),
+        )

@@ -1,4 +1,4 @@
-"""The score of a pooled image against a pooled caption (paper section 3.3, equation 11)."""
+"""The score of a pooled image with a pooled caption (paper section 3.3, equation 11)."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from torch.nn.functional import linear, logsigmoid, normalize
 
 
 class MlpMatching(nn.Module):
-    """A learnt score of the two vectors."""
+    """A hidden layer and an output: a learnt score of the two vectors (equation 11)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -28,31 +28,31 @@ class MlpMatching(nn.Module):
             caption: pooled captions [..., d].
 
         Returns:
-            Logits [...], and the similarity [...] that a ranking loss takes: the probability.
+            Logits [...] and their probabilities [...], the similarity of ranking losses.
         """
         # W [v; t] = W_v v + W_t t: a side that received no messages is multiplied once, not once per pair.
-        weight = self.hidden.weight
+        weight = self.hidden.weight  # [d, 2 d]
         hidden = linear(image, weight[:, : self.dim], self.hidden.bias) + linear(caption, weight[:, self.dim :])
-        logits = self.logits(hidden.relu())
+        logits = self.logits(hidden.relu())  # [..., d] -> [...]
         return logits, logits.sigmoid()
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The last layer: [..., d] -> [...], in float32 at least, because 16 bits would tie thousands of candidates."""
+        """Apply the last layer: [..., d] -> [...], in float32 or wider; 16 bits would tie thousands of candidates."""
         weight, bias = self.output.weight, self.output.bias
         if hidden.dtype in (torch.float16, torch.bfloat16):
             return (hidden.float() * weight[0].float()).sum(-1) + bias.float()
         return linear(hidden, weight, bias).squeeze(-1)
 
     def all_pairs(self, image: Tensor, caption: Tensor) -> tuple[Tensor, Tensor]:
-        """As `forward`, for every image [I, d] with every caption [C, d]: [I, C]."""
+        """As `forward`, for all images with all captions: [I, d], [C, d] -> [I, C] each."""
         return self.forward(image[:, None], caption[None])
 
 
 class CosineMatching(nn.Module):
     """A cosine, scaled and shifted into a logit.
 
-    Scale and shift are learnt, because binary cross-entropy on a bare cosine could never leave [0.27, 0.73]. The scale
-    is an exponential, so a logit ranks exactly as the cosine does.
+    Scale and shift are learnt, because the sigmoid of a bare cosine stays within [0.27, 0.73], which limits binary
+    cross-entropy. The scale is an exponential and so positive: logits rank as cosines do.
     """
 
     def __init__(self) -> None:
@@ -66,29 +66,29 @@ class CosineMatching(nn.Module):
         return self.scaled((normalize(image, dim=-1) * normalize(caption, dim=-1)).sum(-1))
 
     def all_pairs(self, image: Tensor, caption: Tensor) -> tuple[Tensor, Tensor]:
-        """As `forward`, for every image [I, d] with every caption [C, d]: [I, C]."""
+        """As `forward`, for all images with all captions: [I, d], [C, d] -> [I, C] each."""
         image, caption = at_least_float32(image), at_least_float32(caption)
         with torch.autocast(image.device.type, enabled=False):
             return self.scaled(normalize(image, dim=-1) @ normalize(caption, dim=-1).T)
 
     def unscaled(self, logits: Tensor) -> Tensor:
-        """The cosines that `scaled` makes these logits of."""
+        """The cosines of logits; the inverse of `scaled`."""
         return (logits - self.shift) / self.log_scale.exp()
 
     def scaled(self, cosine: Tensor) -> tuple[Tensor, Tensor]:
-        """The logit of a cosine, and the cosine."""
+        """Logits of cosines, and the cosines."""
         return self.log_scale.exp() * cosine + self.shift, cosine
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """`values`, in float32 where they have 16 bits."""
+    """`values`, converted to float32 if they have 16 bits."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def mean_logits(logits: Sequence[Tensor]) -> Tensor:
-    """The logit of the mean of several scores m = sigmoid(logit), all of one shape.
+    """The logits of the mean of several scores m = sigmoid(logit), all of one shape.
 
-    As logits, scores too close to 0 or 1 for a float stay apart.
+    The mean is taken on logits, so scores whose probabilities would both round to 0 or 1 stay different.
     """
     if len(logits) == 1:
         return logits[0]

@@ -18,14 +18,14 @@ def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
 class Pooling(nn.Module):
     """A weighted sum over regions or words.
 
-    `attention` weighs by softmax(w . x); `mlp` by the released code's Linear-ReLU-Linear with several heads, averaged;
-    `mean` equally. `gpo` weighs each channel's sorted values by their place (`GeneralisedPooling`).
+    The weights are softmax(w . x) (`attention`), the mean over the heads of the released code's Linear-ReLU-Linear
+    (`mlp`), equal (`mean`), or those of each channel's sorted values by rank (`gpo`, see `GeneralisedPooling`).
     """
 
     def __init__(self, config: CampConfig) -> None:
         super().__init__()
         self.score: nn.Module | None = None
-        self.places = GeneralisedPooling() if config.pooling == "gpo" else None
+        self.places = GeneralisedPooling() if config.pooling == "gpo" else None  # the name in checkpoints
         if config.pooling == "attention":
             self.score = nn.Linear(config.dim, 1, bias=False)
         elif config.pooling == "mlp":
@@ -37,18 +37,18 @@ class Pooling(nn.Module):
         """The weight of each region or word: [..., L, d], bool [..., L] (None: all real) -> [..., L]."""
         if self.score is not None:
             scores = self.score(features).transpose(-2, -1)  # [..., heads, L]
-            return masked_softmax(scores, None if mask is None else mask[..., None, :]).mean(-2)
+            return masked_softmax(scores, None if mask is None else mask[..., None, :]).mean(-2)  # [..., L]
         if mask is None:
             return features.new_full(features.shape[:-1], 1 / features.shape[-2])
         share = mask.to(features.dtype) / mask.sum(-1, keepdim=True).clamp(min=1)
         return share.expand(features.shape[:-1])
 
     def forward(self, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Pool.
+        """Pool regions or words.
 
         Args:
             features: [..., L, d].
-            mask: bool, broadcast to [..., L]; None where all are real.
+            mask: bool, broadcast to [..., L]; None: all are real.
 
         Returns:
             The pooled vectors [..., d] and the weights [..., L].
@@ -56,5 +56,5 @@ class Pooling(nn.Module):
         if self.places is not None:
             pooled: tuple[Tensor, Tensor] = self.places(features, mask)
             return pooled
-        weights = self.weights(features, mask)
-        return (weights[..., None, :] @ features).squeeze(-2), weights
+        weights = self.weights(features, mask)  # [..., L]
+        return (weights[..., None, :] @ features).squeeze(-2), weights  # [..., 1, L] @ [..., L, d] -> [..., d]

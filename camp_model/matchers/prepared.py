@@ -1,4 +1,4 @@
-"""Prepared images and captions, and the layouts in which they are matched."""
+"""Prepared images and captions, and the layouts in which they are matched; letters of shapes as in `camp_model`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,23 +13,25 @@ from camp_model.tensors import take_rows
 
 @dataclass(frozen=True)
 class Layout:
-    """How images and captions are paired: the einsum of each product, and the axes along which either is repeated."""
+    """How images and captions are paired: the einsum of each product, and the axis along which a side is repeated."""
 
     products: str
-    """Regions, words -> all inner products between them."""
+    """Regions [B, R, d], words [B, N, d] -> inner products [..., R, N]."""
     to_regions: str
-    """Weights, words -> messages to regions."""
+    """Weights [..., R, N], words [B, N, d] -> messages to regions [..., R, d]."""
     to_words: str
-    """Weights, regions -> messages to words."""
+    """Weights [..., N, R], regions [B, R, d] -> messages to words [..., N, d]."""
     region_axis: int | None
+    """Axis that is added to values per image; None: no axis."""
     word_axis: int | None
+    """Axis that is added to values per caption; None: no axis."""
 
     def regions(self, values: Tensor) -> Tensor:
-        """Values per image, ready to broadcast with values per pair."""
+        """Make values per image broadcast with values per pair: [I, ...] -> [I, 1, ...]; [P, ...] stays."""
         return values if self.region_axis is None else values.unsqueeze(self.region_axis)
 
     def words(self, values: Tensor) -> Tensor:
-        """Values per caption, ready to broadcast with values per pair."""
+        """Make values per caption broadcast with values per pair: [C, ...] -> [1, C, ...]; [P, ...] stays."""
         return values if self.word_axis is None else values.unsqueeze(self.word_axis)
 
 
@@ -47,27 +49,27 @@ def check_mask(name: str, values: Tensor, mask: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that can be computed of images without captions, or of captions without images. `L` is R or N.
+    """Everything about images that needs no caption, or about captions that needs no image; L is R or N.
 
-    A matcher fills what it needs; a subclass may add tensors [B, L, ...] of its own.
+    A matcher fills the fields that it needs; a subclass may add tensors [B, L, ...] of its own.
     """
 
     features: Tensor
     """[B, L, d]"""
     mask: Tensor | None
-    """bool [B, L]; None where all are real."""
+    """bool [B, L], True at real regions or words; None: all are real."""
     keys: tuple[Tensor, ...] = ()
-    """Captions only. [B, L, d]; their inner products with region features are the affinities."""
+    """Captions only. [B, L, d] for each hop; their inner products with region features are the affinities."""
     own: Tensor | None = None
-    """[B, L, d], the features through this side's fusion weights."""
+    """[B, L, d], the features times this side's fusion weights (`Receiver.own_weight`)."""
     message: Tensor | None = None
-    """[B, L, d], the features through the other side's fusion weights for messages."""
+    """[B, L, d], the features times the other side's fusion weights for messages (`Receiver.message_weight`)."""
     hop: Tensor | None = None
-    """[B, L, L], affinities of the second hop between features, for messages to the other side."""
+    """[B, L, L], affinities of the second hop, between features that are sent to the other side."""
     gram: Tensor | None = None
-    """[B, L, L], inner products of the features, for the length of messages."""
+    """[B, L, L], inner products of the features, which give the lengths of messages."""
     hidden: Tensor | None = None
-    """[B, L, outputs], the features through the hidden layer of this side's pooling, before its ReLU."""
+    """[B, L, outputs], the hidden layer of this side's pooling before its ReLU, computed from the features."""
     evidence: Tensor | None = None
     """[B, L, ...], for `camp_model.matchers.evidence`: the locations of regions, or the evidence that words expect."""
     same: Tensor | None = None
@@ -79,13 +81,13 @@ class Prepared:
     pooling: Tensor | None = None
     """[B, L], the weights of `pooled`."""
     gates: Tensor | None = None
-    """[B, L], applied instead of a pair's own scalar gates, which are still measured; None: its own."""
+    """[B, L], scalar gates that are applied in every pair; its own are still measured. None: its own are applied."""
     vector: Tensor | None = None
-    """[B, d], the mean of the encoder's output, of unit length, where it has a share in the score."""
+    """[B, d], the unit-length mean of the encoder's output, if the score has a term of it (`joint_score`)."""
 
     @property
     def real(self) -> Tensor:
-        """bool [B, L], also where `mask` is None."""
+        """bool [B, L], `mask`, or all True if that is None."""
         ones = torch.ones(self.features.shape[:2], dtype=torch.bool, device=self.features.device)
         return ones if self.mask is None else self.mask
 

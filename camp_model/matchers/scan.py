@@ -6,10 +6,9 @@ released code):
     text_to_image   n_ij = l_ij / |l_i.|, a_ij = softmax_i(9 n_ij), score = mean_j cos(t_j, sum_i a_ij v_i)   (6 to 9)
     image_to_text   n_ij = l_ij / |l_.j|, a_ij = softmax_j(4 n_ij), score = mean_i cos(v_i, sum_j a_ij t_j)   (2 to 5)
 
-both: the mean of the two scores. (The paper's ensemble is of two models, as `evaluate.ensemble` has it; here both
-scores share encoders and training.) The attended vector is a weighted sum of one side's own, so its inner product and
-its length are those of the weights with s and with the side's Gram matrix, and no vector of length d is formed for a
-pair.
+`both` is the mean of the two scores of one model; the paper's ensemble is of two models (`evaluate.ensemble`). The
+attended vector a is a weighted sum of vectors x_k with weights a_k, so <y, a> = sum_k a_k <y, x_k> and |a|^2 =
+sum_kl a_k a_l <x_k, x_l>: inner products and a Gram matrix suffice, and no vector of length d is formed for a pair.
 """
 
 import torch
@@ -23,29 +22,28 @@ from camp_model.matchers.pooling import masked_softmax
 from camp_model.matchers.prepared import Layout, Prepared
 
 WORD_SHARPNESS, REGION_SHARPNESS = 9.0, 4.0
-"""Inverse temperature of the attention of words and of regions: lambda_1 of each direction, as the released code has
-it."""
+"""Inverse temperatures of the attention of words and of regions: lambda_1 of each direction in the released code."""
 
 
 def stacked_attention(products: Tensor, queries: Tensor, keys: Tensor | None, sharpness: float) -> Tensor:
-    """Attention whose products are first normalised over the queries, so that these compete for each key.
+    """Attention over keys; the products are first normalised over the queries, which thus compete for each key.
 
     Args:
         products: [..., Q, K], inner products of unit vectors.
-        queries: bool, broadcast to [..., Q]: which are real.
-        keys: bool, broadcast to [..., K]; None: all are real.
+        queries: bool, broadcast to [..., Q], True at real queries.
+        keys: bool, broadcast to [..., K], True at real keys; None: all are real.
         sharpness: inverse temperature of the softmax.
 
     Returns:
         [..., Q, K], each query's weights over the keys.
     """
-    signed = leaky_relu(products, 0.1).masked_fill(~queries[..., :, None], 0.0)
-    focus = sharpness * normalize(signed, dim=-2)
+    signed = leaky_relu(products, 0.1).masked_fill(~queries[..., :, None], 0.0)  # [..., Q, K]
+    focus = sharpness * normalize(signed, dim=-2)  # over Q
     return masked_softmax(focus, None if keys is None else keys[..., None, :])
 
 
 class ScanMatcher(Matcher):
-    """The score, scaled and shifted into a logit as a cosine is; reads `scan_direction`."""
+    """SCAN's score, scaled and shifted into a logit as a cosine is; reads `scan_direction`."""
 
     def __init__(self, config: CampConfig) -> None:
         super().__init__(config)
@@ -57,7 +55,7 @@ class ScanMatcher(Matcher):
         return self.matching
 
     def _prepare(self, values: Tensor, mask: Tensor) -> Prepared:
-        """Unit vectors and their Gram matrices: [B, L, d], bool [B, L]."""
+        """Compute unit vectors [B, L, d] and their Gram matrices [B, L, L]: [B, L, d], bool [B, L]."""
         values = normalize(at_least_float32(values), dim=-1)
         with torch.autocast(values.device.type, enabled=False):
             return Prepared(values, mask, gram=values @ values.transpose(-2, -1))
@@ -71,7 +69,7 @@ class ScanMatcher(Matcher):
         return self._prepare(words, mask)
 
     def match(self, images: Prepared, captions: Prepared, layout: Layout) -> Matched:
-        """As `Matcher.match`; each region or word that attends has the same share in the score."""
+        """As `Matcher.match`; all regions or words that attend have the same share in the score."""
         assert images.gram is not None and captions.gram is not None
         direction = self.config.scan_direction
         regions, words = layout.regions(images.real), layout.words(captions.real)
@@ -79,8 +77,8 @@ class ScanMatcher(Matcher):
         with torch.autocast(images.features.device.type, enabled=False):
             products = torch.einsum(layout.products, images.features, captions.features)  # [..., R, N]
             if direction != "image_to_text":
-                turned, keys = products.transpose(-2, -1), None if images.mask is None else regions
-                by_word = _direction(turned, words, keys, layout.regions(images.gram), WORD_SHARPNESS)
+                keys = None if images.mask is None else regions
+                by_word = _direction(products.mT, words, keys, layout.regions(images.gram), WORD_SHARPNESS)
             if direction != "text_to_image":
                 keys = None if captions.mask is None else words
                 by_region = _direction(products, regions, keys, layout.words(captions.gram), REGION_SHARPNESS)
@@ -112,15 +110,15 @@ def _direction(
         products, queries, keys, sharpness: as `stacked_attention` takes them.
         gram: [..., K, K], inner products of the keys.
     """
-    attention = stacked_attention(products, queries, keys, sharpness)
-    along = (attention * products).sum(-1)
-    squares = ((attention @ gram) * attention).sum(-1)
+    attention = stacked_attention(products, queries, keys, sharpness)  # [..., Q, K]
+    along = (attention * products).sum(-1)  # [..., Q]
+    squares = ((attention @ gram) * attention).sum(-1)  # [..., Q]
     cosines = along / squares.clamp(min=1e-16).sqrt()  # [..., Q]
     return (cosines * queries).sum(-1) / queries.sum(-1).clamp(min=1), attention
 
 
 def _equal_shares(real: Tensor, attention: Tensor) -> Tensor:
-    """The same share for each of the real ones: bool, broadcast to [..., Q], for attention [..., Q, K] -> [..., Q]."""
+    """Equal shares of the real queries: bool, broadcast to [..., Q], for attention [..., Q, K] -> [..., Q]."""
     shares = real.to(attention.dtype) / real.sum(-1, keepdim=True).clamp(min=1)
     return shares.expand(attention.shape[:-1])
 

@@ -11,10 +11,10 @@ With unit vectors v_i and t_j:
     score       sigmoid(w . the result); both: the mean of the scores of SGR and SAF
 
 Biases and the unit length of attended vectors are those of the released code. Three parts of it are left out: dropout
-in the self-attention and of word embeddings (`train.dropout`), and batch normalisation, which would make a pair's score
-depend on the rest of the batch while training. In SAF the norm ends up as a scale and a shift, which the preceding
-layer can express; in the self-attention it has a scale for each region index, so that the order of regions matters.
-(The paper's SGRAF is two separately trained models, as with `evaluate.ensemble`.)
+in the self-attention, dropout of word embeddings (instead: `train.dropout`), and batch normalisation, which would make
+a pair's score depend on the rest of the batch while training. In SAF, the trained normalisation is a scale and a shift,
+which the layer before it can express; in the self-attention, it has a scale for each region index, so that the order of
+regions matters. (The paper's SGRAF is two separately trained models, as with `evaluate.ensemble`.)
 """
 
 import torch
@@ -49,15 +49,15 @@ class GlobalVector(nn.Module):
         self.score = _layer(dim, 1, bias=False)  # here and in `ReasoningStep.key` a softmax would not see a bias
 
     def forward(self, values: Tensor, mask: Tensor) -> Tensor:
-        """The vectors [B, d]: [B, L, d], bool [B, L]."""
-        mean = (values * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
-        common = self.local(values).tanh() * self.whole(mean).tanh()[:, None]
-        weights = masked_softmax(at_least_float32(self.score(common).squeeze(-1)), mask)
+        """Pool: [B, L, d], bool [B, L] -> unit vectors [B, d]."""
+        mean = (values * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)  # [B, d]
+        common = self.local(values).tanh() * self.whole(mean).tanh()[:, None]  # [B, L, d]
+        weights = masked_softmax(at_least_float32(self.score(common).squeeze(-1)), mask)  # [B, L]
         return normalize((weights[..., None] * values).sum(1), dim=-1)
 
 
 class ReasoningStep(nn.Module):
-    """Each similarity becomes a weighted sum of all, through a layer (graph reasoning)."""
+    """A step of graph reasoning: each node becomes a weighted sum of all nodes, through a layer."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -66,11 +66,20 @@ class ReasoningStep(nn.Module):
         self.output = _layer(size, size)
 
     def forward(self, nodes: Tensor, mask: Tensor, wanted: int) -> Tensor:
-        """The first `wanted` nodes after the step: [..., K, m], bool broadcast to [..., K] -> [..., wanted, m]."""
+        """Compute the first `wanted` nodes after the step.
+
+        Args:
+            nodes: [..., K, m].
+            mask: bool, broadcast to [..., K], True at real nodes.
+            wanted: number of nodes that are needed.
+
+        Returns:
+            [..., wanted, m].
+        """
         # (W_in s_p + b) . (W_out s_q) = (W_out^T W_in s_p + W_out^T b) . s_q: one product a node in place of two.
         weight, bias = self.key.weight.T @ self.query.weight, self.query.bias @ self.key.weight
-        queries = linear(nodes[..., :wanted, :], weight, bias)
-        edges = masked_softmax(at_least_float32(queries @ nodes.transpose(-2, -1)), mask[..., None, :])
+        queries = linear(nodes[..., :wanted, :], weight, bias)  # [..., wanted, m]
+        edges = masked_softmax(at_least_float32(queries @ nodes.mT), mask[..., None, :])  # [..., wanted, K]
         reasoned: Tensor = self.output(edges.to(nodes.dtype) @ nodes).relu()
         return reasoned
 
@@ -105,10 +114,10 @@ class SgrafMatcher(Matcher):
         return self._prepare(words, mask, self.caption_vector)
 
     def match(self, images: Prepared, captions: Prepared, layout: Layout) -> Matched:
-        """As `Matcher.match`; for SAF, with the weight of each word's similarity."""
+        """As `Matcher.match`; with SAF, the share of each word is the weight of its similarity."""
         similarities, attention = self._similarities(images, captions, layout)  # [..., 1 + N, m], [..., N, R]
         words = layout.words(captions.real)
-        mask = torch.cat([words.new_ones(()).expand(*words.shape[:-1], 1), words], dim=-1)
+        mask = torch.cat([words.new_ones(()).expand(*words.shape[:-1], 1), words], dim=-1)  # [..., 1 + N]
         logits, shares = [], None
         if self.steps is not None:
             nodes = similarities
@@ -116,13 +125,13 @@ class SgrafMatcher(Matcher):
                 nodes = step(nodes, mask, nodes.shape[-2] if number < STEPS else 1)
             logits.append(at_least_float32(self.reasoned_score(nodes[..., 0, :]).squeeze(-1)))
         if self.filter is not None:
-            weights = at_least_float32(self.filter(similarities).squeeze(-1)).sigmoid() * mask
-            filtered = normalize((weights[..., None] * similarities).sum(-2), dim=-1)
+            weights = at_least_float32(self.filter(similarities).squeeze(-1)).sigmoid() * mask  # [..., 1 + N]
+            filtered = normalize((weights[..., None] * similarities).sum(-2), dim=-1)  # [..., m]
             logits.append(at_least_float32(self.filtered_score(filtered).squeeze(-1)))
             of_words = weights[..., 1:]
             shares = of_words / of_words.sum(-1, keepdim=True).clamp(min=torch.finfo(of_words.dtype).tiny)
         score = mean_logits(logits)
-        region_shares = None if shares is None else (shares[..., None] * attention).sum(-2)
+        region_shares = None if shares is None else (shares[..., None] * attention).sum(-2)  # [..., R]
         return Matched(score, score.sigmoid(), None, Received(None, attention), region_shares, shares)
 
     def _similarities(self, images: Prepared, captions: Prepared, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -133,7 +142,7 @@ class SgrafMatcher(Matcher):
             keys = None if images.mask is None else layout.regions(images.mask)
             attention = stacked_attention(products, layout.words(captions.real), keys, WORD_SHARPNESS)
             attended = normalize(torch.einsum(layout.to_words, attention, images.features), dim=-1)  # [..., N, d]
-        local = (attended - layout.words(captions.features)).square()
-        whole = (layout.regions(images.pooled) - layout.words(captions.pooled)).square()
+        local = (attended - layout.words(captions.features)).square()  # [..., N, d]
+        whole = (layout.regions(images.pooled) - layout.words(captions.pooled)).square()  # [..., d]
         both = self.global_similarity(whole)[..., None, :], self.local_similarity(local)
         return normalize(at_least_float32(torch.cat(both, dim=-2)), dim=-1), attention
