@@ -11,10 +11,11 @@ from camp_model.answers import RightAnswers
 from camp_model.matchers.base import PairScorer
 from camp_model.matchers.prepared import PAIRS
 from camp_model.scoring.all_pairs import GRAPH_BYTES, Progress, pair_bytes, score_blocks
+from camp_model.scoring.best_results import BestResults, score_keys
 from camp_model.scoring.fitting import in_parts
 
 MAX_CLOSE_SCORES = 2**24
-"""Scores near an image's best own score that are kept before equal ones are merged."""
+"""Number of scores near an image's best own score that are kept before equal ones are merged."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,11 @@ class RankedQueries:
     t2i_scores: Tensor
     """[C, k]"""
     hardest: Tensor
-    """int64 [C], position of the wrong image that scores highest with each caption; where every image is right, one of
-    those."""
+    """int64 [C], position of the wrong image that scores highest with each caption; any image if all are right."""
 
 
 class WorkShare(Protocol):
-    """The processes that share the captions, and the place of this one."""
+    """The processes that share the captions, and the rank of this one."""
 
     @property
     def rank(self) -> int:
@@ -77,8 +77,8 @@ def rank_queries(
         words: [C, N, d].
         word_mask: bool [C, N].
         caption_image: int64 [C], position of the image that each caption belongs to.
-        top_k: results kept of each query; fewer where there are fewer candidates.
-        caption_text: int64 [C], equal where captions have the same text; None: no two have.
+        top_k: results kept for each query; fewer if there are fewer candidates.
+        caption_text: int64 [C], equal for captions of the same text; None: all texts differ.
         progress: called now and then with the number of pairs scored since the last call.
 
     Raises:
@@ -112,48 +112,43 @@ def rank_blocks(
             images come for a set of captions before the next captions.
         own_scores: [C], the logit of each caption with its image, up to rounding.
         images: I.
-        caption_image, top_k, caption_text: as of `rank_queries`.
-        share: where several processes share the captions; then with `top_k` 0.
+        caption_image, top_k, caption_text: as in `rank_queries`.
+        share: this process's share, if several processes share the captions; needs `top_k` 0.
 
     Raises:
-        ValueError: a score that is not a finite number, or an image's best own caption scores otherwise in its block
-            than among `own_scores`.
+        ValueError: a score is not a finite number, or an image's best own caption scores differently in its block and
+            in `own_scores`.
     """
     _check_finite(own_scores)
     answers = RightAnswers(caption_image, caption_text)
     captions = len(caption_image)
-    queries = _ImageQueries(own_scores, caption_image, images)
-    best_captions = _Best(images, min(top_k, captions), own_scores)
-    best_images = _Best(captions, min(top_k, images), own_scores)
-    hardest = _Best(captions, 1, own_scores)
-    t2i_ranks = torch.zeros(captions, dtype=torch.int64, device=own_scores.device)
-    column: list[Tensor] = []
-    rights: list[Tensor] = []
-    done = 0
+    image_queries = _ImageQueries(own_scores, caption_image, images)
+    caption_queries = _CaptionQueries(captions, images, own_scores.device)
+    best_captions = BestResults(images, min(top_k, captions), own_scores)
+    best_images = BestResults(captions, min(top_k, images), own_scores)
+    hardest = BestResults(captions, 1, own_scores)
     for image_rows, caption_rows, logits in blocks:
         _check_finite(logits)
         own = caption_image[caption_rows] == image_rows[:, None]  # [i, c]
-        right = answers.is_right(image_rows[:, None], caption_rows)
-        queries.add(image_rows, logits, own, right)
+        right = answers.is_right(image_rows[:, None], caption_rows)  # [i, c]
+        image_queries.add(image_rows, logits, own, right)
+        caption_queries.add(caption_rows, logits, right)
         best_captions.add(image_rows, caption_rows, logits, right)
         best_images.add(caption_rows, image_rows, logits.T, right.T)
         hardest.add(caption_rows, image_rows, logits.masked_fill(right, -torch.inf).T, right.T)
-        rights.append(right)
-        column.append(logits)
-        done += len(image_rows)
-        if done == images:  # these captions have met every image
-            scores, is_right = torch.cat(column), torch.cat(rights)
-            best = scores.masked_fill(~is_right, torch.finfo(scores.dtype).min).amax(0)
-            t2i_ranks[caption_rows] = 1 + ((scores >= best) & ~is_right).sum(0)
-            column, rights, done = [], [], 0
-    hardest_images = hardest.positions[:, 0]
+    t2i_ranks, hardest_images = caption_queries.ranks, hardest.positions[:, 0]
     if share is not None:
-        for values in (t2i_ranks, hardest_images.clamp_(min=0)):  # zero where another process has the caption
+        for values in (t2i_ranks, hardest_images.clamp_(min=0)):  # zero if another process has the caption
             share.sum_(values)
     return RankedQueries(
-        queries.ranks(share), t2i_ranks, best_captions.positions, best_captions.scores, best_images.positions,
-        best_images.scores, hardest_images,
-    )  # fmt: skip
+        i2t_ranks=image_queries.ranks(share),
+        t2i_ranks=t2i_ranks,
+        i2t_top=best_captions.positions,
+        i2t_scores=best_captions.scores,
+        t2i_top=best_images.positions,
+        t2i_scores=best_images.scores,
+        hardest=hardest_images,
+    )
 
 
 def _check_finite(scores: Tensor) -> None:
@@ -164,7 +159,7 @@ def _check_finite(scores: Tensor) -> None:
 def _own_scores(
     model: PairScorer, regions: Tensor, region_mask: Tensor, words: Tensor, word_mask: Tensor, caption_image: Tensor
 ) -> Tensor:
-    """Logit [C] of each caption with its image, equal to the tile's up to rounding."""
+    """Logit [C] of each caption with its own image; tiles may round it differently."""
 
     def score_part(part: slice) -> Tensor:
         images = caption_image[part]
@@ -175,11 +170,32 @@ def _own_scores(
     return torch.cat(list(in_parts(score_part, len(words), size)))
 
 
-class _ImageQueries:
-    """Counts, for each image, the wrong captions that score at least as high as its best own one.
+class _CaptionQueries:
+    """Ranks captions; the blocks of a set of captions hold all images before the next captions come."""
 
-    The exact score of that one is known only when all its captions have come by. Against its estimate, scores clearly
-    above are counted at once, scores clearly below forgotten, and the few in between kept until the end.
+    def __init__(self, captions: int, images: int, device: torch.device) -> None:
+        self.ranks = torch.zeros(captions, dtype=torch.int64, device=device)
+        """int64 [C]; 0 for captions whose blocks are missing."""
+        self.images = images
+        self.blocks: list[tuple[Tensor, Tensor]] = []
+        """Logits and right answers, [i, c] each, of the captions that are under way."""
+
+    def add(self, caption_rows: Tensor, logits: Tensor, right: Tensor) -> None:
+        """Take the scores [i, c] of some images with some captions; `right`: which images are right."""
+        self.blocks.append((logits, right))
+        if sum(len(block) for block, _ in self.blocks) < self.images:
+            return
+        scores, is_right = (torch.cat(values) for values in zip(*self.blocks, strict=True))  # [I, c]
+        best = scores.masked_fill(~is_right, torch.finfo(scores.dtype).min).amax(0)
+        self.ranks[caption_rows] = 1 + ((scores >= best) & ~is_right).sum(0)
+        self.blocks = []
+
+
+class _ImageQueries:
+    """Counts for each image the wrong captions that score at least as high as its best own caption.
+
+    The exact score of the best own caption is known only at the end. Until then there is an estimate: scores clearly
+    above it are counted at once, scores clearly below it are dropped, and the few near it are kept to the end.
     """
 
     def __init__(self, estimates: Tensor, caption_image: Tensor, images: int) -> None:
@@ -191,15 +207,17 @@ class _ImageQueries:
         self.is_query[caption_image] = True
         self.count = torch.zeros(images, dtype=torch.int64, device=estimates.device)
         self.close: list[tuple[Tensor, Tensor, Tensor]] = []
-        """Positions of images, scores near their best own one, and how many captions have that score."""
+        """Positions of images, scores near their estimates, and numbers of captions with these scores."""
         self.close_count, self.close_limit = 0, MAX_CLOSE_SCORES
 
     def add(self, image_rows: Tensor, logits: Tensor, own: Tensor, right: Tensor) -> None:
         """Take the scores [i, c] of some images with some captions.
 
         Args:
-            own: bool [i, c], which captions are the images' own.
-            right: bool [i, c], which are right for the images; no other counts against them.
+            image_rows: int64 [i], positions of the images.
+            logits: [i, c].
+            own: bool [i, c], whether a caption is the image's own.
+            right: bool [i, c], whether a caption is right for the image; only wrong ones count in its rank.
         """
         lowest = torch.finfo(logits.dtype).min
         self.best[image_rows] = torch.maximum(self.best[image_rows], logits.masked_fill(~own, lowest).amax(1))
@@ -213,30 +231,31 @@ class _ImageQueries:
             self.close_count += len(close)
             if self.close_count > self.close_limit and scores.dtype != torch.float64:
                 self._compact()
-                # As many again may come: where nearly all stay, each addition would else go through all of them.
+                # Doubled: otherwise, if nearly all stay, each further block would go through all of them again.
                 self.close_limit = max(MAX_CLOSE_SCORES, 2 * self.close_count)
 
     def _compact(self) -> None:
-        """Forget scores below the best own one so far and, where many are left, hold equal scores of an image once,
-        with their number: a model that gives every pair the same score would otherwise have all pairs held."""
-        self.close = [
-            (images[above], scores[above], counts[above])
-            for images, scores, counts in self.close
-            for above in (scores >= self.best[images],)
-        ]
-        self.close_count = sum(len(images) for images, *_ in self.close)
+        """Drop scores below the best own one so far and, if many are left, merge equal scores of an image.
+
+        Without merging, a model that gives every pair the same score would make this class keep all pairs.
+        """
+        kept = []
+        for images, scores, counts in self.close:
+            above = scores >= self.best[images]
+            kept.append((images[above], scores[above], counts[above]))
+        self.close, self.close_count = kept, sum(len(images) for images, *_ in kept)
         if self.close_count <= MAX_CLOSE_SCORES // 2:
             return
         images, scores, counts = (torch.cat(values) for values in zip(*self.close, strict=True))
         self.close = []
-        keys, where = torch.unique((images << 32) + _ordered(scores), return_inverse=True)
+        keys, where = torch.unique((images << 32) + score_keys(scores), return_inverse=True)
         merged = torch.zeros_like(keys).index_add_(0, where, counts)
         one = torch.empty_like(keys).scatter_(0, where, torch.arange(len(where), device=keys.device))
         self.close = [(images[one], scores[one], merged)]
         self.close_count = len(keys)
 
     def _check(self, best: Tensor) -> None:
-        """Where pairs and tiles score differently, what was forgotten counts, and ranks would be wrong unseen."""
+        """Raise ValueError if the best own scores are not near their estimates: dropped scores would then count."""
         wrong = (self.is_query & ~((best - self.estimate).abs() <= self.margin)).nonzero()
         if len(wrong):
             row = int(wrong[0])
@@ -262,36 +281,8 @@ class _ImageQueries:
         return torch.where(self.is_query, count + 1, 0)
 
 
-class _Best:
-    """The best results of each query so far; among equal scores the wrong ones first, as they count in the rank."""
-
-    def __init__(self, queries: int, size: int, like: Tensor) -> None:
-        self.scores = like.new_full((queries, size), -torch.inf)
-        self.positions = torch.full((queries, size), -1, dtype=torch.int64, device=like.device)
-        self.keys = torch.full_like(self.positions, torch.iinfo(torch.int64).min)
-
-    def add(self, queries: Tensor, candidates: Tensor, scores: Tensor, right: Tensor) -> None:
-        """Take the scores [q, c] of some queries with some candidates; `right` says which answer them."""
-        size = self.scores.shape[1]
-        if size == 0:
-            return
-        # By score; then wrong before right; then by position.
-        keys = (_ordered(scores) << 32) - (right.to(torch.int64) << 31) - candidates
-        new, where = keys.topk(min(size, keys.shape[1]), dim=1)
-        merged, order = torch.cat([self.keys[queries], new], dim=1).topk(size, dim=1)
-        self.keys[queries] = merged
-        self.scores[queries] = torch.cat([self.scores[queries], scores.gather(1, where)], dim=1).gather(1, order)
-        self.positions[queries] = torch.cat([self.positions[queries], candidates[where]], dim=1).gather(1, order)
-
-
-def _ordered(scores: Tensor) -> Tensor:
-    """Whole numbers of 32 bits, as int64, in the order of the scores as float32."""
-    bits = (scores.float() + 0.0).contiguous().view(torch.int32)  # + 0.0: there is one zero
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(torch.int64)
-
-
 def _rounding(scores: Tensor) -> float:
-    """Relative rounding error of the numbers that scores were computed in, which may be coarser than their own type."""
+    """Relative rounding error of the type in which scores were computed, which may be coarser than their own."""
     kind, error = scores.device.type, torch.finfo(scores.dtype).eps
     if torch.is_autocast_enabled(kind):
         error = max(error, torch.finfo(torch.get_autocast_dtype(kind)).eps)
