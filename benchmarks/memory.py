@@ -100,10 +100,10 @@ def run(stage: str, folder: Path) -> Measured:
 
 def measure(folder: Path, images: int) -> dict[str, Measured]:
     """Every stage, in the order of dvc.yaml, with so many images."""
-    place = workspace(folder, images)
-    subprocess.run(["git", "init", "-q"], cwd=place, check=True)
-    stages = re.findall(r"^  (\w+):$", (place / "dvc.yaml").read_text(encoding="utf-8"), re.MULTILINE)
-    return {stage: run(stage, place) for stage in stages}
+    copy = workspace(folder, images)
+    subprocess.run(["git", "init", "-q"], cwd=copy, check=True)
+    stages = re.findall(r"^  (\w+):$", (copy / "dvc.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+    return {stage: run(stage, copy) for stage in stages}
 
 
 def main() -> None:

@@ -141,8 +141,8 @@ def memory(folder: Path) -> None:
     grown = {}
     for count, dim in ((4_000, D), (12_000, D), (100_000, 32)):
         command = [sys.executable, "-m", "benchmarks.regions", "stream", str(count), str(dim)]
-        with tempfile.TemporaryDirectory(dir=folder) as place:
-            done = subprocess.run([*command, place], check=True, stdout=subprocess.PIPE, text=True)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            done = subprocess.run([*command, temporary], check=True, stdout=subprocess.PIPE, text=True)
         grown[count] = float(done.stdout.splitlines()[-1])
         print(f"{count} images of {R} x {dim}: peak memory {grown[count]:.0f} MiB above the start")
     slope = max(grown[12_000] - grown[4_000], 0) / 8_000
@@ -284,8 +284,8 @@ def main() -> None:
         stream(Path(sys.argv[4]), int(sys.argv[2]), int(sys.argv[3]))
         return
     for name in sys.argv[1:] or PARTS:
-        with tempfile.TemporaryDirectory() as place:
-            PARTS[name](Path(place))
+        with tempfile.TemporaryDirectory() as folder:
+            PARTS[name](Path(folder))
 
 
 if __name__ == "__main__":

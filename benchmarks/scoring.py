@@ -134,7 +134,7 @@ def speed(pooling: str) -> bool:
 
 
 def evidence() -> bool:
-    """What counts and places (`gate_evidence`) cost."""
+    """What counts and locations (`gate_evidence`) cost."""
     torch.manual_seed(0)
     batch = encodings(128, 128)
     models = {

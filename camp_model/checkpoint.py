@@ -104,7 +104,7 @@ def load_checkpoint(
     config = _config(stated, config_path)
     if config.gate_evidence and "geometry" not in stated:
         raise ValueError(
-            f"{config_path}: geometry: is missing: this gate_evidence was trained before features ended with places; "
+            f"{config_path}: geometry: is missing: this gate_evidence was trained before features ended with boxes; "
             "expected a model that is trained again"
         )
     words = Vocabulary.load(words_path)

@@ -87,8 +87,8 @@ class CampConfig:
     """Weight of the mean gate logit of a pair's words, which is added to each word's logit so that they open and close
     together. Not for regions, because a matching caption names only some of them. Beyond the paper; 0: as published."""
     gate_evidence: bool = False
-    """Let counts and places also decide the gates of words: how many regions show what "two stars" names, and where the
-    objects of "left of" are (`camp_model.matchers.evidence`). Needs regions.geometry: true, and foils to learn from
+    """Let counts and locations also decide the gates of words: how many regions show what "two stars" names, and where
+    the objects of "left of" are (`camp_model.matchers.evidence`). Needs regions.geometry: true, and foils to learn from
     (train.foil_weight). Beyond the paper; false: as published."""
     fusion: str = "concat"
     """concat: W[gv; gt]; sum: W(g(v + t)); message: only the message, without gate or residual (the released

@@ -73,8 +73,8 @@ def _write_errors(path: Path, temporary: Path) -> Iterator[None]:
     except Exception as error:
         named = getattr(error, "filename", None)
         if isinstance(named, str | bytes | os.PathLike):
-            place = Path(os.fsdecode(named))
-            if place != path.parent and not any(place.is_relative_to(one) for one in (path, temporary)):
+            named_path = Path(os.fsdecode(named))
+            if named_path != path.parent and not any(named_path.is_relative_to(one) for one in (path, temporary)):
                 raise
         stated = re.search(r"\(os error (\d+)\)", str(error))
         number = getattr(error, "errno", None) or (int(stated[1]) if stated else None)

@@ -191,7 +191,7 @@ def _scoring_module(scoring: Weights, source: str) -> tuple[dict[str, Any], dict
 
 
 class _VocabularyPickle(pickle.Unpickler):
-    """Plain values, and in the place of the released code's `Vocabulary` an object that can do nothing."""
+    """Reads plain values, and replaces the released code's `Vocabulary` by an object that can do nothing."""
 
     class Vocabulary:
         """Its attributes are what the file says."""
@@ -260,8 +260,8 @@ def main() -> None:
             write_sealed(folder / "fingerprint.json", {"start_end": True})
             print(f"{folder}: {model.config}")
     except (ValueError, OSError) as error:
-        place = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-        print(f"error: {place}", file=sys.stderr)
+        message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2) from None
     print(
         f"Their captions are cut by the tokenizer {vocabulary.tokenizer}, which vocabulary.json records: set "

@@ -72,7 +72,7 @@ class CAMP(nn.Module):
         if self.matcher.reads_locations and not config.geometry:
             raise ValueError(
                 "model.gate_evidence: true reads where regions lie from features that end with their boxes; expected "
-                "such features (regions.geometry: true), and a model that was trained on them as places"
+                "such features (regions.geometry: true), and a model that was trained on them"
             )
         if self.matcher.reads_locations and config.dim <= LOCATION_DIM:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""What a pickle would do, looked through before anything of it is loaded."""
+"""Checks the operations of a pickle before anything of it is loaded."""
 
 import pickle
 import pickletools
@@ -6,23 +6,23 @@ from typing import Any, BinaryIO
 
 OPERATIONS = {operation.code: operation for operation in pickletools.opcodes}
 DEEPEST = 8
-"""Tuples within each other by reference; a pickled array has about three."""
+"""Largest depth of nested tuples; a pickled array has about three."""
 
 
 def check_ops(file: BinaryIO) -> None:
-    """Refuse a pickle that a few bytes make take all memory or time; the file is read from its start, and set back.
+    """Reject a small pickle whose loading would take all memory or time; the file is read from its start, and rewound.
 
-    A place of the memo far beyond the file's size would be room for all before it. A tuple of twice the same tuple, and
-    so on, has a hash that takes twice as long with each.
+    A memo index far beyond the file's size would allocate all indices below it. A tuple of twice the same tuple, which
+    in turn holds twice the same one, and so on, takes twice as long to hash for each level.
 
     Raises:
-        pickle.UnpicklingError: it does so.
-        ValueError: it is no pickle.
+        pickle.UnpicklingError: the pickle would take too much.
+        ValueError: the file is no pickle.
     """
     size = file.seek(0, 2)
     file.seek(0)
     depths: dict[int, int] = {}  # of the tuples in the memo
-    place, within, top = -1, 0, 0  # `top`: the depth of what lies on top of the stack, 0 of what is no tuple
+    index, within, top = -1, 0, 0  # `top`: the depth of the top of the stack, 0 if it is no tuple
     name = ""
     while name != "STOP":
         before, (name, argument) = name, _next(file)
@@ -31,11 +31,11 @@ def check_ops(file: BinaryIO) -> None:
         if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
             if before in ("POP", "POP_MARK"):  # what is on top now was looked at before
                 raise pickle.UnpicklingError("it remembers what it has uncovered, as no pickler does")
-            place = place + 1 if name == "MEMOIZE" else int(argument)
-            if place > size:
-                raise pickle.UnpicklingError(f"it asks for place {place:,} of a memo, in a file of {size:,} bytes")
+            index = index + 1 if name == "MEMOIZE" else int(argument)
+            if index > size:
+                raise pickle.UnpicklingError(f"it asks for index {index:,} of a memo, in a file of {size:,} bytes")
             if top:
-                depths[place] = top
+                depths[index] = top
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             top = depths.get(int(argument), 0)
             within = max(within, top)
@@ -49,7 +49,7 @@ def check_ops(file: BinaryIO) -> None:
 
 
 def _next(file: BinaryIO) -> tuple[str, Any]:
-    """The name of the next operation and its argument; of a text of Python 2, which may hold any bytes, none."""
+    """The name of the next operation and its argument; None for a text of Python 2, which may hold any bytes."""
     operation = OPERATIONS.get(file.read(1).decode("latin1"))
     if operation is None:
         raise pickle.UnpicklingError("it is none, or torn")

@@ -82,7 +82,7 @@ STUDY: dict[str, Variant] = {
         "without gates, with a joint embedding", {"model.gate": "none", **NO_SUPERVISION, **JOINT_TERM}
     ),
     "foils": Variant("trained with foils", FOILS),
-    "counts": Variant("counts and places decide gates", {"model.gate_evidence": True, **FOILS}),
+    "counts": Variant("counts and locations decide gates", {"model.gate_evidence": True, **FOILS}),
     "published-gates": Variant(
         "gates as published: without supervision", {"model.gate_context": 0.0, **NO_SUPERVISION}
     ),

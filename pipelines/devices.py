@@ -50,10 +50,10 @@ class DevicePool:
     def lend(self) -> Iterator[dict[str, str]]:
         """Yield the variables to add to the environment of a process that runs within this block."""
         with self._lock:
-            place = min(range(len(self._borrowers)), key=self._borrowers.__getitem__)
-            self._borrowers[place] += 1
+            device = min(range(len(self._borrowers)), key=self._borrowers.__getitem__)
+            self._borrowers[device] += 1
         try:
-            yield self._environments[place]
+            yield self._environments[device]
         finally:
             with self._lock:
-                self._borrowers[place] -= 1
+                self._borrowers[device] -= 1

@@ -90,7 +90,7 @@ def title(differences: Mapping[str, Difference]) -> str:
 
 
 def conclusions(outcomes: Outcomes, differences: Mapping[str, Difference], study: StudyInput) -> list[str]:
-    """The worth of each part of the model, the best peer, unsupervised gates, and the effect of counts and places."""
+    """The worth of each part of the model, the best peer, unsupervised gates, and what counts and locations change."""
     lines = [
         f"- {claim} {_worth(differences[row])}{_caveat(row, outcomes)}."
         for row, claim in CONCLUSIONS
@@ -125,7 +125,7 @@ def conclusions(outcomes: Outcomes, differences: Mapping[str, Difference], study
         if all(count) and all(relation):
             alone = f"; trained with foils alone: {count[2]} % and {relation[2]} %" if "foils" in outcomes else ""
             lines.append(
-                "- With counts and places as evidence and training on foils, captions score higher than foils with "
+                "- With counts and locations as evidence and training on foils, captions score higher than foils with "
                 f"another count in {count[0]} % of cases, and with another relation in {relation[0]} % (the full "
                 f"model: {count[1]} % and {relation[1]} %{alone}; balanced, so that guessing gives 50 %); in rsum the "
                 f"full model is {_verdict_text(differences['counts'])}."

@@ -41,12 +41,12 @@ def override_params(params: Params, overrides: Mapping[str, Any]) -> Params:
     values = params.to_dict()
     for dotted, value in overrides.items():
         *sections, key = dotted.split(".")
-        place = values
+        level = values
         for section in sections:
-            place = place.setdefault(section, {})  # an unknown section is rejected below
-            if not isinstance(place, dict):
+            level = level.setdefault(section, {})  # an unknown section is rejected below
+            if not isinstance(level, dict):
                 raise InputError(f"{dotted}: {section} has no keys; expected a key of params.yaml")
-        place[key] = value
+        level[key] = value
     return Params.from_dict(values)
 
 

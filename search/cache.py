@@ -89,8 +89,8 @@ class FeatureCache:
             if not is_complete:
                 path.unlink(missing_ok=True)
                 continue
-            places = enumerate(zip(header.image_ids, header.num_regions, strict=True))
-            rows = [(name, path.name, row, count) for row, (name, count) in places]
+            images = enumerate(zip(header.image_ids, header.num_regions, strict=True))
+            rows = [(name, path.name, row, count) for row, (name, count) in images]
             self._shards[path.name], self._mapped[path.name], self._files[path.name] = rows, mapped, file
             for row in rows:
                 self.rows.setdefault(row[0], row)

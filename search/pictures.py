@@ -53,10 +53,10 @@ class Pictures:
 
     @cached_property
     def alphabetical(self) -> npt.NDArray[np.int64]:
-        """[n], the place of each picture in the order of ids, which breaks ties of scores."""
-        places = np.empty(len(self.ids), np.int64)
-        places[sorted(range(len(self.ids)), key=self.ids.__getitem__)] = np.arange(len(self.ids))
-        return places
+        """[n], the position of each picture in the order of ids, which breaks ties of scores."""
+        positions = np.empty(len(self.ids), np.int64)
+        positions[sorted(range(len(self.ids)), key=self.ids.__getitem__)] = np.arange(len(self.ids))
+        return positions
 
     @cached_property
     def position_of_vector(self) -> dict[int, int]:

@@ -22,8 +22,8 @@ from camp_model.scoring.all_pairs import Scorer
 from search.pictures import Pictures
 from stages.errors import InputError
 
-Places = tuple[tuple[object, int], ...]
-"""Places of pictures in a store (`RegionStore.places`), the keys of cached regions."""
+MappedRows = tuple[tuple[object, int], ...]
+"""Rows of pictures in mapped shards (`RegionStore.mapped_rows`), the keys of cached regions."""
 BLOCK = 512
 """Number of pictures prepared together."""
 CACHE_BYTES = 3 * 2**29
@@ -71,7 +71,7 @@ class Ranker:
     ) -> None:
         self.model, self.shortlist, self.cache_bytes = model, shortlist, cache_bytes
         self._scorer = Scorer(model)
-        self._cached: dict[Places, Prepared] = {}
+        self._cached: dict[MappedRows, Prepared] = {}
         self._cached_bytes = 0
         self._encoded = EncodedPictures(model, encoded_bytes)
 
@@ -114,7 +114,7 @@ class Ranker:
     def _blocks(self, pictures: Pictures) -> Iterator[Prepared]:
         """Yield all pictures, prepared; keep as many as fit, and drop those of removed pictures."""
         starts = range(0, len(pictures), BLOCK)
-        keys = [tuple(pictures.store.places(pictures.rows[start : start + BLOCK])) for start in starts]
+        keys = [tuple(pictures.store.mapped_rows(pictures.rows[start : start + BLOCK])) for start in starts]
         for key in self._cached.keys() - set(keys):
             self._cached_bytes -= _bytes(self._cached.pop(key))
         for start, key in zip(starts, keys, strict=True):
@@ -130,7 +130,7 @@ class Ranker:
 
 
 class EncodedPictures:
-    """A least-recently-used cache of encoded regions, by place.
+    """A least-recently-used cache of encoded regions, by row of a mapped shard.
 
     Each picture is encoded alone, so that its result does not depend, to the bit, on the other pictures of a query.
 
@@ -146,13 +146,13 @@ class EncodedPictures:
     def of(self, store: RegionStore, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Regions [n, R, d] and mask bool [n, R] of some rows of a store."""
         encoded, read = [], False
-        for row, place in zip(rows.tolist(), store.places(rows), strict=True):
-            one = self._cached.pop(place, None)
+        for row, key in zip(rows.tolist(), store.mapped_rows(rows), strict=True):
+            one = self._cached.pop(key, None)
             if one is None:
                 one = encode_images(self.model, store, [row])
                 self.used_bytes += one[0].nbytes
                 read = True
-            self._cached[place] = one
+            self._cached[key] = one
             encoded.append(one)
         if read:
             store.release()

@@ -163,10 +163,10 @@ def _unwritable(error: OSError) -> str:
         return (
             f"{path}: {os.strerror(error.errno)}; expected that this user may read and write it, and nothing else there"
         )
-    place = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
-    free = f"{shutil.disk_usage(place).free / 1e6:,.1f} MB are free"
+    folder = next(one for one in (path.absolute(), *path.absolute().parents) if one.is_dir())
+    free = f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB are free"
     return (
-        f"{path}: {os.strerror(error.errno or 0)} ({free} on the disk of {place}); expected a disk with enough "
+        f"{path}: {os.strerror(error.errno or 0)} ({free} on the disk of {folder}); expected a disk with enough "
         "space that can be written. Finished work is kept: free some space and run the command again"
     )
 

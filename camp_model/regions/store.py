@@ -128,8 +128,8 @@ class RegionStore:
         for shard in list(self._mapped.values()):
             shard.release()
 
-    def places(self, rows: Sequence[int] | Array) -> list[tuple[object, int]]:
-        """Mapped shard and row in it of some images: equal ones are the same regions, of whichever store."""
+    def mapped_rows(self, rows: Sequence[int] | Array) -> list[tuple[object, int]]:
+        """The mapped shard of each image, and the image's row in it; equal ones are the same regions in any store."""
         chosen = np.asarray(rows, dtype=np.int64)
         shards = self._shard_of[chosen]
         identities = {index: self._shard(index).identity for index in np.unique(shards).tolist()}

@@ -54,11 +54,11 @@ def _cpu() -> str:
         return platform.processor()
 
 
-def _is_trusted(place: Path) -> bool:
-    """Whether `place` is absolute, and is missing or belongs to this user or root and is not writable by everyone."""
-    if not place.is_absolute():
+def _is_trusted(path: Path) -> bool:
+    """Whether `path` is absolute, and is missing or belongs to this user or root and is not writable by everyone."""
+    if not path.is_absolute():
         return False
-    return not place.exists() or ((about := place.stat()).st_uid in (0, os.geteuid()) and not about.st_mode & 0o002)
+    return not path.exists() or ((about := path.stat()).st_uid in (0, os.geteuid()) and not about.st_mode & 0o002)
 
 
 @functools.cache

@@ -96,14 +96,14 @@ class Pages:
         except InputError as error:
             page["problem"], status = str(error), 400
         neighbours, total = self._neighbours(picture_id, q, at) if page["pair"] else ({}, 0)
-        place = at if total else 0
+        at = at if total else 0
         return self.render(
             "picture.html.jinja",
             status,
             **page,
-            at=place,
+            at=at,
             total=total,
-            back=address("/", q=q, count=min(-(-place // FIRST) * FIRST, MOST)) + (f"#at{place}" if place else ""),
+            back=address("/", q=q, count=min(-(-at // FIRST) * FIRST, MOST)) + (f"#at{at}" if at else ""),
             neighbours=neighbours,
             at_hand=self.queries.collection.has_captions,
         )
@@ -174,8 +174,8 @@ class Pages:
         ranked = {offset + number: hit.picture_id for number, hit in enumerate(answer.hits, start=1)}
         if at < 1 or ranked.get(at) != picture_id:
             return {}, 0
-        places = (("before", at - 1), ("after", at + 1))
-        return {name: {"id": ranked[n], "at": n} for name, n in places if n in ranked}, answer.scored
+        sides = (("before", at - 1), ("after", at + 1))
+        return {name: {"id": ranked[n], "at": n} for name, n in sides if n in ranked}, answer.scored
 
 
 def page_routes(pages: Pages, uploads: Uploads) -> APIRouter:

@@ -143,8 +143,8 @@ def _cached_row(
         about = file.stat()
     except OSError as error:
         return error
-    place = file.resolve() if file.is_symlink() else resolved(file.parent) / file.name
-    name = os.fsencode(place).decode("utf-8", "backslashreplace")  # SQLite stores only UTF-8
+    location = file.resolve() if file.is_symlink() else resolved(file.parent) / file.name
+    name = os.fsencode(location).decode("utf-8", "backslashreplace")  # SQLite stores only UTF-8
     state = name, about.st_size, about.st_ctime_ns, about.st_ino
     question = "select sha256 from seen where path = ? and size = ? and changed = ? and inode = ?"
     answer = store.execute(question, state).fetchone()

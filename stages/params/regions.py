@@ -22,8 +22,8 @@ class RegionsParams(Section):
     """For boxes grid, number of cells on a side of each grid: (6) gives 36 regions, (1, 2, 6) gives 41, in this order,
     each grid row by row."""
     geometry: bool = False
-    """Append the box (corners and area as shares of the image) to each feature. Captions speak of places, which pooled
-    features do not contain."""
+    """Append the box (corners and area as shares of the image) to each feature. Captions speak of locations, which
+    pooled features do not contain."""
     dtype: Literal["float16", "float32"] = "float16"
     """Type in which features are stored: float16 or float32."""
     batch_size: int = Field(default=8, ge=1)

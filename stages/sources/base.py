@@ -23,7 +23,7 @@ class Rejected(NamedTuple):
     what: str
     """image, caption, box, boxes (all of an image) or size (of an image that stays in the dataset)."""
     where: str
-    """The record: file, and place in the file."""
+    """The record: file, and position in the file."""
     reason: str
 
     def __str__(self) -> str:

@@ -78,8 +78,8 @@ def read_source(params: DatasetParams, image_out: Path) -> Source:
         print(f"{file}: {skipped} images of the split restval are skipped (dataset.karpathy.restval)")
     first: dict[str, str] = {}
     for image_id, record in zip(image_ids([record.path for record in records]), records, strict=True):
-        place = record.where.rpartition(" ")[2]
-        if first.setdefault(record.path, place) != place:
+        entry = record.where.rpartition(" ")[2]
+        if first.setdefault(record.path, entry) != entry:
             # Its captions are dropped too: the first record may be of another split.
             reason = f"the picture {shown(record.path)} is there twice, first at {first[record.path]}"
             source.rejected.append(Rejected("image", record.where, reason))

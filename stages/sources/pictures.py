@@ -91,7 +91,7 @@ class ImageRoot:
             target = file.resolve()
         except (OSError, RuntimeError):  # a link that leads to itself
             return False
-        return any(target.is_relative_to(place) for place in (self._resolved(folder), *self.allowed))
+        return any(target.is_relative_to(allowed) for allowed in (self._resolved(folder), *self.allowed))
 
     def _as_on_disk(self, path: PurePosixPath, any_case: bool = False) -> Path | None:
         """The file whose name differs only in how accents are composed, or in case if `any_case`; None without one."""

@@ -19,8 +19,8 @@ def hashed_split(image: SourceImage, val_share: float, test_share: float) -> str
 
     Using the bytes keeps two copies of one picture in one split.
     """
-    place = position(f"group {image.group}" if image.group else image.sha256 or image.path)
-    return "test" if place < test_share else "val" if place < test_share + val_share else "train"
+    share = position(f"group {image.group}" if image.group else image.sha256 or image.path)
+    return "test" if share < test_share else "val" if share < test_share + val_share else "train"
 
 
 def fill_splits(source: Source, val_share: float, test_share: float) -> None:

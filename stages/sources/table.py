@@ -23,11 +23,11 @@ from stages.workspace import named_path
 
 def _captions_of(columns: list[str], rows: list[Cells]) -> Iterator[tuple[int, list[Any] | str]]:
     """Yield every caption's row number, from 1, and cells; a row with a list of captions yields one of each."""
-    place = columns.index("caption")
+    at = columns.index("caption")
     for number, cells in enumerate(rows, start=1):
-        if isinstance(cells, list) and isinstance(cells[place], list):
-            for caption in cells[place] or [None]:
-                yield number, [*cells[:place], caption, *cells[place + 1 :]]
+        if isinstance(cells, list) and isinstance(cells[at], list):
+            for caption in cells[at] or [None]:
+                yield number, [*cells[:at], caption, *cells[at + 1 :]]
         elif cells is not None:
             yield number, cells
 
@@ -72,8 +72,8 @@ def _image_of(row: _Row, path: str, images: dict[str, _Row]) -> str:
     first = images.setdefault(path, row)
     for column, value, before in (("split", row.split, first.split), ("group", row.group, first.group)):
         if value != before:
-            places = f"the {column} {shown(value)} here and in {shown(before)} at {first.where}"
-            raise BadRecord(row.where, f"image {shown(row.image)} is in {places}")
+            both = f"the {column} {shown(value)} here and in {shown(before)} at {first.where}"
+            raise BadRecord(row.where, f"image {shown(row.image)} is in {both}")
     return path
 
 
@@ -93,9 +93,9 @@ def read_source(params: DatasetParams, image_out: Path) -> Source:
         ended = "" if file.suffix.lower() in (".parquet", ".jsonl") else ", ended by a newline"
         raise InputError(f"{file}: holds no rows; expected one for each caption{ended}")
     if "split" in columns and not any(isinstance(row, list) and row[columns.index("split")] for row in rows):
-        place = columns.index("split")
+        at = columns.index("split")
         print(f"{file}: the column split holds nothing: a hash decides")
-        rows = [row[:place] + row[place + 1 :] if isinstance(row, list) else row for row in rows]
+        rows = [row[:at] + row[at + 1 :] if isinstance(row, list) else row for row in rows]
         columns = [column for column in columns if column != "split"]
     source = Source(images=[], captions=[], folders={"dataset.table.images": root / options.images})
     images: dict[str, _Row] = {}

@@ -93,7 +93,7 @@ def _read_csv(file: Path) -> tuple[list[str], list[Cells]]:
         raise InputError(f"{file}: is not a CSV: holds nothing; expected the columns {', '.join(COLUMNS)}")
     header = [cell.replace(stand_in, "\r") for cell in records[0][1]]
     columns = _check_columns(file, header, divided)
-    places = [header.index(name) for name in columns.values()]
+    positions = [header.index(name) for name in columns.values()]
     rows: list[Cells] = []
     for number, (line, cells) in enumerate(records[1:], start=1):
         if len(cells) > len(header):
@@ -105,7 +105,7 @@ def _read_csv(file: Path) -> tuple[list[str], list[Cells]]:
             rows.append(None)
         else:
             padded = cells + [""] * (len(header) - len(cells))
-            rows.append([padded[place].replace(stand_in, "\r") for place in places])
+            rows.append([padded[at].replace(stand_in, "\r") for at in positions])
     return list(columns), rows
 
 

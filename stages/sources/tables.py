@@ -33,7 +33,7 @@ BOXES = pa.schema(
 REJECTED = pa.schema(
     [
         ("what", pa.string()),  # image, caption, box, boxes (all of an image) or size (of an image that is listed)
-        ("where", pa.string()),  # file, and place in the file
+        ("where", pa.string()),  # file, and position in the file
         ("reason", pa.string()),
     ]
 )

@@ -118,12 +118,12 @@ def _restore_files(client: "MlflowClient", run: "Run", into: Path) -> list[str]:
 
 def _inside(into: Path, name: str) -> Path:
     """The path for a file of the run; InputError if the code has a link there, which could lead anywhere."""
-    place = into
+    path = into
     for part in Path(name).parts:
-        place /= part
-        if place.is_symlink():
-            raise InputError(f"{place}: is a link to {place.readlink()} in the run's code; expected a file or a folder")
-    return place
+        path /= part
+        if path.is_symlink():
+            raise InputError(f"{path}: is a link to {path.readlink()} in the run's code; expected a file or a folder")
+    return path
 
 
 def _restore_data(root: Path, into: Path) -> list[str]:

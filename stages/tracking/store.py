@@ -109,8 +109,8 @@ def open_experiment(client: "MlflowClient", root: Path, name: str) -> "Experimen
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         # A server decides where artifacts go; with a local file, this project does.
-        place = None if _is_remote(client) else _artifacts(root)
-        created = client.create_experiment(name, artifact_location=place, tags=TRAININGS)
+        location = None if _is_remote(client) else _artifacts(root)
+        created = client.create_experiment(name, artifact_location=location, tags=TRAININGS)
         set_view(client, created)
         return client.get_experiment(created)
     if experiment.lifecycle_stage == "deleted":

@@ -29,7 +29,7 @@ RENDEZVOUS_FILE = "CAMP_MEETING_FILE"
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that train together, and the place of this one."""
+    """The processes that train together, and the rank of this one."""
 
     rank: int = 0
     count: int = 1

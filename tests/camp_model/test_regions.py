@@ -92,7 +92,7 @@ def test_a_mapped_store_is_read_on_when_its_files_have_gone(folder: Path) -> Non
     for shard in folder.glob("*.arrow"):
         shard.unlink()
     np.testing.assert_array_equal(mapped.features(range(5))[0], before)
-    assert mapped.places([0, 1]) != store.places([0, 1]), "another mapping may be of another file"
+    assert mapped.mapped_rows([0, 1]) != store.mapped_rows([0, 1]), "another mapping may be of another file"
     with pytest.raises(ValueError, match=r"arrow"):
         RegionStore(folder).map_all()
 

@@ -136,9 +136,10 @@ def test_what_counts_and_places_tell_is_said_with_what_they_cost(tmp_path):
         study = StudyInput({name: STUDY[name].label for name in outcomes}, [0, 1], {}, "made up", "0", None, None)
         write_document(tmp_path / "study.md", outcomes, study)
         expected = (
-            "- With counts and places as evidence and training on foils, captions score higher than foils with another "
-            "count in 82.0 ± 2.8 % of cases, and with another relation in 99.5 ± 0.7 % (the full model: 55.0 ± 0.0 % "
-            f"and 51.0 ± 0.0 %{said}; balanced, so that guessing gives 50 %); in rsum the full model is better by +240"
+            "- With counts and locations as evidence and training on foils, captions score higher than foils with "
+            "another count in 82.0 ± 2.8 % of cases, and with another relation in 99.5 ± 0.7 % (the full model: 55.0 ± "
+            f"0.0 % and 51.0 ± 0.0 %{said}; balanced, so that guessing gives 50 %); in rsum the full model is better "
+            "by +240"
         )
         assert expected in (tmp_path / "study.md").read_text()
 

@@ -151,7 +151,7 @@ class _Unreadable:
     """A store whose features are not to be read."""
 
     def __init__(self, store: RegionStore) -> None:
-        self.places = store.places
+        self.mapped_rows = store.mapped_rows
 
 
 def test_regions_of_another_run_are_not_mixed_up_with_those_held(run: SmallRun) -> None:

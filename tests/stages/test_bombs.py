@@ -55,7 +55,7 @@ def _deep(count: int, again: Callable[[int], bytes]) -> bytes:
 
 
 BOMBS = {
-    "memo": (b"\x80\x02}r" + struct.pack("<I", 120_000_000) + b".", "asks for place 120,000,000 of a memo"),
+    "memo": (b"\x80\x02}r" + struct.pack("<I", 120_000_000) + b".", "asks for index 120,000,000 of a memo"),
     "doubled": (_deep(31, lambda _: b"2"), "doubles what it holds"),
     "uncovered": (
         _deep(31, lambda number: b"N0q" + bytes([number]) + b"h" + bytes([number])), "remembers what it has uncovered"
