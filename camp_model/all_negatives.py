@@ -1,6 +1,5 @@
-"""Training losses over all negatives of a batch; arguments, and what is returned, as in `camp_model.losses`."""
+"""Training losses over all negatives of a batch; arguments and results are those of `camp_model.losses`."""
 
-from collections.abc import Callable
 from typing import Unpack
 
 from torch import Tensor
@@ -44,8 +43,9 @@ def all_negatives_triplet(
     gate_supervision: float = 0.0,
     **options: Unpack[BatchOptions],
 ) -> Tensor:
-    """Sum of hinges over all negatives of the batch: the ranking loss that VSE++ starts from (Faghri et al., BMVC 2018,
-    equation 5), and VSE-infinity's first epoch.
+    """Sum of hinges over all negatives of the batch, as in the first epoch of VSE-infinity.
+
+    VSE++ compares itself with this loss (Faghri et al., BMVC 2018, equation 5):
 
     sum_T' [margin - s(I, T) + s(I, T')]+ + sum_I' [margin - s(I, T) + s(I', T)]+, s as in `triplet_loss`.
     """
@@ -57,29 +57,26 @@ def all_negatives_triplet(
 
 
 class _AllPairs:
-    """The wanted images with all captions, and the wanted captions with all images."""
+    """Scores of the wanted images with all captions, and of the wanted captions with all images."""
 
     def __init__(self, batch: EncodedBatch) -> None:
         self.by_image, self.by_caption = batch.all_scores()  # [3, b, B] each
-        self.negative, self.of_captions = batch.is_negative  # [b, B] each
+        self.is_negative_caption, self.is_negative_image = batch.is_negative  # [b, B] each
         self.rows = batch.rows
 
     def cross_entropy(self, kind: int) -> Tensor:
-        count, count_images = (mask.sum(1).clamp(min=1) for mask in (self.negative, self.of_captions))
-        captions, images = self._over_negatives(lambda scores, _: logsigmoid(-scores), kind)
-        return -(2 * logsigmoid(self._positive(kind)) + captions / count + images / count_images).mean()
+        captions = (self.is_negative_caption * logsigmoid(-self.by_image[kind])).sum(1)  # [b]
+        images = (self.is_negative_image * logsigmoid(-self.by_caption[kind])).sum(1)
+        mean_captions = captions / self.is_negative_caption.sum(1).clamp(min=1)
+        mean_images = images / self.is_negative_image.sum(1).clamp(min=1)
+        return -(2 * logsigmoid(self._positive(kind)).squeeze(1) + mean_captions + mean_images).mean()
 
     def hinges(self, margin: float) -> Tensor:
-        captions, images = self._over_negatives(
-            lambda scores, positive: relu(margin - positive[:, None] + scores), SIMILARITY
-        )
+        positive = self._positive(SIMILARITY)
+        captions = (self.is_negative_caption * relu(margin - positive + self.by_image[SIMILARITY])).sum(1)  # [b]
+        images = (self.is_negative_image * relu(margin - positive + self.by_caption[SIMILARITY])).sum(1)
         return (captions + images).mean()
 
     def _positive(self, kind: int) -> Tensor:
-        return self.by_image[kind].gather(1, self.rows[:, None]).squeeze(1)
-
-    def _over_negatives(self, of: Callable[[Tensor, Tensor], Tensor], kind: int) -> tuple[Tensor, Tensor]:
-        """Sums [b] over the negative captions of each image and over the negative images of each caption."""
-        positive = self._positive(kind)
-        captions = (self.negative * of(self.by_image[kind], positive)).sum(1)
-        return captions, (self.of_captions * of(self.by_caption[kind], positive)).sum(1)
+        """[b, 1]"""
+        return self.by_image[kind].gather(1, self.rows[:, None])

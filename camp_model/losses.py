@@ -1,9 +1,10 @@
-"""Training losses with hardest negatives over a batch of aligned pairs (paper section 3.4).
+"""Training losses with hardest negatives over a batch of B aligned pairs (paper section 3.4).
 
 The triplet loss is an ablation of the paper. `camp_model.all_negatives` has losses with all negatives.
 
 All B x B pairs are scored without gradients to pick the hardest negatives; forward and backward then run on 3B pairs,
-the B positives and 2B negatives. The gradient is that of the all-pairs graph.
+the B positives and 2B negatives. The gradient is that of the all-pairs graph. In shapes, b counts the pairs whose loss
+is wanted (`BatchOptions.pairs`; all B by default).
 
 All losses take these arguments, and those of `BatchOptions`:
     model: a `CAMP`.
@@ -13,8 +14,8 @@ Several losses also take:
     gate_supervision: weight of a binary cross-entropy on the mean gate logits of the picked pairs, which opens gates on
         matching pairs and closes them on others. Beyond the paper; 0: as published.
     candidates, generator: pick the hardest of `candidates` random negatives, drawn from `generator`; 0: of all.
-They return the mean over pairs, a scalar in float32 or wider, and raise ValueError for gate supervision of a model
-without gates. A pair without any possible negative contributes only its positive term.
+All losses return the mean over pairs, a scalar in float32 or wider, and raise ValueError for gate supervision of a
+model without gates. A pair without any possible negative contributes only its positive term.
 """
 
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from torch.nn.functional import logsigmoid, relu
 from torch.utils.checkpoint import checkpoint
 
 from camp_model.matchers.matching import at_least_float32
-from camp_model.matchers.prepared import PAIRS, TILES, Layout, Prepared
+from camp_model.matchers.prepared import PAIRS, TILES, Layout
 from camp_model.model import CAMP
 from camp_model.negatives import drawn_negatives, hardest, mine_hardest, negative_pairs
 from camp_model.scoring.all_pairs import score_prepared
@@ -37,6 +38,7 @@ from camp_model.tensors import to_device
 __all__ = ["BatchOptions", "EncodedBatch", "gate_bce", "hardest_negative_bce", "mine_hardest", "triplet_loss"]
 
 LOGIT, SIMILARITY, GATE_LOGIT = 0, 1, 2
+"""Kinds of scores: indices of the first dimension of stacked scores [3, ...], or [2, ...] without gates."""
 
 
 class BatchOptions(TypedDict, total=False):
@@ -131,28 +133,32 @@ def gate_bce(
     def likelihoods(image_rows: Tensor, caption_rows: Tensor) -> Tensor:
         """Mean log-likelihood [2, P] of open and of closed gates."""
         images, captions = batch.images.take(image_rows), batch.captions.take(caption_rows)
-        logits, real = model.each_gate_logit(images, captions, PAIRS)
+        logits, real = model.matcher.gate_logits(images, captions, PAIRS)  # [P, N] or [P, R]
         logits = at_least_float32(logits) / temperature
-        of_words = torch.stack([logsigmoid(logits), logsigmoid(-logits)]) * real
-        return of_words.sum(-1) / real.sum(-1).clamp(min=1)
+        of_gates = torch.stack([logsigmoid(logits), logsigmoid(-logits)]) * real  # [2, P, N] or [2, P, R]
+        return of_gates.sum(-1) / real.sum(-1).clamp(min=1)
 
-    of_image, of_caption = (hardest(*pair) for pair in zip(batch.draw(generator), batch.is_negative, strict=True))
-    positive, caption, image = batch.on_pairs(likelihoods, of_image, of_caption).chunk(3, dim=1)
-    has_caption, has_image = of_image >= 0, of_caption >= 0
-    negative = has_caption * caption[1] + has_image * image[1]
+    (caption_draws, image_draws), (captions, images) = batch.draw(generator), batch.is_negative
+    caption_rows, image_rows = hardest(caption_draws, captions), hardest(image_draws, images)  # [b] each
+    positive, caption, image = batch.on_pairs(likelihoods, caption_rows, image_rows).chunk(3, dim=1)  # [2, b] each
+    negative = (caption_rows >= 0) * caption[1] + (image_rows >= 0) * image[1]
     return -(2 * positive[0] + negative).mean()
 
 
 @dataclass(frozen=True)
 class _Picked:
-    """Scores [3, b] of positives and of one negative of each kind: logits, similarities, mean gate logits."""
+    """Scores of the b wanted pairs, and of one negative caption and one negative image for each."""
 
     positive: Tensor
+    """[3, b], by LOGIT, SIMILARITY and GATE_LOGIT; [2, b] without gates."""
     negative_caption: Tensor
+    """As `positive`, of the image with a negative caption."""
     negative_image: Tensor
+    """As `positive`, of the caption with a negative image."""
     has_caption: Tensor
-    """bool [b], False where a pair has no possible negative."""
+    """bool [b], False for an image without any possible negative caption."""
     has_image: Tensor
+    """bool [b], False for a caption without any possible negative image."""
 
     def cross_entropy(self, kind: int) -> Tensor:
         caption = self.has_caption * logsigmoid(-self.negative_caption[kind])
@@ -167,7 +173,7 @@ class _Picked:
 
 
 class EncodedBatch:
-    """An encoded batch, and the rows whose loss is returned."""
+    """An encoded batch of B pairs, b of which are wanted: their loss is returned. Arguments are those of all losses."""
 
     def __init__(
         self,
@@ -193,33 +199,37 @@ class EncodedBatch:
         self.rows = torch.arange(size, device=regions.device)[pairs or slice(None)]
         negative = negative_pairs(image_index, caption_index).to(regions.device)
         self.is_negative = negative[self.rows], negative.T[self.rows]
-        """bool [b, B] each: captions that are negatives of the wanted images, images that are of their captions."""
+        """bool [b, B] each: captions that are negatives of the wanted images, and images that are of their captions."""
 
     def pick(self, candidates: int, generator: torch.Generator | None) -> _Picked:
-        rows, size = self.rows, self.size
-        is_negative = self.is_negative
-        with torch.no_grad():
-            draws = self.draw(generator) if 0 < candidates < size else None
-            if draws is not None and candidates == 1:
-                by_image, by_caption = draws
-            elif len(rows) == size:
-                by_image = score_prepared(self.model, self.images, self.captions)
-                by_caption = by_image.T
-            else:
-                by_image = score_prepared(self.model, self.images.take(rows), self.captions)
-                by_caption = score_prepared(self.model, self.images, self.captions.take(rows)).T
-            if draws is not None:
-                captions, images = is_negative
-                is_negative = (
-                    drawn_negatives(draws[0], captions, candidates), drawn_negatives(draws[1], images, candidates)
-                )  # fmt: skip
-            caption, image = hardest(by_image, is_negative[0]), hardest(by_caption, is_negative[1])
+        """Score the wanted pairs and their hardest negatives, of `candidates` random ones or (0) of all."""
+        captions, images = self.is_negative
+        draws = self.draw(generator) if 0 < candidates < self.size else None
+        if draws is not None:
+            captions = drawn_negatives(draws[0], captions, candidates)
+            images = drawn_negatives(draws[1], images, candidates)
+        # The only candidate needs no score to be the hardest.
+        by_image, by_caption = draws if draws is not None and candidates == 1 else self._scores_without_gradients()
+        caption, image = hardest(by_image, captions), hardest(by_caption, images)  # [b] each
         run = partial(self._match, layout=PAIRS)
         positive, negative_caption, negative_image = self.on_pairs(run, caption, image).chunk(3, dim=1)
         return _Picked(positive, negative_caption, negative_image, caption >= 0, image >= 0)
 
+    def _scores_without_gradients(self) -> tuple[Tensor, Tensor]:
+        """Logits of the wanted images with all captions, and of the wanted captions with all images, [b, B] each."""
+        if len(self.rows) == self.size:
+            scores = score_prepared(self.model, self.images, self.captions)
+            return scores, scores.T
+        by_image = score_prepared(self.model, self.images.take(self.rows), self.captions)
+        by_caption = score_prepared(self.model, self.images, self.captions.take(self.rows)).T
+        return by_image, by_caption
+
     def draw(self, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Random numbers, [b, B] each: of the wanted images with captions, and of their captions with images."""
+        """Random numbers from 0 to 1 for the wanted images with all captions, and their captions with all images.
+
+        Returns:
+            [b, B] each.
+        """
         size = self.size
         # Drawn for the whole batch, so that several processes with equal generators pick as one would.
         device = generator.device if generator is not None else self.rows.device
@@ -228,7 +238,16 @@ class EncodedBatch:
         return draws[0], draws[1]
 
     def on_pairs(self, run: Callable[..., Tensor], caption: Tensor, image: Tensor) -> Tensor:
-        """`run(image_rows, caption_rows)` -> [k, P] on the positives, the negative captions and the negative images."""
+        """Run a function on the wanted pairs, on their images with negative captions, and on negative images.
+
+        Args:
+            run: rows of P images and of their captions -> [k, P].
+            caption: int64 [b], rows of the negative captions; -1 where there is none.
+            image: int64 [b], rows of the negative images; -1 where there is none.
+
+        Returns:
+            [k, 3 b]; anything where there is no negative.
+        """
         rows = self.rows
         image_rows = torch.cat([rows, rows, image.clamp(min=0)])
         caption_rows = torch.cat([rows, caption.clamp(min=0), rows])
@@ -237,7 +256,7 @@ class EncodedBatch:
         return torch.cat([self._saving(run, i, c) for i, c in chunks], dim=1)
 
     def all_scores(self) -> tuple[Tensor, Tensor]:
-        """The wanted images with all captions, and the wanted captions with all images, [3, b, B] each."""
+        """Scores of the wanted images with all captions, and of the wanted captions with all images, [3, b, B] each."""
         everything = torch.arange(self.size, device=self.rows.device)
         size = max(1, self.micro_batch // len(everything)) if self.micro_batch else len(self.rows)
         chunks = torch.split(self.rows, size)
@@ -249,8 +268,8 @@ class EncodedBatch:
         return by_image, torch.cat(columns, dim=2).transpose(1, 2)
 
     def _match(self, image_rows: Tensor, caption_rows: Tensor, layout: Layout) -> Tensor:
-        images: Prepared = self.images.take(image_rows)
-        captions: Prepared = self.captions.take(caption_rows)
+        """Stack the kinds of scores: [3, P] for aligned rows, or [3, I, C]; the first dimension is 2 without gates."""
+        images, captions = self.images.take(image_rows), self.captions.take(caption_rows)
         matched = self.model.match(images, captions, layout)
         scores = [matched.logits, matched.similarity]
         if self.gated:
@@ -258,7 +277,7 @@ class EncodedBatch:
         return at_least_float32(torch.stack(scores))
 
     def _saving(self, run: Callable[..., Tensor], image_rows: Tensor, caption_rows: Tensor) -> Tensor:
-        """`run(image_rows, caption_rows)`; with micro-batches the backward pass recomputes its activations."""
+        """Return `run(image_rows, caption_rows)`; with micro-batches, the backward pass recomputes its activations."""
         if self.micro_batch:
             values: Tensor = checkpoint(run, image_rows, caption_rows, use_reentrant=False, preserve_rng_state=False)
             return values

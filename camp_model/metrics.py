@@ -22,6 +22,8 @@ from camp_model.answers import RightAnswers
 
 Array = npt.NDArray[np.floating[Any]] | npt.NDArray[np.integer[Any]]
 
+RECALL_AT = (1, 5, 10)
+"""K of recall@K."""
 AT_ONCE = 1024
 """Queries ranked at a time."""
 
@@ -69,8 +71,8 @@ def i2t_ranks(
     for start in range(0, len(queries), AT_ONCE):
         rows = queries[start : start + AT_ONCE, None]
         some = values[rows[:, 0]]  # [i, C]
-        best = np.where(index == rows, some, -np.inf).max(axis=1, keepdims=True)
-        wrong = ~answers.is_right(torch.from_numpy(rows), torch.arange(len(index))).numpy()
+        best = np.where(index == rows, some, -np.inf).max(axis=1, keepdims=True)  # [i, 1]
+        wrong = ~answers.is_right(torch.from_numpy(rows), torch.arange(len(index))).numpy()  # [i, C]
         ranks.append(1 + ((some >= best) & wrong).sum(axis=1))
     return np.concatenate(ranks) if ranks else np.zeros(0, dtype=np.int64)
 
@@ -120,11 +122,11 @@ def ranks_to_metrics(
         ranks = np.asarray(values)
         if not len(ranks) or ranks.min() < 1:
             raise ValueError(f"{name} ranks: expected at least one, each from 1")
-        for k in (1, 5, 10):
+        for k in RECALL_AT:
             metrics[f"{name}_r{k}"] = 100.0 * float((ranks <= k).mean())
         metrics[f"{name}_medr"] = float(np.median(ranks))
         metrics[f"{name}_meanr"] = float(ranks.mean())
-    metrics["rsum"] = sum(value for name, value in metrics.items() if name[4] == "r")
+    metrics["rsum"] = sum(metrics[f"{direction}_r{k}"] for direction in ("i2t", "t2i") for k in RECALL_AT)
     return metrics
 
 
@@ -136,8 +138,9 @@ def retrieval_metrics(
     Raises:
         ValueError: shapes that do not match, an index out of range, or a score that is NaN.
     """
-    ranks = (of(scores, caption_image, caption_text) for of in (i2t_ranks, t2i_ranks))
-    return ranks_to_metrics(*ranks)
+    i2t = i2t_ranks(scores, caption_image, caption_text)
+    t2i = t2i_ranks(scores, caption_image, caption_text)
+    return ranks_to_metrics(i2t, t2i)
 
 
 def mean_metrics(folds: Sequence[Mapping[str, float]]) -> dict[str, float]:

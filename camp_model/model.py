@@ -19,22 +19,22 @@ from camp_model.scoring.all_pairs import score_matrix
 
 @dataclass(frozen=True)
 class PairDetails:
-    """Gates, attention and pooling weights behind the scores of `P` aligned pairs; zero at padding."""
+    """Gates, attention and pooling weights of P aligned pairs, which explain their scores; zero at padding."""
 
     logits: Tensor
     """[P]"""
     word_gates: Tensor | None
-    """[P, N], mean over d where gates are elementwise; None if words have no gates."""
+    """[P, N], for elementwise gates the mean over d; None if words have no gates."""
     region_gates: Tensor | None
-    """[P, R]"""
+    """[P, R], as `word_gates`."""
     word_attention: Tensor | None
     """[P, N, R], each word's weights over regions; None if words receive no messages."""
     region_attention: Tensor | None
-    """[P, R, N]"""
+    """[P, R, N], each region's weights over words; None if regions receive no messages."""
     word_pooling: Tensor | None
-    """[P, N], each word's share in the match; None if the matcher has no such shares."""
+    """[P, N], each word's share in the caption's vector or score; None if the matcher has no such shares."""
     region_pooling: Tensor | None
-    """[P, R]"""
+    """[P, R], as `word_pooling`."""
 
 
 class CAMP(nn.Module):
@@ -45,9 +45,9 @@ class CAMP(nn.Module):
     Args:
         config: the switches.
         dropout: share of region features and of word embeddings dropped while training.
-        region_dropout: share of the feature channels dropped, the same ones in all regions of an image; otherwise
-            regions of an image would reveal each other's dropped channels.
-        caption_encoder: used instead of a new one, for instance from `TextEncoder.from_facts`.
+        region_dropout: share of the feature channels dropped while training, the same ones in all regions of an image;
+            otherwise regions of an image would reveal each other's dropped channels.
+        caption_encoder: a text encoder to use, for instance from `TextEncoder.from_facts`; None: a new one.
 
     Raises:
         ValueError: the matcher reads locations, but features have none, or d is too small for them.
@@ -89,9 +89,9 @@ class CAMP(nn.Module):
             dropped = dropped * self.region_dropout(features.new_ones(len(features), 1, features.shape[2]))
         encoded: Tensor = self.region_encoder(dropped, region_mask)
         if self.matcher.reads_locations:
-            boxes = features.to(self.region_encoder.linear.weight.dtype)  # not autocast's, which has too few digits
+            boxes = features.to(self.region_encoder.linear.weight.dtype)  # autocast's type has too few digits
             locations = region_locations(boxes, self.config.geometry).masked_fill(~region_mask[..., None], 0.0)
-            encoded = torch.cat([encoded[..., :-LOCATION_DIM].to(locations.dtype), locations], dim=-1)
+            encoded = torch.cat([encoded[..., :-LOCATION_DIM].to(locations.dtype), locations], dim=-1)  # [I, R, d]
         return encoded
 
     def encode_captions(self, tokens: Tensor, lengths: Tensor) -> Tensor:
@@ -104,9 +104,9 @@ class CAMP(nn.Module):
         return encoded
 
     def image_vectors(self, regions: Tensor, region_mask: Tensor) -> Tensor:
-        """One unit vector per image, for an index and for the contrastive loss.
+        """Compute one unit vector per image, for an index and for the contrastive loss.
 
-        If the score is a cosine of vectors (`Matcher.has_vectors`), these are its vectors; otherwise they are the means
+        If the score is a cosine of vectors (`Matcher.has_vectors`), these are the vectors; otherwise they are the means
         of the encoded regions.
 
         Args:
@@ -119,7 +119,7 @@ class CAMP(nn.Module):
         return self._vectors(self.prepare_regions, regions, region_mask)
 
     def caption_vectors(self, words: Tensor, word_mask: Tensor) -> Tensor:
-        """One unit vector per caption, as `image_vectors`: [C, N, d], bool [C, N] -> [C, d]."""
+        """Compute one unit vector per caption, as `image_vectors`: [C, N, d], bool [C, N] -> [C, d]."""
         return self._vectors(self.prepare_words, words, word_mask)
 
     def _vectors(self, prepare: Callable[[Tensor, Tensor], Prepared], states: Tensor, mask: Tensor) -> Tensor:
@@ -131,7 +131,10 @@ class CAMP(nn.Module):
         return normalize(pooled, dim=-1)
 
     def forward(self, features: Tensor, region_mask: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Encode and score aligned pairs: [P, R, region_dim], bool [P, R], int64 [P, N], int64 [P] -> logits [P]."""
+        """Encode and score aligned pairs: [P, R, region_dim], bool [P, R], int64 [P, N], int64 [P] -> logits [P].
+
+        Arguments are those of `encode_regions` and `encode_captions`.
+        """
         words = self.encode_captions(tokens, lengths)
         word_mask = length_mask(lengths.to(tokens.device), tokens.shape[1])
         return self.score_pairs(self.encode_regions(features, region_mask), region_mask, words, word_mask)
@@ -149,7 +152,7 @@ class CAMP(nn.Module):
             Logits [P]; their sigmoid is the paper's matching score (for a cosine, see `CosineMatching`).
 
         Raises:
-            ValueError: numbers of images and captions differ, or a mask has another shape.
+            ValueError: the numbers of images and captions differ, or a mask has another shape.
         """
         return self._pairs(regions, region_mask, words, word_mask).logits
 
@@ -177,28 +180,26 @@ class CAMP(nn.Module):
         return score_matrix(self, regions, region_mask, words, word_mask, progress=progress)
 
     def inspect_pairs(self, regions: Tensor, region_mask: Tensor, words: Tensor, word_mask: Tensor) -> PairDetails:
-        """Gates, attention and pooling weights of aligned pairs; shapes as in `score_pairs`."""
+        """Score aligned pairs and explain the scores; arguments as in `score_pairs`."""
         matched = self._pairs(regions, region_mask, words, word_mask)
 
-        def real(values: Tensor | None, *masks: Tensor) -> Tensor | None:
-            for mask in masks:
-                values = None if values is None else values.masked_fill(~mask, 0.0)
-            return values
+        def real(values: Tensor | None, mask: Tensor) -> Tensor | None:
+            return None if values is None else values.masked_fill(~mask, 0.0)
 
         at_words, at_regions = matched.words, matched.regions
-        by_word, by_region = word_mask[:, :, None], region_mask[:, :, None]
+        both = word_mask[:, :, None] & region_mask[:, None]  # [P, N, R]
         return PairDetails(
             logits=matched.logits,
             word_gates=real(at_words.gates if at_words else None, word_mask),
             region_gates=real(at_regions.gates if at_regions else None, region_mask),
-            word_attention=real(at_words.attention if at_words else None, by_word, region_mask[:, None]),
-            region_attention=real(at_regions.attention if at_regions else None, by_region, word_mask[:, None]),
+            word_attention=real(at_words.attention if at_words else None, both),
+            region_attention=real(at_regions.attention if at_regions else None, both.mT),
             word_pooling=matched.word_pooling,
             region_pooling=matched.region_pooling,
         )
 
     def gate_logits(self, regions: Tensor, region_mask: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
-        """Mean gate logit [P] of aligned pairs; arguments as in `score_pairs`, mean as in `mean_gate_logits`.
+        """Mean gate logit [P] of each aligned pair (`mean_gate_logits`); arguments as in `score_pairs`.
 
         Raises:
             ValueError: the model has no gates.
@@ -207,10 +208,15 @@ class CAMP(nn.Module):
         return self.mean_gate_logits(images, captions, self.match(images, captions, PAIRS), PAIRS)
 
     def mean_gate_logits(self, images: Prepared, captions: Prepared, matched: Matched, layout: Layout) -> Tensor:
-        """Mean gate logit over a pair's real words, or over its real regions if words receive no messages.
+        """Mean gate logit over the real words of each pair, or over its real regions if words receive no messages.
+
+        Args:
+            images, captions: prepared.
+            matched: what `match` returned for them.
+            layout: the same as of `match`.
 
         Returns:
-            [P] or [I, C], as the layout says.
+            [P] or [I, C].
 
         Raises:
             ValueError: the model has no gates.
@@ -220,10 +226,6 @@ class CAMP(nn.Module):
             raise ValueError(f"train.gate_supervision: needs gates, but {self.config.no_gates_reason()}")
         mask = layout.words(captions.real) if matched.words else layout.regions(images.real)
         return (received.gate_logits * mask).sum(-1) / mask.sum(-1).clamp(min=1)
-
-    def each_gate_logit(self, images: Prepared, captions: Prepared, layout: Layout) -> tuple[Tensor, Tensor]:
-        """As `Matcher.gate_logits`."""
-        return self.matcher.gate_logits(images, captions, layout)
 
     def prepare_regions(self, regions: Tensor, mask: Tensor) -> Prepared:
         """As `Matcher.prepare_regions`.

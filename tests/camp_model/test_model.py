@@ -45,11 +45,11 @@ def test_gate_logits_alone_are_those_of_the_whole_model(every_switch, make_batch
     images, captions = model.prepare_regions(*encoded[:2]), model.prepare_words(*encoded[2:])
     if every_switch.matcher != "camp" or "none" in (every_switch.gate, every_switch.message_passing):
         with pytest.raises(ValueError, match="gate_supervision"):
-            model.each_gate_logit(images, captions, PAIRS)
+            model.matcher.gate_logits(images, captions, PAIRS)
         return
-    logits, real = model.each_gate_logit(images, captions, PAIRS)
+    logits, real = model.matcher.gate_logits(images, captions, PAIRS)
     torch.testing.assert_close((logits * real).sum(1) / real.sum(1), model.gate_logits(*encoded))
-    tiles, real = model.each_gate_logit(images, captions, TILES)
+    tiles, real = model.matcher.gate_logits(images, captions, TILES)
     assert tiles.shape[:2] == (3, 3) and real.expand(tiles.shape).shape == tiles.shape
     for i in range(3):
         torch.testing.assert_close(tiles[i, i][: logits.shape[1]], logits[i])
