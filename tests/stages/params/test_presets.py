@@ -97,6 +97,10 @@ def test_a_preset_says_only_its_own_and_the_paper_nothing_beyond_it() -> None:
     paper = compose(files(("flickr30k", "bottom_up", "paper")))[0]
     assert (paper.model.gate_context, paper.train.gate_supervision, paper.model.dim) == (0, 0, 1024)
     assert (paper.detector.backend, paper.regions.geometry, paper.regions.per_image) == ("precomputed", False, 36)
+    # Nothing of the scenes' own recipe stays in it, except when the loop stops and saves.
+    on_scenes = compose(files(("scenes", "paper")))[0]
+    assert on_scenes.model == paper.model
+    assert on_scenes.train.replace(patience=10, checkpoint_steps=500) == paper.train
 
 
 def test_the_later_of_two_presets_counts_and_it_is_said(tmp_path: Path) -> None:
