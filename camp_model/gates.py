@@ -1,6 +1,6 @@
-"""Mean gates of pairs that match, of random pairs that do not, and of the hardest pairs that do not.
+"""Mean gates of matching pairs, of random other pairs, and of the hardest other pairs.
 
-Training measures them on the val split after each epoch, evaluation on the splits it evaluates.
+Training measures them on the val split after each epoch; evaluation measures them on the splits that it evaluates.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,18 +17,19 @@ from camp_model.model import CAMP
 from camp_model.scoring.collection import Collection
 
 KINDS = ("positive", "negative", "hardest")
-"""The image of a pair is the caption's own, a random other one, or the other one that scores highest."""
+"""Kinds of pairs: the image is the caption's own, a random wrong one, or the wrong one that scores highest."""
 SIDES = {"words": "gate", "content": "gate_content", "regions": "region_gate"}
-"""What a pair's mean is taken over -> how the names of its numbers begin. Content words name an object, a colour, a
-size or a texture."""
-NAMES = tuple(f"{prefix}_{name}" for prefix in SIDES.values()
-              for name in (*(f"{kind}_mean" for kind in KINDS), "auc", "hardest_auc"))  # fmt: skip
+"""The gates that a pair's mean is taken over -> prefix of the names of metrics. Content words name an object, a colour,
+a size or a texture."""
+STATISTICS = (*(f"{kind}_mean" for kind in KINDS), "auc", "hardest_auc")
+NAMES = tuple(f"{prefix}_{statistic}" for prefix in SIDES.values() for statistic in STATISTICS)
+"""Names of the metrics of `summarise`."""
 BINS = 20
-"""Of a histogram of gates, from 0 to 1."""
+"""Number of bins of a histogram of gates from 0 to 1."""
 COUNTS = tuple(f"{side}_{kind}" for side in SIDES for kind in KINDS)
 """Names of the histograms."""
 AT_ONCE = 128
-"""Pairs looked at in one forward pass."""
+"""Pairs in one forward pass."""
 Encode = Callable[[np.ndarray], tuple[Tensor, Tensor]]
 """Positions [P] of images -> their encoded regions [P, R, d] and mask [P, R]."""
 
@@ -38,11 +39,23 @@ def random_negatives(
 ) -> np.ndarray:
     """Draw a random wrong image for each caption.
 
+    Right images are redrawn, at most a hundred times: a caption for which all images are right gets one of them.
+
     Args:
-        own: int64 [P], position of each caption's own image among `images` images.
-        answers, captions: the right answers, and the positions in them of the captions; right images are redrawn, at
-            most a hundred times.
+        own: int64 [P], position of each caption's own image.
+        images: number of images to draw from.
+        generator: draws.
+        answers: the right answers of the collection.
+        captions: int64 [P], positions of the captions in the collection.
+
+    Returns:
+        int64 [P], positions of images.
+
+    Raises:
+        ValueError: there is only one image.
     """
+    if images < 2:
+        raise ValueError(f"random negatives: {images} image; expected two or more")
     negatives = (own + generator.integers(1, images, len(own))) % images
     for _ in range(100):
         redraw = answers.is_right(torch.from_numpy(negatives), torch.from_numpy(captions)).numpy()
@@ -56,15 +69,16 @@ def random_negatives(
 def mean_gates(
     model: CAMP, encode: Encode, captions: CaptionTable, *, rows: np.ndarray, images: np.ndarray, content: Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """Mean gates of P pairs, by side; NaN where a model has no such gates or a caption no content word.
+    """Measure the mean gates of P pairs.
 
     Args:
+        encode: encodes images.
         rows: int64 [P], rows of `captions`.
-        images: int64 [P], what `encode` takes.
+        images: int64 [P], positions of images, for `encode`.
         content: ids of the content words.
 
     Returns:
-        float64 [P] of each of SIDES.
+        For each of SIDES, float64 [P]; NaN if the model has no such gates or the caption no content word.
     """
     means: dict[str, list[np.ndarray]] = {side: [] for side in SIDES}
     for start in range(0, len(rows), AT_ONCE):
@@ -86,6 +100,7 @@ def mean_gates(
 
 
 def _means(gates: Tensor | None, mask: Tensor) -> np.ndarray:
+    """Means over what is real: [P, L], bool [P, L] -> float64 [P]; NaN without gates, or if nothing is real."""
     if gates is None:
         return np.full(len(mask), np.nan)
     return ((gates.float() * mask).sum(1) / mask.sum(1)).cpu().numpy().astype(float)  # 0 / 0 is NaN
@@ -99,16 +114,19 @@ def gates_by_kind(
     generator: np.random.Generator,
     content: Sequence[int],
 ) -> dict[str, tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """Mean gates of some captions of a collection, with an image of each of KINDS.
+    """Measure the mean gates of some captions of a collection, with one image of each of KINDS.
 
     Args:
         chosen: int64 [P], positions of the captions in the collection.
         hardest: int64 [C], position of the wrong image that scores highest with each caption of the collection.
-        generator: draws the random others.
+        generator: draws the random wrong images.
         content: ids of the content words.
 
     Returns:
-        By kind: positions [P] of the images, and their `mean_gates`.
+        For each kind: positions [P] of the images, and the `mean_gates` of the pairs.
+
+    Raises:
+        ValueError: the collection has only one image.
     """
     own = collection.caption_image[chosen]
     answers = RightAnswers(torch.from_numpy(collection.caption_image), torch.from_numpy(collection.caption_text))
@@ -125,9 +143,14 @@ def gates_by_kind(
 
 
 def summarise(gates: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, float | None]:
-    """Means and areas under the curve: gates[kind][side], float [P] -> the numbers of NAMES, None where there are none.
+    """Summarise the mean gates of pairs.
 
-    `..._auc` compares matching with random pairs, `..._hardest_auc` with the hardest.
+    Args:
+        gates: gates[kind][side] is float [P]; NaN counts as no gate.
+
+    Returns:
+        The metrics of NAMES: means, and areas under the curve of matching against random (`..._auc`) and against the
+        hardest pairs (`..._hardest_auc`). None for a side without gates.
     """
     numbers: dict[str, float | None] = {}
     for side, prefix in SIDES.items():
@@ -140,7 +163,7 @@ def summarise(gates: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, float 
 
 
 def histograms(gates: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, list[int]]:
-    """How many pairs have a mean gate in each of BINS: gates[kind][side], float [P] -> COUNTS, without empty ones."""
+    """Count the pairs whose mean gate lies in each bin: gates[kind][side], float [P] -> by COUNTS, without empty ones."""
     counted = {}
     for side in SIDES:
         for kind, sides in gates.items():
@@ -153,7 +176,7 @@ def histograms(gates: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, list[
 
 
 def area_under_curve(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Probability that a value of `positive` is above one of `negative`; equal values count half."""
+    """Probability that a random value of `positive` is above one of `negative`; equal values count half."""
     ordered = np.sort(negative)
     below = np.searchsorted(ordered, positive, "left") + np.searchsorted(ordered, positive, "right")
     return float(below.mean() / 2 / len(negative))

@@ -1,13 +1,12 @@
 """All pairs of images and captions, in tiles.
 
-Images and captions are sorted by how many regions and words they hold, so that a tile pads to its own longest; what
-concerns only images or only captions is prepared once per block; the rest runs tile by tile, on the CPU in a compiled
-kernel where the switches factorise (`camp_model.scoring.tiles`), otherwise and on other devices in PyTorch. A block or
-tile that does not fit into memory is halved.
+Images and captions are sorted by their numbers of regions and words, so a tile is padded only to its own longest. A
+matcher prepares images and captions once per block; pairs are then scored tile by tile, on the CPU by a compiled kernel
+if the switches factorise (`camp_model.scoring.tiles`), otherwise in PyTorch. A block or tile that does not fit into
+memory is halved.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,13 +19,13 @@ from camp_model.scoring.tiles import KernelTiles
 from camp_model.tensors import free_gpu_bytes
 
 PREPARED_BYTES = 192 * 2**20
-"""Prepared captions held at a time; images may take as much again."""
+"""Size of the prepared captions that are held at a time; prepared images may take as much again."""
 CACHE_BYTES = 8 * 2**20
-"""A tile's activations on the CPU."""
+"""Size of a tile's activations on the CPU."""
 DEVICE_SHARE = 0.25
 """Share of a GPU's free memory for a tile's activations."""
 GRAPH_BYTES = 512 * 2**20
-"""Activations kept for a backward pass; a tile's activations on other accelerators."""
+"""Size of the activations that are kept for a backward pass, or of a tile's activations on other accelerators."""
 
 Progress = Callable[[int], object]
 
@@ -43,7 +42,7 @@ def score_matrix(
     """Logits [I, C] of every image with every caption; arguments as in `CAMP.score_matrix`.
 
     Raises:
-        ValueError: shapes that do not fit each other.
+        ValueError: the shapes do not fit each other.
         torch.OutOfMemoryError: a single pair does not fit.
     """
     if torch.is_grad_enabled() and (
@@ -63,7 +62,7 @@ def score_matrix(
 
 
 def _with_gradients(model: PairScorer, images: Prepared, captions: Prepared) -> Tensor:
-    """Score in one graph, or, if that would be large, in tiles that the backward pass recomputes."""
+    """Score in one graph or, if that would be large, in tiles that the backward pass recomputes: -> logits [I, C]."""
 
     def logits(some_images: Prepared, some_captions: Prepared) -> Tensor:
         return model.match(some_images, some_captions, TILES).logits
@@ -93,8 +92,8 @@ def pair_bytes(images: Tensor, captions: Tensor) -> int:
     """Bytes of a pair's fused vectors, and of the one or two copies that elementwise steps make of them.
 
     Args:
-        images: [I, R, d], as prepared: fused vectors are in the same numbers.
-        captions: [C, N, d].
+        images: [I, R, d], prepared features, whose type fused vectors have.
+        captions: [C, N, d], prepared features.
     """
     size = max(images.element_size(), captions.element_size())
     return 3 * (images.shape[1] + captions.shape[1]) * images.shape[2] * size
@@ -115,6 +114,9 @@ def score_blocks(
     Yields:
         Positions of some images [i] and some captions [c], and their logits [i, c]. Every pair comes once; all images
         come for a set of captions before the next captions.
+
+    Raises:
+        ValueError: the shapes do not fit each other.
     """
     check_mask("regions", regions, region_mask)
     check_mask("words", words, word_mask)
@@ -134,56 +136,63 @@ def score_prepared(model: PairScorer, images: Prepared, captions: Prepared) -> T
 
 
 class _Sorted:
-    """Images or captions in the order of their sizes, real vectors first."""
+    """Images or captions in the order of their numbers of real vectors, with these first.
+
+    Args:
+        values: [B, L, d], encoded.
+        mask: bool [B, L].
+    """
 
     def __init__(self, values: Tensor, mask: Tensor) -> None:
         self.values, self.mask = values, mask
         self.counts = mask.sum(1)
-        self.prefix = bool((mask[:, 1:] <= mask[:, :-1]).all())
+        self.real_first = bool((mask[:, 1:] <= mask[:, :-1]).all())
         self.order = self.counts.argsort(stable=True) if len(values) else self.counts
 
     def blocks(self, prepare: Callable[[Tensor, Tensor], Prepared]) -> Iterator[tuple[Tensor, Prepared]]:
-        """Positions and prepared values of so many items at a time as fit."""
-        # Prepared, an item takes up to six tensors of its own size.
+        """Yield positions and prepared values of as many items at a time as fit."""
+        # An item's prepared values take up to six tensors of its own size.
         bytes_each = 6 * self.values.shape[1] * self.values.shape[2] * self.values.element_size()
         size = max(1, PREPARED_BYTES // max(1, bytes_each))
         return in_parts(lambda chunk: self._prepare(self.order[chunk], prepare), len(self.order), size)
 
     def _prepare(self, rows: Tensor, prepare: Callable[[Tensor, Tensor], Prepared]) -> tuple[Tensor, Prepared]:
         values, mask = self.values[rows], self.mask[rows]
-        if not self.prefix:
-            first = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
-            values, mask = values.gather(1, first[..., None].expand_as(values)), mask.gather(1, first)
-        size = max(1, int(self.counts[rows[-1]]))
+        if not self.real_first:
+            order = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+            values, mask = values.gather(1, order[..., None].expand_as(values)), mask.gather(1, order)
+        size = max(1, int(self.counts[rows[-1]]))  # the last has most
         return rows, prepare(values[:, :size].contiguous(), mask[:, :size].contiguous())
 
 
-@dataclass
 class Scorer:
     """Scores prepared images with prepared captions; remembers which tiles did not fit."""
 
-    model: PairScorer
-
-    def __post_init__(self) -> None:
-        self.kernel = KernelTiles.build(self.model)
+    def __init__(self, model: PairScorer) -> None:
+        self.model = model
+        self.kernel = KernelTiles.build(model)
         self.tiles: Tiles | None = None
 
     def score(self, images: Prepared, captions: Prepared, progress: Progress | None = None) -> Tensor:
-        """Logits [I, C]."""
+        """Logits [I, C]; `progress` is called now and then with the number of pairs scored since the last call.
+
+        Raises:
+            torch.OutOfMemoryError, MemoryError or RuntimeError: a single pair does not fit.
+        """
         if self.kernel is not None and self.kernel.supports(images, captions):
             return self.kernel.score(images, captions, progress)
         if self.tiles is None:
             self.tiles = Tiles(self._tile_pairs(images, captions))
-        # Read at once: each tile asks for some of them, and would wait for a GPU each time.
-        sizes = torch.cat([images.real.sum(1), captions.real.sum(1)]).cpu().tensor_split([len(images.features)])
+        # Counts are copied from a GPU once: each copy waits for it, and every tile needs some of them.
+        counts = torch.cat([images.real.sum(1), captions.real.sum(1)]).cpu().tensor_split([len(images.features)])
         rows = []
         width = min(len(captions.features), self.tiles.pairs, int(2 * self.tiles.pairs**0.5))
         height = max(1, self.tiles.pairs // width)
         for i in range(0, len(images.features), height):
-            some_images = images.cut(slice(i, i + height), sizes[0])
+            some_images = images.cut(slice(i, i + height), counts[0])
             row = []
             for c in range(0, len(captions.features), width):
-                some_captions = captions.cut(slice(c, c + width), sizes[1])
+                some_captions = captions.cut(slice(c, c + width), counts[1])
                 row.append(self.tiles.score(self._logits, some_images, some_captions))
                 if progress is not None:
                     progress(row[-1].numel())
@@ -194,7 +203,7 @@ class Scorer:
         return self.model.match(images, captions, TILES).logits
 
     def _tile_pairs(self, images: Prepared, captions: Prepared) -> int:
-        """Pairs whose activations fit into the cache, or into the device's free memory."""
+        """Number of pairs whose activations fit into the cache, or into the device's free memory."""
         device, bytes_each = images.features.device, pair_bytes(images.features, captions.features)
         if device.type == "cuda":
             return max(1, int(free_gpu_bytes(device) * DEVICE_SHARE) // bytes_each)

@@ -1,7 +1,7 @@
 """Rank a collection that is read from disk, without ever holding all scores.
 
-What is held grows with the images I and with the captions C, never with I x C: the encoded images where they fit, the
-scores of all images with CAPTIONS_AT_ONCE captions, and ranks and best results of every query.
+Memory grows with the images I and with the captions C, never with I x C: it holds the encoded images if they fit, the
+scores of all images with CAPTIONS_AT_ONCE captions, and the ranks and best results of every query.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,9 +20,11 @@ from camp_model.scoring.all_pairs import Progress
 from camp_model.scoring.ranking import RankedQueries, WorkShare, rank_blocks
 
 CAPTIONS_AT_ONCE = 1024
+"""Largest number of captions whose scores with all images are held."""
 PAIRS_AT_ONCE = 2**28
-"""Scores held at most: of all images with some captions."""
+"""Largest number of scores held, of all images with some captions."""
 OWN_PAIRS_AT_ONCE = 128
+"""Captions scored at a time with their own images."""
 Block = tuple[Tensor, Tensor, Tensor]
 
 
@@ -41,7 +43,7 @@ class Collection:
 
     @property
     def caption_text(self) -> npt.NDArray[np.int64]:
-        """[C], equal where captions have the same text."""
+        """[C], equal for captions of the same text."""
         texts: npt.NDArray[np.int64] = self.captions.wording_index[self.caption_rows]
         return texts
 
@@ -78,7 +80,7 @@ def rank_collection(
         progress: called now and then with the number of pairs scored, by any of the models, since the last call.
 
     Raises:
-        ValueError: damaged features, or a score that is not a finite number.
+        ValueError: features are damaged, or a score is not a finite number.
     """
     device = device_of(models[0])
     images = [
@@ -96,7 +98,7 @@ def rank_collection(
 
 
 def _chunks(collection: Collection, size: int, share: WorkShare | None) -> Iterator[npt.NDArray[np.int64]]:
-    """Positions of captions of like length, so that little of a chunk is padding; only this process's of them."""
+    """Yield positions of captions of like length, so that little of a chunk is padding; only this process's chunks."""
     order = np.argsort(collection.captions.lengths[collection.caption_rows], kind="stable")
     starts = range(0, len(order), size)
     for start in starts if share is None else starts[share.rank :: share.count]:
@@ -110,8 +112,10 @@ def _blocks(
     share: WorkShare | None,
     progress: Progress | None,
 ) -> Iterator[Block]:
-    """Positions of some images [i] and some captions [c] and their logits [i, c]; all images of a chunk of captions
-    before the next."""
+    """Yield positions of some images [i] and some captions [c], and their logits [i, c].
+
+    All images come for a chunk of captions before the next chunk.
+    """
     device = device_of(models[0])
     size = min(CAPTIONS_AT_ONCE, max(1, PAIRS_AT_ONCE // len(collection.image_rows)))
     for chunk in _chunks(collection, size, share):
@@ -129,7 +133,7 @@ def _blocks(
 def _own_scores(
     models: Sequence[CAMP], images: Sequence[EncodedImages], collection: Collection, share: WorkShare | None
 ) -> Tensor:
-    """Logit [C] of each caption with its own image, equal to the block's up to rounding."""
+    """Logit [C] of each caption with its own image; blocks may round it differently."""
     scores = torch.zeros(len(collection.caption_rows), device=device_of(models[0]))
     for chunk in _chunks(collection, OWN_PAIRS_AT_ONCE, share):
         logits = [

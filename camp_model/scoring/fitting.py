@@ -1,4 +1,4 @@
-"""Work that does not fit into memory is halved, with a warning; it is an error only if a single item does not fit."""
+"""Halve work that does not fit into memory, with a warning; only a single item that does not fit is an error."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,7 +22,10 @@ T = TypeVar("T")
 
 
 def attempt(run: Callable[[], T]) -> T | None:
-    """What `run` returns; None if memory ran out. Its traceback, which would keep tensors alive, is gone by then."""
+    """Return what `run` returns; None if memory ran out.
+
+    The traceback of that error, which would keep tensors alive, is freed before this function returns.
+    """
     try:
         return run()
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -33,7 +36,7 @@ def attempt(run: Callable[[], T]) -> T | None:
 
 
 def in_parts(run: Callable[[slice], T], total: int, size: int) -> Iterator[T]:
-    """`run` on slices of `size` of `total` items, on smaller ones from the first on that does not fit.
+    """Yield what `run` returns for slices of `size` of `total` items; after one that does not fit, for smaller slices.
 
     Raises:
         torch.OutOfMemoryError, MemoryError or RuntimeError: a single item does not fit.
@@ -52,13 +55,13 @@ def in_parts(run: Callable[[slice], T], total: int, size: int) -> Iterator[T]:
 
 
 class Tiles:
-    """Scores tiles of at most `pairs` pairs, and of fewer from the first one on that does not fit."""
+    """Scores tiles of at most `pairs` pairs; after one that does not fit, tiles of fewer."""
 
     def __init__(self, pairs: int) -> None:
         self.pairs = pairs
 
     def score(self, logits: Callable[[Prepared, Prepared], Tensor], images: Prepared, captions: Prepared) -> Tensor:
-        """`logits(images, captions)` [i, c], in as many parts as need be.
+        """Return `logits(images, captions)`, [i, c], computed in as many parts as needed.
 
         Raises:
             torch.OutOfMemoryError, MemoryError or RuntimeError: a single pair does not fit.

@@ -46,7 +46,7 @@ class Tile(ctypes.Structure):
 
 
 def _cpu() -> str:
-    """What -march=native depends on, so that a cache folder shared by different machines stays right."""
+    """The CPU features that -march=native depends on: machines that share a cache folder may differ in them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line for line in lines if line.startswith(("flags", "Features")))
@@ -81,7 +81,7 @@ def library() -> ctypes.CDLL | None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = folder / name
         with contextlib.ExitStack() as stack:
-            if not all(map(_is_trusted, (folder, path))):  # by others, whose code would run: build it again
+            if not all(map(_is_trusted, (folder, path))):  # others may have written it: build it again elsewhere
                 path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / name
             if not path.exists():
                 with replacing(path) as built:
@@ -97,7 +97,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def lanes() -> int:
-    """The joint dimension must be a multiple of this for the kernel; 0 if there is no kernel."""
+    """The number that d must be a multiple of for the kernel; 0 if there is no kernel."""
     kernel = library()
     return 0 if kernel is None else int(kernel.camp_lanes())
 
@@ -111,11 +111,11 @@ class HiddenLayer:
     """The weights of a pooling's Linear-ReLU-Linear, ordered for the kernel."""
 
     panels: Tensor
-    """[P, d, width]: the first layer's weights for `width` outputs at a time, zero beyond the last."""
+    """[K, d, width], the first layer's weights in K panels of `width` outputs, zero beyond the last output."""
     bias: Tensor
-    """[P * width]."""
+    """[K * width], the first layer's."""
     last: Tensor
-    """[heads, P * width]: the second layer's weights. Its bias does not change a softmax."""
+    """[heads, K * width], the second layer's weights; its bias would not change a softmax."""
 
     @classmethod
     def of(cls, first: nn.Linear, last: nn.Linear) -> "HiddenLayer":
@@ -143,20 +143,22 @@ def receive(
     gate_context: float = 0.0,
     evidence: Tensor | None = None,
 ) -> None:
-    """Messages, gates, fusion and pooling of one side of all pairs; everything float32 on the CPU.
+    """Attend, gate, fuse and pool one side of all pairs of O own items, which receive, and X other items.
+
+    All tensors are float32 on the CPU, but for `counts`.
 
     Args:
-        affinity: [O, X, L, M] of any strides; O own items (those that receive), X other items.
+        affinity: [O, X, L, M], of any strides.
         product: inner products of the two sides' features, with the shape and strides of `affinity`; None: no gates.
-        own: [O, L, d], contiguous, features through `own_weight`.
+        own: [O, L, d], contiguous, features times `Receiver.own_weight`.
         residual: [O, L, d], contiguous, or None.
-        message: [X, M, d], contiguous, features through `message_weight`.
+        message: [X, M, d], contiguous, features times `Receiver.message_weight`.
         bias: [d] or None.
         pooling: weights [d] of attention pooling, or the layers of the released pooling; None: mean pooling.
-        hidden: [O, L, P * width], contiguous, `residual` through the hidden layer, if there are both; else None.
-        counts: real vectors of each own [O] and other [X] item, int32; they come first.
-        pooled: [O, X, d] with d contiguous, filled with pooled vectors.
-        gate_context: weight of the mean gate logit of a pair in each of its gates.
+        hidden: [O, L, K * width], contiguous, the hidden layer of `residual`, if there are both; else None.
+        counts: int32 [O] and [X], numbers of real vectors, which come first.
+        pooled: [O, X, d] with d contiguous; filled with the pooled vectors.
+        gate_context: weight of the pair's mean gate logit in each of its gate logits.
         evidence: [O, X, L], added to the gate logits, or None.
 
     Raises:

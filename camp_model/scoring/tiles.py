@@ -1,9 +1,9 @@
 """Tiles of factorised scoring on the CPU: matrix products by oneDNN, everything between them in receive.c.
 
-Of the 9.5 MFLOP that are left of a pair (d 1024, 36 regions, 16 words, attention pooling), 2.4 go into the affinities
-and gates and 4.2 into the matching layer, both products of large matrices here; the messages are formed inside the
-kernel, where fusion and pooling consume them while they are in the cache. So is the hidden layer of the released
-pooling, 109 MFLOP a pair less what multiplies zeros.
+A pair costs 9.5 MFLOP (d 1024, 36 regions, 16 words, attention pooling). Affinities and gates take 2.4 of them, the
+matching layer 4.2; both are products of large matrices here. The kernel forms the messages, and fuses and pools them
+while they are in the cache. It also computes the hidden layer of the released pooling: 109 MFLOP per pair, less the
+products with zeros.
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ from camp_model.scoring import native
 from camp_model.scoring.fitting import Tiles
 
 TILE = (16, 32)
-"""Images and captions of a tile; where there are fewer captions, as many more images."""
+"""Numbers of images and captions in a tile; with fewer captions, a tile has more images."""
 TILE_BYTES = 32 * 2**20
-"""What a tile may take; with more regions or words than usual it holds fewer images and captions."""
+"""Largest size of a tile; with more regions or words than usual, a tile has fewer images and captions."""
 
 
 class _Linear:
@@ -40,12 +40,12 @@ class _Linear:
             product: Tensor = torch.ops.mkldnn._linear_pointwise(values, self.packed, self.bias, "none", [], "")
         else:
             product = linear(values, self.weight, self.bias)
-        # Not fused: oneDNN's ReLU turns not-a-number into 0.
+        # The ReLU is not fused, because oneDNN's turns not-a-number into 0.
         return product.relu_() if self.relu else product
 
 
 class _Side:
-    """The weights of one side: its receiver's, and of its pooling."""
+    """The weights of one side's receiver and pooling."""
 
     def __init__(self, side: KernelSide) -> None:
         self.bias = None if side.bias is None else side.bias.detach()
@@ -58,7 +58,7 @@ class _Side:
             self.first = _Linear(self.pooling.panels.mT.flatten(0, 1), self.pooling.bias)
 
     def prepare(self, items: Prepared) -> Prepared:
-        """With what the hidden layer of the pooling makes of the residual, the same in every pair."""
+        """Add what the pooling's hidden layer makes of the residual, which is the same in every pair."""
         if not self.residual or not isinstance(self.pooling, native.HiddenLayer):
             return items
         return dataclasses.replace(items, hidden=self.first(items.features))
@@ -73,7 +73,7 @@ class _Side:
         out: Tensor,
         evidence: Tensor | None = None,
     ) -> None:
-        """Fill `out` [O, X, d]; `affinity` and `product` [O, X, L, M], `evidence` [O, X, L]."""
+        """Fill `out` [O, X, d] with pooled vectors; arguments as in `native.receive`."""
         assert own.own is not None and other.message is not None
         residual = own.features if self.residual else None
         native.receive(
@@ -87,7 +87,7 @@ class KernelTiles:
 
     @classmethod
     def build(cls, model: PairScorer) -> "KernelTiles | None":
-        """None if the matcher, its weights or this machine are not for the kernel."""
+        """Make tiles for a model; None if its matcher, its weights or this machine cannot use the kernel."""
         plan = model.kernel_plan()
         if plan is None or torch.is_autocast_enabled("cpu"):
             return None
@@ -105,7 +105,7 @@ class KernelTiles:
         self.hidden = _Linear(plan.layers[0].weight, plan.layers[0].bias, relu=True) if plan.layers else None
 
     def supports(self, images: Prepared, captions: Prepared) -> bool:
-        """Whether these are float32 with real vectors first, at least one of each, and with gates of their own."""
+        """Whether all are float32, with real vectors first, at least one per item, and with their own gates applied."""
         sides = (images, captions)
         return all(
             side.features.dtype == torch.float32
@@ -143,7 +143,7 @@ class KernelTiles:
         return scores
 
     def _shape(self, images: Prepared, captions: Prepared) -> tuple[int, int]:
-        """Images and captions of a tile: as many pairs as TILE has, halved until they take no more than TILE_BYTES."""
+        """Numbers of images and captions in a tile: as many pairs as in TILE, halved until they fit into TILE_BYTES."""
         each = 2 * images.features.shape[1] * captions.features.shape[1]
         width = min(TILE[1], max(1, len(captions.features)))
         height = TILE[0] * TILE[1] // width
@@ -152,7 +152,7 @@ class KernelTiles:
         return height, width
 
     def _tile_scorer(self, captions: Prepared, keys: _Linear) -> Callable[[Prepared, Prepared], Tensor]:
-        """Logits of images with `captions`, whose keys are there already, or with some of them."""
+        """Make the function that scores images with `captions`, whose keys are there already, or with some of them."""
 
         def logits(images: Prepared, some: Prepared) -> Tensor:
             return self._tile(images, some, keys if some is captions else _Linear(self._keys(some)))
@@ -160,33 +160,35 @@ class KernelTiles:
         return logits
 
     def _keys(self, captions: Prepared) -> Tensor:
-        """What regions are multiplied with: keys, and for gates the words themselves, [(2) * c * N, d]."""
+        """The vectors that regions are multiplied with: keys and, for gates, the words too, [c * N or 2 * c * N, d]."""
         dim = captions.features.shape[2]
         keys = captions.keys[0].reshape(-1, dim)
         return torch.cat([keys, captions.features.reshape(-1, dim)]) if self.plan.gated else keys
 
     def _tile(self, images: Prepared, captions: Prepared, keys: _Linear) -> Tensor:
+        """Logits [i, c]."""
         counts = images.real.sum(1, dtype=torch.int32), captions.real.sum(1, dtype=torch.int32)
         i, r, dim = images.features.shape
         c, n = captions.features.shape[:2]
-        products = keys(images.features.reshape(-1, dim)).view(i, r, -1, c, n).permute(2, 0, 3, 1, 4)  # [., i, c, R, N]
+        products = keys(images.features.reshape(-1, dim)).view(i, r, -1, c, n)  # [i, R, 1 or 2, c, N]
+        products = products.permute(2, 0, 3, 1, 4)  # [1 or 2, i, c, R, N]
         affinity, product = products[0], products[1] if self.plan.gated else None
         pair = images.features.new_empty(i, c, 2, dim)
         if self.regions is not None:
             self.regions.pool(images, captions, affinity, product, counts, pair[:, :, 0])
         in_score = None
         if self.words is not None:
-            turned = None if product is None else product.permute(1, 0, 3, 2)
-            out = pair[:, :, 1].transpose(0, 1)
-            evidence, in_score = self.plan.evidence(images, captions, affinity.mT)
+            turned = None if product is None else product.permute(1, 0, 3, 2)  # [c, i, N, R]
+            out = pair[:, :, 1].transpose(0, 1)  # [c, i, d]
+            evidence, in_score = self.plan.evidence(images, captions, affinity.mT)  # [i, c, N], [i, c]
             evidence = None if evidence is None else evidence.transpose(0, 1)
-            by_caption = affinity.permute(1, 0, 3, 2)
+            by_caption = affinity.permute(1, 0, 3, 2)  # [c, i, N, R]
             self.words.pool(captions, images, by_caption, turned, (counts[1], counts[0]), out, evidence)
         if self.hidden is not None and self.plan.layers is not None:
             output = self.plan.layers[1]
             logits = linear(self.hidden(pair.view(i * c, 2 * dim)), output.weight, output.bias).view(i, c)
         else:
-            image = pair[:, :, 0] if images.pooled is None else images.pooled[:, None]
-            caption = pair[:, :, 1] if captions.pooled is None else captions.pooled[None]
+            image = pair[:, :, 0] if images.pooled is None else images.pooled[:, None]  # [i, c or 1, d]
+            caption = pair[:, :, 1] if captions.pooled is None else captions.pooled[None]  # [i or 1, c, d]
             logits = self.plan.score(image, caption)
         return logits if in_score is None else logits + in_score

@@ -1,4 +1,4 @@
-"""How params.yaml and presets are read and written: YAML 1.2, the dialect in which DVC reads and writes them too."""
+"""Read and write params.yaml and presets in YAML 1.2, the dialect that DVC uses for them, too."""
 
 import re
 from collections import Counter
@@ -9,15 +9,15 @@ from typing import Any
 from camp_model.files import replacing
 from stages.errors import InputError, shown
 
-MOST_VALUES = 1_000_000
-"""Of a document, aliases written out."""
+MAX_VALUES = 1_000_000
+"""Largest number of values in a document, with each alias counted as a copy."""
 
 
 def parse(text: str) -> Any:
-    """The value of a YAML 1.2 text.
+    """Parse a YAML 1.2 text.
 
     Raises:
-        ValueError: it is none; the message says where.
+        ValueError: the text is not YAML (the message says where), or its aliases hold themselves or too many values.
     """
     from ruamel.yaml import YAML
 
@@ -26,21 +26,22 @@ def parse(text: str) -> Any:
         _size(values, set(), {})
     except Exception as error:  # a damaged file can raise almost anything from the parser
         mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        position = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         problem = str(getattr(error, "problem", None) or error).partition("\n")[0]
-        raise ValueError(f"is not YAML: {place}{problem[:200]}") from None
+        raise ValueError(f"is not YAML: {position}{problem[:200]}") from None
     return values
 
 
 def _size(value: Any, ancestors: set[int], sizes: dict[int, int]) -> int:
-    """How many values `leaves` makes of a value: of a list one, of a mapping all, each alias counted.
+    """Count the values in a value, with each alias counted as a copy; a list counts as one, as in `leaves`.
 
     Args:
-        ancestors: ids of the mappings and lists that it lies in.
-        sizes: by id, of the mappings and lists that were looked through.
+        value: a parsed value.
+        ancestors: ids of the mappings and lists that contain the value.
+        sizes: id of a mapping or list -> its count, for those counted so far.
 
     Raises:
-        ValueError: it holds itself, as an alias can make it, or more than anybody writes, as aliases of aliases can.
+        ValueError: an alias makes the value hold itself, or aliases of aliases make more than MAX_VALUES.
     """
     if id(value) in ancestors:
         raise ValueError("a value holds itself (an alias to what it is in)")
@@ -52,8 +53,8 @@ def _size(value: Any, ancestors: set[int], sizes: dict[int, int]) -> int:
         count = sum([_size(item, ancestors, sizes) for item in items])
         sizes[id(value)] = 1 + count if isinstance(value, dict) else 1
         ancestors.discard(id(value))
-        if sizes[id(value)] > MOST_VALUES:
-            raise ValueError(f"aliases make more than {MOST_VALUES:,} values of it")
+        if sizes[id(value)] > MAX_VALUES:
+            raise ValueError(f"aliases make more than {MAX_VALUES:,} values of it")
     return sizes[id(value)]
 
 
@@ -67,10 +68,10 @@ def _text(path: Path) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds.
+    """Read the mapping that a YAML file holds.
 
     Raises:
-        InputError: it cannot be read, is no YAML or holds something else.
+        InputError: the file cannot be read, is not YAML, or holds something other than a mapping.
     """
     try:
         values = parse(_text(path))
@@ -83,10 +84,12 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def leaves(values: Mapping[str, Any], like: object = None, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything in nested mappings that is no mapping itself.
+    """Yield (dotted key, value) of every value in nested mappings.
 
     Args:
-        like: sections as objects. A mapping that is one value there, such as train.learning_rates, is one here.
+        values: the mappings; an empty one counts as a value.
+        like: the params as objects; a mapping that is a single value there, such as train.learning_rates, is one here.
+        prefix: put before each key.
     """
     for key, value in values.items():
         inner = getattr(like, str(key), None)
@@ -97,18 +100,18 @@ def leaves(values: Mapping[str, Any], like: object = None, prefix: str = "") -> 
 
 
 def rewrite(path: Path, values: Mapping[str, Any]) -> None:
-    """Give the YAML file `path` these values, whole or not at all; its comments and the order of its keys stay.
+    """Write values into the YAML file `path`, whole or not at all; its comments and the order of its keys stay.
 
     Raises:
-        InputError: the file cannot be read, or would not read back as these values.
+        InputError: the file cannot be read, or the new content would not be read back as these values.
     """
     from ruamel.yaml import YAML
 
     read(path)
     round_trip = YAML()
     round_trip.Representer = _representer()
-    round_trip.width = 1_000_000  # nothing is folded
-    round_trip.preserve_quotes = True  # a text that stays as it was may need those that it has
+    round_trip.width = 1_000_000  # no line is folded
+    round_trip.preserve_quotes = True  # a text that stays may need its quotes
     document = round_trip.load(_text(path))
     _update(document, values)
     with replacing(path) as temporary:
@@ -119,7 +122,7 @@ def rewrite(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _representer() -> Any:
-    """Writes None as `null`, not as nothing."""
+    """A class that writes None as `null`, not as nothing."""
     from ruamel.yaml.representer import RoundTripRepresenter
 
     class Representer(RoundTripRepresenter):
@@ -130,11 +133,12 @@ def _representer() -> Any:
 
 
 def _update(document: Any, values: Mapping[str, Any]) -> None:
+    """Change a parsed document in place, so that it holds these values."""
     for key in [key for key in document if key not in values]:
         del document[key]
     for key, value in values.items():
         present = document.get(key)
-        # One that becomes empty is written anew: over several lines, its `{}` would stand below the key's comment.
+        # A mapping that becomes empty is replaced: its `{}` would otherwise stand below the key's comment.
         if isinstance(value, Mapping) and value and isinstance(present, Mapping):
             _update(present, value)
         elif (
@@ -146,18 +150,18 @@ def _update(document: Any, values: Mapping[str, Any]) -> None:
             document[key] = _quoted(value)
             comments = document.ca.items.get(key)
             if comments and not comments[3]:
-                comments[3] = None  # empty after a list over several lines, it would join the lines that follow
-            if comments and comments[2]:  # a longer value has pushed it, and it would stay there
+                comments[3] = None  # after a list over several lines, an empty one would join the following lines
+            if comments and comments[2]:  # otherwise a comment stays where a longer value has pushed it
                 columns = Counter(item[2].start_mark.column for item in document.ca.items.values() if item[2])
                 comments[2].start_mark.column = columns.most_common(1)[0][0]
 
 
 def _quoted(value: Any) -> Any:
-    """Values as they are to be written: lists on one line, and in quotes what is neither a name nor a path."""
+    """Prepare a value for writing: lists go on one line, and a text is quoted unless it is a name or a path."""
     from ruamel.yaml.comments import CommentedMap, CommentedSeq
     from ruamel.yaml.scalarstring import DoubleQuotedScalarString, PlainScalarString
 
-    if isinstance(value, str):  # a bare str would take over the quotes of what stood there
+    if isinstance(value, str):  # a bare str would inherit the quotes of the old value
         plain = re.fullmatch(r"[\w./-]*", value, re.ASCII)
         return PlainScalarString(value) if plain else DoubleQuotedScalarString(value)
     written: Any

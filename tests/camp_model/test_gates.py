@@ -3,6 +3,7 @@
 from collections import Counter
 
 import numpy as np
+import pytest
 import torch
 
 from camp_model.answers import RightAnswers
@@ -25,6 +26,11 @@ def test_a_random_other_image_is_any_that_is_wrong_and_all_are_as_likely():
 
 def test_where_every_image_is_right_another_than_its_own_is_taken():
     assert all(caption not in images for caption, images in enumerate(others_of([0, 1, 2], [4, 4, 4], times=50)))
+
+
+def test_one_image_has_no_other():
+    with pytest.raises(ValueError, match="random negatives: 1 image; expected two or more"):
+        others_of([0, 0], [1, 2])
 
 
 def test_gates_are_counted_in_twentieths():
