@@ -1,8 +1,8 @@
-"""Which captions are right for an image, and which images for a caption.
+"""Right answers: captions for an image, and images for a caption.
 
 A caption is right for every image that has a caption of the same text, not only for its own: "a red shirt", written of
-three pictures, is true of all three. Without this, equal captions would be each other's negatives in training and each
-other's wrong answers in evaluation, and at best the loss would push against itself.
+three pictures, is true of all three. Otherwise equal captions would be negatives of each other's images in training,
+where the loss would pull and push the same pair, and wrong answers in evaluation.
 """
 
 import torch
@@ -23,13 +23,13 @@ class RightAnswers:
             caption_text = torch.arange(len(caption_image))
         texts, self.text = torch.unique(caption_text.to(caption_image.device), return_inverse=True)
         self.texts = len(texts)
-        # One number for an image and a text that belong together.
+        # Each image and text that belong together make one number.
         self.keys = torch.unique(caption_image * self.texts + self.text)
         self.shared = torch.bincount(self.keys % self.texts, minlength=self.texts)[self.text] > 1
         """bool [C], whether several images have a caption of this text."""
 
     def is_right(self, images: Tensor, captions: Tensor) -> Tensor:
-        """Whether each caption is right for each image: positions int64 that broadcast with each other -> bool."""
+        """Whether captions are right for images: int64 positions, which broadcast with each other -> bool."""
         is_right: Tensor = self.caption_image[captions] == images
         if bool(self.shared[captions].any()):
             keys = images * self.texts + self.text[captions]

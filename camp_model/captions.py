@@ -67,16 +67,16 @@ def write_captions(
 
 
 def _letters(text: str) -> str:
-    """The letters, their marks and the digits of a text, or all of it if it has none: the rest carries no meaning.
+    """The letters, their marks and the digits of a text, which carry its meaning; all of the text if it has none.
 
-    Vowels are marks in the scripts of India and Thailand.
+    Marks are kept because vowels are marks in the scripts of India and Thailand.
     """
     plain = unicodedata.normalize("NFC", without_further_marks(text)).lower()
     return "".join(character for character in plain if unicodedata.category(character)[0] in "LMN") or plain
 
 
 def _numbers(keys: Iterable[Hashable]) -> np.ndarray:
-    """int64, equal for equal keys, in the order of their first appearance."""
+    """Number keys from 0 in the order of their first appearance: int64, equal for equal keys."""
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
@@ -150,7 +150,7 @@ class CaptionTable:
         return _numbers(zip(self.text_index.tolist(), rest, strict=True))
 
     def with_oov_ids(self, vocabulary: Vocabulary) -> "CaptionTable":
-        """The same captions for models that read spelling: words outside the vocabulary get their own ids.
+        """Copy the table for models that read spelling: words outside the vocabulary get their own ids.
 
         These ids are valid only in this process (`camp_model.out_of_vocabulary`).
         """
@@ -190,17 +190,17 @@ class CaptionTable:
 
     @property
     def largest_id(self) -> int:
-        """The largest word id in the table: below the vocabulary's size in a table that belongs to it."""
+        """The largest word id in the table; it is below the size of the vocabulary that the table belongs to."""
         return int(self._ids.max(initial=0))
 
     def batch(self, rows: Iterable[int]) -> "tuple[Tensor, Tensor]":
-        """Word ids and lengths of some captions.
+        """Gather word ids and lengths of some captions.
 
         Returns:
             tokens: int64 [C, N], N the longest of them, padded with 0.
             lengths: int64 [C].
         """
-        import torch  # here alone: who writes captions waits for no torch
+        import torch  # here, so that writing captions does not wait for torch
 
         chosen = np.asarray(list(rows), dtype=np.int64)
         lengths = self.lengths[chosen]

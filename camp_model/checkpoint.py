@@ -67,8 +67,8 @@ def save_checkpoint(
         metadata["text"] = json.dumps(facts)
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     _check_finite(weights, str(folder / "model.safetensors"))
-    # All are written before the first takes its place. A crash while they do, the last first, leaves a mixture of two
-    # models; hash and shapes make that an error on loading.
+    # All files are written before the first is renamed. A crash during the renaming, the last first, leaves a mixture
+    # of two models, which loading detects by hashes and shapes.
     with (
         replacing(folder / "config.json") as config,
         replacing(folder / "model.safetensors") as tensors,
@@ -129,7 +129,7 @@ def load_checkpoint(
         except ValueError as error:
             raise ValueError(f"{config_path}: {error}") from None
     load_weights(model, {current_name(name): value for name, value in weights.items()}, str(weights_path))
-    # Last, because the checks above have more exact messages. Older checkpoints have neither this hash nor a seal.
+    # Last, because earlier checks have more exact messages. Older checkpoints have neither this hash nor a seal.
     if metadata.get("config_sha256") not in (None, digest_of_values(stated)):
         raise ValueError(
             f"{config_path}: is another config than the one that {weights_path} was trained with (its config_sha256)"

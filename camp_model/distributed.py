@@ -82,7 +82,7 @@ def _all_gather(values: Tensor) -> list[Tensor]:
 
 
 class _Gather(torch.autograd.Function):
-    """All processes' values one after another; each gets back the gradients that all of them have for its own."""
+    """Concatenates the values of all processes; the backward pass sums, for each, their gradients of its own values."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class Regions(Protocol):
 
 
 def device_of(model: CAMP) -> torch.device:
-    """Where a model's weights are; the CPU for one without any."""
+    """The device of a model's weights; the CPU for a model without weights."""
     weight = next(model.parameters(), None)
     return torch.device("cpu") if weight is None else weight.device
 
@@ -86,8 +86,11 @@ def encode_captions(
 
 
 def word_ids(model: CAMP, vocabulary: Vocabulary, words: Sequence[str]) -> list[int]:
-    """The id of each word of a sentence: from the vocabulary; else one for its spelling, valid in this process, if the
-    text encoder reads spelling; else that of <unk>."""
+    """The id of each word of a sentence.
+
+    A word outside the vocabulary has an id for its spelling, valid in this process, if the text encoder reads spelling;
+    otherwise it has the id of <unk>.
+    """
     ids = vocabulary.encode(words)
     outside = list(dict.fromkeys(word for word in words if word not in vocabulary))
     oov = dict(zip(outside, model.caption_encoder.oov_ids(outside), strict=True))
@@ -95,7 +98,7 @@ def word_ids(model: CAMP, vocabulary: Vocabulary, words: Sequence[str]) -> list[
 
 
 def captions_as_read(models: Sequence[CAMP], vocabulary: Vocabulary, captions: CaptionTable) -> CaptionTable:
-    """A table of captions as some models read it: if one reads spelling, words outside the vocabulary get own ids.
+    """Give words outside the vocabulary their own ids, if one of the models reads spelling.
 
     Raises:
         ValueError: the table's word ids are of another vocabulary.
@@ -144,11 +147,13 @@ def cache_captions(
 
 
 class EncodedImages:
-    """Images that are read repeatedly: kept encoded if they fit into memory, otherwise encoded anew each time.
+    """Images that are read repeatedly: cached if their encodings fit into memory, otherwise encoded each time.
 
     Args:
+        model: encodes them.
+        regions: the store.
         rows: int64 [I], rows of the store.
-        share: share of the memory for encoded images that this set may take, below 1 for one of several models.
+        share: share of the cache's memory that these images may take; below 1 if several models share it.
     """
 
     def __init__(self, model: CAMP, regions: Regions, rows: npt.NDArray[np.int64], share: float = 1.0) -> None:
@@ -176,6 +181,4 @@ class EncodedImages:
 
 def _cache_limit(device: torch.device) -> float:
     """Bytes that encoded images may take on a device."""
-    if device.type != "cuda":
-        return CACHE_BYTES
-    return free_gpu_bytes(device) * CACHE_SHARE
+    return free_gpu_bytes(device) * CACHE_SHARE if device.type == "cuda" else CACHE_BYTES

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 UNUSED_SECONDS = 7 * 24 * 3600.0
 """Age from which an unused file without other links is treated as left by a run with other images or params."""
-
-
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """Error numbers of a disk that is full or read-only, or does not allow files of this size."""
 ACCESS_ERRORS = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
@@ -42,7 +40,7 @@ def sha256_of(path: Path) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which replaces `path` if the block succeeds and is removed otherwise.
 
-    Temporary files that killed processes of this machine left of the same file are removed.
+    Temporary files of the same file that killed processes of this machine have left are removed.
 
     Raises:
         OSError: one of DISK_ERRORS or ACCESS_ERRORS, with `path` as its file name.
@@ -194,7 +192,7 @@ def utf8_text(content: bytes) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether the text can be encoded: it holds no half character (a lone surrogate)."""
+    """Whether the text can be encoded, so that it holds no half character (a lone surrogate)."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -206,8 +204,8 @@ def read_json(path: Path, expected: str) -> Any:
     """The content of a JSON file.
 
     Raises:
-        ValueError: the file cannot be read, is no JSON, or an object of other values than its seal says; the message
-            names it and what was `expected`.
+        ValueError: the file cannot be read, is not JSON, or holds other values than were sealed; the message names the
+            file and what was `expected`.
     """
     try:
         content = json.loads(utf8_text(path.read_bytes()))
@@ -233,13 +231,13 @@ def read_object(path: Path, expected: str) -> dict[str, Any]:
 def read_table(
     path: Path, columns: Mapping[str, "pa.DataType | None"] | Sequence[str], expected: str, form: str | None = None
 ) -> "pa.Table":
-    """Some columns of a Parquet file.
+    """Read some columns of a Parquet file.
 
     Args:
-        columns: names, all columns where there is none; or names with the type that each must have (None: any) and
-            then without a null.
-        expected: what the file should be, for errors.
-        form: what the file's metadata must say of its format, in version 1; None: anything.
+        path: the file.
+        columns: names; empty: all columns. A mapping also gives the type of each (None: any), and forbids nulls.
+        expected: what the file should be, for error messages.
+        form: the format that the file's metadata must name, in version 1; None: no check.
 
     Raises:
         ValueError: the file cannot be read, is damaged or of another format, lacks a column, or holds another type or a

@@ -1,9 +1,9 @@
 """Captions with one word changed, as negatives of their own picture (beyond the paper).
 
-Other pictures' captions differ in many words, so retrieval rarely asks whether two or three things are there, or which
-of them is on the left. A foil, which differs in one word, asks nothing else; captions made so teach word order and
-attributes to contrastive models, too (Yuksekgonul et al., When and why vision-language models behave like
-bags-of-words, ICLR 2023).
+Captions of other pictures differ in many words, so retrieval rarely tests whether two or three things are there, or
+which of them is on the left. A foil differs in one word, so it tests only that. Such captions also teach word order and
+attributes to contrastive models (Yuksekgonul et al., When and why vision-language models behave like bags-of-words,
+ICLR 2023).
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ from camp_model.model import CAMP
 
 
 def balance(words: Sequence[str], foil_words: Sequence[str]) -> npt.NDArray[np.float32]:
-    """Weights of foils [F] under which each word of a pair is the true one equally often.
+    """Weights [F] of foils, such that in each pair of words either one is the true word equally often.
 
     Three things are rarer than two, so "three" is more often the foil than the truth, and a model could answer from the
     captions alone. A foil that changes a to b has the weight min(n_ab, n_ba) / n_ab, where n_ab counts such foils.
@@ -42,18 +42,21 @@ def foil_bce(
     weights: Tensor,
     gate_supervision: float = 0.0,
 ) -> Tensor:
-    """Loss on a picture, a caption of it and a foil of that caption, summed over the pairs (beyond the paper).
+    """Loss on pictures, their captions T and foils F of these captions, summed over the pairs (beyond the paper).
 
-    With s the logits of caption T and foil F, and z the gate logits of the word that was changed:
-    -[log m(-s_F) + log m(s_T - s_F)], and gate_supervision times -[log m(z_T) + log m(-z_F) + log m(z_T - z_F)] where
-    words have gates; m is the sigmoid.
+    The loss of a pair is -[log m(-s_F) + log m(s_T - s_F)]; if words have gates, gate_supervision times
+    -[log m(z_T) + log m(-z_F) + log m(z_T - z_F)] is added. m is the sigmoid, s the logit of a caption, and z the gate
+    logit of the changed word.
 
     Args:
         regions, region_mask, words, word_mask: encoded pairs, [P, R, d], bool [P, R], [P, N, d], bool [P, N].
         foil_words, foil_mask: the captions' encoded foils, [P, M, d], bool [P, M].
-        positions: int64 [P], of the changed word.
-        weights: [P], of the pairs, as `balance` makes them.
-        gate_supervision: weight of the gates' share.
+        positions: int64 [P], position of the changed word in both captions.
+        weights: [P], weights of the pairs, from `balance`.
+        gate_supervision: weight of the gates' term.
+
+    Returns:
+        A scalar in float32 or wider.
     """
     images = model.prepare_regions(regions, region_mask)
     true = model.match(images, model.prepare_words(words, word_mask), PAIRS)

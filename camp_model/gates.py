@@ -163,7 +163,7 @@ def summarise(gates: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, float 
 
 
 def histograms(gates: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, list[int]]:
-    """Count the pairs whose mean gate lies in each bin: gates[kind][side], float [P] -> by COUNTS, without empty ones."""
+    """Count the pairs with a mean gate in each bin: gates[kind][side], float [P] -> by COUNTS, without empty ones."""
     counted = {}
     for side in SIDES:
         for kind, sides in gates.items():

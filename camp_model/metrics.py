@@ -4,10 +4,10 @@ A tie counts against the model: the rank of a query is 1 + the number of WRONG c
 as the best right one. Right candidates never push each other down, so an image with the same caption twice can still
 be first. Images without a caption are candidates, but not queries.
 
-`caption_text` [C] has equal numbers for captions of the same text (`CaptionTable.wording_index`); without it all texts
-are taken to differ. Captions of the same text share their right images (`camp_model.answers`): for an image, captions
-of other images with the text of one of its own are not wrong; a caption is ranked by the best of the images that have
-a caption of its text.
+`caption_text` [C] has equal numbers for captions of the same text (`CaptionTable.wording_index`); without it, all texts
+differ. Captions of the same text share their right images (`camp_model.answers`): a caption of another image is not
+wrong for an image that has a caption of the same text, and the rank of a caption is that of the best of its right
+images.
 """
 
 from collections.abc import Mapping, Sequence

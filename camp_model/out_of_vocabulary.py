@@ -10,7 +10,7 @@ from collections.abc import Iterable
 FIRST_OOV_ID = 2**30
 """The smallest of these ids, above those of any vocabulary."""
 MAX_OOV_WORDS = 2**18
-"""Number of words kept; beyond it, the least recently used word is removed. They take at most about 50 MB."""
+"""Largest number of words kept (about 50 MB); beyond it, the least recently used word is removed."""
 
 
 class OutOfVocabularyWords:

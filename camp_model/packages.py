@@ -1,4 +1,4 @@
-"""What params name: data that an installed Python package brings (`package:NAME`), a folder, or a name of a hub."""
+"""Sources that params name: an installed Python package with data (`package:NAME`), a folder, or a name of a hub."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,10 +7,10 @@ PREFIX = "package:"
 
 
 def package_folder(source: str) -> Path:
-    """The folder of the package that `source`, package:NAME, names; its code is not run.
+    """Find the folder of the package that `source`, package:NAME, names; its code is not run.
 
     Raises:
-        ValueError: that is no name, or no such package is installed.
+        ValueError: NAME is not a package's name, or no such package is installed.
     """
     name = source.removeprefix(PREFIX)
     if not name.isidentifier() or name.startswith("__"):
@@ -22,5 +22,5 @@ def package_folder(source: str) -> Path:
 
 
 def names_folder(name: str) -> bool:
-    """Whether a name is one of a folder by its form alone: no hub has such names, which are OWNER/NAME or NAME."""
+    """Whether a name has the form of a folder's; names of a hub are OWNER/NAME or NAME."""
     return name.startswith(("/", ".", "~")) or name.count("/") > 1

@@ -15,7 +15,7 @@ class Entry:
     module: str
     name: str
     gates: bool = False
-    """Matchers only: whether it has gates, unless `model.gate` or `model.message_passing` switches them off."""
+    """Whether a matcher has gates, unless `model.gate` or `model.message_passing` switches them off."""
 
     def load(self) -> Any:
         """The class itself."""

@@ -9,7 +9,7 @@ This module is for two models over a region store, for instance in a notebook. A
 (`camp_model.joint`) makes the shortlist from its own mean vectors: `search.ranking` does that for the search page.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,7 +184,10 @@ class Retriever:
         return SearchResult(rows, logits, torch.from_numpy(shortlists))
 
 
-def _vectors(joint: JointEmbedding, regions: Regions, rows: npt.NDArray[np.int64], batch_size: int) -> Any:
+def _vectors(
+    joint: JointEmbedding, regions: Regions, rows: npt.NDArray[np.int64], batch_size: int
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Yield the vectors [b, d] of some images, batch by batch."""
     with torch.inference_mode():
         for encoded, mask in encode_batches(joint.model, regions, rows, batch_size):
             yield joint.model.image_vectors(encoded, mask).cpu().numpy()

@@ -19,9 +19,9 @@ MARK = b"camp.seal/1:"
 LENGTH = 64
 """Bytes of a seal: a multiple of 8, so that what follows it stays aligned."""
 BLANK = {KEY: MARK.decode().ljust(LENGTH, "0")}
-"""Metadata with which a safetensors file is written before it is sealed."""
+"""Metadata that a safetensors file must be written with before it is sealed."""
 MAGICS = (b"PAR1", b"ARROW1")
-"""The last bytes of files that store the length of their footer before them."""
+"""The last bytes of Parquet and Arrow files; the length of the footer comes before them."""
 CHUNK, BLOCK = 1 << 19, 1 << 16
 """Bytes read at a time, and bytes that are summed into one number, which changes with any single byte."""
 SETTLED = 2.0
@@ -90,8 +90,8 @@ def check_seal(path: Path) -> None:
     """Compare a file with its seal, if it has one. A file that passed the check is not read again until it changes.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: its bytes are not those that were written.
+        OSError: the file cannot be read.
+        ValueError: the bytes are not those that were written.
     """
     with path.open("rb") as file:
         about = os.fstat(file.fileno())
@@ -135,7 +135,7 @@ def digest_of_values(values: Any) -> str:
 
 
 def _footer(file: IO[bytes], size: int) -> int | None:
-    """Where the footer of a Parquet or Arrow file begins; None: it is neither."""
+    """The position of the footer of a Parquet or Arrow file; None for other files."""
     file.seek(max(size - 16, 0))
     end = file.read()
     magic = next((magic for magic in MAGICS if end.endswith(magic)), None)
@@ -147,7 +147,7 @@ def _footer(file: IO[bytes], size: int) -> int | None:
 
 
 def _position(file: IO[bytes], size: int) -> int | None:
-    """Where a file has its seal; None: it has none."""
+    """The position of a file's seal; None if it has none."""
     footer = _footer(file, size)
     if footer is not None:
         at = footer - LENGTH
@@ -165,7 +165,7 @@ def _position(file: IO[bytes], size: int) -> int | None:
 
 
 def _order_metadata(file: IO[bytes], path: Path) -> int:
-    """Put the metadata of a safetensors file, whose order is random, into that of their names; the seal's place."""
+    """Sort the metadata of a safetensors file, whose order is random, by name; return the position of the seal."""
     file.seek(0)
     size = int.from_bytes(file.read(8), "little")
     header = json.loads(file.read(size))
@@ -179,7 +179,7 @@ def _order_metadata(file: IO[bytes], path: Path) -> int:
 
 
 def _digest(file: IO[bytes], at: int) -> bytes:
-    """The seal that a file should have at `at`: of all bytes before and after it."""
+    """Compute the seal that a file should have at the position `at`, from all bytes before and after it."""
     import numpy as np  # here: whoever reads only texts need not wait for it
 
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Indexing and copying of tensors, faster or more reproducible than in PyTorch, and the free memory of a GPU."""
+"""Faster or more reproducible indexing and copying of tensors than PyTorch's own, and a GPU's free memory."""
 
 import torch
 from torch import Tensor
@@ -6,9 +6,9 @@ from torch.nn.functional import embedding
 
 
 def take_rows(values: Tensor, rows: Tensor | slice) -> Tensor:
-    """`values[rows]`, [B, ...] at int [...] -> [..., ...], with a gradient that is the same each time.
+    """`values[rows]` with a reproducible gradient: [B, ...], int64 of any shape or a slice -> [*rows.shape, ...].
 
-    For `values[rows]` itself, threads sum the gradient in any order, which is slower and not reproducible.
+    The gradient of plain indexing is slower, and threads sum it in any order.
     """
     if isinstance(rows, slice) or not values.requires_grad:
         return values[rows]

@@ -1,4 +1,4 @@
-"""Words of a caption, and the numbers they become."""
+"""Tokenizers, which split captions into words, and vocabularies, which give words their ids."""
 
 import hashlib
 import json
@@ -18,16 +18,16 @@ SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
 
 _BOUNDARY = regex.compile(r"\b", regex.VERSION1 | regex.WORD)  # Unicode's word boundaries (UAX 29), not Python's
 _HAS_LETTER_OR_DIGIT = regex.compile(r"[\p{L}\p{N}]", regex.VERSION1)
-# Soft hyphens, direction marks and the like are invisible; joiners spell words and a zero-width space ends them.
+# Soft hyphens, direction marks and the like. Zero-width joiners, which spell words, and spaces, which end them, stay.
 _INVISIBLE = regex.compile(r"[\p{Cf}--[\u200b-\u200d]]", regex.VERSION1)
 _FURTHER_MARKS = regex.compile(r"(?<=\p{M}{30})\p{M}+", regex.VERSION1)
-"""Beyond 30 on one letter (UAX 15's limit): sorting them takes the square of their number."""
-# One spelling of an apostrophe; and U+202F, French's space before "!" and in "10 000", is to UAX 29 a part of words.
+"""Marks beyond 30 on one letter (the limit of UAX 15): the time to sort them grows with the square of their number."""
+# All apostrophes become one; U+202F, French's space before "!" and in "10 000", is a part of words to UAX 29.
 _PLAIN = str.maketrans("\u2019\u02bc\uff07\u202f", "''' ")
 
 
 def without_further_marks(text: str) -> str:
-    """A text with 30 combining marks at most on each letter, which can be normalised in time of its length."""
+    """Remove combining marks beyond 30 on one letter, so that the time to normalise a text grows with its length."""
     return str(_FURTHER_MARKS.sub("", text))
 
 
@@ -45,15 +45,15 @@ def tokenize(text: str) -> list[str]:
 
 
 TOKENIZERS: dict[str, Callable[[str], list[str]]] = {"unicode": tokenize, "treebank": treebank_words}
-"""What cuts a text into words, by the name that a vocabulary records."""
+"""Name that a vocabulary records -> function that splits a text into words."""
 
 
 class Vocabulary:
-    """Words, their ids, and how a text is cut into them; the ids 0 to 3 are <pad>, <start>, <end> and <unk>.
+    """Words, their ids, and the tokenizer that makes them; the ids 0 to 3 are <pad>, <start>, <end> and <unk>.
 
     Args:
         words: in the order of their ids.
-        tokenizer: what cuts a text into such words, a name in TOKENIZERS.
+        tokenizer: name in TOKENIZERS of the function that splits texts into such words.
 
     Raises:
         ValueError: `words` does not begin with the four special ones or holds a word twice; an unknown tokenizer.
@@ -74,7 +74,7 @@ class Vocabulary:
 
     @classmethod
     def build(cls, captions: Iterable[Iterable[str]], min_count: int = 1, tokenizer: str = "unicode") -> "Vocabulary":
-        """The words that occur at least `min_count` times in `captions`, the most frequent first."""
+        """Make a vocabulary of the words that occur at least `min_count` times, the most frequent first."""
         counts = Counter(word for words in captions for word in words)
         frequent = (word for word, count in counts.items() if count >= min_count)
         return cls([*SPECIALS, *sorted(frequent, key=lambda word: (-counts[word], word))], tokenizer)
@@ -83,9 +83,9 @@ class Vocabulary:
     def load(cls, path: Path, tokenizer: str | None = None) -> "Vocabulary":
         """Read a vocabulary JSON in the form of SCAN: {"word2idx": {...}, "idx2word": {"0": ...}, "idx": n}.
 
-        Ours record their tokenizer, and are sealed. Of a file that does not, `tokenizer` says it; without that, a file
-        with words that `unicode` never makes (".", "'s", "t-shirt"), as SCAN's have, is taken for `treebank`, others
-        for `unicode`.
+        This project's files are sealed and record their tokenizer. For other files, `tokenizer` names it. If that is
+        None, the tokenizer is `treebank` if there are words that `unicode` never makes (".", "'s", "t-shirt"), as in
+        SCAN's vocabularies, otherwise `unicode`.
 
         Raises:
             ValueError: the file cannot be read or is in another form; the message names the file and the key.
@@ -121,11 +121,11 @@ class Vocabulary:
 
     @property
     def sha256(self) -> str:
-        """Identity of the words: a hash of them in order."""
+        """Hex sha256 of the words in order, the identity of the vocabulary."""
         return hashlib.sha256(json.dumps(self.words).encode()).hexdigest()
 
     def tokenize(self, text: str) -> list[str]:
-        """The words of `text`, cut as the vocabulary's own are: white space is collapsed first, as in data sets."""
+        """Split a text as the vocabulary's captions were; white space is collapsed first, as in data sets."""
         return TOKENIZERS[self.tokenizer](" ".join(text.split()))
 
     def encode(self, words: Iterable[str]) -> list[int]:

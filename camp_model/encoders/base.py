@@ -37,19 +37,19 @@ class TextEncoder(nn.Module, ABC):
 
         Args:
             tokens: int64 [C, N] word ids.
-            lengths: int64 [C] on the CPU, real words of each caption, from 1 to N.
-            dropout: the encoder applies it to the word embeddings.
+            lengths: int64 [C] on the CPU, numbers of real words, from 1 to N.
+            dropout: a module that the encoder applies to the word embeddings.
 
         Returns:
             [C, N, d].
         """
 
     def word_embeddings(self) -> Tensor | None:
-        """The table [vocab_size, word_dim] that `train.word_vectors` fills; None if the encoder has none."""
+        """The table [vocab_size, word_dim] that `train.word_vectors` fills; None if the encoder has no such table."""
         return None
 
     def read_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Receive the spelling of a new model's words, if the encoder needs more than their ids."""
+        """Receive the words of a new model's vocabulary, for an encoder that needs more than their ids."""
 
     @property
     def reads_spelling(self) -> bool:
@@ -57,11 +57,11 @@ class TextEncoder(nn.Module, ABC):
         return False
 
     def oov_ids(self, words: Sequence[str]) -> list[int]:
-        """Ids of words outside the vocabulary; that of <unk> for words that cannot be read."""
+        """Ids of words outside the vocabulary; the id of <unk> for words that the encoder cannot read."""
         return [UNK] * len(words)
 
     def unread(self, ids: Sequence[int]) -> list[bool]:
-        """Whether each word is <unk> to the encoder, whatever its id."""
+        """Whether the encoder treats each word as <unk>, whatever its id."""
         return [number == UNK for number in ids]
 
     def limit_cache(self, size: int = SERVING_BYTES) -> None:
@@ -76,7 +76,7 @@ class TextEncoder(nn.Module, ABC):
         """Make the encoder of a checkpoint, before its weights are loaded.
 
         Raises:
-            ValueError: something that `facts` name is not available.
+            ValueError: something that `facts` names is not available.
         """
         return cls(config)
 
@@ -84,7 +84,7 @@ class TextEncoder(nn.Module, ABC):
         """Encode captions and cache the result, if the encoder caches captions.
 
         Returns:
-            Whether it does, and has room for more.
+            Whether the encoder caches captions and has room for more.
         """
         return False
 
@@ -93,14 +93,14 @@ class TextEncoder(nn.Module, ABC):
 
         Args:
             tokens: int64 [C, N] word ids, of the vocabulary or of `camp_model.out_of_vocabulary`.
-            lengths: int64 [C] real words of each caption.
-            dropout: applied to the word embeddings.
+            lengths: int64 [C], numbers of real words.
+            dropout: a module that the encoder applies to the word embeddings.
 
         Returns:
             [C, N, d].
 
         Raises:
-            ValueError: not one length for each caption; a caption of no words, or of more than N.
+            ValueError: `lengths` is not [C], or a caption has no words or more than N.
         """
         if tokens.ndim != 2 or lengths.shape != tokens.shape[:1]:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The paper's text encoder (section 3.1)."""
+"""The paper's text encoder: a bidirectional GRU over word embeddings (section 3.1)."""
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +20,18 @@ class GruEncoder(TextEncoder):
 
     def encode(self, tokens: Tensor, lengths: Tensor, dropout: nn.Module) -> Tensor:
         """As `TextEncoder.encode`."""
-        embedded = dropout(self.embedding(tokens))
-        # Sorted here: sorted there, how to sort back is fetched from a GPU, with a wait for all that it still computes.
+        embedded = dropout(self.embedding(tokens))  # [C, N, word_dim]
+        # Sorted here, because pack_padded_sequence would copy the inverse order from a GPU, and wait for it.
         lengths, order = lengths.sort(descending=True)
         packed = pack_padded_sequence(
             embedded.index_select(0, to_device(order, tokens.device)), lengths, batch_first=True
         )
-        # Under autocast cuDNN's GRU takes float16, also where bfloat16 is asked for, whose gradients nothing scales.
+        # Under autocast cuDNN's GRU computes in float16, even if bfloat16 is asked for, which has no loss scale.
         with torch.autocast(tokens.device.type, enabled=False):
             states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=tokens.shape[1])
-        forward, backward = states.index_select(0, to_device(order.argsort(), tokens.device)).chunk(2, dim=-1)
-        return (forward + backward) / 2
+        states = states.index_select(0, to_device(order.argsort(), tokens.device))  # [C, N, 2 d]
+        forward, backward = states.chunk(2, dim=-1)
+        return (forward + backward) / 2  # [C, N, d]
 
     def word_embeddings(self) -> Tensor:
         """The embedding's weights."""

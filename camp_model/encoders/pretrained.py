@@ -123,7 +123,7 @@ def network_of(architecture: dict[str, Any]) -> nn.Module:
 
 
 def _model_class(library: Any, config: Any) -> Any:
-    """The class of the encoder of text that a config is of."""
+    """The class of the text encoder that a config describes."""
     for known in (library.MODEL_FOR_TEXT_ENCODING_MAPPING, library.MODEL_MAPPING):  # the first: of T5 the encoder alone
         if type(config) in known:
             kind = known[type(config)]
@@ -141,10 +141,10 @@ def architecture_of(network: Any) -> dict[str, Any]:
 
 
 def longest_input(network: Any) -> int:
-    """Pieces that a network can read at once."""
+    """Number of pieces that a network can read at once."""
     positions = getattr(network.config, "max_position_embeddings", None) or 0
     tables = [module for name, module in network.named_modules() if name.endswith("position_embeddings")]
-    # RoBERTa and its kin count positions from behind the padding's.
+    # RoBERTa and its kin count positions from padding_idx + 1.
     padding = [table.padding_idx for table in tables if getattr(table, "padding_idx", None) is not None]
     return (int(positions) if positions > 0 else UNLIMITED) - max(padding, default=-1) - 1
 
@@ -198,7 +198,7 @@ class PieceTokenizer:
         return pieces
 
     def tokenize(self, words: Sequence[str]) -> list[list[int]]:
-        """The pieces of each word; the unknown piece for a word of which nothing is left.
+        """Split words into pieces; a word of which the tokenizer leaves nothing becomes the unknown piece.
 
         Raises:
             ValueError: the tokenizer fails; the message names `source`.
@@ -206,7 +206,7 @@ class PieceTokenizer:
         if not words:
             return []
         try:
-            # Behind another word: many tokenizers spell the first word of a text otherwise than all that follow.
+            # After another word, because many tokenizers split the first word of a text differently.
             inside, alone = self._pieces([f"a {word}" for word in words]), self._pieces(list(words))
         except Exception as error:  # a damaged or foreign folder may raise any error in the library
             raise ValueError(
@@ -242,7 +242,7 @@ def _encoder(source: str, network: Any) -> nn.Module:
 
 
 def _check_states(source: str, network: Any) -> None:
-    """ValueError where a network gives pieces no states, or such as change with the padding behind them."""
+    """Raise ValueError if a network gives pieces no states, or states that depend on the padding behind them."""
     pieces = torch.arange(8) % network.config.vocab_size
     padded = torch.nn.functional.pad(pieces, (0, 8))
     try:
@@ -267,7 +267,7 @@ def _not_an_encoder(source: str, network: Any, why: str) -> ValueError:
 
 
 def _name_user() -> None:
-    """Give a user id without a name, as of `docker run --user`, its number as a name: torch asks for one."""
+    """Name a user id without a name (`docker run --user`) by its number: torch asks for a name."""
     try:
         getpass.getuser()
     except (KeyError, OSError):
@@ -275,7 +275,7 @@ def _name_user() -> None:
 
 
 def _load_quietly(source: str, expected: str, load: Callable[[Any], T]) -> T:
-    """Return what `load` makes with the library transformers, whose messages are suppressed."""
+    """Call `load` with the library transformers, its messages suppressed; any error becomes a ValueError."""
     _name_user()
     try:
         library = importlib.import_module("transformers")

@@ -1,24 +1,29 @@
-"""Regions into the joint space."""
+"""The encoder of regions (paper section 3.1), and the locations of regions."""
 
 import torch
 from torch import Tensor, nn
 
 LOCATION_DIM = 4
-"""Numbers of a location: the horizontal and vertical centre of the box, from -1 to 1, its area, and its lower edge."""
+"""Length of a location: the box's centre (horizontal, vertical), its area as a share of the image, and its lower edge.
+
+Coordinates run from -1 (left, top) to 1.
+"""
 
 
 def region_locations(features: Tensor, geometry: float) -> Tensor:
-    """The locations of regions: [..., region_dim] -> [..., LOCATION_DIM].
+    """Read the locations of regions from their features: [..., region_dim] -> [..., LOCATION_DIM].
 
     Args:
-        features: end with the corners of the box, from -1 to 1, and its area, all of them `geometry` times.
+        features: the last five are left, top, right and bottom of the box, from -1 to 1, and its area, all times
+            `geometry`.
+        geometry: `CampConfig.geometry`, not 0.
     """
     left, top, right, bottom, area = (features[..., -5:] / geometry).unbind(-1)
     return torch.stack([(left + right) / 2, (top + bottom) / 2, area, bottom], dim=-1)
 
 
 class RegionEncoder(nn.Module):
-    """One linear layer."""
+    """One linear layer from region_dim to d."""
 
     def __init__(self, region_dim: int, dim: int) -> None:
         super().__init__()

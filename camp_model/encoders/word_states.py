@@ -1,4 +1,4 @@
-"""Word states of captions that a frozen network has read, kept so that it reads each distinct caption once."""
+"""A cache of the word states of captions, so that a frozen network reads each distinct caption once."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,18 +10,18 @@ from torch.nn.utils.rnn import pad_sequence
 from camp_model.tensors import to_device
 
 CACHE_BYTES = 4 * 2**30
-"""Largest size of the cached states of one encoder; overhead adds a sixth. 40,000 captions of 12 words, 384 wide: 0.4
-of 4 GiB."""
+"""Largest size in bytes of the cached states of one encoder; overhead adds a sixth. 40,000 captions of 12 words with
+states of 384 numbers take 0.4 GB."""
 AT_ONCE = 256
 """Captions that the network reads at a time."""
 LARGEST = torch.finfo(torch.float16).max
 
 
 class WordStates:
-    """States [n, width] of captions by their word ids, float16 on the CPU.
+    """Caches the states [n, width] of captions by their n word ids, in float16 on the CPU.
 
     States are always rounded to float16, so that they are the same whether they were cached or not. When the cache is
-    full, further captions are read each time.
+    full, the network reads further captions each time.
     """
 
     def __init__(self) -> None:
@@ -43,12 +43,12 @@ class WordStates:
         self._bytes, self.is_full = 0, False
 
     def of(self, tokens: Tensor, lengths: Tensor, read: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """The states of captions, kept or read now.
+        """Look up the states of captions, or compute them.
 
         Args:
             tokens: int64 [C, N].
             lengths: int64 [C] on the CPU.
-            read: the network: tokens [c, n] and lengths [c] -> states [c, n, width].
+            read: runs the network: tokens [c, n] and lengths [c] -> states [c, n, width].
 
         Returns:
             float16 [C, N, width] on the device of `tokens`, zero at padding.

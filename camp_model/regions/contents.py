@@ -15,7 +15,7 @@ READABLE = ("1", "2")
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """What holds for a whole store; written into every file of it."""
+    """Facts about a whole store, written into each of its files."""
 
     region_dim: int
     max_regions: int
@@ -51,14 +51,14 @@ class ImageRegions:
 
 
 def metadata(name: str, info: StoreInfo, **extra: Any) -> dict[bytes, bytes]:
-    """What a file of a store says of itself: its format `name`, the version, `info` and more."""
+    """Make the metadata of a file of a store: its format `name`, the version, `info` and `extra`."""
     values = {"camp.format": name, "camp.version": VERSION, "camp.info": json.dumps(asdict(info), sort_keys=True)}
     values |= {f"camp.{key}": json.dumps(value) for key, value in extra.items()}
     return {key.encode(): value.encode() for key, value in values.items()}
 
 
 def read_info(path: Path, values: dict[bytes, bytes] | None, name: str) -> tuple[StoreInfo, str]:
-    """The info and the version in a file's metadata.
+    """Read the info and the version from a file's metadata.
 
     Raises:
         ValueError: the file is of another format, or of a version that cannot be read.

@@ -1,7 +1,7 @@
 """One shard: an Arrow IPC file of one record batch, so that a column is one run of memory in the mapped file.
 
-A column of the regions is a list for each image, as long as the image has regions: the values of all images lie one
-after another, and offsets say where an image begins.
+A column of the regions has a list for each image, with one item per region: the values of all images lie one after
+another, and offsets give the first of each image.
 """
 
 import ctypes
@@ -28,7 +28,7 @@ COLUMNS = {
     "attributes": pa.int32(),
     "attribute_scores": pa.float32(),
 }
-"""The columns with a list for each image, by what their values are; features are of the store's dtype."""
+"""Name of each column with a list per image -> type of its values; None: the store's dtype."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ShardHeader:
 
 
 def _shape(name: str, info: StoreInfo) -> tuple[int, ...]:
-    """What one region has in a column."""
+    """The shape of one region's value in a column."""
     return {"features": (info.region_dim,), "boxes": (4,)}.get(name, ())
 
 
@@ -102,7 +102,7 @@ def write_shard(
 
 
 def _lists(name: str, offsets: pa.Array, rows: Sequence[Array], kind: pa.DataType, info: StoreInfo) -> pa.Array:
-    """Rows [k, ...] of n images as a column of n lists."""
+    """Make a column of n lists from the rows [k, ...] of n images."""
     dtype, shape = kind.to_pandas_dtype(), _shape(name, info)
     values = np.concatenate([np.zeros((0, *shape), dtype), *(np.asarray(row, dtype) for row in rows)])
     if len(values) != offsets[-1].as_py():
@@ -123,7 +123,14 @@ def _read_errors(path: Path) -> Iterator[None]:
 
 
 def open_shard(path: Path, check: bool = True) -> tuple[pa.RecordBatch, StoreInfo, str, pa.Buffer]:
-    """Map a shard: its batch, info and version, and the whole file; `check`: its seal, for which all of it is read.
+    """Map a shard.
+
+    Args:
+        path: the file.
+        check: whether to check the seal, which reads the whole file.
+
+    Returns:
+        Its batch, info and version, and the mapped file.
 
     Raises:
         ValueError: the file is missing, torn, damaged, or no shard.
@@ -143,22 +150,22 @@ def open_shard(path: Path, check: bool = True) -> tuple[pa.RecordBatch, StoreInf
 
 @dataclass(frozen=True)
 class MappedShard:
-    """A shard whose file is mapped: it can be read on, whatever becomes of the file's name."""
+    """A shard whose file is mapped, so that it stays readable after the file is renamed or removed."""
 
     columns: dict[str, Array]
-    """Arrays that lie in the file. Columns of the regions are [S, ...], S the regions of all images (version 1: with
-    its padding); an image's begin at `starts` [n]. `width` and `height` are [n]."""
+    """Arrays in the file. Columns of regions are [S, ...] for the S regions of all images (version 1: with padding);
+    `starts` [n] holds the first region of each image; `width` and `height` are [n]."""
     info: StoreInfo
     file: pa.Buffer
     """All of the mapped file."""
     identity: object = field(default_factory=object)
-    """Of this mapping alone: another file of the same name has another."""
+    """An object of this mapping alone; another file of the same name has another."""
 
     def release(self) -> None:
         """Give the pages that were read back to the system; reading them again brings them again."""
         advise = getattr(ctypes.CDLL(None), "madvise", None)
         if advise is not None and hasattr(mmap, "MADV_DONTNEED"):
-            # Of a file that is mapped to be read nothing can be lost.
+            # Nothing is lost: the file is mapped only for reading.
             advise(ctypes.c_void_p(self.file.address), ctypes.c_size_t(self.file.size), mmap.MADV_DONTNEED)
 
 

@@ -52,7 +52,9 @@ class RegionStore:
     def of(
         cls, path: Path, info: StoreInfo, rows: Sequence[tuple[str, str, int, int]], mapped: Mapping[str, MappedShard]
     ) -> "RegionStore":
-        """Some images of the shards in a folder that needs no manifest, their seals unchecked; for this process alone.
+        """Make a store of some images of a folder's shards without a manifest, for this process alone.
+
+        The seals of its shards are not checked.
 
         Args:
             rows: (image_id, shard's file name, row in it, num_regions), as for `write_manifest`.
