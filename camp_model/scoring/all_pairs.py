@@ -6,6 +6,7 @@ if the switches factorise (`camp_model.scoring.tiles`), otherwise in PyTorch. A 
 memory is halved.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 
 import torch
@@ -171,7 +172,7 @@ class Scorer:
     def __init__(self, model: PairScorer) -> None:
         self.model = model
         self.kernel = KernelTiles.build(model)
-        self.tiles: Tiles | None = None
+        self.tiles = Tiles(sys.maxsize)
 
     def score(self, images: Prepared, captions: Prepared, progress: Progress | None = None) -> Tensor:
         """Logits [I, C]; `progress` is called now and then with the number of pairs scored since the last call.
@@ -181,13 +182,12 @@ class Scorer:
         """
         if self.kernel is not None and self.kernel.supports(images, captions):
             return self.kernel.score(images, captions, progress)
-        if self.tiles is None:
-            self.tiles = Tiles(self._tile_pairs(images, captions))
+        pairs = min(self.tiles.pairs, self._tile_pairs(images, captions))
         # Counts are copied from a GPU once: each copy waits for it, and every tile needs some of them.
         counts = torch.cat([images.real.sum(1), captions.real.sum(1)]).cpu().tensor_split([len(images.features)])
         rows = []
-        width = min(len(captions.features), self.tiles.pairs, int(2 * self.tiles.pairs**0.5))
-        height = max(1, self.tiles.pairs // width)
+        width = min(len(captions.features), pairs, int(2 * pairs**0.5))
+        height = max(1, pairs // width)
         for i in range(0, len(images.features), height):
             some_images = images.cut(slice(i, i + height), counts[0])
             row = []

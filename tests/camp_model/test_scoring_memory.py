@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from camp_model.encoders import length_mask
 from camp_model.metrics import t2i_ranks
+from camp_model.model import CAMP
 from camp_model.scoring import all_pairs as scoring
 from camp_model.scoring import native
 from camp_model.scoring.ranking import rank_queries
@@ -44,6 +46,26 @@ def test_ragged_tiles_hold_no_more_than_their_longest(monkeypatch):
         model.score_matrix(*batch)
     counts = itertools.product(batch[1].sum(1).tolist(), batch[3].sum(1).tolist())
     assert sorted(sizes) == sorted(counts)
+
+
+def test_tiles_of_long_captions_hold_fewer_pairs_than_tiles_of_short_ones(monkeypatch):
+    """Captions come in two blocks, four of one word and then four of seven."""
+    monkeypatch.setattr(native, "lanes", lambda: 0)
+    monkeypatch.setattr(scoring, "PREPARED_BYTES", 4 * 6 * 7 * 48 * 4)
+    monkeypatch.setattr(scoring, "CACHE_BYTES", 16 * 3 * (1 + 1) * 48 * 4)
+    model, match, tiles = make(), CAMP.match, []
+
+    def measured(images, captions, layout):
+        pairs = len(images.features) * len(captions.features)
+        tiles.append((pairs, pairs * scoring.pair_bytes(images.features, captions.features)))
+        return match(model, images, captions, layout)
+
+    monkeypatch.setattr(model, "match", measured)
+    word_mask = length_mask(torch.tensor([1, 1, 1, 1, 7, 7, 7, 7]), 7)
+    with torch.no_grad():
+        model.score_matrix(torch.randn(8, 1, 48), torch.ones(8, 1, dtype=torch.bool), torch.randn(8, 7, 48), word_mask)
+    assert {pairs for pairs, _ in tiles} == {16, 4}
+    assert max(size for _, size in tiles) <= scoring.CACHE_BYTES
 
 
 def test_a_tile_that_does_not_fit_is_halved_with_a_warning(monkeypatch):
