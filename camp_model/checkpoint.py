@@ -102,32 +102,25 @@ def load_checkpoint(
     )
     stated = read_object(config_path, "a model's config")
     config = _config(stated, config_path)
-    if config.gate_evidence and "geometry" not in stated:
-        raise ValueError(
-            f"{config_path}: geometry: is missing: this gate_evidence was trained before features ended with boxes; "
-            "expected a model that is trained again"
-        )
     words = Vocabulary.load(words_path)
     weights, metadata = _read_weights(weights_path, str(device))
-    if len(words) != config.vocab_size or words.sha256 != metadata.get("vocabulary_sha256"):
-        raise ValueError(f"{words_path}: word2idx: is another vocabulary than the one of {weights_path}")
-    if metadata.get("tokenizer") not in (None, words.tokenizer):
-        raise ValueError(f"{words_path}: tokenizer: is {words.tokenizer}, another than that of {weights_path}")
+    _check_words(words, words_path, config, metadata, weights_path)
     if vocabulary is not None and vocabulary != words:
         raise ValueError(
             f"{words_path}: word2idx: {len(words)} words ({words.tokenizer}), is another vocabulary than the captions' "
             f"({len(vocabulary)} words, {vocabulary.tokenizer})"
         )
-    with torch.device(device):
-        try:
-            facts, extra = (_facts(metadata, key) for key in ("text", "extra"))
+    try:
+        facts, extra = (_facts(metadata, key) for key in ("text", "extra"))
+        with torch.device(device):
             encoder = TEXT_ENCODERS[config.text].load().from_facts(config, facts)
-        except ValueError as error:
-            raise ValueError(f"{weights_path}: {error}") from None
-        try:
+    except ValueError as error:
+        raise ValueError(f"{weights_path}: {error}") from None
+    try:
+        with torch.device(device):
             model = CAMP(config, caption_encoder=encoder)
-        except ValueError as error:
-            raise ValueError(f"{config_path}: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{config_path}: {error}") from None
     load_weights(model, {current_name(name): value for name, value in weights.items()}, str(weights_path))
     # Last, because earlier checks have more exact messages. Older checkpoints have neither this hash nor a seal.
     if metadata.get("config_sha256") not in (None, digest_of_values(stated)):
@@ -191,8 +184,25 @@ def _read_weights(path: Path, device: str) -> tuple[dict[str, torch.Tensor], dic
     return weights, metadata
 
 
-def _config(content: dict[str, Any], path: Path) -> CampConfig:
+def _config(stated: dict[str, Any], path: Path) -> CampConfig:
+    """The config that a file states, in its current form; raises ValueError if it is none, or too old to be used."""
     try:
-        return CampConfig(**_current_config(content))
+        config = CampConfig(**_current_config(stated))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
+    if config.gate_evidence and "geometry" not in stated:
+        raise ValueError(
+            f"{path}: geometry: is missing: this gate_evidence was trained before features ended with boxes; "
+            "expected a model that is trained again"
+        )
+    return config
+
+
+def _check_words(
+    words: Vocabulary, words_path: Path, config: CampConfig, metadata: dict[str, str], weights_path: Path
+) -> None:
+    """Raise ValueError if a vocabulary is not the one that the weights were trained with."""
+    if len(words) != config.vocab_size or words.sha256 != metadata.get("vocabulary_sha256"):
+        raise ValueError(f"{words_path}: word2idx: is another vocabulary than the one of {weights_path}")
+    if metadata.get("tokenizer") not in (None, words.tokenizer):
+        raise ValueError(f"{words_path}: tokenizer: is {words.tokenizer}, another than that of {weights_path}")
