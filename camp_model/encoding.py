@@ -62,17 +62,15 @@ def encode_batches(
         yield model.encode_regions(torch.from_numpy(features).to(device, torch.float32), region_mask), region_mask
 
 
-def encode_images(
-    model: CAMP, regions: Regions, rows: Sequence[int] | npt.NDArray[np.int64], batch_size: int = BATCH
-) -> tuple[Tensor, Tensor]:
-    """Encode some images of a store at once: regions [I, R, d] and mask [I, R]; arguments as in `encode_batches`.
+def encode_images(model: CAMP, regions: Regions, rows: Sequence[int] | npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """Encode some images of a store: regions [I, R, d] and mask [I, R]; arguments as in `encode_batches`.
 
     Raises:
         ValueError: as `encode_batches`, or there are no rows.
     """
     if not len(rows):
         raise ValueError("rows: is empty; expected the row of one image or more")
-    batches = list(encode_batches(model, regions, rows, batch_size))
+    batches = list(encode_batches(model, regions, rows))
     return torch.cat([encoded for encoded, _ in batches]), torch.cat([mask for _, mask in batches])
 
 

@@ -109,21 +109,24 @@ class Prepared:
         """The same with contiguous tensors."""
         return self._map(lambda value, _: value.contiguous())
 
-    def trim(self, size: int, ragged: bool) -> "Prepared":
-        """The first `size` regions or words of each; without a mask unless `ragged`."""
+    def cut(self, rows: slice, counts: Tensor) -> "Prepared":
+        """Take some items, trimmed to the longest of them; if all are as long as that, without a mask.
 
-        def cut(value: Tensor, name: str) -> Tensor:
+        Args:
+            rows: the items.
+            counts: int64 [B], number of real vectors of each item, which come first.
+        """
+        chosen = counts[rows]
+        size = max(1, int(chosen.max()))
+
+        def trimmed(value: Tensor, name: str) -> Tensor:
             if name in ("pooled", "vector"):
                 return value
             if name == "arguments":
                 return value[:, :size, :, :size]
             return value[:, :size, :size] if name in ("hop", "gram", "same") else value[:, :size]
 
-        trimmed = self._map(cut) if size < self.features.shape[1] else self
-        return trimmed if ragged else dataclasses.replace(trimmed, mask=None)
-
-    def cut(self, rows: slice, counts: Tensor) -> "Prepared":
-        """The items `rows`, trimmed to the longest of them; `counts` [B] is the number of real vectors of each item."""
-        chosen = counts[rows]
-        longest = max(1, int(chosen.max()))
-        return self.take(rows).trim(longest, ragged=bool(chosen.min() < longest))
+        some = self.take(rows)
+        if size < self.features.shape[1]:
+            some = some._map(trimmed)
+        return some if bool(chosen.min() < size) else dataclasses.replace(some, mask=None)

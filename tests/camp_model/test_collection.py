@@ -9,7 +9,7 @@ import torch
 from camp_model import CAMP, CampConfig
 from camp_model.captions import CaptionTable, write_captions
 from camp_model.encoders import length_mask
-from camp_model.encoding import EncodedImages, encode_images
+from camp_model.encoding import EncodedImages, encode_batches, encode_images
 from camp_model.matchers.matching import mean_logits
 from camp_model.matchers.prepared import TILES
 from camp_model.metrics import i2t_ranks, t2i_ranks
@@ -145,8 +145,9 @@ def test_images_are_the_same_held_or_encoded_anew(collection, monkeypatch):
                 torch.testing.assert_close(ours, theirs)
         with pytest.raises(ValueError, match="^rows: is empty"):
             encode_images(model, collection.regions, [])
-        together = encode_images(model, collection.regions, collection.image_rows, batch_size=3)
-        for ours, theirs in zip(together, held.take(np.arange(IMAGES)), strict=True):
+        batches = list(encode_batches(model, collection.regions, collection.image_rows, batch_size=3))
+        assert [len(mask) for _, mask in batches] == [3] * (IMAGES // 3) + [IMAGES % 3] * (IMAGES % 3 > 0)
+        for ours, theirs in zip(map(torch.cat, zip(*batches, strict=True)), held.take(np.arange(IMAGES)), strict=True):
             torch.testing.assert_close(ours, theirs)
 
 
