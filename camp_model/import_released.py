@@ -79,7 +79,7 @@ def _pooling(prefix: str) -> dict[str, str]:
 
 
 def read_checkpoint(path: Path) -> Mapping[str, Any]:
-    """The content of a released checkpoint, without executing any of it.
+    """Read the content of a released checkpoint without executing any of it.
 
     Raises:
         ValueError: the file is missing, is no checkpoint, or holds an object that is neither tensor nor plain value.
@@ -194,10 +194,10 @@ class _VocabularyPickle(pickle.Unpickler):
     """Reads plain values, and replaces the released code's `Vocabulary` by an object that can do nothing."""
 
     class Vocabulary:
-        """Its attributes are what the file says."""
+        """An object whose attributes the file sets."""
 
         def __init__(self, *_: object) -> None:
-            """Takes what the protocols 0 and 1 call `_reconstructor` with, too."""
+            """Accept the arguments with which protocols 0 and 1 call `_reconstructor`, too."""
 
     def find_class(self, module: str, name: str) -> type:
         if name not in ("Vocabulary", "_reconstructor", "object"):
@@ -206,7 +206,7 @@ class _VocabularyPickle(pickle.Unpickler):
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """A vocabulary JSON, or a vocabulary pickle of the released code, of which nothing is executed.
+    """Read a vocabulary JSON, or a vocabulary pickle of the released code without executing any of it.
 
     Raises:
         ValueError: the file is neither.

@@ -132,7 +132,7 @@ def overlap(locations: Tensor) -> Tensor:
     half_width = area / half_height
 
     def shared_length(middle: Tensor, half: Tensor) -> Tensor:
-        """Of the intersections of all intervals: [I, R] each -> [I, R, R]."""
+        """Lengths of the intersections of all intervals: [I, R] each -> [I, R, R]."""
         start, end = middle - half, middle + half
         first_end = torch.minimum(end[..., None], end[..., None, :])
         last_start = torch.maximum(start[..., None], start[..., None, :])

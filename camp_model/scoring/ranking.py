@@ -43,12 +43,12 @@ class WorkShare(Protocol):
 
     @property
     def rank(self) -> int:
-        """From 0."""
+        """The rank of this process, from 0."""
         ...
 
     @property
     def count(self) -> int:
-        """How many processes there are."""
+        """The number of processes."""
         ...
 
     def sum_(self, values: Tensor) -> None:
