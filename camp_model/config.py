@@ -36,8 +36,16 @@ def _is_width(value: object) -> bool:
     return isinstance(value, int) and _is_count(value) and value <= WIDEST
 
 
+def _is_hops(value: object) -> bool:
+    return _is_count(value) and value in HOPS
+
+
 def _is_switch(value: object) -> bool:
     return isinstance(value, bool)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value != ""
 
 
 def _is_amount(value: object) -> bool:
@@ -127,15 +135,13 @@ class CampConfig:
             (WIDTHS, _is_width, f"a whole number of 1 to {WIDEST}"),
             (("residual", "joint_score", "transformer_frozen", "gate_evidence"), _is_switch, "true or false"),
             (AMOUNTS, _is_amount, "a number of 0 or more"),
+            (("hops",), _is_hops, "1 or 2"),
+            (("transformer",), _is_name, "the name of a transformer"),
         ):  # fmt: skip
             for key in keys:
                 value = getattr(self, key)
                 if not fits(value):
                     raise ValueError(f"model.{key}: {repr(value)[:80]} is not {expected}")
-        if not isinstance(self.transformer, str) or not self.transformer:
-            raise ValueError(f"model.transformer: {repr(self.transformer)[:80]} is not the name of a transformer")
-        if self.hops not in HOPS:
-            raise ValueError(f"model.hops: {repr(self.hops)[:80]} is not 1 or 2")
         if self.hops == 2 and self.message_passing == "none":
             raise ValueError("model.hops: 2 needs messages, but model.message_passing is none")
         if self.gate_evidence and (self.gate != "scalar" or self.message_passing in ("none", "text_to_image")):
