@@ -49,8 +49,8 @@ class CampMatcher(Matcher):
     @property
     def cosine(self) -> CosineMatching | None:
         """As `Matcher.cosine`."""
-        is_added_to = self.joint is not None or self.reads_locations
-        return self.matching if isinstance(self.matching, CosineMatching) and not is_added_to else None
+        only_matching = self.joint is None and not self.reads_locations
+        return self.matching if only_matching and isinstance(self.matching, CosineMatching) else None
 
     def prepare_regions(self, regions: Tensor, mask: Tensor) -> Prepared:
         """As `Matcher.prepare_regions`."""

@@ -102,11 +102,11 @@ class Prepared:
         return dataclasses.replace(self, **values)
 
     def take(self, rows: Tensor | slice) -> "Prepared":
-        """The chosen images or captions."""
+        """Select images or captions by row."""
         return self._map(lambda value, _: take_rows(value, rows))
 
     def contiguous(self) -> "Prepared":
-        """The same with contiguous tensors."""
+        """Make all tensors contiguous."""
         return self._map(lambda value, _: value.contiguous())
 
     def cut(self, rows: slice, counts: Tensor) -> "Prepared":

@@ -86,11 +86,13 @@ class ScanMatcher(Matcher):
             logits, similarity = self.matching.scaled(_mean([score for score, _ in directions]))
         word_shares, region_shares = [], []
         if by_word is not None:
-            word_shares.append(_equal_shares(words, by_word[1]))
-            region_shares.append((word_shares[-1][..., None] * by_word[1]).sum(-2))
+            equal = _equal_shares(words, by_word[1])  # [..., N]
+            word_shares.append(equal)
+            region_shares.append((equal[..., None] * by_word[1]).sum(-2))  # [..., R]
         if by_region is not None:
-            region_shares.append(_equal_shares(regions, by_region[1]))
-            word_shares.append((region_shares[-1][..., None] * by_region[1]).sum(-2))
+            equal = _equal_shares(regions, by_region[1])  # [..., R]
+            region_shares.append(equal)
+            word_shares.append((equal[..., None] * by_region[1]).sum(-2))  # [..., N]
         return Matched(
             logits,
             similarity,
@@ -104,11 +106,14 @@ class ScanMatcher(Matcher):
 def _direction(
     products: Tensor, queries: Tensor, keys: Tensor | None, gram: Tensor, sharpness: float
 ) -> tuple[Tensor, Tensor]:
-    """Mean cosine [...] of each real query with what it attends to, and the attention [..., Q, K].
+    """Attend, and compare each query with its attended vector.
 
     Args:
-        products, queries, keys, sharpness: as `stacked_attention` takes them.
+        products, queries, keys, sharpness: as in `stacked_attention`.
         gram: [..., K, K], inner products of the keys.
+
+    Returns:
+        The mean of the cosines over real queries [...], and the attention [..., Q, K].
     """
     attention = stacked_attention(products, queries, keys, sharpness)  # [..., Q, K]
     along = (attention * products).sum(-1)  # [..., Q]
