@@ -9,10 +9,12 @@ import argparse
 import hashlib
 import itertools
 import json
+import lzma
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,13 +52,14 @@ class Packed(NamedTuple):
     content: Any
     """The bytes of the picture."""
     captions: list[Any]
-    split: str
+    split: str | None
+    """None: neither a column nor the name of the packed file states one."""
 
 
-def _split_of(file: Path) -> str:
-    """The split that a file's name begins with, as in train-00000-of-00009.parquet; empty if it states none."""
+def _split_of(file: Path) -> str | None:
+    """The split that a file's name begins with, as in train-00000-of-00009.parquet; None if it states none."""
     begins = normalise_split(re.split(r"[-_.]", file.name)[0])
-    return begins if begins in SPLITS else ""
+    return begins if begins in SPLITS else None
 
 
 class _Columns(NamedTuple):
@@ -89,9 +92,11 @@ def _columns(file: Path, schema: pa.Schema) -> _Columns:
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
     if pa.types.is_struct(kind):
         return bool(kind.get_field_index("bytes") >= 0)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def _read_parquet(file: Path) -> Iterator[Packed]:
@@ -109,57 +114,86 @@ def _read_parquet(file: Path) -> Iterator[Packed]:
                 cells = [cells_of(pa.chunked_array([batch.column(column)])) for column in read]
                 for row in zip(*cells, strict=True):
                     yield _packed(f"{file}: row {next(numbers)}", dict(zip(read, row, strict=True)), columns, file)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, KeyError) as error:  # the last: a column is there twice
         raise InputError(f"{file}: cannot be read as Parquet: {str(error)[:200]}") from None
 
 
 def _packed(where: str, row: dict[str, Any], columns: _Columns, file: Path) -> Packed:
     image = row[columns.image] if isinstance(row[columns.image], dict) else {"bytes": row[columns.image]}
     captions = [row[column] for column in columns.captions]
-    split = normalise_split(str(row[columns.split] or "")) if columns.split else ""
+    captions = captions[0] if len(captions) == 1 and isinstance(captions[0], list) else captions
+    split = normalise_split(str(row[columns.split] or "")) if columns.split else None
     name = image.get("path") or (row[columns.name] if columns.name else "") or ""
     return Packed(
         where=where,
         name=str(name),
         content=image["bytes"],
-        captions=captions[0] if len(captions) == 1 and isinstance(captions[0], list) else captions,
+        # A struct: as in Karpathy's files, with the text in `raw`.
+        captions=[text.get("raw") if isinstance(text, dict) else text for text in captions],
         # restval: of COCO, which all train on
-        split="train" if split == "restval" else split or _split_of(file),
+        split="train" if split == "restval" else split or _split_of(file) or split,
     )
 
 
+def _records(file: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """The records of a webdataset: neighbouring members whose names are the same up to the first point.
+
+    Yields:
+        That part of the names, and the contents of the members by the rest of their names, such as .jpg.
+    """
+    key, parts = "", dict[str, bytes]()
+    with tarfile.open(file) as tar:
+        for member in tar:
+            own = member.name.rpartition("/")[2]
+            rest = own[len(own.partition(".")[0]) :]
+            if not member.isfile() or not rest or own.startswith("._"):  # ._a.jpg: what macOS adds to a.jpg
+                continue
+            stem, ending = member.name.removesuffix(rest), rest.lower()
+            if parts and (stem != key or ending in parts):
+                yield key, parts
+                parts = {}
+            opened = tar.extractfile(member)  # in the file's order: a compressed one would begin anew for a step back
+            key, parts[ending] = stem, opened.read() if opened else b""
+        # tarfile takes a damaged header for the end, which consists of zeros or is that of the file.
+        assert tar.fileobj is not None
+        tar.fileobj.seek(tar.offset)
+        if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise tarfile.ReadError(f"a header is damaged at byte {tar.offset:,}")
+    if parts:
+        yield key, parts
+
+
+def _ending(parts: dict[str, bytes], endings: Collection[str]) -> str:
+    """The one of a record's endings that is meant: .jpg beside .mask.png, or else the only one; empty without one."""
+    found = [part for part in parts if Path(f"_{part}").suffix in endings]
+    plain = [part for part in found if part in endings]
+    return plain[0] if plain else found[0] if len(found) == 1 else ""
+
+
 def _read_tar(file: Path) -> Iterator[Packed]:
-    """The pictures of a webdataset: neighbouring members that share a name up to its first point are one record.
+    """The pictures of a webdataset.
 
     Raises:
         InputError: it is damaged.
     """
     try:
-        with tarfile.open(file) as tar:
-            members = (member for member in tar if member.isfile())
-            for key, group in itertools.groupby(members, lambda member: re.sub(r"\.[^/]*$", "", member.name)):
-                parts = {Path(member.name).suffix.lower(): member for member in group}
-
-                def content(ending: str, tar: tarfile.TarFile = tar, parts: Any = parts) -> bytes | None:
-                    opened = tar.extractfile(parts[ending]) if ending in parts else None
-                    return opened.read() if opened else None
-
-                image = next((ending for ending in parts if ending in ENDINGS), None)
-                yield Packed(
-                    f"{file}: {key}", f"{key}{image or ''}", content(image) if image else None,
-                    _tar_captions(content(".txt"), content(".json")), _split_of(file),
-                )  # fmt: skip
-    except (tarfile.TarError, OSError, EOFError) as error:
+        for key, parts in _records(file):
+            image = _ending(parts, ENDINGS)
+            text, record = (parts.get(_ending(parts, [ending])) for ending in (".txt", ".json"))
+            yield Packed(
+                f"{file}: {key}", f"{key}{image}", parts.get(image), _tar_captions(text, record), _split_of(file)
+            )
+    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise InputError(f"{file}: cannot be read as a tar file: {str(error)[:200]}") from None
 
 
 def _tar_captions(text: bytes | None, record: bytes | None) -> list[Any]:
     """The captions of a webdataset's record: its text or, without one, the caption or captions in its JSON."""
     if text is not None:
-        return [text.decode(errors="surrogateescape")]
+        return [text.decode("utf-8-sig", errors="surrogateescape")]
     try:
         values = json.loads(record or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     captions: Any = next((values[name] for name in CAPTIONS if name in values), []) if isinstance(values, dict) else []
     return captions if isinstance(captions, list) else [captions]
@@ -209,13 +243,13 @@ def unpack(files: Sequence[Path], into: Path) -> tuple[int, int, list[str]]:
     for one in tqdm(packed, desc="unpack", unit="picture", mininterval=2, dynamic_ncols=True):
         captions = [text for text in one.captions if isinstance(text, str) and text.strip() and is_unicode(text)]
         rejected += [f"{one.where}: {shown(text)} is not a caption" for text in one.captions if text not in captions]
-        if one.split and one.split not in SPLITS:
+        if one.split is not None and one.split not in SPLITS:
             rejected.append(f"{one.where}: split {shown(one.split)} is not one of {', '.join(SPLITS)}")
         elif not isinstance(one.content, bytes) or not one.content:
             rejected.append(f"{one.where}: has no picture")
         elif not captions:
             rejected.append(f"{one.where}: has no caption")
-        elif rows and bool(rows[0]["split"]) != bool(one.split):
+        elif rows and ("split" in rows[0]) != bool(one.split):
             raise InputError(
                 f"{one.where}: states {'a' if one.split else 'no'} split, unlike {files[0]}; expected one for all or "
                 "for none, in a column split or at the beginning of the file's name"
@@ -224,11 +258,11 @@ def unpack(files: Sequence[Path], into: Path) -> tuple[int, int, list[str]]:
             name = _file_name(one, used)
             with replacing(into / PICTURES / name) as temporary:
                 temporary.write_bytes(one.content)
-            rows += [{"image": f"{PICTURES}/{name}", "caption": text, "split": one.split} for text in captions]
+            split = {"split": one.split} if one.split else {}
+            rows += [{"image": f"{PICTURES}/{name}", "caption": text, **split} for text in captions]
     if not rows:
         raise InputError(f"{files[0]}: holds no picture with a caption; {'; '.join(rejected[:1]) or 'it is empty'}")
-    split = ("split",) if rows[0]["split"] else ()
-    write_csv(table, ("image", "caption", *split), rows)
+    write_csv(table, tuple(rows[0]), rows)
     return len({row["image"] for row in rows}), len(rows), rejected
 
 

@@ -1,12 +1,15 @@
 """Pictures and captions in Parquet and tar files become a table that the pipeline reads."""
 
 import csv
+import gzip
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,9 +38,11 @@ def write(path: Path, **columns: object) -> Path:
     return path
 
 
-def write_tar(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
+def write_tar(
+    path: Path, members: dict[str, bytes] | list[tuple[str, bytes]], mode: Literal["w", "w:gz", "w:xz"] = "w"
+) -> Path:
+    with tarfile.open(path, mode) as tar:
+        for name, content in members.items() if isinstance(members, dict) else members:
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
@@ -128,6 +133,58 @@ def test_a_webdataset(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_files_of_a_webdataset_that_belong_together(tmp_path: Path) -> None:
+    file = write_tar(tmp_path / "0.tar", [
+        ("1.mask.png", PNG), ("1.jpg", RED), ("1.txt", b"\xef\xbb\xbfone"),  # a picture of another kind
+        ("1.jpg", BLUE), ("1.txt", b"two"),  # another record of the same name
+        ("a.2/._3.JPG", b"x"), ("a.2/3.JPG", RED), ("a.2/._3.txt", b"x"), ("a.2/3.txt", b"three"),  # by macOS
+        ("4.10.2020.jpg", PNG), ("4.10.2020.txt", b"four"),  # the only picture of its record
+        ("5.1.jpg", RED), ("5.1.txt", b"five"), ("5.2.jpg", BLUE), ("5.2.txt", b"six"),
+        ("6.jpg", RED), ("6.json", b"[" * 100_000), ("7", b"no"), ("7.jpg", RED),
+    ])  # fmt: skip
+    pictures, captions, rejected = unpack([file], tmp_path / "raw")
+    assert (pictures, captions) == (4, 4)
+    written = [((tmp_path / "raw" / row["image"]).read_bytes(), row["caption"]) for row in rows(tmp_path / "raw")]
+    assert written == [(RED, "one"), (BLUE, "two"), (RED, "three"), (PNG, "four")]
+    assert [line.removeprefix(f"{file}: ") for line in rejected] == [
+        "5: has no picture",
+        "6: has no caption",
+        "7: has no caption",
+    ]
+
+
+def test_a_compressed_tar_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    members = [(f"{i}{ending}", os.urandom(50_000)) for i in range(9) for ending in (".jpg", ".json")]
+    rewinds = []
+    rewind = gzip._GzipReader._rewind  # type: ignore[attr-defined]
+    monkeypatch.setattr(gzip._GzipReader, "_rewind", lambda self: (rewinds.append(1), rewind(self)))  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="holds no picture with a caption"):
+        unpack([write_tar(tmp_path / "0.tar", members, "w:gz")], tmp_path / "raw")
+    assert len(rewinds) < 5
+
+
+def test_a_row_without_a_split_beside_rows_with_one_is_set_aside(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "d.parquet", image=pa.array([RED, BLUE], pa.binary()), caption=["a", "b"], split=[None, "x"]
+    )
+    more = write(tmp_path / "e.parquet", image=pa.array([PNG], pa.binary()), caption=["c"], split=["test"])
+    pictures, captions, rejected = unpack([file, more], tmp_path / "raw")
+    assert (pictures, captions, len(rejected)) == (1, 1, 2)
+    assert rejected[0] == f"{file}: row 1: split '' is not one of train, val, test"
+
+
+def test_forms_of_columns(tmp_path: Path) -> None:
+    for number, image in enumerate((
+        pa.array([RED, BLUE, RED], pa.large_binary()), pa.array([RED, BLUE, RED], pa.binary()).dictionary_encode(),
+        pa.array([RED, BLUE, RED], pa.binary_view()), [{"bytes": one, "path": None} for one in (RED, BLUE, RED)],
+    )):  # fmt: skip
+        file = write(tmp_path / f"{number}.parquet", image=image, caption=pa.array(list("aba")).dictionary_encode())
+        assert unpack([file], tmp_path / f"raw{number}") == (2, 3, [])
+    sentences = [[{"raw": "a", "sentid": 1}, {"raw": "b", "sentid": 2}], [{"raw": None, "sentid": 3}]]
+    file = write(tmp_path / "s.parquet", image=pa.array([RED, BLUE], pa.binary()), sentences=sentences)
+    assert unpack([file], tmp_path / "raw")[:2] == (1, 2)
+
+
 def test_wrong_files_are_errors_and_leave_no_table(tmp_path: Path) -> None:
     good = write(tmp_path / "train-0.parquet", image=pa.array([RED], pa.binary()), caption=["a"])
     other = write(tmp_path / "more.parquet", image=pa.array([BLUE], pa.binary()), caption=["a"])
@@ -139,6 +196,17 @@ def test_wrong_files_are_errors_and_leave_no_table(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "t.tar", {"1.jpg": RED * 20, "1.txt": b"a"})
     cut = tmp_path / "cut.tar"
     cut.write_bytes(tar.read_bytes()[:4000])
+    damaged = tmp_path / "damaged.tar"  # the header of its second picture
+    content = bytearray(write_tar(tmp_path / "h.tar", {"1.jpg": RED, "1.txt": b"a", "2.jpg": RED}).read_bytes())
+    content[content.index(b"2.jpg")] = 255
+    damaged.write_bytes(content)
+    torn_xz = tmp_path / "torn_xz.tar"
+    content = bytearray(write_tar(tmp_path / "x.tar", {"1.jpg": RED * 20, "1.txt": b"a"}, "w:xz").read_bytes())
+    content[60:90] = bytes(30)
+    torn_xz.write_bytes(content)
+    twice = tmp_path / "twice.parquet"
+    columns = [pa.array([RED], pa.binary()), pa.array(["a"]), pa.array(["b"])]
+    pq.write_table(pa.Table.from_arrays(columns, ["image", "caption", "caption"]), twice)
     for files, says in (
         ([good, other], r"more\.parquet: row 1: states no split, unlike .*train-0\.parquet; expected one for all or"),
         ([urls], r"urls\.parquet: expected a column of pictures .* found url \(string\), caption \(string\)"),
@@ -146,6 +214,9 @@ def test_wrong_files_are_errors_and_leave_no_table(tmp_path: Path) -> None:
         ([empty], r"empty\.parquet: holds no picture with a caption; .*row 1: has no picture"),
         ([torn], r"torn\.parquet: cannot be read as Parquet"),
         ([cut], r"cut\.tar: cannot be read as a tar file"),
+        ([damaged], r"damaged\.tar: cannot be read as a tar file: a header is damaged at byte "),
+        ([torn_xz], r"torn_xz\.tar: cannot be read as a tar file"),
+        ([twice], r"twice\.parquet: cannot be read as Parquet: .*\"caption\" exists 2 times"),
         ([tmp_path / "none.parquet"], r"none\.parquet: is not a file that ends in \.parquet or \.tar"),
         ([tmp_path], r"is not a file that ends in"),
     ):
