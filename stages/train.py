@@ -22,7 +22,7 @@ from stages.training.loop import Trainer
 from stages.training.outputs import PLOTS, publish, summary, write_plots
 from stages.training.processes import Processes, in_processes
 from stages.training.resume import Resume
-from stages.training.start import new_model
+from stages.training.start import loss_facts, new_model
 from stages.training.task import task_hash
 from stages.workspace import main_root
 
@@ -100,9 +100,9 @@ def train(
             # Nothing specific to this run, such as its id or speed: equal trainings write equal files.
             fingerprint = {
                 "detector": info.detector, "dataset": task_hash(paths.captions / "val.parquet", paths.images),
-                "val_rsum": rsum, "precision": params.train.precision, "joint_weight": params.train.joint_weight,
-                "results": hashes_of(numbers), "start_from": params.train.start_from, "loss": params.train.loss,
-                "start_end": splits["train"].captions.has_start_end,
+                "val_rsum": rsum, "precision": params.train.precision, "results": hashes_of(numbers),
+                "start_from": params.train.start_from, "start_end": splits["train"].captions.has_start_end,
+                **loss_facts(params.train),
             }  # fmt: skip
             publish(resume.best(progress.best_epoch), paths.model, fingerprint)
             run.log_metrics({f"train/{name}": value for name, value in trainer.speed.metrics().items()}, progress.step)

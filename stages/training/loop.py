@@ -75,7 +75,8 @@ class Trainer:
         # Training captions keep <unk>, so that it is learnt; validation treats it as evaluation does.
         val.captions = captions_as_read([model], vocabulary, val.captions)
         foils = train.captions.path.with_name("foils_train.parquet")
-        self.foils = TrainingFoils(foils, train.captions, params.foil_kinds) if params.foil_weight else None
+        with_foils = params.foil_weight and params.epochs
+        self.foils = TrainingFoils(foils, train.captions, params.foil_kinds) if with_foils else None
         with tqdm(
             desc="encode captions once", unit="caption", mininterval=2, delay=2, dynamic_ncols=True,
             disable=processes.rank > 0,

@@ -74,6 +74,18 @@ def new_model(
     return camp
 
 
+def loss_facts(train: TrainParams) -> dict[str, Any]:
+    """The loss and the weight of the contrastive term that a model is trained with, which decide how search ranks.
+
+    With `train.epochs: 0` they are those that the checkpoint records, if any.
+    """
+    stated = {"loss": train.loss, "joint_weight": train.joint_weight}
+    if train.epochs or train.start_from is None:
+        return stated
+    recorded = read_fingerprint(named_path(train.start_from))
+    return {name: recorded[name] for name in stated if name in recorded}
+
+
 def _say_unread(camp: CAMP, vocabulary: Vocabulary) -> None:
     """Print how many words of the vocabulary the text encoder takes for <unk>, as one of English does of Chinese."""
     unread = camp.caption_encoder.unread(range(len(SPECIALS), len(vocabulary)))

@@ -42,6 +42,16 @@ def test_the_checkpoint_is_measured_as_its_training_measured_it(trained, params,
     assert (trained.plots / "train_loss.csv").read_text().split() == ["step,loss"]
 
 
+def test_the_loss_that_the_checkpoint_was_trained_with_is_recorded(trained, params, run_train, tmp_path):
+    fingerprint = tmp_path / "first" / "fingerprint.json"
+    recorded = {"loss": "triplet", "joint_weight": 0.5}
+    for facts in (recorded, {}):  # {}: of a model that records none
+        fingerprint.write_text(json.dumps(facts))
+        run_train(params(epochs=0, start_from=str(tmp_path / "first")), trained)
+        kept = json.loads((trained.model / "fingerprint.json").read_text())
+        assert {name: kept[name] for name in recorded if name in kept} == facts
+
+
 @pytest.mark.parametrize(
     ("switches", "says"),
     [
