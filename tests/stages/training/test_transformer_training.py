@@ -134,6 +134,22 @@ def test_training_starts_from_a_checkpoint_with_another_network_but_not_with_its
     assert torch.equal(camp.caption_encoder.linear.weight, fresh.caption_encoder.linear.weight)  # another width
 
 
+def test_the_network_of_the_main_workspace_is_no_other_one_in_an_experiments_own(tmp_path, params, own, monkeypatch):
+    vocabulary, switches = Vocabulary.build([["red", "dog"]]), {"text": "transformer", "transformer": "own"}
+    monkeypatch.chdir(tmp_path)
+    trained = params(switches)
+    save_checkpoint(tmp_path / "trained", new_model(trained.model, trained.train, vocabulary, 16), vocabulary)
+    experiment = tmp_path / ".dvc/tmp/exps/one"
+    experiment.mkdir(parents=True)
+    monkeypatch.chdir(experiment)
+    kept = params(switches, epochs=0, start_from=str(tmp_path / "trained"))
+    assert new_model(kept.model, kept.train, vocabulary, 16).config.transformer == str(own)
+    shutil.copytree(own, tmp_path / "other")
+    other = params(switches | {"transformer": "other"}, epochs=0, start_from=str(tmp_path / "trained"))
+    with pytest.raises(InputError, match=r"with model\.transformer own, here .*/other; expected the same"):
+        new_model(other.model, other.train, vocabulary, 16)
+
+
 def test_a_trained_network_is_not_left_behind(tmp_path, params):
     vocabulary = Vocabulary.build([["red", "dog"]])
     trained = params({"text": "transformer", "transformer_frozen": False})
