@@ -134,7 +134,7 @@ class WorkspaceSource:
     def __init__(self, workspace: Workspace, model: CAMP, name: str) -> None:
         self.workspace, self.model, self.name = workspace, model, name
         self._weights = weights_key(workspace.model)
-        self._finder, self._unchecked = workspace.finder(), True
+        self._finder = workspace.finder()
         self.rescan()
         self._stop = threading.Event()
         self._problem: str | None = None
@@ -201,7 +201,7 @@ class WorkspaceSource:
         pictures = self._read()
         rejected = read_table(self.workspace.root / "data/regions/rejected.parquet", ("path", "reason"))
         self._rejected = list(zip(rejected["path"].to_pylist(), rejected["reason"].to_pylist(), strict=True))
-        self._pictures = pictures
+        self._pictures, self._unchecked = pictures, True
 
     def pictures(self) -> Pictures:
         """As `PictureSource.pictures`."""

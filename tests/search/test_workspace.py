@@ -21,6 +21,8 @@ from stages.detectors.base import Description
 from stages.detectors.scenes import build_network
 from stages.detectors.weights import save_state
 from stages.errors import InputError
+from stages.extract_regions import extract_regions
+from stages.extraction.plan import ExtractSections
 from stages.indexing.vectors import picture_vectors
 from tests.search.conftest import NETWORK, Photographs
 from tests.stages.conftest import SmallRun
@@ -198,3 +200,22 @@ def test_a_picture_is_not_compared_by_features_that_its_workspace_does_not_have(
     if changed == "nms_iou":  # other names of shards, but the same features
         (root / "params.yaml").write_text(yaml.safe_dump(params))
         assert np.array_equal(open_workspace(root).find_regions(image), expected)
+
+
+def test_regions_that_were_extracted_again_meanwhile_are_compared_again(
+    photographs: Photographs, tmp_path: Path
+) -> None:
+    root, image = tmp_path / "workspace", np.full((50, 60, 3), 100, np.uint8)
+    shutil.copytree(photographs.root, root)
+    collection = open_workspace(root)
+    collection.find_regions(image)
+    sections = ExtractSections.from_dict(
+        {name: values for name, values in yaml.safe_load((root / "params.yaml").read_text()).items()
+         if name in ("dataset", "regions")} | {"detector": {"torchvision": {"nms_iou": 0.01}}}
+    )  # fmt: skip
+    extract_regions(
+        sections, root / "data/dataset", root / "data/detector", root / "data/regions", root / ".work/shards"
+    )
+    collection.rescan()
+    with pytest.raises(InputError, match=r"data/regions: .*: its features differ by up to"):
+        collection.find_regions(image)
