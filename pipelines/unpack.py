@@ -13,6 +13,7 @@ import lzma
 import os
 import re
 import tarfile
+import unicodedata
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -209,10 +210,15 @@ def _file_name(packed: Packed, used: dict[str, str]) -> str:
     name = f"{stem}{ending}"
     if not stem.strip(" .") or not (name.isprintable() and is_unicode(name)) or len(name.encode()) > 200:
         name = f"{digest[:32]}{ending}"
-    elif used.get(name.lower(), digest) != digest:
+    elif used.get(_folded(name), digest) != digest:
         name = f"{stem}-{digest[:16]}{ending}"
-    used[name.lower()] = digest
+    used[_folded(name)] = digest
     return name
+
+
+def _folded(name: str) -> str:
+    """The same for names that are one file on some disks: they may differ in case and in how accents are composed."""
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def unpack(files: Sequence[Path], into: Path) -> tuple[int, int, list[str]]:

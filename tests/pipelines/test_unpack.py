@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import unicodedata
 from pathlib import Path
 from typing import Literal
 
@@ -89,6 +90,10 @@ def test_numbered_captions_a_column_of_bytes_and_a_column_split(tmp_path: Path) 
 def test_names_stay_in_the_folder_and_different_pictures_apart(tmp_path: Path) -> None:
     paths = ["../../a.jpg", "C:\\a.jpg", "A.jpg", "..", "a\nb.jpg", "ü" * 200 + ".jpg", "b.JPG"]
     contents = [RED, RED, BLUE, BLUE, PNG, PNG, PNG]
+    accents = [{"bytes": RED, "path": "\u00fc.jpg"}, {"bytes": BLUE, "path": "u\u0308.jpg"}]  # one name on some disks
+    unpack([write(tmp_path / "accents.parquet", image=accents, text=["a", "b"])], tmp_path / "accents")
+    composed = {unicodedata.normalize("NFC", path.name) for path in (tmp_path / "accents/pictures").iterdir()}
+    assert len(composed) == 2
     images = [{"bytes": content, "path": path} for content, path in zip(contents, paths, strict=True)]
     file = write(tmp_path / "data.parquet", image=images, text=[f"caption {i}" for i in range(7)])
     unpack([file], tmp_path / "raw")
@@ -99,7 +104,7 @@ def test_names_stay_in_the_folder_and_different_pictures_apart(tmp_path: Path) -
     assert all(name.isascii() and "/" not in name and name.endswith((".jpg", ".png", ".JPG")) for name in names)
     assert [(tmp_path / "raw" / row["image"]).read_bytes() for row in written] == contents
     assert {path.name for path in (tmp_path / "raw" / "pictures").iterdir()} == set(names)
-    assert {path.name for path in tmp_path.iterdir()} == {"data.parquet", "raw"}
+    assert {path.name for path in tmp_path.iterdir()} == {"accents.parquet", "accents", "data.parquet", "raw"}
 
 
 def test_what_cannot_be_used_is_set_aside_and_told_of(tmp_path: Path) -> None:
