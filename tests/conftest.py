@@ -62,7 +62,7 @@ def listening() -> Callable[[int], set[str]]:
     def addresses(pid: int) -> set[str]:
         process = psutil.Process(pid)
         return {
-            connection.laddr.ip
+            connection.laddr.ip.removeprefix("::ffff:")  # gRPC's way to write an address of IPv4
             for member in (process, *process.children(recursive=True))
             for connection in member.net_connections("inet")
             if connection.status == psutil.CONN_LISTEN
