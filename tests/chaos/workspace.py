@@ -1,6 +1,7 @@
 """A small copy of the repository in which the whole DAG runs, is killed, and goes on."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -12,7 +13,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import psutil
+import voluptuous
 import yaml
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 
 HERE = Path(__file__).parent
 SMALL = {
@@ -26,6 +29,13 @@ SMALL = {
 }
 ENDED = 20.0
 """Seconds after which nothing of an interrupted run may be alive; its deliveries to MLflow wait for no server."""
+
+
+def _check_lock(content: bytes) -> None:
+    """Raise an error if DVC would not accept the content of a dvc.lock, or if it ends within a stage."""
+    stages = COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(content)).get("stages", {}).values()
+    if not all("md5" in entry for stage in stages for entry in (*stage.get("deps", ()), *stage.get("outs", ()))):
+        raise ValueError("an entry has no hash")
 
 
 class Workspace:
@@ -47,8 +57,28 @@ class Workspace:
         }  # fmt: skip
         return kept | own | more
 
+    def remove_damaged(self) -> None:
+        """Remove what DVC writes in place if a kill has left half of it, as docs/reliability.md says."""
+        for name, check in (
+            (".dvc/tmp/rwlock", json.loads),
+            ("dvc.lock", _check_lock),
+            ("named/dvc.lock", _check_lock),
+        ):
+            path = self.folder / name
+            try:
+                check(path.read_bytes())
+            except FileNotFoundError:
+                continue
+            except (ValueError, yaml.YAMLError, voluptuous.Invalid):
+                print(f"{name}: damaged, and removed", flush=True)
+                path.unlink()
+        for folder in (self.folder / ".dvc" / "cache" / "runs").glob("*/*"):
+            with contextlib.suppress(OSError):  # it holds something
+                folder.rmdir()
+
     def start(self, *targets: str, **more: str) -> subprocess.Popen[str]:
         """Start `dvc repro` as the leader of a process group; what it prints is collected, with the stages' starts."""
+        self.remove_damaged()
         process = subprocess.Popen(
             [sys.executable, "-m", "dvc", "repro", *targets], cwd=self.folder, env=self.environment(more), text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
