@@ -9,6 +9,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from stages.workspace import STARTED_IN
+
 COMMANDS = {
     "unpack": (
         "pipelines.unpack",
@@ -28,8 +30,6 @@ COMMANDS = {
     "import": ("camp_model.import_released", "turn checkpoints of the authors' code into this project's"),
 }
 REPOSITORY = "CAMP_REPOSITORY"
-STARTED_IN = "CAMP_STARTED_IN"
-"""Environment variable: the folder that the user's own relative paths start from."""
 
 
 def main() -> None:

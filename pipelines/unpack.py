@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import json
 import lzma
-import os
 import re
 import tarfile
 import unicodedata
@@ -24,12 +23,12 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from camp_model.files import is_unicode, replacing, write_csv
-from pipelines.camp import STARTED_IN
 from stages.entry import stage_main
 from stages.errors import InputError, shown
 from stages.params.dataset import SPLITS
 from stages.sources.base import normalise_split
 from stages.sources.table_files import cells_of
+from stages.workspace import argument_path
 
 TABLE, PICTURES = "captions.csv", "pictures"
 CAPTIONS = ("caption", "captions", "text", "txt", "title", "comment", "alt_text", "sentences", "raw")
@@ -277,9 +276,8 @@ def main() -> None:
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a .parquet or a .tar")
     parser.add_argument("--into", type=Path, help="a folder (default: data/raw)")
     arguments = parser.parse_args()
-    here = Path(os.environ.get(STARTED_IN, ""))
-    into = here / arguments.into.expanduser() if arguments.into else Path("data/raw")
-    pictures, captions, rejected = unpack([here / file.expanduser() for file in arguments.files], into)
+    into = argument_path(arguments.into) if arguments.into else Path("data/raw")
+    pictures, captions, rejected = unpack([argument_path(file) for file in arguments.files], into)
     for line in rejected[:10]:
         print(line)
     print(f"{into / TABLE}: {captions} captions of {pictures} pictures, {len(rejected)} set aside")

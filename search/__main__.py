@@ -16,9 +16,8 @@ from typing import Any
 
 from stages.errors import InputError, printable
 from stages.garbage import garbage_collection_paused
+from stages.workspace import argument_path
 
-STARTED_IN = "CAMP_STARTED_IN"
-"""Environment variable: the folder that `camp` was started in, where the paths of its arguments start."""
 SHIPPED = Path("pretrained/flickr8k")
 PROGRESS_SECONDS = 0.2
 """Seconds between two updates of the progress bar."""
@@ -108,20 +107,15 @@ def _open(options: argparse.Namespace) -> Any:
             if getattr(options, option) is not None:
                 raise InputError(f"--{option}: can only be used with --images; a workspace has its own {part}")
         return open_workspace(Path())
-    model = SHIPPED if options.model is None else _argument_path(options.model)
-    cache = cache_folder() / "search" if options.cache is None else _argument_path(options.cache)
+    model = SHIPPED if options.model is None else argument_path(options.model)
+    cache = cache_folder() / "search" if options.cache is None else argument_path(options.cache)
     try:
-        return open_folder(_argument_path(options.images), model=model, cache=cache)
+        return open_folder(argument_path(options.images), model=model, cache=cache)
     except OSError as error:
         raise InputError(
             f"{error.filename or cache}: {error.strerror}; expected that {cache} is a folder with room that can be "
             "written, or another one in --cache"
         ) from None
-
-
-def _argument_path(path: Path) -> Path:
-    """A path from the command line, relative to the folder that `camp` was started in."""
-    return Path(os.environ.get(STARTED_IN, ""), path.expanduser())
 
 
 def _wait(collection: Any) -> None:

@@ -3,6 +3,14 @@
 import os
 from pathlib import Path
 
+STARTED_IN = "CAMP_STARTED_IN"
+"""Environment variable: the folder that `camp` was started in, where the paths of its arguments start."""
+
+
+def argument_path(path: Path) -> Path:
+    """A path from the command line, relative to the folder that `camp` was started in."""
+    return Path(os.environ.get(STARTED_IN, ""), path.expanduser())
+
 
 def main_root(start: Path | None = None) -> Path:
     """The repository root of the main workspace, also if called in a DVC experiment's own workspace.

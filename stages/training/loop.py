@@ -258,9 +258,8 @@ class Trainer:
         progress.selection_images, progress.whole = len(images_for(self.val, share)), self._validate(1.0)[0]
         self.run.log_metrics({f"val_whole/{name}": value for name, value in progress.whole.items()}, step=progress.step)
         if not self.processes.rank:
-            best = progress.numbers[progress.best_epoch - 1]
             print(
-                f"kept: epoch {best}, by its rsum on {progress.selection_images} images of val; "
+                f"kept: epoch {progress.best_number}, by its rsum on {progress.selection_images} images of val; "
                 f"val rsum {progress.whole['rsum']:.1f} on all {len(self.val.images)}",
                 flush=True,
             )

@@ -28,7 +28,7 @@ def summary(progress: Progress, epoch_steps: int) -> dict[str, Any]:
         "selection_images": progress.selection_images,
     }
     return {
-        "best_epoch": progress.numbers[progress.best_epoch - 1],
+        "best_epoch": progress.best_number,
         "epochs": progress.numbers[-1],
         "steps": progress.step,
         **{f"val_{name}": value for name, value in progress.best.items()},

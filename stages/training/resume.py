@@ -45,7 +45,7 @@ class Progress:
     gates: list[dict[str, list[int]]] = field(default_factory=list)
     """Histograms of the gates after each epoch; see `pair_gates.histograms`."""
     best_epoch: int = 0
-    """Place in `epochs` of the one with the highest rsum on val, from 1; 0: none yet."""
+    """Position in `epochs` of the one with the highest rsum on val, from 1; 0: none yet."""
     run_id: str | None = None
     """Key of the tracking run of this training."""
     selection_images: int = 0
@@ -58,6 +58,11 @@ class Progress:
         """Numbers of the measured epochs, from 1; 0 stands for a model that is not trained (`train.epochs: 0`)."""
         first = 1 if self.step else 0
         return range(first, first + len(self.epochs))
+
+    @property
+    def best_number(self) -> int:
+        """The number of the best epoch."""
+        return self.numbers[self.best_epoch - 1]
 
     @property
     def best(self) -> dict[str, float]:
