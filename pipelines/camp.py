@@ -25,7 +25,10 @@ COMMANDS = {
     "photographs": ("pipelines.photographs", "the same on photographs, starting from a joint embedding"),
     "deploy": ("pipelines.deploy", "deploy the flows on a Prefect server"),
     "search": ("search", "find pictures by a sentence: printed, or on a page"),
-    "tracking": ("stages.tracking", "MLflow: open it, deliver waiting events, restore a run, promote a model"),
+    "tracking": (
+        "stages.tracking",
+        "MLflow: open it, deliver waiting events, compare and restore runs, promote",
+    ),
     "report": ("stages.report", "draw the report; --summary prints its numbers"),
     "import": ("camp_model.import_released", "turn checkpoints of the authors' code into this project's"),
 }

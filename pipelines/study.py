@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from stages.errors import InputError
-from stages.evaluation.bootstrap import ImageHits, image_hits, rsum_difference
+from stages.evaluation.bootstrap import ImageHits, hits_of, paired_differences
 
 SPLIT = "test"
 """Models are selected on val; reported numbers are measured once, on test."""
@@ -75,35 +75,15 @@ def read_outcome(experiment: str) -> Outcome:
             )
         return content[SPLIT]
 
-    def table(path: str) -> pd.DataFrame:
-        return pd.read_parquet(io.BytesIO(files.read_bytes(path)))
-
-    captions = table(f"data/captions/{SPLIT}.parquet")[["caption_id", "image_id"]]
+    queries = pd.read_parquet(io.BytesIO(files.read_bytes(f"data/evaluation/{SPLIT}.parquet")))
     return Outcome(
         recall=metrics("retrieval"),
         gates=metrics("gates"),
         foils=metrics("foils"),
-        hits=hits_of(table(f"data/evaluation/{SPLIT}.parquet"), captions),
+        hits=hits_of(queries),
         curve=pd.read_csv(io.BytesIO(files.read_bytes("plots/val_recall.csv"))),
         val_rsum=json.loads(files.read_bytes("metrics/train.json"))["val_rsum"],
     )
-
-
-def hits_of(queries: pd.DataFrame, captions: pd.DataFrame) -> ImageHits:
-    """The hits of each image, in the order of image ids.
-
-    The folds of COCO 1K are pooled: their rsum is over all queries. It is within 0.001 of the mean over folds that
-    evaluate reports, because the folds have nearly equal numbers of captions.
-
-    Args:
-        queries: columns direction, query_id, rank, as written by evaluate.
-        captions: columns caption_id, image_id.
-    """
-    ranks = {direction: rows.set_index("query_id")["rank"] for direction, rows in queries.groupby("direction")}
-    i2t = ranks["i2t"].sort_index()
-    image_of = captions.astype({"caption_id": str}).set_index("caption_id")["image_id"]
-    t2i = ranks["t2i"]
-    return image_hits(i2t.to_numpy(), t2i.to_numpy(), i2t.index.get_indexer(pd.Index(image_of[t2i.index])))
 
 
 def compare(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, Difference]:
@@ -116,9 +96,8 @@ def compare(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, Difference]:
 def difference_of(first: Sequence[Outcome], second: Sequence[Outcome]) -> Difference:
     """The first model minus the second, over the leading seeds that both have; each has an entry per seed."""
     common = min(len(first), len(second))
-    return Difference(
-        *rsum_difference(*([outcome.hits for outcome in of_model[:common]] for of_model in (first, second)))
-    )
+    hits = ([outcome.hits for outcome in of_model[:common]] for of_model in (first, second))
+    return Difference(*paired_differences(*hits)["rsum"])
 
 
 def spread(values: Sequence[float | None]) -> tuple[float, float | None] | None:

@@ -66,6 +66,7 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
             write_text(out / f"gates_{name}.html", histogram_page(f"Gates, {name} split", of_split.pairs.to_pydict()))
             run.log_metrics({f"{name}/{key}": value for key, value in of_split.numbers().items()})
             run.log_artifact(out / f"gates_{name}.html", "gates")
+            run.log_artifact(out / f"{name}.parquet", "queries")
         retrieval: dict[str, dict[str, float]] = {name: of_split.recall for name, of_split in measured.items()}
         smaller = {f"{name}_coco_1k": of_split.recall_1k for name, of_split in measured.items() if of_split.recall_1k}
         run.log_metrics({f"{name}/{key}": value for name, of in smaller.items() for key, value in of.items()})

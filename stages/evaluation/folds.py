@@ -1,5 +1,8 @@
 """The images and captions that are ranked together: a split, or folds of it that a protocol defines."""
 
+import hashlib
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,3 +69,14 @@ def folds_of(split: Fold, protocol: str) -> list[Fold]:
         Fold(split.name, split.images[images], split.captions, split.rows[captions], caption_image)
         for images, captions, caption_image in folds
     ]
+
+
+def queries_hash(folds: Iterable[Fold]) -> str:
+    """The sha256 of the images and captions that are ranked together: ranks are only comparable if theirs is equal."""
+    digest = hashlib.sha256()
+    for fold in folds:
+        images = [fold.images[image] for image in fold.caption_image.tolist()]
+        captions = fold.captions.caption_ids[fold.rows].tolist()
+        texts = [fold.captions.texts[row] for row in fold.rows.tolist()]
+        digest.update(json.dumps(sorted(zip(images, captions, texts, strict=True))).encode())
+    return digest.hexdigest()

@@ -18,7 +18,7 @@ from camp_model.scoring.ranking import RankedQueries
 from stages.contracts import input_errors
 from stages.evaluation.eccv import EccvCaption
 from stages.evaluation.foils import choose_foils, foil_metrics, measure_foils
-from stages.evaluation.folds import Fold, folds_of
+from stages.evaluation.folds import Fold, folds_of, queries_hash
 from stages.evaluation.gates import measure_gates
 from stages.evaluation.loading import LexiconIds
 from stages.evaluation.tables import FOIL_SCHEMA, QUERY_SCHEMA
@@ -72,9 +72,10 @@ def query_table(fold: Fold, ranked: RankedQueries) -> pa.Table:
     images = pa.array(fold.images, pa.string())
     captions = pa.array(fold.captions.caption_ids[fold.rows]).cast(pa.string())
     tables = []
-    for direction, queries, candidates, ranks, top, scores in (
-        ("i2t", images, captions, ranked.i2t_ranks, ranked.i2t_top[:, :TOP], ranked.i2t_scores[:, :TOP]),
-        ("t2i", captions, images, ranked.t2i_ranks, ranked.t2i_top[:, :TOP], ranked.t2i_scores[:, :TOP]),
+    image_of = images.take(pa.array(fold.caption_image))
+    for direction, queries, image_ids, candidates, ranks, top, scores in (
+        ("i2t", images, images, captions, ranked.i2t_ranks, ranked.i2t_top[:, :TOP], ranked.i2t_scores[:, :TOP]),
+        ("t2i", captions, image_of, images, ranked.t2i_ranks, ranked.t2i_top[:, :TOP], ranked.t2i_scores[:, :TOP]),
     ):
         offsets = pa.array(np.arange(len(queries) + 1, dtype=np.int32) * top.shape[1])
         first = candidates.take(pa.array(top.cpu().numpy().ravel()))
@@ -84,6 +85,7 @@ def query_table(fold: Fold, ranked: RankedQueries) -> pa.Table:
             pa.array(ranks.cpu().numpy().astype(np.int32)),
             pa.ListArray.from_arrays(offsets, first),
             pa.ListArray.from_arrays(offsets, pa.array(scores.float().cpu().numpy().ravel())),
+            image_ids,
         ]
         tables.append(pa.Table.from_arrays(columns, schema=QUERY_SCHEMA))
     return pa.concat_tables(tables)
@@ -130,6 +132,7 @@ def measure_split(
         "camp.gates": params.gates,
         "camp.images": str(sum(len(fold.images) for fold in folds)),
         "camp.captions": str(sum(len(fold.rows) for fold in folds)),
+        "camp.queries": queries_hash(folds),
         "camp.equal_captions": str(sum(map(_equal_captions, folds))),
     }
     table = pa.concat_tables(queries).replace_schema_metadata(metadata)

@@ -15,9 +15,12 @@ QUERY_SCHEMA = pa.schema(
         ("rank", pa.int32()),
         ("top_ids", pa.list_(pa.string())),
         ("top_scores", pa.list_(pa.float32())),
+        ("image_id", pa.string()),
     ],
     metadata={"camp.format": "evaluation", "camp.version": "1"},
 )
+"""image_id: the query itself (i2t) or the image of the caption (t2i). The file's metadata also say how it came about:
+camp.queries is the sha256 of what was ranked (`stages.evaluation.folds.queries_hash`)."""
 
 PAIR_SCHEMA = pa.schema(
     [

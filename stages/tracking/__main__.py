@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stages.entry import stage_main
 from stages.errors import InputError
+from stages.tracking.comparison import compare_models
 from stages.tracking.delivery import in_one_line, limit_request_time, sync
 from stages.tracking.model import promote
 from stages.tracking.restore import find_commit, find_run, restore
@@ -53,10 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     find = commands.add_parser("find", help="list the runs that trained a commit's model, or started at the commit")
     find.add_argument("commit", help="a git revision: a hash, a branch, HEAD~1")
     back = commands.add_parser("restore", help="restore a run's code, params, data and model into a new folder")
-    which = "MLflow run id, camp.run tag or sha256 of a model.safetensors, or the beginning of one"
+    which = "a run's name, MLflow id or camp.run tag, or its model's sha256; the beginning is enough, except of a name"
     back.add_argument("run", help=which)
     back.add_argument("--into", type=Path, help="default: .work/restored/<run>")
     commands.add_parser("promote", help="make a run's model the champion").add_argument("run", help=which)
+    two = commands.add_parser("compare", help="compare the recalls of two models, with intervals")
+    ranks = "or a folder like data/evaluation; several seeds of one model: RUN,RUN,RUN"
+    two.add_argument("model", metavar="RUN", help=f"{which}; {ranks}")
+    two.add_argument("other", metavar="OTHER", help="the same, of the model to compare it with")
+    two.add_argument("--split", default="test", help="(default: %(default)s)")
     chosen, root = parser.parse_args(arguments), main_root()
     if chosen.command == "sync":
         delivered, problems = sync(root)
@@ -100,6 +106,8 @@ def _run_command(chosen: argparse.Namespace, root: Path) -> None:
         case "promote":
             run = find_run(client, chosen.run)
             print(f"champion is now version {promote(client, run.info.run_id)}, of {run.info.run_name}")
+        case "compare":
+            print(compare_models(client, chosen.model, chosen.other, chosen.split))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ def model_hash(lock: str | bytes) -> str | None:
 
 
 def find_run(client: "MlflowClient", name: str) -> "Run":
-    """The run with this key or MLflow id, or the last that trained the model with this sha256; a prefix is enough.
+    """The run with this name, key or MLflow id, or the last that trained the model with this sha256; of all but the
+    name, the beginning is enough.
 
     Raises:
         InputError: there is no such run, or more than one.
@@ -44,13 +45,16 @@ def find_run(client: "MlflowClient", name: str) -> "Run":
     keys = ("attributes.run_id", "tags.`camp.run`", "tags.`camp.model`")
     for key in keys if re.fullmatch(r"[0-9A-Za-z-]+", name) else ():
         runs |= {run.info.run_id: run for run in search_runs(client, f"{key} LIKE '{name}%' and tags.`camp.run` != ''")}
+    if not runs and "'" not in name:
+        named = search_runs(client, f"attributes.run_name = '{name}' and tags.`camp.run` != ''")
+        runs = {run.info.run_id: run for run in named}
     # Equal trainings give equal models; any of the runs can restore it.
     models = {run.data.tags.get("camp.model", "") for run in runs.values()}
     same = len(models) == 1 and next(iter(models)).startswith(name)
     if not runs or (len(runs) > 1 and not same):
         listed = f" ({', '.join(list(runs)[:5])})" if runs else ""
-        expected = "expected an MLflow run id, a camp.run tag or the sha256 of a model.safetensors"
-        raise InputError(f"run {name[:80]}: {len(runs) or 'no'} runs have this id{listed}; {expected}")
+        expected = "expected the name or MLflow id of a run, a camp.run tag or the sha256 of a model.safetensors"
+        raise InputError(f"run {name[:80]}: {len(runs) or 'no'} runs have this name or id{listed}; {expected}")
     return max(runs.values(), key=lambda run: run.info.start_time)
 
 

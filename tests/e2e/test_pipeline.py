@@ -66,7 +66,7 @@ def test_a_second_repro_runs_no_stage(pipeline: Path, run: Run) -> None:
     assert {path: path.stat().st_mtime_ns for path in (pipeline / "data/regions").iterdir()} == before
 
 
-def test_mlflow_holds_the_run_with_the_metrics_of_the_files(pipeline: Path) -> None:
+def test_mlflow_holds_the_run_with_the_metrics_of_the_files(pipeline: Path, run: Run) -> None:
     deliver_all(pipeline)
     with sqlite3.connect(pipeline / "mlflow.db") as store:
         metrics = dict(store.execute("select key, value from latest_metrics").fetchall())
@@ -78,6 +78,10 @@ def test_mlflow_holds_the_run_with_the_metrics_of_the_files(pipeline: Path) -> N
     assert metrics["test/foils_all_true_first"] == pytest.approx(foils["all"]["true_first"])
     assert {"val/gate_content_hardest_mean", "test/gate_content_hardest_mean", "val/region_gate_auc"} <= set(metrics)
     assert 0 <= metrics["train/data_wait_share"] <= 1
+    recorded = [path.parents[2].name for path in pipeline.glob("mlartifacts/*/artifacts/queries/test.parquet")]
+    assert len(recorded) == 2, "of the training, and of the evaluation below it"
+    said = run(pipeline, "python", "-m", "stages.tracking", "compare", recorded[0], "data/evaluation").stdout
+    assert f"rsum{retrieval['rsum']:12.1f}{retrieval['rsum']:8.1f}     +0.0  [+0.0, +0.0]" in said
 
 
 def test_no_secret_of_the_environment_is_written_anywhere(pipeline: Path) -> None:

@@ -3,10 +3,9 @@
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from pipelines.study import Difference, compare, hits_of, spread
+from pipelines.study import Difference, compare, spread
 from pipelines.study_answers import StudyInput, _verdict_text, answers, conclusions, count_untrained_seeds, title
 from tests.pipelines.test_study import outcome
 
@@ -122,17 +121,6 @@ def test_counts_and_places_are_only_spoken_of_where_both_kinds_of_foils_were_ask
     row, kind = lacks
     outcomes[row] = [replace(outcome(4), foils={other: shares[other] for other in shares if other != kind})]
     assert conclusions(outcomes, compare(outcomes), study_of(outcomes)) == []
-
-
-def test_hits_find_each_captions_image_whatever_the_order_of_the_rows():
-    queries = pd.DataFrame(
-        [("t2i", "7", 2), ("i2t", "b", 1), ("t2i", "30", 11), ("i2t", "a", 6), ("t2i", "4", 1)],
-        columns=["direction", "query_id", "rank"],
-    )
-    captions = pd.DataFrame({"caption_id": [4, 7, 30], "image_id": ["b", "a", "b"]})
-    hits = hits_of(queries, captions)
-    # a: its own query at 6, caption 7 at 2; b: its own query at 1, caption 4 at 1 and caption 30 at 11.
-    assert (hits.image.tolist(), hits.captions.tolist(), hits.count.tolist()) == ([1, 3], [2, 3], [1, 2])
 
 
 def test_a_number_that_one_seed_lacks_has_no_mean():

@@ -19,7 +19,7 @@ from camp_model.regions import RegionStore
 from camp_model.scoring.ranking import rank_blocks
 from camp_model.vocabulary import UNK, Vocabulary
 from stages.errors import InputError
-from stages.evaluation.folds import COCO_FOLDS, folds_of, read_split
+from stages.evaluation.folds import COCO_FOLDS, folds_of, queries_hash, read_split
 from stages.evaluation.measuring import rank_fold
 from stages.evaluation.recall_table import coarseness_note, recall_text
 from stages.tracking import TRAINED
@@ -55,12 +55,14 @@ def test_metrics_and_rows_agree_with_scoring_every_pair_alone(small, capsys):
     assert len(by_query) == len(rows) == len(small.images) + len(small.captions)
     for c, (caption_id, image_id, _) in enumerate(small.captions):
         row = by_query["t2i", str(caption_id)]
+        assert row["image_id"] == image_id
         order = np.argsort(-scores[:, c])
         assert row["top_ids"] == [small.images[i] for i in order[:10]]
         assert row["top_scores"] == pytest.approx(np.sort(scores[:, c])[::-1][:10], abs=1e-4)
         assert row["rank"] == list(order).index(small.images.index(image_id)) + 1
     for i, image_id in enumerate(small.images):
         row = by_query["i2t", image_id]
+        assert row["image_id"] == image_id
         best = scores[i, owner == i].max()
         assert row["rank"] == 1 + (scores[i] > best).sum()
         assert row["top_ids"][0] == str(small.captions[int(np.argmax(scores[i]))][0])
@@ -192,6 +194,24 @@ def test_coco_folds_are_thousands_of_images_in_order(small):
     for protocol in ("coco_1k", "coco_5k", "coco"):
         with pytest.raises(InputError, match=rf"evaluate.protocol: {protocol}.*5000.*there are 20"):
             folds_of(split, protocol)
+
+
+def test_ranks_are_comparable_where_the_same_captions_were_ranked_whatever_their_order(small):
+    split = read_split("test", small.token_tables, RegionStore(small.regions))
+    order = np.random.default_rng(0).permutation(len(split.images))  # of another store
+    images = [split.images[position] for position in order]
+    other = replace(split, images=images, caption_image=np.argsort(order)[split.caption_image])
+    assert queries_hash([other]) == queries_hash([split])
+    half = len(split.rows) // 2
+    parts = [
+        replace(split, rows=split.rows[rows], caption_image=split.caption_image[rows])
+        for rows in (slice(half), slice(half, None))
+    ]
+    reworded = replace(
+        split.captions, _table=split.captions._table.set_column(2, "text", [["a dog"] * len(split.rows)])
+    )
+    different = [parts, parts[:1], parts[1:], [replace(split, captions=reworded)]]
+    assert len({queries_hash(folds) for folds in [[split], *different]}) == 5
 
 
 def test_one_run_measures_both_protocols_of_coco(small, monkeypatch, capsys):

@@ -1,9 +1,10 @@
 """The bootstrap against recalls worked out by hand and against resampling written as loops."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from stages.evaluation.bootstrap import ImageHits, image_hits, rsum_difference
+from stages.evaluation.bootstrap import MEASURES, ImageHits, hits_of, image_hits, paired_differences
 
 
 def random_ranks(seed, images=40):
@@ -22,37 +23,48 @@ def loop_rsum(i2t, t2i, caption_image, drawn):
 def test_hits_by_hand():
     # Image 0: found at rank 1 (three hits), captions at 1 and 7; image 1: rank 11, one caption at 5.
     hits = image_hits(np.array([1, 11]), np.array([1, 7, 5]), np.array([0, 0, 1]))
-    assert hits.image.tolist() == [3, 0]
-    assert hits.captions.tolist() == [4, 2]
+    assert hits.image.tolist() == [[1, 1, 1], [0, 0, 0]]
+    assert hits.captions.tolist() == [[1, 1, 2], [0, 1, 1]]
     assert hits.count.tolist() == [2, 1]
-    assert hits.rsum(np.ones(2)) == pytest.approx(100 * (3 / 2 + 6 / 3))
-    assert hits.rsum(np.array([2.0, 0.0])) == pytest.approx(100 * (3 + 4 / 2))
+    assert MEASURES == ("rsum", "i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
+    assert hits.measures(np.ones(2)) == pytest.approx([350, 50, 50, 50, 100 / 3, 200 / 3, 100])
+    assert hits.measures(np.array([2.0, 0.0])) == pytest.approx([500, 100, 100, 100, 50, 50, 100])
+
+
+def test_hits_find_each_captions_image_whatever_the_order_of_the_rows():
+    rows = [("t2i", "a", 2), ("i2t", "b", 1), ("t2i", "b", 11), ("i2t", "a", 6), ("t2i", "b", 1)]
+    hits = hits_of(pd.DataFrame(rows, columns=["direction", "image_id", "rank"]))
+    # a: its own query at 6, a caption at 2; b: its own query at 1, captions at 1 and 11.
+    assert hits.image.tolist() == [[0, 0, 1], [1, 1, 1]]
+    assert (hits.captions.tolist(), hits.count.tolist()) == ([[0, 1, 1], [1, 1, 1]], [1, 2])
 
 
 def test_rsum_of_a_resample_equals_the_loops():
     i2t, t2i, caption_image = random_ranks(0)
     drawn = np.random.default_rng(1).integers(40, size=40)
     weights = np.bincount(drawn, minlength=40).astype(float)
-    assert image_hits(i2t, t2i, caption_image).rsum(weights) == pytest.approx(loop_rsum(i2t, t2i, caption_image, drawn))
+    assert image_hits(i2t, t2i, caption_image).measures(weights)[0] == pytest.approx(
+        loop_rsum(i2t, t2i, caption_image, drawn)
+    )
 
 
 def test_a_model_does_not_differ_from_itself_and_a_better_one_does():
     i2t, t2i, caption_image = random_ranks(2)
     same = image_hits(i2t, t2i, caption_image)
     better = image_hits(np.maximum(1, i2t - 6), np.maximum(1, t2i - 6), caption_image)
-    assert rsum_difference([same, same], [same, same]) == (0, 0, 0)
-    mean, low, high = rsum_difference([better, better], [same, same])
-    assert 0 < low < mean < high
-    back = rsum_difference([same, same], [better, better])
-    assert back == pytest.approx((-mean, -high, -low))
+    assert set(paired_differences([same, same], [same, same]).values()) == {(0, 0, 0)}
+    back = paired_differences([same, same], [better, better])
+    for name, (mean, low, high) in paired_differences([better, better], [same, same]).items():
+        assert 0 < low < mean < high
+        assert back[name] == pytest.approx((-mean, -high, -low))
 
 
 def test_seeds_that_disagree_widen_the_interval():
     i2t, t2i, caption_image = random_ranks(3)
     plain = image_hits(i2t, t2i, caption_image)
     up = image_hits(np.maximum(1, i2t - 4), t2i, caption_image)
-    steady = rsum_difference([up, up, up], [plain, plain, plain])
-    shaky = rsum_difference([up, up, plain], [plain, plain, up])
+    steady = paired_differences([up, up, up], [plain, plain, plain])["rsum"]
+    shaky = paired_differences([up, up, plain], [plain, plain, up])["rsum"]
     assert shaky[2] - shaky[1] > steady[2] - steady[1]
 
 
@@ -63,13 +75,14 @@ def test_seeds_that_disagree_widen_the_interval():
 )
 def test_where_all_images_are_alike_the_interval_is_students(differences, quantile, images):
     """By the t table at 97.5 %, for one, two and seven degrees of freedom."""
-    same, count = np.zeros(images), np.ones(images)
-    models = [ImageHits(same + difference / 100, same, count) for difference in differences]
+    same, count = np.zeros((images, 3)), np.ones(images)
+    models = [ImageHits(same + difference / 300, same, count) for difference in differences]
     others = [ImageHits(same, same, count)] * len(models)
-    mean, low, high = rsum_difference(models, others)
+    mean, low, high = paired_differences(models, others)["rsum"]
     half = quantile * np.std(differences, ddof=1) / np.sqrt(len(differences))
     assert (mean, low, high) == pytest.approx((np.mean(differences), mean - half, mean + half), rel=0.04)
-    assert rsum_difference(models[:1], others[:1]) == pytest.approx((differences[0],) * 3), "one seed has no deviation"
+    single = paired_differences(models[:1], others[:1])["rsum"]
+    assert single == pytest.approx((differences[0],) * 3), "one seed has no deviation"
 
 
 @pytest.mark.parametrize(("seeds", "deviation"), [(3, 12.0), (3, 1.0), (8, 5.0)])
@@ -77,15 +90,19 @@ def test_the_interval_holds_the_true_difference_as_often_as_it_says(seeds, devia
     """Of two kinds of model that are equally good, whose trainings differ and which few images tell apart."""
     rng, held = np.random.default_rng(0), 0
     for _ in range(300):
-        captions, count = rng.integers(0, 4, 100).astype(float), np.ones(100)
+        captions, count = rng.integers(0, 2, (100, 3)).astype(float), np.ones(100)
         sides = [
             [
-                ImageHits(rng.binomial(3, 0.5, 100) + rng.normal(0, deviation / 2**0.5 / 100), captions, count)
+                ImageHits(
+                    np.repeat(rng.binomial(3, 0.5, (100, 1)), 3, 1) / 3 + rng.normal(0, deviation / 2**0.5 / 300),
+                    captions,
+                    count,
+                )
                 for _ in range(seeds)
             ]
             for _ in range(2)
         ]
-        _, low, high = rsum_difference(*sides, draws=400)
+        _, low, high = paired_differences(*sides, draws=400)["rsum"]
         held += low <= 0 <= high
     assert held / 300 > 0.92
 
@@ -93,6 +110,6 @@ def test_the_interval_holds_the_true_difference_as_often_as_it_says(seeds, devia
 def test_unequal_sides_are_an_error():
     hits, fewer = image_hits(*random_ranks(0)), image_hits(*random_ranks(0, images=39))
     with pytest.raises(ValueError, match="1 and 2 seeds"):
-        rsum_difference([hits], [hits, hits])
+        paired_differences([hits], [hits, hits])
     with pytest.raises(ValueError, match=r"\[39, 40\] images"):
-        rsum_difference([hits], [fewer])
+        paired_differences([hits], [fewer])

@@ -123,7 +123,7 @@ def test_a_run_is_restored_and_found_from_its_commit(repository, capsys, tmp_pat
             commands(command)
     with pytest.raises(InputError, match="exists"):
         commands(["restore", key, "--into", str(into)])
-    with pytest.raises(InputError, match="no runs have this id"):
+    with pytest.raises(InputError, match="no runs have this name or id"):
         commands(["restore", "f" * 33])
     with pytest.raises(InputError, match="registered no model"):
         commands(["promote", key])
@@ -167,7 +167,7 @@ def test_new_files_of_the_code_are_restored_and_equal_models_have_the_last_run(r
         other.set_tags({"camp.model": sha256[:20] + "0" * 44})
     while pending(repository) and time.monotonic() < until:
         time.sleep(0.5)
-    with pytest.raises(InputError, match=r"3 runs have this id \("):
+    with pytest.raises(InputError, match=r"3 runs have this name or id \("):
         commands(["restore", sha256[:20]])
 
 
