@@ -27,6 +27,7 @@ from stages.entry import stage_main
 from stages.errors import InputError, shown
 from stages.params.dataset import SPLITS
 from stages.sources.base import normalise_split
+from stages.sources.formats import SUFFIXES
 from stages.sources.table_files import cells_of
 from stages.workspace import argument_path
 
@@ -38,7 +39,6 @@ NAMES = ("filename", "file_name", "image_name", "filepath")
 MAGIC = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp", b"GIF8": ".gif", b"BM": ".bmp",
          b"II*\0": ".tif", b"MM\0*": ".tif"}  # fmt: skip
 """First bytes of a picture file -> its ending."""
-ENDINGS = {*MAGIC.values(), ".jpeg", ".tiff"}
 BATCH = 32
 """Rows of Parquet that are read at a time."""
 
@@ -178,7 +178,7 @@ def _read_tar(file: Path) -> Iterator[Packed]:
     """
     try:
         for key, parts in _records(file):
-            image = _ending(parts, ENDINGS)
+            image = _ending(parts, SUFFIXES)
             text, record = (parts.get(_ending(parts, [ending])) for ending in (".txt", ".json"))
             yield Packed(
                 f"{file}: {key}", f"{key}{image}", parts.get(image), _tar_captions(text, record), _split_of(file)
@@ -204,7 +204,7 @@ def _file_name(packed: Packed, used: dict[str, str]) -> str:
     digest = hashlib.sha256(packed.content).hexdigest()
     own = re.split(r"[/\\]", packed.name)[-1]
     stem, ending = Path(own).stem, Path(own).suffix
-    if ending.lower() not in ENDINGS:
+    if ending.lower() not in SUFFIXES:
         stem, ending = own, next((end for magic, end in MAGIC.items() if packed.content.startswith(magic)), ".jpg")
     name = f"{stem}{ending}"
     if not stem.strip(" .") or not (name.isprintable() and is_unicode(name)) or len(name.encode()) > 200:

@@ -180,7 +180,7 @@ def _print(collection: Any, options: argparse.Namespace) -> None:
         for hit, path in zip(answer.hits, paths, strict=True):
             print(f"{hit.score:8.3f}  {_printable(str(path))}")
     if not (answer.total or status.problem or status.scanning):
-        from search.listing import SUFFIXES
+        from stages.sources.formats import SUFFIXES
 
         formats = ", ".join(sorted(SUFFIXES))
         where = "this workspace" if options.images is None else options.images

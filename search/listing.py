@@ -7,14 +7,10 @@ from pathlib import Path
 
 from stages.content.hashes import file_hashes
 from stages.errors import InputError
+from stages.sources.formats import SUFFIXES
 
-SUFFIXES = frozenset({
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
-    ".jp2", ".j2k", ".jpx",
-})  # fmt: skip
-"""File extensions of the formats that the extractor decodes; other files are not pictures."""
 UNSUPPORTED = frozenset({
-    ".heic", ".heif", ".avif", ".jxl", ".svg", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2",
+    ".jxl", ".svg", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2",
 })  # fmt: skip
 """File extensions of pictures in formats that it does not decode."""
 LARGEST = 2**28

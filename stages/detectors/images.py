@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from stages.sources.formats import FORMATS
 from stages.sources.frames import orientation_of
 
-# Raster formats that Pillow decodes by itself: none that starts another program or renders a page.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 # Pillow's own limit only warns up to twice its value; that of params.yaml is checked before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
 

@@ -14,6 +14,7 @@ from camp_model.files import is_unicode
 from stages.content.hashes import file_hashes
 from stages.errors import printable, shown
 from stages.sources.base import BadRecord, Rejected, Source, SourceImage
+from stages.sources.formats import FORMATS
 from stages.sources.frames import Frame, frame_of
 
 _THREADS = 8
@@ -150,7 +151,7 @@ def _measure(file: Path, sha256: str | OSError) -> PictureFacts:
     if isinstance(sha256, OSError):
         return PictureFacts(UNKNOWN, "", f"cannot be read ({sha256.strerror})")
     try:
-        with Image.open(file) as picture:
+        with Image.open(file, formats=FORMATS) as picture:
             frame = frame_of(picture)
     except Exception as error:  # a broken header can raise almost anything from the decoders
         return PictureFacts(UNKNOWN, sha256, f"its size cannot be read ({type(error).__name__})")

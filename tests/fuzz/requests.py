@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from urllib.parse import quote_from_bytes
 
 import numpy as np
+import pillow_heif
 from PIL import Image
 
+from stages.sources.formats import FORMATS
 from tests.fuzz.damage import BYTES, VALUES, damaged_bytes
 
 SENTENCES = ["a dog", "two red circles left of a blue square", "\u72ac\u304c\u8d70\u308b", "a " * 499, "zyzzyva",
@@ -77,7 +79,10 @@ def _value(name: str, ids: Sequence[str], choice: random.Random) -> str:
 def picture_of(kind: str, width: int = 40, height: int = 30, **options: object) -> bytes:
     pixels = np.random.default_rng(width).integers(0, 255, (height, width, 3), dtype=np.uint8)
     out = io.BytesIO()
-    Image.fromarray(pixels).save(out, kind, **options)
+    if kind == "HEIF":
+        pillow_heif.from_pillow(Image.fromarray(pixels)).save(out)
+    else:
+        Image.fromarray(pixels).save(out, kind, **options)
     return out.getvalue()
 
 
@@ -111,7 +116,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     ),
     "a JPEG of 65,500 x 65,500": lambda: picture_of("JPEG").replace(b"\x00\x1e\x00\x28", b"\xff\xdc\xff\xdc", 1),
     "SVG": lambda: b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
-    "HEIC": lambda: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 200,
+    "the start of a HEIC": lambda: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 200,
     "PostScript": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\n",
     "a zip": lambda: b"PK\x03\x04" + b"\0" * 200,
     "text": lambda: b"a red dog\n" * 100,
@@ -119,12 +124,11 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 }  # fmt: skip
 DECODED = ("a GIF of many frames", "more bytes than its header says")
 """Those that are pictures all the same."""
-KINDS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 
 
 def uploads() -> list[tuple[str, bytes, bool]]:
     """Name, bytes, and whether it is a right picture."""
-    right = [(kind, picture_of(kind), True) for kind in KINDS]
+    right = [(kind, picture_of(kind), True) for kind in FORMATS]
     return [*right, *((name, make(), name in DECODED) for name, make in BOMBS.items())]
 
 

@@ -186,12 +186,12 @@ def test_what_is_not_read_and_what_is_not_there_is_said(
     assert (answer["dropped"], answer["indexing"]) == (40, False)
     for path in folder.images.iterdir():
         path.unlink()
-    (folder.images / "phone.heic").touch()
+    (folder.images / "camera.dng").touch()
     with pytest.raises(SystemExit, match="2"):
         command.main([SENTENCE, *options])
     said = capsys.readouterr()
-    assert said.out == "" and "1 pictures cannot be used, such as phone.heic: is in a format that is not" in said.err
-    assert "error: images: no picture that can be searched; files of pictures end in .bmp, .gif" in said.err
+    assert said.out == "" and "1 pictures cannot be used, such as camera.dng: is in a format that is not" in said.err
+    assert "error: images: no picture that can be searched; files of pictures end in .avif, .bmp, .gif" in said.err
 
 
 def test_interrupted_while_it_is_loaded_it_just_ends(folder: Folder) -> None:

@@ -91,7 +91,8 @@ def test_broken_pictures_are_listed_with_the_reason_and_others_are_searched(fold
     whole = (folder.images / "0.png").read_bytes()
     (folder.images / "torn.png").write_bytes(whole[: len(whole) // 2])
     (folder.images / "link.png").symlink_to(folder.images / "nowhere.png")
-    (folder.images / "phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    (folder.images / "torn.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    (folder.images / "camera.CR3").write_bytes(b"\0\0\0\x18ftypcrx ")
     (folder.images / "notes.txt").write_text("no picture, and none by its name")
     (folder.images / ".hidden.png").write_bytes(whole)
     os.mkfifo(folder.images / "pipe.png")
@@ -99,10 +100,11 @@ def test_broken_pictures_are_listed_with_the_reason_and_others_are_searched(fold
     collection.start()
     status = wait_for(collection)
     collection.close()
-    assert (status.ready, status.total, status.rejected_count, status.problem) == (7, 7, 6, None)
+    assert (status.ready, status.total, status.rejected_count, status.problem) == (7, 7, 7, None)
     reasons = dict(status.rejected)
     assert reasons["empty.jpg"] == "the file is empty"
-    assert reasons["phone.HEIC"] == "is in a format that is not read (.heic)"
+    assert reasons["camera.CR3"] == "is in a format that is not read (.cr3)"
+    assert reasons["torn.HEIC"] == "is no image of a known format"
     assert reasons["text.png"] == "is no image of a known format"
     assert reasons["torn.png"].startswith("cannot be decoded")
     assert reasons["link.png"].startswith("cannot be read") and reasons["pipe.png"] == "is not a file"
