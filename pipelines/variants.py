@@ -20,16 +20,16 @@ from stages.tracking.machine import DIFF
 
 
 def set_param(key: str, value: Any) -> list[str]:
-    """Arguments of `dvc exp run` that set a key of params.yaml to a value, whatever its old value.
+    """Arguments of `dvc exp run` that set a key of params.yaml to a value, whatever its old value, and if it has none.
 
     To set an empty mapping, the key is removed, which is equivalent because params that are mappings are empty by
     default. Otherwise DVC would write invalid YAML if the old mapping spans several lines.
     """
     if not isinstance(value, dict | list):
-        return ["--set-param", f"{key}={_hydra(value)}"]
+        return ["--set-param", f"++{key}={_hydra(value)}"]
     # DVC parses these arguments with Hydra, which would merge the value with the old one.
-    added = [] if value == {} else ["--set-param", f"+{key}={_hydra(value)}"]
-    return ["--set-param", f"~{key}", *added]
+    last = f"~{key}" if value == {} else f"++{key}={_hydra(value)}"
+    return ["--set-param", f"++{key}=0", "--set-param", last]  # Hydra deletes no null
 
 
 def override_params(params: Params, overrides: Mapping[str, Any]) -> Params:

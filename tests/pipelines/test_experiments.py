@@ -102,10 +102,12 @@ def test_variants_of():
         "gru",
     ],
 )
-def test_an_experiment_gets_the_very_value_whatever_stood_there(value, tmp_path, monkeypatch):
-    """As DVC reads the arguments, whose own way with a mapping is to merge it with what is there."""
+@pytest.mark.parametrize("before", [{"learning_rates": {"matcher.joint": 10}}, {"learning_rates": [1]}, {}])
+def test_an_experiment_gets_the_very_value_whatever_stood_there(value, before, tmp_path, monkeypatch):
+    """As DVC reads the arguments, whose own way with a mapping is to merge it with what is there, and with a key that
+    params.yaml leaves out to refuse it."""
     monkeypatch.chdir(tmp_path)
-    Path("params.yaml").write_text(json.dumps({"train": {"learning_rates": {"matcher.joint": 10}, "epochs": 3}}))
+    Path("params.yaml").write_text(json.dumps({"train": {**before, "epochs": 3}}))
     given = set_param("train.learning_rates", value)
     assert given[::2] == ["--set-param"] * (len(given) // 2)
     (overrides,) = to_path_overrides(given[1::2]).values()
