@@ -144,11 +144,13 @@ def _names(kind: str, variants: Mapping[str, dict[str, Any]], target: str | None
     content = named_content(params_of(variants))
     common = _prepare(variants)
     hashes = {name: hash_of(common, overrides, content[name], target) for name, overrides in variants.items()}
-    names = {
-        name: re.sub(r"[^a-zA-Z0-9.-]+", "-", f"{kind}-{of_variant[:8]}-{name}").strip("-.")
-        for name, of_variant in hashes.items()
-    }
+    names = {name: _name_for_git(kind, of_variant, name) for name, of_variant in hashes.items()}
     return names, hash_of(kind, common, variants, content, target)[:32]
+
+
+def _name_for_git(kind: str, of_variant: str, name: str) -> str:
+    """A name that a ref, and thus a file, may end with; dots stay only in numbers: git refuses `..` and `.lock`."""
+    return re.sub(r"[^a-zA-Z0-9.-]+|\.(?!\d)", "-", f"{kind}-{of_variant[:8]}-{name}")[:200].strip("-.")
 
 
 def _run_all(

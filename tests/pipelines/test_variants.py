@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.experiments import _names, grid_of
+from pipelines.experiments import _name_for_git, _names, grid_of
 from pipelines.variants import hash_shared_inputs, variants_of
 from stages.errors import InputError
 from stages.params import document
@@ -22,6 +22,25 @@ def test_a_grid_that_is_no_json_is_an_error_that_shows_one(text):
 def test_no_variant_takes_the_place_of_another():
     with pytest.raises(InputError, match=r"grid: \{'train\.seed': 0\} and \{'train\.seed': '0'\} are both seed-0"):
         variants_of({"train.seed": [0, "0"]})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"train.start_from": ["../other/models/first"]},
+        {"train.word_vectors": ["vectors.lock"]},
+        {"train.start_from": [".hidden/.5.", "..."]},
+        {"train.freeze": [[f"caption_encoder.layer.{number}." for number in range(20)]]},
+    ],
+)
+def test_git_accepts_the_name_of_every_experiment(values, tmp_path):
+    """As a ref below refs/exps, where DVC keeps it."""
+    for command in (["init", "-q"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm1", "--allow-empty"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    for variant in variants_of(values):
+        ref = f"refs/exps/ab/cdef/{_name_for_git('sweep', '0123456789', variant)}"
+        subprocess.run(["git", "-C", str(tmp_path), "update-ref", ref, "HEAD"], check=True)
+    assert _name_for_git("sweep", "0123456789", "learning_rate-0.001") == "sweep-01234567-learning-rate-0.001"
 
 
 def test_an_experiment_has_another_name_once_a_file_that_its_params_name_holds_something_else(repository):
