@@ -169,10 +169,10 @@ def shared_stages(keys: Iterable[str]) -> list[str]:
         return [stage.addressing for stage in networkx.dfs_postorder_nodes(graph) if stage not in touched]
 
 
-def metrics_diff(base: str) -> list[dict[str, object]]:
+def metrics_diff(base: str) -> list[dict[str, object]] | None:
     """The output of `dvc metrics diff BASE`, a row per number, recalls first: metric, value in `base`, now, change.
 
-    Empty if there is no such revision, or nothing to compare.
+    None if DVC cannot compare, as with a revision that does not exist.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -182,7 +182,7 @@ def metrics_diff(base: str) -> list[dict[str, object]]:
         with Repo() as repo:
             diff = repo.metrics.diff(a_rev=base)
     except (DvcException, SCMError):
-        return []
+        return None
     return [
         {"metric": f"{Path(path).stem}: {name}", base: change.get("old"), "now": change.get("new"),
          "change": change.get("diff")}

@@ -78,8 +78,10 @@ def costs_markdown(shared: Sequence[str], experiments: Mapping[str, Sequence[str
     return f"\nMean time and peak memory of each stage, {jobs} experiments at once:\n\n{table(known)}"
 
 
-def diff_markdown(rows: Sequence[Mapping[str, Any]], base: str) -> str:
-    """A section with the rows of `dvc metrics diff`."""
+def diff_markdown(rows: Sequence[Mapping[str, Any]] | None, base: str) -> str:
+    """A section with the rows of `dvc metrics diff`; None: there is nothing to compare with."""
+    if rows is None:
+        return f"\n# Against {base}\n\nNot compared: `git rev-parse {base}` names no revision with metrics here.\n"
     shown = [{key: _rounded(value) for key, value in row.items()} for row in rows]
     return f"\n# Against {base}\n\n" + (table(shown) or f"No number differs from {base}.\n")
 

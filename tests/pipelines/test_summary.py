@@ -1,9 +1,13 @@
-"""What a flow's page says of the MLflow run behind a model."""
+"""What a flow's page says of the MLflow run behind a model, and of the numbers of another revision."""
+
+import subprocess
+from pathlib import Path
 
 import pytest
 
 from camp_model.files import sha256_of
-from pipelines.summary import mlflow_link
+from pipelines.dag import metrics_diff
+from pipelines.summary import diff_markdown, mlflow_link
 from stages.tracking.store import connect, store_uri
 
 
@@ -27,3 +31,17 @@ def test_the_run_of_a_model_is_linked_or_it_is_said_why_not(checkpoint, monkeypa
     run = client.create_run("0", tags={"camp.run": "0123", "camp.model": sha256}, run_name="train")
     assert mlflow_link(checkpoint) == f"[train](http://127.0.0.1:5000/#/experiments/0/runs/{run.info.run_id})"
     assert mlflow_link(checkpoint / "empty") is None
+
+
+def test_a_revision_that_does_not_exist_is_not_said_to_have_the_same_numbers(repository):
+    """As `main` where the branch is `master`; a revision without the file is compared with nothing."""
+    Path("metrics").mkdir()
+    Path("metrics/retrieval.json").write_text('{"test": {"rsum": 3.0}}')
+    Path("dvc.yaml").write_text("stages: {one: {cmd: x, metrics: [metrics/retrieval.json: {cache: false}]}}")
+    assert metrics_diff("HEAD") == [{"metric": "retrieval: test.rsum", "HEAD": None, "now": 3.0, "change": None}]
+    assert "| retrieval: test.rsum |  | 3.0 |  |" in diff_markdown(metrics_diff("HEAD"), "HEAD")
+    subprocess.run(["git", "add", "--all"], check=True)
+    subprocess.run(["git", "commit", "-qm", "numbers"], check=True)
+    assert "No number differs from HEAD." in diff_markdown(metrics_diff("HEAD"), "HEAD")
+    assert metrics_diff("nowhere") is None
+    assert "Not compared" in diff_markdown(metrics_diff("nowhere"), "nowhere")
