@@ -3,15 +3,17 @@
 import io
 import json
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from stages.errors import InputError
-from stages.evaluation.bootstrap import ImageHits, hits_of, paired_differences
+from stages.evaluation.bootstrap import ImageHits, paired_differences, read_hits
 
 SPLIT = "test"
 """Models are selected on val; reported numbers are measured once, on test."""
@@ -75,19 +77,32 @@ def read_outcome(experiment: str) -> Outcome:
             )
         return content[SPLIT]
 
-    queries = pd.read_parquet(io.BytesIO(files.read_bytes(f"data/evaluation/{SPLIT}.parquet")))
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = Path(folder, f"{SPLIT}.parquet")
+        files.get_file(f"data/evaluation/{SPLIT}.parquet", ranks)
+        hits = read_hits(ranks, f"{experiment}: ")
     return Outcome(
         recall=metrics("retrieval"),
         gates=metrics("gates"),
         foils=metrics("foils"),
-        hits=hits_of(queries),
+        hits=hits,
         curve=pd.read_csv(io.BytesIO(files.read_bytes("plots/val_recall.csv"))),
         val_rsum=json.loads(files.read_bytes("metrics/train.json"))["val_rsum"],
     )
 
 
 def compare(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, Difference]:
-    """The full model minus every other variant; outcomes[variant] has one entry per seed, some have more seeds."""
+    """The full model minus every other variant; outcomes[variant] has one entry per seed, some have more seeds.
+
+    Raises:
+        InputError: the variants were tested on different captions.
+    """
+    of_full = outcomes["full"][0].hits.queries
+    if others := [name for name, seeds in outcomes.items() if any(seed.hits.queries != of_full for seed in seeds)]:
+        raise InputError(
+            f"{others[0]}: was tested on other captions or images than full; expected variants with the same {SPLIT} "
+            "split, such as with the same dataset.scenes.seed"
+        )
     return {
         name: difference_of(outcomes["full"], of_variant) for name, of_variant in outcomes.items() if name != "full"
     }

@@ -104,11 +104,18 @@ def params_of(variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Params]:
 
 
 def check_evaluated(params: Mapping[str, Params], split: str) -> None:
-    """Raise InputError if a variant would not be evaluated on the split that the study reports."""
+    """Raise InputError if a variant would not be evaluated on the split that the study reports, or not like the first
+    one."""
+    first, protocol = next((name, of_variant.evaluate.protocol) for name, of_variant in params.items())
     for name, of_variant in params.items():
         if split not in of_variant.evaluate.splits:
             splits = shown(list(of_variant.evaluate.splits))
             raise InputError(f"{name}: evaluate.splits: {splits} lacks {split}; expected it, which the study reports")
+        if of_variant.evaluate.protocol != protocol:
+            raise InputError(
+                f"{name}: evaluate.protocol: {of_variant.evaluate.protocol}, but {protocol} in {first}; expected the "
+                "same for all rows, which are compared"
+            )
 
 
 def warn_of_kept_params(variants: Mapping[str, Mapping[str, Any]], base: Mapping[str, Any]) -> None:

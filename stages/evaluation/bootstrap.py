@@ -7,11 +7,14 @@ true one. Seeds therefore contribute Student's t with their sample deviation.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+
+from stages.contracts import read_table
 
 DEPTHS = (1, 5, 10)
 MEASURES = ("rsum", *(f"{direction}_r{depth}" for direction in ("i2t", "t2i") for depth in DEPTHS))
@@ -28,6 +31,8 @@ class ImageHits:
     """[I, D], how many of its captions find the image."""
     count: npt.NDArray[np.float64]
     """[I], number of captions of the image."""
+    queries: str = ""
+    """What was ranked (`stages.evaluation.folds.queries_hash`)."""
 
     def measures(self, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """MEASURES of resampled images: `weights` [..., I], how often each image is drawn -> [..., 1 + 2 D]."""
@@ -56,19 +61,26 @@ def image_hits(
     )
 
 
-def hits_of(queries: pd.DataFrame) -> ImageHits:
-    """The hits of each image, in the order of image ids.
+def read_hits(path: Path, where: str = "") -> ImageHits:
+    """The hits of each image, in the order of image ids, from the ranks that the stage evaluate wrote.
 
     The folds of COCO 1K are pooled: their rsum is over all queries. It is within 0.001 of the mean over folds that
     evaluate reports, because the folds have nearly equal numbers of captions.
 
     Args:
-        queries: columns direction, image_id (of a caption: that of its image) and rank, as written by evaluate.
+        where: the beginning of an error's message.
+
+    Raises:
+        InputError: the file cannot be read, or holds no ranks.
     """
+    columns = ("direction", "image_id", "rank")
+    table = read_table(path, columns, "ranks that the stage evaluate writes", form="evaluation", where=where)
+    queries = table.to_pandas()
     i2t, t2i = (queries[queries["direction"] == direction] for direction in ("i2t", "t2i"))
     i2t = i2t.sort_values("image_id")
     positions = pd.Index(i2t["image_id"]).get_indexer(pd.Index(t2i["image_id"]))
-    return image_hits(i2t["rank"].to_numpy(), t2i["rank"].to_numpy(), positions)
+    hits = image_hits(i2t["rank"].to_numpy(), t2i["rank"].to_numpy(), positions)
+    return replace(hits, queries=table.schema.metadata.get(b"camp.queries", b"").decode())
 
 
 def paired_differences(

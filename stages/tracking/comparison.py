@@ -7,20 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stages.contracts import read_table
 from stages.errors import InputError
-from stages.evaluation.bootstrap import MEASURES, ImageHits, hits_of, paired_differences
+from stages.evaluation.bootstrap import MEASURES, ImageHits, paired_differences, read_hits
 from stages.evaluation.recall_table import coarseness_note
 from stages.tracking.restore import find_run
 from stages.workspace import argument_path
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from mlflow import MlflowClient
 
 QUERIES = "queries"
 """Folder of a run's artifacts with the ranks of each split, as the stage evaluate writes them."""
-COLUMNS = ("direction", "rank", "image_id")
 
 
 def compare_models(client: "MlflowClient", model: str, other: str, split: str) -> str:
@@ -40,24 +37,21 @@ def compare_models(client: "MlflowClient", model: str, other: str, split: str) -
             f"{model}: {len(names[0])} and {other}: {len(names[1])} runs; expected as many of both models, because "
             "seeds are compared in pairs"
         )
-    tables = [[_ranks(client, name, split) for name in of_model] for of_model in names]
-    ranked = [table.schema.metadata.get(b"camp.queries") for of_model in tables for table in of_model]
-    for name, queries in zip([*names[0], *names[1]], ranked, strict=True):
-        if queries != ranked[0]:
+    first, second = ([_hits(client, name, split) for name in of_model] for of_model in names)
+    for name, hits in zip([*names[0], *names[1]], [*first, *second], strict=True):
+        if hits.queries != first[0].queries:
             raise InputError(
                 f"{name}: {split}: other images or captions were ranked than in {names[0][0]}, or under another "
                 "evaluate.protocol; expected the same"
             )
-    first, second = ([hits_of(table.to_pandas()) for table in of_model] for of_model in tables)
     return _text(first, second, split)
 
 
-def _ranks(client: "MlflowClient", name: str, split: str) -> "pa.Table":
-    """The ranks of a split's queries, from a folder or a run."""
-    expected = "ranks that the stage evaluate writes"
+def _hits(client: "MlflowClient", name: str, split: str) -> ImageHits:
+    """The hits of a split's images, from a folder or a run."""
     folder = argument_path(Path(name))
     if name and folder.is_dir():
-        return read_table(folder / f"{split}.parquet", COLUMNS, expected, form="evaluation")
+        return read_hits(folder / f"{split}.parquet")
     run = find_run(client, name).info
     recorded = [Path(file.path).stem for file in client.list_artifacts(run.run_id, QUERIES)]
     if split not in recorded:
@@ -67,7 +61,7 @@ def _ranks(client: "MlflowClient", name: str, split: str) -> "pa.Table":
         )
     with tempfile.TemporaryDirectory() as into:
         path = Path(client.download_artifacts(run.run_id, f"{QUERIES}/{split}.parquet", into))
-        return read_table(path, COLUMNS, expected, form="evaluation", where=f"run {run.run_id}: ")
+        return read_hits(path, f"run {run.run_id}: ")
 
 
 def _text(models: Sequence[ImageHits], others: Sequence[ImageHits], split: str) -> str:

@@ -98,6 +98,28 @@ def test_the_page_says_which_intervals_know_of_seeds(tmp_path, seeds, said):
     assert f"interval, a bootstrap over {said}" in (tmp_path / "study.md").read_text()
 
 
+def test_rows_that_were_tested_on_other_captions_are_not_compared(tmp_path):
+    """As with another dataset.scenes.seed: as many images under the same ids, so that all numbers would fit."""
+    full, others = (
+        replace(one, hits=replace(one.hits, queries=name)) for name, one in (("a", outcome(4)), ("b", outcome(8)))
+    )
+    outcomes = {"full": [full], "others": [others]}
+    study = StudyInput(dict.fromkeys(outcomes, "a model"), [0], {}, "made up", "0", None, None)
+    with pytest.raises(InputError, match=r"others: was tested on other captions or images than full; expected"):
+        write_document(tmp_path / "study.md", outcomes, study)
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_of_another_protocol_are_refused_before_anything_is_trained(monkeypatch):
+    """Five thousand images are as many in five folds of a thousand, where every rank is lower."""
+    monkeypatch.chdir(REPOSITORY)
+    variants = {"full": {"dataset.scenes.test": 5000}, "folds": {"evaluate.protocol": "coco_1k"}}
+    with pytest.raises(
+        InputError, match=r"folds-s0: evaluate\.protocol: coco_1k, but full in full-s0; expected the same"
+    ):
+        ablation.fn(variants=variants, seeds=[0], base={"dataset.scenes.test": 5000})
+
+
 def test_a_seed_is_not_set_for_every_row():
     with pytest.raises(InputError, match=r"train\.seed: cannot be set for every row; expected seeds"):
         with_seeds(OVERRIDES, [0], {"train.seed": 7})

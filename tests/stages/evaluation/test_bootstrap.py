@@ -1,10 +1,12 @@
 """The bootstrap against recalls worked out by hand and against resampling written as loops."""
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 import pytest
 
-from stages.evaluation.bootstrap import MEASURES, ImageHits, hits_of, image_hits, paired_differences
+from camp_model.files import write_table
+from stages.evaluation.bootstrap import MEASURES, ImageHits, image_hits, paired_differences, read_hits
+from stages.evaluation.tables import QUERY_SCHEMA
 
 
 def random_ranks(seed, images=40):
@@ -31,12 +33,17 @@ def test_hits_by_hand():
     assert hits.measures(np.array([2.0, 0.0])) == pytest.approx([500, 100, 100, 100, 50, 50, 100])
 
 
-def test_hits_find_each_captions_image_whatever_the_order_of_the_rows():
+def test_hits_find_each_captions_image_whatever_the_order_of_the_rows(tmp_path):
     rows = [("t2i", "a", 2), ("i2t", "b", 1), ("t2i", "b", 11), ("i2t", "a", 6), ("t2i", "b", 1)]
-    hits = hits_of(pd.DataFrame(rows, columns=["direction", "image_id", "rank"]))
+    named = [dict(zip(("direction", "image_id", "rank"), row, strict=True)) for row in rows]
+    table = pa.Table.from_pylist([{**row, "query_id": "", "top_ids": [], "top_scores": []} for row in named])
+    metadata = QUERY_SCHEMA.metadata | {b"camp.queries": b"what was ranked"}
+    write_table(tmp_path / "test.parquet", table.replace_schema_metadata(metadata))
+    hits = read_hits(tmp_path / "test.parquet")
     # a: its own query at 6, a caption at 2; b: its own query at 1, captions at 1 and 11.
     assert hits.image.tolist() == [[0, 0, 1], [1, 1, 1]]
     assert (hits.captions.tolist(), hits.count.tolist()) == ([[0, 1, 1], [1, 1, 1]], [1, 2])
+    assert hits.queries == "what was ranked"
 
 
 def test_rsum_of_a_resample_equals_the_loops():
