@@ -37,7 +37,10 @@ TRANSIENT = {
         "Server disconnected", "failed to push data to the cloud",
     ),
     "busy": ("Unable to acquire lock", "database is locked"),
-    "worker": ("NCCL", "worker exited unexpectedly", "DataLoader worker", "No space left on device"),
+    "worker": (
+        "NCCL", "Connection closed by peer", "worker exited unexpectedly", "DataLoader worker",
+        "No space left on device",
+    ),
 }  # fmt: skip
 """Reason -> strings in the output of a failure that may be temporary."""
 

@@ -137,8 +137,8 @@ def in_processes(params: TrainParams, module: str) -> Iterator[tuple[torch.devic
 def launch(params: TrainParams, device: torch.device, module: str) -> None:
     """Replace this process by `torchrun`, which starts `module` once per device; return if there is no need.
 
-    With several machines, each runs the stage, and torchrun learns from its PET_ variables which one it is on. Only
-    that of rank 0 writes the stage's outputs.
+    It ends as the process that failed. With several machines, each runs the stage, and torchrun learns from its PET_
+    variables which one it is on. Only that of rank 0 writes the stage's outputs.
 
     Raises:
         InputError: more processes than devices, or machines that do not know each other.
@@ -153,7 +153,7 @@ def launch(params: TrainParams, device: torch.device, module: str) -> None:
             f"train.machines: {params.machines}, but {', '.join(missing)} is not set; expected in the environment of "
             "every machine its rank from 0, and the address and a free port of machine 0"
         )
-    command = ["-m", "torch.distributed.run", f"--nnodes={params.machines}", f"--nproc-per-node={params.processes}"]
+    command = ["-m", __name__, f"--nnodes={params.machines}", f"--nproc-per-node={params.processes}"]
     if params.machines == 1:
         command += _loopback_options()
     command += ["-m", module]
@@ -172,3 +172,26 @@ def _loopback_options() -> list[str]:
     for backend in ("GLOO", "NCCL"):
         os.environ.setdefault(f"{backend}_SOCKET_IFNAME", loopback)
     return ["--rdzv-backend=c10d", "--rdzv-conf=store_type=file"]
+
+
+def run_torchrun(arguments: list[str]) -> None:
+    """Run torchrun, and end with the exit code of the process that failed: torchrun's is always 1, after a traceback.
+
+    Others may fail only because that one is gone. So wrong input (2) goes first, then a signal, as a shell reports it.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    try:
+        run(parse_args(arguments))  # type: ignore[no-untyped-call]
+    except SignalException as error:
+        raise SystemExit(128 + error.sigval) from None
+    except ChildFailedError as error:
+        codes = [failure.exitcode for failure in error.failures.values()]
+        code = 2 if 2 in codes else min(codes)
+        raise SystemExit(128 - code if code < 0 else code) from None
+
+
+if __name__ == "__main__":
+    run_torchrun(sys.argv[1:])

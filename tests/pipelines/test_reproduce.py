@@ -248,6 +248,7 @@ def test_refresh_runs_only_what_is_stale(prefect_server, repository):
         (1, "ZeroDivisionError", "error"),
         (255, "failed to run: x, exited with 20\nConnection refused", "network"),  # 20 is not 2
         (255, "failed to run: x, exited with 255\nNCCL", "worker"),
+        (255, "RuntimeError: [pair.cc:553] Connection closed by peer [10.0.0.2]:53\nexited with 1", "worker"),
         (255, "failed to run: x, exited with 1370", "error"),
         (255, "the child exited with 2, which is fine\nfailed to run: x, exited with 137", "killed"),
         (255, "failed to run: x, exited with 750", "error"),

@@ -40,18 +40,28 @@ def test_two_processes_train_as_one_does_and_survive_being_killed(make_job, para
     }
     assert len(ranks) == 2 and listening(process.pid) <= {"127.0.0.1", "::1"}
     ranks["1"].kill()
-    process.communicate(timeout=200)
-    assert process.returncode not in (0, None)
+    printed = process.communicate(timeout=200)[0]
+    assert process.returncode == 128 + signal.SIGKILL, "a flow tries again what was killed"
+    assert "ChildFailedError" not in printed
     assert not any(rank.is_running() and rank.status() != "zombie" for rank in ranks.values())
 
     process = killed.start()
     killed.wait_for_step(14, process)
     process.send_signal(signal.SIGTERM)
     printed = process.communicate(timeout=200)[0]
-    assert process.returncode not in (0, None) and "Connection closed by peer" not in printed
+    assert process.returncode == 128 + signal.SIGTERM and "Connection closed by peer" not in printed
+    assert "Traceback" not in printed
 
     assert "continuing after step" in killed.finish()
     assert killed.result() == two.result()
+
+
+def test_wrong_params_end_several_processes_as_they_end_one(make_job, params):
+    """With exit code 2, after which a flow does not try again."""
+    process = make_job("wrong", params(processes=2, batch_size=8, freeze=("nothing",))).start()
+    printed = process.communicate(timeout=200)[0]
+    assert process.returncode == 2, printed
+    assert "error: train.freeze: no parameter begins with 'nothing'" in printed and "Traceback" not in printed
 
 
 AVERAGE = """
