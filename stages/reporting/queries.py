@@ -42,7 +42,7 @@ class Pair:
     is_extra: bool
     """Whether it is a right answer that is not among the first results."""
     score: float | None
-    """Logit; None until the model has scored it."""
+    """Logit of the evaluation; None if the evaluation kept none and ranked with other than the trained model."""
     details: dict[str, Any] = field(default_factory=dict)
 
 
@@ -80,10 +80,21 @@ class Inspector:
         store: the regions.
         captions: of the split that was evaluated.
         vocabulary: the model's.
+        as_trained: whether the evaluation used this model alone, with its own gates: its logits are then those of the
+            evaluation.
     """
 
-    def __init__(self, model: CAMP, store: RegionStore, captions: CaptionTable, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self,
+        model: CAMP,
+        store: RegionStore,
+        captions: CaptionTable,
+        vocabulary: Vocabulary,
+        *,
+        as_trained: bool = True,
+    ) -> None:
         self.model, self.store, self.captions, self.vocabulary = model, store, captions, vocabulary
+        self.as_trained = as_trained
         self.row_of = {str(caption_id): row for row, caption_id in enumerate(captions.caption_ids)}
         self.captions_of: dict[str, list[int]] = {}
         for row, image_id in enumerate(captions.image_ids):
@@ -138,7 +149,7 @@ class Inspector:
         texts = [self.captions.texts[pair.caption_row] for pair in pairs]
         for pair, details in zip(pairs, self.explain([pair.image_id for pair in pairs], ids, texts), strict=True):
             pair.details = details
-            if pair.score is None:
+            if pair.score is None and self.as_trained:
                 pair.score = details["logit"]
 
     def explain(

@@ -129,7 +129,12 @@ def test_a_report_says_where_ranking_and_an_opened_pair_are_not_of_the_same_mode
     table = pq.read_table(path)
     others = {b"camp.models": b"2", b"camp.gates": b"open"}
     pq.write_table(table.replace_schema_metadata({**table.schema.metadata, **others}), path)
-    text = draw().text
+    page = draw(top_k=3)
+    text = page.text
+    for query in (*page.data["queries"]["t2i"], *page.data["queries"]["i2t"]):
+        # The trained model's own score beside those of the ensemble would be of another kind.
+        assert [pair["score"] is None for pair in query["results"]] == [False] * 3 + [True] * (query["rank"] > 3)
+    assert any(query["rank"] > 3 for query in page.data["queries"]["t2i"])
     assert "ensemble of 2; what an opened pair shows is the first's" in text
     assert "ranked with all gates held open; what an opened pair shows is with gates as trained" in text
 
