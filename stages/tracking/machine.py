@@ -53,8 +53,15 @@ def uncommitted_changes() -> bytes | None:
 
 
 def commit_name() -> str:
-    """The short name of the commit that is checked out here, or "not known"."""
-    return (command_output("git", "rev-parse", "--short=12", "HEAD") or b"not known").decode().strip()
+    """The short name of the commit that is checked out here, and the changed files of code and params, with which
+    experiments run too; or "not known"."""
+    name = (command_output("git", "rev-parse", "--short=12", "HEAD") or b"not known").decode().strip()
+    files = command_output(
+        "git", "diff", "--name-only", "--relative", "-z", "HEAD", "--", *CODE, "dvc.yaml", "params.yaml"
+    )
+    changed = [os.fsdecode(file) for file in (files or b"").split(b"\0") if file]
+    more = f" and {len(changed) - 3} more files" if changed[3:] else ""
+    return f"{name}, with uncommitted changes of {', '.join(changed[:3])}{more}" if changed else name
 
 
 def sample_machine(write: Callable[..., None], stop: threading.Event) -> None:

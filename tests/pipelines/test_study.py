@@ -1,6 +1,7 @@
 """What the page of a study says of outcomes whose answers are known."""
 
 import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from pipelines.study_document import _draw_gates, write_document
 from pipelines.study_rates import rates_markdown, with_rates
 from stages.errors import InputError
 from stages.evaluation.bootstrap import image_hits
+from stages.tracking.machine import commit_name
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGES = 40
@@ -118,6 +120,25 @@ def test_rows_of_another_protocol_are_refused_before_anything_is_trained(monkeyp
         InputError, match=r"folds-s0: evaluate\.protocol: coco_1k, but full in full-s0; expected the same"
     ):
         ablation.fn(variants=variants, seeds=[0], base={"dataset.scenes.test": 5000})
+
+
+def test_a_study_of_changed_code_does_not_pass_for_one_of_its_commit(tmp_path, monkeypatch):
+    """Experiments run with what is not committed; notes and results change nothing in them."""
+    monkeypatch.chdir(tmp_path)
+    names = ["params.yaml", "camp_model/model.py", "stages/a.py", "stages/b.py", "notes.md"]
+    for name in names:
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("before")
+    for command in ("init -q", "add .", "-c user.name=a -c user.email=a@b commit -qm 1"):
+        subprocess.run(["git", *command.split()], check=True)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout[:12]
+    Path("notes.md").write_text("after")
+    assert commit_name() == commit
+    Path("params.yaml").write_text("after")
+    assert commit_name() == f"{commit}, with uncommitted changes of params.yaml"
+    for name in names:
+        Path(name).write_text("after")
+    assert commit_name().endswith("changes of camp_model/model.py, params.yaml, stages/a.py and 1 more files")
 
 
 def test_a_seed_is_not_set_for_every_row():
