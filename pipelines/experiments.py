@@ -5,9 +5,7 @@ python -m pipelines.experiments '{"model.pooling": ["attention", "mean"], "train
 
 import argparse
 import hashlib
-import json
 import os
-import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +24,17 @@ from pipelines.dag import check_experiments, shared_stages
 from pipelines.devices import DevicePool
 from pipelines.reproduce import DVC, is_transient
 from pipelines.study import commit_of
-from pipelines.variants import hash_of, hash_shared_inputs, named_content, params_of, set_param, variants_of
+from pipelines.variants import (
+    GRID,
+    SharedInputs,
+    grid_of,
+    hash_of,
+    name_for_git,
+    named_content,
+    params_of,
+    set_param,
+    variants_of,
+)
 from stages.errors import InputError
 from stages.tracking import PARENT, track
 from stages.tracking.delivery import sync
@@ -39,8 +47,6 @@ from stages.workspace import main_root
 PROMOTE_WITHIN = 120.0
 """Seconds to wait for the model that is to become champion to arrive in MLflow."""
 
-GRID = '{"model.pooling": ["attention", "mean"]}'
-"""An example of a grid, as written on the command line."""
 RANKED_BY = "val_rsum"
 """The number of metrics/train.json to rank by: on the validation split, never on the test split."""
 
@@ -61,6 +67,7 @@ def run_experiment(
     devices: DevicePool,
     target: str | None,
     copied: Sequence[str],
+    inputs: SharedInputs,
 ) -> dict[str, Any]:
     """Run one DVC experiment in its own workspace; return its metrics.
 
@@ -70,9 +77,14 @@ def run_experiment(
         devices: lends it the GPUs that the fewest other experiments use.
         target: the last stage to run; None: all stages.
         copied: paths to copy into its workspace that neither git nor DVC provides: see `_uncommitted`.
+        inputs: what all experiments share, as they were when these began.
+
+    Raises:
+        InputError: they have changed.
     """
     logger = get_run_logger()
     if commit_of(name) is None:  # otherwise it has already finished
+        inputs.check(name)
         command = [*DVC, "exp", "run", "--temp", "--name", name, *([target] if target else [])]
         for key, value in overrides.items():
             command += set_param(key, value)
@@ -128,29 +140,26 @@ def _rank(variants: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]])
     return rows
 
 
-def _prepare(variants: Mapping[str, dict[str, Any]]) -> str:
-    """Run the stages that no variant affects once, in this workspace; return their `hash_shared_inputs`."""
+def _prepare(variants: Mapping[str, dict[str, Any]]) -> SharedInputs:
+    """Run the stages that no variant affects once, in this workspace; return what all variants share."""
     shared = shared_stages({key for overrides in variants.values() for key in overrides})
     if shared:
         run_command([*DVC, "repro", *shared], get_run_logger().info)
-    return hash_shared_inputs(shared)
+    return SharedInputs.of(shared)
 
 
-def _names(kind: str, variants: Mapping[str, dict[str, Any]], target: str | None) -> tuple[dict[str, str], str]:
-    """The experiments' names by variant, and the key of their MLflow parent.
+def _names(
+    kind: str, variants: Mapping[str, dict[str, Any]], target: str | None
+) -> tuple[dict[str, str], str, SharedInputs]:
+    """The experiments' names by variant, the key of their MLflow parent, and what all variants share.
 
-    Both depend only on what is run, so an interrupted flow continues where it stopped, with the same parent.
+    Names and key depend only on what is run, so an interrupted flow continues where it stopped, with the same parent.
     """
     content = named_content(params_of(variants))
     common = _prepare(variants)
-    hashes = {name: hash_of(common, overrides, content[name], target) for name, overrides in variants.items()}
-    names = {name: _name_for_git(kind, of_variant, name) for name, of_variant in hashes.items()}
-    return names, hash_of(kind, common, variants, content, target)[:32]
-
-
-def _name_for_git(kind: str, of_variant: str, name: str) -> str:
-    """A name that a ref, and thus a file, may end with; dots stay only in numbers: git refuses `..` and `.lock`."""
-    return re.sub(r"[^a-zA-Z0-9.-]+|\.(?!\d)", "-", f"{kind}-{of_variant[:8]}-{name}")[:200].strip("-.")
+    hashes = {name: hash_of(common.sha256, overrides, content[name], target) for name, overrides in variants.items()}
+    names = {name: name_for_git(kind, of_variant, name) for name, of_variant in hashes.items()}
+    return names, hash_of(kind, common.sha256, variants, content, target)[:32], common
 
 
 def _run_all(
@@ -162,14 +171,14 @@ def _run_all(
         Unfinished: an experiment failed; all others have ended.
     """
     logger = get_run_logger()
-    names, key = _names(kind, variants, target)
+    names, key, inputs = _names(kind, variants, target)
     threads, devices, copied = max(1, (os.cpu_count() or 1) // jobs), DevicePool(jobs), _uncommitted()
     tags = {"prefect.flow_run": flow_run.id}
     with track("sweep", {"variants": variants}, run_id=key, name=f"{kind} {key[:8]}", tags=tags) as run:
         try:
             futures = {
                 name: run_experiment.with_options(name=name).submit(
-                    names[name], overrides, run.run_id, threads, devices, target, copied
+                    names[name], overrides, run.run_id, threads, devices, target, copied, inputs
                 )
                 for name, overrides in variants.items()
             }
@@ -269,17 +278,6 @@ def run_in_parallel(
     runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=jobs)
     inner = flow(name=f"{kind} experiments", task_runner=runner, validate_parameters=False)(_run_all)  # type: ignore[arg-type]
     return inner(kind, variants, jobs, promote, target)
-
-
-def grid_of(text: str) -> dict[str, Any]:
-    """Parse a grid from JSON."""
-    try:
-        grid = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"is not JSON: {error}; expected {GRID}") from None
-    if not isinstance(grid, dict):
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not an object; expected {GRID}")
-    return grid
 
 
 def main() -> None:

@@ -1,11 +1,16 @@
 """The variants that are run in parallel: changes to params.yaml, and what else their results depend on."""
 
+import argparse
 import hashlib
 import itertools
 import json
+import os
 import re
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +21,21 @@ from stages.content.named import Content, NamedFilesSections, named_paths
 from stages.errors import InputError, shown
 from stages.named_files import current_content
 from stages.params.pipeline import Params
-from stages.tracking.machine import DIFF
+from stages.tracking.machine import command_output
+
+GRID = '{"model.pooling": ["attention", "mean"]}'
+"""An example of a grid, as written on the command line."""
+
+
+def grid_of(text: str) -> dict[str, Any]:
+    """Parse a grid from JSON."""
+    try:
+        grid = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"is not JSON: {error}; expected {GRID}") from None
+    if not isinstance(grid, dict):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not an object; expected {GRID}")
+    return grid
 
 
 def set_param(key: str, value: Any) -> list[str]:
@@ -152,12 +171,38 @@ def hash_of(*values: object) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def hash_shared_inputs(shared: Sequence[str]) -> str:
-    """Hash the inputs that all variants share: tracked files that can affect a stage, and outputs of shared stages."""
-    files = ["--", ".", *(f":!{path}" for path in ("docs", "tests", "*.md", "dvc.lock", "metrics", "plots"))]
-    git = [["git", "ls-files", "-s", *files], [*DIFF, *files]]
-    digests = [hashlib.sha256(subprocess.run(command, capture_output=True, check=True).stdout) for command in git]
-    lock = Path("dvc.lock")  # missing if the only shared stage is that of named/dvc.yaml
-    stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"] if shared and lock.is_file() else {}
-    of_shared = [stages.get(name, {}).get("outs", []) for name in shared]
-    return hash_of(*(digest.hexdigest() for digest in digests), of_shared)
+@dataclass(frozen=True)
+class SharedInputs:
+    """What all variants share: tracked files that can affect a stage, and the outputs of shared stages."""
+
+    stages: tuple[str, ...]
+    """The shared stages."""
+    sha256: str
+
+    @classmethod
+    def of(cls, stages: Sequence[str]) -> "SharedInputs":
+        """The files as they are now, committed or not."""
+        index = command_output("git", "rev-parse", "--git-path", "index") or b""
+        with tempfile.TemporaryDirectory() as folder:  # the user's own index is not changed
+            own = {**os.environ, "GIT_INDEX_FILE": str(Path(folder) / "index")}
+            shutil.copyfile(os.fsdecode(index).rstrip("\n"), own["GIT_INDEX_FILE"])
+            subprocess.run(["git", "add", "--update", "--", "."], env=own, capture_output=True, check=True)
+            files = (".", *(f":!{path}" for path in ("docs", "tests", "*.md", ".dvc", "dvc.lock", "metrics", "plots")))
+            listed = subprocess.run(["git", "ls-files", "-s", "--", *files], env=own, capture_output=True, check=True)
+        lock = Path("dvc.lock")  # missing if the only shared stage is that of named/dvc.yaml
+        known = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"] if stages and lock.is_file() else {}
+        outputs = [known.get(name, {}).get("outs", []) for name in stages]
+        return cls(tuple(stages), hash_of(hashlib.sha256(listed.stdout).hexdigest(), outputs))
+
+    def check(self, name: str) -> None:
+        """Raise InputError if anything has changed since: DVC would run the experiment `name` with what is here now."""
+        if self.of(self.stages) != self:
+            raise InputError(
+                f"{name}: code or params have changed since the first experiment of these began; expected the same for "
+                "all: undo the change, or run all of them again"
+            )
+
+
+def name_for_git(kind: str, of_variant: str, name: str) -> str:
+    """A name that a ref, and thus a file, may end with; dots stay only in numbers: git refuses `..` and `.lock`."""
+    return re.sub(r"[^a-zA-Z0-9.-]+|\.(?!\d)", "-", f"{kind}-{of_variant[:8]}-{name}")[:200].strip("-.")

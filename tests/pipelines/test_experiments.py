@@ -15,6 +15,7 @@ from dvc.utils.cli_parse import to_path_overrides
 from dvc.utils.hydra import apply_overrides
 from prefect.logging import disable_run_logger
 
+from pipelines.commands import Unfinished
 from pipelines.experiments import _promote, sweep, variants_of
 from pipelines.variants import set_param
 from stages.errors import InputError
@@ -156,6 +157,27 @@ def recorded_runs(repository, wait_for):
     wait_for(lambda: not pending(repository) or not sync(repository), 120)
     store = MlflowClient(f"sqlite:///{repository / 'mlflow.db'}")
     return store.search_runs([store.get_experiment_by_name("camp").experiment_id])
+
+
+@pytest.mark.timeout(300)
+def test_code_that_is_changed_while_a_sweep_runs_is_not_run_under_its_name(prefect_server, recorded):
+    """DVC copies the workspace when an experiment starts, which may be hours after the sweep has begun."""
+    Path("dvc.yaml").write_text("stages: {train: {cmd: python train.py, deps: [train.py], params: [train], metrics: "
+                                "[metrics/train.json: {cache: false}]}}\n")  # fmt: skip
+    Path("train.py").write_text(
+        "import pathlib, json, yaml; pathlib.Path('metrics').mkdir(exist_ok=True)\n"
+        "json.dump({'val_rsum': yaml.safe_load(open('params.yaml'))['train']['epochs']}, "
+        "open('metrics/train.json', 'w'))\n"
+        f"open({str(recorded / 'train.py')!r}, 'a').write('# edited by a person meanwhile')\n"
+    )
+    commit()
+    with pytest.raises(
+        Unfinished, match=r"1 of 2 experiments failed: epochs-3\. The first: sweep-.*-epochs-3: code or params"
+    ):
+        sweep({"train.epochs": [1, 3]})
+    listed = [sys.executable, "-m", "dvc", "exp", "list", "--name-only"]
+    (only,) = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split()
+    assert "epochs-1" in only
 
 
 @pytest.mark.timeout(300)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.experiments import _name_for_git, _names, grid_of
-from pipelines.variants import hash_shared_inputs, variants_of
+from pipelines.experiments import _names
+from pipelines.variants import SharedInputs, grid_of, name_for_git, variants_of
 from stages.errors import InputError
 from stages.params import document
 from stages.params.pipeline import Params
@@ -38,9 +38,9 @@ def test_git_accepts_the_name_of_every_experiment(values, tmp_path):
     for command in (["init", "-q"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm1", "--allow-empty"]):
         subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
     for variant in variants_of(values):
-        ref = f"refs/exps/ab/cdef/{_name_for_git('sweep', '0123456789', variant)}"
+        ref = f"refs/exps/ab/cdef/{name_for_git('sweep', '0123456789', variant)}"
         subprocess.run(["git", "-C", str(tmp_path), "update-ref", ref, "HEAD"], check=True)
-    assert _name_for_git("sweep", "0123456789", "learning_rate-0.001") == "sweep-01234567-learning-rate-0.001"
+    assert name_for_git("sweep", "0123456789", "learning_rate-0.001") == "sweep-01234567-learning-rate-0.001"
 
 
 def test_an_experiment_has_another_name_once_a_file_that_its_params_name_holds_something_else(repository):
@@ -52,7 +52,7 @@ def test_an_experiment_has_another_name_once_a_file_that_its_params_name_holds_s
     variants = variants_of({"train.start_from": ["models/first", "models/second"]})
 
     def names_now():
-        return _names("sweep", variants, None)
+        return _names("sweep", variants, None)[:2]
 
     before, key = names_now()
     assert names_now() == (before, key)
@@ -77,5 +77,13 @@ def test_a_changed_file_of_any_encoding_counts(repository):
     seen = set()
     for content in (b"caf\xc3\xa9\n", b"caf\xe9\n", b"\0\1", b"\0\2"):
         Path("words.txt").write_bytes(content)
-        seen.add(hash_shared_inputs([]))
+        seen.add(SharedInputs.of([]).sha256)
     assert len(seen) == 4
+    before = SharedInputs.of([])
+    subprocess.run(["git", "commit", "-qam", "as it is"], check=True)
+    before.check("any")  # a commit alone changes nothing
+    Path("notes.md").write_text("new")
+    before.check("any")
+    Path("words.txt").unlink()
+    with pytest.raises(InputError, match=r"any: code or params have changed since"):
+        before.check("any")
