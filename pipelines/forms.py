@@ -12,6 +12,7 @@ from pydantic import ValidationError, create_model, model_validator
 from stages.errors import InputError
 from stages.params import document
 from stages.params.pipeline import Params
+from stages.params.presets import merge
 from stages.params.section import PARAMS, Section, error_message
 
 S = TypeVar("S", bound=Section)
@@ -63,14 +64,20 @@ class ParamsForm(form(_FORM_VALUES)):  # type: ignore[misc]
 def write_params(params: Params, path: Path = PARAMS) -> list[str]:
     """Write values that differ into params.yaml and keep its comments; return the dotted names of changed values.
 
+    Only values that were given are written, not those that a form was made with: params.yaml may have changed since, as
+    while a flow waits for another run.
+
     Raises:
         InputError: params.yaml is wrong, or was so when the form was made: the form lacks its values, which would be
             lost. The file is left unchanged.
     """
     if _PARAMS_ERROR is not None:
         raise _PARAMS_ERROR
-    present, wanted = (dict(document.leaves(values.to_dict(), values)) for values in (Params.load(path), params))
+    before = Params.load(path)
+    given = params.model_dump(mode="json", exclude_unset=True)
+    after = Params.from_dict(merge(before.to_dict(), given, before))
+    present, wanted = (dict(document.leaves(values.to_dict(), values)) for values in (before, after))
     changed = [name for name, value in wanted.items() if value != present[name]]
     if changed:
-        document.rewrite(path, params.to_dict())
+        document.rewrite(path, after.to_dict())
     return changed

@@ -9,8 +9,10 @@ from pydantic import ValidationError
 import pipelines
 from pipelines import forms
 from pipelines.deploy import deploy
-from pipelines.forms import current_params, form, write_params
+from pipelines.forms import ParamsForm, current_params, form, write_params
+from pipelines.reproduce import reproduce
 from stages.errors import InputError
+from stages.params import document
 from stages.params.model import ModelParams
 from stages.params.pipeline import Params
 from stages.params.train import TrainParams
@@ -74,6 +76,20 @@ def test_what_is_given_is_written_and_comments_stay():
     assert Params.load().evaluate.splits == ("val", "test")
     assert Params.load().train == before.train.replace(gate_supervision=0.0)
     assert "# scalar | elementwise | none" in Path("params.yaml").read_text()
+
+
+def test_what_was_edited_after_a_form_was_made_is_not_set_back():
+    """As while a flow waits for another run in the workspace; it is given some params, or none."""
+    made = form(current_params())
+    edited = Params.load()
+    document.rewrite(Path("params.yaml"), edited.replace(train=edited.train.replace(epochs=17)).to_dict())
+    assert write_params(made()) == []
+    assert write_params(made.model_validate({"train": {"patience": 3}})) == ["train.patience"]
+    assert (Params.load().train.epochs, Params.load().train.patience) == (17, 3)
+    wanted = edited.train.epochs  # given, so it is written, although it is what the form was made with
+    assert write_params(made.model_validate({"train": {"epochs": wanted}})) == ["train.epochs"]
+    given = reproduce.validate_parameters({"params": {"train": {"patience": 4}}, "stages": []})["params"]
+    assert write_params(given) == ["train.patience"] and write_params(ParamsForm()) == []
 
 
 def test_wrong_values_change_nothing():
