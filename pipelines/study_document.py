@@ -227,7 +227,9 @@ def _draw_gates(outcomes: Outcomes, study: StudyInput) -> str:
     """Draw, per epoch, the mean over the seeds still training, and a band from the lowest to the highest."""
     lines = []
     for name in ("full", "gate-context", "published-gates"):
-        curves = [outcome.curve for outcome in outcomes.get(name, ()) if "gate_positive_mean" in outcome.curve]
+        of_seeds = [outcome.curve for outcome in outcomes.get(name, ())]
+        # The column of a model without word gates is empty.
+        curves = [curve for curve in of_seeds if "gate_positive_mean" in curve.dropna(axis="columns", how="all")]
         for column, kind in (("gate_positive_mean", "matching"), ("gate_negative_mean", "random negative")):
             epochs = itertools.zip_longest(*(curve[column] for curve in curves))
             by_epoch = [[value for value in values if value is not None] for values in epochs]

@@ -261,3 +261,11 @@ def test_gates_are_drawn_as_far_as_any_seed_was_trained(tmp_path):
     drawn = _draw_gates(outcomes, StudyInput({"full": "full model"}, [0, 1], {}, "made up", "0", None, None))
     first = re.search(r'<polyline[^>]*points="([^"]*)"', drawn)
     assert first and len(first[1].split()) == 5
+
+
+def test_a_model_without_word_gates_has_no_line_of_them():
+    """As with messages to regions alone: its curve has the columns, without numbers."""
+    empty = pd.DataFrame({"epoch": [1, 2], "gate_positive_mean": [np.nan] * 2, "gate_negative_mean": [np.nan] * 2})
+    outcomes = {"full": [replace(outcome(4), curve=empty)]}
+    drawn = _draw_gates(outcomes, StudyInput({"full": "full model"}, [0], {}, "made up", "0", None, None))
+    assert "nan" not in drawn and "polyline" not in drawn
