@@ -22,7 +22,7 @@ from stages.training.loop import Trainer
 from stages.training.outputs import PLOTS, publish, summary, write_plots
 from stages.training.processes import Processes, in_processes
 from stages.training.resume import Resume
-from stages.training.start import loss_facts, new_model
+from stages.training.start import loss_facts, new_model, say_partly_read
 from stages.training.task import task_hash
 from stages.workspace import main_root
 
@@ -74,6 +74,8 @@ def train(
         params.model, params.train, vocabulary, info.region_dim, info.geometry, info.detector,
         splits["train"].captions.has_start_end,
     ).to(device)  # fmt: skip
+    if not processes.rank:
+        say_partly_read(model, {name: split.captions for name, split in splits.items()})
     key, task = training_key(params.model, params.train, data, len(splits["train"]), processes.count, device)
     resume = Resume(paths.work, key, task)
     with contextlib.ExitStack() as locks:

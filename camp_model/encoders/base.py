@@ -64,6 +64,18 @@ class TextEncoder(nn.Module, ABC):
         """Whether the encoder treats each word as <unk>, whatever its id."""
         return [number == UNK for number in ids]
 
+    def words_read(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Number of each caption's first words that fit into the encoder's input; others have no state of their own.
+
+        Args:
+            tokens: int64 [C, N] word ids.
+            lengths: int64 [C], numbers of real words, from 1 to N.
+
+        Returns:
+            int64 [C].
+        """
+        return lengths
+
     def limit_cache(self, size: int = SERVING_BYTES) -> None:
         """Cache at most `size` bytes of encoded captions, because a serving process gets ever new sentences."""
 

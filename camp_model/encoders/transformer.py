@@ -154,11 +154,10 @@ class TransformerEncoder(TextEncoder):
 
     def facts(self) -> dict[str, Any]:
         """As `TextEncoder.facts`."""
+        pieces = {"pieces": self._pieces, "probes": self._probes}
         if self._packaged:
-            about: dict[str, Any] = {"sha256": sha256_of_weights(weights_location(self.config.transformer))}
-        else:
-            about = {"architecture": architecture_of(self.network)}
-        return about | {"pieces": self._pieces, "probes": self._probes}
+            return {"sha256": sha256_of_weights(weights_location(self.config.transformer)), **pieces}
+        return {"architecture": architecture_of(self.network), **pieces}
 
     @classmethod
     def from_facts(cls, config: CampConfig, facts: dict[str, Any]) -> Self:
@@ -215,9 +214,7 @@ class TransformerEncoder(TextEncoder):
         """
         if not len(self.piece_table):
             raise ValueError("text encoder: knows no words yet; call read_vocabulary first")
-        lengths = to_device(lengths, tokens.device)
-        words, table, sizes = self._table(tokens.where(length_mask(lengths, tokens.shape[1]), 0))
-        words, counts = self._add_start_end(words, lengths, sizes)  # [C, N + 2]
+        words, counts, table = self._framed(tokens, lengths)  # [C, N + 2]
         order = counts.sum(1).argsort(stable=True)
         states = [self._means(table, words[rows], counts[rows]) for rows in torch.split(order, AT_ONCE)]
         return torch.cat(states)[order.argsort()][:, 1:-1]
@@ -256,17 +253,20 @@ class TransformerEncoder(TextEncoder):
         sizes = torch.cat([self.piece_counts, self.piece_counts.new_tensor([len(word) for word in pieces])])
         return tokens.masked_scatter(is_oov, len(self.piece_table) + index), table, sizes
 
-    def _add_start_end(self, tokens: Tensor, lengths: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    def words_read(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """As `TextEncoder.words_read`."""
+        has_pieces = self._framed(tokens, lengths)[1][:, 1:-1] > 0  # <start> may have none
+        return (has_pieces * torch.arange(1, tokens.shape[1] + 1, device=tokens.device)).amax(1)
+
+    def _framed(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Put each caption between one <start> and one <end>, and count the pieces of each word that the network reads.
 
-        Args:
-            tokens: int64 [C, N], 0 at padding.
-            sizes: pieces of each word.
-
         Returns:
-            Word ids (<start>, `tokens`, <end>) and counts, int64 [C, N + 2] each.
+            Rows (<start>, the words, <end>) of the table and counts, int64 [C, N + 2] each, and the table of `_table`.
         """
+        lengths = to_device(lengths, tokens.device)
         real = length_mask(lengths, tokens.shape[1])
+        tokens, table, sizes = self._table(tokens.where(real, 0))
         words = nn.functional.pad(tokens, (1, 1))
         words[:, 0] = START
         counts = sizes[words]
@@ -279,7 +279,7 @@ class TransformerEncoder(TextEncoder):
         counts[:, -1] = ending * (last != END)
         fits = counts[:, :-1].cumsum(1) <= longest_input(self.network) - ending
         counts[:, :-1] *= fits
-        return words, counts
+        return words, counts, table
 
     def train(self, mode: bool = True) -> Self:
         """As `nn.Module.train`, but for a frozen network, which drops nothing."""

@@ -1,12 +1,14 @@
 """The model that training starts from."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from camp_model.captions import CaptionTable
 from camp_model.checkpoint import current_name, load_checkpoint
+from camp_model.encoding import device_of
 from camp_model.model import CAMP
 from camp_model.vocabulary import SPECIALS, Vocabulary
 from stages.contracts import input_errors, read_fingerprint
@@ -16,6 +18,8 @@ from stages.params.train import TrainParams
 from stages.training.word_vectors import load_word_vectors
 from stages.workspace import named_path
 
+AT_ONCE = 8192
+"""Captions looked at together by `say_partly_read`."""
 TRANSFORMER = "caption_encoder.transformer."
 """Prefix of the names of a transformer's weights in checkpoints that hold them."""
 
@@ -95,6 +99,21 @@ def _say_unread(camp: CAMP, vocabulary: Vocabulary) -> None:
             f"model.transformer: {camp.config.transformer}: {len(words)} of the vocabulary's {len(unread)} words, such "
             f"as {', '.join(map(shown, words[:3]))}, are all <unk> to it: no piece of its tokenizer spells them"
         )
+
+
+def say_partly_read(camp: CAMP, captions: Mapping[str, CaptionTable]) -> None:
+    """Print how many captions of each split have words that no longer fit into the text encoder's input."""
+    for split, table in captions.items():
+        cut = 0
+        for start in range(0, len(table), AT_ONCE):
+            tokens, lengths = table.batch(range(start, min(start + AT_ONCE, len(table))))
+            read = camp.caption_encoder.words_read(tokens.to(device_of(camp)), lengths).cpu()
+            cut += int((read < lengths).sum())
+        if cut:
+            print(
+                f"model.transformer: {camp.config.transformer}: {cut} of {len(table)} {split} captions are longer than "
+                "its input; their last words have no state of their own (captions.max_words cuts them instead)"
+            )
 
 
 def _set_word_vectors(camp: CAMP, source: str, vocabulary: Vocabulary) -> None:

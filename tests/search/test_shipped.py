@@ -65,6 +65,17 @@ def test_words_that_no_training_caption_had_reach_the_text_encoder(shipped: Path
         assert (words[0, 1] - encode_sentences(model, [vocabulary.encode(["a", "zebra"])])[0][0, 1]).abs().max() > 0.1
 
 
+def test_words_that_do_not_fit_into_the_text_encoders_input_are_counted(shipped: Path) -> None:
+    """MiniLM reads 512 pieces: each of these words has 16, and the sentence fewer words than captions.max_words."""
+    pytest.importorskip("transformers")
+    model, vocabulary, _ = load_checkpoint(shipped)
+    reader = SentenceReader(model, vocabulary, Extraction.of_model(shipped).captions)
+    sentence = reader.read(" ".join(["qxzv" * 8] * 50))
+    assert (len(sentence.words), len(sentence.ids), sentence.dropped) == (31, 31, 19)
+    words, mask = encode_sentences(model, [sentence.ids])
+    assert bool((words[mask] != model.caption_encoder.linear.bias).any(1).all()), "each has a state of its own"
+
+
 def test_the_commands_of_its_card_are_those_that_make_it(shipped: Path, repository: Path) -> None:
     """What they write into params.yaml is what the model was made with; none of them is run here."""
     card = (shipped / "README.md").read_text(encoding="utf-8")

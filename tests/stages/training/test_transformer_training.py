@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from camp_model.captions import CaptionTable
 from camp_model.checkpoint import load_checkpoint, save_checkpoint
-from camp_model.encoders import word_states
+from camp_model.encoders import transformer, word_states
 from camp_model.encoders.pretrained import weights_location
 from camp_model.encoders.transformer import TransformerEncoder
 from camp_model.vocabulary import Vocabulary
@@ -68,6 +68,21 @@ def test_a_trained_network_has_a_learning_rate_of_its_own(make_data, params, run
 
     layer = f"{NETWORK}encoder.layer.1.output.dense.weight"
     assert moved(0.0, layer) == 0 and 0 < moved(0.01, layer) < 0.001 < moved(1.0, layer)
+
+
+def test_captions_longer_than_the_networks_input_are_said(make_data, params, run_train, monkeypatch, capsys):
+    paths = make_data(images=15)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(Path(weights_location(PACKAGE)))
+    texts = CaptionTable.load(paths.captions / "train.parquet").texts
+    longer = sum(len(tokenizer(text)["input_ids"]) > 12 for text in texts)
+    assert 0 < longer < len(texts)
+    run_train(params({"text": "transformer"}, epochs=1), paths)
+    assert "longer than its input" not in capsys.readouterr().out
+    monkeypatch.setattr(transformer, "longest_input", lambda network: 12)
+    run_train(params({"text": "transformer"}, epochs=1), paths)
+    printed = capsys.readouterr().out
+    for split in ("train", "val"):  # val is a copy of train
+        assert f"{PACKAGE}: {longer} of {len(texts)} {split} captions are longer than its input" in printed
 
 
 def load_vocabulary(paths):
