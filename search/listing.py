@@ -10,7 +10,8 @@ from stages.errors import InputError
 from stages.sources.formats import SUFFIXES
 
 UNSUPPORTED = frozenset({
-    ".jxl", ".svg", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2",
+    ".jxl", ".jxr", ".svg", ".psd", ".tga",
+    ".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".srw", ".orf", ".raf", ".rw2", ".pef", ".x3f", ".3fr", ".iiq",
 })  # fmt: skip
 """File extensions of pictures in formats that it does not decode."""
 LARGEST = 2**28

@@ -6,8 +6,9 @@ from PIL import AvifImagePlugin
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
 """Pillow's names: none that starts another program or renders a page."""
 SUFFIXES = frozenset({
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
-    ".jp2", ".j2k", ".jpx", ".avif", ".heic", ".heif", ".hif",
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jps", ".mpo", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx",
+    ".avif", ".avifs", ".heic", ".heics", ".heif", ".hif",
 })  # fmt: skip
 """Their file extensions."""
 

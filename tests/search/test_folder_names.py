@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image, ImageChops
 from starlette.testclient import TestClient
 
 from search.features import Extraction, copy_detector, ready_detector
@@ -111,3 +112,22 @@ def resolved(detector: Path, out: Path) -> Description:
     """What a detector's backend answers, which has read its weights now."""
     shutil.copy(detector / "weights.safetensors", out)
     return Description.load(detector)
+
+
+def test_every_extension_of_a_format_that_is_decoded_is_listed(folder: Folder) -> None:
+    """Stereo cameras write .mpo and .jps, browsers .apng; of several pictures in a file, the first is indexed."""
+    for path in folder.images.iterdir():
+        path.unlink()
+    drawn, turned = (Image.effect_noise((64, 48), size).convert("RGB") for size in (30, 90))
+    more = {"save_all": True, "append_images": [turned]}
+    for number, (kind, extension, options) in enumerate(
+        [("JPEG", ".jps", {}), ("MPO", ".mpo", more), ("PNG", ".apng", more), ("JPEG2000", ".jpf", {}),
+         ("JPEG2000", ".j2c", {"no_jp2": True}), ("JPEG2000", ".jpc", {"no_jp2": True})]
+    ):  # fmt: skip
+        ImageChops.offset(drawn, number).save(folder.images / f"{number}{extension}", kind, **options)
+    (folder.images / "phone.hif").touch()
+    collection = folder.open()
+    collection.start()
+    status = wait_for(collection)
+    collection.close()
+    assert (status.ready, status.rejected) == (6, [("phone.hif", "is in a format that is not read (.hif)")])
