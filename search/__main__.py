@@ -161,7 +161,7 @@ def _print(collection: Any, options: argparse.Namespace) -> None:
             "sentence": options.sentence, "words": answer.words, "unknown": answer.unknown,
             "by_spelling": answer.by_spelling, "dropped": answer.dropped, "hits": hits, "ranked": answer.scored,
             "pictures": answer.total, "rejected": status.rejected_count, "copies": status.copies,
-            "indexing": status.scanning, "model": status.model,
+            "indexing": status.scanning, "problem": status.problem, "model": status.model,
         }  # fmt: skip
         print(json.dumps(content, indent=2))
     else:

@@ -1,6 +1,7 @@
 """The command line, as a person starts it."""
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 from safetensors.torch import load_file
 
 import search.__main__ as command
+from search.cache import FeatureCache
 from search.sample import sample_picture
 from search.shipping import export_model
 from search.workspace import Workspace
@@ -183,7 +185,7 @@ def test_what_is_not_read_and_what_is_not_there_is_said(
     assert "the last 40 words of the sentence are not read" in capsys.readouterr().err
     command.main(["red " * 100, *options, "--json"])
     answer = json.loads(capsys.readouterr().out)
-    assert (answer["dropped"], answer["indexing"]) == (40, False)
+    assert (answer["dropped"], answer["indexing"], answer["problem"]) == (40, False, None)
     for path in folder.images.iterdir():
         path.unlink()
     (folder.images / "camera.dng").touch()
@@ -191,7 +193,25 @@ def test_what_is_not_read_and_what_is_not_there_is_said(
         command.main([SENTENCE, *options])
     said = capsys.readouterr()
     assert said.out == "" and "1 pictures cannot be used, such as camera.dng: is in a format that is not" in said.err
-    assert "error: images: no picture that can be searched; files of pictures end in .avif, .bmp, .gif" in said.err
+    assert "error: images: no picture that can be searched; files of pictures end in .apng, .avif, .avifs, .bmp" in said.err
+
+
+def test_why_indexing_has_stopped_is_in_the_json(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.chdir(folder.root)
+    options = [SENTENCE, "--images", "images", "--model", "models/tiny", "--cache", "cache", "--json"]
+    command.main(options)
+    whole = json.loads(capsys.readouterr().out)
+    folder.draw("further.png", 99)
+    monkeypatch.setattr(FeatureCache, "extract", fail)
+    command.main(options)
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["hits"] == whole["hits"] and answer["pictures"] == whole["pictures"]
+    assert (whole["problem"], answer["problem"]) == (None, "[Errno 28] No space left on device")
 
 
 def test_interrupted_while_it_is_loaded_it_just_ends(folder: Folder) -> None:

@@ -125,9 +125,9 @@ def test_every_extension_of_a_format_that_is_decoded_is_listed(folder: Folder) -
          ("JPEG2000", ".j2c", {"no_jp2": True}), ("JPEG2000", ".jpc", {"no_jp2": True})]
     ):  # fmt: skip
         ImageChops.offset(drawn, number).save(folder.images / f"{number}{extension}", kind, **options)
-    (folder.images / "phone.hif").touch()
+    (folder.images / "camera.nrw").touch()
     collection = folder.open()
     collection.start()
     status = wait_for(collection)
     collection.close()
-    assert (status.ready, status.rejected) == (6, [("phone.hif", "is in a format that is not read (.hif)")])
+    assert (status.ready, status.rejected) == (6, [("camera.nrw", "is in a format that is not read (.nrw)")])
