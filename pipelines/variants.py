@@ -20,6 +20,7 @@ from prefect import get_run_logger
 from stages.content.named import Content, NamedFilesSections, named_paths
 from stages.errors import InputError, shown
 from stages.named_files import current_content
+from stages.params.document import leaves
 from stages.params.pipeline import Params
 from stages.tracking.machine import command_output
 
@@ -123,18 +124,28 @@ def params_of(variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Params]:
 
 
 def check_evaluated(params: Mapping[str, Params], split: str) -> None:
-    """Raise InputError if a variant would not be evaluated on the split that the study reports, or not like the first
-    one."""
-    first, protocol = next((name, of_variant.evaluate.protocol) for name, of_variant in params.items())
+    """Raise InputError if a variant would not be evaluated on the split that the study reports, or on other images than
+    the first variant: differences between rows pair their images."""
+    first, *_ = params
+    compared = {name: dict(leaves(_decides_images(of_variant), of_variant)) for name, of_variant in params.items()}
     for name, of_variant in params.items():
+        for key, value in compared[name].items():
+            if value != compared[first].get(key):
+                raise InputError(
+                    f"{name}: {key}: {shown(value)}, but {shown(compared[first].get(key))} in {first}; expected equal "
+                    "images in all rows, which the study compares"
+                )
         if split not in of_variant.evaluate.splits:
             splits = shown(list(of_variant.evaluate.splits))
             raise InputError(f"{name}: evaluate.splits: {splits} lacks {split}; expected it, which the study reports")
-        if of_variant.evaluate.protocol != protocol:
-            raise InputError(
-                f"{name}: evaluate.protocol: {of_variant.evaluate.protocol}, but {protocol} in {first}; expected the "
-                "same for all rows, which are compared"
-            )
+
+
+def _decides_images(params: Params) -> dict[str, Any]:
+    """The params that decide which images and captions of test are ranked."""
+    dataset = params.to_dict()["dataset"]
+    # A split's scenes do not depend on the number of another's, so rows may differ in what they are trained on.
+    del dataset["scenes"]["train"], dataset["scenes"]["val"]
+    return {"dataset": dataset, "evaluate": {"protocol": params.evaluate.protocol}}
 
 
 def warn_of_kept_params(variants: Mapping[str, Mapping[str, Any]], base: Mapping[str, Any]) -> None:

@@ -1,7 +1,6 @@
 """What the page of a study says of outcomes whose answers are known."""
 
 import re
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from pipelines.study_document import _draw_gates, write_document
 from pipelines.study_rates import rates_markdown, with_rates
 from stages.errors import InputError
 from stages.evaluation.bootstrap import image_hits
-from stages.tracking.machine import commit_name
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGES = 40
@@ -110,35 +108,6 @@ def test_rows_that_were_tested_on_other_captions_are_not_compared(tmp_path):
     with pytest.raises(InputError, match=r"others: was tested on other captions or images than full; expected"):
         write_document(tmp_path / "study.md", outcomes, study)
     assert not list(tmp_path.iterdir())
-
-
-def test_rows_of_another_protocol_are_refused_before_anything_is_trained(monkeypatch):
-    """Five thousand images are as many in five folds of a thousand, where every rank is lower."""
-    monkeypatch.chdir(REPOSITORY)
-    variants = {"full": {"dataset.scenes.test": 5000}, "folds": {"evaluate.protocol": "coco_1k"}}
-    with pytest.raises(
-        InputError, match=r"folds-s0: evaluate\.protocol: coco_1k, but full in full-s0; expected the same"
-    ):
-        ablation.fn(variants=variants, seeds=[0], base={"dataset.scenes.test": 5000})
-
-
-def test_a_study_of_changed_code_does_not_pass_for_one_of_its_commit(tmp_path, monkeypatch):
-    """Experiments run with what is not committed; notes and results change nothing in them."""
-    monkeypatch.chdir(tmp_path)
-    names = ["params.yaml", "camp_model/model.py", "stages/a.py", "stages/b.py", "notes.md"]
-    for name in names:
-        Path(name).parent.mkdir(exist_ok=True)
-        Path(name).write_text("before")
-    for command in ("init -q", "add .", "-c user.name=a -c user.email=a@b commit -qm 1"):
-        subprocess.run(["git", *command.split()], check=True)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout[:12]
-    Path("notes.md").write_text("after")
-    assert commit_name() == commit
-    Path("params.yaml").write_text("after")
-    assert commit_name() == f"{commit}, with uncommitted changes of params.yaml"
-    for name in names:
-        Path(name).write_text("after")
-    assert commit_name().endswith("changes of camp_model/model.py, params.yaml, stages/a.py and 1 more files")
 
 
 def test_a_seed_is_not_set_for_every_row():
@@ -245,6 +214,27 @@ def test_a_study_that_could_not_be_written_is_refused_before_anything_is_trained
         ablation.fn(variants={"full": {}}, seeds=[0], base=base)
     with pytest.raises(InputError, match=why):
         photographs.fn(seeds=[0], base=base)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        ({"dataset.scenes.seed": 1}, r"other-s0: dataset\.scenes\.seed: 1, but 0 in full-s0; expected equal"),
+        (
+            {"dataset.scenes.train": 9, "dataset.scenes.test": 6000},
+            r"other-s0: dataset\.scenes\.test: 6000, but 5000",
+        ),
+        (
+            {"evaluate.protocol": "coco_1k"},
+            r"other-s0: evaluate\.protocol: 'coco_1k', but 'full' in full",
+        ),
+    ],
+)
+def test_rows_on_other_images_are_refused_before_anything_is_trained(overrides, why, monkeypatch):
+    """Scenes of other seeds have the same ids: their images would be paired, and the intervals mean nothing."""
+    monkeypatch.chdir(REPOSITORY)
+    with pytest.raises(InputError, match=why):
+        ablation.fn(variants={"full": {}, "other": overrides}, seeds=[0], base={"dataset.scenes.test": 5000})
 
 
 def test_a_study_that_ends_early_has_every_row_of_its_first_seeds():

@@ -193,7 +193,10 @@ def test_what_is_not_read_and_what_is_not_there_is_said(
         command.main([SENTENCE, *options])
     said = capsys.readouterr()
     assert said.out == "" and "1 pictures cannot be used, such as camera.dng: is in a format that is not" in said.err
-    assert "error: images: no picture that can be searched; files of pictures end in .apng, .avif, .avifs, .bmp" in said.err
+    assert (
+        "error: images: no picture that can be searched; files of pictures end in .apng, .avif, .avifs, .bmp"
+        in said.err
+    )
 
 
 def test_why_indexing_has_stopped_is_in_the_json(
