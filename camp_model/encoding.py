@@ -84,7 +84,7 @@ def encode_captions(
 
 
 def word_ids(model: CAMP, vocabulary: Vocabulary, words: Sequence[str]) -> list[int]:
-    """The id of each word of a sentence.
+    """The id of each word of a sentence, up to the last word that fits into the text encoder's input; at least of one.
 
     A word outside the vocabulary has an id for its spelling, valid in this process, if the text encoder reads spelling;
     otherwise it has the id of <unk>.
@@ -92,7 +92,11 @@ def word_ids(model: CAMP, vocabulary: Vocabulary, words: Sequence[str]) -> list[
     ids = vocabulary.encode(words)
     outside = list(dict.fromkeys(word for word in words if word not in vocabulary))
     oov = dict(zip(outside, model.caption_encoder.oov_ids(outside), strict=True))
-    return [oov.get(word, number) for word, number in zip(words, ids, strict=True)]
+    ids = [oov.get(word, number) for word, number in zip(words, ids, strict=True)]
+    if not ids:
+        return ids
+    read = model.caption_encoder.words_read(torch.tensor([ids], device=device_of(model)), torch.tensor([len(ids)]))
+    return ids[: max(1, int(read))]
 
 
 def captions_as_read(models: Sequence[CAMP], vocabulary: Vocabulary, captions: CaptionTable) -> CaptionTable:

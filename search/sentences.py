@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from camp_model.encoding import word_ids
 from camp_model.model import CAMP
 from camp_model.vocabulary import END, START, Vocabulary
@@ -49,9 +47,6 @@ class SentenceReader:
         if not words:
             raise InputError(f"sentence: {shown(sentence)} holds no word; expected words such as `a dog in the snow`")
         ids = word_ids(self.model, self.vocabulary, words[: self.params.max_words])
-        # Fewer than max_words if their pieces do not fit into a transformer's input; the first always counts as read.
-        fitting = self.model.caption_encoder.words_read(torch.tensor([ids]), torch.tensor([len(ids)]))
-        ids = ids[: max(1, int(fitting))]
         read = words[: len(ids)]
         known = tuple(not unread for unread in self.model.caption_encoder.unread(ids))
         spelt = tuple(number not in range(len(self.vocabulary)) for number in ids)
