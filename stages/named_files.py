@@ -12,8 +12,9 @@ files with dvc.lock: without the pipeline, a clone or an applied experiment woul
 import argparse
 from pathlib import Path
 
-from camp_model.files import read_object, write_json, write_text
+from camp_model.files import write_json, write_text
 from stages.content.named import Content, NamedFilesSections, content_of, named_paths
+from stages.contracts import read_object
 from stages.entry import read_params, stage_main
 from stages.errors import InputError, shown
 from stages.workspace import main_root
@@ -46,10 +47,7 @@ def _recorded() -> Content:
 
 
 def _content(path: Path) -> Content:
-    try:
-        values = read_object(path, EXPECTED)
-    except ValueError as error:  # such as a merge conflict that Git left
-        raise InputError(str(error)) from None
+    values = read_object(path, EXPECTED)  # an error if Git left a merge conflict
     for stage, named in values.items():
         entries = named.values() if isinstance(named, dict) else [None]
         if not all(isinstance(of, dict) and {"path", "sha256"} <= of.keys() for of in entries):

@@ -10,7 +10,7 @@ from camp_model.encoding import encode_captions, encode_images
 from camp_model.matchers.prepared import TILES, Prepared
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
-from stages.errors import InputError
+from stages.contracts import input_errors
 from stages.evaluation.folds import Fold
 from stages.params.evaluate import EvaluateParams, check_gates
 
@@ -23,10 +23,8 @@ def with_gates(params: EvaluateParams, folder: Path, model: CAMP, store: RegionS
     """
     if params.gates == "trained":
         return model
-    try:
+    with input_errors(f"{folder / 'config.json'}: "):
         check_gates(params.gates, model.config)
-    except ValueError as error:
-        raise InputError(f"{folder / 'config.json'}: {error}") from None
     if params.gates == "open":
         other = CAMP(replace(model.config, gate="unapplied"), caption_encoder=model.caption_encoder)
     else:

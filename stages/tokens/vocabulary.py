@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from camp_model.vocabulary import END, START, UNK, Vocabulary
+from stages.contracts import input_errors
 from stages.errors import InputError
 from stages.params.captions import CaptionsParams
 from stages.workspace import named_path
@@ -17,10 +18,8 @@ def named_vocabulary(params: CaptionsParams) -> Vocabulary | None:
     """
     if params.vocabulary is None:
         return None
-    try:
+    with input_errors("captions.vocabulary: "):
         vocabulary = Vocabulary.load(named_path(params.vocabulary), params.tokenizer)
-    except ValueError as error:
-        raise InputError(f"captions.vocabulary: {error}") from None
     if params.tokenizer not in (None, vocabulary.tokenizer):
         raise InputError(
             f"captions.tokenizer: {params.tokenizer}, but {params.vocabulary} was made with {vocabulary.tokenizer}; "

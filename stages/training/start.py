@@ -140,11 +140,9 @@ def _copy_matching_weights(
     Returns:
         The names of the copied weights, and the settings that differ.
     """
-    try:
+    with input_errors("train.start_from: "):
         source, its_vocabulary, _ = load_checkpoint(folder)
-        fingerprint = read_fingerprint(folder)
-    except ValueError as error:
-        raise InputError(f"train.start_from: {error}") from None
+    fingerprint = read_fingerprint(folder)
     if its_vocabulary != vocabulary and source.caption_encoder.word_embeddings() is not None:
         raise InputError(
             f"train.start_from: {folder}: is a checkpoint of another vocabulary ({len(its_vocabulary)} words, "
