@@ -93,13 +93,17 @@ class Source:
     hashed_splits: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Split that is filled by a hash -> its share, as `params key: value`, and what to do if it stays empty."""
 
+    def reject(self, what: str, where: str, reason: str) -> None:
+        """Add a record to `rejected`."""
+        self.rejected.append(Rejected(what, where, reason))
+
     @contextlib.contextmanager
     def reject_errors(self, what: str) -> Iterator[None]:
-        """Add a record that the block finds bad to `rejected`, and skip the rest of the block."""
+        """Reject a record that the block finds bad, and skip the rest of the block."""
         try:
             yield
         except BadRecord as error:
-            self.rejected.append(Rejected(what, error.where, error.reason))
+            self.reject(what, error.where, error.reason)
 
 
 def image_ids(paths: list[str]) -> list[str]:

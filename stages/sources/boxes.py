@@ -4,7 +4,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from stages.sources.base import Rejected, Source
+from stages.sources.base import Source
 from stages.sources.frames import QUARTER_TURNS, Frame, WrongFrame, fits, upright_boxes
 
 
@@ -58,7 +58,7 @@ def turn_boxes_upright(source: Source) -> None:
             turned = upright_boxes(boxes, stated, frame, unclear_is_stored)
             _check_within(turned, frame, stated is not None)
         except WrongFrame as error:
-            source.rejected.append(Rejected("boxes", image.where, str(error)))
+            source.reject("boxes", image.where, str(error))
             gone |= set(numbers)
             continue
         for number, (x0, y0, x1, y1) in zip(numbers, turned.tolist(), strict=True):

@@ -1,11 +1,12 @@
 """Checks on every source, whatever it was read from: bad records are set aside, too many of them are an error."""
 
 from collections import Counter
+from collections.abc import Set
 
 from camp_model.files import is_unicode
 from stages.errors import InputError, shown
 from stages.params.dataset import SPLITS
-from stages.sources.base import BadRecord, Source, SourceBox, SourceCaption, SourceImage
+from stages.sources.base import Source, SourceCaption, SourceImage
 
 SHOWN = 10
 """Rejected records that are printed."""
@@ -15,23 +16,35 @@ def _check_images(source: Source) -> None:
     first: dict[str, str] = {}
     images: list[SourceImage] = []
     for image in source.images:
-        with source.reject_errors("image"):
-            if image.split not in (*SPLITS, ""):
-                raise BadRecord(image.where, f"split {shown(image.split)} is not one of {', '.join(SPLITS)}")
-            if image.image_id in first:
-                raise BadRecord(
-                    image.where, f"image id {shown(image.image_id)} is there twice, first at {first[image.image_id]}"
-                )
+        if image.split not in (*SPLITS, ""):
+            source.reject("image", image.where, f"split {shown(image.split)} is not one of {', '.join(SPLITS)}")
+        elif image.image_id in first:
+            twice = f"image id {shown(image.image_id)} is there twice, first at {first[image.image_id]}"
+            source.reject("image", image.where, twice)
+        else:
             first[image.image_id] = image.where
             images.append(image)
     source.images = images
 
 
-def _check_caption(caption: SourceCaption) -> None:
-    if not caption.text.strip():
-        raise BadRecord(caption.where, f"the caption of image {shown(caption.image_id)} is empty")
-    if not is_unicode(caption.text):
-        raise BadRecord(caption.where, f"the caption {shown(caption.text)} holds half a character (a lone surrogate)")
+def _check_captions(source: Source, known: Set[str]) -> None:
+    """Set captions aside, and drop those of images that are among the `known` ids but not in the source any more."""
+    listed = {image.image_id for image in source.images}
+    captions: list[SourceCaption] = []
+    for caption in source.captions:
+        if caption.image_id not in known:
+            unlisted = f"the caption names image {shown(caption.image_id)}, which is not listed"
+            source.reject("caption", caption.where, unlisted)
+        elif caption.image_id not in listed:
+            continue
+        elif not caption.text.strip():
+            source.reject("caption", caption.where, f"the caption of image {shown(caption.image_id)} is empty")
+        elif not is_unicode(caption.text):
+            half = f"the caption {shown(caption.text)} holds half a character (a lone surrogate)"
+            source.reject("caption", caption.where, half)
+        else:
+            captions.append(caption)
+    source.captions = captions
 
 
 def check_source(source: Source, max_share: float = 0.0, rejected_ids: frozenset[str] = frozenset()) -> None:
@@ -50,34 +63,18 @@ def check_source(source: Source, max_share: float = 0.0, rejected_ids: frozenset
     """
     known = rejected_ids | {image.image_id for image in source.images}
     _check_images(source)
-    listed = {image.image_id for image in source.images}
-    captions: list[SourceCaption] = []
-    for caption in source.captions:
-        if caption.image_id in listed or caption.image_id not in known:
-            with source.reject_errors("caption"):
-                if caption.image_id not in known:
-                    raise BadRecord(
-                        caption.where, f"the caption names image {shown(caption.image_id)}, which is not listed"
-                    )
-                _check_caption(caption)
-                captions.append(caption)
-    source.captions = captions
-    captioned = {caption.image_id for caption in captions}
+    _check_captions(source, known)
+    captioned = {caption.image_id for caption in source.captions}
     for image in source.images:
         if image.image_id not in captioned:
-            with source.reject_errors("image"):
-                raise BadRecord(image.where, f"image {shown(image.image_id)} has no caption; expected at least one")
+            missing = f"image {shown(image.image_id)} has no caption; expected at least one"
+            source.reject("image", image.where, missing)
     source.images = [image for image in source.images if image.image_id in captioned]
-    boxes: list[SourceBox] = []
     for box in source.boxes:
-        if box.image_id in captioned:
-            boxes.append(box)
-        elif box.image_id not in known:
-            with source.reject_errors("box"):
-                raise BadRecord(
-                    f"image {shown(box.image_id)}", f"a box names image {shown(box.image_id)}, which is not listed"
-                )
-    source.boxes = boxes
+        if box.image_id not in known:
+            image_id = shown(box.image_id)
+            source.reject("box", f"image {image_id}", f"a box names image {image_id}, which is not listed")
+    source.boxes = [box for box in source.boxes if box.image_id in captioned]
     check_rejected(source, max_share)
     check_splits(source)
 

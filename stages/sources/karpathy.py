@@ -8,7 +8,6 @@ from stages.errors import shown
 from stages.params.dataset import SPLITS, DatasetParams, KarpathyParams
 from stages.sources.base import (
     BadRecord,
-    Rejected,
     Source,
     SourceCaption,
     SourceImage,
@@ -82,7 +81,7 @@ def read_source(params: DatasetParams, image_out: Path) -> Source:
         if first.setdefault(record.path, entry) != entry:
             # Its captions are dropped too: the first record may be of another split.
             reason = f"the picture {shown(record.path)} is there twice, first at {first[record.path]}"
-            source.rejected.append(Rejected("image", record.where, reason))
+            source.reject("image", record.where, reason)
             continue
         source.images.append(SourceImage(image_id, record.path, record.split, record.where, join_path(options.images)))
         for number, sentence in enumerate(record.sentences):

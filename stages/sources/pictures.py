@@ -13,7 +13,7 @@ from tqdm import tqdm
 from camp_model.files import is_unicode
 from stages.content.hashes import file_hashes
 from stages.errors import printable, shown
-from stages.sources.base import BadRecord, Rejected, Source, SourceImage
+from stages.sources.base import BadRecord, Source, SourceImage
 from stages.sources.formats import FORMATS
 from stages.sources.frames import Frame, frame_of
 
@@ -189,7 +189,7 @@ def find_pictures(source: Source, root: ImageRoot, needed: bool) -> dict[str, Pa
             file = root.file_of(image)
         except BadRecord as error:
             if needed or not isinstance(error, MissingFile):
-                source.rejected.append(Rejected("image", error.where, error.reason))
+                source.reject("image", error.where, error.reason)
                 continue
             images.append(image)
         else:
@@ -209,7 +209,7 @@ def read_headers(source: Source, files: dict[str, Path], hashes: Path | None) ->
             images.append(image)
             continue
         if header.problem:
-            reason = f"{_short(files[image.image_id])}: {header.problem}; listed with 0 x 0"
-            source.rejected.append(Rejected("size", image.where, reason))
+            file = _short(files[image.image_id])
+            source.reject("size", image.where, f"{file}: {header.problem}; listed with 0 x 0")
         images.append(image._replace(frame=header.frame, sha256=header.sha256))
     source.images = images
