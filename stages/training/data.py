@@ -4,12 +4,12 @@ Shapes: B pairs of a batch, R regions, D region_dim, N words of the longest capt
 """
 
 import math
-import queue
-import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -136,36 +136,12 @@ T = TypeVar("T")
 
 def prefetch(items: Iterator[T], depth: int = PREFETCH) -> Iterator[T]:
     """Yield the same items, produced up to `depth` ahead by a thread, whose exceptions are raised here."""
-    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(item: T | None, error: BaseException | None) -> None:
-        while not stop.is_set():
-            try:
-                return ready.put((item, error), timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for item in items:
-                put(item, None)
-                if stop.is_set():
-                    return
-            put(None, StopIteration())
-        except BaseException as error:
-            put(None, error)
-
-    thread = threading.Thread(target=work, daemon=True, name="prefetch")
-    thread.start()
+    end = object()
+    thread = ThreadPoolExecutor(1, "prefetch")
     try:
-        while True:
-            item, error = ready.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item  # type: ignore[misc]
+        ready: deque[Future[Any]] = deque(thread.submit(next, items, end) for _ in range(depth))
+        while (item := ready.popleft().result()) is not end:
+            ready.append(thread.submit(next, items, end))
+            yield item
     finally:
-        stop.set()
-        thread.join()
+        thread.shutdown(cancel_futures=True)
