@@ -13,17 +13,13 @@ from prefect import flow, get_run_logger
 
 from pipelines.commands import exit_on_signals, resume_hint
 from pipelines.experiments import run_in_parallel
-from pipelines.study import SPLIT, read_outcome
-from pipelines.study_answers import StudyInput
+from pipelines.study import SPLIT, read_outcome, read_study
 from pipelines.study_document import Page, write_document
 from pipelines.study_rates import rates_markdown, with_rates
 from pipelines.variants import check_evaluated, params_of, warn_of_kept_params
-from stages.contracts import read_table
 from stages.errors import InputError
-from stages.foils.facts import true_by_chance
 from stages.params.document import parse
 from stages.params.pipeline import Params
-from stages.tracking.machine import commit_name
 
 
 @dataclass(frozen=True)
@@ -193,38 +189,20 @@ def ablation(
     rows, names, parent = run_in_parallel("ablation", trainings, jobs, promote, "evaluate")
     if document:
         seeds_of = {name: [*seeds, *more_seeds] if name in close else seeds for name in variants}
-        outcomes = {
-            name: [read_outcome(names[f"{name}-s{seed}"]) for seed in of_row] for name, of_row in seeds_of.items()
-        }
         labels = {name: STUDY[name].label if name in STUDY else name for name in variants}
-        study = StudyInput(labels, seeds, base, data_line(), commit_name(), load_true_by_chance(), parent)
+        experiments = {name: [names[f"{name}-s{seed}"] for seed in of_row] for name, of_row in seeds_of.items()}
+        study = read_study(experiments, labels, seeds, base, parent)
         page = Page()
         if rates:
             by_rate = {
-                name: {1.0: outcomes[name][0]}
+                name: {1.0: study.outcomes[name][0]}
                 | {rate: read_outcome(names[f"{name}-x{rate:g}-s{seeds[0]}"]) for rate in rates}
                 for name in variants
             }
             page = replace(page, further=rates_markdown(by_rate, labels, seeds[0]))
-        write_document(Path(document), outcomes, study, page)
+        write_document(Path(document), study, page)
         get_run_logger().info("written: %s", document)
     return rows
-
-
-def data_line() -> str:
-    """The source, and the number of images and captions of each split."""
-    source = Params.load().dataset.source
-    tables = {name: read_table(Path(f"data/dataset/{name}.parquet"), ("split",)) for name in ("images", "captions")}
-    counts = {name: table["split"].value_counts().to_pylist() for name, table in tables.items()}
-    sizes = {name: {entry["values"]: entry["counts"] for entry in rows} for name, rows in counts.items()}
-    splits = [f"{split} {sizes['images'].get(split, 0):,} images and {sizes['captions'].get(split, 0):,} captions"
-              for split in ("train", "val", "test")]  # fmt: skip
-    return f"`{source}`; {', '.join(splits)}"
-
-
-def load_true_by_chance() -> float | None:
-    scenes = Path("data/dataset/scenes.parquet")
-    return true_by_chance(scenes, SPLIT) if scenes.is_file() else None
 
 
 def setting(text: str) -> tuple[str, Any]:

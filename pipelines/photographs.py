@@ -14,14 +14,14 @@ from typing import Any
 from prefect import flow, get_run_logger
 
 from camp_model.files import replacing_folder
-from pipelines.ablation import check_seeds, data_line, load_true_by_chance, setting, with_seeds
+from pipelines.ablation import check_seeds, setting, with_seeds
 from pipelines.commands import allow_commands, exit_on_signals, resume_hint, run_command
 from pipelines.dag import check_experiments
 from pipelines.experiments import run_in_parallel
 from pipelines.photograph_rows import ADDITIONS, FIRST, JOINT, WORDS, rows_of, start_of
 from pipelines.reproduce import DVC
-from pipelines.study import SPLIT, commit_of, difference_of, read_outcome
-from pipelines.study_answers import Outcomes, StudyInput, interval
+from pipelines.study import SPLIT, Outcomes, commit_of, difference_of, read_study
+from pipelines.study_answers import interval
 from pipelines.study_document import Page, write_document
 from pipelines.summary import costs_markdown, table
 from pipelines.variants import check_evaluated, params_of, warn_of_kept_params
@@ -29,7 +29,6 @@ from stages.errors import InputError
 from stages.params.document import rewrite
 from stages.params.pipeline import Params
 from stages.params.section import PARAMS
-from stages.tracking.machine import commit_name
 from stages.workspace import main_root
 
 STARTS = Path("models/photographs")
@@ -88,12 +87,11 @@ def photographs(
                 later_rows |= with_seeds({name: {**start, **row.overrides}}, [seed], base)
     later_results, more, parent = run_in_parallel("photographs", later_rows, jobs, False, "evaluate")
     names |= more
-    outcomes = {name: [read_outcome(names[f"{name}-s{seed}"]) for seed in seeds] for name in chosen}
     labels = {name: row.label for name, row in chosen.items()}
-    study = StudyInput(labels, seeds, base, data_line(), commit_name(), load_true_by_chance(), parent)
-    experiments = {label: [names[f"{name}-s{seed}"] for seed in seeds] for name, label in labels.items()}
-    remarks = _remarks(outcomes) + costs_markdown(SHARED, experiments, jobs)
-    write_document(Path(document), outcomes, study, replace(PAGE, remarks=remarks))
+    experiments = {name: [names[f"{name}-s{seed}"] for seed in seeds] for name in chosen}
+    study = read_study(experiments, labels, seeds, base, parent)
+    costs = costs_markdown(SHARED, {labels[name]: of_row for name, of_row in experiments.items()}, jobs)
+    write_document(Path(document), study, replace(PAGE, remarks=_remarks(study.outcomes) + costs))
     get_run_logger().info("written: %s", document)
     return ranked + later_results
 

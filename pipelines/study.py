@@ -4,16 +4,23 @@ import io
 import json
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from stages.contracts import read_table
 from stages.errors import InputError
 from stages.evaluation.bootstrap import ImageHits, paired_differences, read_hits
+from stages.foils.facts import true_by_chance
+from stages.params.dataset import SPLITS
+from stages.params.pipeline import Params
+from stages.tracking.machine import commit_name
 
 SPLIT = "test"
 """Models are selected on val; reported numbers are measured once, on test."""
@@ -33,6 +40,10 @@ class Outcome:
     """rsum of the kept model on val."""
 
 
+Outcomes = Mapping[str, Sequence[Outcome]]
+"""Row -> one outcome per seed, some rows have more seeds; includes `full`."""
+
+
 @dataclass(frozen=True)
 class Difference:
     """Full model minus variant, in rsum, with its 95 % bootstrap interval."""
@@ -48,6 +59,77 @@ class Difference:
     def verdict(self) -> str:
         """The conclusion about the full model that the interval, rounded as printed, supports."""
         return "better" if round(self.low, 1) > 0 else "worse" if round(self.high, 1) < 0 else "not significant"
+
+
+@dataclass(frozen=True)
+class Study:
+    """The outcomes of a study, and what they were measured with."""
+
+    outcomes: Outcomes
+    labels: Mapping[str, str]
+    """Row -> its name for readers."""
+    seeds: Sequence[int]
+    """Seeds that every row has."""
+    base: Mapping[str, Any]
+    """Params that the study sets for every row."""
+    data: str
+    """Source and number of the images and captions."""
+    commit: str
+    true_by_chance: float | None
+    """Share of the content words of random negative pairs that are true of the picture; None if unknown."""
+    run: str | None
+    """Key of the MLflow run that all trainings are nested under."""
+
+    @cached_property
+    def differences(self) -> dict[str, Difference]:
+        """The full model minus every other row.
+
+        Raises:
+            InputError: a row was tested on other captions.
+        """
+        full = self.outcomes["full"]
+        for name, of_row in self.outcomes.items():
+            if any(outcome.hits.queries != full[0].hits.queries for outcome in of_row):
+                raise InputError(
+                    f"{name}: was tested on other captions or images than full; expected variants with the same "
+                    f"{SPLIT} split, such as with the same dataset.scenes.seed"
+                )
+        return {name: difference_of(full, of_row) for name, of_row in self.outcomes.items() if name != "full"}
+
+
+def read_study(
+    experiments: Mapping[str, Sequence[str]],
+    labels: Mapping[str, str],
+    seeds: Sequence[int],
+    base: Mapping[str, Any],
+    run: str | None,
+) -> Study:
+    """Read the outcomes of finished experiments, and what this workspace says of the data that all of them share.
+
+    Args:
+        experiments: row -> names of its experiments, one per seed; for the other arguments see `Study`.
+
+    Raises:
+        InputError: as `read_outcome`.
+    """
+    outcomes = {row: [read_outcome(name) for name in names] for row, names in experiments.items()}
+    return Study(outcomes, labels, seeds, base, data_line(), commit_name(), load_true_by_chance(), run)
+
+
+def data_line() -> str:
+    """The source, and the number of images and captions of each split."""
+    source = Params.load().dataset.source
+    tables = {name: read_table(Path(f"data/dataset/{name}.parquet"), ("split",)) for name in ("images", "captions")}
+    counts = {name: Counter(table["split"].to_pylist()) for name, table in tables.items()}
+    splits = [f"{split} {counts['images'][split]:,} images and {counts['captions'][split]:,} captions"
+              for split in SPLITS]  # fmt: skip
+    return f"`{source}`; {', '.join(splits)}"
+
+
+def load_true_by_chance() -> float | None:
+    """The number of `Study`, from the ground truth of embedded scenes; None for other pictures."""
+    scenes = Path("data/dataset/scenes.parquet")
+    return true_by_chance(scenes, SPLIT) if scenes.is_file() else None
 
 
 def commit_of(experiment: str) -> str | None:
@@ -89,23 +171,6 @@ def read_outcome(experiment: str) -> Outcome:
         curve=pd.read_csv(io.BytesIO(files.read_bytes("plots/val_recall.csv"))),
         val_rsum=json.loads(files.read_bytes("metrics/train.json"))["val_rsum"],
     )
-
-
-def compare(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, Difference]:
-    """The full model minus every other variant; outcomes[variant] has one entry per seed, some have more seeds.
-
-    Raises:
-        InputError: the variants were tested on different captions.
-    """
-    of_full = outcomes["full"][0].hits.queries
-    if others := [name for name, seeds in outcomes.items() if any(seed.hits.queries != of_full for seed in seeds)]:
-        raise InputError(
-            f"{others[0]}: was tested on other captions or images than full; expected variants with the same {SPLIT} "
-            "split, such as with the same dataset.scenes.seed"
-        )
-    return {
-        name: difference_of(outcomes["full"], of_variant) for name, of_variant in outcomes.items() if name != "full"
-    }
 
 
 def difference_of(first: Sequence[Outcome], second: Sequence[Outcome]) -> Difference:

@@ -1,31 +1,8 @@
 """Conclusions from a study's numbers: answers to the paper's five questions, and what we now believe."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-from pipelines.study import Difference, Outcome, difference_of, spread
-
-Outcomes = Mapping[str, Sequence[Outcome]]
-"""Variant -> one outcome per seed; includes `full`."""
-
-
-@dataclass(frozen=True)
-class StudyInput:
-    """The inputs of the study."""
-
-    labels: Mapping[str, str]
-    seeds: Sequence[int]
-    base: Mapping[str, Any]
-    """Params that the study sets for every row."""
-    data: str
-    """Source and number of the images and captions."""
-    commit: str
-    true_by_chance: float | None
-    """Share of the content words of random negative pairs that are true of the picture; None if unknown."""
-    run: str | None
-    """Key of the MLflow run that all trainings are nested under."""
-
+from pipelines.study import Difference, Outcome, Study, difference_of, spread
 
 PEERS = (
     "joint-embedding",
@@ -80,8 +57,10 @@ ENCODERS_TAUGHT = ("published-gates-joint-term", "no-gates-joint-term")
 """Rows with and without gates; both also train a joint embedding, an extra signal for the encoders alone."""
 
 
-def title(differences: Mapping[str, Difference]) -> str:
-    asked = [str(number) for number, (_, names) in enumerate(QUESTIONS, start=1) if differences.keys() & {*names}]
+def title(study: Study) -> str:
+    """Names the questions that the study's rows answer."""
+    rows = study.differences.keys()
+    asked = [str(number) for number, (_, names) in enumerate(QUESTIONS, start=1) if rows & {*names}]
     if len(asked) == len(QUESTIONS):
         return "The paper's five questions"
     if not asked:
@@ -89,62 +68,73 @@ def title(differences: Mapping[str, Difference]) -> str:
     return f"Question{'s' * (len(asked) > 1)} {' and '.join(asked)} of the paper's five"
 
 
-def conclusions(outcomes: Outcomes, differences: Mapping[str, Difference], study: StudyInput) -> list[str]:
+def conclusions(study: Study) -> list[str]:
     """The worth of each part of the model, the best peer, unsupervised gates, and what counts and locations change."""
+    outcomes, differences = study.outcomes, study.differences
     lines = [
-        f"- {claim} {_worth(differences[row])}{_caveat(row, outcomes)}."
+        f"- {claim} {_worth(differences[row])}{_caveat(study, row)}."
         for row, claim in CONCLUSIONS
         if row in differences
     ]
     if differences.keys() >= {*ENCODERS_TAUGHT}:
         worth = _worth(difference_of(*(outcomes[row] for row in ENCODERS_TAUGHT)))
         lines.append(f"- Gates without supervision, where a joint embedding teaches the encoders, are worth {worth}.")
-    peers = [row for row in PEERS if row in differences]
-    if peers:
+    if peers := [row for row in PEERS if row in differences]:
         best = min(peers, key=lambda row: differences[row].mean)
         lines.append(
             f"- Of the baselines, listed under question 1, *{study.labels[best]}* has the highest rsum: the "
             f"full model is {_verdict_text(differences[best])}."
         )
-    auc = mean_gate(outcomes.get("published-gates", ()), "gate_auc", 3)
-    if auc:
-        means = [mean_gate(outcomes["published-gates"], f"gate_{kind}_mean", 3) for kind in ("positive", "negative")]
-        seeds = outcomes["published-gates"]
-        shut = sum((outcome.gates["gate_auc"] or 0) < 0.5 for outcome in seeds)
-        less = f"; with {shut} of {len(seeds)} seeds they open less on matching pairs" if shut else ""
-        lines.append(
-            f"- Gates without supervision have a mean of {means[0]} on matching pairs and of {means[1]} on random "
-            f"ones, AUC {auc}{less}."
-        )
-    if "counts" in differences:
-        # "counts" is also trained with foils; the effect of foils alone is not due to the evidence.
-        rows = [row for row in ("counts", "full", "foils") if row in outcomes]
-        count, relation = (
-            [foil(outcomes[row], kind, "true_first_balanced") for row in rows] for kind in ("count", "relation")
-        )
-        if all(count) and all(relation):
-            alone = f"; trained with foils alone: {count[2]} % and {relation[2]} %" if "foils" in outcomes else ""
-            lines.append(
-                "- With counts and locations as evidence and training on foils, captions score higher than foils with "
-                f"another count in {count[0]} % of cases, and with another relation in {relation[0]} % (the full "
-                f"model: {count[1]} % and {relation[1]} %{alone}; balanced, so that guessing gives 50 %); in rsum the "
-                f"full model is {_verdict_text(differences['counts'])}."
-            )
+    lines += [*_unsupervised_gates(study), *_counts(study)]
     return ["## What we believe now\n", "\n".join(lines) + "\n"] if lines else []
 
 
-def count_untrained_seeds(row: str, outcomes: Outcomes) -> int:
+def _unsupervised_gates(study: Study) -> list[str]:
+    seeds = study.outcomes.get("published-gates", ())
+    if not (auc := mean_gate(seeds, "gate_auc", 3)):
+        return []
+    means = [mean_gate(seeds, f"gate_{kind}_mean", 3) for kind in ("positive", "negative")]
+    shut = sum((outcome.gates["gate_auc"] or 0) < 0.5 for outcome in seeds)
+    less = f"; with {shut} of {len(seeds)} seeds they open less on matching pairs" if shut else ""
+    return [
+        f"- Gates without supervision have a mean of {means[0]} on matching pairs and of {means[1]} on random ones, "
+        f"AUC {auc}{less}."
+    ]
+
+
+def _counts(study: Study) -> list[str]:
+    """What counts and locations as evidence change; empty if a row has no foils of both kinds."""
+    if "counts" not in study.outcomes:
+        return []
+    # "counts" is also trained with foils; the effect of foils alone is not due to the evidence.
+    rows = [row for row in ("counts", "full", "foils") if row in study.outcomes]
+    count, relation = (
+        [foil(study.outcomes[row], kind, "true_first_balanced") for row in rows] for kind in ("count", "relation")
+    )
+    if not all(count) or not all(relation):
+        return []
+    alone = f"; trained with foils alone: {count[2]} % and {relation[2]} %" if "foils" in rows else ""
+    return [
+        "- With counts and locations as evidence and training on foils, captions score higher than foils with another "
+        f"count in {count[0]} % of cases, and with another relation in {relation[0]} % (the full model: {count[1]} % "
+        f"and {relation[1]} %{alone}; balanced, so that guessing gives 50 %); in rsum the full model is "
+        f"{_verdict_text(study.differences['counts'])}."
+    ]
+
+
+def count_untrained_seeds(study: Study, row: str) -> int:
     """The number of a row's seeds whose rsum ended below `MIN_TRAINED_RSUM`, or below half that of its best seed."""
     if row in TESTED_DIFFERENTLY:
         return 0
-    rsums = [outcome.recall["rsum"] for outcome in outcomes[row]]
+    rsums = [outcome.recall["rsum"] for outcome in study.outcomes[row]]
     return sum(rsum < max(MIN_TRAINED_RSUM, max(rsums) / 2) for rsum in rsums)
 
 
-def _caveat(row: str, outcomes: Outcomes) -> str:
-    slow, best = count_untrained_seeds(row, outcomes), max(outcome.recall["rsum"] for outcome in outcomes[row])
+def _caveat(study: Study, row: str) -> str:
+    seeds, slow = study.outcomes[row], count_untrained_seeds(study, row)
+    best = max(outcome.recall["rsum"] for outcome in seeds)
     reached = f", the best reached {best:.1f}" if best >= MIN_TRAINED_RSUM else ""
-    return f" ({slow} of {len(outcomes[row])} seeds without it hardly learnt{reached})" if slow else ""
+    return f" ({slow} of {len(seeds)} seeds without it hardly learnt{reached})" if slow else ""
 
 
 def _worth(difference: Difference) -> str:
@@ -152,20 +142,24 @@ def _worth(difference: Difference) -> str:
     return f"{worth}, which is not significant" if difference.verdict == "not significant" else worth
 
 
-def answers(outcomes: Outcomes, differences: Mapping[str, Difference], study: StudyInput) -> list[str]:
+def answers(study: Study) -> list[str]:
+    """A section for each question that rows of the study answer."""
     sections = []
     for number, (claim, names) in enumerate(QUESTIONS, start=1):
-        known = [name for name in names if name in differences]
+        known = [name for name in names if name in study.differences]
         if not known:
             continue
         lines = [
-            f"- against *{study.labels[name]}*: the full model is {_verdict_text(differences[name])}" for name in known
+            f"- against *{study.labels[name]}*: the full model is {_verdict_text(study.differences[name])}"
+            for name in known
         ]
         if number in (2, 5):
-            lines += _suppression(outcomes, study, ("full", *known))
+            lines += _suppression(study, ("full", *known))
         if number == 1:
-            lines += [f"- *{study.labels[name]}*: the true caption beats its foil in {foil(outcomes[name])} % of cases"
-                      for name in ("full", *known)]  # fmt: skip
+            lines += [
+                f"- *{study.labels[name]}*: the true caption beats its foil in {foil(study.outcomes[name])} % of cases"
+                for name in ("full", *known)
+            ]
         sections.append(f"### {number}. {claim}\n\n" + "\n".join(lines) + "\n")
     return sections
 
@@ -177,10 +171,12 @@ def _verdict_text(difference: Difference) -> str:
     return f"{difference.verdict} by {interval(amount)} rsum"
 
 
-def _suppression(outcomes: Outcomes, study: StudyInput, names: Sequence[str]) -> list[str]:
+def _suppression(study: Study, names: Sequence[str]) -> list[str]:
     lines = []
     for name in names:
-        means = [mean_gate(outcomes[name], f"gate_{kind}_mean", 3) for kind in ("positive", "negative", "hardest")]
+        means = [
+            mean_gate(study.outcomes[name], f"gate_{kind}_mean", 3) for kind in ("positive", "negative", "hardest")
+        ]
         if all(means):
             lines.append(
                 f"- *{study.labels[name]}*: mean word gate {means[0]} on matching pairs, {means[1]} on random "

@@ -3,18 +3,15 @@
 import itertools
 import os
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from camp_model.files import write_text
-from pipelines.study import SPLIT, Difference, compare
+from pipelines.study import SPLIT, Study
 from pipelines.study_answers import (
     MIN_TRAINED_RSUM,
     TESTED_DIFFERENTLY,
-    Outcomes,
-    StudyInput,
     answers,
     cell,
     conclusions,
@@ -47,36 +44,35 @@ class Page:
     """Markdown above the section "Fine print"."""
 
 
-def write_document(path: Path, outcomes: Outcomes, study: StudyInput, page: Page = Page()) -> None:
+def write_document(path: Path, study: Study, page: Page) -> None:
     """Write the document and, in the same folder, its two charts."""
-    differences = compare(outcomes)
-    write_text(path.with_name(f"{path.stem}-differences.svg"), _draw_differences(differences, study))
-    write_text(path.with_name(f"{path.stem}-gates.svg"), _draw_gates(outcomes, study))
-    write_text(path, _text(path, outcomes, differences, study, page))
+    write_text(path.with_name(f"{path.stem}-differences.svg"), _draw_differences(study))
+    write_text(path.with_name(f"{path.stem}-gates.svg"), _draw_gates(study))
+    write_text(path, _text(path, study, page))
 
 
-def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference], study: StudyInput, page: Page) -> str:
+def _text(path: Path, study: Study, page: Page) -> str:
     settings = ", ".join(f"`{key}: {value}`" for key, value in study.base.items())
     sections = [
-        f"# {page.title or f'{title(differences)}, answered by this pipeline'}\n",
+        f"# {page.title or f'{title(study)}, answered by this pipeline'}\n",
         f"`{page.command}` wrote this page; do not edit it. One row per model, one change at a time; "
-        f"{_seeds(study)}{_further_seeds(outcomes, study)}. Every model is selected on the validation split and "
+        f"{_seeds(study)}{_further_seeds(study)}. Every model is selected on the validation split and "
         f"measured once on the {SPLIT} split.\n",
         f"![Difference in rsum to the full model]({path.stem}-differences.svg)\n",
-        table(_recall_rows(outcomes, differences, study)),
+        table(_recall_rows(study)),
         "The difference is the full model minus the row, on the same images, with its 95 % interval, a bootstrap over "
-        f"images{_over_seeds(outcomes)}: if it contains 0, the difference is not significant. Intervals are not "
+        f"images{_over_seeds(study)}: if it contains 0, the difference is not significant. Intervals are not "
         "corrected for multiple comparisons: by chance, one in twenty misses the true difference.\n",
-        *_untrained_rows(outcomes, study),
+        *_untrained_rows(study),
         *([page.remarks] if page.remarks else []),
-        *conclusions(outcomes, differences, study),
+        *conclusions(study),
         "## The answers\n",
-        *answers(outcomes, differences, study),
+        *answers(study),
         "## Gates\n",
         "Mean gate of matching pairs, of random negative pairs, and of the hardest negative of each caption. Content "
         "words name an object, a colour, a size or a texture. AUC: how often a matching pair's mean word gate is above "
         "a random negative pair's. The paper reports 0.971 on matching pairs and 2.7e-9 on negative ones.\n",
-        table(_gate_rows(outcomes, study)),
+        table(_gate_rows(study)),
         *_floor(study),
         f"![Mean word gates by epoch]({path.stem}-gates.svg)\n",
         "## Subtle mismatch\n",
@@ -84,10 +80,10 @@ def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference],
         "scores higher than its foil, in percent, by the kind of the word. *Balanced*: foils are weighted so that a "
         "model that reads only the two words gets 50 %; the first row then has their effective number: as "
         "many foils of equal weight say as much.\n",
-        table(_foil_rows(outcomes, study)),
+        table(_foil_rows(study)),
         "How often the model identifies the changed word, in percent: among the foil's content words, counts and "
         "relations, as the one whose replacement by `<unk>` raises the score most, or the one with the lowest gate:\n",
-        table(_guilty_rows(outcomes, study)),
+        table(_guilty_rows(study)),
         *([page.further] if page.further else []),
         "## Fine print\n",
         f"- Data: {study.data}.\n"
@@ -99,43 +95,46 @@ def _text(path: Path, outcomes: Outcomes, differences: Mapping[str, Difference],
     return "\n".join(sections)
 
 
-def _seeds(study: StudyInput) -> str:
+def _seeds(study: Study) -> str:
     if len(study.seeds) == 1:
         return f"one training seed ({study.seeds[0]}), without a deviation"
     return f"mean and standard deviation over {len(study.seeds)} training seeds ({', '.join(map(str, study.seeds))})"
 
 
-def _over_seeds(outcomes: Outcomes) -> str:
+def _over_seeds(study: Study) -> str:
     """How the intervals account for seeds; that of a row with one seed does not."""
-    counts = {len(of_variant) for name, of_variant in outcomes.items() if name != "full"} or {1}
+    counts = {len(study.outcomes[name]) for name in study.differences} or {1}
     if counts == {1}:
         return " only, which does not cover other seeds"
     return f" and{', where a row has several seeds,' if 1 in counts else ''} a t distribution over seeds"
 
 
-def _further_seeds(outcomes: Outcomes, study: StudyInput) -> str:
-    rows = [name for name, of_variant in outcomes.items() if len(of_variant) > len(study.seeds)]
+def _further_seeds(study: Study) -> str:
+    rows = [name for name, of_variant in study.outcomes.items() if len(of_variant) > len(study.seeds)]
     if not rows:
         return ""
     names = ", ".join(f"*{study.labels[name]}*" for name in rows)
-    return f", for {names} over {len(outcomes[rows[0]])}; differences use the seeds that both models have"
+    return f", for {names} over {len(study.outcomes[rows[0]])}; differences use the seeds that both models have"
 
 
-def _recall_rows(outcomes: Outcomes, differences: Mapping[str, Difference], study: StudyInput) -> list[dict[str, Any]]:
+def _recall_rows(study: Study) -> list[dict[str, Any]]:
     rows = []
-    for name, of_variant in outcomes.items():
+    for name, of_variant in study.outcomes.items():
         recall = {key: [outcome.recall[key] for outcome in of_variant] for key in ("rsum", "i2t_r1", "t2i_r1")}
         rows.append({
             "model": study.labels[name],
             "rsum": cell(recall["rsum"]), "i2t R@1": cell(recall["i2t_r1"]), "t2i R@1": cell(recall["t2i_r1"]),
-            "full minus this, rsum": "" if name == "full" else interval(differences[name]),
+            "full minus this, rsum": "" if name == "full" else interval(study.differences[name]),
         })  # fmt: skip
     return rows
 
 
-def _untrained_rows(outcomes: Outcomes, study: StudyInput) -> list[str]:
-    names = [f"*{study.labels[name]}* ({slow} of {len(of_variant)} seeds)"
-             for name, of_variant in outcomes.items() if (slow := count_untrained_seeds(name, outcomes))]  # fmt: skip
+def _untrained_rows(study: Study) -> list[str]:
+    names = [
+        f"*{study.labels[name]}* ({slow} of {len(of_variant)} seeds)"
+        for name, of_variant in study.outcomes.items()
+        if (slow := count_untrained_seeds(study, name))
+    ]
     if not names:
         return []
     return [
@@ -145,9 +144,9 @@ def _untrained_rows(outcomes: Outcomes, study: StudyInput) -> list[str]:
     ]
 
 
-def _gate_rows(outcomes: Outcomes, study: StudyInput) -> list[dict[str, Any]]:
+def _gate_rows(study: Study) -> list[dict[str, Any]]:
     rows = []
-    for name, of_variant in outcomes.items():
+    for name, of_variant in study.outcomes.items():
         for side, prefix in GATE_ROWS:
             cells = {
                 head: mean_gate(of_variant, f"{prefix}_{key}", 3)
@@ -160,7 +159,7 @@ def _gate_rows(outcomes: Outcomes, study: StudyInput) -> list[dict[str, Any]]:
     return rows
 
 
-def _floor(study: StudyInput) -> list[str]:
+def _floor(study: Study) -> list[str]:
     if study.true_by_chance is None:
         return []
     return [
@@ -170,28 +169,24 @@ def _floor(study: StudyInput) -> list[str]:
     ]
 
 
-def _kinds(outcomes: Outcomes) -> list[str]:
-    return list(dict.fromkeys(kind for of_variant in outcomes.values() for o in of_variant for kind in o.foils))
-
-
-def _foil_rows(outcomes: Outcomes, study: StudyInput) -> list[dict[str, Any]]:
+def _foil_rows(study: Study) -> list[dict[str, Any]]:
     columns = {}  # head -> kind, key
     counts: dict[str, float | None] = {}
-    first = next(iter(outcomes.values()))[0].foils
-    for kind in _kinds(outcomes):
+    first = next(iter(study.outcomes.values()))[0].foils
+    for kind in dict.fromkeys(kind for seeds in study.outcomes.values() for outcome in seeds for kind in outcome.foils):
         columns[kind] = kind, "true_first"
         counts[kind] = first.get(kind, {}).get("foils", 0)
         if kind in BALANCED:
             columns[head := f"{kind}, balanced"] = kind, "true_first_balanced"
             counts[head] = first.get(kind, {}).get("foils_balanced", 0)
     rows: list[dict[str, Any]] = [{"model": "*foils*", **counts}]
-    for name, of_variant in outcomes.items():
+    for name, of_variant in study.outcomes.items():
         cells = {head: foil(of_variant, *column) for head, column in columns.items()}
         rows.append({"model": study.labels[name], **cells})
     return rows
 
 
-def _guilty_rows(outcomes: Outcomes, study: StudyInput) -> list[dict[str, Any]]:
+def _guilty_rows(study: Study) -> list[dict[str, Any]]:
     return [
         {
             "model": study.labels[name],
@@ -199,7 +194,7 @@ def _guilty_rows(outcomes: Outcomes, study: StudyInput) -> list[dict[str, Any]]:
             "by gate": foil(of_variant, key="guilty_by_gate"),
             "by chance": foil(of_variant, key="chance"),
         }
-        for name, of_variant in outcomes.items()
+        for name, of_variant in study.outcomes.items()
     ]
 
 
@@ -213,21 +208,21 @@ def _machine() -> str:
     return f"Hardware of the machine that wrote this: {os.cpu_count()} cores, {cpu}"
 
 
-def _draw_differences(differences: Mapping[str, Difference], study: StudyInput) -> str:
+def _draw_differences(study: Study) -> str:
     intervals = [
         Interval(study.labels[name], difference.low, difference.mean, difference.high)
-        for name, difference in differences.items()
+        for name, difference in study.differences.items()
         if name not in TESTED_DIFFERENTLY  # hundreds beside tens: the other rows would look alike in the chart
     ]
     label = "rsum, full model minus this one (right: the full model is better)"
     return standalone_svg(interval_chart(intervals, "Difference in rsum to the full model", label))
 
 
-def _draw_gates(outcomes: Outcomes, study: StudyInput) -> str:
+def _draw_gates(study: Study) -> str:
     """Draw, per epoch, the mean over the seeds still training, and a band from the lowest to the highest."""
     lines = []
     for name in ("full", "gate-context", "published-gates"):
-        of_seeds = [outcome.curve for outcome in outcomes.get(name, ())]
+        of_seeds = [outcome.curve for outcome in study.outcomes.get(name, ())]
         # The column of a model without word gates is empty.
         curves = [curve for curve in of_seeds if "gate_positive_mean" in curve.dropna(axis="columns", how="all")]
         for column, kind in (("gate_positive_mean", "matching"), ("gate_negative_mean", "random negative")):

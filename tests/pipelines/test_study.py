@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.ablation import FURTHER, OVERRIDES, STUDY, ablation, load_true_by_chance, with_seeds
+from pipelines.ablation import FURTHER, OVERRIDES, STUDY, ablation, with_seeds
 from pipelines.photographs import photographs
-from pipelines.study import Outcome
-from pipelines.study_answers import CONCLUSIONS, QUESTIONS, StudyInput
-from pipelines.study_document import _draw_gates, write_document
+from pipelines.study import Outcome, Study, load_true_by_chance
+from pipelines.study_answers import CONCLUSIONS, QUESTIONS
+from pipelines.study_document import Page, _draw_gates, write_document
 from pipelines.study_rates import rates_markdown, with_rates
 from stages.errors import InputError
 from stages.evaluation.bootstrap import image_hits
@@ -37,6 +37,10 @@ def outcome(missed: int, **gates: float) -> Outcome:
     )
 
 
+def study_of(outcomes: dict[str, list[Outcome]], seeds: list[int]) -> Study:
+    return Study(outcomes, {name: STUDY[name].label for name in outcomes}, seeds, {}, "made up", "0", None, None)
+
+
 def test_what_is_believed_is_what_the_intervals_allow(tmp_path):
     gates = {"gate_positive_mean": 0.1, "gate_negative_mean": 0.4, "gate_auc": 0.02}
     outcomes = {
@@ -49,8 +53,7 @@ def test_what_is_believed_is_what_the_intervals_allow(tmp_path):
         "scan": [outcome(12), outcome(12)],
         "joint-embedding": [outcome(30), outcome(30)],
     }
-    study = StudyInput({name: STUDY[name].label for name in outcomes}, [0, 1], {}, "made up", "0", None, None)
-    write_document(tmp_path / "study.md", outcomes, study)
+    write_document(tmp_path / "study.md", study_of(outcomes, [0, 1]), Page())
     text = (tmp_path / "study.md").read_text()
     said = text[text.index("## What we believe now") : text.index("## The answers")].splitlines()[2:-1]
     assert [line[:60] for line in said] == [
@@ -74,8 +77,7 @@ def test_what_is_believed_is_what_the_intervals_allow(tmp_path):
 
 def test_one_seed_has_no_spread(tmp_path):
     outcomes = {"full": [outcome(4)], "no-gates": [outcome(20)]}
-    study = StudyInput({name: STUDY[name].label for name in outcomes}, [0], {}, "made up", "0", None, None)
-    write_document(tmp_path / "study.md", outcomes, study)
+    write_document(tmp_path / "study.md", study_of(outcomes, [0]), Page())
     text = (tmp_path / "study.md").read_text()
     assert "±" not in text and "| full model | 540.0 | 90.0 | 90.0 |" in text
     assert "one training seed (0)" in text
@@ -93,8 +95,7 @@ def test_one_seed_has_no_spread(tmp_path):
 def test_the_page_says_which_intervals_know_of_seeds(tmp_path, seeds, said):
     """Of rows with further seeds there are several even where the others have one."""
     outcomes = {"full": [outcome(4)] * 3, "mlp-ranking": [outcome(8)] * 3, "no-gates": [outcome(8)] * seeds}
-    study = StudyInput({n: STUDY[n].label for n in outcomes}, [*range(seeds)], {}, "made up", "0", None, None)
-    write_document(tmp_path / "study.md", outcomes, study)
+    write_document(tmp_path / "study.md", study_of(outcomes, [*range(seeds)]), Page())
     assert f"interval, a bootstrap over {said}" in (tmp_path / "study.md").read_text()
 
 
@@ -103,10 +104,9 @@ def test_rows_that_were_tested_on_other_captions_are_not_compared(tmp_path):
     full, others = (
         replace(one, hits=replace(one.hits, queries=name)) for name, one in (("a", outcome(4)), ("b", outcome(8)))
     )
-    outcomes = {"full": [full], "others": [others]}
-    study = StudyInput(dict.fromkeys(outcomes, "a model"), [0], {}, "made up", "0", None, None)
-    with pytest.raises(InputError, match=r"others: was tested on other captions or images than full; expected"):
-        write_document(tmp_path / "study.md", outcomes, study)
+    outcomes = {"full": [full], "no-gates": [others]}
+    with pytest.raises(InputError, match=r"no-gates: was tested on other captions or images than full; expected"):
+        write_document(tmp_path / "study.md", study_of(outcomes, [0]), Page())
     assert not list(tmp_path.iterdir())
 
 
@@ -127,8 +127,7 @@ def test_no_other_scene_makes_a_word_true_by_chance(tmp_path, monkeypatch, split
 def test_gates_are_compared_where_both_have_the_same_further_signal(tmp_path):
     rows = {"full": 4, "published-gates-joint-term": 10, "no-gates-joint-term": 30}
     outcomes = {name: [outcome(missed)] * 2 for name, missed in rows.items()}
-    study = StudyInput({name: STUDY[name].label for name in outcomes}, [0, 1], {}, "made up", "0", None, None)
-    write_document(tmp_path / "study.md", outcomes, study)
+    write_document(tmp_path / "study.md", study_of(outcomes, [0, 1]), Page())
     expected = "- Gates without supervision, where a joint embedding teaches the encoders, are worth +300.0 [+2"
     assert expected in (tmp_path / "study.md").read_text()
 
@@ -145,8 +144,7 @@ def test_what_counts_and_places_tell_is_said_with_what_they_cost(tmp_path):
     alone = "; trained with foils alone: 81.0 ± 1.4 % and 64.0 ± 2.8 %"
     for added, said in (({}, ""), ({"foils": [told(4, 80.0, 62.0), told(4, 82.0, 66.0)]}, alone)):
         outcomes |= added
-        study = StudyInput({name: STUDY[name].label for name in outcomes}, [0, 1], {}, "made up", "0", None, None)
-        write_document(tmp_path / "study.md", outcomes, study)
+        write_document(tmp_path / "study.md", study_of(outcomes, [0, 1]), Page())
         expected = (
             "- With counts and locations as evidence and training on foils, captions score higher than foils with "
             "another count in 82.0 ± 2.8 % of cases, and with another relation in 99.5 ± 0.7 % (the full model: 55.0 ± "
@@ -162,8 +160,7 @@ def test_rows_with_further_seeds_are_compared_over_those_that_both_have(tmp_path
         "mlp-ranking": [outcome(8), outcome(12), outcome(38)],
         "no-gates": [outcome(8), outcome(8)],
     }
-    study = StudyInput({name: STUDY[name].label for name in outcomes}, [0, 1], {}, "made up", "0", None, None)
-    write_document(tmp_path / "study.md", outcomes, study)
+    write_document(tmp_path / "study.md", study_of(outcomes, [0, 1]), Page())
     text = (tmp_path / "study.md").read_text()
     assert "2 training seeds (0, 1), for *full model*, *MLP, ranking loss* over 3; differences use the seeds" in text
     assert "| MLP, ranking loss | 310.0 ± 244.3 | 51.7 ± 40.7 | 51.7 ± 40.7 | +80.0 [" in text  # of (60 + 60 + 120) / 3
@@ -248,7 +245,7 @@ def test_gates_are_drawn_as_far_as_any_seed_was_trained(tmp_path):
     curves = [pd.DataFrame({f"gate_{kind}_mean": [0.5] * epochs for kind in ("positive", "negative")})
               for epochs in (2, 5)]  # fmt: skip
     outcomes = {"full": [replace(outcome(4), curve=curve) for curve in curves]}
-    drawn = _draw_gates(outcomes, StudyInput({"full": "full model"}, [0, 1], {}, "made up", "0", None, None))
+    drawn = _draw_gates(study_of(outcomes, [0, 1]))
     first = re.search(r'<polyline[^>]*points="([^"]*)"', drawn)
     assert first and len(first[1].split()) == 5
 
@@ -257,5 +254,5 @@ def test_a_model_without_word_gates_has_no_line_of_them():
     """As with messages to regions alone: its curve has the columns, without numbers."""
     empty = pd.DataFrame({"epoch": [1, 2], "gate_positive_mean": [np.nan] * 2, "gate_negative_mean": [np.nan] * 2})
     outcomes = {"full": [replace(outcome(4), curve=empty)]}
-    drawn = _draw_gates(outcomes, StudyInput({"full": "full model"}, [0], {}, "made up", "0", None, None))
+    drawn = _draw_gates(study_of(outcomes, [0]))
     assert "nan" not in drawn and "polyline" not in drawn
