@@ -63,10 +63,10 @@ ADDITIONS: dict[str, Variant] = {
 """Changes to the full model and to the joint embedding, each alone and all (except the last) together."""
 
 
-def start_of(row: Variant) -> str | None:
-    """The row whose model of the same seed initializes this row's training; None for rows with another matcher and rows
-    that also train the transformer."""
-    return None if row.overrides.keys() & {"model.matcher", "model.transformer_frozen"} else JOINT
+def starts_from_joint(row: Variant) -> bool:
+    """Whether the joint embedding of the same seed initializes a row's training: unless the row has another matcher, or
+    trains the transformer, too."""
+    return not row.overrides.keys() & {"model.matcher", "model.transformer_frozen"}
 
 
 def rows_of(full: Params, first: Path, base: Mapping[str, Any]) -> tuple[dict[str, Variant], dict[str, str]]:

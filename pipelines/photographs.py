@@ -18,7 +18,7 @@ from pipelines.ablation import check_seeds, setting, with_seeds
 from pipelines.commands import allow_commands, exit_on_signals, resume_hint, run_command
 from pipelines.dag import check_experiments
 from pipelines.experiments import run_in_parallel
-from pipelines.photograph_rows import ADDITIONS, FIRST, JOINT, WORDS, rows_of, start_of
+from pipelines.photograph_rows import ADDITIONS, FIRST, JOINT, WORDS, rows_of, starts_from_joint
 from pipelines.reproduce import DVC
 from pipelines.study import SPLIT, Outcomes, commit_of, difference_of, read_study
 from pipelines.study_answers import interval
@@ -63,9 +63,7 @@ def photographs(
     for name in sorted({*rows, "full", JOINT} - known.keys()):
         reason = f"cannot be trained: {obstacles[name]}" if name in obstacles else f"is not one of {', '.join(known)}"
         raise InputError(f"rows: {name!r:.80} {reason}")
-    wanted = {name for name in known if not rows or name in (*rows, "full", JOINT)}
-    starting = {first_row for name in wanted if (first_row := start_of(known[name]))}
-    chosen = {name: row for name, row in known.items() if name in wanted | starting}
+    chosen = {name: row for name, row in known.items() if not rows or name in (*rows, "full", JOINT)}
     overrides = {name: row.overrides for name, row in chosen.items()}
     check_evaluated(params_of(with_seeds(overrides, seeds[:1], base)), SPLIT)
     warn_of_kept_params(overrides, base)
@@ -75,16 +73,13 @@ def photographs(
     if not rows and obstacles:
         get_run_logger().warning("rows left out: %s", "; ".join(map(": ".join, obstacles.items())))
     run_command([*DVC, "repro", "extract_regions", "tokenize_captions"], get_run_logger().info)
-    firsts = {name: chosen[name].overrides for name in chosen if name in starting}
-    ranked, names, _ = run_in_parallel("photographs", with_seeds(firsts, seeds, base), jobs, False, "evaluate")
-    starts = {name: str(_copy_start(experiment)) for name, experiment in names.items()}
+    joint = with_seeds({JOINT: overrides.pop(JOINT)}, seeds, base)
+    first_results, names, _ = run_in_parallel("photographs", joint, jobs, False, "evaluate")
     later_rows: dict[str, Any] = {}
     for seed in seeds:
-        for name, row in chosen.items():
-            if name not in firsts:
-                first_row = start_of(row)
-                start = {"train.start_from": starts[f"{first_row}-s{seed}"]} if first_row else {}
-                later_rows |= with_seeds({name: {**start, **row.overrides}}, [seed], base)
+        start = {"train.start_from": str(_copy_start(names[f"{JOINT}-s{seed}"]))}
+        starting = {name: start | row if starts_from_joint(chosen[name]) else row for name, row in overrides.items()}
+        later_rows |= with_seeds(starting, [seed], base)
     later_results, more, parent = run_in_parallel("photographs", later_rows, jobs, False, "evaluate")
     names |= more
     labels = {name: row.label for name, row in chosen.items()}
@@ -93,7 +88,7 @@ def photographs(
     costs = costs_markdown(SHARED, {labels[name]: of_row for name, of_row in experiments.items()}, jobs)
     write_document(Path(document), study, replace(PAGE, remarks=_remarks(study.outcomes) + costs))
     get_run_logger().info("written: %s", document)
-    return ranked + later_results
+    return first_results + later_results
 
 
 PAGE = Page(title="Photographs", command="python -m pipelines.photographs")
