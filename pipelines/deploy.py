@@ -41,15 +41,11 @@ def limit_queue(client: SyncPrefectClient, pool: str, content: Any) -> None:
     pools = [entry.get("work_pool") or {} for entry in content.get("deployments") or []]
     if not any(each.get("work_queue_name") == SHARED and each.get("name", pool) == pool for each in pools):
         return
-    path = {"work_pool_name": pool}
-    answer = client.request("POST", "/work_pools/{work_pool_name}/queues/filter", path_params=path, json={})
-    known = {queue["name"] for queue in answer.json()}
-    body = {"name": SHARED, "concurrency_limit": 1}
+    known = {queue.name: queue.id for queue in client.read_work_queues(pool)}
     if SHARED in known:
-        one = path | {"name": SHARED}
-        client.request("PATCH", "/work_pools/{work_pool_name}/queues/{name}", path_params=one, json=body)
+        client.update_work_queue(known[SHARED], concurrency_limit=1)
     else:
-        client.request("POST", "/work_pools/{work_pool_name}/queues", path_params=path, json=body)
+        client.create_work_queue(SHARED, concurrency_limit=1, work_pool_name=pool)
 
 
 def deploy(pool: str, pool_type: str, prefect_file: Path) -> None:
@@ -67,8 +63,7 @@ def deploy(pool: str, pool_type: str, prefect_file: Path) -> None:
         raise InputError("PREFECT_API_URL: is not set; expected the address of the server that flows are deployed to")
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
     with get_client(sync_client=True) as client:
-        pools = client.request("POST", "/work_pools/filter", json={}).json()
-        if pool not in {known["name"] for known in pools}:
+        if pool not in {known.name for known in client.read_work_pools()}:
             run_command([*prefect, "work-pool", "create", "--type", pool_type, pool], print)
         deploy_automations(client)
         limit_queue(client, pool, yaml.safe_load(prefect_file.read_text(encoding="utf-8")))

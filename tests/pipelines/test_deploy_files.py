@@ -10,6 +10,7 @@ import yaml
 from jsonschema import Draft202012Validator
 from prefect.cli.deploy._models import PrefectYamlModel
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.deployments.steps.core import run_steps
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import PrefectHTTPStatusError
@@ -17,6 +18,7 @@ from prefect.utilities.templating import apply_values
 from pydantic import ValidationError
 
 import pipelines
+from pipelines.deploy import SHARED, limit_queue
 
 ROOT = Path(pipelines.__file__).parents[1]
 
@@ -38,6 +40,24 @@ def test_the_shipped_files_are_valid():
     refresh["schedules"][0]["cron"] = 3
     with pytest.raises(ValidationError, match="cron"):
         PrefectYamlModel.model_validate(content)
+
+
+def test_the_queue_of_the_workspace_lets_one_run_go_whether_or_not_it_was_there(prefect_server):
+    """A pool that no deployment uses by that queue stays as it is."""
+    content = yaml.safe_load((ROOT / "prefect.yaml").read_text().replace("name: camp\n", "name: camp-limited\n"))
+    with get_client(sync_client=True) as client:
+
+        def limits(pool):
+            limit_queue(client, pool, content)
+            return {queue.name: queue.concurrency_limit for queue in client.read_work_queues(pool)}
+
+        for pool in ("camp-limited", "camp-unlimited"):
+            client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+        assert limits("camp-unlimited") == {"default": None}
+        assert limits("camp-limited") == {"default": None, SHARED: 1}
+        (queue,) = (queue for queue in client.read_work_queues("camp-limited") if queue.name == SHARED)
+        client.update_work_queue(queue.id, concurrency_limit=3)
+        assert limits("camp-limited") == {"default": None, SHARED: 1}
 
 
 def test_the_kubernetes_template_makes_a_job(prefect_server):
