@@ -60,7 +60,7 @@ class Run:
         self._spool: Spool | None = None
         self._lock = threading.Lock()
 
-    def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+    def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Record metrics; the part of a name before `/` is its group on MLflow's pages.
 
         A shared child's metrics go to its parent too, except those of val, which a training logs itself by epoch.
@@ -70,17 +70,17 @@ class Run:
         others = {name: value for name, value in numbers.items() if name not in of_val}
         for some, also in ((of_val, None), (others, self._also)):
             if some:
-                self._write("metrics", values=some, step=int(step or 0), also=also)
+                self._write("metrics", values=some, step=step, also=also)
 
     def log_artifact(self, path: Path | str, folder: str | None = None, shared: bool = True) -> None:
         """Record a copy of a file or folder as it is now; a shared child's go to its parent too."""
         self._write("artifact", Path(path), folder=folder, also=self._also if shared else None)
 
-    def log_dataset(self, name: str, path: Path | str, digest: str) -> None:
+    def log_dataset(self, name: str, path: Path, digest: str) -> None:
         """Record that the run reads `path`, whose content has the hash `digest`."""
         self._write("dataset", name=name, path=str(path), digest=digest)
 
-    def log_model(self, folder: Path | str, val_rsum: float) -> None:
+    def log_model(self, folder: Path, val_rsum: float) -> None:
         """Record a checkpoint folder as an MLflow model and register it; `champion` follows the best val rsum.
 
         The model's code is copied now, because it may have changed by the time of delivery. The hash of the val split
@@ -89,17 +89,17 @@ class Run:
         if self._spool is None:
             return
         self.log_metrics({HEADLINE: val_rsum})
-        facts, sha256 = read_fingerprint(Path(folder)), sha256_of(Path(folder) / "model.safetensors")
+        facts, sha256 = read_fingerprint(folder), sha256_of(folder / "model.safetensors")
         self.set_tags({name: facts.get(name) for name in ("dataset", "detector")} | {"camp.model": sha256})
         try:
             write_text(main_root() / TRAINED / sha256, str(self.run_id))
         except OSError as error:
             warnings.warn(f"evaluations of this model will not be nested under this run: {error}", stacklevel=2)
         code = (Path(__file__).with_name("served_model.py"), Path(__file__).parents[2] / "camp_model")
-        # Of params.yaml, which may leave out a key that has its default; <start> and <end> were seen in the captions.
+        # params.yaml may leave out a key that has its default.
         max_words = int(self._params.get("captions.max_words", CaptionsParams().max_words))
-        start_end = bool(facts.get("start_end", self._params.get("captions.start_end") == "True"))
-        self._write("model", Path(folder), *code, val_rsum=float(val_rsum), start_end=start_end, max_words=max_words)
+        start_end = bool(facts.get("start_end"))
+        self._write("model", folder, *code, val_rsum=float(val_rsum), start_end=start_end, max_words=max_words)
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Record tags, except those that are None."""
@@ -201,20 +201,7 @@ def _begin(run: Run, spool: Spool, kind: str, name: str | None, tags: Mapping[st
         experiment=experiment_name(),
     )
     run._write("params", values=run._params)
-    commit = (command_output("git", "rev-parse", "HEAD") or b"").decode().strip() or None
-    here = Path.cwd()
-    if (
-        commit is None
-        and any((folder / ".git").exists() for folder in (here, *here.parents))
-        and command_output("git", "rev-parse", "--git-dir") is None
-    ):
-        warnings.warn(
-            "git does not answer here (`git status` says why): the run holds no commit, and `restore` will not find "
-            "its code; another person's clone needs git's safe.directory", stacklevel=4,
-        )  # fmt: skip
-    patch = uncommitted_changes() if commit else None
-    if commit and patch is None:
-        warnings.warn("git diff failed: `restore` will not have the uncommitted changes of this run", stacklevel=4)
+    commit, patch = _commit_and_changes()
     lock = Path("dvc.lock")
     origin = {
         "dvc.experiment": experiment,
@@ -235,6 +222,24 @@ def _begin(run: Run, spool: Spool, kind: str, name: str | None, tags: Mapping[st
         run.log_artifact(spool.folder / "changes.patch", "code")
     if kind == "train" and not resumed:
         run.log_metrics({HEADLINE: 0.0}, step=-1)  # the model's page in MLflow shows all metrics of step 0
+
+
+def _commit_and_changes() -> tuple[str | None, bytes | None]:
+    """The commit that is checked out, if any, and the differences from it; a warning says what git cannot tell."""
+    commit = (command_output("git", "rev-parse", "HEAD") or b"").decode().strip() or None
+    here = Path.cwd()
+    if commit is None:
+        is_repository = any((folder / ".git").exists() for folder in (here, *here.parents))
+        if is_repository and command_output("git", "rev-parse", "--git-dir") is None:
+            warnings.warn(
+                "git does not answer here (`git status` says why): the run holds no commit, and `restore` will not "
+                "find its code; another person's clone needs git's safe.directory", stacklevel=5,
+            )  # fmt: skip
+        return None, None
+    patch = uncommitted_changes()
+    if patch is None:
+        warnings.warn("git diff failed: `restore` will not have the uncommitted changes of this run", stacklevel=5)
+    return commit, patch
 
 
 def _deliver(root: Path, key: str) -> subprocess.Popen[bytes] | None:

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +57,11 @@ def find_run(client: "MlflowClient", name: str) -> "Run":
     return max(runs.values(), key=lambda run: run.info.start_time)
 
 
+def _git(root: Path, *arguments: str) -> bytes | None:
+    """The output of a git command in a repository, however long it takes; None if it fails."""
+    return command_output("git", "-C", str(root), *arguments, timeout=None)
+
+
 def find_commit(client: "MlflowClient", root: Path, revision: str) -> list["Run"]:
     """The runs of a commit: those that trained the model in its dvc.lock or, if there are none, those started from it.
 
@@ -67,12 +71,11 @@ def find_commit(client: "MlflowClient", root: Path, revision: str) -> list["Run"
         InputError: there is no such commit, or no git.
     """
     check_git()
-    git = partial(command_output, "git", "-C", str(root), timeout=None)
-    commit = git("rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}")
+    commit = _git(root, "rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}")
     if commit is None:
         raise InputError(f"{revision}: is not a commit of {root}")
     name = commit.decode().strip()
-    model = model_hash(git("show", f"{name}:dvc.lock") or b"")
+    model = model_hash(_git(root, "show", f"{name}:dvc.lock") or b"")
     trained = search_runs(client, f"tags.`dvc.model` = '{model}' and tags.`camp.kind` = 'train'") if model else []
     return trained or search_runs(client, f"tags.`git.commit` = '{name}'")
 
@@ -84,16 +87,15 @@ def restore(client: "MlflowClient", root: Path, run: "Run", into: Path) -> list[
         InputError: the folder exists, the run recorded no commit, this repository does not have it, or there is no git.
     """
     check_git()
-    git = partial(command_output, "git", "-C", str(root), timeout=None)
     commit = run.data.tags.get("git.commit")
     if into.exists():
         raise InputError(f"{into}: exists; expected a folder to be made")
     if commit is None:
         raise InputError(f"run {run.info.run_id}: recorded no commit, it did not run in a git repository")
-    if git("cat-file", "-e", f"{commit}^{{commit}}") is None:
+    if _git(root, "cat-file", "-e", f"{commit}^{{commit}}") is None:
         raise InputError(f"run {run.info.run_id}: its commit {commit} is not in {root}; fetch it first")
     # The same line ends as in this repository, so that files are restored byte for byte.
-    ends = [(name, git("config", name)) for name in ("core.autocrlf", "core.eol")]
+    ends = [(name, _git(root, "config", name)) for name in ("core.autocrlf", "core.eol")]
     settings = [f"--config={name}={value.decode().strip()}" for name, value in ends if value]
     try:
         # Objects are shared, so that commits on no branch can be checked out too.
