@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from camp_model.regions import read_header, write_manifest, write_rejected
 from stages.errors import InputError, printable
@@ -47,19 +48,19 @@ def finish_store(plan: Plan, folder: Path, out: Path) -> tuple[int, int]:
         rejected += [(image_id, paths[image_id], reason) for image_id, reason in header.rejected]
     check_rejected_images(rejected, plan.total, plan.params.regions)
     for shard in plan.shards:
-        _retry(lambda name=shard.file_name: link(folder / name, out / name))  # type: ignore[misc]
-    _retry(lambda: write_rejected(out, plan.info, rejected))
-    _retry(lambda: write_manifest(out, plan.info, rows))
+        _retry(link, folder / shard.file_name, out / shard.file_name)
+    _retry(write_rejected, out, plan.info, rejected)
+    _retry(write_manifest, out, plan.info, rows)
     _prune(out, {shard.file_name for shard in plan.shards})
     return len(rows), len(rejected)
 
 
-def _retry(write: Callable[[], None]) -> None:
+def _retry(write: Callable[..., None], *arguments: Any) -> None:
     """Write a file, once more if another process that finishes the same store removed our temporary file as stale."""
     try:
-        write()
+        write(*arguments)
     except FileNotFoundError:
-        write()
+        write(*arguments)
 
 
 def _prune(out: Path, wanted: set[str]) -> None:
