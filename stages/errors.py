@@ -6,6 +6,8 @@ _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 80
 _REPR.maxdict = _REPR.maxlist = _REPR.maxtuple = _REPR.maxset = 4
 _REPR.maxlevel = 3
+LONGEST = 120
+"""Characters of a shown value."""
 
 
 class InputError(Exception):
@@ -17,7 +19,7 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
 
 
-def shown(value: object, limit: int = 120) -> str:
+def shown(value: object) -> str:
     """`repr(value)`, shortened if it is long, so that a message stays readable."""
-    text = _REPR.repr(value[: 2 * limit] if isinstance(value, bytes | str) else value)
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+    text = _REPR.repr(value[: 2 * LONGEST] if isinstance(value, bytes | str) else value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

@@ -50,7 +50,7 @@ def prepare_dataset(params: DatasetParams, out: Path, pictures: bool = True, has
         for key, folder in source.folders.items():
             if pictures:
                 check_folder(folder, key)
-        root = ImageRoot(params.image_root(building), tuple(map(named_path, params.linked_folders)))
+        root = ImageRoot(params.image_root(building), [named_path(name) for name in params.linked_folders])
         files = find_pictures(source, root, pictures)
         rejected_ids = known - {image.image_id for image in source.images}
         check_source(source, params.max_rejected_share, frozenset(rejected_ids))

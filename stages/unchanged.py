@@ -19,13 +19,13 @@ OUTPUT_FOLDERS = ("data", "models", "metrics", "plots", "report", "named")
 
 
 @contextlib.contextmanager
-def check_unchanged(stage: str, pipeline: Path = Path("dvc.yaml")) -> Iterator[None]:
+def check_unchanged(stage: str) -> Iterator[None]:
     """Compare a stage's params and code, as listed in dvc.yaml, before and after the body.
 
     Raises:
         InputError: one of them has changed; the body's results are kept.
     """
-    name = stage.rpartition(":")[2]
+    name, pipeline = stage.rpartition(":")[2], Path("dvc.yaml")
     described = document.read(pipeline)["stages"].get(name, {}) if pipeline.is_file() else {}
     keys = [key for key in described.get("params", ()) if isinstance(key, str)]
     code = [

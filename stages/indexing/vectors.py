@@ -40,7 +40,7 @@ def vector_file(weights: str, shard: str) -> str:
 
 
 def store_vectors(
-    model: CAMP, weights: str, store: RegionStore, folder: Path, progress: Callable[[int], object] | None = None
+    model: CAMP, weights: str, store: RegionStore, folder: Path, progress: Callable[[int], object]
 ) -> Vectors:
     """Return the vectors [n, d] of all pictures of a store, in its order; cached shards are not computed again.
 
@@ -55,8 +55,7 @@ def store_vectors(
     vectors = np.zeros((len(store), model.config.dim), np.float32)
     for shard, rows in store.rows_of_shards().items():
         vectors[rows] = shard_vectors(model, weights, store, shard, rows, folder)
-        if progress is not None:
-            progress(len(rows))
+        progress(len(rows))
     return vectors
 
 

@@ -110,12 +110,13 @@ class Params(Section):
                 )
 
 
-def check_images(params: Params, images: Path = Path("data/dataset/images.parquet")) -> None:
+def check_images(params: Params) -> None:
     """Check that the splits have enough images for training and evaluation, before hours are spent on them.
 
     Raises:
         InputError: a split has too few.
     """
+    images = Path("data/dataset/images.parquet")
     if images.is_file():
         count = Counter(read_table(images, {"split": pa.string()})["split"].to_pylist())
         with input_errors(f"{images}: "):

@@ -2,6 +2,7 @@
 
 import configparser
 import unicodedata
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -42,7 +43,7 @@ class ImageRoot:
         linked: other folders that links below the root may lead to, besides the DVC cache of the root's repository.
     """
 
-    def __init__(self, root: Path, linked: tuple[Path, ...] = ()) -> None:
+    def __init__(self, root: Path, linked: Sequence[Path]) -> None:
         self.root = root
         self.allowed = [folder.resolve() for folder in (*linked, *_dvc_caches(root))]
         self._resolved = cache(lambda folder: (root / folder).resolve())

@@ -126,7 +126,7 @@ def epoch_batches(pairs: int, batch_size: int, seed: int, epoch: int, processes:
     return [part.reshape(-1) for part in parts]
 
 
-def steps_per_epoch(pairs: int, batch_size: int, processes: int = 1) -> int:
+def steps_per_epoch(pairs: int, batch_size: int, processes: int) -> int:
     """Number of batches of at most `batch_size` pairs in an epoch."""
     return math.ceil(math.ceil(pairs / processes) / (batch_size // processes))
 

@@ -96,7 +96,7 @@ def _named_modules(path: Path) -> list[str]:
     return sorted({text for text in texts if re.fullmatch(r"camp_model(\.\w+)+", text)} | imported_names(tree))
 
 
-def data_hashes(regions: Path, captions: Path, foils: bool = False) -> dict[str, str]:
+def data_hashes(regions: Path, captions: Path, foils: bool) -> dict[str, str]:
     """File name -> hash, of files that identify all data: the manifest names each shard by a hash of its content.
 
     With `foils`, those of the train split are included if there are any.
