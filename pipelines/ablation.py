@@ -11,7 +11,7 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 
-from pipelines.commands import exit_on_signals, resume_hint
+from pipelines.commands import prefect_command
 from pipelines.experiments import run_in_parallel
 from pipelines.study import SPLIT, read_outcome, read_study
 from pipelines.study_document import Page, write_document
@@ -217,7 +217,6 @@ def setting(text: str) -> tuple[str, Any]:
 
 
 def main() -> None:
-    exit_on_signals()
     parser = argparse.ArgumentParser(description="The study: the paper's ablations and baselines, with several seeds.")
     parser.add_argument("--only", nargs="+", choices=list(STUDY), help="these rows; full is needed", metavar="NAME")
     parser.add_argument("--all", action="store_true", help="every row (default: those that take an hour and a half)")
@@ -234,7 +233,7 @@ def main() -> None:
     parser.add_argument("--document", default="docs/study.md", help="file to write (default: %(default)s)")
     arguments = parser.parse_args()
     variants = {name: STUDY[name].overrides for name in arguments.only or (STUDY if arguments.all else OVERRIDES)}
-    with resume_hint():
+    with prefect_command():
         ablation(variants, arguments.seeds, arguments.more_seeds, arguments.rates, dict(arguments.set),
                  arguments.jobs, arguments.promote, arguments.document)  # fmt: skip
 

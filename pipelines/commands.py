@@ -63,7 +63,7 @@ def stop_commands() -> None:
         process.terminate()
 
 
-def exit_on_signals() -> None:
+def _exit_on_signals() -> None:
     """Make SIGTERM exit normally, because only a normal exit stops the temporary server of a flow; make SIGTERM and
     Ctrl-C end this program even if no server answers.
 
@@ -97,15 +97,16 @@ def _resume_command() -> str:
 
 
 @contextlib.contextmanager
-def resume_hint(brings_server: bool = True) -> Iterator[None]:
-    """End this program with a short message instead of tracebacks on errors that a flow cannot recover from.
+def prefect_command(runs_flow: bool = True) -> Iterator[None]:
+    """Run the body as this program's work: errors that a flow cannot recover from, and signals, end the program with a
+    short message instead of tracebacks.
 
     For failed work, a Prefect server that does not answer and Ctrl-C the message names the command to continue with;
     wrong input is reported as by a stage, with exit code 2. It is printed last: exit handlers run in reverse order, and
     the temporary Prefect server of a flow registers its own, which stops it and says so, after this one.
 
     Args:
-        brings_server: whether the program starts a server where PREFECT_API_URL names none, as flows do.
+        runs_flow: whether the body runs a flow, which starts a server where PREFECT_API_URL names none.
     """
     import httpx
     from prefect.exceptions import ParameterTypeError
@@ -116,7 +117,8 @@ def resume_hint(brings_server: bool = True) -> Iterator[None]:
     last: list[str] = []
     atexit.register(lambda: sys.stderr.writelines(f"{line}\n" for line in last))
     try:
-        if brings_server:
+        if runs_flow:
+            _exit_on_signals()
             _check_home()
         yield
     except (InputError, ParameterTypeError) as error:

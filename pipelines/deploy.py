@@ -14,7 +14,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.events.schemas.automations import AutomationCore
 from prefect.settings import PREFECT_API_URL
 
-from pipelines.commands import resume_hint, run_command
+from pipelines.commands import prefect_command, run_command
 from pipelines.forms import current_params
 from stages.errors import InputError
 
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--prefect-file", type=Path, default=Path("prefect.yaml"), metavar="FILE",
                         help="file of the deployments (default: %(default)s)")  # fmt: skip
     arguments = parser.parse_args()
-    with resume_hint(brings_server=False):
+    with prefect_command(runs_flow=False):
         deploy(arguments.pool, arguments.pool_type, arguments.prefect_file)
 
 

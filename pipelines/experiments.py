@@ -19,7 +19,7 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
-from pipelines.commands import Unfinished, allow_commands, exit_on_signals, resume_hint, run_command, stop_commands
+from pipelines.commands import Unfinished, allow_commands, prefect_command, run_command, stop_commands
 from pipelines.dag import check_experiments, shared_stages
 from pipelines.devices import DevicePool
 from pipelines.reproduce import DVC, is_transient
@@ -281,13 +281,12 @@ def run_in_parallel(
 
 
 def main() -> None:
-    exit_on_signals()
     parser = argparse.ArgumentParser(description="Train every combination of a grid side by side.")
     parser.add_argument("grid", type=grid_of, help=f"JSON, dotted params key -> values, such as {GRID}")
     parser.add_argument("--jobs", type=int, default=1, help="trainings that run at the same time (default: 1)")
     parser.add_argument("--promote", action="store_true", help="make the best model the champion in MLflow")
     arguments = parser.parse_args()
-    with resume_hint():
+    with prefect_command():
         sweep(arguments.grid, jobs=arguments.jobs, promote=arguments.promote)
 
 

@@ -28,7 +28,7 @@ from prefect.tasks import Task, exponential_backoff
 from prefect_dask.task_runners import DaskTaskRunner
 
 from camp_model.files import remove_unused, replacing
-from pipelines.commands import Unfinished, allow_commands, exit_on_signals, resume_hint
+from pipelines.commands import Unfinished, allow_commands, prefect_command
 from pipelines.dag import read_dag
 from pipelines.devices import device_environments
 from pipelines.reproduce import ONE_BY_ONE, run_stage
@@ -266,7 +266,6 @@ def resource(text: str) -> tuple[str, float]:
 
 
 def main() -> None:
-    exit_on_signals()
     parser = argparse.ArgumentParser(description="Fill in missing region shards on many workers.")
     parser.add_argument("--cluster", help="address of a Dask scheduler (default: a cluster on this machine)")
     parser.add_argument("--workers", type=int, default=2, help="workers of a cluster on this machine (default: 2)")
@@ -275,7 +274,7 @@ def main() -> None:
     parser.add_argument("--resource", action="append", type=resource, default=[], metavar="NAME=COUNT",
                         help="Dask resource that a worker must have, such as GPU=1")  # fmt: skip
     arguments = parser.parse_args()
-    with resume_hint():
+    with prefect_command():
         extract(arguments.cluster, arguments.workers, arguments.storage, arguments.shards_per_task,
                 dict(arguments.resource))  # fmt: skip
 

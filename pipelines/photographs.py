@@ -15,7 +15,7 @@ from prefect import flow, get_run_logger
 
 from camp_model.files import replacing_folder
 from pipelines.ablation import check_seeds, setting, with_seeds
-from pipelines.commands import allow_commands, exit_on_signals, resume_hint, run_command
+from pipelines.commands import allow_commands, prefect_command, run_command
 from pipelines.dag import check_experiments
 from pipelines.experiments import run_in_parallel
 from pipelines.photograph_rows import ADDITIONS, FIRST, JOINT, WORDS, rows_of, starts_from_joint
@@ -164,7 +164,6 @@ def _copy_start(experiment: str) -> Path:
 
 
 def main() -> None:
-    exit_on_signals()
     parser = argparse.ArgumentParser(description="The study on photographs: CAMP on the encoders of a joint embedding.")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="rows besides full and joint-embedding")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="default: 0 1 2")
@@ -174,7 +173,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="trainings that run at the same time (default: 1)")
     parser.add_argument("--document", default="docs/photographs.md", help="file to write (default: %(default)s)")
     arguments = parser.parse_args()
-    with resume_hint():
+    with prefect_command():
         photographs(arguments.only, arguments.seeds, dict(arguments.set), arguments.first, arguments.jobs,
                     arguments.document)  # fmt: skip
 

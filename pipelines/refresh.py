@@ -13,7 +13,7 @@ from prefect.events import Event
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed
 
-from pipelines.commands import exit_on_signals, resume_hint, run_command
+from pipelines.commands import prefect_command, run_command
 from pipelines.dag import read_dag
 from pipelines.forms import current_params
 from pipelines.reproduce import DVC, reproduce
@@ -66,11 +66,10 @@ def announce() -> None:
 
 
 def main() -> None:
-    exit_on_signals()
     parser = argparse.ArgumentParser(description="Run the pipeline if the source or anything else has changed.")
     parser.add_argument("command", nargs="?", choices=["announce"], help="tell the server that the source has changed")
     command = announce if parser.parse_args().command == "announce" else refresh
-    with resume_hint(brings_server=command is refresh):
+    with prefect_command(runs_flow=command is refresh):
         command()
 
 

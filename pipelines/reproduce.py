@@ -19,7 +19,7 @@ from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import Task, exponential_backoff
 
-from pipelines.commands import CommandFailed, allow_commands, exit_on_signals, resume_hint, run_command, stop_commands
+from pipelines.commands import CommandFailed, allow_commands, prefect_command, run_command, stop_commands
 from pipelines.dag import Stage, metrics_diff, read_dag
 from pipelines.forms import current_params, write_params
 from pipelines.summary import diff_markdown, mlflow_link, rows_of_metrics, summary_markdown
@@ -175,10 +175,9 @@ def _publish(done: dict[str, str], base: str) -> None:
 
 def main() -> None:
     """Run the flow in this workspace."""
-    exit_on_signals()
     argparse.ArgumentParser(description="What `dvc repro` does, each stage a task of a Prefect flow.").parse_args()
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
-    with resume_hint():
+    with prefect_command():
         reproduce()
 
 
