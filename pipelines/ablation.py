@@ -216,21 +216,27 @@ def setting(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"{key}: {error}") from None
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="The study: the paper's ablations and baselines, with several seeds.")
-    parser.add_argument("--only", nargs="+", choices=list(STUDY), help="these rows; full is needed", metavar="NAME")
-    parser.add_argument("--all", action="store_true", help="every row (default: those that take an hour and a half)")
+def study_parser(description: str, document: str) -> argparse.ArgumentParser:
+    """A parser with the options that every study has; `document` is the default of the page."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED",
                         help="training seeds of every row (default: 0 1 2)")  # fmt: skip
+    parser.add_argument("--set", action="append", type=setting, default=[], metavar="KEY=VALUE",
+                        help="a param of every row that does not set it itself, such as train.epochs=5")  # fmt: skip
+    parser.add_argument("--jobs", type=int, default=1, help="trainings that run at the same time (default: 1)")
+    parser.add_argument("--document", default=document, help="file to write (default: %(default)s)")
+    return parser
+
+
+def main() -> None:
+    parser = study_parser("The study: the paper's ablations and baselines, with several seeds.", "docs/study.md")
+    parser.add_argument("--only", nargs="+", choices=list(STUDY), help="these rows; full is needed", metavar="NAME")
+    parser.add_argument("--all", action="store_true", help="every row (default: those that take an hour and a half)")
     parser.add_argument("--more-seeds", nargs="+", type=int, default=[], metavar="SEED",
                         help=f"further training seeds, of the rows {', '.join(CLOSE)}")  # fmt: skip
     parser.add_argument("--rates", nargs="+", type=float, default=[], metavar="X",
                         help="also train every row with X times its learning rate, first seed only")  # fmt: skip
-    parser.add_argument("--set", action="append", type=setting, default=[], metavar="KEY=VALUE",
-                        help="a param of every row that does not set it itself, such as train.epochs=5")  # fmt: skip
-    parser.add_argument("--jobs", type=int, default=1, help="trainings that run at the same time (default: 1)")
     parser.add_argument("--promote", action="store_true", help="make the best model the champion in MLflow")
-    parser.add_argument("--document", default="docs/study.md", help="file to write (default: %(default)s)")
     arguments = parser.parse_args()
     variants = {name: STUDY[name].overrides for name in arguments.only or (STUDY if arguments.all else OVERRIDES)}
     with prefect_command():

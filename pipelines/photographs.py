@@ -6,7 +6,6 @@ defines the joint embedding that it starts from. Each seed's joint embedding is 
 python -m pipelines.photographs --jobs 2
 """
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from prefect import flow, get_run_logger
 
 from camp_model.files import replacing_folder
-from pipelines.ablation import check_seeds, setting, with_seeds
+from pipelines.ablation import check_seeds, study_parser, with_seeds
 from pipelines.commands import allow_commands, prefect_command, run_command
 from pipelines.dag import check_experiments
 from pipelines.experiments import run_in_parallel
@@ -164,14 +163,10 @@ def _copy_start(experiment: str) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The study on photographs: CAMP on the encoders of a joint embedding.")
+    study = "The study on photographs: CAMP on the encoders of a joint embedding."
+    parser = study_parser(study, "docs/photographs.md")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="rows besides full and joint-embedding")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="default: 0 1 2")
-    parser.add_argument("--set", action="append", type=setting, default=[], metavar="KEY=VALUE",
-                        help="a param of every row that does not set it itself, such as train.epochs=5")  # fmt: skip
     parser.add_argument("--first", default=str(FIRST), help="preset of the joint embedding (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings that run at the same time (default: 1)")
-    parser.add_argument("--document", default="docs/photographs.md", help="file to write (default: %(default)s)")
     arguments = parser.parse_args()
     with prefect_command():
         photographs(arguments.only, arguments.seeds, dict(arguments.set), arguments.first, arguments.jobs,
