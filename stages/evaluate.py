@@ -1,6 +1,7 @@
 """Stage evaluate: measure retrieval in both directions, gates on matching and mismatched pairs, and whether a caption
 with one word changed scores lower."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from camp_model.files import write_json, write_sealed, write_table, write_text
@@ -12,13 +13,13 @@ from stages.device import Precision, choose_device
 from stages.entry import read_params, stage_main
 from stages.evaluation.folds import folds_of, read_split
 from stages.evaluation.loading import check_start_end, load_models, read_lexicon, read_with_oov_words
-from stages.evaluation.measuring import measure_split
+from stages.evaluation.measuring import SplitMeasures, measure_split
 from stages.evaluation.other_gates import with_gates
 from stages.evaluation.recall_table import coarseness_note, recall_text
-from stages.evaluation.tables import evaluated_files
+from stages.evaluation.tables import METRICS, evaluated_files
 from stages.params.evaluate import EvaluateParams
 from stages.params.section import StageSections
-from stages.tracking import track, training_run_of
+from stages.tracking import Run, track, training_run_of
 from stages.workspace import named_path
 
 
@@ -58,29 +59,12 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
     as_trained = params.gates == "trained" and not params.ensemble
     with track("evaluate", {"evaluate": params}, parent=training_run_of(model), shared=as_trained) as run:
         with precision.autocast(), input_errors():  # a damaged shard raises a ValueError
-            measured = {name: measure_split(params, models, store, split, lexicon) for name, split in splits.items()}
-        for name, of_split in measured.items():
-            tables = {name: of_split.queries, f"gates_{name}": of_split.pairs, f"foils_{name}": of_split.foil_scores}
-            for table, content in tables.items():
-                write_table(out / f"{table}.parquet", content)
-            write_text(out / f"gates_{name}.html", histogram_page(f"Gates, {name} split", of_split.pairs.to_pydict()))
-            run.log_metrics({f"{name}/{key}": value for key, value in of_split.numbers().items()})
-            run.log_artifact(out / f"gates_{name}.html", "gates")
-            run.log_artifact(out / f"{name}.parquet", "queries")
-        retrieval: dict[str, dict[str, float]] = {name: of_split.recall for name, of_split in measured.items()}
-        smaller = {f"{name}_coco_1k": of_split.recall_1k for name, of_split in measured.items() if of_split.recall_1k}
-        run.log_metrics({f"{name}/{key}": value for name, of in smaller.items() for key, value in of.items()})
-        retrieval |= smaller
-        files = {
-            "retrieval": retrieval,
-            "gates": {name: of_split.gates for name, of_split in measured.items()},
-            "foils": {name: of_split.foils for name, of_split in measured.items()},
-        }
-        for file, values in files.items():
-            write_json(metrics / f"{file}.json", values)
-            run.log_artifact(metrics / f"{file}.json", "metrics")
+            measured: dict[str, SplitMeasures] = {
+                name: measure_split(params, models, store, split, lexicon) for name, split in splits.items()
+            }
+        retrieval = _write(measured, out, metrics, run)
         of = evaluated_files(model, regions, captions, params.splits)
-        results = hashes_of([*of, *(metrics / f"{file}.json" for file in files)])
+        results = hashes_of([*of, *(metrics / f"{name}.json" for name in METRICS)])
         write_sealed(out / "results.json", {"results": results})
     print(recall_text(retrieval))
     for name, split in splits.items():
@@ -89,6 +73,27 @@ def evaluate(params: EvaluateParams, *, regions: Path, captions: Path, model: Pa
             print(f"{name}: the first {ranked} of {len(split.images)} images are ranked (evaluate.protocol)")
         if remark := coarseness_note(len(split.images)):
             print(f"{name}:{remark}")
+
+
+def _write(measured: Mapping[str, SplitMeasures], out: Path, metrics: Path, run: Run) -> dict[str, dict[str, float]]:
+    """Write and record the tables and metrics of each split; return those of retrieval.json."""
+    for name, of_split in measured.items():
+        tables = {name: of_split.queries, f"gates_{name}": of_split.pairs, f"foils_{name}": of_split.foil_scores}
+        for table, content in tables.items():
+            write_table(out / f"{table}.parquet", content)
+        write_text(out / f"gates_{name}.html", histogram_page(f"Gates, {name} split", of_split.pairs.to_pydict()))
+        run.log_metrics({f"{name}/{key}": value for key, value in of_split.numbers().items()})
+        run.log_artifact(out / f"gates_{name}.html", "gates")
+        run.log_artifact(out / f"{name}.parquet", "queries")
+    further = {f"{name}_coco_1k": of_split.recall_1k for name, of_split in measured.items() if of_split.recall_1k}
+    run.log_metrics({f"{name}/{key}": value for name, recall in further.items() for key, value in recall.items()})
+    retrieval = {name: of_split.recall for name, of_split in measured.items()} | further
+    gates = {name: of_split.gates for name, of_split in measured.items()}
+    foils = {name: of_split.foils for name, of_split in measured.items()}
+    for file, values in zip(METRICS, (retrieval, gates, foils), strict=True):
+        write_json(metrics / f"{file}.json", values)
+        run.log_artifact(metrics / f"{file}.json", "metrics")
+    return retrieval
 
 
 def main() -> None:

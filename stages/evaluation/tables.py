@@ -54,6 +54,10 @@ FOIL_SCHEMA = pa.schema(
 )
 
 
+METRICS = ("retrieval", "gates", "foils")
+"""Names of the files of metrics that evaluation writes."""
+
+
 def evaluated_files(model: Path, regions: Path, captions: Path, splits: Iterable[str]) -> list[Path]:
     """The files that an evaluation depends on: the model's weights, the regions' manifest, the splits' captions."""
     return [

@@ -17,7 +17,7 @@ from camp_model.vocabulary import Vocabulary
 from stages.contracts import check_results, check_trained_on, input_errors, read_fingerprint, read_object, read_table
 from stages.errors import InputError
 from stages.evaluation.recall_table import HEADINGS, coarseness_note, eccv_lines
-from stages.evaluation.tables import FOIL_SCHEMA, PAIR_SCHEMA, QUERY_SCHEMA, evaluated_files
+from stages.evaluation.tables import FOIL_SCHEMA, METRICS, PAIR_SCHEMA, QUERY_SCHEMA, evaluated_files
 from stages.params.dataset import SPLITS, DatasetParams
 from stages.reporting import page
 from stages.reporting.explorer import explorer_data
@@ -27,7 +27,6 @@ from stages.reporting.pictures import ReportedPicture
 from stages.reporting.queries import Inspector
 
 EVALUATED = "what the stage evaluate writes"
-EVALUATED_FILES = ("retrieval", "gates", "foils")
 CURVES = ("train_loss", "val_recall", "val_gates")
 """Files of plots, in the order in which `contents` reads them."""
 MARGIN = 300_000
@@ -86,7 +85,7 @@ def _load(inputs: Inputs) -> Loaded:
         )
     check_trained_on(inputs.model, model.config, loaded.store)
     of = evaluated_files(inputs.model, inputs.regions, inputs.captions, [split])
-    results = [inputs.metrics / f"{name}.json" for name in EVALUATED_FILES]
+    results = [inputs.metrics / f"{name}.json" for name in METRICS]
     check_results(inputs.evaluation / "results.json", [*of, *results])
     curves = [inputs.plots / f"{name}.csv" for name in CURVES]
     check_results(inputs.model / "fingerprint.json", [inputs.metrics / "train.json", *curves])
