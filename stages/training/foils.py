@@ -59,7 +59,6 @@ class TrainingFoils:
         self.weights = balance(foils.words, foils.foil_words)
         count = Counter(foils.kinds)
         share = np.array([1 / count[kind] for kind in foils.kinds])
-        of_kind = np.array(foils.kinds)
         row_of = {caption: row for row, caption in enumerate(captions.caption_ids.tolist())}
         rows: defaultdict[int, list[int]] = defaultdict(list)
         for foil, caption in enumerate(foils.captions.caption_ids.tolist()):
@@ -71,22 +70,29 @@ class TrainingFoils:
             # A foil that cannot be balanced would teach that its word is always the right one.
             if self.weights[foil] and foils.kinds[foil] in kinds:
                 rows[row_of[caption]].append(foil)
-        self.choices = {row: (np.array(some), share[some] / share[some].sum()) for row, some in rows.items()}
-        # The share of a kind among drawn foils differs from its share of all foils: a caption gets one foil per step,
-        # and many have foils of only one kind. And kinds whose words differ in frequency have smaller weights.
-        drawn: defaultdict[str, float] = defaultdict(float)
-        for some, chances in self.choices.values():
-            for foil, chance in zip(some, chances, strict=True):
-                drawn[foils.kinds[foil]] += float(chance * self.weights[foil])
-        for kind, weight in drawn.items():
-            self.weights[of_kind == kind] *= len(self.choices) / len(drawn) / weight
         used = Counter(foils.kinds[foil] for some in rows.values() for foil in some)
         of_all = ", ".join(f"{kind} {used[kind]} of {count[kind]}" for kind in kinds)
         print(f"train.foil_kinds: {of_all} foils of {path} are used, those whose words are each other's")
-        if not self.choices:
+        if not rows:
             raise InputError(
                 f"{path}: holds no foil of {', '.join(kinds)} whose words are each other's, for train.foil_weight"
             )
+        self.choices = {row: (np.array(some), share[some] / share[some].sum()) for row, some in rows.items()}
+        """Row of a caption -> its foils, and the probability of drawing each."""
+        self._weigh_kinds_equally(foils.kinds)
+
+    def _weigh_kinds_equally(self, kinds: Sequence[str]) -> None:
+        """Scale the weights so that all kinds, one for each foil in `kinds`, have the same weight among drawn foils.
+
+        A kind's share among drawn foils differs from its share of all foils: a caption gets one foil per step, and many
+        have foils of only one kind. And kinds whose words differ in frequency have smaller weights.
+        """
+        drawn: defaultdict[str, float] = defaultdict(float)
+        for some, chances in self.choices.values():
+            for foil, chance in zip(some, chances, strict=True):
+                drawn[kinds[foil]] += float(chance * self.weights[foil])
+        for kind, weight in drawn.items():
+            self.weights[np.array(kinds) == kind] *= len(self.choices) / len(drawn) / weight
 
     @property
     def eligible(self) -> Indices:
