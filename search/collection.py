@@ -268,16 +268,13 @@ def open_workspace(root: Path) -> PictureCollection:
     )  # fmt: skip
 
 
-def open_folder(
-    images: Path, *, model: Path, cache: Path, shortlist: int = IndexParams().shortlist
-) -> PictureCollection:
+def open_folder(images: Path, *, model: Path, cache: Path) -> PictureCollection:
     """Open any folder of pictures, which is indexed in the background after `start`.
 
     Args:
         images: the folder.
         model: the folder of a checkpoint that says which features it reads (`search.features`).
         cache: folder of the cache of regions and vectors.
-        shortlist: number of pictures that CAMP ranks, if the model was trained with a joint term.
 
     Raises:
         InputError: a folder is missing, the model is damaged, or its detector cannot be loaded.
@@ -289,7 +286,7 @@ def open_folder(
     fingerprint = read_fingerprint(model)
     return PictureCollection(
         source, camp, SentenceReader(camp, vocabulary, extraction.captions),
-        shortlist if fingerprint.get("joint_weight") else None, None,
+        IndexParams().shortlist if fingerprint.get("joint_weight") else None, None,
         extraction.regions.max_pixels, has_zero_threshold(camp, fingerprint),
     )  # fmt: skip
 

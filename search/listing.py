@@ -32,7 +32,7 @@ class Listing:
     """Number of files with the same bytes as another file."""
 
 
-def list_pictures(root: Path, hashes: Path, should_continue: Callable[[], bool] = lambda: True) -> Listing:
+def list_pictures(root: Path, hashes: Path, should_continue: Callable[[], bool]) -> Listing:
     """List all pictures below a folder, sorted by name. Hidden files and folders, and links to folders, are left out.
 
     Args:
