@@ -7,6 +7,8 @@ from typing import Any
 
 from stages.contracts import read_object
 from stages.cost import Cost, cost_of
+from stages.errors import InputError
+from stages.workspace import main_root
 
 DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
 
@@ -88,12 +90,10 @@ def diff_markdown(rows: Sequence[Mapping[str, Any]] | None, base: str) -> str:
 
 def mlflow_link(checkpoint: Path) -> str | None:
     """A link to the run that trained a model, on the server or, for a local store, in `make ui`; None if unknown."""
-    from stages.errors import InputError
     from stages.tracking import training_run_of
     from stages.tracking.delivery import limit_request_time
     from stages.tracking.restore import find_run
     from stages.tracking.store import store_uri, without_password
-    from stages.workspace import main_root
 
     try:
         key = training_run_of(checkpoint)

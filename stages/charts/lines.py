@@ -24,12 +24,12 @@ class Line:
     band: tuple[Sequence[float], Sequence[float]] | None = None
 
 
-def in_buckets(xs: Sequence[float], ys: Sequence[float], buckets: int = 120) -> Line:
-    """Reduce a long series to the mean, minimum and maximum of at most `buckets` equal parts."""
+def in_buckets(name: str, xs: Sequence[float], ys: Sequence[float], buckets: int = 120) -> Line:
+    """Reduce a long series to a line of the means of at most `buckets` equal parts, with their extremes as its band."""
     x, y = np.asarray(xs, dtype=float), np.asarray(ys, dtype=float)
     parts = [part for part in np.array_split(np.arange(len(x)), min(buckets, max(len(x), 1))) if len(part)]
     low, high = [float(y[part].min()) for part in parts], [float(y[part].max()) for part in parts]
-    return Line("", [float(x[part].mean()) for part in parts], [float(y[part].mean()) for part in parts], (low, high))
+    return Line(name, [float(x[part].mean()) for part in parts], [float(y[part].mean()) for part in parts], (low, high))
 
 
 def _axes(x_ticks: list[float], y_ticks: list[float], x_label: str, x_at: Scale, y_at: Scale) -> list[str]:

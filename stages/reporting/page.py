@@ -102,8 +102,8 @@ def charts(loss: Mapping[str, list[float]], recall: Mapping[str, list[float]], b
     """Charts of the loss by step, of validation recall by epoch, and of mean gates by epoch if the model has gates."""
     drawn = []
     if loss.get("loss"):
-        line = in_buckets(loss["step"], loss["loss"])
-        svg = line_chart([Line("loss", line.xs, line.ys, line.band)], "Training loss by step", "optimizer step")
+        line = in_buckets("loss", loss["step"], loss["loss"])
+        svg = line_chart([line], "Training loss by step", "optimizer step")
         drawn.append(
             {"title": "Training loss", "svg": svg,
              "text": "Each optimizer step." if len(line.xs) == len(loss["loss"]) else

@@ -130,7 +130,7 @@ def _mention(rng: np.random.Generator, scene: Scene, first: int, thorough: int) 
     colour, shape = item.colour if say_colour else None, item.shape if say_shape else None
     if len(told) > 1:
         # "two blue stars" counts all objects that fit the words, so the mention must include exactly those.
-        fit = tuple(
+        told = tuple(
             i
             for i, other in enumerate(scene.objects)
             if other.shape == shape
@@ -138,7 +138,6 @@ def _mention(rng: np.random.Generator, scene: Scene, first: int, thorough: int) 
             and texture in (None, other.texture)
             and size in (None, other.size)
         )
-        told = fit
     return Mention(told, shape, colour, texture, size, len(told))
 
 

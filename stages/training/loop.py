@@ -85,9 +85,9 @@ class Trainer:
                 cache_captions(model, split.captions, progress=bar.update)
             if self.foils is not None:
                 cache_captions(model, self.foils.captions, self.foils.eligible, bar.update)
-        self.speed = TrainingSpeed(0.0, 0, 0, 0.0)
+        self.speed = self.reported_speed = TrainingSpeed()
         self.pending: list[tuple[int, float, Tensor, Tensor]] = []
-        self.reported_speed = self.speed
+        """Step, learning rate, loss and norm of the gradient of the steps whose losses are not read yet."""
         # Reading a loss waits for the device, so on a GPU it is done only now and then.
         self.read_every = 1 if self.device.type == "cpu" else 20
         self.record_every = max(self.read_every, math.ceil(params.epochs * self.epoch_steps / RECORDED_STEPS))

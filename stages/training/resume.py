@@ -150,7 +150,9 @@ class Resume:
         if progress.best_epoch and not self.best(progress.best_epoch).is_dir():
             print(f"{self.best(progress.best_epoch)}: is not there, which {self.state} needs; training starts over")
             return None
-        model.load_state_dict({name.removeprefix("model."): v for name, v in tensors.items() if name[0] == "m"})
+        model.load_state_dict(
+            {name.removeprefix("model."): v for name, v in tensors.items() if name.startswith("model.")}
+        )
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("optimizer."):

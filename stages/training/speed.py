@@ -7,11 +7,11 @@ from dataclasses import astuple, dataclass
 class TrainingSpeed:
     """The training speed of this process, without the part of a resumed run that was trained before."""
 
-    seconds: float
+    seconds: float = 0.0
     """Time spent in steps."""
-    steps: int
-    pairs: int
-    waited: float
+    steps: int = 0
+    pairs: int = 0
+    waited: float = 0.0
     """The part of `seconds` spent waiting for the next batch."""
 
     def metrics(self) -> dict[str, float]:

@@ -20,7 +20,7 @@ def test_ticks_are_round_and_span_the_range():
 
 def test_long_series_keep_their_mean_and_extremes():
     ys = np.random.default_rng(0).normal(size=1000)
-    line = in_buckets(list(range(1000)), list(ys), buckets=50)
+    line = in_buckets("loss", list(range(1000)), list(ys), buckets=50)
     assert len(line.xs) == 50 and np.mean(line.ys) == pytest.approx(ys.mean())
     assert line.band is not None and max(line.band[1]) == ys.max() and min(line.band[0]) == ys.min()
 
