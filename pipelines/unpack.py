@@ -245,7 +245,7 @@ def unpack(files: Sequence[Path], into: Path) -> tuple[int, int, list[str]]:
     rejected: list[str] = []
     used: dict[str, str] = {}
     packed = (one for file in files for one in readers[file.suffix.lower()](file))
-    for one in tqdm(packed, desc="unpack", unit="picture", mininterval=2, dynamic_ncols=True):
+    for one in tqdm(packed, desc="unpack", unit="picture"):
         captions = [text for text in one.captions if isinstance(text, str) and text.strip() and is_unicode(text)]
         rejected += [f"{one.where}: {shown(text)} is not a caption" for text in one.captions if text not in captions]
         if one.split is not None and one.split not in SPLITS:

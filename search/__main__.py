@@ -124,7 +124,7 @@ def _wait(collection: Any) -> None:
 
     if not collection.status().scanning:
         return
-    bar = tqdm(total=0, unit="picture", desc="index", dynamic_ncols=True, file=sys.stderr, leave=False)
+    bar = tqdm(total=0, unit="picture", desc="index", mininterval=PROGRESS_SECONDS / 2, file=sys.stderr, leave=False)
     try:
         with bar:
             while (status := collection.status()).scanning:

@@ -6,6 +6,9 @@ import sys
 # OpenMP threads that spin while they wait stop each other from running as soon as another process wants a core too
 # (a small matrix product then takes tens of times as long). Read once, when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Defaults of all progress bars, read once, when tqdm is imported: a log keeps every update as a line.
+os.environ.setdefault("TQDM_MININTERVAL", "2")
+os.environ.setdefault("TQDM_DYNAMIC_NCOLS", "True")
 
 if sys.argv[:1] == ["-m"]:  # so while `python -m` looks for a command, which imports for seconds
     _print_traceback = sys.excepthook

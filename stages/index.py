@@ -45,7 +45,7 @@ def index(params: IndexParams, *, regions: Path, model: Path, out: Path, work: P
         camp, _, _ = load_checkpoint(model)
     check_trained_on(model, camp.config, store)
     weights = weights_key(model)
-    bar = tqdm(total=len(store), unit="image", desc="vectors", mininterval=2, dynamic_ncols=True)
+    bar = tqdm(total=len(store), unit="image", desc="vectors")
     with bar, input_errors():
         vectors = store_vectors(camp, weights, store, work, bar.update)
     facts = IndexFacts(

@@ -71,7 +71,7 @@ def measure_foils(
     row_of = {caption_id: row for row, caption_id in enumerate(split.captions.caption_ids.tolist())}
     known = set(lexicon)
     rows: list[dict[str, Any]] = []
-    for start in tqdm(range(0, len(chosen), AT_ONCE), desc=f"foils {split.name}", mininterval=2, dynamic_ncols=True):
+    for start in tqdm(range(0, len(chosen), AT_ONCE), desc=f"foils {split.name}"):
         part = list(chosen[start : start + AT_ONCE])
         cases = [_case(split, foils, foil, row_of, known) for foil in part]
         images = [foils.captions.image_ids[foil] for foil in part]

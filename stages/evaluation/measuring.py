@@ -58,12 +58,8 @@ def rank_fold(models: Sequence[CAMP], store: RegionStore, fold: Fold, top: int =
         InputError: a score is not a finite number, or a shard of regions is damaged.
     """
     pairs = len(models) * len(fold.images) * len(fold.rows)
-    with (
-        input_errors(),
-        tqdm(
-            total=pairs, unit="pair", unit_scale=True, desc=f"score {fold.name}", mininterval=2, dynamic_ncols=True
-        ) as bar,
-    ):
+    bar = tqdm(total=pairs, unit="pair", unit_scale=True, desc=f"score {fold.name}")
+    with bar, input_errors():
         return rank_collection(models, fold.collection(store), top, progress=bar.update)
 
 

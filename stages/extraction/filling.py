@@ -108,7 +108,7 @@ def extract_missing(
         check_rejected_images(rejected, plan.total, params, " so far")
 
     writing: list[tuple[str, Future[bool]]] = []
-    bar = tqdm(total=sum(len(shard.images) for shard in todo), unit="image", mininterval=2, dynamic_ncols=True)
+    bar = tqdm(total=sum(len(shard.images) for shard in todo), unit="image")
     with bar, ThreadPoolExecutor(max_workers=1) as writer:
         for shard, group in itertools.groupby(stream, key=lambda entry: entry[0]):
             run = ShardRun(shard, plan, detector, folder, reject)

@@ -39,7 +39,7 @@ def foils_of_split(
     else:
         facts = photograph_facts(lexicon, images, words, dataset / "boxes.parquet")
     captions = zip(ids, images, texts, words, facts, strict=True)
-    shown = tqdm(captions, "foils", len(ids), unit="caption", delay=5, mininterval=2, dynamic_ncols=True)
+    shown = tqdm(captions, "foils", len(ids), unit="caption", delay=5)
     for caption_id, image_id, text, caption, known in shown:
         for foil in foils_of(caption_id, text, caption[: params.max_words], known, lexicon, vocabulary):
             tokens = encode(vocabulary, foil.words, params)

@@ -167,7 +167,7 @@ def measure_all(files: list[Path], hashes: Path | None = None) -> list[PictureFa
     Args:
         hashes: the cache of hashes (`stages.content.hashes`).
     """
-    progress = tqdm(file_hashes(files, hashes), total=len(files), desc="hash images", mininterval=2, dynamic_ncols=True)
+    progress = tqdm(file_hashes(files, hashes), total=len(files), desc="hash images")
     digests = list(progress)
     # Only headers are read, so a picture that claims a vast size does no harm here and must not raise an error.
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None

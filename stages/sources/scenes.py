@@ -65,7 +65,7 @@ def draw(scenes: list[Scene], side: int, folder: Path, workers: int | None = Non
     geometries: dict[str, Geometry] = {}
     with ProcessPoolExecutor(workers or os.cpu_count(), initializer=end_with_parent) as pool:
         done = pool.map(job, jobs, chunksize=8)
-        with tqdm(total=len(scenes), desc="render scenes", mininterval=2, dynamic_ncols=True) as bar:
+        with tqdm(total=len(scenes), desc="render scenes") as bar:
             for family, drawn in zip(jobs, done, strict=True):
                 geometries |= {scene.image_id: geometry for scene, geometry in zip(family, drawn, strict=True)}
                 bar.update(len(family))

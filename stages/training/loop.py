@@ -77,10 +77,7 @@ class Trainer:
         foils = train.captions.path.with_name("foils_train.parquet")
         with_foils = params.foil_weight and params.epochs
         self.foils = TrainingFoils(foils, train.captions, params.foil_kinds) if with_foils else None
-        with tqdm(
-            desc="encode captions once", unit="caption", mininterval=2, delay=2, dynamic_ncols=True,
-            disable=processes.rank > 0,
-        ) as bar:  # fmt: skip
+        with tqdm(desc="encode captions once", unit="caption", delay=2, disable=processes.rank > 0) as bar:
             for split in (train, val) if params.epochs else (val,):
                 cache_captions(model, split.captions, progress=bar.update)
             if self.foils is not None:
@@ -110,7 +107,7 @@ class Trainer:
             if progress.step:
                 print(f"continuing after step {progress.step} of {total}", flush=True)
         self.bar = tqdm(
-            total=total, initial=progress.step, desc="train", unit="step", mininterval=2, dynamic_ncols=True,
+            total=total, initial=progress.step, desc="train", unit="step",
             disable=self.processes.rank > 0 or not total,
         )  # fmt: skip
         with self.bar:

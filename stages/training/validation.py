@@ -52,7 +52,7 @@ def validate(
     with precision.autocast(), input_errors():
         with tqdm(
             total=len(images) * len(rows) // processes.count, unit="pair", unit_scale=True, desc="validation",
-            mininterval=2, delay=5, position=0, leave=False, dynamic_ncols=True, disable=processes.rank > 0,
+            delay=5, position=0, leave=False, disable=processes.rank > 0,
         ) as bar:  # fmt: skip
             ranked = rank_collection([model], collection, top_k=0, share=processes, progress=bar.update)
         gates = _gates(model, split, collection, ranked.hardest.cpu().numpy())
