@@ -4,8 +4,9 @@ Positions are not decided here but when the scenes are drawn (scene_drawing.py).
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil
 from typing import TypeVar
 
@@ -83,27 +84,21 @@ def signature(objects: Sequence[SceneObject]) -> tuple[tuple[str, str, str], ...
     return tuple(sorted((item.shape, item.colour, item.texture) for item in objects))
 
 
-def _swap(attribute: str) -> Callable[[np.random.Generator, list[SceneObject]], bool]:
-    def edit(rng: np.random.Generator, objects: list[SceneObject]) -> bool:
-        i, j = (int(k) for k in rng.permutation(len(objects))[:2])
-        a, b = getattr(objects[i], attribute), getattr(objects[j], attribute)
-        # Two objects that are otherwise alike would only exchange places.
-        if a == b or objects[i].shape == objects[j].shape:
-            return False
-        objects[i], objects[j] = replace(objects[i], **{attribute: b}), replace(objects[j], **{attribute: a})
-        return True
-
-    return edit
+def _swap(attribute: str, rng: np.random.Generator, objects: list[SceneObject]) -> bool:
+    i, j = (int(k) for k in rng.permutation(len(objects))[:2])
+    a, b = getattr(objects[i], attribute), getattr(objects[j], attribute)
+    # Two objects that are otherwise alike would only exchange places.
+    if a == b or objects[i].shape == objects[j].shape:
+        return False
+    objects[i], objects[j] = replace(objects[i], **{attribute: b}), replace(objects[j], **{attribute: a})
+    return True
 
 
-def _change(attribute: str, words: Sequence[str]) -> Callable[[np.random.Generator, list[SceneObject]], bool]:
-    def edit(rng: np.random.Generator, objects: list[SceneObject]) -> bool:
-        i = int(rng.integers(len(objects)))
-        others = [word for word in words if word != getattr(objects[i], attribute)]
-        objects[i] = replace(objects[i], **{attribute: pick(rng, others)})
-        return True
-
-    return edit
+def _change(attribute: str, words: Iterable[str], rng: np.random.Generator, objects: list[SceneObject]) -> bool:
+    i = int(rng.integers(len(objects)))
+    others = [word for word in words if word != getattr(objects[i], attribute)]
+    objects[i] = replace(objects[i], **{attribute: pick(rng, others)})
+    return True
 
 
 def _replace_object(rng: np.random.Generator, objects: list[SceneObject]) -> bool:
@@ -128,13 +123,14 @@ def _change_count(rng: np.random.Generator, objects: list[SceneObject]) -> bool:
     return True
 
 
+# Weight and edit, which changes the objects in place and returns whether it could.
 # Swaps leave the bag of words as it was: such twins differ only in which word belongs to which region.
 _EDITS: dict[str, tuple[int, Callable[[np.random.Generator, list[SceneObject]], bool]]] = {
-    "swap colours": (7, _swap("colour")),
-    "swap textures": (3, _swap("texture")),
-    "colour": (3, _change("colour", list(COLOURS))),
-    "texture": (2, _change("texture", list(TEXTURES))),
-    "shape": (3, _change("shape", list(SHAPES))),
+    "swap colours": (7, partial(_swap, "colour")),
+    "swap textures": (3, partial(_swap, "texture")),
+    "colour": (3, partial(_change, "colour", COLOURS)),
+    "texture": (2, partial(_change, "texture", TEXTURES)),
+    "shape": (3, partial(_change, "shape", SHAPES)),
     "object": (2, _replace_object),
     "count": (3, _change_count),
 }
