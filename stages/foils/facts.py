@@ -13,10 +13,9 @@ import pyarrow.compute as pc
 from stages.contracts import read_table
 from stages.errors import InputError, shown
 from stages.foils.lexicon import Lexicon, Tag
+from stages.sources.lexicon import AXES
 
 _ATTRIBUTES = {"object": "shape", "colour": "colour", "texture": "texture", "size": "size"}
-_AXES = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}
-"""Relation -> axis (0 is x), and the sign of object minus subject along it; y points down."""
 
 
 class Facts(Protocol):
@@ -46,7 +45,7 @@ class SceneFacts:
         subjects, objects = (
             self.matching_objects(self.caption["mentions"][relation[end]]) for end in ("subject", "object")
         )
-        axis, sign = _AXES[canonical]
+        axis, sign = AXES[canonical]
         centres = self.scene["centres"]
         return all(
             sign * (centres[j][axis] - centres[i][axis]) <= 0 for i in subjects for j in objects if i != j

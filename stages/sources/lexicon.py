@@ -49,6 +49,8 @@ RELATIONS: dict[str, tuple[str, ...]] = {
     "above": ("above", "over", "higher than"),
     "below": ("below", "under", "beneath"),
 }
+AXES = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}
+"""Relation -> axis (0 is x), and the sign of object minus subject along it; y points down."""
 COUNTS: dict[int, tuple[str, ...]] = {
     1: ("a", "one", "a single"),
     2: ("two", "a pair of", "a couple of"),

@@ -9,6 +9,7 @@ import numpy as np
 
 from stages.sources.lexicon import (
     ANY_SHAPE,
+    AXES,
     COLOURS,
     COUNTS,
     PLURALS,
@@ -162,8 +163,7 @@ def _mentions(rng: np.random.Generator, scene: Scene, everything: bool) -> list[
 def relation_between(geometry: Geometry, left: Sequence[int], right: Sequence[int], side: int) -> list[str]:
     """The relations that clearly hold between all objects of one group and all of another."""
     held = []
-    for name in RELATIONS:
-        axis, sign = (0 if name in ("left of", "right of") else 1), (1 if name in ("left of", "above") else -1)
+    for name, (axis, sign) in AXES.items():
         deltas = [
             (sign * (geometry.centres[j][axis] - geometry.centres[i][axis]),
              abs(geometry.centres[j][1 - axis] - geometry.centres[i][1 - axis]))
