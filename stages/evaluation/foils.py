@@ -1,5 +1,6 @@
 """Measures how often a caption beats its foil on its own picture, and which word of the foil the model finds wrong."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ def choose_foils(foils: Foils, split: Fold, rows: np.ndarray, limit: int) -> lis
     """
     wanted = set(split.captions.caption_ids[rows].tolist())
     order = np.random.default_rng(0).permutation(len(foils)).tolist()
-    drawn_of = dict.fromkeys(KINDS, 0)
+    drawn_of: Counter[str] = Counter()
     turns = []
     for foil in order:
         if int(foils.captions.caption_ids[foil]) in wanted:

@@ -92,7 +92,7 @@ def extract_missing(
     folder.mkdir(parents=True, exist_ok=True)
     params = plan.params.regions
     device = device or devices(params.device)[0]
-    Precision("fp32", torch.device(device))
+    Precision("fp32", torch.device(device))  # features must not depend on whether this device has TF32
     detector = loading(plan, device)
     if detector.fingerprint != plan.info.detector:
         raise InputError(

@@ -40,11 +40,11 @@ def foils_of(
     """
     tags = [tag for tag in lexicon.tag(words) if words[tag.position] in vocabulary]
     for kind in KINDS:
-        if not any(tag.kind == kind for tag in tags):
+        of_kind = [tag for tag in tags if tag.kind == kind]
+        if not of_kind:
             continue
         digest = hashlib.sha256(f"{caption_id} {kind}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:16], "big"))
-        of_kind = [tag for tag in tags if tag.kind == kind]
         for number in rng.permutation(len(of_kind)).tolist():
             tag = of_kind[number]
             foil_word = _draw(rng, tag, words, facts, lexicon, vocabulary)
