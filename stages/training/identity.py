@@ -1,8 +1,10 @@
 """Identifies a training by all that decides its result; only a training with the same identity is resumed."""
 
 import ast
+import hashlib
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,13 @@ import torch
 
 import camp_model
 import stages
+from camp_model.files import sha256_of
 from stages.content.hashes import content_hash
 from stages.content.imports import imported_names
 from stages.content.paths import content_path
 from stages.params.model import ModelParams
 from stages.params.train import TrainParams
 from stages.training.data import epoch_batches
-from stages.training.resume import run_key, sha256_of_files
 from stages.workspace import main_root
 
 NOT_IN_KEY = ("checkpoint_steps", "micro_batch", "device", "processes", "machines", "word_vectors", "start_from")
@@ -62,7 +64,20 @@ def training_key(
         "transformers": version("transformers") if is_pretrained else None,
         "device": device.type,
     }
-    return run_key(values), run_key({name: value for name, value in values.items() if name not in CODE})
+    return hash_of_values(values), hash_of_values({name: value for name, value in values.items() if name not in CODE})
+
+
+def sha256_of_files(paths: Iterable[Path]) -> str:
+    """One hash over the names and contents of files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def hash_of_values(values: dict[str, Any]) -> str:
+    """Hex sha256 of values as JSON, whatever the order of their names."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def imported_files(module: str) -> list[Path]:

@@ -8,14 +8,11 @@ States are in the main workspace, because an experiment's own workspace is remov
 states that were not written for `UNUSED_DAYS`.
 """
 
-import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from camp_model.checkpoint import save_checkpoint
-from camp_model.files import replacing, sha256_of
+from camp_model.files import replacing
 from camp_model.model import CAMP
 from camp_model.seal import BLANK, check_seal, seal
 from camp_model.vocabulary import Vocabulary
@@ -68,19 +65,6 @@ class Progress:
     def best(self) -> dict[str, float]:
         """Metrics of the best epoch on the whole val split."""
         return self.whole or self.epochs[self.best_epoch - 1]
-
-
-def sha256_of_files(paths: Iterable[Path]) -> str:
-    """One hash over the names and contents of files."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
-    return digest.hexdigest()
-
-
-def run_key(values: dict[str, Any]) -> str:
-    """The key of a training: a hash of everything that decides its result."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 class Resume:
