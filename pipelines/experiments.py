@@ -19,6 +19,7 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
+from camp_model.seal import digest_of_values
 from pipelines.commands import Unfinished, allow_commands, prefect_command, run_command, stop_commands
 from pipelines.dag import check_experiments, shared_stages
 from pipelines.devices import DevicePool
@@ -28,7 +29,6 @@ from pipelines.variants import (
     GRID,
     SharedInputs,
     grid_of,
-    hash_of,
     name_for_git,
     named_content,
     params_of,
@@ -157,9 +157,12 @@ def _names(
     """
     content = named_content(params_of(variants))
     common = _prepare(variants)
-    hashes = {name: hash_of(common.sha256, overrides, content[name], target) for name, overrides in variants.items()}
+    hashes = {
+        name: digest_of_values([common.sha256, overrides, content[name], target])
+        for name, overrides in variants.items()
+    }
     names = {name: name_for_git(kind, of_variant, name) for name, of_variant in hashes.items()}
-    return names, hash_of(kind, common.sha256, variants, content, target)[:32], common
+    return names, digest_of_values([kind, common.sha256, variants, content, target])[:32], common
 
 
 def _run_all(

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from prefect import get_run_logger
 
+from camp_model.seal import digest_of_values
 from stages.content.named import Content, NamedFilesSections, named_paths
 from stages.errors import InputError, shown
 from stages.named_files import current_content
@@ -177,11 +178,6 @@ def named_content(params: Mapping[str, Params]) -> dict[str, Content]:
     return content
 
 
-def hash_of(*values: object) -> str:
-    """Hex sha256 of values as JSON."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
 @dataclass(frozen=True)
 class SharedInputs:
     """What all variants share: tracked files that can affect a stage, and the outputs of shared stages."""
@@ -203,7 +199,7 @@ class SharedInputs:
         lock = Path("dvc.lock")  # missing if the only shared stage is that of named/dvc.yaml
         known = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"] if stages and lock.is_file() else {}
         outputs = [known.get(name, {}).get("outs", []) for name in stages]
-        return cls(tuple(stages), hash_of(hashlib.sha256(listed.stdout).hexdigest(), outputs))
+        return cls(tuple(stages), digest_of_values([hashlib.sha256(listed.stdout).hexdigest(), outputs]))
 
     def check(self, name: str) -> None:
         """Raise InputError if anything has changed since: DVC would run the experiment `name` with what is here now."""

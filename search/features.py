@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import importlib
 import io
-import json
 import shutil
 import sys
 import threading
@@ -24,6 +23,7 @@ import numpy.typing as npt
 
 from camp_model.files import replacing_folder, write_json, write_text
 from camp_model.regions import ImageRegions
+from camp_model.seal import digest_of_values
 from search.locking import locked
 from search.sample import TOLERANCE, difference, read_sample, sample_picture
 from stages.contracts import read_fingerprint, read_object
@@ -87,8 +87,7 @@ def ready_detector(extraction: Extraction, model: Path, cache: Path) -> Path:
     else:
         # With the weights that the model was trained on: a file or a package of one name may hold others in time.
         recorded = Description.load(own).weights_sha256 if (own / "detector.json").is_file() else ""
-        named = json.dumps([extraction.detector.to_dict(), recorded], sort_keys=True)
-        folder = cache / "detectors" / hashlib.sha256(named.encode()).hexdigest()[:32]
+        folder = cache / "detectors" / digest_of_values([extraction.detector.to_dict(), recorded])[:32]
         with locked(folder.with_name(f"{folder.name}.lock")):
             if not (folder / "detector.json").is_file():
                 backend = importlib.import_module(DETECTORS[extraction.detector.backend])

@@ -2,7 +2,6 @@
 
 import ast
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
@@ -14,6 +13,7 @@ import torch
 import camp_model
 import stages
 from camp_model.files import sha256_of
+from camp_model.seal import digest_of_values
 from stages.content.hashes import content_hash
 from stages.content.imports import imported_names
 from stages.content.paths import content_path
@@ -64,7 +64,8 @@ def training_key(
         "transformers": version("transformers") if is_pretrained else None,
         "device": device.type,
     }
-    return hash_of_values(values), hash_of_values({name: value for name, value in values.items() if name not in CODE})
+    task = {name: value for name, value in values.items() if name not in CODE}
+    return digest_of_values(values), digest_of_values(task)
 
 
 def sha256_of_files(paths: Iterable[Path]) -> str:
@@ -73,11 +74,6 @@ def sha256_of_files(paths: Iterable[Path]) -> str:
     for path in paths:
         digest.update(f"{path.name} {sha256_of(path)}\n".encode())
     return digest.hexdigest()
-
-
-def hash_of_values(values: dict[str, Any]) -> str:
-    """Hex sha256 of values as JSON, whatever the order of their names."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def imported_files(module: str) -> list[Path]:

@@ -1,9 +1,8 @@
 """Identifies the retrieval task of a split."""
 
-import hashlib
-import json
 from pathlib import Path
 
+from camp_model.seal import digest_of_values
 from stages.contracts import read_table
 
 
@@ -21,4 +20,4 @@ def task_hash(captions: Path, images: Path) -> str:
     table = read_table(captions, ("image_id", "text"))
     pairs = zip(*(column.to_pylist() for column in table.columns), strict=True)
     rows = sorted([pictures.get(image_id) or image_id, text] for image_id, text in pairs)
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    return digest_of_values(rows)

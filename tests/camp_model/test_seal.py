@@ -31,7 +31,7 @@ from camp_model.regions import (
     write_rejected,
     write_shard,
 )
-from camp_model.seal import BLANK, SETTLED, check_seal, seal
+from camp_model.seal import BLANK, SETTLED, check_seal, digest_of_values, seal
 from camp_model.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.build([["a", "red", "circle"], ["blue", "circle"]])
@@ -260,3 +260,8 @@ def test_a_file_is_compared_once_and_again_whenever_it_may_have_changed(tmp_path
     (tmp_path / "memory").unlink()
     (tmp_path / "memory").mkdir()
     assert read() == -1
+
+
+def test_a_digest_of_values_depends_on_them_and_not_on_the_order_of_their_names():
+    first, same, other = ({"a": 1, "b": [2]}, {"b": [2], "a": 1}, {"a": 1, "b": [3]})
+    assert digest_of_values(first) == digest_of_values(same) != digest_of_values(other)
