@@ -1,6 +1,5 @@
 """Content that flows publish: tables of numbers, and the link to MLflow."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,7 @@ def mlflow_link(checkpoint: Path) -> str | None:
     from stages.tracking import training_run_of
     from stages.tracking.delivery import limit_request_time
     from stages.tracking.restore import find_run
-    from stages.tracking.store import store_uri, without_password
+    from stages.tracking.store import named_uri, store_uri, without_password
 
     try:
         key = training_run_of(checkpoint)
@@ -103,7 +102,7 @@ def mlflow_link(checkpoint: Path) -> str | None:
         return None
     from mlflow import MlflowClient
 
-    server = os.environ.get("MLFLOW_TRACKING_URI", "")
+    server = named_uri()
     base = server if server.startswith("http") else "http://127.0.0.1:5000"
     limit_request_time(3)  # a server that hangs must not block the flow
     try:

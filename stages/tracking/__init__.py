@@ -29,7 +29,7 @@ from stages.params.document import leaves
 from stages.tracking.machine import command_output, sample_machine, uncommitted_changes
 from stages.tracking.restore import model_hash
 from stages.tracking.spool import SPOOL, Spool, pending, writer_alive
-from stages.tracking.store import experiment_name, without_password
+from stages.tracking.store import experiment_name, named_uri, without_password
 from stages.workspace import main_root
 
 WAIT = 18.0
@@ -197,7 +197,7 @@ def _begin(run: Run, spool: Spool, kind: str, name: str | None, tags: Mapping[st
         kind=kind,
         name=name or (experiment if kind == "train" else None) or f"{kind} {datetime.now():%m-%d %H:%M:%S}",
         parent=run._parent or os.environ.get(PARENT),
-        uri=without_password(os.environ.get("MLFLOW_TRACKING_URI", "")),
+        uri=without_password(named_uri()),
         experiment=experiment_name(),
     )
     run._write("params", values=run._params)
@@ -268,7 +268,7 @@ def _wait(process: subprocess.Popen[bytes], root: Path, key: str) -> None:
     reason = f"has not received all of this run yet (details: {root / '.tracking' / 'delivery.log'})"
     with contextlib.suppress(OSError):
         reason = f"did not accept this run: {(root / SPOOL / key / 'problem').read_text(encoding='utf-8').rstrip('.')}"
-    server = without_password(os.environ.get("MLFLOW_TRACKING_URI") or "mlflow.db")
+    server = without_password(named_uri() or "mlflow.db")
     after = "Nothing is lost: the next run delivers it, or `python -m stages.tracking sync`."
     if (refused := root / SPOOL / key / "refused.jsonl").exists():
         after = f"It has the rest; the refused events and the reasons are in {refused}."

@@ -25,6 +25,7 @@ from stages.tracking.store import (
     check_artifact_location,
     connect,
     local_uri,
+    named_uri,
     open_experiment,
     search_runs,
     store_uri,
@@ -204,10 +205,9 @@ def sync(root: Path, moved: bool = True) -> tuple[int, list[str]]:
     A run goes to the server and the experiment that it was started for or, if `moved`, to those that the environment
     variables name now, if any.
     """
-    names = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME")
-    named, experiment = (os.environ.get(name, "").strip() for name in names)
-    uri, experiment = (named, experiment) if moved else ("", "")
+    named, uri, experiment = named_uri(), "", ""
     if moved:
+        uri, experiment = named, os.environ.get("MLFLOW_EXPERIMENT_NAME", "").strip()
         limit_request_time(30)
     delivered, problems = 0, []
     unreachable: dict[str, Exception] = {}

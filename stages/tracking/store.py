@@ -54,9 +54,14 @@ def _file(uri: str) -> Path:
     return Path(unquote(database.removeprefix("file:")) if database.startswith("file:") else database)
 
 
+def named_uri() -> str:
+    """MLFLOW_TRACKING_URI; empty if it names no store."""
+    return os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+
+
 def store_uri(root: Path) -> str:
-    """MLFLOW_TRACKING_URI, else the local store."""
-    return os.environ.get("MLFLOW_TRACKING_URI", "").strip() or local_uri(root)
+    """The store that the environment names, else the local one."""
+    return named_uri() or local_uri(root)
 
 
 def without_password(address: str) -> str:

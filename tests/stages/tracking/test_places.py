@@ -36,6 +36,16 @@ def test_a_workspace_below_any_name(root, beside, capsys):
     assert MlflowClient(local_uri(root)).list_artifacts(late.info.run_id, "plots")[0].path == "plots/curve.csv"
 
 
+@pytest.mark.parametrize("address", [" ", " {} "])
+def test_blanks_around_an_address_are_none_of_it_when_the_run_is_delivered_later(root, monkeypatch, address):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address.format(local_uri(root)))
+    with track("train", {"a": 1}) as run:
+        pass
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert sync(root) == (1, [])
+    assert run_of(root, run.run_id).info.status == "FINISHED"
+
+
 @pytest.mark.parametrize("root", ["above/main"], indirect=True)
 @pytest.mark.parametrize("resumed", [False, True])
 def test_runs_of_a_moved_workspace_wait_until_their_files_have_a_place(root, resumed, tmp_path, monkeypatch):
