@@ -14,7 +14,7 @@ from prefect import flow, get_run_logger
 from pipelines.commands import prefect_command
 from pipelines.experiments import run_in_parallel
 from pipelines.study import SPLIT, read_outcome, read_study
-from pipelines.study_document import Page, write_document
+from pipelines.study_document import Page, check_document, write_document
 from pipelines.study_rates import rates_markdown, with_rates
 from pipelines.variants import check_evaluated, params_of, warn_of_kept_params
 from stages.errors import InputError
@@ -174,8 +174,10 @@ def ablation(
         promote: make the best model the `champion` in MLflow.
         document: file to write the comparison to; empty: none is written.
     """
-    if document and "full" not in variants:
-        raise InputError("variants: full: is missing; expected the model that the others are compared with")
+    if document:
+        check_document(document)
+        if "full" not in variants:
+            raise InputError("variants: full: is missing; expected the model that the others are compared with")
     check_seeds(seeds, more_seeds)
     params = params_of(with_seeds(variants, seeds[:1], base))
     if document:

@@ -21,7 +21,7 @@ from pipelines.photograph_rows import ADDITIONS, FIRST, JOINT, WORDS, rows_of, s
 from pipelines.reproduce import DVC
 from pipelines.study import SPLIT, Outcomes, commit_of, difference_of, read_study
 from pipelines.study_answers import interval
-from pipelines.study_document import Page, write_document
+from pipelines.study_document import Page, check_document, write_document
 from pipelines.summary import costs_markdown, table
 from pipelines.variants import check_evaluated, params_of, warn_of_kept_params
 from stages.errors import InputError
@@ -56,6 +56,7 @@ def photographs(
         document: file to write the comparison to.
     """
     check_seeds(seeds)
+    check_document(document)
     _reset_start()
     (full,) = params_of({f"full-s{seeds[0]}": base}).values()
     known, obstacles = rows_of(full, Path(first), base)

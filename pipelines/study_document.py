@@ -25,6 +25,7 @@ from pipelines.summary import table
 from stages.charts.intervals import Interval, interval_chart
 from stages.charts.lines import Line, line_chart
 from stages.charts.svg import chart_svg, standalone_svg
+from stages.errors import InputError
 
 BALANCED = ("count", "relation")
 """Kinds of foils whose words differ in frequency, or are favoured by training on foils."""
@@ -42,6 +43,12 @@ class Page:
     """Markdown below the table of recalls."""
     further: str = ""
     """Markdown above the section "Fine print"."""
+
+
+def check_document(document: str) -> None:
+    """Raise InputError if no file can be named so: the page is written after hours of training."""
+    if not Path(document).name or Path(document).is_dir():
+        raise InputError(f"document: {document!r:.80} does not name a file; expected one such as docs/study.md")
 
 
 def write_document(path: Path, study: Study, page: Page) -> None:

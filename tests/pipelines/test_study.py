@@ -234,6 +234,13 @@ def test_rows_on_other_images_are_refused_before_anything_is_trained(overrides, 
         ablation.fn(variants={"full": {}, "other": overrides}, seeds=[0], base={"dataset.scenes.test": 5000})
 
 
+@pytest.mark.parametrize(("study", "document"), [(ablation, "docs"), (photographs, "docs"), (photographs, "")])
+def test_a_page_that_could_not_be_written_is_refused_before_anything_is_trained(study, document, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    with pytest.raises(InputError, match=f"document: '{document}' does not name a file; expected one such as"):
+        study.fn(document=document)
+
+
 def test_a_study_that_ends_early_has_every_row_of_its_first_seeds():
     trainings = with_seeds({"full": {}, "no-gates": {"model.gate": "none"}}, [0, 1], {"train.epochs": 1})
     assert list(trainings) == ["full-s0", "no-gates-s0", "full-s1", "no-gates-s1"]
