@@ -65,13 +65,15 @@ def _repository() -> Iterator["Repo"]:
         raise InputError(f"{Path.cwd()}: {error}; {more}") from None
 
 
-def check_experiments() -> None:
-    """Check that DVC can run experiments here: they start from a commit, and DVC writes the path of this repository as
-    ASCII into their settings, and into an address.
+def check_experiments(jobs: int) -> None:
+    """Check that DVC can run experiments here, `jobs` at a time: they start from a commit, and DVC writes the path of
+    this repository as ASCII into their settings, and into an address.
 
     Raises:
-        InputError: there is no git or no commit, or the path has other characters.
+        InputError: `jobs` is below 1, there is no git or no commit, or the path has other characters.
     """
+    if jobs < 1:
+        raise InputError(f"jobs: {jobs} is below 1")
     check_git()
     here = Path.cwd().resolve()
     done = subprocess.run(["git", "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, check=False)

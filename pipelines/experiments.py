@@ -275,9 +275,7 @@ def run_in_parallel(
         A row per variant, best validation first; the experiments' names by variant; the key of their MLflow parent.
     """
     allow_commands()
-    if jobs < 1:
-        raise InputError(f"jobs: {jobs} is below 1")
-    check_experiments()
+    check_experiments(jobs)
     runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=jobs)
     inner = flow(name=f"{kind} experiments", task_runner=runner, validate_parameters=False)(_run_all)  # type: ignore[arg-type]
     return inner(kind, variants, jobs, promote, target)

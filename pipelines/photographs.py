@@ -67,7 +67,7 @@ def photographs(
     overrides = {name: row.overrides for name, row in chosen.items()}
     check_evaluated(params_of(with_seeds(overrides, seeds[:1], base)), SPLIT)
     warn_of_kept_params(overrides, base)
-    check_experiments()
+    check_experiments(jobs)
     # Rows differ in train.start_from, which a stage upstream of these two reads: update them here, once for all rows.
     allow_commands()
     if not rows and obstacles:

@@ -54,13 +54,13 @@ def test_what_dvc_and_its_experiments_need_is_said(repository, tmp_path, monkeyp
     with pytest.raises(InputError, match="is not a git repository; expected one; `git init` makes it"):
         read_dag()
     with pytest.raises(InputError, match="not a git repository.*; expected a git repository with a commit"):
-        check_experiments()
+        check_experiments(1)
     subprocess.run(["git", "init", "-q"], check=True)
     with pytest.raises(InputError, match="expected a git repository with a commit to start from"):
-        check_experiments()
+        check_experiments(1)
     with monkeypatch.context() as without, pytest.raises(InputError, match="git: is no program on PATH"):
         without.setenv("PATH", str(tmp_path / "empty"))
-        check_experiments()
+        check_experiments(1)
     commit = ("-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-q", "--allow-empty", "-m", "begin")
     for name, wrong in (("it's a %20", None), ("josé", "é"), ("a#b", "#")):
         (tmp_path / name).mkdir()
@@ -68,7 +68,7 @@ def test_what_dvc_and_its_experiments_need_is_said(repository, tmp_path, monkeyp
         subprocess.run(["git", "init", "-q"], check=True)
         subprocess.run(["git", *commit], check=True)
         with pytest.raises(InputError, match=f"holds '{wrong}'; expected") if wrong else contextlib.nullcontext():
-            check_experiments()
+            check_experiments(1)
 
 
 def test_a_dvc_yaml_that_cannot_be_read_is_wrong_input(repository):

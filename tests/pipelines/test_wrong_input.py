@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
     [
         (["pipelines.photographs", "--only", "nothing-known"], "rows: 'nothing-known' is not one of full, no-gates"),
         (["pipelines.experiments", '{"train.seed": [0]}', "--jobs", "0"], "jobs: 0 is below 1"),
+        (["pipelines.photographs", "--jobs", "0"], "jobs: 0 is below 1"),
         (["pipelines.experiments", '{"model.gat": ["none"]}'], "gat-none: model.gat: unknown key; allowed here: "),
         (["pipelines.deploy", "--prefect-file", "none.yaml"], "--prefect-file: none.yaml is not a file; expected one"),
         (["pipelines.experiments", '{"train.seed": 3}'], "grid.train.seed: Input should be a valid list"),
