@@ -2,6 +2,7 @@
 
 camp search "two dogs in the snow" --images ~/photographs --top 5
 camp search --images ~/photographs          # the page
+camp search --sentences FILE --images ~/photographs      # many sentences: a line of JSON for each
 """
 
 import argparse
@@ -30,8 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         open_streams()
     parser = _parser()
     options = parser.parse_args(arguments)
-    if options.sentence is None and options.json:
+    if options.sentence is None and options.json and options.sentences is None:
         parser.error("--json: needs a sentence to search for")
+    if options.sentence is not None and options.sentences is not None:
+        parser.error(f"--sentences: cannot be used with a sentence ({options.sentence[:40]!r})")
     # Set before torch is imported: waiting threads that spin would take the cores from other programs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
@@ -59,6 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache", type=_folder, metavar="DIR", help="folder for the index (default: your cache)")
     parser.add_argument("--top", type=_count, default=10, metavar="N", help="pictures printed (default: 10)")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--sentences", type=Path, metavar="FILE",
+        help="print a line of JSON for each line of a file, or of standard input (-)",
+    )  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="address of the page (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=0, help="port of the page (default: a free one)")
     parser.add_argument(
@@ -82,19 +89,41 @@ def _count(text: str) -> int:
 def _run(options: argparse.Namespace) -> None:
     with garbage_collection_paused():
         collection = _open(options)
-    if options.sentence is None:
+    if options.sentence is None and options.sentences is None:
         from search.app import serve
 
         serve(collection, options.host, options.port, options.allow_host)
         return
-    collection.reader.read(options.sentence)  # reports a wrong sentence before the slow indexing
+    sentences = _sentences(options, collection.reader)
     collection.start()
     try:
         _wait(collection)
+        _print_problems(collection.status())
         with _stdout_errors():
-            _print(collection, options)
+            for sentence in sentences:
+                _print(collection, sentence, options)
+        _check_pictures(collection, options)
     finally:
         collection.close()
+
+
+def _sentences(options: argparse.Namespace, reader: Any) -> list[str]:
+    """The sentences to search for; a wrong one is an error before the slow indexing."""
+    if options.sentences is None:
+        reader.read(options.sentence)
+        return [options.sentence]
+    from stages.contracts import read_lines
+
+    file = Path("/dev/stdin") if str(options.sentences) == "-" else argument_path(options.sentences)
+    numbered = [(number, line) for number, line in enumerate(read_lines(file), start=1) if line.strip()]
+    for number, line in numbered:
+        try:
+            reader.read(line)
+        except InputError as error:
+            raise InputError(f"{file}: line {number}: {error}") from None
+    if not numbered:
+        raise InputError(f"{file}: holds no sentence; expected one on each line")
+    return [line for _, line in numbered]
 
 
 def _open(options: argparse.Namespace) -> Any:
@@ -138,9 +167,7 @@ def _wait(collection: Any) -> None:
         )
 
 
-def _print(collection: Any, options: argparse.Namespace) -> None:
-    answer = collection.search(options.sentence, options.top)
-    status = collection.status()
+def _print_problems(status: Any) -> None:
     if status.rejected_count:
         name, reason = status.rejected[0]
         print(
@@ -151,19 +178,23 @@ def _print(collection: Any, options: argparse.Namespace) -> None:
         print(f"copies of other files, which are listed only under the first name: {status.copies}", file=sys.stderr)
     if status.problem:
         print(f"indexing has stopped: {_printable(status.problem)}", file=sys.stderr)
+
+
+def _print(collection: Any, sentence: str, options: argparse.Namespace) -> None:
+    answer, status = collection.search(sentence, options.top), collection.status()
     paths = [collection.picture(hit.picture_id) for hit in answer.hits]
-    if options.json:
+    if options.json or options.sentences:
         hits = [
             {"rank": rank, "picture_id": hit.picture_id, "path": str(path), "score": hit.score}
             for rank, (hit, path) in enumerate(zip(answer.hits, paths, strict=True), start=1)
         ]
         content = {
-            "sentence": options.sentence, "words": answer.words, "unknown": answer.unknown,
+            "sentence": sentence, "words": answer.words, "unknown": answer.unknown,
             "by_spelling": answer.by_spelling, "dropped": answer.dropped, "hits": hits, "ranked": answer.scored,
             "pictures": answer.total, "rejected": status.rejected_count, "copies": status.copies,
             "indexing": status.scanning, "problem": status.problem, "model": status.model,
         }  # fmt: skip
-        print(json.dumps(content, indent=2))
+        print(json.dumps(content, indent=None if options.sentences else 2))
     else:
         if answer.unknown:
             print(f"unknown to the model: {_printable(', '.join(answer.unknown))}", file=sys.stderr)
@@ -179,13 +210,18 @@ def _print(collection: Any, options: argparse.Namespace) -> None:
             print(f"{answer.scored} of {answer.total} pictures are ranked (index.shortlist)", file=sys.stderr)
         for hit, path in zip(answer.hits, paths, strict=True):
             print(f"{hit.score:8.3f}  {_printable(str(path))}")
-    if not (answer.total or status.problem or status.scanning):
+
+
+def _check_pictures(collection: Any, options: argparse.Namespace) -> None:
+    """Raise InputError if there was no picture to be searched."""
+    status = collection.status()
+    if not (status.ready or status.problem or status.scanning):
         from stages.sources.formats import SUFFIXES
 
         formats = ", ".join(sorted(SUFFIXES))
         where = "this workspace" if options.images is None else options.images
         raise InputError(f"{where}: no picture that can be searched; files of pictures end in {formats}")
-    if status.problem and not answer.total:
+    if status.problem and not status.ready:
         raise InputError(_printable(status.problem))
 
 

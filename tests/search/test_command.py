@@ -199,6 +199,38 @@ def test_what_is_not_read_and_what_is_not_there_is_said(
     )
 
 
+def test_a_file_of_sentences_is_answered_line_by_line(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder.root)
+    options = ["--images", "images", "--model", "models/tiny", "--cache", "cache"]
+    expected = []
+    for sentence in (SENTENCE, "two zyzzyvas"):
+        command.main([sentence, *options, "--json"])
+        expected.append(json.loads(capsys.readouterr().out))
+    Path("queries.txt").write_text(f"{SENTENCE}\n\n  two zyzzyvas\r\n")
+    command.main(["--sentences", "queries.txt", *options])
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["sentence"] for answer in answers] == [SENTENCE, "  two zyzzyvas"]
+    assert [{**answer, "sentence": ""} for answer in answers] == [{**answer, "sentence": ""} for answer in expected]
+    for text, message in ((f"{SENTENCE}\n...\n", "line 2: sentence: '...' holds no word"), ("\n", "holds no sentence")):
+        Path("queries.txt").write_text(text)
+        with pytest.raises(SystemExit, match="2"):
+            command.main(["--sentences", "queries.txt", *options])
+        said = capsys.readouterr()
+        assert said.out == "" and f"error: queries.txt: {message}" in said.err
+    with pytest.raises(SystemExit, match="2"):
+        command.main([SENTENCE, "--sentences", "queries.txt", *options])
+    assert "--sentences: cannot be used with a sentence" in capsys.readouterr().err
+    program = [sys.executable, "-m", "search", "--sentences", "-", "--top", "1", *options]
+    root = str(Path(command.__file__).parents[1])
+    done = subprocess.run(
+        program, input=f"{SENTENCE}\n" * 2, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert [json.loads(line)["hits"] for line in done.stdout.splitlines()] == [expected[0]["hits"][:1]] * 2
+
+
 def test_why_indexing_has_stopped_is_in_the_json(
     folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
