@@ -177,7 +177,8 @@ def _loopback_options() -> list[str]:
 def run_torchrun(arguments: list[str]) -> None:
     """Run torchrun, and end with the exit code of the process that failed: torchrun's is always 1, after a traceback.
 
-    Others may fail only because that one is gone. So wrong input (2) goes first, then a signal, as a shell reports it.
+    Others may fail only because that one is gone, or by the SIGTERM that torchrun then sends them. So wrong input (2)
+    goes first, then another signal, as a shell reports it.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -189,7 +190,7 @@ def run_torchrun(arguments: list[str]) -> None:
         raise SystemExit(128 + error.sigval) from None
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
-        code = 2 if 2 in codes else min(codes)
+        code = 2 if 2 in codes else min(codes, key=lambda code: (code == -signal.SIGTERM, code))
         raise SystemExit(128 - code if code < 0 else code) from None
 
 
