@@ -103,7 +103,7 @@ def mlflow_link(checkpoint: Path) -> str | None:
     from mlflow import MlflowClient
 
     server = named_uri()
-    base = server if server.startswith("http") else "http://127.0.0.1:5000"
+    base = server.rstrip("/") if server.startswith("http") else "http://127.0.0.1:5000"
     limit_request_time(3)  # a server that hangs must not block the flow
     try:
         run = find_run(MlflowClient(store_uri(main_root())), key)
