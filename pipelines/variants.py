@@ -188,9 +188,12 @@ class SharedInputs:
 
     @classmethod
     def of(cls, stages: Sequence[str]) -> "SharedInputs":
-        """The files as they are now, committed or not."""
-        index = command_output("git", "rev-parse", "--git-path", "index") or b""
-        with tempfile.TemporaryDirectory() as folder:  # the user's own index is not changed
+        """The files as they are now, committed or not; waits while DVC begins an experiment: for this moment, it writes
+        the experiment's params into this workspace, under its lock."""
+        from dvc.repo import Repo
+
+        with Repo(_wait_for_lock=True) as repo, repo.lock, tempfile.TemporaryDirectory() as folder:
+            index = command_output("git", "rev-parse", "--git-path", "index") or b""  # the user's own is not changed
             own = {**os.environ, "GIT_INDEX_FILE": str(Path(folder) / "index")}
             shutil.copyfile(os.fsdecode(index).rstrip("\n"), own["GIT_INDEX_FILE"])
             subprocess.run(["git", "add", "--update", "--", "."], env=own, capture_output=True, check=True)

@@ -1,10 +1,12 @@
 """What is known of variants before one of them runs."""
 
 import subprocess
+import threading
 from argparse import ArgumentTypeError
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 
 from pipelines.experiments import _names
 from pipelines.variants import SharedInputs, grid_of, name_for_git, variants_of
@@ -87,3 +89,21 @@ def test_a_changed_file_of_any_encoding_counts(repository):
     Path("words.txt").unlink()
     with pytest.raises(InputError, match=r"any: code or params have changed since"):
         before.check("any")
+
+
+def test_the_params_that_dvc_writes_here_while_it_begins_another_experiment_are_no_change(repository):
+    before = SharedInputs.of([])
+    params = Path("params.yaml")
+    content = params.read_bytes()
+
+    def restore(lock):
+        params.write_bytes(content)
+        lock.unlock()
+
+    with Repo() as repo:
+        repo.lock.lock()
+        params.write_bytes(content + b"# of another experiment\n")
+        timer = threading.Timer(0.5, restore, [repo.lock])
+        timer.start()
+        before.check("any")
+        timer.join()
