@@ -1,7 +1,6 @@
 """The variants that are run in parallel: changes to params.yaml, and what else their results depend on."""
 
 import argparse
-import hashlib
 import itertools
 import json
 import os
@@ -184,7 +183,8 @@ class SharedInputs:
 
     stages: tuple[str, ...]
     """The shared stages."""
-    sha256: str
+    content: Mapping[str, Any]
+    """File -> its mode and hash; dvc.lock -> the outputs of the shared stages."""
 
     @classmethod
     def of(cls, stages: Sequence[str]) -> "SharedInputs":
@@ -198,18 +198,27 @@ class SharedInputs:
             shutil.copyfile(os.fsdecode(index).rstrip("\n"), own["GIT_INDEX_FILE"])
             subprocess.run(["git", "add", "--update", "--", "."], env=own, capture_output=True, check=True)
             files = (".", *(f":!{path}" for path in ("docs", "tests", "*.md", ".dvc", "dvc.lock", "metrics", "plots")))
-            listed = subprocess.run(["git", "ls-files", "-s", "--", *files], env=own, capture_output=True, check=True)
+            command = ["git", "ls-files", "-s", "-z", "--", *files]
+            listed = subprocess.run(command, env=own, capture_output=True, check=True).stdout.split(b"\0")
+        entries = (os.fsdecode(entry).split("\t", 1) for entry in listed if entry)
         lock = Path("dvc.lock")  # missing if the only shared stage is that of named/dvc.yaml
         known = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"] if stages and lock.is_file() else {}
         outputs = [known.get(name, {}).get("outs", []) for name in stages]
-        return cls(tuple(stages), digest_of_values([hashlib.sha256(listed.stdout).hexdigest(), outputs]))
+        return cls(tuple(stages), {file: entry for entry, file in entries} | {"dvc.lock": outputs})
+
+    @property
+    def sha256(self) -> str:
+        """One hash over all of it."""
+        return digest_of_values(self.content)
 
     def check(self, name: str) -> None:
         """Raise InputError if anything has changed since: DVC would run the experiment `name` with what is here now."""
-        if self.of(self.stages) != self:
+        before, now = self.content, self.of(self.stages).content
+        changed = sorted(file for file in before.keys() | now.keys() if before.get(file) != now.get(file))
+        if changed:
             raise InputError(
-                f"{name}: code or params have changed since the first experiment of these began; expected the same for "
-                "all: undo the change, or run all of them again"
+                f"{name}: code or params have changed since the first experiment of these began: {shown(changed)}; "
+                "expected the same for all: undo the change, or run all of them again"
             )
 
 
