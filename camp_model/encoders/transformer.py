@@ -214,7 +214,7 @@ class TransformerEncoder(TextEncoder):
         """
         if not len(self.piece_table):
             raise ValueError("text encoder: knows no words yet; call read_vocabulary first")
-        words, counts, table = self._framed(tokens, lengths)  # [C, N + 2]
+        words, counts, _, table = self._framed(tokens, lengths)  # [C, N + 2]
         order = counts.sum(1).argsort(stable=True)
         states = [self._means(table, words[rows], counts[rows]) for rows in torch.split(order, AT_ONCE)]
         return torch.cat(states)[order.argsort()][:, 1:-1]
@@ -255,14 +255,14 @@ class TransformerEncoder(TextEncoder):
 
     def words_read(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """As `TextEncoder.words_read`."""
-        has_pieces = self._framed(tokens, lengths)[1][:, 1:-1] > 0  # <start> may have none
-        return (has_pieces * torch.arange(1, tokens.shape[1] + 1, device=tokens.device)).amax(1)
+        # No word fits behind one that does not; one without pieces needs no place.
+        return self._framed(tokens, lengths)[2][:, 1:].sum(1).minimum(to_device(lengths, tokens.device))
 
-    def _framed(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _framed(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Put each caption between one <start> and one <end>, and count the pieces of each word that the network reads.
 
         Returns:
-            Rows (<start>, the words, <end>) of the table and counts, int64 [C, N + 2] each, and the table of `_table`.
+            Rows (<start>, words, <end>) and counts, int64 [C, N + 2]; what but <end> fits, bool; the table of `_table`.
         """
         lengths = to_device(lengths, tokens.device)
         real = length_mask(lengths, tokens.shape[1])
@@ -279,7 +279,7 @@ class TransformerEncoder(TextEncoder):
         counts[:, -1] = ending * (last != END)
         fits = counts[:, :-1].cumsum(1) <= longest_input(self.network) - ending
         counts[:, :-1] *= fits
-        return words, counts, table
+        return words, counts, fits, table
 
     def train(self, mode: bool = True) -> Self:
         """As `nn.Module.train`, but for a frozen network, which drops nothing."""
