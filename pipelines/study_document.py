@@ -47,7 +47,8 @@ class Page:
 
 def check_document(document: str) -> None:
     """Raise InputError if no file can be named so: the page is written after hours of training."""
-    if not Path(document).name or Path(document).is_dir():
+    path = Path(document)
+    if not path.name or path.is_dir() or any(parent.is_file() for parent in path.parents):
         raise InputError(f"document: {document!r:.80} does not name a file; expected one such as docs/study.md")
 
 

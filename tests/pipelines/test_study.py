@@ -234,7 +234,10 @@ def test_rows_on_other_images_are_refused_before_anything_is_trained(overrides, 
         ablation.fn(variants={"full": {}, "other": overrides}, seeds=[0], base={"dataset.scenes.test": 5000})
 
 
-@pytest.mark.parametrize(("study", "document"), [(ablation, "docs"), (photographs, "docs"), (photographs, "")])
+@pytest.mark.parametrize(
+    ("study", "document"),
+    [(ablation, "docs"), (photographs, "docs"), (photographs, ""), (ablation, "README.md/study.md")],
+)
 def test_a_page_that_could_not_be_written_is_refused_before_anything_is_trained(study, document, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     with pytest.raises(InputError, match=f"document: '{document}' does not name a file; expected one such as"):
