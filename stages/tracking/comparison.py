@@ -57,7 +57,7 @@ def _hits(client: "MlflowClient", name: str, split: str) -> ImageHits:
     if split not in recorded:
         raise InputError(
             f"run {run.run_id} ({run.run_name}): recorded no ranks of {split}"
-            + (f", but of {', '.join(recorded)}" if recorded else "; expected a run whose model was evaluated, since")
+            + (f", but of {', '.join(recorded)}" if recorded else "; expected a run whose model this version evaluated")
         )
     with tempfile.TemporaryDirectory() as into:
         path = Path(client.download_artifacts(run.run_id, f"{QUERIES}/{split}.parquet", into))
