@@ -28,8 +28,8 @@ def compare_models(client: "MlflowClient", model: str, other: str, split: str) -
             one model with several seeds, and those of both models are paired in this order.
 
     Raises:
-        InputError: there is no such run or file, it has no ranks of the split, the numbers of runs differ, or they did
-            not rank the same images and captions in the same way.
+        InputError: there is no such run or file, it has no ranks of the split, the numbers of runs differ, one is
+            named twice, or they did not rank the same images and captions in the same way.
     """
     names = [[name.strip() for name in of_model.split(",")] for of_model in (model, other)]
     if len(names[0]) != len(names[1]):
@@ -37,6 +37,9 @@ def compare_models(client: "MlflowClient", model: str, other: str, split: str) -
             f"{model}: {len(names[0])} and {other}: {len(names[1])} runs; expected as many of both models, because "
             "seeds are compared in pairs"
         )
+    for of_model in names:
+        if twice := next((name for name in of_model if of_model.count(name) > 1), None):
+            raise InputError(f"{twice}: is named twice; expected runs of one model with different seeds")
     first, second = ([_hits(client, name, split) for name in of_model] for of_model in names)
     for name, hits in zip([*names[0], *names[1]], [*first, *second], strict=True):
         if hits.queries != first[0].queries:

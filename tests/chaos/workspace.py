@@ -38,6 +38,26 @@ def _check_lock(content: bytes) -> None:
         raise ValueError("an entry has no hash")
 
 
+def remove_damaged(workspace: Path) -> None:
+    """Remove what DVC writes in place if a kill has left half of it, as docs/reliability.md says."""
+    for name, check in (
+        (".dvc/tmp/rwlock", json.loads),
+        ("dvc.lock", _check_lock),
+        ("named/dvc.lock", _check_lock),
+    ):
+        path = workspace / name
+        try:
+            check(path.read_bytes())
+        except FileNotFoundError:
+            continue
+        except (ValueError, yaml.YAMLError, voluptuous.Invalid):
+            print(f"{name}: damaged, and removed", flush=True)
+            path.unlink()
+    for folder in (workspace / ".dvc" / "cache" / "runs").glob("*/*"):
+        with contextlib.suppress(OSError):  # it holds something
+            folder.rmdir()
+
+
 class Workspace:
     """One repository and the `dvc repro` that is run in it."""
 
@@ -57,28 +77,9 @@ class Workspace:
         }  # fmt: skip
         return kept | own | more
 
-    def remove_damaged(self) -> None:
-        """Remove what DVC writes in place if a kill has left half of it, as docs/reliability.md says."""
-        for name, check in (
-            (".dvc/tmp/rwlock", json.loads),
-            ("dvc.lock", _check_lock),
-            ("named/dvc.lock", _check_lock),
-        ):
-            path = self.folder / name
-            try:
-                check(path.read_bytes())
-            except FileNotFoundError:
-                continue
-            except (ValueError, yaml.YAMLError, voluptuous.Invalid):
-                print(f"{name}: damaged, and removed", flush=True)
-                path.unlink()
-        for folder in (self.folder / ".dvc" / "cache" / "runs").glob("*/*"):
-            with contextlib.suppress(OSError):  # it holds something
-                folder.rmdir()
-
     def start(self, *targets: str, **more: str) -> subprocess.Popen[str]:
         """Start `dvc repro` as the leader of a process group; what it prints is collected, with the stages' starts."""
-        self.remove_damaged()
+        remove_damaged(self.folder)
         process = subprocess.Popen(
             [sys.executable, "-m", "dvc", "repro", *targets], cwd=self.folder, env=self.environment(more), text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,

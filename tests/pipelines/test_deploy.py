@@ -14,6 +14,7 @@ from prefect.client.orchestration import get_client
 
 import pipelines
 from pipelines.deploy import deploy_automations
+from tests.chaos.workspace import remove_damaged
 from tests.pipelines.conftest import command_of
 
 ROOT = Path(pipelines.__file__).parents[1]
@@ -180,6 +181,7 @@ def test_a_lost_child_server_or_worker_is_recovered_from(deployed, wait_for, end
         serving.kill()
         slow.unlink()
         wait_for(lambda: not any(command_of(process) for process in family), 120)
+    remove_damaged(Path())  # DVC was killed while it recorded the stage
     with worker(deployed, end):
         ends_well(run, state, deployed, wait_for)
         assert logged("prepare writes") == 1

@@ -76,10 +76,10 @@ def test_runs_are_compared_by_name_and_key_and_with_a_folder(recorded, tmp_path,
 
 
 def test_several_seeds_are_paired_and_widen_the_interval(root, tmp_path, capsys):
-    for name, ranks in (("a", BETTER), ("b", WORSE), ("c", WORSE)):
-        write_ranks(tmp_path / name, ranks)
-    a, b, c = (str(tmp_path / name) for name in "abc")
-    commands(["compare", f"{a},{a},{b}", f"{b},{c}, {a}"])
+    for name in "abcdef":
+        write_ranks(tmp_path / name, BETTER if name in "abf" else WORSE)
+    a, b, c, d, e, f = (str(tmp_path / name) for name in "abcdef")
+    commands(["compare", f"{a},{b},{c}", f"{d},{e}, {f}"])
     said = capsys.readouterr().out
     assert "of each model 3 runs" in said and "covers the choice of images and of seeds" in said
     rows = numbers(said)
@@ -100,7 +100,7 @@ def test_runs_that_cannot_be_compared_are_an_error(root, recorded, tmp_path):
         ("none", "run none: no runs have this name or id; expected the name"),
         ("it's", "run it's: no runs have this name or id; expected the name"),
         ("", "run : no runs"),
-        ("plain,plain", "full: 1 and plain,plain: 2 runs; expected as many of both models"),
+        ("plain,others", "full: 1 and plain,others: 2 runs; expected as many of both models"),
         ("unmeasured", r"\(unmeasured\): recorded no ranks of test; expected a run"),
         ("of-val", r"\(of-val\): recorded no ranks of test, but of val"),
         ("others", "others: test: other images or captions were ranked than in full, or under another evaluate.proto"),
@@ -109,3 +109,5 @@ def test_runs_that_cannot_be_compared_are_an_error(root, recorded, tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             commands(["compare", "full", other])
+    with pytest.raises(InputError, match="plain: is named twice; expected runs of one model with different seeds"):
+        commands(["compare", "full,others", "plain,plain"])
