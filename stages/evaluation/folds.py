@@ -1,7 +1,5 @@
 """The images and captions that are ranked together: a split, or folds of it that a protocol defines."""
 
-import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from camp_model.captions import CaptionTable
 from camp_model.metrics import coco_folds
 from camp_model.regions import RegionStore
 from camp_model.scoring.collection import Collection
+from camp_model.seal import digest_of_values
 from stages.contracts import input_errors
 from stages.errors import InputError
 from stages.params.evaluate import COCO_FOLDS
@@ -73,10 +72,10 @@ def folds_of(split: Fold, protocol: str) -> list[Fold]:
 
 def queries_hash(folds: Iterable[Fold]) -> str:
     """The sha256 of the images and captions that are ranked together: ranks are only comparable if theirs is equal."""
-    digest = hashlib.sha256()
+    ranked = []
     for fold in folds:
         images = [fold.images[image] for image in fold.caption_image.tolist()]
         captions = fold.captions.caption_ids[fold.rows].tolist()
         texts = [fold.captions.texts[row] for row in fold.rows.tolist()]
-        digest.update(json.dumps(sorted(zip(images, captions, texts, strict=True))).encode())
-    return digest.hexdigest()
+        ranked.append(sorted(zip(images, captions, texts, strict=True)))
+    return digest_of_values(ranked)
