@@ -2,8 +2,6 @@
 
 import contextlib
 import hashlib
-import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,13 +9,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from dvc.utils.cli_parse import to_path_overrides
-from dvc.utils.hydra import apply_overrides
 from prefect.logging import disable_run_logger
 
 from pipelines.commands import Unfinished
-from pipelines.experiments import _promote, sweep, variants_of
-from pipelines.variants import set_param
+from pipelines.experiments import _promote, sweep
 from stages.errors import InputError
 from stages.params import document
 from stages.params.pipeline import Params
@@ -25,7 +20,7 @@ from stages.tracking.delivery import sync
 from stages.tracking.model import CHAMPION, NAME
 from stages.tracking.spool import pending
 from stages.tracking.store import connect, store_uri
-from tests.pipelines.conftest import ROOT, command_of
+from tests.pipelines.conftest import command_of
 
 TRAIN = """
 import json, os, time
@@ -75,60 +70,6 @@ stages:
     outs: [train.txt]
     metrics: [{metrics/train.json: {cache: false}}, {metrics/retrieval.json: {cache: false}}]
 """
-
-
-def test_variants_of():
-    assert variants_of({"model.gate": ["none"], "train.seed": [0, 1]}) == {
-        "gate-none-seed-0": {"model.gate": "none", "train.seed": 0},
-        "gate-none-seed-1": {"model.gate": "none", "train.seed": 1},
-    }
-    with pytest.raises(InputError, match=r"model\.gate"):
-        variants_of({"model.gate": []})
-    kinds = variants_of({"train.foil_kinds": [["count"], ["count", "relation"]], "train.start_from": ["models/a b"]})
-    assert list(kinds) == ["foil_kinds-count-start_from-models/a_b", "foil_kinds-count_relation-start_from-models/a_b"]
-
-
-@pytest.mark.timeout(400)
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "value",
-    [
-        {},
-        {"caption_encoder.transformer": 0.02, "matcher.messages": 3},
-        {"a: b, {c}": [1, {"d": None}]},
-        ["a.b", 'say "no"', "back\\slash", '\\"', "at the end\\", "é", ""],
-        None,
-        True,
-        -1e-5,
-        "gru",
-    ],
-)
-@pytest.mark.parametrize("before", [{"learning_rates": {"matcher.joint": 10}}, {"learning_rates": [1]}, {}])
-def test_an_experiment_gets_the_very_value_whatever_stood_there(value, before, tmp_path, monkeypatch):
-    """As DVC reads the arguments, whose own way with a mapping is to merge it with what is there, and with a key that
-    params.yaml leaves out to refuse it."""
-    monkeypatch.chdir(tmp_path)
-    Path("params.yaml").write_text(json.dumps({"train": {**before, "epochs": 3}}))
-    given = set_param("train.learning_rates", value)
-    assert given[::2] == ["--set-param"] * (len(given) // 2)
-    (overrides,) = to_path_overrides(given[1::2]).values()
-    apply_overrides("params.yaml", overrides)
-    expected = {"epochs": 3} if value == {} else {"learning_rates": value, "epochs": 3}
-    assert document.read(Path("params.yaml")) == {"train": expected}
-
-
-def test_an_experiment_empties_a_mapping_of_params_yaml(tmp_path, monkeypatch):
-    """Of one over several lines, DVC would leave a `{}` below the key's comment, where it is no YAML."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(ROOT / "params.yaml", "params.yaml")
-    wanted = Params.load()
-    assert wanted.train.learning_rates == Params().train.learning_rates == {}
-    params = wanted.replace(train=wanted.train.replace(learning_rates={"matcher": 2.0}))
-    document.rewrite(Path("params.yaml"), params.to_dict())
-    assert Params.load() == params
-    (overrides,) = to_path_overrides(set_param("train.learning_rates", {})[1::2]).values()
-    apply_overrides("params.yaml", overrides)
-    assert Params.load() == wanted
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The command line, as a person starts it."""
 
-import dataclasses
 import errno
 import json
 import os
@@ -13,20 +12,11 @@ import time
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.torch import load_file
 
 import search.__main__ as command
 from search.cache import FeatureCache
-from search.sample import sample_picture
-from search.shipping import export_model
-from search.workspace import Workspace
-from stages.detectors.base import Description
-from stages.detectors.weights import save_state
-from stages.errors import InputError
-from tests.search.conftest import Photographs
-from tests.search.folders import Folder, make_model, wait_for
+from tests.search.folders import Folder, wait_for
 from tests.stages.conftest import SmallRun
 
 SENTENCE = "two dogs in the snow"
@@ -266,25 +256,6 @@ def test_interrupted_while_it_is_loaded_it_just_ends(folder: Folder) -> None:
     assert process.returncode == 130 and out == "" and "Traceback" not in err
 
 
-def test_a_shipped_model_says_which_features_it_reads(folder: Folder, tmp_path: Path) -> None:
-    """What is trained in a workspace can be shipped, and then used on any folder."""
-    root = tmp_path / "workspace"
-    make_model(root / "models/camp")
-    (root / "models/camp/extraction.json").unlink()
-    (root / "data").mkdir()
-    (root / "models/detector").rename(root / "data/detector")
-    params = "regions: {per_image: 4, min_per_image: 4, batch_size: 3, geometry: true}\n"
-    (root / "params.yaml").write_text(params)
-    export_model(Workspace(root), root / "shipped")
-    ours = folder.open(root / "shipped")
-    theirs = folder.open()
-    for collection in (ours, theirs):
-        collection.start()
-        wait_for(collection)
-        collection.close()
-    assert ours.search(SENTENCE, 7).hits == theirs.search(SENTENCE, 7).hits
-
-
 def test_how_long_indexing_took_is_said_once(folder: Folder, capfd: pytest.CaptureFixture[str]) -> None:
     said = r"7 pictures can be searched after \d+\.\d s \(7 processed, \d+\.\d a second\)\n"
     for expected in (said, ""):
@@ -293,41 +264,3 @@ def test_how_long_indexing_took_is_said_once(folder: Folder, capfd: pytest.Captu
         wait_for(collection)
         collection.close()
         assert re.fullmatch(expected, capfd.readouterr().err)
-
-
-def test_what_is_shipped_was_trained_on_the_features_of_today(photographs: Photographs, tmp_path: Path) -> None:
-    root = tmp_path / "workspace"
-    shutil.copytree(photographs.root, root)
-    facts = json.loads((root / "models/camp/fingerprint.json").read_text())
-    # As if the code had changed since the training: pictures are looked at again, and found to be the same.
-    (root / "models/camp/fingerprint.json").write_text(json.dumps(facts | {"detector": "0" * 64}))
-    (root / "full/config.json").mkdir(parents=True)
-    with pytest.raises(OSError, match=r"config\.json"):
-        export_model(Workspace(root), root / "full")
-    assert not (root / "full/model.safetensors").exists(), "what cannot be written whole is no model"
-    export_model(Workspace(root), root / "shipped")
-    sample = np.load(root / "shipped/detector/sample.npy")
-    seen = Workspace(root).finder().find_regions(sample_picture()).features
-    assert sample.shape == seen.shape and np.abs(sample - seen).max() < 0.01 * seen.std()
-    network = load_file(root / "data/detector/weights.safetensors")
-    name = next(name for name, value in network.items() if value.ndim == 4)
-    sha256 = save_state(network | {name: network[name] * 1.5}, root / "data/detector")
-    description = Description.load(root / "data/detector")
-    dataclasses.replace(description, weights_sha256=sha256).save(root / "data/detector")
-    with pytest.raises(InputError, match=r"its features differ by up to .* standard deviations from what"):
-        export_model(Workspace(root), root / "again")
-
-
-def test_a_model_of_features_from_elsewhere_cannot_be_shipped(folder: Folder, tmp_path: Path) -> None:
-    root = tmp_path / "workspace"
-    make_model(root / "models/camp")
-    (root / "data").mkdir()
-    (root / "models/detector").rename(root / "data/detector")
-    (root / "params.yaml").write_text("detector: {backend: precomputed, architecture: npz, weights: features}\n")
-    with pytest.raises(InputError, match=r"params\.yaml: detector\.backend: precomputed looks at no pictures"):
-        export_model(Workspace(root), root / "shipped")
-    assert not (root / "shipped").exists(), "nothing is half written"
-    (root / "params.yaml").unlink()
-    for out in (root / "models/camp", root / "models/camp/config.json"):
-        with pytest.raises(InputError, match=f"{out}: expected a folder of its own"):
-            export_model(Workspace(root), out)
