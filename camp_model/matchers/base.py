@@ -48,7 +48,7 @@ class Matched:
 
 @dataclass(frozen=True)
 class KernelSide:
-    """The parameters of one side that receives messages, for the CPU kernel."""
+    """The parameters of one side that receives messages, for the kernels."""
 
     bias: Tensor | None
     """[d], of the fusion."""
@@ -58,11 +58,13 @@ class KernelSide:
     """Weight of the pair's mean gate logit in each gate logit."""
     pooling: Tensor | tuple[nn.Linear, nn.Linear] | None
     """Weights [d] of attention pooling, or the two layers of the released pooling; None: mean pooling."""
+    gate_logits: Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+    """As `Receiver.scalar_logits`."""
 
 
 @dataclass(frozen=True)
 class KernelPlan:
-    """How the CPU kernel (`camp_model.scoring.tiles`) scores prepared images and captions.
+    """How the kernels (`camp_model.scoring.tiles`) score prepared images and captions.
 
     A side that receives messages must have `Prepared.own`, the other one `Prepared.message`, and captions `keys`.
     """
@@ -75,8 +77,9 @@ class KernelPlan:
     """None if regions receive no messages; images then have `Prepared.pooled`."""
     words: KernelSide | None
     """None if words receive no messages; captions then have `Prepared.pooled`."""
-    layers: tuple[nn.Linear, nn.Linear] | None
-    """The layers around the ReLU that score a pooled image and caption, concatenated to [2 d]; None: `score` does."""
+    layers: tuple[nn.Linear, Callable[[Tensor], Tensor]] | None
+    """The hidden layer of a pooled image and caption, concatenated to [2 d], and what its ReLU's logits are; None:
+    `score` scores them."""
     score: Callable[[Tensor, Tensor], Tensor]
     """Pooled images and captions [..., d], which broadcast, -> logits [...]; used without `layers`."""
     evidence: Callable[[Prepared, Prepared, Tensor], tuple[Tensor | None, Tensor | None]]

@@ -17,7 +17,7 @@ from camp_model.matchers.prepared import PAIRS, TILES, Layout, Prepared
 from camp_model.matchers.receiver import Receiver
 
 WEIGHTED = ("attention", "mlp", "mean")
-"""Poolings that the CPU kernel supports: weighted sums of vectors."""
+"""Poolings that the kernels support: weighted sums of vectors."""
 
 
 class CampMatcher(Matcher):
@@ -113,7 +113,7 @@ class CampMatcher(Matcher):
             gated=config.gate == "scalar",
             regions=self._kernel_side(self.messages.to_regions, self.region_pooling),
             words=self._kernel_side(self.messages.to_words, self.word_pooling),
-            layers=(mlp.hidden, mlp.output) if mlp is not None and both else None,
+            layers=(mlp.hidden, mlp.logits) if mlp is not None and both else None,
             score=lambda image, caption: self.matching(image, caption)[0],
             evidence=partial(self.messages.gate_evidence, TILES),
             joint=None if self.joint is None else self._joint_logits,
@@ -133,7 +133,9 @@ class CampMatcher(Matcher):
             first, last = pooling.score[0], pooling.score[2]
             assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
             layers = first, last
-        return KernelSide(receiver.fusion.bias, self.config.residual, receiver.gate_context, layers)
+        return KernelSide(
+            receiver.fusion.bias, self.config.residual, receiver.gate_context, layers, receiver.scalar_logits
+        )
 
     def _with_norm(self, values: Tensor) -> Tensor:
         """Give each vector the length `feature_norm`, if it is set: [B, L, d] -> [B, L, d]."""

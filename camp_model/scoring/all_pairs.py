@@ -1,8 +1,8 @@
 """All pairs of images and captions, in tiles.
 
 Images and captions are sorted by their numbers of regions and words, so a tile is padded only to its own longest. A
-matcher prepares images and captions once per block; pairs are then scored tile by tile, on the CPU by a compiled kernel
-if the switches factorise (`camp_model.scoring.tiles`), otherwise in PyTorch. A block or tile that does not fit into
+matcher prepares images and captions once per block; pairs are then scored tile by tile, with a compiled kernel if the
+switches factorise (`camp_model.scoring.tiles`), otherwise in PyTorch. A block or tile that does not fit into
 memory is halved.
 """
 
@@ -180,9 +180,9 @@ class Scorer:
         Raises:
             torch.OutOfMemoryError, MemoryError or RuntimeError: a single pair does not fit.
         """
-        if self.kernel is not None and self.kernel.supports(images, captions):
-            return self.kernel.score(images, captions, progress)
         pairs = min(self.tiles.pairs, self._tile_pairs(images, captions))
+        if self.kernel is not None and self.kernel.supports(images, captions):
+            return self.kernel.score(images, captions, progress, pairs if self.kernel.gpu else None)
         # Counts are copied from a GPU once: each copy waits for it, and every tile needs some of them.
         counts = torch.cat([images.real.sum(1), captions.real.sum(1)]).cpu().tensor_split([len(images.features)])
         rows = []

@@ -1,12 +1,14 @@
-"""Tiles of factorised scoring on the CPU: matrix products by oneDNN, everything between them in receive.c.
+"""Tiles of factorised scoring: matrix products by PyTorch, what is between them in a kernel.
 
-A pair costs 9.5 MFLOP (d 1024, 36 regions, 16 words, attention pooling). Affinities and gates take 2.4 of them, the
-matching layer 4.2; both are products of large matrices here. The kernel forms the messages, and fuses and pools them
-while they are in the cache. It also computes the hidden layer of the released pooling: 109 MFLOP per pair, less the
-products with zeros.
+On a GPU that is `camp_model.scoring.fused_pooling`. On the CPU it is receive.c, and products are oneDNN's: a pair costs
+9.5 MFLOP (d 1024, 36 regions, 16 words, attention pooling). Affinities and gates take 2.4 of them, the matching layer
+4.2; both are products of large matrices here. The C kernel forms the messages, and fuses and pools them while they are
+in the cache. It also computes the hidden layer of the released pooling: 109 MFLOP per pair, less the products with
+zeros.
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable
 
 import torch
@@ -15,11 +17,11 @@ from torch.nn.functional import linear
 
 from camp_model.matchers.base import KernelPlan, KernelSide, PairScorer
 from camp_model.matchers.prepared import Prepared
-from camp_model.scoring import native
+from camp_model.scoring import fused_pooling, native
 from camp_model.scoring.fitting import Tiles
 
 TILE = (16, 32)
-"""Numbers of images and captions in a tile; with fewer captions, a tile has more images."""
+"""Numbers of images and captions in a tile on the CPU; with fewer captions, a tile has more images."""
 TILE_BYTES = 32 * 2**20
 """Largest size of a tile; with more regions or words than usual, a tile has fewer images and captions."""
 
@@ -31,7 +33,7 @@ class _Linear:
         self.weight, self.bias, self.relu = weight.detach().contiguous(), bias, relu
         # Twice the rate of the default float32 product on some processors; not a public operator, so only if there.
         available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        self.fused = available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        self.fused = available and not weight.is_cuda and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         if self.fused:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight)
 
@@ -47,7 +49,8 @@ class _Linear:
 class _Side:
     """The weights of one side's receiver and pooling."""
 
-    def __init__(self, side: KernelSide) -> None:
+    def __init__(self, side: KernelSide, gpu: bool) -> None:
+        self.side, self.gpu = side, gpu
         self.bias = None if side.bias is None else side.bias.detach()
         self.residual, self.gate_context = side.residual, side.gate_context
         self.pooling: Tensor | native.HiddenLayer | None = None
@@ -74,6 +77,9 @@ class _Side:
         evidence: Tensor | None = None,
     ) -> None:
         """Fill `out` [O, X, d] with pooled vectors; arguments as in `native.receive`."""
+        if self.gpu:
+            fused_pooling.receive_on_gpu(self.side, affinity, product, own, other, out, evidence)
+            return
         assert own.own is not None and other.message is not None
         residual = own.features if self.residual else None
         native.receive(
@@ -89,37 +95,48 @@ class KernelTiles:
     def build(cls, model: PairScorer) -> "KernelTiles | None":
         """Make tiles for a model; None if its matcher, its weights or this machine cannot use the kernel."""
         plan = model.kernel_plan()
-        if plan is None or torch.is_autocast_enabled("cpu"):
+        if plan is None:
             return None
         weight = next(iter(model.parameters()))
-        if weight.dtype != torch.float32 or weight.device.type != "cpu":
+        if weight.is_cuda:
+            return cls(plan, gpu=True) if fused_pooling.supports(plan) else None
+        if weight.dtype != torch.float32 or weight.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return None
         lanes = native.lanes()  # last, for it may compile
-        return cls(plan) if lanes and plan.dim % lanes == 0 else None
+        return cls(plan, gpu=False) if lanes and plan.dim % lanes == 0 else None
 
-    def __init__(self, plan: KernelPlan) -> None:
-        self.plan = plan
-        self.regions = _Side(plan.regions) if plan.regions is not None else None
-        self.words = _Side(plan.words) if plan.words is not None else None
-        self.tiles = Tiles(TILE[0] * TILE[1])
+    def __init__(self, plan: KernelPlan, gpu: bool) -> None:
+        self.plan, self.gpu = plan, gpu
+        self.regions = _Side(plan.regions, gpu) if plan.regions is not None else None
+        self.words = _Side(plan.words, gpu) if plan.words is not None else None
+        self.tiles = Tiles(sys.maxsize)
         self.hidden = _Linear(plan.layers[0].weight, plan.layers[0].bias, relu=True) if plan.layers else None
 
     def supports(self, images: Prepared, captions: Prepared) -> bool:
-        """Whether all are float32, with real vectors first, at least one per item, and with their own gates applied."""
+        """Whether real vectors come first, at least one per item, and have their own gates applied; and, on the CPU,
+        whether all are float32."""
         sides = (images, captions)
         return all(
-            side.features.dtype == torch.float32
+            (self.gpu or side.features.dtype == torch.float32)
             and side.gates is None
             and bool((side.real[:, 1:] <= side.real[:, :-1]).all())
             and bool(side.real[:, :1].all())
             for side in sides
         )
 
-    def score(self, images: Prepared, captions: Prepared, progress: Callable[[int], object] | None = None) -> Tensor:
-        """Logits [I, C]."""
-        counts = images.real.sum(1), captions.real.sum(1)
-        scores = images.features.new_empty(len(images.features), len(captions.features))
-        height, width = self._shape(images, captions)
+    def score(
+        self,
+        images: Prepared,
+        captions: Prepared,
+        progress: Callable[[int], object] | None = None,
+        pairs: int | None = None,
+    ) -> Tensor:
+        """Logits [I, C]; `pairs`: as many as a tile may have, None: as suit the CPU's cache."""
+        # Counts are copied from a GPU once: each copy waits for it, and every tile needs some of them.
+        counts = images.real.sum(1).cpu(), captions.real.sum(1).cpu()
+        wide = torch.promote_types(images.features.dtype, torch.float32)
+        scores = images.features.new_empty(len(images.features), len(captions.features), dtype=wide)
+        height, width = self._shape(images, captions, pairs)
         if self.regions is not None:
             images = self.regions.prepare(images)
         for c in range(0, scores.shape[1], width):
@@ -142,8 +159,12 @@ class KernelTiles:
             scores += self.plan.joint(images.vector, captions.vector)
         return scores
 
-    def _shape(self, images: Prepared, captions: Prepared) -> tuple[int, int]:
-        """Numbers of images and captions in a tile: as many pairs as in TILE, halved until they fit into TILE_BYTES."""
+    def _shape(self, images: Prepared, captions: Prepared, pairs: int | None = None) -> tuple[int, int]:
+        """Numbers of images and captions in a tile: `pairs`, or as many as in TILE, halved until they fit into
+        TILE_BYTES."""
+        if pairs is not None:
+            width = min(len(captions.features), int(2 * pairs**0.5))
+            return max(1, pairs // width), width
         each = 2 * images.features.shape[1] * captions.features.shape[1]
         width = min(TILE[1], max(1, len(captions.features)))
         height = TILE[0] * TILE[1] // width
@@ -185,8 +206,7 @@ class KernelTiles:
             by_caption = affinity.permute(1, 0, 3, 2)  # [c, i, N, R]
             self.words.pool(captions, images, by_caption, turned, (counts[1], counts[0]), out, evidence)
         if self.hidden is not None and self.plan.layers is not None:
-            output = self.plan.layers[1]
-            logits = linear(self.hidden(pair.view(i * c, 2 * dim)), output.weight, output.bias).view(i, c)
+            logits = self.plan.layers[1](self.hidden(pair.view(i * c, 2 * dim))).view(i, c)
         else:
             image = pair[:, :, 0] if images.pooled is None else images.pooled[:, None]  # [i, c or 1, d]
             caption = pair[:, :, 1] if captions.pooled is None else captions.pooled[None]  # [i or 1, c, d]
