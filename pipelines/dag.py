@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import InputError
-from stages.tracking.machine import check_git
+from stages.tracking.machine import check_git, command_output
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -66,11 +66,12 @@ def _repository() -> Iterator["Repo"]:
 
 
 def check_experiments(jobs: int) -> None:
-    """Check that DVC can run experiments here, `jobs` at a time: they start from a commit, and DVC writes the path of
-    this repository as ASCII into their settings, and into an address.
+    """Check that DVC can run experiments here, `jobs` at a time: they start from a commit, DVC writes the path of this
+    repository as ASCII into their settings and into an address, and it drops their results if the clone is shallow.
 
     Raises:
-        InputError: `jobs` is below 1, there is no git or no commit, or the path has other characters.
+        InputError: `jobs` is below 1, there is no git or no commit, the clone is shallow, or the path has other
+            characters.
     """
     if jobs < 1:
         raise InputError(f"jobs: {jobs} is below 1")
@@ -79,6 +80,11 @@ def check_experiments(jobs: int) -> None:
     done = subprocess.run(["git", "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, check=False)
     if done.returncode:
         raise InputError(f"{here}: {done.stderr.strip()}; expected a git repository with a commit to start from")
+    if command_output("git", "rev-parse", "--is-shallow-repository") == b"true\n":
+        raise InputError(
+            f"{here}: is a shallow clone, of which DVC keeps no experiment; expected all commits: "
+            "`git fetch --unshallow` brings them"
+        )
     if wrong := re.findall(r"[^ -~]|[#?]", str(here)):
         raise InputError(f"{here}: holds {wrong[0]!r}; expected ASCII without # and ?, or DVC's experiments fail")
 

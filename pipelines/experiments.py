@@ -93,6 +93,8 @@ def run_experiment(
         environment = {"PREFECT__FLOW_RUN_ID": str(flow_run.id or ""), "OMP_NUM_THREADS": str(threads)}
         with devices.lend() as lent:
             run_command(command, logger.info, environment | lent | ({PARENT: parent} if parent else {}))
+        if commit_of(name) is None:
+            raise Unfinished(f"{name}: DVC ended without an error, but keeps no experiment of this name")
     return experiment_metrics(name)
 
 

@@ -1,4 +1,4 @@
-"""Checks of the GPU kernel in Triton's interpreter, each a process of its own: TRITON_INTERPRET acts on Triton's import.
+"""Checks of the GPU kernel in Triton's interpreter, each a process of its own: Triton reads its switch when imported.
 
 python -m tests.camp_model.interpreted_kernel CHECK
 """

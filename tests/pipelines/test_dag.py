@@ -71,6 +71,21 @@ def test_what_dvc_and_its_experiments_need_is_said(repository, tmp_path, monkeyp
             check_experiments(1)
 
 
+def test_experiments_of_a_shallow_clone_would_be_lost(tmp_path, monkeypatch):
+    """DVC runs them, ends with 0 and keeps nothing."""
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "protocol.file.allow=always"]
+    whole, shallow = tmp_path / "whole", tmp_path / "shallow"
+    subprocess.run(["git", "init", "-q", str(whole)], check=True)
+    for message in ("one", "two"):
+        subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", message], cwd=whole, check=True)
+    subprocess.run([*git, "clone", "-q", "--depth", "1", whole.as_uri(), str(shallow)], check=True)
+    monkeypatch.chdir(shallow)
+    with pytest.raises(InputError, match="is a shallow clone, of which DVC keeps no experiment; expected all commits"):
+        check_experiments(1)
+    subprocess.run([*git, "fetch", "-q", "--unshallow"], check=True)
+    check_experiments(1)
+
+
 def test_a_dvc_yaml_that_cannot_be_read_is_wrong_input(repository):
     Path("dvc.yaml").write_text("stages: [\n")
     for reading in (read_dag, lambda: shared_stages(["train.seed"])):
