@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from camp_model.matchers.base import PairScorer
 from camp_model.matchers.prepared import TILES, Prepared, check_mask
 from camp_model.scoring.fitting import Tiles, in_parts
-from camp_model.scoring.tiles import KernelTiles
+from camp_model.scoring.tiles import KernelTiles, real_counts
 from camp_model.tensors import free_gpu_bytes
 
 PREPARED_BYTES = 192 * 2**20
@@ -181,10 +181,9 @@ class Scorer:
             torch.OutOfMemoryError, MemoryError or RuntimeError: a single pair does not fit.
         """
         pairs = min(self.tiles.pairs, self._tile_pairs(images, captions))
-        if self.kernel is not None and self.kernel.supports(images, captions):
-            return self.kernel.score(images, captions, progress, pairs if self.kernel.gpu else None)
-        # Counts are copied from a GPU once: each copy waits for it, and every tile needs some of them.
-        counts = torch.cat([images.real.sum(1), captions.real.sum(1)]).cpu().tensor_split([len(images.features)])
+        counts, real_first = real_counts(images, captions)
+        if self.kernel is not None and real_first and self.kernel.supports(images, captions):
+            return self.kernel.score(images, captions, counts, progress, pairs if self.kernel.gpu else None)
         rows = []
         width = min(len(captions.features), pairs, int(2 * pairs**0.5))
         height = max(1, pairs // width)

@@ -56,6 +56,7 @@ def receive_on_gpu(
     product: Tensor | None,
     own: Prepared,
     other: Prepared,
+    counts: Tensor,
     pooled: Tensor,
     evidence: Tensor | None = None,
 ) -> None:
@@ -65,8 +66,9 @@ def receive_on_gpu(
         side: the parameters of the side that receives.
         affinity: [O, X, L, M].
         product: [O, X, L, M], inner products of the two sides' features; None: no gates.
-        own: the O items, contiguous, real vectors first and at least one in each.
+        own: the O items, contiguous.
         other: the X items.
+        counts: int32 [O], numbers of the own items' real vectors, which come first, at least one in each.
         pooled: [O, X, d] with d contiguous; filled with the pooled vectors.
         evidence: [O, X, L], added to the gate logits, or None.
     """
@@ -81,7 +83,6 @@ def receive_on_gpu(
     message = torch.einsum("oxlm,xmd->oxld", weights, other.message)
     if message.stride()[2:] != (message.shape[3], 1):
         message = message.contiguous()
-    counts = own.real.sum(1, dtype=torch.int32)
     residual = own.features if side.residual else None
     _launch(kernel(), message, own.own, residual, gates, side.bias, side.pooling, counts, pooled)
 

@@ -26,6 +26,22 @@ TILE_BYTES = 32 * 2**20
 """Largest size of a tile; with more regions or words than usual, a tile has fewer images and captions."""
 
 
+def real_counts(images: Prepared, captions: Prepared) -> tuple[tuple[Tensor, Tensor], bool]:
+    """int64 [I] and [C] on the CPU, numbers of real vectors; and whether these come first, at least one per item.
+
+    All is copied from a GPU at once: each copy waits for it, and every tile needs some of the numbers.
+    """
+    parts = []
+    for side in (images, captions):
+        real = side.real
+        first = (real[:, 1:] <= real[:, :-1]).all() & real[:, :1].all()
+        parts += [real.sum(1), first[None].long()]
+    rows, columns = len(images.features), len(captions.features)
+    ends = [rows, rows + 1, rows + 1 + columns]
+    of_images, first_images, of_captions, first_captions = torch.cat(parts).cpu().tensor_split(ends)
+    return (of_images, of_captions), bool(first_images & first_captions)
+
+
 class _Linear:
     """A linear layer whose weights are reordered once for many products."""
 
@@ -33,7 +49,7 @@ class _Linear:
         self.weight, self.bias, self.relu = weight.detach().contiguous(), bias, relu
         # Twice the rate of the default float32 product on some processors; not a public operator, so only if there.
         available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        self.fused = available and not weight.is_cuda and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        self.fused = available and weight.device.type == "cpu" and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         if self.fused:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight)
 
@@ -78,7 +94,7 @@ class _Side:
     ) -> None:
         """Fill `out` [O, X, d] with pooled vectors; arguments as in `native.receive`."""
         if self.gpu:
-            fused_pooling.receive_on_gpu(self.side, affinity, product, own, other, out, evidence)
+            fused_pooling.receive_on_gpu(self.side, affinity, product, own, other, counts[0], out, evidence)
             return
         assert own.own is not None and other.message is not None
         residual = own.features if self.residual else None
@@ -98,7 +114,7 @@ class KernelTiles:
         if plan is None:
             return None
         weight = next(iter(model.parameters()))
-        if weight.is_cuda:
+        if weight.device.type == "cuda":
             return cls(plan, gpu=True) if fused_pooling.supports(plan) else None
         if weight.dtype != torch.float32 or weight.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return None
@@ -113,27 +129,21 @@ class KernelTiles:
         self.hidden = _Linear(plan.layers[0].weight, plan.layers[0].bias, relu=True) if plan.layers else None
 
     def supports(self, images: Prepared, captions: Prepared) -> bool:
-        """Whether real vectors come first, at least one per item, and have their own gates applied; and, on the CPU,
-        whether all are float32."""
+        """Whether their own gates are applied and, on the CPU, all are float32; real vectors must come first, at least
+        one per item (`real_counts`)."""
         sides = (images, captions)
-        return all(
-            (self.gpu or side.features.dtype == torch.float32)
-            and side.gates is None
-            and bool((side.real[:, 1:] <= side.real[:, :-1]).all())
-            and bool(side.real[:, :1].all())
-            for side in sides
-        )
+        return all((self.gpu or side.features.dtype == torch.float32) and side.gates is None for side in sides)
 
     def score(
         self,
         images: Prepared,
         captions: Prepared,
+        counts: tuple[Tensor, Tensor],
         progress: Callable[[int], object] | None = None,
         pairs: int | None = None,
     ) -> Tensor:
-        """Logits [I, C]; `pairs`: as many as a tile may have, None: as suit the CPU's cache."""
-        # Counts are copied from a GPU once: each copy waits for it, and every tile needs some of them.
-        counts = images.real.sum(1).cpu(), captions.real.sum(1).cpu()
+        """Logits [I, C]; `counts`: of `real_counts`; `pairs`: as many as a tile may have, None: as suit the CPU's
+        cache."""
         wide = torch.promote_types(images.features.dtype, torch.float32)
         scores = images.features.new_empty(len(images.features), len(captions.features), dtype=wide)
         height, width = self._shape(images, captions, pairs)

@@ -8,6 +8,7 @@ import torch
 
 from camp_model import CAMP, CampConfig
 from camp_model.encoders import length_mask
+from camp_model.scoring import fused_pooling
 from camp_model.scoring.ranking import rank_queries
 from camp_model.vocabulary import Vocabulary
 from stages.device import Precision
@@ -102,6 +103,36 @@ def test_a_step_of_every_way_to_train(values):
     params = TrainParams(batch_size=6, epochs=2, **values)
     waits = check(make(params), params)
     assert sum(waits.values()) <= (2 if params.mining_batch else 1), waits
+
+
+def by_pytorch(_, message, own, residual, gates, bias, score, counts, pooled):
+    """What the kernel computes."""
+    own = own[:, None] if gates is None else gates[..., None] * own[:, None]
+    fused = (own + message if bias is None else own + message + bias).relu()
+    fused = fused if residual is None else fused + residual[:, None]
+    real = torch.arange(fused.shape[2], device=counts.device) < counts[:, None, None]
+    scores = torch.zeros_like(fused[..., 0]) if score is None else fused @ score
+    pooled.copy_((scores.masked_fill(~real, -torch.inf).softmax(-1)[..., None] * fused).sum(2))
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [{}, {"pooling": "mean"}, {"gate": "none", "gate_context": 0.0}, {"message_passing": "text_to_image"},
+     {"gate_evidence": True, "gate_context": 1.5, "joint_score": True, "residual": False}],
+    ids=str,
+)  # fmt: skip
+def test_a_step_with_the_gpu_kernel(switches, monkeypatch):
+    """A pretended GPU cannot run it, so PyTorch does; all around it is what a GPU does."""
+    launched = []
+    monkeypatch.setattr(fused_pooling, "kernel", lambda: True)
+    monkeypatch.setattr(fused_pooling, "_launch", lambda *values: (launched.append(1), by_pytorch(*values)))
+    model, params = make(**switches), TrainParams(batch_size=6, epochs=2, gate_supervision=0.0)
+    here, _ = steps(copy.deepcopy(model), params, CPU)
+    with elsewhere() as device:
+        there, waits = steps(model.to(device), params, device)
+    assert launched and sum(waits.values()) == 1, waits
+    for value, expected in zip(there, here, strict=True):
+        torch.testing.assert_close(torch.tensor(value), torch.tensor(expected), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("frozen", [True, False])

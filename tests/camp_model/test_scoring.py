@@ -10,7 +10,7 @@ from camp_model.metrics import i2t_ranks, t2i_ranks
 from camp_model.scoring import all_pairs as scoring
 from camp_model.scoring import native
 from camp_model.scoring.ranking import rank_blocks, rank_queries
-from camp_model.scoring.tiles import KernelTiles
+from camp_model.scoring.tiles import KernelTiles, real_counts
 from tests.camp_model.encoded_batches import encoded, float64_scores, make
 
 
@@ -54,7 +54,7 @@ def test_a_tile_of_few_captions_holds_more_images(captions):
         kernel = KernelTiles.build(model)
         height, width = kernel._shape(images, some)
         assert 256 < height * width <= 512 and width <= max(1, captions)
-        assert kernel.score(images, some).shape == (40, captions)
+        assert kernel.score(images, some, real_counts(images, some)[0]).shape == (40, captions)
     assert_exact(model, batch)
 
 
