@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+# Compiled once for all numbers of items and of vectors.
+@triton.jit(do_not_specialize=["others", "length"])  # type: ignore[untyped-decorator]
 def fuse_and_pool(  # type: ignore[no-untyped-def]
     message,
     own,
