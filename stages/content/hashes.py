@@ -5,6 +5,7 @@ import functools
 import hashlib
 import os
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -113,13 +114,13 @@ def _reopen(cache: Path | None, error: sqlite3.DatabaseError) -> sqlite3.Connect
     """
     damaged = not isinstance(error, sqlite3.OperationalError) or "column" in str(error)
     if cache is not None and damaged:
-        print(f"{cache}: cannot be read ({error}); all files are hashed again", flush=True)
+        print(f"{cache}: cannot be read ({error}); all files are hashed again", file=sys.stderr)
         cache.unlink(missing_ok=True)
         return _open(cache)
     with _sqlite_errors(cache):
         if "locked" not in str(error):
             raise error
-    print(f"{cache}: another process has locked it; files are hashed without this cache", flush=True)
+    print(f"{cache}: another process has locked it; files are hashed without this cache", file=sys.stderr)
     return _open(None)
 
 

@@ -88,11 +88,14 @@ def test_a_folder_is_searched_from_where_one_stands(folder: Folder) -> None:
     folder.draw("zyzzyva.png", 9)
     (folder.images / "torn.png").write_bytes(b"no picture")
     shutil.copyfile(folder.images / "0.png", folder.images / "zz.png")
+    (folder.root / "cache").mkdir()
+    (folder.root / "cache/hashes.sqlite").write_bytes(b"damaged " * 512)
     done = camp_search(
         folder.root, f"{SENTENCE} zyzzyva", "--images", "images", "--model", "models/tiny", "--cache", "cache",
         "--top", "3", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "hashes.sqlite: cannot be read" in done.stderr
     answer = json.loads(done.stdout)
     assert [answer[name] for name in ("pictures", "rejected", "copies", "unknown")] == [8, 1, 1, ["zyzzyva"]]
     assert [hit["rank"] for hit in answer["hits"]] == [1, 2, 3]

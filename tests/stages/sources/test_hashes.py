@@ -76,8 +76,8 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, capsys: pytest.CaptureFixt
     cache.write_bytes(b"torn" * 300)
     expected = [hashlib.sha256(b"content").hexdigest()]
     assert list(file_hashes([tmp_path / "file"], cache)) == expected
-    assert "cache.sqlite: cannot be read" in capsys.readouterr().out
-    assert list(file_hashes([tmp_path / "file"], cache)) == expected and not capsys.readouterr().out
+    assert "cache.sqlite: cannot be read" in capsys.readouterr().err
+    assert list(file_hashes([tmp_path / "file"], cache)) == expected and not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["pages", "another table"])
@@ -101,8 +101,8 @@ def test_a_cache_that_opens_but_cannot_be_read_is_made_anew(
         with closing(sqlite3.connect(cache)) as other:
             other.execute("create table seen (a)")
     assert list(file_hashes(files, cache)) == expected
-    assert "cache.sqlite: cannot be read" in capsys.readouterr().out
-    assert list(file_hashes(files, cache)) == expected and not capsys.readouterr().out
+    assert "cache.sqlite: cannot be read" in capsys.readouterr().err
+    assert list(file_hashes(files, cache)) == expected and not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("held", ["from the beginning", "once some are written"])
@@ -122,7 +122,7 @@ def test_hashes_that_another_process_holds_are_not_waited_for(
         first = [] if held == "from the beginning" else [next(answers)]
         other.execute("begin exclusive")
         assert [*first, *answers] == [hashlib.sha256(file.name.encode()).hexdigest() for file in files]
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert said.count("another process has locked it") == 1 and str(cache) in said
     with closing(sqlite3.connect(cache)) as store:
         assert store.execute("select count(*) from seen").fetchone()[0] == (1 if not first else 2)
