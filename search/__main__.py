@@ -182,11 +182,10 @@ def _print_problems(status: Any) -> None:
 
 def _print(collection: Any, sentence: str, options: argparse.Namespace) -> None:
     answer, status = collection.search(sentence, options.top), collection.status()
-    paths = [collection.picture(hit.picture_id) for hit in answer.hits]
     if options.json or options.sentences:
         hits = [
-            {"rank": rank, "picture_id": hit.picture_id, "path": str(path), "score": hit.score}
-            for rank, (hit, path) in enumerate(zip(answer.hits, paths, strict=True), start=1)
+            {"rank": rank, "picture_id": hit.picture_id, "path": str(hit.file.path), "score": hit.score}
+            for rank, hit in enumerate(answer.hits, start=1)
         ]
         content = {
             "sentence": sentence, "words": answer.words, "unknown": answer.unknown,
@@ -206,10 +205,10 @@ def _print(collection: Any, sentence: str, options: argparse.Namespace) -> None:
                 f"the last {answer.dropped} words of the sentence are not read: it is too long for the model",
                 file=sys.stderr,
             )
-        if len(paths) < min(options.top, answer.total):
+        if len(answer.hits) < min(options.top, answer.total):
             print(f"{answer.scored} of {answer.total} pictures are ranked (index.shortlist)", file=sys.stderr)
-        for hit, path in zip(answer.hits, paths, strict=True):
-            print(f"{hit.score:8.3f}  {_printable(str(path))}")
+        for hit in answer.hits:
+            print(f"{hit.score:8.3f}  {_printable(str(hit.file.path))}")
 
 
 def _check_pictures(collection: Any, options: argparse.Namespace) -> None:

@@ -1,7 +1,8 @@
 """The answers of a collection."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from search.pictures import PictureFile
 from stages.errors import InputError
 
 
@@ -15,7 +16,9 @@ class Hit:
 
     picture_id: str
     score: float
-    """CAMP's logit for a sentence; the cosine for a picture."""
+    """CAMP's logit for a sentence; the cosine for a picture; 0 if nothing was sought."""
+    file: PictureFile = field(compare=False)
+    """As it was when the answer was given: by now the collection may have changed."""
 
 
 @dataclass(frozen=True)

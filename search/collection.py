@@ -6,6 +6,7 @@ All methods may be called from several threads at once; the answers are the same
 import random
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +101,7 @@ class PictureCollection:
         read = self.reader.read(sentence)
         pictures, ranked = self._rank(read.ids)
         chosen = slice(max(0, offset), max(0, offset) + max(0, top))
-        hits = [
-            Hit(pictures.ids[position], float(score))
-            for position, score in zip(ranked.positions[chosen], ranked.scores[chosen], strict=True)
-        ]
+        hits = _hits(pictures, ranked.positions[chosen].tolist(), ranked.scores[chosen].tolist())
         return Answer(
             hits, list(read.words), read.unknown, read.by_spelling, read.dropped, len(ranked.positions), len(pictures)
         )
@@ -144,11 +142,8 @@ class PictureCollection:
 
     def similar(self, features: Features, top: int) -> list[Hit]:
         """The pictures most similar to a picture with these features."""
-        return self._nearest(self.source.pictures(), self._vector_of(features), top)
-
-    @staticmethod
-    def _nearest(pictures: Pictures, vector: npt.NDArray[np.float32], top: int) -> list[Hit]:
-        return [Hit(pictures.ids[at], cosine) for at, cosine in zip(*pictures.nearest(vector, top), strict=True)]
+        pictures = self.source.pictures()
+        return _hits(pictures, *pictures.nearest(self._vector_of(features), top))
 
     def similar_to(self, picture_id: str, top: int) -> list[Hit]:
         """The pictures most similar to one of the collection, which is left out.
@@ -156,11 +151,20 @@ class PictureCollection:
         Raises:
             UnknownPicture: no such picture.
         """
+        hits = self.similar(self.features(picture_id), top + 1)
+        return [hit for hit in hits if hit.picture_id != picture_id][:top]
+
+    def features(self, picture_id: str) -> Features:
+        """The features of a picture of the collection, for `similar` and `captions_like`.
+
+        Raises:
+            UnknownPicture: no such picture.
+        """
         pictures = self.source.pictures()
         self._file(pictures, picture_id)
         features, mask = pictures.store.features([int(pictures.rows[pictures.position[picture_id]])])
-        hits = self._nearest(pictures, self._vector_of(features[0][mask[0]]), top + 1)
-        return [hit for hit in hits if hit.picture_id != picture_id][:top]
+        own: Features = features[0][mask[0]]
+        return own
 
     @property
     def has_captions(self) -> bool:
@@ -188,9 +192,11 @@ class PictureCollection:
         regions = torch.from_numpy(np.asarray(features, np.float32))[None]
         return self.model.encode_regions(regions, mask), mask
 
-    def first(self, top: int, offset: int = 0) -> list[str]:
-        """Ids of the first pictures, in the order of the collection."""
-        return list(self.source.pictures().ids[max(0, offset) : max(0, offset) + max(0, top)])
+    def first(self, top: int, offset: int = 0) -> list[Hit]:
+        """The first pictures, in the order of the collection."""
+        pictures = self.source.pictures()
+        positions = range(len(pictures))[max(0, offset) : max(0, offset) + max(0, top)]
+        return _hits(pictures, positions, [0.0] * len(positions))
 
     def examples(self, count: int) -> list[str]:
         """Short training captions as examples; empty if there are no captions."""
@@ -203,29 +209,13 @@ class PictureCollection:
         short = sorted(text for text in few if len(self.reader.vocabulary.tokenize(text)) > 3)
         return random.Random(0).sample(short, min(count, len(short)))
 
-    def sha256(self, picture_id: str) -> str:
-        """sha256 of the indexed bytes of a picture; empty if unknown.
-
-        Raises:
-            UnknownPicture: no such picture.
-        """
-        return self._file(self.source.pictures(), picture_id).sha256
-
-    def picture(self, picture_id: str) -> Path:
+    def file(self, picture_id: str) -> PictureFile:
         """The file of a picture of the collection.
 
         Raises:
             UnknownPicture: no such picture.
         """
-        return self._file(self.source.pictures(), picture_id).path
-
-    def name(self, picture_id: str) -> str:
-        """The path of a picture below the folder of the collection.
-
-        Raises:
-            UnknownPicture: no such picture.
-        """
-        return self._file(self.source.pictures(), picture_id).name
+        return self._file(self.source.pictures(), picture_id)
 
     def pixels(self, picture_id: str) -> Pixels:
         """The pixels of a picture, as the detector read it; only if its bytes are those that were indexed.
@@ -234,7 +224,7 @@ class PictureCollection:
             UnknownPicture: no such picture.
             RejectedImage: the file is gone or has changed.
         """
-        file = self._file(self.source.pictures(), picture_id)
+        file = self.file(picture_id)
         return read_image(file.path, file.sha256, self.max_pixels)
 
     @staticmethod
@@ -243,6 +233,11 @@ class PictureCollection:
             return pictures.files[picture_id]
         except KeyError:
             raise UnknownPicture(f"picture: {shown(picture_id)} is not in the collection") from None
+
+
+def _hits(pictures: Pictures, positions: Sequence[int], scores: Sequence[float]) -> list[Hit]:
+    found = zip([pictures.ids[at] for at in positions], scores, strict=True)
+    return [Hit(picture_id, score, pictures.files[picture_id]) for picture_id, score in found]
 
 
 def open_workspace(root: Path) -> PictureCollection:

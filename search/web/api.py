@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from search.web.counts import CONTENT_TYPE
-from search.web.queries import MAX_SENTENCE, Queries, SimilarResults, matching_score
+from search.web.queries import MAX_SENTENCE, Queries, SimilarResults, matching_score, named
 from search.web.uploads import Uploads
 
 Sentence = Annotated[str, Query(max_length=MAX_SENTENCE, description="What the picture shows, in words.")]
@@ -146,7 +146,7 @@ def api_routes(queries: Queries, uploads: Uploads) -> APIRouter:
             scored=answer.scored, total=answer.total,
             pictures=[
                 Picture(id=hit.picture_id, name=name, score=matching_score(hit.score), logit=hit.score)
-                for hit, name in queries.named(answer.hits)
+                for hit, name in named(answer.hits)
             ],
         )  # fmt: skip
 
@@ -202,9 +202,7 @@ def _status_routes(router: APIRouter, queries: Queries) -> None:
 
 def _similar(queries: Queries, like: SimilarResults) -> SimilarAnswer:
     return SimilarAnswer(
-        pictures=[
-            SimilarPicture(id=hit.picture_id, name=name, cosine=hit.score) for hit, name in queries.named(like.hits)
-        ],
+        pictures=[SimilarPicture(id=hit.picture_id, name=name, cosine=hit.score) for hit, name in named(like.hits)],
         captions=[FittingCaption(text=t, score=matching_score(s), logit=s) for t, s in like.captions]
         if queries.collection.has_captions
         else None,

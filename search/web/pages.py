@@ -13,10 +13,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from search.collection import Hit, PairView, UnknownPicture
 from search.web.api import health
-from search.web.queries import MAX_SENTENCE, Queries, SimilarResults, matching_score
+from search.web.queries import MAX_SENTENCE, Queries, SimilarResults, matching_score, named
 from search.web.static import StaticFiles
 from search.web.uploads import MAX_BYTES, Uploads
-from stages.detectors.images import RejectedImage
 from stages.errors import InputError
 
 FIRST = 24
@@ -66,14 +65,14 @@ class Pages:
                 page["like"] = {"id": like, "name": self.queries.name(like)}
                 page |= self._like(self.queries.like(like, count, CAPTIONS_SHOWN))
             else:
-                page["tiles"] = self._tiles(self.queries.first(count), "", 0)
-        except (InputError, RejectedImage) as error:
+                page["tiles"] = self._tiles(self.queries.collection.first(count), "", 0)
+        except InputError as error:
             page["problem"], status = str(error), 404 if isinstance(error, UnknownPicture) else 400
         return self.render("home.html.jinja", status, **page, **self._state())
 
     def rows(self, q: str, offset: int, count: int) -> HTMLResponse:
         """More pictures of an answer, or of the collection if there is no sentence, as items of the list."""
-        hits = self.queries.search(q, count, offset).hits if q.strip() else self.queries.first(count, offset)
+        hits = self.queries.search(q, count, offset).hits if q.strip() else self.queries.collection.first(count, offset)
         return self.render("rows.html.jinja", tiles=self._tiles(hits, q, offset))
 
     def like(self, like: SimilarResults, heading: str) -> HTMLResponse:
@@ -124,14 +123,14 @@ class Pages:
         return [
             {"id": hit.picture_id, "name": name, "at": at if q else 0, "q": q, "logit": hit.score if q else None,
              "cosine": None}
-            for at, (hit, name) in enumerate(self.queries.named(hits), start=offset + 1)
+            for at, (hit, name) in enumerate(named(hits), start=offset + 1)
         ]  # fmt: skip
 
     def _like(self, like: SimilarResults) -> dict[str, Any]:
         return {
             "tiles": [
                 {"id": hit.picture_id, "name": name, "at": 0, "q": "", "logit": None, "cosine": hit.score}
-                for hit, name in self.queries.named(like.hits)
+                for hit, name in named(like.hits)
             ],
             "captions": like.captions,
         }

@@ -1,19 +1,18 @@
 """The queries of the page and the API to a collection, counted, with names that can be shown."""
 
 import asyncio
-import contextlib
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from starlette.concurrency import run_in_threadpool
 
-from search.collection import Answer, Features, Hit, PairView, PictureCollection, Pixels, UnknownPicture
+from search.collection import Answer, Features, Hit, PairView, PictureCollection
 from search.pictures import Status
 from search.web.counts import Counts
-from stages.detectors.images import RejectedImage, decode
+from stages.detectors.images import decode
 from stages.errors import InputError
 
 AT_ONCE = 2
@@ -59,7 +58,7 @@ class Queries:
             InputError: there is no detector to extract its regions.
         """
         with self.counts.timed("similar"):
-            features = await asyncio.wrap_future(self._find_regions(lambda: decode(data, self.collection.max_pixels)))
+            features = await asyncio.wrap_future(self._decoders.submit(self._regions_of, data))
             return await run_in_threadpool(self._results_of, features, top, captions)
 
     def _results_of(self, features: Features, top: int, captions: int) -> SimilarResults:
@@ -74,22 +73,11 @@ class Queries:
         """
         with self.counts.timed("similar"):
             hits = self.collection.similar_to(picture_id, top)
-            try:
-                fitting = self._captions_of(picture_id, captions) if captions else []
-            except (InputError, RejectedImage):  # there is no detector, or the file is gone
-                fitting = []
-            return SimilarResults(hits, fitting)
+            features = self.collection.features(picture_id)
+            return SimilarResults(hits, self.collection.captions_like(features, captions) if captions else [])
 
-    def _captions_of(self, picture_id: str, captions: int) -> list[tuple[str, float]]:
-        features = self._find_regions(lambda: self.collection.pixels(picture_id)).result()
-        return self.collection.captions_like(features, captions)
-
-    def _find_regions(self, decoded: Callable[[], Pixels]) -> Future[Features]:
-        return self._decoders.submit(lambda: self.collection.find_regions(decoded()))
-
-    def first(self, top: int, offset: int = 0) -> list[Hit]:
-        """The first pictures of the collection, without scores."""
-        return [Hit(picture_id, 0.0) for picture_id in self.collection.first(top, offset)]
+    def _regions_of(self, data: bytes) -> Features:
+        return self.collection.find_regions(decode(data, self.collection.max_pixels))
 
     @cached_property
     def examples(self) -> list[str]:
@@ -98,7 +86,7 @@ class Queries:
 
     def name(self, picture_id: str) -> str:
         """The path of a picture below the folder of the collection; raises UnknownPicture if there is none."""
-        return replace_invalid_utf8(self.collection.name(picture_id))
+        return replace_invalid_utf8(self.collection.file(picture_id).name)
 
     def status(self) -> Status:
         """As `PictureCollection.status`, its texts as they can be sent."""
@@ -107,13 +95,10 @@ class Queries:
         problem = None if status.problem is None else replace_invalid_utf8(status.problem)
         return replace(status, rejected=rejected, problem=problem, model=replace_invalid_utf8(status.model))
 
-    def named(self, hits: Sequence[Hit]) -> list[tuple[Hit, str]]:
-        """Hits with the names of their files, without those that are no longer in the collection."""
-        pairs = []
-        for hit in hits:
-            with contextlib.suppress(UnknownPicture):
-                pairs.append((hit, self.name(hit.picture_id)))
-        return pairs
+
+def named(hits: Sequence[Hit]) -> list[tuple[Hit, str]]:
+    """Hits with the names of their files, as they can be sent."""
+    return [(hit, replace_invalid_utf8(hit.file.name)) for hit in hits]
 
 
 def replace_invalid_utf8(name: str) -> str:

@@ -51,7 +51,7 @@ class ScaledPictures:
             RejectedImage: the file is gone or has changed.
         """
         # Looked up first, so that a picture that has left the collection is not shown from the cache.
-        key = picture_id, self._collection.sha256(picture_id), side
+        key = picture_id, self._collection.file(picture_id).sha256, side
         with self._lock:
             if (scaled := self._cached.get(key)) is not None:
                 self._cached.move_to_end(key)

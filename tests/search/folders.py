@@ -72,9 +72,7 @@ class Folder:
 
     def names(self, collection: PictureCollection) -> list[str]:
         """The files that can be searched, in the order of the collection."""
-        return [
-            collection.picture(name).relative_to(self.images).as_posix() for name in collection.source.pictures().ids
-        ]
+        return [hit.file.name for hit in collection.first(1000)]
 
 
 def shards(folder: Folder) -> dict[Path, int]:

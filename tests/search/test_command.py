@@ -11,11 +11,13 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import search.__main__ as command
 from search.cache import FeatureCache
+from search.collection import Answer, PictureCollection
 from tests.search.folders import Folder, wait_for
 from tests.stages.conftest import SmallRun
 
@@ -105,7 +107,7 @@ def test_a_folder_is_searched_from_where_one_stands(folder: Folder) -> None:
     collection.start()
     wait_for(collection)
     hits = collection.search(f"{SENTENCE} zyzzyva", 3).hits
-    assert [hit["path"] for hit in answer["hits"]] == [str(collection.picture(hit.picture_id)) for hit in hits]
+    assert [hit["path"] for hit in answer["hits"]] == [str(hit.file.path) for hit in hits]
     assert [hit["score"] for hit in answer["hits"]] == pytest.approx([hit.score for hit in hits])
     collection.close()
 
@@ -222,6 +224,26 @@ def test_a_file_of_sentences_is_answered_line_by_line(
         check=True,
     )  # fmt: skip
     assert [json.loads(line)["hits"] for line in done.stdout.splitlines()] == [expected[0]["hits"][:1]] * 2
+
+
+def test_pictures_that_go_between_two_sentences_are_no_error(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def search_and_lose_one(self: PictureCollection, *arguments: Any) -> Answer:
+        answer = ask(self, *arguments)
+        answer.hits[0].file.path.unlink()
+        self.rescan()
+        wait_for(self)
+        return answer
+
+    ask = PictureCollection.search
+    monkeypatch.setattr(PictureCollection, "search", search_and_lose_one)
+    monkeypatch.chdir(folder.root)
+    Path("queries.txt").write_text(f"{SENTENCE}\n" * 2)
+    options = ["--images", "images", "--model", "models/tiny", "--cache", "cache"]
+    command.main(["--sentences", "queries.txt", *options])
+    first, second = (json.loads(line)["hits"] for line in capsys.readouterr().out.splitlines())
+    assert [hit["path"] for hit in first[1:]] == [hit["path"] for hit in second] and len(second) == 6
 
 
 def test_why_indexing_has_stopped_is_in_the_json(

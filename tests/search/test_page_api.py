@@ -31,7 +31,7 @@ def test_search_answers_what_the_collection_does(client: httpx.Client, collectio
     )
     for picture in answer["pictures"]:
         assert picture["score"] == pytest.approx(1 / (1 + np.exp(-picture["logit"])))
-        assert picture["name"] == collection.picture(picture["id"]).name
+        assert picture["name"] == collection.file(picture["id"]).name
     assert answer["unknown"] == expected.unknown and "zyzzyva" in answer["unknown"]
     assert (answer["offset"], answer["scored"], answer["total"]) == (2, 39, 39)
 

@@ -101,8 +101,8 @@ def test_a_dropped_picture_finds_those_like_it(
     before = order(tab)
     chosen = photographs.ids[9]
     # The first picture that is looked at waits for the detector to be read.
-    httpx.post(f"{server.address}api/similar", content=collection.picture(chosen).read_bytes(), timeout=120)
-    drop(tab, str(collection.picture(chosen)))
+    httpx.post(f"{server.address}api/similar", content=collection.file(chosen).path.read_bytes(), timeout=120)
+    drop(tab, str(collection.file(chosen).path))
     tab.wait("document.querySelector('.sought img')?.naturalWidth > 0")
     shown = tab.run(
         "[...document.querySelectorAll('#answer .tiles a')].map(a => new URL(a.href).searchParams.get('id'))"

@@ -101,7 +101,7 @@ def test_every_answer_carries_the_policy(client: httpx.Client, photographs: Phot
 def test_a_picture_whose_file_has_changed_is_no_longer_shown(
     photographs: Photographs, client: httpx.Client, collection: PictureCollection
 ) -> None:
-    path = collection.picture(photographs.ids[11])
+    path = collection.file(photographs.ids[11]).path
     asked = {"id": photographs.ids[11], "side": "large"}  # no other test has: the server holds what it has shown
     before = path.read_bytes()
     try:

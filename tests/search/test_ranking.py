@@ -195,7 +195,7 @@ def test_equal_scores_are_ordered_by_picture(workspace: PictureCollection, monke
     assert [pictures.ids[at] for at in ranked.positions] == sorted(pictures.ids)
 
 
-def test_the_training_captions_that_fit_a_picture(run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_training_captions_that_fit_a_picture(run: SmallRun) -> None:
     table = CaptionTable.load(run.token_tables / "test.parquet")
     ids = [tokens[:length].tolist() for tokens, length in zip(*table.batch(range(len(table))), strict=True)]
     captions = (
@@ -207,15 +207,11 @@ def test_the_training_captions_that_fit_a_picture(run: SmallRun, monkeypatch: py
     write_captions(run.token_tables / "train.parquet", *captions)
     collection = open_workspace(run.root)
     pictures = collection.source.pictures()
-    regions = collection.source.pictures().store
-    features, mask = regions.features([4])
-    seen = type("Seen", (), {"features": features[0][mask[0]].astype(np.float32)})
-    monkeypatch.setattr(collection.source, "find_regions", lambda image: seen)
-    best = collection.captions_like(collection.find_regions(np.zeros((10, 10, 3), np.uint8)), top=5)
+    best = Queries(collection).like(pictures.ids[4], 1, captions=5).captions  # though there is no detector
     assert len(best) == 5 and [score for _, score in best] == sorted((score for _, score in best), reverse=True)
     for text, score in best:
         assert collection.pair(pictures.ids[4], text).score == pytest.approx(score, abs=1e-4)
-    everything = collection.captions_like(collection.find_regions(np.zeros((10, 10, 3), np.uint8)), top=1000)
+    everything = collection.captions_like(collection.features(pictures.ids[4]), top=1000)
     assert len({text for text, _ in everything}) == len(everything) > 40
     assert not {"\U0001f44d"} & {text for text, _ in everything}, "its link would lead to no search"
 
@@ -250,10 +246,10 @@ def test_captions_are_links_to_their_search_however_long_and_in_their_own_direct
     workspace: PictureCollection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     captions = [("a red circle " * 400, 1.0), ("\u72d7" * 3000, 0.5), ("\u05db\u05dc\u05d1 (2)!", 0.1)]
-    monkeypatch.setattr(Queries, "_captions_of", lambda *_: captions)
+    monkeypatch.setattr(PictureCollection, "captions_like", lambda *_: captions)
     monkeypatch.setattr(PictureCollection, "has_captions", True)
     client = TestClient(create_application(workspace), base_url="http://127.0.0.1")
-    page = client.get("/", params={"like": workspace.first(1)[0]}).text
+    page = client.get("/", params={"like": workspace.first(1)[0].picture_id}).text
     links = re.findall(r'<a href="([^"]+)" dir="auto" lang="">([^<]+)</a>', page)
     assert [html.unescape(text) for _, text in links] == [text for text, _ in captions]
     answers = [client.get(html.unescape(link)) for link, _ in links]

@@ -143,7 +143,7 @@ def test_captions_of_photographs_find_them(shipped: Path, coco_mini: Path, tmp_p
         assert wait_for(collection, 500).ready >= 79
         ranks = []
         for image_id, caption in first.items():
-            names = [collection.picture(hit.picture_id).name for hit in collection.search(caption, top=1000).hits]
+            names = [hit.file.name for hit in collection.search(caption, top=1000).hits]
             ranks.append(names.index(files[image_id]) + 1)
         print(sorted(ranks))
         assert statistics.median(ranks) <= 8

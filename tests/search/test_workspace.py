@@ -85,11 +85,11 @@ def test_a_pair_is_explained(run: SmallRun, workspace: PictureCollection) -> Non
 
 def test_only_pictures_of_the_collection_are_served(run: SmallRun, workspace: PictureCollection) -> None:
     name = run.images[3]
-    assert workspace.picture(name) == run.root / f"data/dataset/images/{name}.png"
+    assert workspace.file(name).path == run.root / f"data/dataset/images/{name}.png"
     assert workspace.pixels(name).ndim == 3
     for wrong in ("nothing", "../../etc/passwd", f"{name}.png", ""):
         with pytest.raises(UnknownPicture):
-            workspace.picture(wrong)
+            workspace.file(wrong)
         with pytest.raises(UnknownPicture):
             workspace.pair(wrong, SENTENCE)
 
@@ -109,7 +109,8 @@ def test_similar_pictures_of_a_picture_of_the_collection_are_the_nearest_vectors
 
 
 def test_the_first_pictures_and_sentences_to_begin_with(run: SmallRun, workspace: PictureCollection) -> None:
-    assert workspace.first(3) + workspace.first(100, offset=3) == run.images
+    hits = workspace.first(3) + workspace.first(100, offset=3)
+    assert [hit.picture_id for hit in hits] == run.images
     assert workspace.examples(3) == []  # this run has no training captions
     shutil.copy(run.token_tables / "test.parquet", run.token_tables / "train.parquet")
     examples = workspace.examples(3)
