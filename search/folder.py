@@ -106,9 +106,9 @@ class FolderSource:
         while not self._stop.is_set():
             self._busy = True
             self._wake.clear()
+            self._problem = None
             try:
                 self._scan()
-                self._problem = None
                 self._busy = False
                 # After searching can begin, because everything is read; shards found valid are not read again.
                 if damaged := self._cache.damaged(lambda: not self._stop.is_set()):

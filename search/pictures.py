@@ -101,6 +101,18 @@ class Status:
     copies: int = 0
     """Number of files that are copies of a picture, which is listed only under the first of their names."""
 
+    @property
+    def progress(self) -> str:
+        """The progress in words."""
+        if not self.scanning:
+            said = f"Indexing has stopped: {self.problem}" if self.problem else ""
+            return said or f"All {self.ready:,} pictures can be searched."
+        if not self.total:
+            return "The folder is being read."
+        if self.ready == self.total:
+            return f"All {self.ready:,} pictures found so far can be searched; the folder is being read."
+        return f"{self.ready:,} of {self.total:,} pictures can be searched; the others are being indexed."
+
 
 REJECTED_SHOWN = 1000
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
+from search.pictures import Status
 from search.web.counts import CONTENT_TYPE
 from search.web.queries import MAX_SENTENCE, Queries, SimilarResults, matching_score, named
 from search.web.uploads import Uploads
@@ -101,6 +102,7 @@ class Health(BaseModel):
     status: str = Field(description="ok, or problem: indexing has stopped.")
     problem: str | None
     indexing: bool = Field(description="Whether more pictures may become ready.")
+    progress: str = Field(description="The progress in words.")
     total: int
     ready: int = Field(description="Number of pictures that can be searched.")
     rejected: int = Field(description="Number of pictures that cannot be used; /api/rejected has the reasons.")
@@ -121,12 +123,11 @@ class Refusal(BaseModel):
     error: str
 
 
-def health(queries: Queries) -> Health:
-    """The progress of indexing the collection of `queries`."""
-    status = queries.status()
+def health(status: Status) -> Health:
+    """The progress of indexing a collection."""
     return Health(
         status="problem" if status.problem else "ok", problem=status.problem, indexing=status.scanning,
-        total=status.total, ready=status.ready, rejected=status.rejected_count,
+        progress=status.progress, total=status.total, ready=status.ready, rejected=status.rejected_count,
         copies=status.copies, model=status.model,
     )  # fmt: skip
 
@@ -181,7 +182,7 @@ def _status_routes(router: APIRouter, queries: Queries) -> None:
     @router.get("/api/health")
     def get_health() -> Health:
         """The progress of indexing."""
-        return health(queries)
+        return health(queries.status())
 
     @router.get("/api/rejected")
     def rejected() -> list[RejectedPicture]:
@@ -192,7 +193,7 @@ def _status_routes(router: APIRouter, queries: Queries) -> None:
     def rescan() -> Health:
         """Scan the folder for added, removed and changed pictures."""
         queries.collection.rescan()
-        return health(queries)
+        return health(queries.status())
 
     @router.get("/metrics", response_class=Response)
     def metrics() -> Response:

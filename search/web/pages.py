@@ -114,7 +114,7 @@ class Pages:
     def _state(self) -> dict[str, Any]:
         state = self.queries.status()
         return {
-            "health": health(self.queries), "rejected": state.rejected[:REJECTED_LISTED],
+            "health": health(state), "rejected": state.rejected[:REJECTED_LISTED],
             "examples": self.queries.examples, "at_hand": self.queries.collection.has_captions,
             "has_zero_threshold": self.queries.collection.has_zero_threshold,
         }  # fmt: skip

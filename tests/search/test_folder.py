@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ import torch
 
 from search.collection import PictureCollection, UnknownPicture
 from search.folder import FolderSource
-from search.pictures import Pictures
+from search.listing import Listing, list_pictures
+from search.pictures import Pictures, Status
 from stages.errors import InputError
 from tests.search.folders import Folder, make_model, shards, wait_for
 
@@ -152,14 +154,26 @@ def test_an_empty_folder_is_searched_without_hits(folder: Folder) -> None:
     collection.close()
 
 
-def test_a_folder_that_goes_is_said_and_comes_back(folder: Folder, opened: PictureCollection) -> None:
+def test_a_folder_that_goes_is_said_and_comes_back(
+    folder: Folder, opened: PictureCollection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(*arguments: Any) -> Listing:
+        seen.append(opened.status())
+        return list_pictures(*arguments)
+
+    seen: list[Status] = []
+    monkeypatch.setattr("search.folder.list_pictures", look)
     folder.images.rename(folder.root / "away")
     rescan(opened)
     assert "images: is not a folder" in str(opened.status().problem)
+    assert opened.status().progress == f"Indexing has stopped: {opened.status().problem}"
     assert len(opened.search(SENTENCE, top=100).hits) == 7
     (folder.root / "away").rename(folder.images)
     rescan(opened)
     assert (opened.status().problem, opened.status().ready) == (None, 7)
+    assert seen[1].scanning and seen[1].problem is None, "what is tried again has not stopped"
+    assert seen[1].progress == "All 7 pictures found so far can be searched; the folder is being read."
+    assert Status(0, 0, scanning=True).progress == "The folder is being read."
 
 
 def test_another_model_reads_the_same_features(folder: Folder, opened: PictureCollection) -> None:

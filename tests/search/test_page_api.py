@@ -15,6 +15,7 @@ from PIL import Image
 
 from search.app import serve
 from search.collection import PictureCollection
+from search.web.uploads import MAX_BYTES
 from stages.detectors.images import decode
 from stages.errors import InputError
 from tests.search.conftest import HOSTILE_NAME, Photographs, Server
@@ -148,6 +149,7 @@ def test_who_looks_at_pages_is_told_on_a_page(client: httpx.Client) -> None:
     answer = client.get("/<b>nothing", headers=looking)
     assert answer.status_code == 404 and answer.headers["content-type"].startswith("text/html")
     assert "there is no page at /&lt;b&gt;nothing" in answer.text and 'href="/"' in answer.text
+    assert f'data-max-upload="{MAX_BYTES}"' in answer.text, "which the script tells before it sends too large a picture"
     assert set(client.get("/api/search?q=", headers=looking).json()) == {"error"}
 
 

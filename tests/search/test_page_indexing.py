@@ -1,7 +1,9 @@
 """The page of a folder that is being indexed: there at once, says how far it is, searches what is ready."""
 
+import re
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,14 @@ import pytest
 from search.shipping import export_model
 from search.workspace import Workspace
 from tests.search.conftest import Photographs, Server
+
+
+def wait_for(client: httpx.Client, condition: Callable[[dict], Any]) -> dict:
+    until = time.monotonic() + 120
+    while not condition(health := client.get("/api/health").json()):
+        assert time.monotonic() < until, health
+        time.sleep(0.2)
+    return health
 
 
 @pytest.mark.timeout(300)
@@ -29,14 +39,11 @@ def test_the_page_is_there_at_once_and_pictures_become_ready(
         with httpx.Client(base_url=server.address, timeout=60, trust_env=False) as client:
             first = client.get("/api/health").json()
             assert first["indexing"] and first["ready"] < 38
-            assert 'data-indexing="yes"' in client.get("/").text
+            assert re.search(r'<div id="progress" class="progress" data-ready="\d+">', client.get("/").text)
             assert client.get("/", params={"q": "a dog"}).status_code == 200
             page.open(server.address)
             page.wait("document.querySelector('#progress p').textContent.includes('can be searched')")
-            until = time.monotonic() + 120
-            while (health := client.get("/api/health").json())["indexing"]:
-                assert time.monotonic() < until, health
-                time.sleep(0.5)
+            health = wait_for(client, lambda health: not health["indexing"])
             assert (health["ready"], health["rejected"], health["copies"], health["problem"]) == (38, 1, 1, None)
             page.wait("document.querySelector('#progress p').textContent === 'All 38 pictures can be searched.'")
             page.open(f"{server.address}?q=a+dog")
@@ -45,9 +52,7 @@ def test_the_page_is_there_at_once_and_pictures_become_ready(
             assert "Copies of other files, listed only under the first name: 1" in page.text("footer")
             later.rename(tmp_path / "images/later.jpg")
             client.post("/api/rescan")
-            while client.get("/api/health").json()["ready"] != 39:
-                assert time.monotonic() < until + 60
-                time.sleep(0.5)
+            wait_for(client, lambda health: health["ready"] == 39)
             found = client.get("/api/search", params={"q": "a dog", "top": 100}).json()["pictures"]
             assert "later.jpg" in [picture["name"] for picture in found]
             assert client.get("/image", params={"id": found[0]["id"]}).headers["content-type"] == "image/jpeg"
@@ -61,6 +66,14 @@ def test_the_page_is_there_at_once_and_pictures_become_ready(
             opened = client.get("/picture", params={"id": found[0]["id"]}).text
             assert "More like it" in opened and "training captions" not in opened
             assert page.errors == []
+            (tmp_path / "images").rename(tmp_path / "away")
+            client.post("/api/rescan")
+            wait_for(client, lambda health: health["problem"])
+            page.open(server.address)
+            assert "Indexing has stopped: " in page.text("#progress p")
+            (tmp_path / "away").rename(tmp_path / "images")
+            client.post("/api/rescan")
+            page.wait("document.querySelector('#progress p').textContent === 'All 39 pictures can be searched.'")
     finally:
         code, errors = server.end()
     assert code == 0 and "Traceback" not in errors

@@ -28,7 +28,7 @@
     if (filling || !list || !more || list.dataset.more !== "yes" || Date.now() < resting) return;
     filling = true;
     try {
-      while (more.getBoundingClientRect().top < innerHeight + 400) {
+      while (more.isConnected && more.getBoundingClientRect().top < innerHeight + 400) {
         const across = columns(list), have = list.children.length;
         if (have >= rounds * Number(list.dataset.round)) return;
         const count = across - (have % across);
@@ -68,7 +68,7 @@
 
   async function searchBy(file) {
     failed("");
-    const limit = Number(document.documentElement.dataset.maxUpload || 32e6);
+    const limit = Number(document.documentElement.dataset.maxUpload);
     if (file.size > limit) return failed(`The picture has ${(file.size / 1e6).toFixed(0)} MB; at most ${limit / 1e6} MB can be sent.`);
     document.body.classList.add("busy");
     byId("answer").setAttribute("aria-busy", "true");
@@ -140,8 +140,6 @@
   });
 
   // ---- progress of indexing --------------------------------------------------------------------------------------
-  const number = (value) => value.toLocaleString("en");
-
   async function watch() {
     const box = byId("progress");
     const begun = Number(box.dataset.ready);
@@ -152,15 +150,13 @@
       try { health = JSON.parse(await ask("/api/health")); } catch { continue; } // a server that is away may come back
       const bar = box.querySelector("progress");
       Object.assign(bar, { max: health.total || 1, value: health.ready });
-      box.querySelector("p").textContent = health.problem ? `Indexing has stopped: ${health.problem}`
-        : health.indexing ? `${number(health.ready)} of ${number(health.total)} pictures can be searched; the others are being indexed.`
-          : `All ${number(health.ready)} pictures can be searched.`;
-      const tenths = Math.floor(10 * health.ready / (health.total || 1));
-      if (`${tenths}` !== spoken || !health.indexing) byId("spoken").textContent = box.querySelector("p").textContent;
-      spoken = `${tenths}`;
+      box.querySelector("p").textContent = health.progress;
+      const tenths = `${Math.floor(10 * health.ready / (health.total || 1))} ${health.problem}`;
+      if (tenths !== spoken || !health.indexing && !health.problem) byId("spoken").textContent = health.progress;
+      spoken = tenths;
       byId("again").hidden = health.ready <= begun;
-      if (byId("count")) byId("count").textContent = health.ready === 1 ? "1 picture" : `${number(health.ready)} pictures`;
-      if (!health.indexing) return;
+      if (byId("count") && health.ready) byId("count").textContent = health.ready === 1 ? "1 picture" : `${health.ready.toLocaleString("en")} pictures`;
+      if (!health.indexing && !health.problem) return; // what has stopped is tried again
     }
   }
 
@@ -204,6 +200,6 @@
     });
     fill();
   }
-  if (byId("progress").dataset.indexing === "yes") watch();
+  if (!byId("progress").hidden) watch();
   document.documentElement.dataset.ready = "true";
 })();
