@@ -28,7 +28,7 @@ def export_model(workspace: Workspace, out: Path) -> None:
     Raises:
         InputError: the model is damaged, its features cannot be computed for other pictures or have changed, or `out`
             is a file. Nothing is written then.
-        OSError: `out` cannot be written; no new weights are in it then.
+        OSError: `out` cannot be written; no weights are in it then.
     """
     with input_errors():
         load_checkpoint(workspace.model)
@@ -47,6 +47,7 @@ def export_model(workspace: Workspace, out: Path) -> None:
     if out.resolve() == workspace.model.resolve() or not (out.is_dir() or not out.exists()):
         raise InputError(f"{out}: expected a folder of its own for the model, or a new name")
     out.mkdir(parents=True, exist_ok=True)
+    (out / FILES[0]).unlink(missing_ok=True)  # an earlier export's, which the new files would describe wrongly
     extraction.write(out)
     copy_detector(finder.folder, params.detector, out)
     write_sample(sample, out / "detector")
