@@ -135,12 +135,12 @@ class WorkspaceSource:
         self.workspace, self.model, self.name = workspace, model, name
         self._weights = weights_key(workspace.model)
         self._finder = workspace.finder()
-        self.rescan()
-        self._stop = threading.Event()
         self._problem: str | None = None
-        self._checking = threading.Thread(target=self._check, name="check", daemon=True)
+        self._read()
+        self._stop = threading.Event()
+        self._checking: threading.Thread | None = None
 
-    def _read(self) -> Pictures:
+    def _read_pictures(self) -> Pictures:
         with input_errors():
             store = RegionStore(self.workspace.root / "data/regions", check=False)
             store.map_all()  # another run of the pipeline may remove the files during a search
@@ -171,26 +171,39 @@ class WorkspaceSource:
 
     def start(self) -> None:
         """As `PictureSource.start`: checks all shards once, in the background."""
+        self._checking = threading.Thread(target=self._check, args=[self._pictures], name="check", daemon=True)
         self._checking.start()
 
     def close(self) -> None:
         """As `PictureSource.close`."""
         self._stop.set()
-        if self._checking.is_alive():
+        if self._checking:
             self._checking.join()
 
-    def _check(self) -> None:
-        for path in self._pictures.store.shard_paths:
-            if self._stop.is_set():
-                return
+    def _check(self, pictures: Pictures) -> None:
+        for path in pictures.store.shard_paths:
             try:
                 check_seal(path)
+            except FileNotFoundError:  # another run of the pipeline has removed it; it stays mapped
+                continue
             except (ValueError, OSError) as error:
-                self._problem = str(error)[:500]
+                if self._pictures is pictures:
+                    self._problem = str(error)[:500]
+                return
+            if self._stop.is_set() or self._pictures is not pictures:
                 return
 
     def rescan(self) -> None:
-        """Read the workspace, at first and after another run of the pipeline.
+        """Read the workspace after another run of the pipeline, and check its shards.
+
+        Raises:
+            InputError: as `_read`.
+        """
+        self._read()
+        self.start()
+
+    def _read(self) -> None:
+        """Read the workspace.
 
         Raises:
             InputError: something is missing or damaged, or another model has been trained meanwhile, whose vectors this
@@ -198,10 +211,10 @@ class WorkspaceSource:
         """
         if weights_key(self.workspace.model) != self._weights:
             raise InputError(f"{self.workspace.model}: is another model now; restart the search to use it")
-        pictures = self._read()
+        pictures = self._read_pictures()
         rejected = read_table(self.workspace.root / "data/regions/rejected.parquet", ("path", "reason"))
         self._rejected = list(zip(rejected["path"].to_pylist(), rejected["reason"].to_pylist(), strict=True))
-        self._pictures, self._unchecked = pictures, True
+        self._pictures, self._problem, self._unchecked = pictures, None, True
 
     def pictures(self) -> Pictures:
         """As `PictureSource.pictures`."""

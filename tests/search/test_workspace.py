@@ -157,6 +157,15 @@ def test_a_changed_byte_of_the_regions_is_said(run: SmallRun, workspace: Picture
     workspace.start()
     workspace.source._checking.join()
     assert "b.arrow: is damaged" in str(workspace.status().problem)
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    workspace.rescan()
+    workspace.source._checking.join()
+    assert workspace.status().problem is None, "another run of the pipeline has made it again"
+    shard.unlink()
+    workspace.start()
+    workspace.source._checking.join()
+    assert workspace.status().problem is None, "what is removed stays mapped"
     workspace.close()
 
 
