@@ -17,7 +17,7 @@ from camp_model.regions import MappedShard, RegionStore, StoreInfo, map_shard, r
 from camp_model.seal import check_seal
 from search.features import Extraction, RegionFinder
 from stages.detectors.base import Description
-from stages.detectors.images import PASSING_REASONS
+from stages.detectors.images import CHANGED, PASSING_REASONS
 from stages.errors import InputError
 from stages.extraction.describing import PlannedImage, store_info
 from stages.extraction.filling import read_ahead
@@ -150,7 +150,7 @@ class FeatureCache:
 
         def reject(image: PlannedImage, reason: str) -> None:
             if reason in PASSING_REASONS:
-                temporary[image.image_id] = reason
+                temporary[image.image_id] = "changed while it was indexed" if reason == CHANGED else reason
 
         run = ShardRun(shard, plan, extractor, self.folder, reject)
         stream = ((shard, image) for image in images)

@@ -26,7 +26,7 @@ from search.ranking import Ranked, Ranker, has_zero_threshold
 from search.sentences import SentenceReader
 from search.workspace import Workspace, WorkspaceSource
 from stages.contracts import input_errors, read_fingerprint, read_table
-from stages.detectors.images import RejectedImage, read_image
+from stages.detectors.images import CHANGED, RejectedImage, read_image
 from stages.errors import InputError, shown
 from stages.indexing.vectors import weights_key
 from stages.params.index import IndexParams
@@ -225,7 +225,12 @@ class PictureCollection:
             RejectedImage: the file is gone or has changed.
         """
         file = self.file(picture_id)
-        return read_image(file.path, file.sha256, self.max_pixels)
+        try:
+            return read_image(file.path, file.sha256, self.max_pixels)
+        except RejectedImage as error:
+            if str(error) == CHANGED:
+                raise RejectedImage("changed since it was indexed") from None
+            raise
 
     @staticmethod
     def _file(pictures: Pictures, picture_id: str) -> PictureFile:

@@ -5,11 +5,13 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
 
 from search.collection import Hit, PictureCollection
+from search.listing import Listing, list_pictures
 from tests.search.folders import Folder, shards, wait_for
 
 SENTENCE = "two dogs in the snow"
@@ -186,3 +188,23 @@ def test_pictures_that_could_not_be_opened_for_a_while_are_looked_at_again(
     status = wait_for(collection)
     collection.close()
     assert (status.ready, status.rejected_count, status.problem) == (7, 0, None)
+
+
+def test_a_picture_that_changes_while_it_is_indexed_is_said_and_looked_at_again(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def list_and_change(*arguments: Any) -> Listing:
+        listing = list_pictures(*arguments)
+        folder.draw("0.png", 50)
+        return listing
+
+    collection = folder.open()
+    with monkeypatch.context() as patched:
+        patched.setattr("search.folder.list_pictures", list_and_change)
+        collection.start()
+        status = wait_for(collection)
+    assert (status.ready, status.rejected) == (6, [("0.png", "changed while it was indexed")])
+    collection.rescan()
+    status = wait_for(collection)
+    collection.close()
+    assert (status.ready, status.rejected_count) == (7, 0)
