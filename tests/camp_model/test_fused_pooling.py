@@ -12,10 +12,9 @@ from tests.camp_model.encoded_batches import make
 SOURCE = "camp_model.scoring.fused_pooling_kernel"
 
 
-@pytest.mark.parametrize("check", ["every_switch", "any_size", "extremes"])
-def test_the_kernel_is_exact(check, repository):
+def test_the_kernel_is_exact(repository):
     pytest.importorskip("triton", reason="no Triton on this platform")
-    command = [sys.executable, "-m", "tests.camp_model.interpreted_kernel", check]
+    command = [sys.executable, "-m", "tests.camp_model.interpreted_kernel"]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr
 
