@@ -72,6 +72,10 @@ class PictureCollection:
         """One query is computed at a time: two would only compete for the cores."""
         self._rankings: OrderedDict[tuple[int, ...], tuple[Pictures, Ranked]] = OrderedDict()
 
+    def __len__(self) -> int:
+        """Number of pictures that can be searched."""
+        return len(self.source.pictures())
+
     def start(self) -> None:
         """Start indexing in the background, if necessary."""
         self.source.start()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -55,12 +55,13 @@ class Pages:
     def home(self, q: str, like: str, count: int) -> HTMLResponse:
         """The search page: the answer to the sentence `q`, pictures similar to `like`, or the first pictures."""
         page: dict[str, Any] = {"q": q, "answer": None, "like": None, "tiles": [], "problem": None, "count": count}
+        page["total"] = len(self.queries.collection)
         page["symbols"] = list(dict.fromkeys(c for c in q if unicodedata.category(c) == "So"))  # emoji are no words
         status = 200
         try:
             if q.strip():
                 page["answer"] = answer = self.queries.search(q, count)
-                page["tiles"] = self._tiles(answer.hits, q, 0)
+                page["tiles"], page["total"] = self._tiles(answer.hits, q, 0), answer.total
             elif like:
                 page["like"] = {"id": like, "name": self.queries.name(like)}
                 page |= self._like(self.queries.like(like, count, CAPTIONS_SHOWN))
@@ -70,8 +71,15 @@ class Pages:
             page["problem"], status = str(error), 404 if isinstance(error, UnknownPicture) else 400
         return self.render("home.html.jinja", status, **page, **self._state())
 
-    def rows(self, q: str, offset: int, count: int) -> HTMLResponse:
-        """More pictures of an answer, or of the collection if there is no sentence, as items of the list."""
+    def rows(self, q: str, offset: int, count: int, total: int | None) -> HTMLResponse:
+        """More pictures of an answer, or of the collection if there is no sentence, as items of the list.
+
+        Raises:
+            HTTPException: 409, the collection no longer has the `total` pictures that it had for the first rows, so
+                that these would repeat or pass over some.
+        """
+        if total not in (None, len(self.queries.collection)):
+            raise HTTPException(409, "pictures have come or gone since; open the list anew")
         hits = self.queries.search(q, count, offset).hits if q.strip() else self.queries.collection.first(count, offset)
         return self.render("rows.html.jinja", tiles=self._tiles(hits, q, offset))
 
@@ -188,8 +196,9 @@ def page_routes(pages: Pages, uploads: Uploads) -> APIRouter:
 
     @router.get("/rows")
     def rows(q: Text = "", offset: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
-             count: Annotated[int, Query(ge=1, le=200)] = FIRST) -> HTMLResponse:  # fmt: skip
-        return pages.rows(q, offset, count)
+             count: Annotated[int, Query(ge=1, le=200)] = FIRST,
+             total: Annotated[int | None, Query(ge=0)] = None) -> HTMLResponse:  # fmt: skip
+        return pages.rows(q, offset, count, total)
 
     @router.get("/picture")
     def picture(id: Id, q: Text = "", at: Annotated[int, Query(ge=0, le=10_000_000)] = 0) -> HTMLResponse:

@@ -14,7 +14,7 @@
     if (answer.ok) return text;
     let reason = `the server answered ${answer.status}`;
     try { reason = JSON.parse(text).error ?? reason; } catch { /* no JSON: the status must do */ }
-    throw new Error(reason);
+    throw Object.assign(new Error(reason), { status: answer.status });
   }
 
   // ---- one more row on scrolling -------------------------------------------------------------------------------
@@ -32,7 +32,7 @@
         const across = columns(list), have = list.children.length;
         if (have >= rounds * Number(list.dataset.round)) return;
         const count = across - (have % across);
-        const rows = await ask(`/rows?${new URLSearchParams({ q: list.dataset.q, offset: have, count })}`);
+        const rows = await ask(`/rows?${new URLSearchParams({ q: list.dataset.q, offset: have, count, total: list.dataset.total })}`);
         list.insertAdjacentHTML("beforeend", rows); // the server's own, in which every text is escaped
         more.querySelector("span")?.remove();
         if (list.children.length < have + count) {
@@ -43,6 +43,7 @@
       }
     } catch (error) { // tried again on scrolling in a while, or by the link
       resting = Date.now() + 5000;
+      if (error.status === 409) list.dataset.more = "no"; // the link opens the list anew
       const said = more.querySelector("span") ?? more.appendChild(document.createElement("span"));
       said.textContent = ` No more came: ${error.message}`;
     } finally {
