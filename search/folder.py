@@ -160,8 +160,7 @@ class FolderSource:
 
     def _wait(self) -> bool:
         """While another process extracts, publish the shards that it finishes."""
-        if list(self._cache.folder.glob("*.arrow")):
-            self._publish()
+        self._publish()
         return not self._stop.is_set()
 
     def _is_missing(self, sha256: str) -> bool:

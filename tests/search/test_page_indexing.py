@@ -9,10 +9,13 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
 
 from search.shipping import export_model
+from search.web.application import create_application
 from search.workspace import Workspace
 from tests.search.conftest import Photographs, Server
+from tests.search.folders import Folder
 
 
 def wait_for(client: httpx.Client, condition: Callable[[dict], Any]) -> dict:
@@ -21,6 +24,14 @@ def wait_for(client: httpx.Client, condition: Callable[[dict], Any]) -> dict:
         assert time.monotonic() < until, health
         time.sleep(0.2)
     return health
+
+
+@pytest.mark.parametrize(
+    ("q", "said"), [("", "No picture yet</span>. Say what one shows"), ("a circle", "No picture yet.")]
+)
+def test_before_the_folder_is_read_the_page_says_so(folder: Folder, q: str, said: str) -> None:
+    text = TestClient(create_application(folder.open()), base_url="http://127.0.0.1").get("/", params={"q": q}).text
+    assert said in text and "<p>The folder is being read.</p>" in text
 
 
 @pytest.mark.timeout(300)
