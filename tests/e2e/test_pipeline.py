@@ -201,10 +201,11 @@ def test_a_second_clone_pulls_everything_and_queues_experiments_side_by_side(pip
     until = time.monotonic() + 600
     while (status := run(clone, "dvc", "queue", "status").stdout).count("Success") < 2:
         assert "Failed" not in status and time.monotonic() < until, status
-        for path in workspaces.glob("tmp*/data/regions/*.arrow"):
-            with contextlib.suppress(FileNotFoundError):  # its workspace is being removed
-                (shared if path.stat().st_ino in own else foreign).add(path.parts[-4])
-        time.sleep(0.2)
+        for _ in range(20):  # between two calls of dvc, which take a core a second each
+            for path in workspaces.glob("tmp*/data/regions/*.arrow"):
+                with contextlib.suppress(FileNotFoundError):  # its workspace is being removed
+                    (shared if path.stat().st_ino in own else foreign).add(path.parts[-4])
+            time.sleep(0.2)
     assert len(shared) == 2 and not foreign, (shared, foreign)  # the shards are those of the clone, not copies
     deliver_all(clone)
     assert not list(workspaces.glob("**/mlflow.db"))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from camp_model import CAMP
 from camp_model.vocabulary import Vocabulary
 from pipelines.photograph_rows import AT_ONCE, FIRST, JOINT, TRAINED_WORDS, rows_of, starts_from_joint
 from pipelines.photographs import _remarks, effects, photographs
@@ -29,14 +30,19 @@ def full() -> Params:
 
 def test_every_row_is_params_that_can_be_trained(full: Params) -> None:
     rows = rows_of(full, REPOSITORY / FIRST, {})[0]
+    models: dict[str, CAMP] = {}
     for row in rows.values():
         values = full.to_dict()
         for dotted, value in row.overrides.items():
             section, key = dotted.split(".")
             values[section] = values[section] | {key: value}
         params = Params.from_dict(values)
-        camp = new_model(params.model, params.train.replace(start_from=None), Vocabulary.build([["a"]]), 8)
-        assert parameter_groups(camp, params.train.learning_rates), "what has a rate of its own, or none, is there"
+        key = str((params.model, params.train.freeze, params.train.word_vectors))
+        if key not in models:
+            train = params.train.replace(start_from=None)
+            models[key] = new_model(params.model, train, Vocabulary.build([["a"]]), 8)
+        groups = parameter_groups(models[key], params.train.learning_rates)
+        assert groups, "what has a rate of its own, or none, is there"
     asked = {"full", "no-gates", "no-messages", "published-gates", "mean-pooling", "cosine-ranking", JOINT, "scan"}
     additions = {f"{base}-{name}" for base in ("full", JOINT) for name in ("gpo", "ema", "drop-regions", "drop-words")}
     assert asked | additions <= set(rows)
