@@ -233,10 +233,12 @@ def trainings(folder: Path, run: Run) -> list[str]:
 
 
 @pytest.mark.timeout(600)
-def test_a_study_compares_trainings_and_goes_on_where_it_was(pipeline: Path, tmp_path: Path, run: Run) -> None:
+def test_a_study_compares_trainings_and_goes_on_where_it_was(
+    pipeline: Path, tmp_path: Path, run: Run, prefect_home: Callable[[Path], Path]
+) -> None:
     folder = tmp_path / "study"
     shutil.copytree(pipeline, folder, symlinks=True)
-    environment = {"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_LOGGING_LEVEL": "WARNING"}
+    environment = {"PREFECT_HOME": str(prefect_home(tmp_path / "prefect")), "PREFECT_LOGGING_LEVEL": "WARNING"}
     run(folder, *STUDY, "--seeds", "0", **environment)
     first = trainings(folder, run)
     assert len(first) == 2

@@ -48,9 +48,9 @@ def free_port():
 
 
 @pytest.fixture(scope="session")
-def server_environment(tmp_path_factory):
+def server_environment(tmp_path_factory, prefect_home):
     """Environment of the server and of everything that talks to it."""
-    home = tmp_path_factory.mktemp("prefect")
+    home = prefect_home(tmp_path_factory.mktemp("prefect"))
     own = ("PREFECT", "MLFLOW", "DVC", "SHELL")  # without SHELL, as in a container, dvc runs stages through /bin/sh
     kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     return kept | {

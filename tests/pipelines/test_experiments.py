@@ -217,8 +217,8 @@ def test_the_champion_is_the_model_of_whoever_trained_it(recorded):
 
 
 @pytest.mark.timeout(300)
-def test_a_sweep_that_is_ended_leaves_nothing_running(repository, server_environment, wait_for, tmp_path):
-    environment = server_environment | {"PREFECT_HOME": str(tmp_path / "prefect")}
+def test_a_sweep_that_is_ended_leaves_nothing_running(repository, server_environment, prefect_home, wait_for, tmp_path):
+    environment = server_environment | {"PREFECT_HOME": str(prefect_home(tmp_path / "prefect"))}
     del environment["PREFECT_API_URL"]  # it brings its own server along
     Path("dvc.yaml").write_text("stages:\n  train: {cmd: exec python train.py, deps: [train.py], params: [train]}\n")
     Path("train.py").write_text(SLOW)

@@ -177,9 +177,9 @@ def test_a_local_cluster_is_seen_on_this_machine_alone(prefect_server, listening
 
 
 @pytest.mark.timeout(300)
-def test_a_flow_and_its_workers_share_a_prefect_server_that_ends_with_them(server_environment, tmp_path):
+def test_a_flow_and_its_workers_share_a_prefect_server_that_ends_with_them(server_environment, prefect_home, tmp_path):
     """Where none is there already, and a task fails."""
-    environment = server_environment | {"PREFECT_HOME": str(tmp_path / "prefect")}
+    environment = server_environment | {"PREFECT_HOME": str(prefect_home(tmp_path / "prefect"))}
     del environment["PREFECT_API_URL"]
     (tmp_path / "failing.py").write_text(FAILING)
     with (tmp_path / "log").open("wb") as log:

@@ -159,10 +159,10 @@ def test_only_a_run_that_is_silent_while_it_runs_is_crashed_for_it(prefect_serve
 
 
 @pytest.mark.timeout(300)
-def test_ctrl_c_ends_a_flow_and_the_server_that_it_brought_along(slow, server_environment, wait_for):
+def test_ctrl_c_ends_a_flow_and_the_server_that_it_brought_along(slow, server_environment, prefect_home, wait_for):
     """The server goes at once, and takes in nothing of what is left to say."""
     environment = {name: value for name, value in server_environment.items() if name != "PREFECT_API_URL"}
-    environment |= {"PREFECT_HOME": str(slow.parent / "own"), "PYTHONPATH": f"{slow}{os.pathsep}{ROOT}"}
+    environment |= {"PREFECT_HOME": str(prefect_home(slow.parent / "own")), "PYTHONPATH": f"{slow}{os.pathsep}{ROOT}"}
     with Path("flow.log").open("wb") as log:
         command = [sys.executable, "-m", "pipelines.reproduce"]
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
