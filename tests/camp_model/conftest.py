@@ -1,7 +1,6 @@
 import dataclasses
 import importlib.util
 import itertools
-import random
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -80,16 +79,6 @@ def every_config(**sizes: int) -> list[CampConfig]:
     ]
 
 
-def covering(configs: list[CampConfig]) -> list[CampConfig]:
-    """So many of them that any three values of switches that one of them has together are met."""
-    chosen, met = [], set()
-    for config in random.Random(0).sample(configs, len(configs)):
-        if not met.issuperset(threes := set(itertools.combinations(config.to_dict().items(), 3))):
-            chosen.append(config)
-            met |= threes
-    return chosen
-
-
 def _unread(config: CampConfig) -> dict[str, object]:
     """One value for each switch that makes no difference: without messages only pooling and matching are left."""
     if config.matcher == "camp" and config.message_passing != "none":
@@ -104,7 +93,7 @@ def _unread(config: CampConfig) -> dict[str, object]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "every_switch" in metafunc.fixturenames:
-        configs = covering(every_config())
+        configs = every_config()
         names = [
             "-".join(str(value) for key, value in c.to_dict().items() if key in (*CHOICES, *OTHERS, "gate_evidence"))
             for c in configs

@@ -7,13 +7,14 @@ An operator that meets a tensor of each kind is an error, as on CUDA; for what a
 import contextlib
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_leaves, tree_map
 
 GPU = torch.device("cuda", 0)
 WAITS: Counter[tuple[str, str]] = Counter()
@@ -69,22 +70,9 @@ class Elsewhere(Tensor):
         return _run(operator, args, keywords or {})
 
 
-def _map(change: Callable[[Any], Any], value: Any) -> Any:
-    """As PyTorch's tree_map, which takes longer than the operators."""
-    if isinstance(value, list | tuple):
-        return type(value)([_map(change, item) for item in value])
-    return {key: _map(change, item) for key, item in value.items()} if isinstance(value, dict) else change(value)
-
-
-def _leaves(value: Any) -> list[Any]:
-    leaves: list[Any] = []
-    _map(leaves.append, value)
-    return leaves
-
-
 def _run(operator: Any, args: Any, keywords: dict[str, Any]) -> Any:
     name = operator._schema.name.removeprefix("aten::")
-    tensors = [leaf for leaf in _leaves((args, keywords)) if isinstance(leaf, Tensor)]
+    tensors = [leaf for leaf in tree_leaves((args, keywords)) if isinstance(leaf, Tensor)]
     on_gpu = [isinstance(tensor, Elsewhere) for tensor in tensors]
     if name in ("_to_copy", "copy_") and len(set(on_gpu)) < 2 and keywords.get("device", GPU) == GPU:
         if not all(on_gpu) and not keywords.get("non_blocking"):
@@ -95,11 +83,11 @@ def _run(operator: Any, args: Any, keywords: dict[str, Any]) -> Any:
     if name in READING or any(index is not None and index.dtype == torch.bool for index in indices):
         _waits(name)
     keywords = {key: value for key, value in keywords.items() if key not in ("device", "pin_memory", "non_blocking")}
-    here = _map(lambda value: value.here if isinstance(value, Elsewhere) else value, (args, keywords))
+    here = tree_map(lambda value: value.here if isinstance(value, Elsewhere) else value, (args, keywords))
     result = operator(*here[0], **here[1])
     if name == "_pack_padded_sequence":
         return Elsewhere(result[0]), result[1]
-    there = _map(lambda value: Elsewhere(value) if isinstance(value, Tensor) else value, result)
+    there = tree_map(lambda value: Elsewhere(value) if isinstance(value, Tensor) else value, result)
     return return_and_correct_aliasing(operator, args, keywords, there) if any(on_gpu) else there
 
 
@@ -110,7 +98,7 @@ class _Making(TorchDispatchMode):
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), keywords: Any = None) -> Any:
         keywords = keywords or {}
-        leaves = [leaf for leaf in _leaves((args, keywords)) if isinstance(leaf, Tensor)]
+        leaves = [leaf for leaf in tree_leaves((args, keywords)) if isinstance(leaf, Tensor)]
         if any(isinstance(leaf, Elsewhere) for leaf in leaves) or str(keywords.get("device")).startswith("cuda"):
             return _run(operator, args, keywords)
         result = operator(*args, **keywords)

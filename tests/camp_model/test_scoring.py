@@ -37,9 +37,8 @@ FACTORISED += [
 
 @pytest.mark.skipif(native.library() is None, reason="no C compiler for the CPU kernel")
 def test_the_kernel_is_exact_for_every_switch_it_takes():
-    some, many = encoded(images=9, captions=11), encoded()
-    for number, switches in enumerate(FACTORISED):
-        batch = some if number % 19 else many  # several tiles for every value of every switch
+    batch = encoded()
+    for switches in FACTORISED:
         model = make(**switches, joint_score=switches["fusion"] == "sum", feature_norm=2.0 * switches["residual"])
         assert KernelTiles.build(model) is not None
         assert_exact(model, batch, msg=str(switches))

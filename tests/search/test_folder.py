@@ -197,13 +197,6 @@ def test_a_model_of_another_detector_is_an_error(folder: Folder) -> None:
         folder.open()
 
 
-@pytest.mark.parametrize("damage", ['{"detector": {"backend": "eyes"}, "regions": {}}', "{}", "[]", "no json"])
-def test_a_damaged_description_of_features_is_an_error(folder: Folder, damage: str) -> None:
-    (folder.model / "extraction.json").write_text(damage)
-    with pytest.raises(InputError, match=r"extraction\.json"):
-        folder.open()
-
-
 INDEX = """
 import sys, time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Shards of a folder's pictures that are torn, changed, removed or made again while they are searched."""
+"""What is torn, changed, removed or made again while a folder is searched: shards, pictures, descriptions."""
 
 import errno
 import os
@@ -12,6 +12,7 @@ import pytest
 
 from search.collection import Hit, PictureCollection
 from search.listing import Listing, list_pictures
+from stages.errors import InputError
 from tests.search.folders import Folder, shards, wait_for
 
 SENTENCE = "two dogs in the snow"
@@ -208,3 +209,10 @@ def test_a_picture_that_changes_while_it_is_indexed_is_said_and_looked_at_again(
     status = wait_for(collection)
     collection.close()
     assert (status.ready, status.rejected_count) == (7, 0)
+
+
+@pytest.mark.parametrize("damage", ['{"detector": {"backend": "eyes"}, "regions": {}}', "{}", "[]", "no json"])
+def test_a_damaged_description_of_features_is_an_error(folder: Folder, damage: str) -> None:
+    (folder.model / "extraction.json").write_text(damage)
+    with pytest.raises(InputError, match=r"extraction\.json"):
+        folder.open()

@@ -73,7 +73,7 @@ def test_an_indexed_picture_is_most_like_itself_when_it_is_sent(client: httpx.Cl
     assert [picture["id"] for picture in others["pictures"]] == [picture["id"] for picture in sent["pictures"][1:]]
     assert [caption["text"] for caption in sent["captions"]] == [caption["text"] for caption in others["captions"]]
     logits = [[caption["logit"] for caption in answer["captions"]] for answer in (sent, others)]
-    assert logits[0] == pytest.approx(logits[1], abs=1e-3), "regions are stored as float16"
+    assert logits[0] == pytest.approx(logits[1], abs=1e-5), "regions are stored as float16"
 
 
 def test_health_says_how_far_it_is_and_which_pictures_are_broken(client: httpx.Client) -> None:

@@ -60,13 +60,13 @@ def test_training_is_reproducible_and_leaves_a_detector_that_loads(
 
 def test_training_lowers_the_loss(dataset: Path, tmp_path: Path) -> None:
     values = []
-    for steps in (4, 30):
+    for steps in (4, 60):
         settings = DetectorTrainParams(steps=steps, batch_size=4)
         train_detector(
             PARAMS.replace(detector=DetectorParams(train=settings)), dataset, tmp_path / "d", tmp_path / "m.json"
         )
         values.append(json.loads((tmp_path / "m.json").read_text())["train_loss"])
-    assert values[1] < 0.93 * values[0]  # 1.00 if nothing is learned
+    assert values[1] < 0.85 * values[0]
 
 
 def test_scenes_are_read_with_their_objects(dataset: Path) -> None:
