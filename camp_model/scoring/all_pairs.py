@@ -181,12 +181,12 @@ class Scorer:
             torch.OutOfMemoryError, MemoryError or RuntimeError: a single pair does not fit.
         """
         pairs = min(self.tiles.pairs, self._tile_pairs(images, captions))
+        width = max(1, min(len(captions.features), pairs, int(2 * pairs**0.5)))
+        height = max(1, pairs // width)
         counts, real_first = real_counts(images, captions)
         if self.kernel is not None and real_first and self.kernel.supports(images, captions):
-            return self.kernel.score(images, captions, counts, progress, pairs if self.kernel.gpu else None)
+            return self.kernel.score(images, captions, counts, progress, (height, width) if self.kernel.gpu else None)
         rows = []
-        width = min(len(captions.features), pairs, int(2 * pairs**0.5))
-        height = max(1, pairs // width)
         for i in range(0, len(images.features), height):
             some_images = images.cut(slice(i, i + height), counts[0])
             row = []

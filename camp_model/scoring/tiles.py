@@ -68,7 +68,6 @@ class _Side:
     def __init__(self, side: KernelSide, gpu: bool) -> None:
         self.side, self.gpu = side, gpu
         self.bias = None if side.bias is None else side.bias.detach()
-        self.residual, self.gate_context = side.residual, side.gate_context
         self.pooling: Tensor | native.HiddenLayer | None = None
         if isinstance(side.pooling, Tensor):
             self.pooling = side.pooling.detach().contiguous()
@@ -78,7 +77,7 @@ class _Side:
 
     def prepare(self, items: Prepared) -> Prepared:
         """Add what the pooling's hidden layer makes of the residual, which is the same in every pair."""
-        if not self.residual or not isinstance(self.pooling, native.HiddenLayer):
+        if not self.side.residual or not isinstance(self.pooling, native.HiddenLayer):
             return items
         return dataclasses.replace(items, hidden=self.first(items.features))
 
@@ -97,10 +96,10 @@ class _Side:
             fused_pooling.receive_on_gpu(self.side, affinity, product, own, other, counts[0], out, evidence)
             return
         assert own.own is not None and other.message is not None
-        residual = own.features if self.residual else None
+        residual = own.features if self.side.residual else None
         native.receive(
             affinity, product, own.own, residual, other.message, self.bias, self.pooling, own.hidden, counts, out,
-            self.gate_context, evidence,
+            self.side.gate_context, evidence,
         )  # fmt: skip
 
 
@@ -140,13 +139,13 @@ class KernelTiles:
         captions: Prepared,
         counts: tuple[Tensor, Tensor],
         progress: Callable[[int], object] | None = None,
-        pairs: int | None = None,
+        shape: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Logits [I, C]; `counts`: of `real_counts`; `pairs`: as many as a tile may have, None: as suit the CPU's
-        cache."""
+        """Logits [I, C]; `counts`: of `real_counts`; `shape`: numbers of images and captions in a tile, None: those
+        that suit the CPU's cache."""
         wide = torch.promote_types(images.features.dtype, torch.float32)
         scores = images.features.new_empty(len(images.features), len(captions.features), dtype=wide)
-        height, width = self._shape(images, captions, pairs)
+        height, width = shape or self._shape(images, captions)
         if self.regions is not None:
             images = self.regions.prepare(images)
         for c in range(0, scores.shape[1], width):
@@ -169,12 +168,8 @@ class KernelTiles:
             scores += self.plan.joint(images.vector, captions.vector)
         return scores
 
-    def _shape(self, images: Prepared, captions: Prepared, pairs: int | None = None) -> tuple[int, int]:
-        """Numbers of images and captions in a tile: `pairs`, or as many as in TILE, halved until they fit into
-        TILE_BYTES."""
-        if pairs is not None:
-            width = min(len(captions.features), int(2 * pairs**0.5))
-            return max(1, pairs // width), width
+    def _shape(self, images: Prepared, captions: Prepared) -> tuple[int, int]:
+        """Numbers of images and captions in a tile: as many pairs as in TILE, halved until they fit into TILE_BYTES."""
         each = 2 * images.features.shape[1] * captions.features.shape[1]
         width = min(TILE[1], max(1, len(captions.features)))
         height = TILE[0] * TILE[1] // width
