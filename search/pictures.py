@@ -104,9 +104,10 @@ class Status:
     @property
     def progress(self) -> str:
         """The progress in words."""
+        if not self.scanning and self.problem:
+            return f"Indexing has stopped: {self.problem}"
         if not self.scanning:
-            said = f"Indexing has stopped: {self.problem}" if self.problem else ""
-            return said or f"All {self.ready:,} pictures can be searched."
+            return f"All {self.ready:,} pictures can be searched."
         if not self.total:
             return "The folder is being read."
         if self.ready == self.total:

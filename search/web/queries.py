@@ -73,8 +73,9 @@ class Queries:
         """
         with self.counts.timed("similar"):
             hits = self.collection.similar_to(picture_id, top)
-            features = self.collection.features(picture_id)
-            return SimilarResults(hits, self.collection.captions_like(features, captions) if captions else [])
+            if not captions:
+                return SimilarResults(hits, [])
+            return SimilarResults(hits, self.collection.captions_like(self.collection.features(picture_id), captions))
 
     def _regions_of(self, data: bytes) -> Features:
         return self.collection.find_regions(decode(data, self.collection.max_pixels))
