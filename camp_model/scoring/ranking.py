@@ -36,6 +36,8 @@ class RankedQueries:
     """[C, k]"""
     hardest: Tensor
     """int64 [C], position of the wrong image that scores highest with each caption; any image if all are right."""
+    own_scores: Tensor
+    """[C], logit of each caption with its own image; the other scores may be rounded differently."""
 
 
 class WorkShare(Protocol):
@@ -148,6 +150,7 @@ def rank_blocks(
         t2i_top=best_images.positions,
         t2i_scores=best_images.scores,
         hardest=hardest_images,
+        own_scores=own_scores,
     )
 
 

@@ -69,10 +69,16 @@ def query_table(fold: Fold, ranked: RankedQueries) -> pa.Table:
     captions = pa.array(fold.captions.caption_ids[fold.rows]).cast(pa.string())
     tables = []
     image_of = images.take(pa.array(fold.caption_image))
-    for direction, queries, image_ids, candidates, ranks, top, scores in (
-        ("i2t", images, images, captions, ranked.i2t_ranks, ranked.i2t_top[:, :TOP], ranked.i2t_scores[:, :TOP]),
-        ("t2i", captions, image_of, images, ranked.t2i_ranks, ranked.t2i_top[:, :TOP], ranked.t2i_scores[:, :TOP]),
-    ):
+    own_scores = ranked.own_scores.float().cpu().numpy()
+    # A right image has a caption of the same text as the query's, and both score the same with it.
+    texts = fold.captions.wording_index[fold.rows]
+    of_image, of_text = _best_of_each(fold.caption_image, own_scores), _best_of_each(texts, own_scores)[texts]
+    for direction, queries, image_ids, candidates, ranks, top, scores, right, best in (
+        ("i2t", images, images, captions, ranked.i2t_ranks, ranked.i2t_top[:, :TOP], ranked.i2t_scores[:, :TOP],
+         captions, of_image),
+        ("t2i", captions, image_of, images, ranked.t2i_ranks, ranked.t2i_top[:, :TOP], ranked.t2i_scores[:, :TOP],
+         image_of, of_text),
+    ):  # fmt: skip
         offsets = pa.array(np.arange(len(queries) + 1, dtype=np.int32) * top.shape[1])
         first = candidates.take(pa.array(top.cpu().numpy().ravel()))
         columns = [
@@ -82,9 +88,19 @@ def query_table(fold: Fold, ranked: RankedQueries) -> pa.Table:
             pa.ListArray.from_arrays(offsets, first),
             pa.ListArray.from_arrays(offsets, pa.array(scores.float().cpu().numpy().ravel())),
             image_ids,
+            right.take(pa.array(best)),
+            pa.array(own_scores[best]),
         ]
         tables.append(pa.Table.from_arrays(columns, schema=QUERY_SCHEMA))
     return pa.concat_tables(tables)
+
+
+def _best_of_each(groups: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Positions of the best scores of each group, int64 [G]: groups int64 [C] from 0, scores [C]."""
+    order = np.argsort(scores)
+    best = np.zeros(groups.max() + 1, dtype=np.int64)
+    best[groups[order]] = order  # of a repeated index the last value stays
+    return best
 
 
 def _equal_captions(fold: Fold) -> int:

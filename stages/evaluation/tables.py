@@ -16,11 +16,14 @@ QUERY_SCHEMA = pa.schema(
         ("top_ids", pa.list_(pa.string())),
         ("top_scores", pa.list_(pa.float32())),
         ("image_id", pa.string()),
+        ("right_id", pa.string()),
+        ("right_score", pa.float32()),
     ],
     metadata={"camp.format": "evaluation", "camp.version": "1"},
 )
-"""image_id: the query itself (i2t) or the image of the caption (t2i). The file's metadata also say how it came about:
-camp.queries is the sha256 of what was ranked (`stages.evaluation.folds.queries_hash`)."""
+"""image_id: the query itself (i2t) or the image of the caption (t2i); right_id: the best right answer, which has the
+rank, and its logit. The file's metadata also say how it came about: camp.queries is the sha256 of what was ranked
+(`stages.evaluation.folds.queries_hash`)."""
 
 PAIR_SCHEMA = pa.schema(
     [

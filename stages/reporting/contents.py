@@ -110,10 +110,7 @@ def contents(params: ReportSections, inputs: Inputs, limit: int) -> dict[str, An
     pictures = {
         row["image_id"]: ReportedPicture(root / row["path"], row["sha256"]) for row in loaded.images.to_pylist()
     }
-    as_trained = page.is_as_trained(loaded.evaluations[split].schema.metadata)
-    inspector = Inspector(
-        loaded.model, loaded.store, loaded.captions, loaded.vocabulary, as_trained=as_trained
-    )  # fmt: skip
+    inspector = Inspector(loaded.model, loaded.store, loaded.captions, loaded.vocabulary)
     data = explorer_data(
         loaded.evaluations[split],
         loaded.foil_scores,
@@ -134,7 +131,7 @@ def contents(params: ReportSections, inputs: Inputs, limit: int) -> dict[str, An
         "lead": f"Every image of the {split} split is ranked against every caption, and every caption against every "
         f"image: {notes[split]}." + coarseness_note(page.image_count(loaded.evaluations[split].schema.metadata)),
         "split": split,
-        "as_trained": as_trained,
+        "as_trained": page.is_as_trained(loaded.evaluations[split].schema.metadata),
         "headline": page.headline(loaded.retrieval[split], gates),
         "headings": HEADINGS[:-1],
         "recall_rows": page.recall_rows(loaded.retrieval, notes),

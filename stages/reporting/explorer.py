@@ -104,7 +104,7 @@ def _query(key: str, query: Query, pairs: Sequence[Pair], inspector: Inspector) 
                 "at": pair.rank,
                 "right": pair.is_right,
                 "beyond": pair.is_extra,
-                "score": None if pair.score is None else round(pair.score, 3),
+                "score": round(pair.score, 3),
                 **{name: value for name, value in pair.details.items() if name != "logit"},
             }
             for pair in pairs

@@ -87,7 +87,7 @@
       make("ol", { onkeydown: walkWithArrows }, ...query.results.map((pair, index) => {
         const place = isFoil(query) && pair.right ? null : make("span", { class: "at" }, isFoil(query) ? "foil" : `${pair.at}.`);
         const tick = pair.right ? make("span", { class: "tick" }, isFoil(query) ? "✓ caption" : "✓ right") : null;
-        const score = pair.score === null ? null : make("span", { class: "score" }, scoreText(pair.score));
+        const score = make("span", { class: "score" }, scoreText(pair.score));
         const attributes = { type: "button", class: `result${pair.right ? " right" : ""}`, "data-result": index,
           "aria-pressed": String(state.result === index), onclick: () => choose({ result: index }) };
         return make("li", { class: pair.beyond ? "beyond" : null },

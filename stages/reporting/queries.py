@@ -16,6 +16,8 @@ from stages.pair_view.details import explain_pairs
 from stages.params.report import ReportParams
 
 DIRECTIONS = ("t2i", "i2t")
+COLUMNS = ["query_id", "rank", "top_ids", "top_scores", "right_id", "right_score"]
+"""Columns of an evaluation that make a `Query`."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,9 @@ class Query:
     rank: int
     top_ids: list[str]
     top_scores: list[float]
+    right_id: str
+    """The best right answer; it has the rank."""
+    right_score: float
     is_worst: bool
 
 
@@ -41,8 +46,8 @@ class Pair:
     is_right: bool
     is_extra: bool
     """Whether it is a right answer that is not among the first results."""
-    score: float | None
-    """Logit of the evaluation; None if the evaluation kept none and ranked with other than the trained model."""
+    score: float
+    """Logit of the evaluation."""
     details: dict[str, Any] = field(default_factory=dict)
 
 
@@ -64,11 +69,9 @@ def choose_queries(table: pa.Table, params: ReportParams) -> dict[str, list[Quer
         picked = [*drawn, *(row for row in worst if row not in set(drawn.tolist()))]
         marked = set(worst)
         chosen[direction] = [
-            Query(
-                direction, query["query_id"], query["rank"], query["top_ids"], query["top_scores"], row in marked
-            )
-            for row, query in zip(picked, table.take(picked).to_pylist(), strict=True)
-        ]  # fmt: skip
+            Query(direction, is_worst=row in marked, **query)
+            for row, query in zip(picked, table.select(COLUMNS).take(picked).to_pylist(), strict=True)
+        ]
     return chosen
 
 
@@ -80,21 +83,10 @@ class Inspector:
         store: the regions.
         captions: of the split that was evaluated.
         vocabulary: the model's.
-        as_trained: whether the evaluation used this model alone, with its own gates: its logits are then those of the
-            evaluation.
     """
 
-    def __init__(
-        self,
-        model: CAMP,
-        store: RegionStore,
-        captions: CaptionTable,
-        vocabulary: Vocabulary,
-        *,
-        as_trained: bool = True,
-    ) -> None:
+    def __init__(self, model: CAMP, store: RegionStore, captions: CaptionTable, vocabulary: Vocabulary) -> None:
         self.model, self.store, self.captions, self.vocabulary = model, store, captions, vocabulary
-        self.as_trained = as_trained
         self.row_of = {str(caption_id): row for row, caption_id in enumerate(captions.caption_ids)}
         self.captions_of: dict[str, list[int]] = {}
         for row, image_id in enumerate(captions.image_ids):
@@ -109,7 +101,7 @@ class Inspector:
         try:
             pairs = self._first(query, top_k)
             if query.rank > len(pairs):
-                pairs.append(self._best_right(query))
+                pairs.append(self._pair(query, query.right_id, query.rank, query.right_score, is_extra=True))
             self._inspect(pairs)
         except (KeyError, ValueError) as error:
             raise InputError(
@@ -118,30 +110,18 @@ class Inspector:
         return pairs
 
     def _first(self, query: Query, top_k: int) -> list[Pair]:
-        pairs = []
-        for rank, (result, score) in enumerate(zip(query.top_ids[:top_k], query.top_scores, strict=False), start=1):
-            image_id, caption = (query.query_id, result) if query.direction == "i2t" else (result, query.query_id)
-            row = self.row_of[caption]
-            pairs.append(Pair(image_id, row, rank, self._is_right(image_id, row), False, score))
-        return pairs
+        results = zip(query.top_ids[:top_k], query.top_scores, strict=False)
+        return [self._pair(query, result, rank, score) for rank, (result, score) in enumerate(results, start=1)]
+
+    def _pair(self, query: Query, result: str, rank: int, score: float, *, is_extra: bool = False) -> Pair:
+        image_id, caption = (query.query_id, result) if query.direction == "i2t" else (result, query.query_id)
+        row = self.row_of[caption]
+        return Pair(image_id, row, rank, self._is_right(image_id, row), is_extra, score)
 
     def _is_right(self, image_id: str, row: int) -> bool:
         """Whether a caption is right for an image: one of the image's own has the same text (`camp_model.answers`)."""
         texts = self.captions.wording_index
         return any(texts[own] == texts[row] for own in self.captions_of.get(image_id, ()))
-
-    def _best_right(self, query: Query) -> Pair:
-        """The right answer whose rank is the query's rank."""
-        if query.direction == "t2i":
-            row = self.row_of[query.query_id]
-            equal = np.flatnonzero(self.captions.wording_index == self.captions.wording_index[row])
-            images = dict.fromkeys(self.captions.image_ids[other] for other in equal)
-            candidates = [Pair(image_id, row, query.rank, True, True, None) for image_id in images]
-        else:
-            own = self.captions_of[query.query_id]
-            candidates = [Pair(query.query_id, row, query.rank, True, True, None) for row in own]
-        self._inspect(candidates)
-        return max(candidates, key=lambda pair: pair.details["logit"])
 
     def _inspect(self, pairs: Sequence[Pair]) -> None:
         tokens, lengths = self.captions.batch([pair.caption_row for pair in pairs])
@@ -149,8 +129,6 @@ class Inspector:
         texts = [self.captions.texts[pair.caption_row] for pair in pairs]
         for pair, details in zip(pairs, self.explain([pair.image_id for pair in pairs], ids, texts), strict=True):
             pair.details = details
-            if pair.score is None and self.as_trained:
-                pair.score = details["logit"]
 
     def explain(
         self, image_ids: Sequence[str], ids: Sequence[Sequence[int]], texts: Sequence[str]

@@ -59,12 +59,16 @@ def test_metrics_and_rows_agree_with_scoring_every_pair_alone(small, capsys):
         assert row["top_ids"] == [small.images[i] for i in order[:10]]
         assert row["top_scores"] == pytest.approx(np.sort(scores[:, c])[::-1][:10], abs=1e-4)
         assert row["rank"] == list(order).index(small.images.index(image_id)) + 1
+        assert row["right_id"] == image_id
+        assert row["right_score"] == pytest.approx(scores[small.images.index(image_id), c], abs=1e-4)
     for i, image_id in enumerate(small.images):
         row = by_query["i2t", image_id]
         assert row["image_id"] == image_id
         best = scores[i, owner == i].max()
         assert row["rank"] == 1 + (scores[i] > best).sum()
         assert row["top_ids"][0] == str(small.captions[int(np.argmax(scores[i]))][0])
+        assert row["right_id"] == str(small.captions[int(np.argmax(np.where(owner == i, scores[i], -np.inf)))][0])
+        assert row["right_score"] == pytest.approx(best, abs=1e-4)
     said = capsys.readouterr().out
     assert f"{retrieval['test']['rsum']:.1f}" in said
     assert said.endswith("test: 20 images are too few to compare models by: each is 5.0 points of a recall.\n")
@@ -105,6 +109,10 @@ def test_a_caption_with_the_text_of_another_images_is_right_for_both(small):
     assert retrieval["test"] == pytest.approx(retrieval_metrics(pair_logits(small.model, small), owner, text))
     ranks = {row["query_id"]: row["rank"] for row in rows if row["direction"] == "t2i"}
     assert ranks[str(table.caption_ids[one])] == ranks[str(table.caption_ids[other])]
+    right = {row["query_id"]: row["right_id"] for row in rows if row["direction"] == "t2i"}
+    scores = pair_logits(small.model, small)
+    best = max((one, other), key=lambda row: scores[owner[row], row])
+    assert {right[str(table.caption_ids[row])] for row in (one, other)} == {small.images[owner[best]]}
     said = pq.read_schema(small.root / "data/evaluation/test.parquet").metadata
     assert said[b"camp.equal_captions"] == b"2"
 
@@ -132,6 +140,13 @@ def test_ensemble_scores_the_mean_of_probabilities(small, make_checkpoint, tmp_p
         assert row["rank"] == 1 + (mean[:, c] > mean[owner[c], c]).sum()
         found = 1 / (1 + np.exp(-np.array(row["top_scores"])))
         assert found == pytest.approx(np.sort(mean[:, c])[::-1][:10], abs=1e-5)
+    alone, apart = pair_logits(small.model, small), 0
+    for i, row in enumerate(row for row in rows if row["direction"] == "i2t"):
+        best, first = (int(np.argmax(np.where(owner == i, scores[i], -np.inf))) for scores in (mean, alone))
+        assert row["right_id"] == str(small.captions[best][0])
+        assert 1 / (1 + np.exp(-row["right_score"])) == pytest.approx(mean[i, best], abs=1e-5)
+        apart += best != first
+    assert apart, "the first model alone would choose the same captions"
 
 
 class Constant(torch.nn.Module):

@@ -14,14 +14,16 @@ from camp_model.captions import CaptionTable, write_captions
 from camp_model.checkpoint import load_checkpoint, save_checkpoint
 from camp_model.files import write_sealed
 from camp_model.regions import RegionStore
+from camp_model.vocabulary import Vocabulary
 from stages.contracts import hashes_of, read_fingerprint
 from stages.errors import InputError
+from stages.evaluate import evaluate
 from stages.params.dataset import DatasetParams
 from stages.report import print_summary
 from stages.reporting.contents import dataset_name
 from stages.reporting.page import read_curve
 from stages.reporting.queries import Inspector, Query
-from tests.stages.reporting.conftest import INPUTS, draw
+from tests.stages.reporting.conftest import EVALUATE, INPUTS, draw
 
 
 @pytest.mark.parametrize(
@@ -123,20 +125,24 @@ def test_without_its_file_a_picture_is_grey_and_all_else_is_there(small, capsys)
     assert re.search(rf"{count} of {count} pictures are shown grey: data/dataset/images/.*: the file is missing", said)
 
 
-def test_a_report_says_where_ranking_and_an_opened_pair_are_not_of_the_same_model(small):
-    path = Path("data/evaluation/test.parquet")
+def test_a_report_of_an_ensemble_shows_its_best_right_answers_with_its_scores(small, make_checkpoint):
+    """The first model alone may prefer others, and its scores are of another kind."""
     assert "what an opened pair shows" not in draw().text
-    table = pq.read_table(path)
-    others = {b"camp.models": b"2", b"camp.gates": b"open"}
-    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, **others}), path)
-    page = draw(top_k=3)
-    text = page.text
-    for query in (*page.data["queries"]["t2i"], *page.data["queries"]["i2t"]):
-        # The trained model's own score beside those of the ensemble would be of another kind.
-        assert [pair["score"] is None for pair in query["results"]] == [False] * 3 + [True] * (query["rank"] > 3)
-    assert any(query["rank"] > 3 for query in page.data["queries"]["t2i"])
-    assert "ensemble of 2; what an opened pair shows is the first's" in text
-    assert "ranked with all gates held open; what an opened pair shows is with gates as trained" in text
+    make_checkpoint(Path("other"), Vocabulary.load(INPUTS.captions / "vocabulary.json"), seed=1, dim=16)
+    params = EVALUATE.replace(ensemble=("other",), gates="open")
+    evaluate(params, regions=INPUTS.regions, captions=INPUTS.captions, model=INPUTS.model, out=INPUTS.evaluation,
+             metrics=INPUTS.metrics)  # fmt: skip
+    rows = {row["query_id"]: row for row in pq.read_table(INPUTS.evaluation / "test.parquet").to_pylist()}
+    texts = {str(caption_id): text for caption_id, _, text in small.captions}
+    page = draw(queries=60, top_k=3)
+    beyond = [(query, query["results"][3]) for query in page.data["queries"]["i2t"] if query["rank"] > 3]
+    assert len(beyond) > 10
+    for query, pair in beyond:
+        assert (pair["text"], pair["score"]) == (
+            texts[rows[query["id"]]["right_id"]], round(rows[query["id"]]["right_score"], 3)
+        )  # fmt: skip
+    assert "ensemble of 2; what an opened pair shows is the first's" in page.text
+    assert "ranked with all gates held open; what an opened pair shows is with gates as trained" in page.text
 
 
 def test_captions_with_the_text_of_another_images_are_counted_and_right(small):
@@ -153,12 +159,8 @@ def test_captions_with_the_text_of_another_images_are_counted_and_right(small):
     captions = CaptionTable.load(captions.path)
     model, vocabulary, _ = load_checkpoint(INPUTS.model)
     inspector = Inspector(model, RegionStore(INPUTS.regions), captions, vocabulary)
-    query = Query("t2i", str(captions.caption_ids[0]), 99, [first, last, captions.image_ids[1]], [3.0, 2.0, 1.0], True)
-    pairs = inspector.pairs(query, 3)
-    assert [pair.is_right for pair in pairs[:2]] == [True, True]
-    sought = pairs[-1]
-    logits = {pair.image_id: pair.details["logit"] for pair in pairs[:2]}
-    assert sought.is_extra and sought.image_id == max(logits, key=logits.__getitem__)
+    query = Query("t2i", str(captions.caption_ids[0]), 1, [first, last], [3.0, 2.0], first, 3.0, is_worst=True)
+    assert [pair.is_right for pair in inspector.pairs(query, 3)] == [True, True]
 
 
 def test_regions_of_another_detector_are_an_error(small):
