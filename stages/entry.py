@@ -4,7 +4,8 @@ If dvc is killed, its stage keeps running, and the next `dvc repro` would start 
 that DVC runs takes a lock that is released with its process, and names the holder if it must wait. On Linux it also
 asks the system for a SIGTERM when its dvc ends; training answers that by saving its state.
 
-A stage that prints nothing for a while says where it is. Ctrl-C ends it at once: the next run handles what it leaves.
+A stage that prints nothing for a while says that it still runs. Ctrl-C ends it at once: the next run handles what it
+leaves.
 """
 
 import argparse
@@ -39,7 +40,7 @@ SEAL_CACHE = Path(".work") / "whole"
 LOCK_TIMEOUT = 600.0
 """Seconds that a stage waits for another process with the same outputs."""
 QUIET_SECONDS = 8.0
-"""Seconds without output after which a stage prints where it is."""
+"""Seconds without output after which a stage prints that it still runs."""
 PR_SET_PDEATHSIG = 1
 OUTPUTS = ("data", "models", "metrics", "plots", "report")
 """Folders of the stages' outputs."""
@@ -189,9 +190,9 @@ class _TimedStream:
 
 @contextlib.contextmanager
 def reporting_progress(quiet: float) -> Iterator[None]:
-    """While the body runs, print a line on stderr after each `quiet` seconds without output: where this thread is, and
+    """While the body runs, print a line on stderr after each `quiet` seconds without output: the name of the stage, and
     how long the body has run."""
-    ended, thread, begun, streams = threading.Event(), threading.get_ident(), time.monotonic(), (sys.stdout, sys.stderr)
+    ended, begun, streams, stage = threading.Event(), time.monotonic(), (sys.stdout, sys.stderr), Path(sys.argv[0]).stem
     sys.stdout, sys.stderr = map(_TimedStream, streams)
     _TimedStream.last = begun
 
@@ -199,7 +200,7 @@ def reporting_progress(quiet: float) -> Iterator[None]:
         while not ended.wait(max(0.1, _TimedStream.last + quiet - time.monotonic())):
             if time.monotonic() - _TimedStream.last >= quiet:
                 since = f"{time.monotonic() - begun:.0f} s so far"
-                print(f"{_current_function(thread)}: still running, {since}", file=sys.stderr, flush=True)
+                print(f"stage {stage}: still running, {since}", file=sys.stderr, flush=True)
 
     threading.Thread(target=watch, daemon=True).start()
     try:
@@ -211,7 +212,7 @@ def reporting_progress(quiet: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _running_stage() -> Iterator[None]:
-    """Run a stage that prints where it is and that Ctrl-C ends at once."""
+    """Run a stage that prints that it still runs and that Ctrl-C ends at once."""
     interrupted = signal.getsignal(signal.SIGINT)
     if interrupted is signal.default_int_handler:  # otherwise it may be ignored on purpose
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -223,14 +224,6 @@ def _running_stage() -> Iterator[None]:
     finally:
         set_seal_cache(None)
         signal.signal(signal.SIGINT, interrupted)
-
-
-def _current_function(thread: int) -> str:
-    """The innermost function of this project that a thread is in."""
-    frame = sys._current_frames().get(thread)
-    while frame and not frame.f_globals.get("__name__", "").startswith(("stages.", "camp_model.")):
-        frame = frame.f_back
-    return f"{frame.f_globals['__name__']}.{frame.f_code.co_name}" if frame else "the stage"
 
 
 def open_streams() -> None:

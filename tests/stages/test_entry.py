@@ -174,14 +174,13 @@ def inner_loop():
     print("a library", flush=True)
     library = ctypes.PyDLL(None) if "held" in sys.argv[0] else ctypes.CDLL(None)  # the first lets no other thread run
     library.sleep(60)
-__name__ = "stages.made_up"
 entry.stage_main(inner_loop)
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("name", ["stage", "held"])
-def test_a_silent_stage_says_where_it_is_and_ends_at_once_in_a_librarys_call(tmp_path, number, name):
+def test_a_silent_stage_says_that_it_runs_and_ends_at_once_in_a_librarys_call(tmp_path, number, name):
     (tmp_path / f"{name}.py").write_text(QUIET)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
@@ -200,7 +199,7 @@ def test_a_silent_stage_says_where_it_is_and_ends_at_once_in_a_librarys_call(tmp
         assert time.monotonic() - begun < 5
     first = lines.index("a word")
     assert first >= 2 and lines[first:-1] == ["a word"] * 8, "a line while nothing is said, none beside others"
-    assert all(line.startswith("stages.made_up.inner_loop: still running, ") for line in lines[:first])
+    assert all(line.startswith(f"stage {name}: still running, ") for line in lines[:first])
     assert stage.returncode == -number
 
 
