@@ -61,14 +61,6 @@ def sha256_of_weights(location: str) -> str:
     return digest.hexdigest()
 
 
-def _check_folder_exists(source: str, location: str) -> None:
-    """Raise ValueError if the name has the form of a folder, and there is no such folder."""
-    if names_folder(location) and not Path(location).is_dir():
-        raise ValueError(
-            f"model.transformer: {source:.200}: is not a folder; expected one, a name of the hub, or {PREFIX}NAME"
-        )
-
-
 def load_text_network(source: str) -> nn.Module:
     """The pretrained network that `source` (as `CampConfig.transformer`) names, in float32 on the CPU.
 
@@ -76,7 +68,10 @@ def load_text_network(source: str) -> nn.Module:
         ValueError: it cannot be loaded, or is no encoder of text; the message names `source`.
     """
     location = weights_location(source)
-    _check_folder_exists(source, location)
+    if names_folder(location) and not Path(location).is_dir():
+        raise ValueError(
+            f"model.transformer: {source:.200}: is not a folder; expected one, a name of the hub, or {PREFIX}NAME"
+        )
 
     def load(library: Any) -> Any:
         config = library.AutoConfig.from_pretrained(location, trust_remote_code=False).get_text_config()
@@ -242,9 +237,13 @@ def _encoder(source: str, network: Any) -> nn.Module:
 
 
 def _check_states(source: str, network: Any) -> None:
-    """Raise ValueError if a network gives pieces no states, or states that depend on the padding behind them."""
+    """Raise ValueError if a network reads too few pieces, or gives pieces no states, or states that depend on the
+    padding behind them."""
     pieces = torch.arange(8) % network.config.vocab_size
     padded = torch.nn.functional.pad(pieces, (0, 8))
+    if (longest := longest_input(network)) < len(padded):
+        why = f", which reads {longest} pieces of words (max_position_embeddings in config.json), not 16 or more"
+        raise _not_an_encoder(source, network, why)
     try:
         with torch.inference_mode():
             alone, beside = (

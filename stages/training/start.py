@@ -8,6 +8,7 @@ import torch
 
 from camp_model.captions import CaptionTable
 from camp_model.checkpoint import current_name, load_checkpoint
+from camp_model.encoders.pretrained import longest_input
 from camp_model.encoding import device_of
 from camp_model.model import CAMP
 from camp_model.vocabulary import SPECIALS, Vocabulary
@@ -112,7 +113,8 @@ def say_partly_read(camp: CAMP, captions: Mapping[str, CaptionTable]) -> None:
         if cut:
             print(
                 f"model.transformer: {camp.config.transformer}: {cut} of {len(table)} {split} captions are longer than "
-                "its input; their last words have no state of their own (captions.max_words cuts them instead)"
+                f"its input of {longest_input(camp.caption_encoder.network)} pieces of words; their last words have no "
+                "state of their own (captions.max_words cuts them instead)"
             )
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from camp_model.checkpoint import load_checkpoint, save_checkpoint
-from camp_model.encoders.pretrained import PieceTokenizer
+from camp_model.encoders.pretrained import PieceTokenizer, longest_input
 from camp_model.vocabulary import UNK
 
 transformers = pytest.importorskip("transformers", reason="the extra transformer is not installed")
@@ -89,6 +89,21 @@ def test_weights_that_are_not_there_are_no_random_ones(own, change, said):
     settings = json.loads((own / "config.json").read_text())
     (own / "config.json").write_text(json.dumps(settings | change))
     with pytest.raises(ValueError, match=rf"model\.transformer: .*own: {said}"):
+        new(transformer=str(own))
+
+
+@pytest.mark.parametrize(("kind", "positions", "read"), [("bert", 15, 15), ("roberta", 17, 15), ("roberta", 18, 16)])
+def test_a_network_of_few_positions_is_named_with_their_number(own, kind, positions, read):
+    """RoBERTa counts positions from behind its padding's."""
+    config = transformers.AutoConfig.for_model(
+        kind, vocab_size=30522, hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=positions, pad_token_id=int(kind == "roberta"),
+    )  # fmt: skip
+    transformers.AutoModel.from_config(config).save_pretrained(own)
+    if read == 16:
+        assert longest_input(new(transformer=str(own)).caption_encoder.network) == 16
+        return
+    with pytest.raises(ValueError, match=rf"own: is a {kind}, which reads {read} pieces of words .*, not 16 or more"):
         new(transformer=str(own))
 
 

@@ -15,6 +15,7 @@ from camp_model.encoders.pretrained import weights_location
 from camp_model.encoders.transformer import TransformerEncoder
 from camp_model.vocabulary import Vocabulary
 from stages.errors import InputError
+from stages.training import start
 from stages.training.foils import TrainingFoils
 from stages.training.identity import training_key
 from stages.training.start import new_model
@@ -78,11 +79,12 @@ def test_captions_longer_than_the_networks_input_are_said(make_data, params, run
     assert 0 < longer < len(texts)
     run_train(params({"text": "transformer"}, epochs=1), paths)
     assert "longer than its input" not in capsys.readouterr().out
-    monkeypatch.setattr(transformer, "longest_input", lambda network: 12)
+    for module in (transformer, start):
+        monkeypatch.setattr(module, "longest_input", lambda network: 12)
     run_train(params({"text": "transformer"}, epochs=1), paths)
     printed = capsys.readouterr().out
     for split in ("train", "val"):  # val is a copy of train
-        assert f"{PACKAGE}: {longer} of {len(texts)} {split} captions are longer than its input" in printed
+        assert f"{PACKAGE}: {longer} of {len(texts)} {split} captions are longer than its input of 12 pieces" in printed
 
 
 def load_vocabulary(paths):
