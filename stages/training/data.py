@@ -127,8 +127,10 @@ def epoch_batches(pairs: int, batch_size: int, seed: int, epoch: int, processes:
 
 
 def steps_per_epoch(pairs: int, batch_size: int, processes: int) -> int:
-    """Number of batches of at most `batch_size` pairs in an epoch."""
-    return math.ceil(math.ceil(pairs / processes) / (batch_size // processes))
+    """Number of batches in an epoch, of at most `batch_size` pairs; of 2, one batch of an odd number has 3: a single
+    pair would have no negative."""
+    rows = math.ceil(pairs / processes)
+    return min(math.ceil(rows / (batch_size // processes)), rows * processes // 2)
 
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from camp_model.captions import write_captions
@@ -20,14 +20,16 @@ def load(paths, name="train"):
     return Split(RegionStore(paths.regions), paths.captions / f"{name}.parquet", vocabulary)
 
 
+@example(5, 2, 1, 0)
 @given(st.integers(2, 400), st.integers(1, 40), st.integers(1, 4), st.integers(0, 3))
 def test_an_epoch_sees_every_caption_once_in_batches_of_like_size(pairs, each, processes, epoch):
-    batch_size = each * processes
+    batch_size = max(2, each) if processes == 1 else each * processes
     batches = epoch_batches(pairs, batch_size, seed=1, epoch=epoch, processes=processes)
     seen = np.concatenate(batches)
     assert set(seen) == set(range(pairs)) and len(seen) - pairs == -pairs % processes
     sizes = [len(batch) for batch in batches]
-    assert max(sizes) <= batch_size and max(sizes) - min(sizes) in (0, processes)
+    assert min(sizes) >= 2 and max(sizes) <= max(2 + pairs % 2, batch_size)
+    assert max(sizes) - min(sizes) in (0, processes)
     assert all(size % processes == 0 for size in sizes)
     assert len(batches) == steps_per_epoch(pairs, batch_size, processes)
 
