@@ -7,6 +7,7 @@ python -m pipelines.unpack flickr30k/*.parquet --into data/raw
 
 import argparse
 import hashlib
+import io
 import itertools
 import json
 import lzma
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 from tqdm import tqdm
 
 from camp_model.files import is_unicode, replacing, write_csv
@@ -27,18 +29,19 @@ from stages.entry import stage_main
 from stages.errors import InputError, shown
 from stages.params.dataset import SPLITS
 from stages.sources.base import normalise_split
-from stages.sources.formats import SUFFIXES
+from stages.sources.formats import FORMATS, SUFFIXES
 from stages.sources.table_files import cells_of
 from stages.workspace import argument_path
 
+Image.MAX_IMAGE_PIXELS = None  # only headers are read
 TABLE, PICTURES = "captions.csv", "pictures"
 CAPTIONS = ("caption", "captions", "text", "txt", "title", "comment", "alt_text", "sentences", "raw")
 """Names of the column of captions, the first that is there; or numbered ones, caption_0 to caption_4."""
 NAMES = ("filename", "file_name", "image_name", "filepath")
 """Names of the column with a picture's file name, if the picture itself states none."""
-MAGIC = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp", b"GIF8": ".gif", b"BM": ".bmp",
-         b"II*\0": ".tif", b"MM\0*": ".tif"}  # fmt: skip
-"""First bytes of a picture file -> its ending."""
+ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif", "TIFF": ".tif",
+           "PPM": ".ppm", "JPEG2000": ".jp2", "AVIF": ".avif", "HEIF": ".heic"}  # fmt: skip
+"""Formats of pictures -> the ending of a file whose name has none."""
 BATCH = 32
 """Rows of Parquet that are read at a time."""
 
@@ -205,7 +208,7 @@ def _file_name(packed: Packed, used: dict[str, str]) -> str:
     own = re.split(r"[/\\]", packed.name)[-1]
     stem, ending = Path(own).stem, Path(own).suffix
     if ending.lower() not in SUFFIXES:
-        stem, ending = own, next((end for magic, end in MAGIC.items() if packed.content.startswith(magic)), ".jpg")
+        stem, ending = own, _ending_of(packed.content)
     name = f"{stem}{ending}"
     if not stem.strip(" .") or not (name.isprintable() and is_unicode(name)) or len(name.encode()) > 200:
         name = f"{digest[:32]}{ending}"
@@ -213,6 +216,15 @@ def _file_name(packed: Packed, used: dict[str, str]) -> str:
         name = f"{stem}-{digest[:16]}{ending}"
     used[_folded(name)] = digest
     return name
+
+
+def _ending_of(content: bytes) -> str:
+    """The ending of a picture's file by its format; .jpg for what is no picture, which extraction will reject."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            return ENDINGS.get(picture.format or "", ".jpg")
+    except Exception:  # a broken header can raise almost anything from the decoders
+        return ".jpg"
 
 
 def _folded(name: str) -> str:

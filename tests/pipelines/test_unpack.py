@@ -12,22 +12,28 @@ import unicodedata
 from pathlib import Path
 from typing import Literal
 
+import pillow_heif
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.unpack import unpack
+from pipelines.unpack import ENDINGS, unpack
 from stages.errors import InputError
 from stages.params.dataset import DatasetParams
 from stages.sources import table
+from stages.sources.formats import FORMATS, SUFFIXES
 
 ROOT = Path(__file__).parents[2]
 
 
 def picture(colour: str, kind: str = "JPEG") -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", (20, 16), colour).save(file, kind)
+    image = Image.new("RGB", (20, 16), colour)
+    if kind == "HEIF":  # without registering it: what is tested reads by another library
+        pillow_heif.from_pillow(image).save(file)
+    else:
+        image.save(file, kind)
     return file.getvalue()
 
 
@@ -85,6 +91,24 @@ def test_numbered_captions_a_column_of_bytes_and_a_column_split(tmp_path: Path) 
         ("pictures/1.jpg", "a", "train"), ("pictures/1.jpg", "c", "train"),
         ("pictures/2.jpg", "b", "val"), ("pictures/2.jpg", "d", "val"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "ending"),
+    [
+        *((picture("red", kind), ending) for kind, ending in ENDINGS.items()),
+        (picture("red", "MPO"), ".jpg"),
+        (b"P6 99999 99999 255\n", ".ppm"),  # more pixels than Pillow opens unasked
+        (b"<svg/>", ".jpg"),
+    ],
+)
+def test_a_picture_without_an_ending_gets_that_of_its_content(tmp_path: Path, content: bytes, ending: str) -> None:
+    unpack([write(tmp_path / "d.parquet", image=pa.array([content]), filename=["1"], text=["a"])], tmp_path / "raw")
+    assert rows(tmp_path / "raw")[0]["image"] == f"pictures/1{ending}"
+
+
+def test_every_format_that_is_read_has_an_ending() -> None:
+    assert set(ENDINGS) == set(FORMATS) and set(ENDINGS.values()) <= SUFFIXES
 
 
 def test_names_stay_in_the_folder_and_different_pictures_apart(tmp_path: Path) -> None:
