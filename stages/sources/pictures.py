@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from camp_model.files import is_unicode
@@ -154,6 +154,8 @@ def _measure(file: Path, sha256: str | OSError) -> PictureFacts:
     try:
         with Image.open(file, formats=FORMATS) as picture:
             frame = frame_of(picture)
+    except UnidentifiedImageError:
+        return PictureFacts(UNKNOWN, sha256, f"its size cannot be read: is none of {', '.join(FORMATS)}")
     except Exception as error:  # a broken header can raise almost anything from the decoders
         return PictureFacts(UNKNOWN, sha256, f"its size cannot be read ({type(error).__name__})")
     if max(frame.width, frame.height) >= 2**31:
