@@ -4,8 +4,7 @@ If dvc is killed, its stage keeps running, and the next `dvc repro` would start 
 that DVC runs takes a lock that is released with its process, and names the holder if it must wait. On Linux it also
 asks the system for a SIGTERM when its dvc ends; training answers that by saving its state.
 
-A stage that prints nothing for a while says that it still runs. Ctrl-C ends it at once: the next run handles what it
-leaves.
+A stage that prints nothing for a while says that it runs. Ctrl-C ends it at once: the next run handles what it leaves.
 """
 
 import argparse
@@ -246,6 +245,14 @@ def exit_on_broken_pipe() -> NoReturn:
     raise SystemExit(128 + signal.SIGPIPE)
 
 
+def _print_error(message: str) -> None:
+    """Print an error; a training's process leaves it to its torchrun, which prints once what each of them says."""
+    with contextlib.suppress(KeyError, OSError):
+        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": message}), encoding="utf-8")
+        return
+    print(message, file=sys.stderr)
+
+
 def stage_main(run: Callable[[], None], arguments: bool = False) -> None:
     """Run a stage's entry point with the lock on its outputs. An InputError, or a path that cannot be written, is
     printed as one line on stderr, with exit code 2.
@@ -276,14 +283,14 @@ def stage_main(run: Callable[[], None], arguments: bool = False) -> None:
                 run()
         sys.stdout.flush()
     except (InputError, OutputsLocked) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _print_error(f"error: {error}")
         raise SystemExit(2 if isinstance(error, InputError) else 75) from None
     except BrokenPipeError:
         exit_on_broken_pipe()
     except OSError as error:
         if error.errno not in DISK_ERRORS and not (error.errno in ACCESS_ERRORS and error.filename):
             raise
-        print(f"error: {_unwritable(error)}", file=sys.stderr)
+        _print_error(f"error: {_unwritable(error)}")
         raise SystemExit(2) from None
 
 

@@ -175,7 +175,8 @@ def _loopback_options() -> list[str]:
 
 
 def run_torchrun(arguments: list[str]) -> None:
-    """Run torchrun, and end with the exit code of the process that failed: torchrun's is always 1, after a traceback.
+    """Run torchrun, print once what processes leave to it (`stages.entry`), and end with the exit code of the process
+    that failed: torchrun's is always 1, after a traceback.
 
     Others may fail only because that one is gone, or by the SIGTERM that torchrun then sends them. So wrong input (2)
     goes first, then another signal, as a shell reports it.
@@ -189,6 +190,9 @@ def run_torchrun(arguments: list[str]) -> None:
     except SignalException as error:
         raise SystemExit(128 + error.sigval) from None
     except ChildFailedError as error:
+        for line in dict.fromkeys(failure.message for failure in error.failures.values()):
+            if line.startswith("error: "):  # else torchrun's own words for a process that left none
+                print(line, file=sys.stderr)
         codes = [failure.exitcode for failure in error.failures.values()]
         code = 2 if 2 in codes else min(codes, key=lambda code: (code == -signal.SIGTERM, code))
         raise SystemExit(128 - code if code < 0 else code) from None
