@@ -125,7 +125,7 @@ class MLflowServer:
             self.process = None
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflowServer]:
     server = MLflowServer(tmp_path_factory.mktemp("server") / "store")
     server.start()

@@ -49,9 +49,8 @@ with track("evaluate", {}, parent=Path("models/camp/key.txt").read_text()) as ru
 
 
 @pytest.fixture
-def repository(tmp_path, monkeypatch, request):
-    """A DVC repository, in a folder whose name a test may choose. Its pipeline has run once on uncommitted params, and
-    was then committed."""
+def workspace(tmp_path, monkeypatch, request):
+    """A DVC repository, in a folder whose name a test may choose. Its pipeline has not run."""
     folder = tmp_path / getattr(request, "param", "main")
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -76,12 +75,22 @@ def repository(tmp_path, monkeypatch, request):
     run(sys.executable, "-m", "dvc", "init", "-q")
     run("git", "add", "-A")
     run("git", "commit", "-q", "-m", "begin")
+    return folder
+
+
+@pytest.fixture
+def repository(workspace):
+    """The workspace after its pipeline has run once, on uncommitted params."""
     Path("params.yaml").write_text("train: {rate: 2}\n")
     run(sys.executable, "-m", "dvc", "repro", "-q")
+    delivered(workspace)
+    return workspace
+
+
+def delivered(folder):
     until = time.monotonic() + 300  # a busy machine delivers late
     while pending(folder) and time.monotonic() < until:
         time.sleep(0.5)
-    return folder
 
 
 def run(*command):
@@ -130,7 +139,7 @@ def test_a_run_is_restored_and_found_from_its_commit(repository, capsys, tmp_pat
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("repository", ["josé's %20"], indirect=True)
+@pytest.mark.parametrize("workspace", ["josé's %20"], indirect=True)
 def test_a_run_is_restored_in_a_path_of_any_script(repository, capsys):
     """DVC itself writes only ASCII into its settings."""
     run("git", "add", "-A")
@@ -156,17 +165,14 @@ def test_new_files_of_the_code_are_restored_and_equal_models_have_the_last_run(r
     assert run("git", "status", "--porcelain").splitlines() == [
         "?? camp_model/", "?? model.safetensors", "?? notes.txt",
     ], "the index is as it was"  # fmt: skip
-    until = time.monotonic() + 300
-    while pending(repository) and time.monotonic() < until:
-        time.sleep(0.5)
+    delivered(repository)
     into = tmp_path / "back"
     commands(["restore", sha256, "--into", str(into)])
     assert "its uncommitted changes" in capsys.readouterr().out
     assert (into / "camp_model" / "mine \u00e9.py").read_text() == "of my own" and not (into / "notes.txt").exists()
     with track("train", {}) as other:
         other.set_tags({"camp.model": sha256[:20] + "0" * 44})
-    while pending(repository) and time.monotonic() < until:
-        time.sleep(0.5)
+    delivered(repository)
     with pytest.raises(InputError, match=r"3 runs have this name or id \("):
         commands(["restore", sha256[:20]])
 
@@ -179,16 +185,14 @@ def test_nothing_is_written_through_a_link_that_a_run_brings(repository, tmp_pat
     (repository / "params.yaml").symlink_to(outside)
     with track("train", {}) as trained:
         pass
-    until = time.monotonic() + 300
-    while pending(repository) and time.monotonic() < until:
-        time.sleep(0.5)
+    delivered(repository)
     outside.write_text("changed since")
     with pytest.raises(InputError, match=r"params\.yaml: is a link to .*outside in the run's code"):
         commands(["restore", trained.run_id, "--into", str(tmp_path / "back")])
     assert outside.read_text() == "changed since" and not (tmp_path / "back").exists()
 
 
-def test_a_store_that_does_not_answer_is_said_soon(repository, monkeypatch):
+def test_a_store_that_does_not_answer_is_said_soon(workspace, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://person:secret@127.0.0.1:9")
     begun = time.monotonic()
     with pytest.raises(InputError, match=r"http://127\.0\.0\.1:9: .*(refused|Max retries)") as said:
@@ -197,14 +201,14 @@ def test_a_store_that_does_not_answer_is_said_soon(repository, monkeypatch):
 
 
 @pytest.mark.parametrize(("place", "says"), [("http://a b", "http://a b: "), ("postgresql://u:p@h/db", "psycopg")])
-def test_an_address_that_mlflow_cannot_use_is_said_in_a_line(repository, monkeypatch, place, says):
+def test_an_address_that_mlflow_cannot_use_is_said_in_a_line(workspace, monkeypatch, place, says):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", place)
     with pytest.raises(InputError, match=says):
         commands(["find", "HEAD"])
 
 
 @pytest.mark.parametrize("port", ["99999", "0", "web"])
-def test_a_port_that_is_none_is_refused(repository, port, capsys):
+def test_a_port_that_is_none_is_refused(workspace, port, capsys):
     with pytest.raises(SystemExit) as ended:
         commands(["ui", "--port", port])
     assert ended.value.code == 2 and f"--port: '{port}' is not a port" in capsys.readouterr().err
