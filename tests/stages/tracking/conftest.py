@@ -1,5 +1,7 @@
 """A workspace whose runs are delivered in this process, or beside it as outside of tests."""
 
+import shutil
+
 import pytest
 
 from stages import tracking
@@ -19,6 +21,19 @@ def root(tmp_path, monkeypatch, request):
     (folder / ".dvc").mkdir(parents=True)
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def store_without_runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    connect(folder, local_uri(folder))
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def created(root, store_without_runs):
+    """The workspace's store exists, without runs: MLflow takes a second of CPU to create one."""
+    shutil.copy(store_without_runs, root)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from stages.tracking import track
 from stages.tracking.__main__ import main as commands
 from stages.tracking.delivery import sync
 
+pytestmark = pytest.mark.usefixtures("created")
 IMAGES = 60
 
 

@@ -17,7 +17,7 @@ from stages.tracking.spool import pending
 from stages.tracking.store import connect, local_uri, open_experiment
 from tests.stages.tracking.conftest import run_of
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("created")]
 
 
 def delete_experiment(root):
