@@ -51,13 +51,13 @@ def tokenize_captions(params: CaptionsParams, dataset: Path, rejected: Path, out
     if len(kept) < len(table):
         print(f"{len(table) - len(kept)} captions of {len(rejected_ids)} rejected images are left out")
     splits = {split: kept.filter(pc.equal(kept["split"], split)) for split in SPLITS}
-    for split, part in splits.items():
-        if not len(part):
+    for split, rows in splits.items():
+        if not len(rows):
             why = "" if len(kept) == len(table) else " once the rejected images are left out"
             raise InputError(f"{captions}: split: no caption is in {split}{why}; expected at least one")
     vocabulary = named_vocabulary(params)
     tokenize = TOKENIZERS[vocabulary.tokenizer if vocabulary else params.tokenizer or "unicode"]
-    words = {split: [tokenize(text) for text in part["text"].to_pylist()] for split, part in splits.items()}
+    words = {split: [tokenize(text) for text in rows["text"].to_pylist()] for split, rows in splits.items()}
     if vocabulary:
         check_used(vocabulary, words["train"], params)
     vocabulary = vocabulary or build_vocabulary(params, words["train"])
@@ -73,9 +73,9 @@ def tokenize_captions(params: CaptionsParams, dataset: Path, rejected: Path, out
         for split in foiled
     }
     out.mkdir(parents=True, exist_ok=True)
-    for split, part in splits.items():
+    for split, rows in splits.items():
         tokens = [encode(vocabulary, caption, params) for caption in words[split]]
-        ids, images, texts = (part[name].to_pylist() for name in ("caption_id", "image_id", "text"))
+        ids, images, texts = (rows[name].to_pylist() for name in ("caption_id", "image_id", "text"))
         equal = count_equal(images, tokens)
         write_captions(out / f"{split}.parquet", ids, images, texts, tokens, equal, vocabulary)
         print_words(split, vocabulary, words[split], params, equal)

@@ -164,13 +164,13 @@ def _own_scores(
 ) -> Tensor:
     """Logit [C] of each caption with its own image; tiles may round it differently."""
 
-    def score_part(part: slice) -> Tensor:
-        images = caption_image[part]
+    def score_block(block: slice) -> Tensor:
+        images = caption_image[block]
         prepared = model.prepare_regions(regions[images], region_mask[images])
-        return model.match(prepared, model.prepare_words(words[part], word_mask[part]), PAIRS).logits
+        return model.match(prepared, model.prepare_words(words[block], word_mask[block]), PAIRS).logits
 
     size = max(1, min(64, GRAPH_BYTES // (8 * pair_bytes(regions, words))))
-    return torch.cat(list(in_parts(score_part, len(words), size)))
+    return torch.cat(list(in_parts(score_block, len(words), size)))
 
 
 class _CaptionQueries:

@@ -20,7 +20,7 @@ def histogram(rows: Sequence[tuple[str, Sequence[float]]], title: str, x_label: 
     width, margin, row_height = 480.0, 12.0, 78.0
     height = row_height * len(rows) + BOTTOM
     scale = width - 2 * margin
-    parts = []
+    elements = []
     for index, (name, values) in enumerate(rows):
         base = row_height * (index + 1)
         counts, _ = np.histogram(np.clip(values, 0, 1), bins=bins, range=(0, 1))
@@ -28,23 +28,23 @@ def histogram(rows: Sequence[tuple[str, Sequence[float]]], title: str, x_label: 
         for at, count in enumerate(counts):
             if count:
                 bar = max(count / tallest * (row_height - 34), 1.0)
-                parts.append(
+                elements.append(
                     f'<rect class="bar s{index}" x="{margin + at / bins * scale + 0.5:.1f}" y="{base - bar:.1f}" '
                     f'width="{scale / bins - 1:.1f}" height="{bar:.1f}"/>'
                 )
         mean = float(np.mean(values))
         x = margin + mean * scale
-        parts.append(f'<line class="axis" x1="{margin}" x2="{width - margin}" y1="{base}" y2="{base}"/>')
-        parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{base - row_height + 28}" y2="{base}"/>')
-        parts.append(
+        elements.append(f'<line class="axis" x1="{margin}" x2="{width - margin}" y1="{base}" y2="{base}"/>')
+        elements.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{base - row_height + 28}" y2="{base}"/>')
+        elements.append(
             f'<text class="name s{index}" x="{margin}" y="{base - row_height + 22}">{escape(name)}'
             f'<tspan class="plain"> mean {mean:.3f}</tspan></text>'
         )
     for value, anchor in ((0, "start"), (0.25, "middle"), (0.5, "middle"), (0.75, "middle"), (1, "end")):
-        parts.append(tick(margin + value * scale, height - 24, f"{value:g}", anchor))
-    parts.append(tick(width / 2, height - 6, x_label))
+        elements.append(tick(margin + value * scale, height - 24, f"{value:g}", anchor))
+    elements.append(tick(width / 2, height - 6, x_label))
     spoken = "; ".join(f"{name}: mean {float(np.mean(values)):.3g}" for name, values in rows)
-    return chart_svg(parts, f"{title}: {spoken}", width, height)
+    return chart_svg(elements, f"{title}: {spoken}", width, height)
 
 
 GATE_KINDS = {"positive": "Matching", "negative": "Random mismatch", "hardest": "Hardest mismatch"}
@@ -82,7 +82,7 @@ def gate_epochs(curve: Mapping[str, Sequence[float]]) -> dict[str, Markup]:
     epochs, bins = sorted(set(curve.get("epoch", ()))), sorted(set(curve.get("gate", ())))
     drawn = {}
     for side, name in GATE_SIDES.items():
-        parts, last = [], []
+        elements, last = [], []
         for index, kind in enumerate(("positive", "negative")):
             if f"{side}_{kind}" not in curve:
                 continue
@@ -94,21 +94,21 @@ def gate_epochs(curve: Mapping[str, Sequence[float]]) -> dict[str, Markup]:
             for row, column in zip(*np.nonzero(counts), strict=True):
                 y = base - (column + 1) / len(bins) * tall
                 share = counts[row, column] / counts[row].max()
-                parts.append(
+                elements.append(
                     f'<rect class="bar s{index}" x="{left + row * step:.1f}" y="{y:.1f}" opacity="{share:.2f}" '
                     f'width="{max(step - 1, 1):.1f}" height="{tall / len(bins):.1f}"/>'
                 )
             for row in sorted({0, len(epochs) - 1}):
-                parts.append(tick(left + (row + 0.5) * step, base + 16, f"{epochs[row]:g}"))
-            parts.append(f'<line class="axis" x1="{left}" x2="{left + panel}" y1="{base}" y2="{base}"/>')
-            parts.append(f'<text class="name s{index}" x="{left}" y="18">{GATE_KINDS[kind]}</text>')
-        if not parts:
+                elements.append(tick(left + (row + 0.5) * step, base + 16, f"{epochs[row]:g}"))
+            elements.append(f'<line class="axis" x1="{left}" x2="{left + panel}" y1="{base}" y2="{base}"/>')
+            elements.append(f'<text class="name s{index}" x="{left}" y="18">{GATE_KINDS[kind]}</text>')
+        if not elements:
             continue
         for value in (0, 0.5, 1):
-            parts.append(tick(LEFT - 8, base - value * tall + 4, f"{value:g}", "end"))
-        parts.append(tick(width / 2, base + 34, "epoch"))
+            elements.append(tick(LEFT - 8, base - value * tall + 4, f"{value:g}", "end"))
+        elements.append(tick(width / 2, base + 34, "epoch"))
         drawn[side] = chart_svg(
-            parts, f"Mean gates over a pair's {name} after each of {len(epochs)} epochs"
+            elements, f"Mean gates over a pair's {name} after each of {len(epochs)} epochs"
             + (f"; after the last, about {', '.join(last)}" if last else ""), width, base + 40,
         )  # fmt: skip
     return drawn

@@ -1,4 +1,4 @@
-"""The parts of all charts. On a page, charts take their colours from its theme; in their own files, from PLAIN_CSS.
+"""The elements of all charts. On a page, charts take their colours from its theme; in their own files, from PLAIN_CSS.
 
 Every chart labels its lines and draws them with different dashes, so that it can be read without colour.
 """
@@ -56,12 +56,12 @@ def tick(x: float, y: float, text: str, anchor: str = "middle") -> str:
     return f'<text class="tick" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def chart_svg(parts: list[str], spoken: str, width: float, height: float) -> Markup:
+def chart_svg(elements: list[str], spoken: str, width: float, height: float) -> Markup:
     """A chart as SVG for a page; `spoken` is the text for screen readers."""
-    # `parts` consists only of numbers and escaped texts.
+    # `elements` consists only of numbers and escaped texts.
     return Markup(
         f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(spoken)}">'
-        + "".join(parts)
+        + "".join(elements)
         + "</svg>"
     )
 

@@ -73,15 +73,15 @@ def measure_foils(
     known = set(lexicon)
     rows: list[dict[str, Any]] = []
     for start in tqdm(range(0, len(chosen), AT_ONCE), desc=f"foils {split.name}"):
-        part = list(chosen[start : start + AT_ONCE])
-        cases = [_case(split, foils, foil, row_of, known) for foil in part]
-        images = [foils.captions.image_ids[foil] for foil in part]
+        batch = list(chosen[start : start + AT_ONCE])
+        cases = [_case(split, foils, foil, row_of, known) for foil in batch]
+        images = [foils.captions.image_ids[foil] for foil in batch]
         at = [store.row_of(image_id) for image_id in images]
         encoded = [encode_images(model, store, at) for model in models]
         of_each = [_variant_logits(model, *regions, cases) for model, regions in zip(models, encoded, strict=True)]
         logits = ensemble_logits(models, of_each).tolist()
         gates = _gates(models[0], *encoded[0], cases)
-        for number, (foil, (candidates, variants)) in enumerate(zip(part, cases, strict=True)):
+        for number, (foil, (candidates, variants)) in enumerate(zip(batch, cases, strict=True)):
             (caption, own, *without), logits = logits[: len(variants)], logits[len(variants) :]
             rows.append({
                 "caption_id": int(foils.captions.caption_ids[foil]), "image_id": images[number],

@@ -20,20 +20,20 @@ def foils_of_split(
     lexicon: Lexicon,
     vocabulary: Vocabulary,
     dataset: Path,
-    part: pa.Table,
+    table: pa.Table,
     words: Sequence[list[str]],
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of a split's table of foils, made one by one.
 
     Args:
         dataset: the folder that prepare_dataset writes, for facts about the pictures.
-        part: the split's captions, as in captions.parquet.
+        table: the split's captions, as in captions.parquet.
         words: of each caption.
 
     Raises:
         InputError: the ground truth or the table of boxes cannot be read.
     """
-    ids, images, texts = (part[name].to_pylist() for name in ("caption_id", "image_id", "text"))
+    ids, images, texts = (table[name].to_pylist() for name in ("caption_id", "image_id", "text"))
     if params.lexicon == "scenes":
         facts = scene_facts(dataset / "scenes.parquet", images, texts)
     else:

@@ -122,8 +122,8 @@ def epoch_batches(pairs: int, batch_size: int, seed: int, epoch: int, processes:
     """
     order = np.random.default_rng([seed, epoch]).permutation(pairs)
     order = np.concatenate([order, order[: -pairs % processes]])
-    parts = np.array_split(order.reshape(-1, processes), steps_per_epoch(pairs, batch_size, processes))
-    return [part.reshape(-1) for part in parts]
+    batches = np.array_split(order.reshape(-1, processes), steps_per_epoch(pairs, batch_size, processes))
+    return [batch.reshape(-1) for batch in batches]
 
 
 def steps_per_epoch(pairs: int, batch_size: int, processes: int) -> int:

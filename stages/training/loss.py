@@ -39,11 +39,11 @@ def batch_loss(
         global_batch = gather_batch(regions, region_mask, words, word_mask, batch.image_index, batch.caption_index)
         size = len(global_batch.tensors[0])
         own = range(size)[global_batch.pairs]
-        parts = [(part, range(max(own.start, part.start), min(own.stop, part.stop)))
-                 for part in mining_parts(size, params.mining_batch)]  # fmt: skip
+        blocks = [(block, range(max(own.start, block.start), min(own.stop, block.stop)))
+                  for block in mining_parts(size, params.mining_batch)]  # fmt: skip
         loss = torch.stack([
-            _pairs_loss(model, global_batch, params, step, epoch_steps, part, wanted) * (len(wanted) / len(own))
-            for part, wanted in parts if wanted
+            _pairs_loss(model, global_batch, params, step, epoch_steps, block, wanted) * (len(wanted) / len(own))
+            for block, wanted in blocks if wanted
         ]).sum()  # fmt: skip
         if params.joint_weight:
             all_regions, all_region_mask, all_words, all_word_mask, image_index = global_batch.tensors
@@ -64,15 +64,21 @@ def mining_parts(size: int, length: int) -> list[slice]:
 
 
 def _pairs_loss(
-    model: CAMP, global_batch: GlobalBatch, params: TrainParams, step: int, epoch_steps: int, part: slice, wanted: range
+    model: CAMP,
+    global_batch: GlobalBatch,
+    params: TrainParams,
+    step: int,
+    epoch_steps: int,
+    block: slice,
+    wanted: range,
 ) -> Tensor:
-    """The mean loss of matching and gates over the pairs `wanted`, with negatives from the batch's pairs `part`."""
-    start = part.start
+    """The mean loss of matching and gates over the pairs `wanted`, with negatives from the batch's pairs `block`."""
+    start = block.start
     # The same on all processes, so that they draw the same negatives.
     generator = torch.Generator().manual_seed(hash((params.seed, step, start) if start else (params.seed, step)))
-    encoded = [tensor[part] for tensor in global_batch.tensors]
+    encoded = [tensor[block] for tensor in global_batch.tensors]
     options: BatchOptions = {
-        "caption_index": None if global_batch.caption_index is None else global_batch.caption_index[part],
+        "caption_index": None if global_batch.caption_index is None else global_batch.caption_index[block],
         "pairs": slice(wanted.start - start, wanted.stop - start),
         "micro_batch": params.micro_batch,
     }
