@@ -39,3 +39,5 @@ class Answer:
     """Number of pictures that CAMP ranked: all, or those of the shortlist."""
     total: int
     """Number of pictures that could be searched at that moment."""
+    version: str = field(compare=False)
+    """Of these pictures (`Pictures.version`)."""

@@ -107,8 +107,9 @@ class PictureCollection:
         chosen = slice(max(0, offset), max(0, offset) + max(0, top))
         hits = _hits(pictures, ranked.positions[chosen].tolist(), ranked.scores[chosen].tolist())
         return Answer(
-            hits, list(read.words), read.unknown, read.by_spelling, read.dropped, len(ranked.positions), len(pictures)
-        )
+            hits, list(read.words), read.unknown, read.by_spelling, read.dropped, len(ranked.positions), len(pictures),
+            pictures.version,
+        )  # fmt: skip
 
     def _rank(self, ids: tuple[int, ...]) -> tuple[Pictures, Ranked]:
         with self._lock:

@@ -83,7 +83,7 @@ class FolderSource:
 
     def status(self) -> Status:
         """As `PictureSource.status`."""
-        listing, ready = self._listing, len(self._pictures)
+        listing, pictures = self._listing, self._pictures
         rejected = [
             *listing.unreadable,
             *((path, why) for sha256, path in listing.paths.items() if (why := self._rejection(sha256))),
@@ -91,8 +91,8 @@ class FolderSource:
         scanning = (self._busy or self._wake.is_set()) and not self._stop.is_set()
         total = len(listing.paths) + len(listing.unreadable) - len(rejected)
         return Status(
-            max(total, ready), ready, sorted(rejected)[:REJECTED_SHOWN], len(rejected), scanning, self.name,
-            self._problem, listing.copies,
+            max(total, len(pictures)), len(pictures), sorted(rejected)[:REJECTED_SHOWN], len(rejected), scanning,
+            self.name, self._problem, listing.copies, pictures.version,
         )  # fmt: skip
 
     def find_regions(self, image: npt.NDArray[np.uint8]) -> ImageRegions:

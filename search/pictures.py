@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,8 @@ class Pictures:
     """By id."""
     engine: Engine
     """Has a vector of each, by `vector_ids`."""
+    version: str = field(default_factory=lambda: uuid4().hex)
+    """Differs from that of every other state, so that two answers of one version are of the same pictures."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -100,6 +103,8 @@ class Status:
     """Why indexing has stopped."""
     copies: int = 0
     """Number of files that are copies of a picture, which is listed only under the first of their names."""
+    version: str = field(default="", compare=False)
+    """Of the pictures that can be searched."""
 
     @property
     def progress(self) -> str:

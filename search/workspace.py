@@ -222,10 +222,11 @@ class WorkspaceSource:
 
     def status(self) -> Status:
         """As `PictureSource.status`."""
-        count = len(self._pictures)
+        pictures = self._pictures
         return Status(
-            count, count, self._rejected[:REJECTED_SHOWN], len(self._rejected), False, self.name, self._problem
-        )
+            len(pictures), len(pictures), self._rejected[:REJECTED_SHOWN], len(self._rejected), False, self.name,
+            self._problem, version=pictures.version,
+        )  # fmt: skip
 
     def find_regions(self, image: npt.NDArray[np.uint8]) -> ImageRegions:
         """As `PictureSource.find_regions`; also raises InputError if the store's features were extracted otherwise."""

@@ -45,6 +45,7 @@ class SearchAnswer(BaseModel):
     offset: int
     scored: int = Field(description="Number of pictures that CAMP ranked: all, or the shortlist.")
     total: int = Field(description="Number of pictures that were searched.")
+    version: str = Field(description="Answers of one version continue each other; after a change it is another.")
     pictures: list[Picture]
 
 
@@ -108,6 +109,7 @@ class Health(BaseModel):
     rejected: int = Field(description="Number of pictures that cannot be used; /api/rejected has the reasons.")
     copies: int = Field(description="Number of copies of other files, listed only under the first name.")
     model: str
+    version: str = Field(description="That of the answers of /api/search now.")
 
 
 class RejectedPicture(BaseModel):
@@ -128,7 +130,7 @@ def health(status: Status) -> Health:
     return Health(
         status="problem" if status.problem else "ok", problem=status.problem, indexing=status.scanning,
         progress=status.progress, total=status.total, ready=status.ready, rejected=status.rejected_count,
-        copies=status.copies, model=status.model,
+        copies=status.copies, model=status.model, version=status.version,
     )  # fmt: skip
 
 
@@ -144,7 +146,7 @@ def api_routes(queries: Queries, uploads: Uploads) -> APIRouter:
         return SearchAnswer(
             sentence=q, words=answer.words, unknown=answer.unknown,
             by_spelling=answer.by_spelling, dropped=answer.dropped, offset=offset,
-            scored=answer.scored, total=answer.total,
+            scored=answer.scored, total=answer.total, version=answer.version,
             pictures=[
                 Picture(id=hit.picture_id, name=name, score=matching_score(hit.score), logit=hit.score)
                 for hit, name in named(answer.hits)

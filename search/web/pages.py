@@ -55,13 +55,13 @@ class Pages:
     def home(self, q: str, like: str, count: int) -> HTMLResponse:
         """The search page: the answer to the sentence `q`, pictures similar to `like`, or the first pictures."""
         page: dict[str, Any] = {"q": q, "answer": None, "like": None, "tiles": [], "problem": None, "count": count}
-        page["total"] = len(self.queries.collection)
+        page |= self._state()  # before the pictures are listed: if some come meanwhile, the list is older, not newer
         page["symbols"] = list(dict.fromkeys(c for c in q if unicodedata.category(c) == "So"))  # emoji are no words
         status = 200
         try:
             if q.strip():
                 page["answer"] = answer = self.queries.search(q, count)
-                page["tiles"], page["total"] = self._tiles(answer.hits, q, 0), answer.total
+                page["tiles"] = self._tiles(answer.hits, q, 0)
             elif like:
                 page["like"] = {"id": like, "name": self.queries.name(like)}
                 page |= self._like(self.queries.like(like, count, CAPTIONS_SHOWN))
@@ -69,18 +69,18 @@ class Pages:
                 page["tiles"] = self._tiles(self.queries.collection.first(count), "", 0)
         except InputError as error:
             page["problem"], status = str(error), 404 if isinstance(error, UnknownPicture) else 400
-        return self.render("home.html.jinja", status, **page, **self._state())
+        return self.render("home.html.jinja", status, **page)
 
-    def rows(self, q: str, offset: int, count: int, total: int | None) -> HTMLResponse:
+    def rows(self, q: str, offset: int, count: int, version: str | None) -> HTMLResponse:
         """More pictures of an answer, or of the collection if there is no sentence, as items of the list.
 
         Raises:
-            HTTPException: 409, the collection no longer has the `total` pictures that it had for the first rows, so
-                that these would repeat or pass over some.
+            HTTPException: 409, the collection is no longer of the `version` of the first rows, so that these would
+                repeat or pass over some.
         """
-        if total not in (None, len(self.queries.collection)):
-            raise HTTPException(409, "pictures have come or gone since; open the list anew")
         hits = self.queries.search(q, count, offset).hits if q.strip() else self.queries.collection.first(count, offset)
+        if version not in (None, self.queries.status().version):
+            raise HTTPException(409, "pictures may have come or gone since; open the list anew")
         return self.render("rows.html.jinja", tiles=self._tiles(hits, q, offset))
 
     def like(self, like: SimilarResults, heading: str) -> HTMLResponse:
@@ -197,8 +197,8 @@ def page_routes(pages: Pages, uploads: Uploads) -> APIRouter:
     @router.get("/rows")
     def rows(q: Text = "", offset: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
              count: Annotated[int, Query(ge=1, le=200)] = FIRST,
-             total: Annotated[int | None, Query(ge=0)] = None) -> HTMLResponse:  # fmt: skip
-        return pages.rows(q, offset, count, total)
+             version: Annotated[str | None, Query(max_length=100)] = None) -> HTMLResponse:  # fmt: skip
+        return pages.rows(q, offset, count, version)
 
     @router.get("/picture")
     def picture(id: Id, q: Text = "", at: Annotated[int, Query(ge=0, le=10_000_000)] = 0) -> HTMLResponse:

@@ -11,11 +11,13 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
+from search.collection import PictureCollection
 from search.shipping import export_model
 from search.web.application import create_application
 from search.workspace import Workspace
-from tests.search.conftest import Photographs, Server
+from tests.search.conftest import Photographs, Server, picture_bytes
 from tests.search.folders import Folder
+from tests.search.folders import wait_for as wait_for_indexing
 
 
 def wait_for(client: httpx.Client, condition: Callable[[dict], Any]) -> dict:
@@ -34,6 +36,25 @@ def test_before_the_folder_is_read_the_page_says_so(folder: Folder, q: str, said
     assert said in text and "<p>The folder is being read.</p>" in text
 
 
+@pytest.mark.parametrize("q", ["", "a circle"])
+def test_a_list_does_not_go_on_with_as_many_but_other_pictures(
+    folder: Folder, opened: PictureCollection, q: str
+) -> None:
+    client = TestClient(create_application(opened), base_url="http://127.0.0.1")
+    (version,) = re.findall('data-version="(.+?)"', client.get("/", params={"q": q, "count": 3}).text)
+    more = {"q": q, "offset": 3, "version": version}
+    assert client.get("/rows", params=more).text.count("<li") == 4
+    answers = [client.get("/api/search", params={"q": "a circle", "offset": offset}).json() for offset in (0, 3)]
+    assert {answer["version"] for answer in answers} == {version} == {client.get("/api/health").json()["version"]}
+    (folder.images / "0.png").unlink()
+    folder.draw("further.png", 50)
+    opened.rescan()
+    assert wait_for_indexing(opened).ready == 7
+    answer = client.get("/rows", params=more)
+    assert answer.status_code == 409 and "open the list anew" in answer.json()["error"]
+    assert client.get("/api/search", params={"q": "a circle"}).json()["version"] != version
+
+
 @pytest.mark.timeout(300)
 def test_the_page_is_there_at_once_and_pictures_become_ready(
     page: Any, photographs: Photographs, tmp_path: Path
@@ -50,7 +71,7 @@ def test_the_page_is_there_at_once_and_pictures_become_ready(
         with httpx.Client(base_url=server.address, timeout=60, trust_env=False) as client:
             first = client.get("/api/health").json()
             assert first["indexing"] and first["ready"] < 38
-            assert re.search(r'<div id="progress" class="progress" data-ready="\d+">', client.get("/").text)
+            assert re.search(r'<div id="progress" class="progress">', client.get("/").text)
             assert client.get("/", params={"q": "a dog"}).status_code == 200
             page.open(server.address)
             page.wait("document.querySelector('#progress p').textContent.includes('can be searched')")
@@ -82,9 +103,13 @@ def test_the_page_is_there_at_once_and_pictures_become_ready(
             wait_for(client, lambda health: health["problem"])
             page.open(server.address)
             assert "Indexing has stopped: " in page.text("#progress p")
+            assert page.run("document.querySelector('#again').hidden")
+            (tmp_path / "away/later.jpg").unlink()
+            (tmp_path / "away/new.png").write_bytes(picture_bytes())
             (tmp_path / "away").rename(tmp_path / "images")
             client.post("/api/rescan")
             page.wait("document.querySelector('#progress p').textContent === 'All 39 pictures can be searched.'")
+            assert page.run("!document.querySelector('#again').hidden"), "as many pictures, but others"
     finally:
         code, errors = server.end()
     assert code == 0 and "Traceback" not in errors

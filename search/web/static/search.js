@@ -32,7 +32,7 @@
         const across = columns(list), have = list.children.length;
         if (have >= rounds * Number(list.dataset.round)) return;
         const count = across - (have % across);
-        const rows = await ask(`/rows?${new URLSearchParams({ q: list.dataset.q, offset: have, count, total: list.dataset.total })}`);
+        const rows = await ask(`/rows?${new URLSearchParams({ q: list.dataset.q, offset: have, count, version: list.dataset.version })}`);
         list.insertAdjacentHTML("beforeend", rows); // the server's own, in which every text is escaped
         more.querySelector("span")?.remove();
         if (list.children.length < have + count) {
@@ -143,7 +143,7 @@
   // ---- progress of indexing --------------------------------------------------------------------------------------
   async function watch() {
     const box = byId("progress");
-    const begun = Number(box.dataset.ready);
+    const { version } = byId("tiles").dataset;
     let spoken = "";
     for (;;) {
       await new Promise((wake) => setTimeout(wake, document.hidden ? 5000 : 1000));
@@ -155,7 +155,7 @@
       const tenths = `${Math.floor(10 * health.ready / (health.total || 1))} ${health.problem}`;
       if (tenths !== spoken || !health.indexing && !health.problem) byId("spoken").textContent = health.progress;
       spoken = tenths;
-      byId("again").hidden = health.ready <= begun;
+      byId("again").hidden = health.version === version;
       if (byId("count") && health.ready) byId("count").textContent = health.ready === 1 ? "1 picture" : `${health.ready.toLocaleString("en")} pictures`;
       if (!health.indexing && !health.problem) return; // what has stopped is tried again
     }
