@@ -232,8 +232,9 @@ def study_parser(description: str, document: str) -> argparse.ArgumentParser:
 
 def main() -> None:
     parser = study_parser("The study: the paper's ablations and baselines, with several seeds.", "docs/study.md")
-    parser.add_argument("--only", nargs="+", choices=list(STUDY), help="these rows; full is needed", metavar="NAME")
-    parser.add_argument("--all", action="store_true", help="every row (default: those that take an hour and a half)")
+    rows = parser.add_mutually_exclusive_group()
+    rows.add_argument("--only", nargs="+", choices=list(STUDY), help="these rows; full is needed", metavar="NAME")
+    rows.add_argument("--all", action="store_true", help="every row (default: those that take an hour and a half)")
     parser.add_argument("--more-seeds", nargs="+", type=int, default=[], metavar="SEED",
                         help=f"further training seeds, of the rows {', '.join(CLOSE)}")  # fmt: skip
     parser.add_argument("--rates", nargs="+", type=float, default=[], metavar="X",

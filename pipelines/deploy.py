@@ -48,12 +48,12 @@ def limit_queue(client: SyncPrefectClient, pool: str, content: Any) -> None:
         client.create_work_queue(SHARED, concurrency_limit=1, work_pool_name=pool)
 
 
-def deploy(pool: str, pool_type: str, prefect_file: Path) -> None:
+def deploy(pool: str, pool_type: str | None, prefect_file: Path) -> None:
     """Create the pool if it does not exist, and deploy the automations and the flows of a file.
 
     Raises:
-        InputError: params.yaml, which fills the run form, is wrong, the file does not exist, or PREFECT_API_URL is not
-            set; nothing is changed.
+        InputError: params.yaml, which fills the run form, is wrong, the file does not exist, PREFECT_API_URL is not
+            set, or the pool exists and is of another type; nothing is changed.
         CommandFailed: Prefect rejects the pool or a flow.
     """
     current_params()
@@ -63,8 +63,11 @@ def deploy(pool: str, pool_type: str, prefect_file: Path) -> None:
         raise InputError("PREFECT_API_URL: is not set; expected the address of the server that flows are deployed to")
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
     with get_client(sync_client=True) as client:
-        if pool not in {known.name for known in client.read_work_pools()}:
-            run_command([*prefect, "work-pool", "create", "--type", pool_type, pool], print)
+        types = {known.name: known.type for known in client.read_work_pools()}
+        if pool not in types:
+            run_command([*prefect, "work-pool", "create", "--type", pool_type or "process", pool], print)
+        elif pool_type not in (None, types[pool]):
+            raise InputError(f"--pool-type: {pool} is of type {types[pool]} already; expected that, or another --pool")
         deploy_automations(client)
         limit_queue(client, pool, yaml.safe_load(prefect_file.read_text(encoding="utf-8")))
     run_command([*prefect, "deploy", "--all", "--prefect-file", str(prefect_file)], print)
@@ -73,8 +76,7 @@ def deploy(pool: str, pool_type: str, prefect_file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Deploy the flows of prefect.yaml, or of another such file.")
     parser.add_argument("--pool", default="camp", help="name of the work pool (default: %(default)s)")
-    parser.add_argument("--pool-type", default="process",
-                        help="type of a new pool: process, kubernetes, ... (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--pool-type", help="type of a new pool: process, kubernetes, ... (default: process)")
     parser.add_argument("--prefect-file", type=Path, default=Path("prefect.yaml"), metavar="FILE",
                         help="file of the deployments (default: %(default)s)")  # fmt: skip
     arguments = parser.parse_args()

@@ -224,6 +224,8 @@ def extract(
     for name, number in (("workers", workers), ("shards_per_task", shards_per_task)):
         if number < 1:
             raise InputError(f"{name}: {number} is below 1")
+    if resources and not cluster:
+        raise InputError("resources: only with a cluster: workers on this machine offer none, so no task would begin")
     if storage is not None:
         _filesystem(storage)
     params = read_params(ExtractSections)
@@ -267,15 +269,17 @@ def resource(text: str) -> tuple[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Fill in missing region shards on many workers.")
-    parser.add_argument("--cluster", help="address of a Dask scheduler (default: a cluster on this machine)")
-    parser.add_argument("--workers", type=int, default=2, help="workers of a cluster on this machine (default: 2)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--cluster", help="address of a Dask scheduler (default: a cluster on this machine)")
+    where.add_argument("--workers", type=int, default=argparse.SUPPRESS,  # a default that is given would be no conflict
+                       help="workers of a cluster on this machine (default: 2)")  # fmt: skip
     parser.add_argument("--storage", help="folder or fsspec URL that the workers write to (default: .work/shards)")
     parser.add_argument("--shards-per-task", type=int, default=1, help="shards that a task fills (default: 1)")
     parser.add_argument("--resource", action="append", type=resource, default=[], metavar="NAME=COUNT",
-                        help="Dask resource that a worker must have, such as GPU=1")  # fmt: skip
+                        help="Dask resource that a worker of --cluster must have, such as GPU=1")  # fmt: skip
     arguments = parser.parse_args()
     with prefect_command():
-        extract(arguments.cluster, arguments.workers, arguments.storage, arguments.shards_per_task,
+        extract(arguments.cluster, getattr(arguments, "workers", 2), arguments.storage, arguments.shards_per_task,
                 dict(arguments.resource))  # fmt: skip
 
 

@@ -20,6 +20,10 @@ from stages.garbage import garbage_collection_paused
 from stages.workspace import argument_path
 
 SHIPPED = Path("pretrained/flickr8k")
+TOP = 10
+"""Pictures printed by default."""
+PRINTED, SERVED = ("top", "json"), ("host", "port", "allow_host")
+"""Options of answers to sentences, and of the page; each None unless it is given."""
 PROGRESS_SECONDS = 0.2
 """Seconds between two updates of the progress bar."""
 
@@ -31,8 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         open_streams()
     parser = _parser()
     options = parser.parse_args(arguments)
-    if options.sentence is None and options.json and options.sentences is None:
-        parser.error("--json: needs a sentence to search for")
+    asks = options.sentence is not None or options.sentences is not None
+    for name in SERVED if asks else PRINTED:
+        if getattr(options, name) is not None:
+            needs = "is for the page, which is served without a sentence" if asks else "needs a sentence to search for"
+            parser.error(f"--{name.replace('_', '-')}: {needs}")
     if options.sentence is not None and options.sentences is not None:
         parser.error(f"--sentences: cannot be used with a sentence ({options.sentence[:40]!r})")
     # Set before torch is imported: waiting threads that spin would take the cores from other programs.
@@ -60,16 +67,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", type=_folder, metavar="DIR", help=f"for --images (default: {SHIPPED})")
     parser.add_argument("--cache", type=_folder, metavar="DIR", help="folder for the index (default: your cache)")
-    parser.add_argument("--top", type=_count, default=10, metavar="N", help="pictures printed (default: 10)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--top", type=_count, metavar="N", help=f"pictures printed (default: {TOP})")
+    parser.add_argument("--json", action="store_true", default=None, help="print JSON")
     parser.add_argument(
         "--sentences", type=Path, metavar="FILE",
         help="print a line of JSON for each line of a file, or of standard input (-)",
     )  # fmt: skip
-    parser.add_argument("--host", default="127.0.0.1", help="address of the page (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=0, help="port of the page (default: a free one)")
+    parser.add_argument("--host", help="address of the page (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port of the page (default: a free one)")
     parser.add_argument(
-        "--allow-host", action="append", default=[], metavar="NAME", help="host name by which others may open the page"
+        "--allow-host", action="append", metavar="NAME", help="host name by which others may open the page"
     )
     return parser
 
@@ -92,7 +99,8 @@ def _run(options: argparse.Namespace) -> None:
     if options.sentence is None and options.sentences is None:
         from search.app import serve
 
-        serve(collection, options.host, options.port, options.allow_host)
+        given = {name: value for name in SERVED if (value := getattr(options, name)) is not None}
+        serve(collection, **given)
         return
     sentences = _sentences(options, collection.reader)
     collection.start()
@@ -181,7 +189,8 @@ def _print_problems(status: Any) -> None:
 
 
 def _print(collection: Any, sentence: str, options: argparse.Namespace) -> None:
-    answer, status = collection.search(sentence, options.top), collection.status()
+    top = options.top or TOP
+    answer, status = collection.search(sentence, top), collection.status()
     if options.json or options.sentences:
         hits = [
             {"rank": rank, "picture_id": hit.picture_id, "path": str(hit.file.path), "score": hit.score}
@@ -205,7 +214,7 @@ def _print(collection: Any, sentence: str, options: argparse.Namespace) -> None:
                 f"the last {answer.dropped} words of the sentence are not read: it is too long for the model",
                 file=sys.stderr,
             )
-        if len(answer.hits) < min(options.top, answer.total):
+        if len(answer.hits) < min(top, answer.total):
             print(f"{answer.scored} of {answer.total} pictures are ranked (index.shortlist)", file=sys.stderr)
         for hit in answer.hits:
             print(f"{hit.score:8.3f}  {_printable(str(hit.file.path))}")

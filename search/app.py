@@ -19,19 +19,19 @@ GRACE = 5
 
 
 def serve(
-    collection: PictureCollection, host: str = "127.0.0.1", port: int = 0, allowed_hosts: Sequence[str] = ()
+    collection: PictureCollection, host: str = "127.0.0.1", port: int = 0, allow_host: Sequence[str] = ()
 ) -> None:
     """Serve a collection and print its address; return after SIGINT or SIGTERM.
 
     Args:
         host: address to listen on; a message warns if other machines can reach it.
         port: 0 for any free port.
-        allowed_hosts: host names that others may use in requests.
+        allow_host: host names that others may use in requests.
 
     Raises:
         InputError: the address is not available, or a name is invalid.
     """
-    application = create_application(collection, [*allowed_hosts, *_own_name(host)])
+    application = create_application(collection, [*allow_host, *_own_name(host)])
     listening = _listen(host, port)
     # After its last answer uvicorn raises the signal again; here that only ends `run`.
     previous = {number: signal.signal(number, _end) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.tracking", description="MLflow, from this repository.")
     commands = parser.add_subparsers(dest="command", required=True)
     ui = commands.add_parser("ui", help="open the store in a browser")
-    ui.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    ui.add_argument("--port", type=_port, default=5000, help="(default: %(default)s)")
+    ui.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
+    ui.add_argument("--port", type=_port, help="(default: 5000)")
     commands.add_parser("sync", help="deliver events that the server has not received yet")
     find = commands.add_parser("find", help="list the runs that trained a commit's model, or started at the commit")
     find.add_argument("commit", help="a git revision: a hash, a branch, HEAD~1")
@@ -84,13 +84,17 @@ def _run_command(chosen: argparse.Namespace, root: Path) -> None:
     client = connect(root, store_uri(root))  # for the server too: it must not create the tables while a run begins
     match chosen.command:
         case "ui":
+            server = store_uri(root)
+            is_running = server.startswith(("http://", "https://"))
+            if is_running and (chosen.host or chosen.port):
+                raise InputError(f"--host, --port: {without_password(server)} runs already; expected neither option")
             experiment = open_experiment(client, root, experiment_name()).experiment_id
             set_view(client, experiment)
             page = f"/#/experiments/{experiment}/runs?viewStateShareKey={KEY}"
-            if (server := store_uri(root)).startswith(("http://", "https://")):  # it is running already
+            if is_running:
                 print(f"MLflow: {without_password(server).rstrip('/')}{page}")
                 return
-            become_server(root, page, chosen.host, chosen.port)
+            become_server(root, page, chosen.host or "127.0.0.1", chosen.port or 5000)
         case "find":
             runs = find_commit(client, root, chosen.commit)
             for run in runs:

@@ -13,7 +13,8 @@ import pytest
 from prefect.client.orchestration import get_client
 
 import pipelines
-from pipelines.deploy import deploy_automations
+from pipelines.deploy import deploy, deploy_automations
+from stages.errors import InputError
 from tests.chaos.workspace import remove_damaged
 from tests.pipelines.conftest import command_of
 
@@ -117,6 +118,8 @@ def test_a_killed_run_crashes_and_its_retry_completes(deployed, wait_for, end):
     automations = [item["name"] for item in request("POST", "/automations/filter", json={})]
     assert sorted(automations) == ["camp-silent-runs", "camp-source-changed"]
     flow = next(item for item in request("POST", "/deployments/filter", json={}) if "reproduce" in item["entrypoint"])
+    with pytest.raises(InputError, match="--pool-type: camp is of type process already"):
+        deploy("camp", "kubernetes", Path("prefect.yaml"))
     schema = json.dumps(flow["parameter_openapi_schema"])
     assert "Optimizer steps between two checkpoints for resuming." in schema
 

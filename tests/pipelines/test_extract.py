@@ -284,3 +284,5 @@ def test_a_missing_picture_is_set_aside_as_the_stage_does(prefect_server, worksp
     assert "Data and pipelines are up to date" in dvc("status")
     with pytest.raises(InputError, match="workers: 0 is below 1"):
         extract(workers=0)
+    with pytest.raises(InputError, match="resources: only with a cluster"):
+        extract(resources={"GPU": 1})

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import ablation, extract
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -32,6 +34,17 @@ def test_wrong_input_ends_a_flow_with_a_line(prefect_server, repository, server_
     _, error, said = done.stderr.rpartition("error: ")
     assert error and why in said and len(said.splitlines()) <= 2
     assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [(ablation, ["--only", "full", "--all"]), (extract, ["--cluster", "tcp://127.0.0.1:1", "--workers", "2"])],
+)
+def test_options_of_which_one_would_be_ignored_are_refused(monkeypatch, capsys, command, arguments):
+    monkeypatch.setattr(sys, "argv", ["camp", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        command.main()
+    assert "not allowed with argument" in capsys.readouterr().err
 
 
 @pytest.mark.timeout(300)

@@ -225,7 +225,7 @@ def test_a_port_that_is_taken_and_a_wrong_name_are_said(collection: PictureColle
         serve(collection, port=70_000)
     for name in ("", "http://x", "a*b", "*b", "*.", "."):
         with pytest.raises(InputError, match="--allow-host"):
-            serve(collection, allowed_hosts=[name])
+            serve(collection, allow_host=[name])
 
 
 def test_uploads_are_decoded_as_extraction_decodes(client: httpx.Client, collection: PictureCollection) -> None:

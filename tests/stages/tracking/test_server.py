@@ -106,6 +106,9 @@ def test_a_server_that_runs_already_is_only_named(server, tmp_path, monkeypatch,
     (tmp_path / ".dvc").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server[0])
+    for option in (["--host", "127.0.0.1"], ["--port", "5000"]):
+        with pytest.raises(InputError, match="--host, --port: http://.* runs already"):
+            commands(["ui", *option])
     commands(["ui"])
     assert capsys.readouterr().out == f"MLflow: {server[0]}/#/experiments/1/runs?viewStateShareKey=camp\n"
 
