@@ -122,9 +122,9 @@ class Pages:
     def _state(self) -> dict[str, Any]:
         state = self.queries.status()
         return {
-            "health": health(state), "rejected": state.rejected[:REJECTED_LISTED],
+            "health": health(state), "rejected": state.rejected[:REJECTED_LISTED], "reasons": len(state.rejected),
             "examples": self.queries.examples, "at_hand": self.queries.collection.has_captions,
-            "has_zero_threshold": self.queries.collection.has_zero_threshold,
+            "has_zero_threshold": self.queries.collection.has_zero_threshold, "most": MOST,
         }  # fmt: skip
 
     def _tiles(self, hits: Sequence[Hit], q: str, offset: int) -> list[dict[str, Any]]:

@@ -55,6 +55,32 @@ def test_a_list_does_not_go_on_with_as_many_but_other_pictures(
     assert client.get("/api/search", params={"q": "a circle"}).json()["version"] != version
 
 
+@pytest.mark.parametrize(("q", "most", "said"), [("", 4, True), ("a circle", 4, True), ("", 7, False)])
+def test_a_list_that_one_page_cannot_show_says_where_it_ends(
+    opened: PictureCollection, monkeypatch: pytest.MonkeyPatch, q: str, most: int, said: bool
+) -> None:
+    monkeypatch.setattr("search.web.pages.MOST", most)
+    client = TestClient(create_application(opened), base_url="http://127.0.0.1")
+    page = client.get("/", params={"q": q, "count": most}).text
+    assert page.count('class="tile"') == most and "More pictures" not in page
+    assert ("The list ends at 4 of 7 pictures" in page) == said
+
+
+def test_more_files_that_cannot_be_used_than_have_their_reasons_kept_are_said(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.web.pages.REJECTED_LISTED", 1)
+    for number, said in enumerate(("", "1 more in <a", "2 more, the first of them in <a")):
+        (folder.images / f"camera {number}.dng").touch()
+        monkeypatch.setattr("search.folder.REJECTED_SHOWN", 2)
+        collection = folder.open()
+        collection.start()
+        wait_for_indexing(collection)
+        client = TestClient(create_application(collection), base_url="http://127.0.0.1")
+        assert said in client.get("/").text
+        collection.close()
+
+
 @pytest.mark.timeout(300)
 def test_the_page_is_there_at_once_and_pictures_become_ready(
     page: Any, photographs: Photographs, tmp_path: Path
