@@ -129,7 +129,10 @@ def test_the_page_is_there_at_once_and_pictures_become_ready(
             wait_for(client, lambda health: health["problem"])
             page.open(server.address)
             assert "Indexing has stopped: " in page.text("#progress p")
-            assert page.run("document.querySelector('#again').hidden")
+            hidden = page.run("['#again', 'progress'].map(name => document.querySelector(name).hidden)")
+            assert hidden == [True, True], "the pictures are those of before, and the bar would be full"
+            page.run("document.querySelector('progress').hidden = false")
+            page.wait("document.querySelector('progress').hidden")  # as where it stops while the page is open
             (tmp_path / "away/later.jpg").unlink()
             (tmp_path / "away/new.png").write_bytes(picture_bytes())
             (tmp_path / "away").rename(tmp_path / "images")

@@ -150,7 +150,7 @@
       let health;
       try { health = JSON.parse(await ask("/api/health")); } catch { continue; } // a server that is away may come back
       const bar = box.querySelector("progress");
-      Object.assign(bar, { max: health.total || 1, value: health.ready });
+      Object.assign(bar, { max: health.total || 1, value: health.ready, hidden: !health.indexing });
       box.querySelector("p").textContent = health.progress;
       const tenths = `${Math.floor(10 * health.ready / (health.total || 1))} ${health.problem}`;
       if (tenths !== spoken || !health.indexing && !health.problem) byId("spoken").textContent = health.progress;
