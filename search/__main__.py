@@ -185,7 +185,7 @@ def _print_problems(status: Any) -> None:
     if status.copies:
         print(f"copies of other files, which are listed only under the first name: {status.copies}", file=sys.stderr)
     if status.problem:
-        print(f"indexing has stopped: {_printable(status.problem)}", file=sys.stderr)
+        print(_printable(status.problem), file=sys.stderr)
 
 
 def _print(collection: Any, sentence: str, options: argparse.Namespace) -> None:

@@ -118,7 +118,7 @@ class FolderSource:
             except WaitAbandoned:
                 break
             except Exception as error:  # searching continues, and the next scan may succeed
-                self._problem = str(error)[:500] or type(error).__name__
+                self._problem = f"indexing has stopped: {str(error)[:500] or type(error).__name__}"
             self._busy = False
             self._wake.wait(RESCAN_SECONDS)
 

@@ -100,7 +100,7 @@ class Status:
     model: str = ""
     """Name of the model."""
     problem: str | None = None
-    """Why indexing has stopped."""
+    """What is wrong, in words: why indexing has stopped, or what is damaged."""
     copies: int = 0
     """Number of files that are copies of a picture, which is listed only under the first of their names."""
     version: str = field(default="", compare=False)
@@ -110,7 +110,7 @@ class Status:
     def progress(self) -> str:
         """The progress in words."""
         if not self.scanning and self.problem:
-            return f"Indexing has stopped: {self.problem}"
+            return self.problem[0].upper() + self.problem[1:]
         if not self.scanning:
             return f"All {self.ready:,} pictures can be searched."
         if not self.total:

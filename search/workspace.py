@@ -188,7 +188,10 @@ class WorkspaceSource:
                 continue
             except (ValueError, OSError) as error:
                 if self._pictures is pictures:
-                    self._problem = str(error)[:500]
+                    self._problem = (
+                        f"regions cannot be read as they were written, and answers may be wrong: {str(error)[:500]}; "
+                        "remove the file, run `dvc repro` (docs/reliability.md, Seals), and look for new pictures"
+                    )
                 return
             if self._stop.is_set() or self._pictures is not pictures:
                 return

@@ -100,7 +100,7 @@ class SimilarAnswer(BaseModel):
 class Health(BaseModel):
     """The progress of indexing."""
 
-    status: str = Field(description="ok, or problem: indexing has stopped.")
+    status: str = Field(description="ok, or problem: indexing has stopped, or a file of the workspace is damaged.")
     problem: str | None
     indexing: bool = Field(description="Whether more pictures may become ready.")
     progress: str = Field(description="The progress in words.")

@@ -267,7 +267,7 @@ def test_why_indexing_has_stopped_is_in_the_json(
     command.main(options)
     answer = json.loads(capsys.readouterr().out)
     assert answer["hits"] == whole["hits"] and answer["pictures"] == whole["pictures"]
-    assert (whole["problem"], answer["problem"]) == (None, "[Errno 28] No space left on device")
+    assert (whole["problem"], answer["problem"]) == (None, "indexing has stopped: [Errno 28] No space left on device")
 
 
 def test_interrupted_while_it_is_loaded_it_just_ends(folder: Folder) -> None:

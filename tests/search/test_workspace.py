@@ -156,7 +156,9 @@ def test_a_changed_byte_of_the_regions_is_said(run: SmallRun, workspace: Picture
     shard.write_bytes(content)
     workspace.start()
     workspace.source._checking.join()
-    assert "b.arrow: is damaged" in str(workspace.status().problem)
+    said = workspace.status().progress
+    assert said.startswith("Regions cannot be read as they were written") and "Indexing" not in said
+    assert f"{shard}: is damaged" in said and "remove the file, run `dvc repro`" in said
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     workspace.rescan()
