@@ -2,9 +2,10 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from tests.stages.extraction.conftest import draw
 DETECTOR = DetectorParams()
 REGIONS = RegionsParams(per_image=4, min_per_image=4, batch_size=3, geometry=True)
 VOCABULARY = Vocabulary.build([["a", "red", "circle", "two", "dogs", "snow", "in", "the"]])
+Seen = TypeVar("Seen")
 CONFIG = {"image_size": 96, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 
 
@@ -80,13 +82,18 @@ def shards(folder: Folder) -> dict[Path, int]:
     return {path: path.stat().st_ino for path in (folder.root / "cache").rglob("*.arrow")}
 
 
-def wait_for(collection: PictureCollection, seconds: float = 60) -> Status:
-    """The status once indexing has come to its end."""
-    deadline = time.monotonic() + seconds
-    while (status := collection.status()).scanning:
-        assert time.monotonic() < deadline, status
+def wait_until(holds: Callable[[Seen], Any], look: Callable[[], Seen]) -> Seen:
+    """What is seen once that holds of it."""
+    deadline = time.monotonic() + 120
+    while not holds(seen := look()):
+        assert time.monotonic() < deadline, seen
         time.sleep(0.02)
-    return status
+    return seen
+
+
+def wait_for(collection: PictureCollection) -> Status:
+    """The status once indexing has come to its end."""
+    return wait_until(lambda status: not status.scanning, collection.status)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import errno
 import os
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 from search.collection import Hit, PictureCollection
 from search.listing import Listing, list_pictures
 from stages.errors import InputError
-from tests.search.folders import Folder, shards, wait_for
+from tests.search.folders import Folder, shards, wait_for, wait_until
 
 SENTENCE = "two dogs in the snow"
 
@@ -63,10 +62,8 @@ class Held:
     def check(self, folder: Folder, damaged: bytes) -> None:
         """Let the shards be checked, and wait until what is damaged is made again."""
         self._may.set()
-        deadline = time.monotonic() + 60
-        while not self.scanning_when_files_go or self.collection.status().scanning:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_until(bool, lambda: self.scanning_when_files_go)
+        wait_for(self.collection)
         (shard,) = shards(folder)
         assert shard.read_bytes() != damaged
 
@@ -127,10 +124,8 @@ def test_a_changed_byte_of_a_shard_is_seen_and_its_pictures_are_looked_at_again(
     shard.write_bytes(content)
     again = folder.open()
     again.start()
-    deadline = time.monotonic() + 60
-    while bytes(content) == (shard.read_bytes() if shard.exists() else b"") or wait_for(again).ready < 7:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda seen: seen != content, lambda: shard.read_bytes() if shard.exists() else content)
+    assert wait_for(again).ready == 7
     assert again.search(SENTENCE, top=100).hits == hits
     again.close()
 

@@ -2,8 +2,8 @@
 
 import re
 import shutil
-import time
-from collections.abc import Callable
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,11 @@ from search.shipping import export_model
 from search.web.application import create_application
 from search.workspace import Workspace
 from tests.search.conftest import Photographs, Server, picture_bytes
-from tests.search.folders import Folder
-from tests.search.folders import wait_for as wait_for_indexing
+from tests.search.folders import Folder, wait_for, wait_until
 
 
-def wait_for(client: httpx.Client, condition: Callable[[dict], Any]) -> dict:
-    until = time.monotonic() + 120
-    while not condition(health := client.get("/api/health").json()):
-        assert time.monotonic() < until, health
-        time.sleep(0.2)
-    return health
+def health(client: httpx.Client) -> dict[str, Any]:
+    return client.get("/api/health").json()
 
 
 @pytest.mark.parametrize(
@@ -49,7 +44,7 @@ def test_a_list_does_not_go_on_with_as_many_but_other_pictures(
     (folder.images / "0.png").unlink()
     folder.draw("further.png", 50)
     opened.rescan()
-    assert wait_for_indexing(opened).ready == 7
+    assert wait_for(opened).ready == 7
     answer = client.get("/rows", params=more)
     assert answer.status_code == 409 and "open the list anew" in answer.json()["error"]
     assert client.get("/api/search", params={"q": "a circle"}).json()["version"] != version
@@ -75,7 +70,7 @@ def test_more_files_that_cannot_be_used_than_have_their_reasons_kept_are_said(
         monkeypatch.setattr("search.folder.REJECTED_SHOWN", 2)
         collection = folder.open()
         collection.start()
-        wait_for_indexing(collection)
+        wait_for(collection)
         client = TestClient(create_application(collection), base_url="http://127.0.0.1")
         assert said in client.get("/").text
         collection.close()
@@ -95,14 +90,14 @@ def test_the_page_is_there_at_once_and_pictures_become_ready(
     )  # fmt: skip
     try:
         with httpx.Client(base_url=server.address, timeout=60, trust_env=False) as client:
-            first = client.get("/api/health").json()
+            first = health(client)
             assert first["indexing"] and first["ready"] < 38
             assert re.search(r'<div id="progress" class="progress">', client.get("/").text)
             assert client.get("/", params={"q": "a dog"}).status_code == 200
             page.open(server.address)
             page.wait("document.querySelector('#progress p').textContent.includes('can be searched')")
-            health = wait_for(client, lambda health: not health["indexing"])
-            assert (health["ready"], health["rejected"], health["copies"], health["problem"]) == (38, 1, 1, None)
+            done = wait_until(lambda health: not health["indexing"], partial(health, client))
+            assert (done["ready"], done["rejected"], done["copies"], done["problem"]) == (38, 1, 1, None)
             page.wait("document.querySelector('#progress p').textContent === 'All 38 pictures can be searched.'")
             page.open(f"{server.address}?q=a+dog")
             page.wait("document.querySelectorAll('#tiles img').length >= 24")
@@ -110,7 +105,7 @@ def test_the_page_is_there_at_once_and_pictures_become_ready(
             assert "Copies of other files, listed only under the first name: 1" in page.text("footer")
             later.rename(tmp_path / "images/later.jpg")
             client.post("/api/rescan")
-            wait_for(client, lambda health: health["ready"] == 39)
+            wait_until(lambda health: health["ready"] == 39, partial(health, client))
             found = client.get("/api/search", params={"q": "a dog", "top": 100}).json()["pictures"]
             assert "later.jpg" in [picture["name"] for picture in found]
             assert client.get("/image", params={"id": found[0]["id"]}).headers["content-type"] == "image/jpeg"
@@ -126,15 +121,14 @@ def test_the_page_is_there_at_once_and_pictures_become_ready(
             assert page.errors == []
             (tmp_path / "images").rename(tmp_path / "away")
             client.post("/api/rescan")
-            wait_for(client, lambda health: health["problem"])
+            wait_until(itemgetter("problem"), partial(health, client))
             page.open(server.address)
             assert "Indexing has stopped: " in page.text("#progress p")
             hidden = page.run("['#again', 'progress'].map(name => document.querySelector(name).hidden)")
             assert hidden == [True, True], "the pictures are those of before, and the bar would be full"
-            page.run("document.querySelector('progress').hidden = false")
-            page.wait("document.querySelector('progress').hidden")  # as where it stops while the page is open
-            (tmp_path / "away/later.jpg").unlink()
-            (tmp_path / "away/new.png").write_bytes(picture_bytes())
+            page.run("document.querySelector('progress').hidden = false")  # as where it stops while the page is open
+            page.wait("document.querySelector('progress').hidden")
+            (tmp_path / "away/later.jpg").write_bytes(picture_bytes())
             (tmp_path / "away").rename(tmp_path / "images")
             client.post("/api/rescan")
             page.wait("document.querySelector('#progress p').textContent === 'All 39 pictures can be searched.'")
