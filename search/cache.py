@@ -58,6 +58,8 @@ class FeatureCache:
         """sha256 of each picture with regions -> its row."""
         self.rejected: dict[str, str] = {}
         """sha256 -> why there will be no regions."""
+        self.changes = 0
+        """Number of times that a shard has come or gone."""
         self._shards: dict[str, list[Row]] = {}
         """Shard's file name -> its rows."""
         self._mapped: dict[str, MappedShard] = {}
@@ -91,6 +93,7 @@ class FeatureCache:
                 continue
             images = enumerate(zip(header.image_ids, header.num_regions, strict=True))
             rows = [(name, path.name, row, count) for row, (name, count) in images]
+            self.changes += 1
             self._shards[path.name], self._mapped[path.name], self._files[path.name] = rows, mapped, file
             for row in rows:
                 self.rows.setdefault(row[0], row)
@@ -120,6 +123,7 @@ class FeatureCache:
         Args:
             weights: key of the model's weights.
         """
+        self.changes += 1
         damaged = {name for name in shards if not _has_valid_seal(self.folder / name)}
         for name in shards:
             if name in damaged:

@@ -5,6 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,10 @@ class FolderSource:
         self._listing = Listing()
         self._temporary_rejections: dict[str, str] = {}
         self._pictures = self._snapshot()
+        self._published: int | None = None
+        """`changes` of the cache whose pictures of the listing are published; None: those of another listing are."""
+        self._status = Status(0, 0, model=self.name)
+        """As of then, because going through all pictures takes long."""
         self._busy = True
         self._problem: str | None = None
         self._stop, self._wake = threading.Event(), threading.Event()
@@ -83,16 +88,10 @@ class FolderSource:
 
     def status(self) -> Status:
         """As `PictureSource.status`."""
-        listing, pictures = self._listing, self._pictures
-        rejected = [
-            *listing.unreadable,
-            *((path, why) for sha256, path in listing.paths.items() if (why := self._rejection(sha256))),
-        ]
-        scanning = (self._busy or self._wake.is_set()) and not self._stop.is_set()
-        total = len(listing.paths) + len(listing.unreadable) - len(rejected)
-        return Status(
-            max(total, len(pictures)), len(pictures), sorted(rejected)[:REJECTED_SHOWN], len(rejected), scanning,
-            self.name, self._problem, listing.copies, pictures.version,
+        status, pictures = self._status, self._pictures
+        return replace(
+            status, total=max(status.total, len(pictures)), ready=len(pictures), version=pictures.version,
+            scanning=(self._busy or self._wake.is_set()) and not self._stop.is_set(), problem=self._problem,
         )  # fmt: skip
 
     def find_regions(self, image: npt.NDArray[np.uint8]) -> ImageRegions:
@@ -125,9 +124,11 @@ class FolderSource:
     def _scan(self) -> None:
         """List the folder, extract new pictures, and print how long that took."""
         begun, processed = time.monotonic(), 0
-        listing = list_pictures(self.root, self._hashes, lambda: not self._stop.is_set())
+        listing = list_pictures(self.root, self._hashes, lambda: not self._stop.is_set(), self._listing)
         if self._stop.is_set():
             raise WaitAbandoned
+        if listing != self._listing:
+            self._published = None
         self._listing, self._temporary_rejections = listing, {}
         self._publish()
         missing = deque(filter(self._is_missing, listing.paths))
@@ -175,8 +176,22 @@ class FolderSource:
         return chunk
 
     def _publish(self) -> None:
-        """Publish the folder's pictures that have regions, so that they can be searched."""
+        """Publish the folder's pictures that have regions, so that they can be searched, and the status."""
         self._cache.refresh()
+        if self._published == self._cache.changes:
+            return
+        paths, reasons = self._listing.paths, self._temporary_rejections | self._cache.rejected
+        of_paths = [(paths[sha256], reasons[sha256]) for sha256 in paths.keys() & reasons.keys()]
+        rejected = sorted([*self._listing.unreadable, *of_paths])
+        self._status = Status(
+            len(paths) - len(of_paths), 0, rejected[:REJECTED_SHOWN], len(rejected), model=self.name,
+            copies=self._listing.copies,
+        )  # fmt: skip
+        self._index()
+        self._published = self._cache.changes
+
+    def _index(self) -> None:
+        """Add the vectors of new pictures to the engine, and remove those of others."""
         known = (sha256 for sha256 in self._listing.paths if sha256 in self._cache.rows)
         wanted = {sha256: self._cache.identity(sha256) for sha256 in known}
         paths = {sha256: self._listing.paths[sha256] for sha256 in wanted}

@@ -1,11 +1,13 @@
 """Lists the pictures of a folder, identified by their content."""
 
 import os
+import stat
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stages.content.hashes import file_hashes
+from stages.content.hashes import SETTLED, file_hashes
 from stages.errors import InputError
 from stages.sources.formats import SUFFIXES
 
@@ -20,6 +22,10 @@ BATCH = 256
 """Number of files hashed between two calls of `should_continue`."""
 
 
+State = tuple[int, int, int]
+"""Size, change time (ctime) in nanoseconds and inode of a file."""
+
+
 @dataclass
 class Listing:
     """The content of a folder."""
@@ -30,42 +36,55 @@ class Listing:
     """(path below the folder, reason)"""
     copies: int = 0
     """Number of files with the same bytes as another file."""
+    files: dict[str, tuple[State, str]] = field(default_factory=dict, compare=False, repr=False)
+    """Path below the folder -> state and sha256 of each file that had not just changed: its bytes are the same as long
+    as its state is."""
 
 
-def list_pictures(root: Path, hashes: Path, should_continue: Callable[[], bool]) -> Listing:
+def list_pictures(root: Path, hashes: Path, should_continue: Callable[[], bool], known: Listing) -> Listing:
     """List all pictures below a folder, sorted by name. Hidden files and folders, and links to folders, are left out.
 
     Args:
         hashes: the SQLite file that caches the hashes of files.
-        should_continue: called now and then; if it returns False, the pictures listed so far are returned.
+        should_continue: called now and then; if it returns False, the listing is abandoned and has no picture.
+        known: an earlier listing; of a file that has not changed since, only the state is looked at.
 
     Raises:
         InputError: the folder cannot be read.
     """
     listing = Listing()
-    paths = []
-    for path in _walk(root, listing.unreadable):
-        size = _size(path)
-        if isinstance(size, str):
-            listing.unreadable.append((_below(path, root), size))
+    states: dict[str, State] = {}
+    settled = (time.time() - SETTLED) * 1e9
+    for name in _walk(root, listing.unreadable):
+        state = _state(f"{root}/{name}")
+        if isinstance(state, str):
+            listing.unreadable.append((name, state))
         else:
-            paths.append(path)
-    for start in range(0, len(paths), BATCH):
+            states[name] = state
+    changed = [name for name, state in states.items() if known.files.get(name, (None,))[0] != state]
+    new: dict[str, str | OSError] = {}
+    for start in range(0, len(changed), BATCH):
         if not should_continue():
-            break
-        chunk = paths[start : start + BATCH]
-        for path, sha256 in zip(chunk, file_hashes(chunk, hashes), strict=True):
-            if isinstance(sha256, OSError):
-                listing.unreadable.append((_below(path, root), f"cannot be read ({sha256.strerror})"))
-            elif sha256 in listing.paths:
-                listing.copies += 1
-            else:
-                listing.paths[sha256] = _below(path, root)
+            return listing
+        chunk = changed[start : start + BATCH]
+        new |= zip(chunk, file_hashes([root / name for name in chunk], hashes), strict=True)
+    for name, state in states.items():
+        sha256 = new[name] if name in new else known.files[name][1]
+        if isinstance(sha256, OSError):
+            listing.unreadable.append((name, f"cannot be read ({sha256.strerror})"))
+            continue
+        if state[1] < settled:
+            listing.files[name] = state, sha256
+        if sha256 in listing.paths:
+            listing.copies += 1
+        else:
+            listing.paths[sha256] = name
     return listing
 
 
-def _walk(root: Path, unreadable: list[tuple[str, str]]) -> Iterator[Path]:
-    """The files that look like pictures; folders and formats that cannot be read are added to `unreadable`."""
+def _walk(root: Path, unreadable: list[tuple[str, str]]) -> Iterator[str]:
+    """The paths below the folder of files that look like pictures; folders and formats that cannot be read are added to
+    `unreadable`."""
 
     def fail(error: OSError) -> None:
         folder = Path(error.filename or root)
@@ -80,25 +99,28 @@ def _walk(root: Path, unreadable: list[tuple[str, str]]) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         links = [Path(parent, name) for name in folders if Path(parent, name).is_symlink()]
         unreadable += [(_below(link, root), "is a link to a folder, which is not followed") for link in links]
+        below = "" if Path(parent) == root else f"{_below(Path(parent), root)}/"
         for name in sorted(files):
-            suffix = Path(name).suffix.lower()
+            suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122  as in `_state`
             if name.startswith("."):
                 continue
             if suffix in SUFFIXES:
-                yield Path(parent, name)
+                yield below + name
             elif suffix in UNSUPPORTED:
-                unreadable.append((_below(Path(parent, name), root), f"is in a format that is not read ({suffix})"))
+                unreadable.append((below + name, f"is in a format that is not read ({suffix})"))
 
 
-def _size(path: Path) -> int | str:
-    """Size of a file in bytes, or the reason not to read it."""
+def _state(path: str) -> State | str:
+    """The state of a file, or the reason not to read it."""
     try:
-        size = path.stat().st_size
+        about = os.stat(path)  # noqa: PTH116  with a Path for each file, a look at a large folder takes thrice as long
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    if not path.is_file():
+    if not stat.S_ISREG(about.st_mode):
         return "is not a file"
-    return f"is larger than {LARGEST >> 20} MiB" if size > LARGEST else size
+    if about.st_size > LARGEST:
+        return f"is larger than {LARGEST >> 20} MiB"
+    return about.st_size, about.st_ctime_ns, about.st_ino
 
 
 def _below(path: Path, root: Path) -> str:
