@@ -246,4 +246,4 @@ def score_text(logit: float) -> str:
     """The matching score, with its logit in brackets, because many scores are near 1."""
     m = matching_score(logit)
     short = "> .999" if m > 0.9995 else "< .001" if m < 0.0005 else f"{m:.3f}".removeprefix("0")
-    return f"m {short} ({logit:.1f})".replace("-", "\N{MINUS SIGN}")
+    return f"m {short} ({logit:z.1f})".replace("-", "\N{MINUS SIGN}")

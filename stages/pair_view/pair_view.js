@@ -28,7 +28,7 @@ const shareOf = (values, index) => (values ? values[index] / 1000 : null);
 /** The matching score, its logit in brackets: a score near 1 alone would not tell results apart. */
 function scoreText(logit) {
   const m = 1 / (1 + Math.exp(-logit));
-  return `m ${m > 0.9995 ? "> .999" : m < 0.0005 ? "< .001" : m.toFixed(3).replace(/^0/, "")} (${logit.toFixed(1)})`;
+  return `m ${m > 0.9995 ? "> .999" : m < 0.0005 ? "< .001" : m.toFixed(3).replace(/^0/, "")} (${logit.toFixed(1).replace(/^-0\.0$/, "0.0")})`;
 }
 
 const pictureOf = (image, attributes = {}) => make("img", { src: image.uri, alt: image.alt, ...attributes });

@@ -8,6 +8,7 @@ from urllib.parse import quote
 import pytest
 
 from search.collection import PictureCollection
+from search.web.pages import score_text
 from tests.search.conftest import HOSTILE_CAPTION, HOSTILE_NAME, Photographs, Server
 from tests.search.tabs import SENTENCE, WIDTHS, arrive, everything, loaded, searched
 from tests.stages.reporting.test_browser import contrast
@@ -85,3 +86,7 @@ def test_every_control_has_a_name_and_is_large_enough_for_a_thumb(
             ".filter(([, r]) => Math.min(r.width, r.height) < 24).map(([html]) => html)"
         )
         assert small == [], json.dumps(small)
+
+
+def test_a_score_has_no_negative_zero() -> None:
+    assert [score_text(logit) for logit in (-0.02, -0.06)] == ["m .495 (0.0)", "m .485 (\u22120.1)"]
