@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NoReturn, TypeVar
 
-from camp_model.files import ACCESS_ERRORS, DISK_ERRORS
+from camp_model.files import ACCESS_ERRORS, DISK_ERRORS, write_text
 from camp_model.seal import set_seal_cache
 from stages.cost import file_name, record_cost
 from stages.errors import InputError
@@ -248,7 +248,7 @@ def exit_on_broken_pipe() -> NoReturn:
 def _print_error(message: str) -> None:
     """Print an error; a training's process leaves it to its torchrun, which prints once what each of them says."""
     with contextlib.suppress(KeyError, OSError):
-        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": message}), encoding="utf-8")
+        write_text(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), json.dumps({"message": message}))
         return
     print(message, file=sys.stderr)
 

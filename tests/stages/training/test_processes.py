@@ -65,6 +65,25 @@ def test_wrong_params_end_several_processes_as_they_end_one(make_job, params):
     assert "Traceback" not in printed
 
 
+FULL_DISK = """
+import resource
+from stages.entry import InputError, stage_main
+def run():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    raise InputError("wrong")
+stage_main(run)
+"""
+
+
+def test_an_error_that_a_full_disk_keeps_from_torchrun_is_printed(tmp_path):
+    """A torn file would be an error of torchrun's own: a traceback, and exit code 1."""
+    left = tmp_path / "error.json"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TORCHELASTIC_ERROR_FILE": str(left)}
+    command = [sys.executable, "-c", FULL_DISK]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr, left.exists()) == (2, "error: wrong\n", False)
+
+
 AVERAGE = """
 import sys, torch, torch.distributed as dist
 from stages.training.processes import Processes
