@@ -28,9 +28,12 @@ def test_a_look_at_what_has_not_changed_and_the_status_take_no_time_for_each_pic
         return file_hashes(files, cache)
 
     monkeypatch.setattr("search.listing.file_hashes", noted)
+    monkeypatch.setattr("search.listing.SETTLED", 3600.0)
+    rescan(opened)
+    hashed.clear()
     monkeypatch.setattr("search.listing.SETTLED", 0.0)
     rescan(opened)
-    assert len(hashed) == 7, "which had only just been written when they were listed first"
+    assert len(hashed) == 7, "which had only just been written when they were listed before"
     indexed = Mock(wraps=opened.source._index)  # type: ignore[attr-defined]
     monkeypatch.setattr(opened.source, "_index", indexed)
     rescan(opened)
