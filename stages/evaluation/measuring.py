@@ -96,8 +96,9 @@ def query_table(fold: Fold, ranked: RankedQueries) -> pa.Table:
 
 
 def _best_of_each(groups: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Positions of the best scores of each group, int64 [G]: groups int64 [C] from 0, scores [C]."""
-    order = np.argsort(scores)
+    """Position of the best score of each group, the first of equal ones, int64 [G]: groups int64 [C] from 0, scores
+    [C]."""
+    order = np.argsort(-scores, kind="stable")[::-1]
     best = np.zeros(groups.max() + 1, dtype=np.int64)
     best[groups[order]] = order  # of a repeated index the last value stays
     return best

@@ -19,7 +19,7 @@ from camp_model.scoring.ranking import rank_blocks
 from camp_model.vocabulary import UNK, Vocabulary
 from stages.errors import InputError
 from stages.evaluation.folds import read_split
-from stages.evaluation.measuring import rank_fold
+from stages.evaluation.measuring import query_table, rank_fold
 from stages.evaluation.recall_table import coarseness_note, recall_text
 from stages.tracking import TRAINED
 from tests.stages.evaluation.running import PARAMS, run
@@ -180,6 +180,15 @@ def test_scores_of_an_ensemble_stay_apart_near_one(small):
     assert (ranked.t2i_top[:, 0] == 0).all() and ranked.t2i_scores.isfinite().all()
     assert (ranked.t2i_scores[:, 0] > ranked.t2i_scores[:, 1]).all()
     assert (ranked.i2t_scores[0] > ranked.i2t_scores[1:]).all()
+
+
+def test_of_right_answers_that_score_alike_the_first_is_the_best(small):
+    """Else a library's sort would choose, on one machine as not on another."""
+    store = RegionStore(small.regions)
+    fold = read_split("test", small.token_tables, store)
+    rows = query_table(fold, rank_fold([Constant(1.0)], store, fold)).to_pylist()
+    first = {image_id: str(caption_id) for caption_id, image_id, _ in reversed(small.captions)}
+    assert {row["query_id"]: row["right_id"] for row in rows if row["direction"] == "i2t"} == first
 
 
 def test_scores_that_are_not_finite_are_an_error(small):
