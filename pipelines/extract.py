@@ -201,7 +201,7 @@ def fill(plan: "Plan", folder: Path, storage: str | None, per_task: int, resourc
 @flow(name="extract", task_runner=ONE_BY_ONE)  # type: ignore[arg-type]  # its type is too narrow
 def extract(
     cluster: str | None = None,
-    workers: int = 2,
+    workers: int | None = None,
     storage: str | None = None,
     shards_per_task: int = 1,
     resources: dict[str, float] = {},  # noqa: B006
@@ -212,9 +212,10 @@ def extract(
         cluster: address of a Dask scheduler, such as tcp://host:8786; none: local worker processes. Its workers must
             see this workspace under the same path, for pictures and detector.
         workers: worker processes of the local cluster; each gets a share of this machine's GPUs and uses the first.
+            none: 2, or those of `cluster`.
         storage: where the workers upload shards: a shared folder or an fsspec URL; none: directly in .work/shards.
         shards_per_task: number of shards that one task extracts.
-        resources: what a Dask worker must offer to get a task, such as {"GPU": 1}.
+        resources: what a worker of `cluster` must offer to get a task, such as {"GPU": 1}.
     """
     from stages.extraction.plan import ExtractSections, plan_shards
     from stages.extraction.shard_folder import absent_shards, link_existing_shards, missing_shards, shard_folder
@@ -222,8 +223,10 @@ def extract(
     logger = get_run_logger()
     allow_commands()
     for name, number in (("workers", workers), ("shards_per_task", shards_per_task)):
-        if number < 1:
+        if number is not None and number < 1:
             raise InputError(f"{name}: {number} is below 1")
+    if cluster and workers:
+        raise InputError("workers: only without a cluster, which has its own; expected one of the two")
     if resources and not cluster:
         raise InputError("resources: only with a cluster: workers on this machine offer none, so no task would begin")
     if storage is not None:
@@ -243,7 +246,7 @@ def extract(
     if missing:
         if cluster:
             check_cluster(cluster)
-        workers_of: Any = runner(cluster, workers)
+        workers_of: Any = runner(cluster, workers or 2)
         on_cluster = flow(name="fill shards", task_runner=workers_of, validate_parameters=False)(fill)
         extracted = on_cluster(plan.of(missing), folder, storage, shards_per_task, resources)
         if storage is not None:
@@ -271,15 +274,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Fill in missing region shards on many workers.")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--cluster", help="address of a Dask scheduler (default: a cluster on this machine)")
-    where.add_argument("--workers", type=int, default=argparse.SUPPRESS,  # a default that is given would be no conflict
-                       help="workers of a cluster on this machine (default: 2)")  # fmt: skip
+    where.add_argument("--workers", type=int, help="workers of a cluster on this machine (default: 2)")
     parser.add_argument("--storage", help="folder or fsspec URL that the workers write to (default: .work/shards)")
     parser.add_argument("--shards-per-task", type=int, default=1, help="shards that a task fills (default: 1)")
     parser.add_argument("--resource", action="append", type=resource, default=[], metavar="NAME=COUNT",
                         help="Dask resource that a worker of --cluster must have, such as GPU=1")  # fmt: skip
     arguments = parser.parse_args()
     with prefect_command():
-        extract(arguments.cluster, getattr(arguments, "workers", 2), arguments.storage, arguments.shards_per_task,
+        extract(arguments.cluster, arguments.workers, arguments.storage, arguments.shards_per_task,
                 dict(arguments.resource))  # fmt: skip
 
 

@@ -286,3 +286,5 @@ def test_a_missing_picture_is_set_aside_as_the_stage_does(prefect_server, worksp
         extract(workers=0)
     with pytest.raises(InputError, match="resources: only with a cluster"):
         extract(resources={"GPU": 1})
+    with pytest.raises(InputError, match="workers: only without a cluster"):
+        extract(cluster="tcp://127.0.0.1:1", workers=2)
