@@ -82,18 +82,18 @@ def shards(folder: Folder) -> dict[Path, int]:
     return {path: path.stat().st_ino for path in (folder.root / "cache").rglob("*.arrow")}
 
 
-def wait_until(holds: Callable[[Seen], Any], look: Callable[[], Seen]) -> Seen:
+def wait_until(holds: Callable[[Seen], Any], look: Callable[[], Seen], seconds: float = 120) -> Seen:
     """What is seen once that holds of it."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + seconds
     while not holds(seen := look()):
         assert time.monotonic() < deadline, seen
         time.sleep(0.02)
     return seen
 
 
-def wait_for(collection: PictureCollection) -> Status:
+def wait_for(collection: PictureCollection, seconds: float = 120) -> Status:
     """The status once indexing has come to its end."""
-    return wait_until(lambda status: not status.scanning, collection.status)
+    return wait_until(lambda status: not status.scanning, collection.status, seconds)
 
 
 @pytest.fixture
