@@ -98,9 +98,6 @@ class FolderSource:
         """As `PictureSource.find_regions`."""
         return self._finder.find_regions(image)
 
-    def _rejection(self, sha256: str) -> str | None:
-        return self._cache.rejected.get(sha256) or self._temporary_rejections.get(sha256)
-
     def _run(self) -> None:
         while not self._stop.is_set():
             self._busy = True
@@ -165,7 +162,8 @@ class FolderSource:
         return not self._stop.is_set()
 
     def _is_missing(self, sha256: str) -> bool:
-        return sha256 not in self._cache.rows and not self._rejection(sha256)
+        known = (self._cache.rows, self._cache.rejected, self._temporary_rejections)
+        return not any(sha256 in pictures for pictures in known)
 
     def _next(self, missing: deque[str]) -> list[str]:
         """Remove from `missing` the pictures of the next shard, and those that have regions by now."""

@@ -73,12 +73,11 @@ def query_table(fold: Fold, ranked: RankedQueries) -> pa.Table:
     # A right image has a caption of the same text as the query's, and both score the same with it.
     texts = fold.captions.wording_index[fold.rows]
     of_image, of_text = _best_of_each(fold.caption_image, own_scores), _best_of_each(texts, own_scores)[texts]
-    for direction, queries, image_ids, candidates, ranks, top, scores, right, best in (
-        ("i2t", images, images, captions, ranked.i2t_ranks, ranked.i2t_top[:, :TOP], ranked.i2t_scores[:, :TOP],
-         captions, of_image),
-        ("t2i", captions, image_of, images, ranked.t2i_ranks, ranked.t2i_top[:, :TOP], ranked.t2i_scores[:, :TOP],
-         image_of, of_text),
-    ):  # fmt: skip
+    for direction, queries, image_ids, candidates, ranks, results, logits, right, best in (
+        ("i2t", images, images, captions, ranked.i2t_ranks, ranked.i2t_top, ranked.i2t_scores, captions, of_image),
+        ("t2i", captions, image_of, images, ranked.t2i_ranks, ranked.t2i_top, ranked.t2i_scores, image_of, of_text),
+    ):
+        top, scores = results[:, :TOP], logits[:, :TOP]
         offsets = pa.array(np.arange(len(queries) + 1, dtype=np.int32) * top.shape[1])
         first = candidates.take(pa.array(top.cpu().numpy().ravel()))
         columns = [

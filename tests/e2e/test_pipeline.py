@@ -206,7 +206,7 @@ def test_a_second_clone_pulls_everything_and_queues_experiments_side_by_side(pip
         for path in workspaces.glob("tmp*/data/regions/*.arrow"):
             with contextlib.suppress(FileNotFoundError):  # its workspace is being removed
                 (shared if path.stat().st_ino in own else foreign).add(path.parts[-4])
-        assert time.monotonic() < until
+        assert time.monotonic() < until, run(clone, "dvc", "queue", "status").stdout
         time.sleep(0.2)
         processes = [process for process in psutil.process_iter(["cmdline", "cwd"]) if process.info["cwd"]]
         below = [process for process in processes if Path(process.info["cwd"]).is_relative_to(workspaces)]

@@ -66,19 +66,15 @@ def deployed(deployment, enter):
     return environment
 
 
-def lines_of(name, text):
+def logged(text, name="worker.log"):
+    """How often the workers have said it, or it stands in another file."""
     log = Path(name)
     return log.read_text().count(text) if log.exists() else 0
 
 
-def logged(text):
-    """How often the workers have said it."""
-    return lines_of("worker.log", text)
-
-
 def ran(stage):
     """How often a stage has come to its end; what it prints is lost if its flow is killed just then."""
-    return lines_of("ran.log", f"{stage}\n")
+    return logged(f"{stage}\n", "ran.log")
 
 
 @contextlib.contextmanager
