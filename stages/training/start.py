@@ -204,6 +204,7 @@ def _freeze(camp: CAMP, prefixes: tuple[str, ...]) -> None:
         if not any(name.startswith(prefix) for name in names):
             raise InputError(f"train.freeze: no parameter begins with {prefix!r}; there are {', '.join(names)}")
     for name, parameter in camp.named_parameters():
-        parameter.requires_grad_(not name.startswith(prefixes))
+        if name.startswith(prefixes):  # others stay as they are: a frozen transformer of a folder is not trained
+            parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in camp.parameters()):
         raise InputError("train.freeze: holds every parameter; expected some left to train")

@@ -57,6 +57,16 @@ def test_a_frozen_network_reads_each_distinct_caption_once(make_data, params, ru
     assert load_checkpoint(paths.model)[0].caption_encoder.frozen
 
 
+def test_a_frozen_network_of_a_folder_is_not_trained(make_data, params, run_train, own):
+    paths, switches = make_data(images=15), {"text": "transformer", "transformer": str(own)}
+    run_train(params(switches, epochs=1, ema_decay=0.5), paths)
+    stored, started = load_file(paths.model / "model.safetensors"), load_file(own / "model.safetensors")
+    of_network = {name.removeprefix(NETWORK): value for name, value in stored.items() if name.startswith(NETWORK)}
+    assert len(of_network) > 30 and all(torch.equal(value, started[name]) for name, value in of_network.items())
+    with pytest.raises(InputError, match=r"learning_rates: no trained parameter begins with 'caption_encoder\.tr"):
+        run_train(params(switches, learning_rates={"caption_encoder.transformer": 0.1}), paths)
+
+
 def test_a_trained_network_has_a_learning_rate_of_its_own(make_data, params, run_train, own):
     paths = make_data(images=15)
     switches = {"text": "transformer", "transformer": str(own), "transformer_frozen": False}
