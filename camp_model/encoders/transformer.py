@@ -117,8 +117,7 @@ class TransformerEncoder(TextEncoder):
     def unread(self, ids: Sequence[int]) -> list[bool]:
         """As `TextEncoder.unread`: a word cannot be read if all its pieces are the unknown one."""
         unknown = set(self._pieces[UNK])
-        pieces = zip(ids, self._pieces_of(ids), strict=True)
-        return [number >= UNK and set(its) <= unknown for number, its in pieces]
+        return [number >= UNK and set(its) <= unknown for number, its in zip(ids, self._pieces_of(ids), strict=True)]
 
     def _pieces_of(self, ids: Sequence[int]) -> list[list[int]]:
         """The pieces of words by their ids; the unknown piece for OOV words where no tokenizer can be asked."""
@@ -178,7 +177,9 @@ class TransformerEncoder(TextEncoder):
 
     def encode(self, tokens: Tensor, lengths: Tensor, dropout: nn.Module) -> Tensor:
         """As `TextEncoder.encode`; dropout is applied to the words' states."""
-        states = self._frozen_states(tokens, lengths) if self.frozen else self.word_states(tokens, lengths)
+        # Where only train.freeze holds the network still, its checkpoint does not say so: measured as that will be.
+        cached = self.frozen and (self.training or self.config.transformer_frozen)
+        states = self._frozen_states(tokens, lengths) if cached else self.word_states(tokens, lengths)
         encoded: Tensor = self.linear(dropout(states.to(self.linear.weight.dtype)))
         return encoded
 
@@ -274,9 +275,8 @@ class TransformerEncoder(TextEncoder):
         counts[:, 0] *= tokens[:, 0] != START
         # <end> stands behind the longest caption; padding before it has no pieces.
         words[:, -1] = END
-        last = tokens.gather(1, (lengths - 1)[:, None])[:, 0]
         ending = self.piece_counts[END]
-        counts[:, -1] = ending * (last != END)
+        counts[:, -1] = ending * (tokens.gather(1, (lengths - 1)[:, None])[:, 0] != END)
         fits = counts[:, :-1].cumsum(1) <= longest_input(self.network) - ending
         counts[:, :-1] *= fits
         return words, counts, fits, table

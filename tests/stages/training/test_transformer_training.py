@@ -67,6 +67,16 @@ def test_a_frozen_network_of_a_folder_is_not_trained(make_data, params, run_trai
         run_train(params(switches, learning_rates={"caption_encoder.transformer": 0.1}), paths)
 
 
+def test_what_params_freeze_is_validated_as_its_checkpoint_is_evaluated(tmp_path, params, own):
+    vocabulary, ids, length = Vocabulary.build([["red", "dog"]]), torch.tensor([[4, 5]]), torch.tensor([2])
+    switches = params({"text": "transformer", "transformer": str(own), "transformer_frozen": False}).model
+    camp = new_model(switches, params(freeze=("caption_encoder.transformer",)).train, vocabulary, 16).eval()
+    save_checkpoint(tmp_path / "kept", camp, vocabulary)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        kept = load_checkpoint(tmp_path / "kept")[0]
+        assert torch.equal(camp.encode_captions(ids, length), kept.encode_captions(ids, length))
+
+
 def test_a_trained_network_has_a_learning_rate_of_its_own(make_data, params, run_train, own):
     paths = make_data(images=15)
     switches = {"text": "transformer", "transformer": str(own), "transformer_frozen": False}
