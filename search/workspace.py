@@ -132,20 +132,19 @@ class WorkspaceSource:
     """A finished store; only missing vectors are computed."""
 
     def __init__(self, workspace: Workspace, model: CAMP, name: str) -> None:
-        self.workspace, self.model, self.name = workspace, model, name
+        self.model, self.name = model, name
         self._weights = weights_key(workspace.model)
-        self._finder = workspace.finder()
         self._problem: str | None = None
-        self._read()
+        self._read(workspace)
         self._stop = threading.Event()
         self._checking: threading.Thread | None = None
 
-    def _read_pictures(self) -> Pictures:
+    def _read_pictures(self, workspace: Workspace) -> Pictures:
         with input_errors():
-            store = RegionStore(self.workspace.root / "data/regions", check=False)
+            store = RegionStore(workspace.root / "data/regions", check=False)
             store.map_all()  # another run of the pipeline may remove the files during a search
-        check_trained_on(self.workspace.model, self.model.config, store)
-        files = self.workspace.files()
+        check_trained_on(workspace.model, self.model.config, store)
+        files = workspace.files()
         if missing := [name for name in store.image_ids if name not in files]:
             raise InputError(
                 f"data/dataset/images.parquet: image_id: {shown(missing[0])} is missing ({len(missing)} such); "
@@ -153,11 +152,10 @@ class WorkspaceSource:
             )
         rows = np.arange(len(store), dtype=np.int64)
         own = {name: files[name] for name in store.image_ids}
-        return Pictures(store, store.image_ids, rows, own, self._engine(store))
+        return Pictures(store, store.image_ids, rows, own, self._engine(workspace.root / "data/index", store))
 
-    def _engine(self, store: RegionStore) -> Engine:
+    def _engine(self, folder: Path, store: RegionStore) -> Engine:
         """The engine of data/index; if it is missing, or of other regions or weights, vectors are computed now."""
-        folder = self.workspace.root / "data/index"
         if (folder / "index.json").is_file():
             facts = IndexFacts.load(folder)
             regions = sha256_of(store.path / "manifest.parquet")
@@ -202,21 +200,22 @@ class WorkspaceSource:
         Raises:
             InputError: as `_read`.
         """
-        self._read()
+        self._read(Workspace(self.workspace.root))  # with its params.yaml as it is now
         self.start()
 
-    def _read(self) -> None:
+    def _read(self, workspace: Workspace) -> None:
         """Read the workspace.
 
         Raises:
             InputError: something is missing or damaged, or another model has been trained meanwhile, whose vectors this
                 one cannot use.
         """
-        if weights_key(self.workspace.model) != self._weights:
-            raise InputError(f"{self.workspace.model}: is another model now; restart the search to use it")
-        pictures = self._read_pictures()
-        rejected = read_table(self.workspace.root / "data/regions/rejected.parquet", ("path", "reason"))
+        if weights_key(workspace.model) != self._weights:
+            raise InputError(f"{workspace.model}: is another model now; restart the search to use it")
+        pictures, finder = self._read_pictures(workspace), workspace.finder()
+        rejected = read_table(workspace.root / "data/regions/rejected.parquet", ("path", "reason"))
         self._rejected = list(zip(rejected["path"].to_pylist(), rejected["reason"].to_pylist(), strict=True))
+        self.workspace, self._finder = workspace, finder
         self._pictures, self._problem, self._unchecked = pictures, None, True
 
     def pictures(self) -> Pictures:

@@ -231,3 +231,24 @@ def test_regions_that_were_extracted_again_meanwhile_are_compared_again(
     collection.rescan()
     with pytest.raises(InputError, match=r"data/regions: .*: its features differ by up to"):
         collection.find_regions(image)
+
+
+def test_params_that_were_edited_before_another_run_are_read_again_with_its_outputs(
+    photographs: Photographs, tmp_path: Path
+) -> None:
+    root, image = tmp_path / "workspace", np.full((50, 60, 3), 100, np.uint8)
+    shutil.copytree(photographs.root, root)
+    collection = open_workspace(root)
+    before = collection.find_regions(image)
+    shutil.copytree(photographs.pictures, tmp_path / "moved")
+    params = yaml.safe_load((root / "params.yaml").read_text()) | {"detector": {"torchvision": {"nms_iou": 0.01}}}
+    params["dataset"]["root"] = str(tmp_path / "moved")
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    extract_regions(
+        ExtractSections.load(root / "params.yaml"), root / "data/dataset", root / "data/detector",
+        root / "data/regions", root / ".work/shards",
+    )  # fmt: skip
+    collection.rescan()
+    after = collection.find_regions(image)
+    assert not np.array_equal(after, before) and np.array_equal(after, open_workspace(root).find_regions(image))
+    assert collection.file(photographs.ids[0]).path.parent == tmp_path / "moved"
