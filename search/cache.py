@@ -17,11 +17,12 @@ from camp_model.regions import MappedShard, RegionStore, StoreInfo, map_shard, r
 from camp_model.seal import check_seal
 from search.features import Extraction, RegionFinder
 from stages.detectors.base import Description
-from stages.detectors.images import CHANGED, PASSING_REASONS
+from stages.detectors.images import CHANGED
 from stages.errors import InputError
 from stages.extraction.describing import PlannedImage, store_info
 from stages.extraction.filling import read_ahead
 from stages.extraction.plan import ExtractSections, Plan, Shard, shard_key, shard_key_prefix
+from stages.extraction.shard_folder import may_pass
 from stages.extraction.shard_run import ShardRun
 from stages.indexing.engines import Vectors
 from stages.indexing.vectors import shard_vectors, vector_file
@@ -97,7 +98,7 @@ class FeatureCache:
             self._shards[path.name], self._mapped[path.name], self._files[path.name] = rows, mapped, file
             for row in rows:
                 self.rows.setdefault(row[0], row)
-            self.rejected |= {name: why for name, why in header.rejected if why not in PASSING_REASONS}
+            self.rejected |= {name: why for name, why in header.rejected if not may_pass(why)}
 
     def damaged(self, should_continue: Callable[[], bool]) -> list[str]:
         """Read all shards and check their seals.
@@ -153,7 +154,7 @@ class FeatureCache:
         temporary: dict[str, str] = {}
 
         def reject(image: PlannedImage, reason: str) -> None:
-            if reason in PASSING_REASONS:
+            if may_pass(reason):
                 temporary[image.image_id] = "changed while it was indexed" if reason == CHANGED else reason
 
         run = ShardRun(shard, plan, extractor, self.folder, reject)

@@ -17,6 +17,8 @@ from stages.extraction.plan import Shard
 from stages.workspace import main_root
 
 SHARDS = Path(".work/shards")
+NO_MEMORY = ("cannot be decoded: MemoryError", "cannot be decoded: Unable to allocate")
+"""What `decode` says, in Python's and numpy's words, if the machine has too little memory."""
 
 
 def shard_folder() -> Path:
@@ -35,10 +37,15 @@ def complete_header(path: Path, shard: Shard) -> ShardHeader | None:
     return header if header.key == shard.key else None
 
 
+def may_pass(reason: str) -> bool:
+    """Whether an image that was rejected for this reason should be tried again, because its bytes may be fine."""
+    return reason in PASSING_REASONS or reason.startswith(NO_MEMORY)
+
+
 def is_complete(shard: Shard, folder: Path) -> bool:
     """Whether the shard is there and complete, with no image that should be tried again."""
     header = complete_header(folder / shard.file_name, shard)
-    return header is not None and not any(reason in PASSING_REASONS for _, reason in header.rejected)
+    return header is not None and not any(may_pass(reason) for _, reason in header.rejected)
 
 
 def missing_shards(shards: Iterable[Shard], folder: Path) -> list[Shard]:

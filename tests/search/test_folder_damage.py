@@ -186,6 +186,25 @@ def test_pictures_that_could_not_be_opened_for_a_while_are_looked_at_again(
     assert (status.ready, status.rejected_count, status.problem) == (7, 0, None)
 
 
+@pytest.mark.parametrize("reason", ["", "Unable to allocate 1.0 GiB"])
+def test_a_picture_that_could_not_be_decoded_for_want_of_memory_is_looked_at_again(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    def full(_: Any) -> None:
+        raise MemoryError(reason)
+
+    collection = folder.open()
+    with monkeypatch.context() as patched:
+        patched.setattr("stages.detectors.images._pixels", full)
+        collection.start()
+        status = wait_for(collection)
+        assert (status.ready, status.rejected_count) == (0, 7)
+    collection.rescan()
+    status = wait_for(collection)
+    collection.close()
+    assert (status.ready, status.rejected_count, status.problem) == (7, 0, None)
+
+
 def test_a_picture_that_changes_while_it_is_indexed_is_said_and_looked_at_again(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
