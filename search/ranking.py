@@ -20,7 +20,7 @@ from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from camp_model.scoring.all_pairs import Scorer
 from search.pictures import Pictures
-from stages.errors import InputError
+from stages.errors import InputError, shown
 
 MappedRows = tuple[tuple[object, int], ...]
 """Rows of pictures in mapped shards (`RegionStore.mapped_rows`), the keys of cached regions."""
@@ -90,8 +90,12 @@ class Ranker:
             vector = self.model.caption_vectors(words, word_mask).numpy()
             positions = np.sort(pictures.nearest(vector, self.shortlist)[0]).astype(np.int64)
             scores = self._score(pictures, positions, words, word_mask)
-        if not np.isfinite(scores).all():
-            raise InputError("model.safetensors: gives scores that are not finite; expected weights that do")
+        if not (finite := np.isfinite(scores)).all():
+            name = pictures.files[pictures.ids[positions[finite.argmin()]]].name
+            raise InputError(
+                f"{shown(name)}: its score is not finite; expected regions and weights that are as they were written. "
+                "Looking for new pictures checks the regions"
+            )
         order = np.lexsort((pictures.alphabetical[positions], -scores))
         return Ranked(positions[order], scores[order])
 

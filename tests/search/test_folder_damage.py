@@ -130,6 +130,22 @@ def test_a_changed_byte_of_a_shard_is_seen_and_its_pictures_are_looked_at_again(
     again.close()
 
 
+def test_numbers_of_a_damaged_shard_that_are_not_finite_are_said_and_made_again(
+    folder: Folder, opened: PictureCollection
+) -> None:
+    (shard,) = shards(folder)
+    content = shard.read_bytes()
+    with shard.open("r+b") as file:  # under the search that has it mapped
+        file.seek(len(content) // 2)
+        file.write(b"\xff\x7f" * 500)
+    with pytest.raises(InputError, match=r"'\d.png': its score is not finite; expected regions and weights"):
+        opened.search(SENTENCE, top=100)
+    opened.rescan()
+    wait_until(lambda seen: seen == content, lambda: shard.read_bytes() if shard.exists() else b"")
+    wait_for(opened)
+    assert len(opened.search(SENTENCE, top=100).hits) == 7
+
+
 def test_what_was_made_of_a_damaged_shard_is_not_used_once_it_is_made_again(
     folder: Folder, hits: list[Hit], monkeypatch: pytest.MonkeyPatch
 ) -> None:
