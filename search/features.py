@@ -14,6 +14,7 @@ import io
 import shutil
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -21,7 +22,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from camp_model.files import replacing_folder, write_json, write_text
+from camp_model.files import replacing_folder, sha256_of, write_json, write_text
 from camp_model.regions import ImageRegions
 from camp_model.seal import digest_of_values
 from search.locking import locked
@@ -76,7 +77,7 @@ class Extraction(Section):
 
 
 def ready_detector(extraction: Extraction, model: Path, cache: Path) -> Path:
-    """The folder of a model's detector; its weights are fetched into `cache` once.
+    """The folder of a model's detector; its weights are fetched into `cache`, again if they are damaged or gone.
 
     Raises:
         InputError: the weights cannot be obtained, or the detector is not the one that the model was trained on.
@@ -89,13 +90,21 @@ def ready_detector(extraction: Extraction, model: Path, cache: Path) -> Path:
         recorded = Description.load(own).weights_sha256 if (own / "detector.json").is_file() else ""
         folder = cache / "detectors" / digest_of_values([extraction.detector.to_dict(), recorded])[:32]
         with locked(folder.with_name(f"{folder.name}.lock")):
-            if not (folder / "detector.json").is_file():
+            if not _is_whole(folder):
                 backend = importlib.import_module(DETECTORS[extraction.detector.backend])
                 # Its messages about weights are for training, and not part of an answer.
                 with replacing_folder(folder) as building, contextlib.redirect_stdout(io.StringIO()):
                     backend.resolve(extraction.detector, building, building).save(building)
     _check_same(extraction, folder, model, cache)
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a detector's description and weights are there as they were written."""
+    try:
+        return Description.load(folder).weights_sha256 == sha256_of(folder / WEIGHTS)
+    except (InputError, OSError):
+        return False
 
 
 def _check_same(extraction: Extraction, folder: Path, model: Path, cache: Path) -> None:
@@ -152,10 +161,14 @@ class RegionFinder:
         folder: folder of detector.json.
         detector: settings that only its backend reads.
         regions: which regions of a picture are kept.
+        make_ready: called before the detector is loaded, which may be long after this.
     """
 
-    def __init__(self, folder: Path, detector: DetectorParams, regions: RegionsParams) -> None:
-        self.folder, self.detector, self.regions = folder, detector, regions
+    def __init__(
+        self, folder: Path, detector: DetectorParams, regions: RegionsParams,
+        make_ready: Callable[[], object] = lambda: None,
+    ) -> None:  # fmt: skip
+        self.folder, self.detector, self.regions, self._make_ready = folder, detector, regions, make_ready
         self._lock = threading.Lock()
         self._ready: RegionExtractor | None = None
 
@@ -167,6 +180,7 @@ class RegionFinder:
         """
         with self._lock:
             if self._ready is None:
+                self._make_ready()
                 if Description.load(self.folder).backend == "precomputed":
                     raise InputError(
                         f"{self.folder / 'detector.json'}: the regions are precomputed; extracting the regions "

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,8 @@ class FolderSource:
             raise InputError(f"{root}: is not a folder; expected a folder of pictures")
         self.root, self.model, self.weights, self.name = root.resolve(), model, weights, str(folder)
         extraction = Extraction.of_model(folder)
-        self._finder = RegionFinder(ready_detector(extraction, folder, cache), extraction.detector, extraction.regions)
+        ready = partial(ready_detector, extraction, folder, cache)
+        self._finder = RegionFinder(ready(), extraction.detector, extraction.regions, ready)
         self._cache = FeatureCache(cache, self._finder, extraction)
         self._hashes = cache / "hashes.sqlite"
         self._engine = FaissEngine(model.config.dim)

@@ -93,19 +93,47 @@ def test_weights_of_one_name_are_read_again_for_a_model_that_was_trained_on_othe
 ) -> None:
     """As where a file is overwritten, or a package is updated."""
     detector = folder.root / "models/detector"
-    named = DetectorParams(architecture="fasterrcnn_resnet50_fpn", weights="weights.pth")
-    monkeypatch.setattr(torchvision, "resolve", lambda params, out, dataset: resolved(detector, out))
     fingerprints = []
     for seed in (0, 5):
         torch.manual_seed(seed)
         sha256 = save_state(build_network(CONFIG, 3, 2).state_dict(), detector)
         replace(Description.load(detector), weights_sha256=sha256).save(detector)
-        make_model(folder.model)
-        copy_detector(detector, named, folder.model)
-        Extraction(detector=named, regions=REGIONS).write(folder.model)
+        name_weights(folder, monkeypatch)
         found = ready_detector(Extraction.of_model(folder.model), folder.model, folder.root / "cache")
         fingerprints.append(Description.load(found).fingerprint)
     assert fingerprints[1] == Description.load(detector).fingerprint != fingerprints[0]
+
+
+@pytest.mark.parametrize("damaged", ["detector.json", "weights.safetensors", ""])
+def test_a_detector_that_is_damaged_or_gone_from_the_cache_is_fetched_again(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, damaged: str
+) -> None:
+    def damage() -> None:
+        (path,) = (folder.root / "cache/detectors").glob(f"*/{damaged}")
+        if damaged:
+            path.write_bytes(path.read_bytes()[:-1])
+        else:
+            shutil.rmtree(path.parent)
+
+    name_weights(folder, monkeypatch)
+    folder.open().close()
+    damage()
+    collection = folder.open()
+    damage()  # while it is searched; the detector is loaded for the first new picture
+    collection.start()
+    status = wait_for(collection)
+    collection.close()
+    assert (status.ready, status.problem) == (7, None)
+
+
+def name_weights(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the folder's model one whose detector's weights are named, not shipped with it."""
+    detector = folder.root / "models/detector"
+    named = DetectorParams(architecture="fasterrcnn_resnet50_fpn", weights="weights.pth")
+    monkeypatch.setattr(torchvision, "resolve", lambda params, out, dataset: resolved(detector, out))
+    make_model(folder.model)
+    copy_detector(detector, named, folder.model)
+    Extraction(detector=named, regions=REGIONS).write(folder.model)
 
 
 def resolved(detector: Path, out: Path) -> Description:
