@@ -1,6 +1,5 @@
 """Hashes of the content of files and folders, cached for unchanged files."""
 
-import errno
 import functools
 import hashlib
 import os
@@ -9,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from camp_model.files import sha256_of
@@ -81,21 +80,12 @@ def file_hashes(files: Sequence[Path], cache: Path | None) -> Iterator[str | OSE
                 yield row if isinstance(row, OSError) else read.get(i) or str(row[-1])
 
 
-@contextmanager
-def _sqlite_errors(cache: Path | None) -> Iterator[None]:
-    """Convert SQLite's operational errors, such as for a full disk, into an OSError that names the file."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        said = str(error)
-        number = errno.ENOSPC if "full" in said else errno.EROFS if "readonly" in said or "open" in said else errno.EIO
-        raise OSError(number, said, str(cache)) from None
-
-
 def _open(cache: Path | None) -> sqlite3.Connection:
     """Open the table of hashes; a damaged file is replaced, because all hashes can be computed again."""
-    with _sqlite_errors(cache):
+    try:
         store = sqlite3.connect(cache or ":memory:", timeout=LOCK_TIMEOUT)
+    except sqlite3.OperationalError as error:
+        return _reopen(cache, error)
     try:
         store.execute("drop table if exists hashes")  # an earlier table, by modification time
         store.execute("create table if not exists seen (path text primary key, size, changed, inode, sha256)")
@@ -106,21 +96,16 @@ def _open(cache: Path | None) -> sqlite3.Connection:
 
 
 def _reopen(cache: Path | None, error: sqlite3.DatabaseError) -> sqlite3.Connection:
-    """Open another table: in memory if another process has locked the file, which is not worth waiting for; a new file
-    if it is damaged, or has a table of another form.
-
-    Raises:
-        OSError: for any other error, as `_sqlite_errors`.
-    """
-    damaged = not isinstance(error, sqlite3.OperationalError) or "column" in str(error)
-    if cache is not None and damaged:
+    """Open another table: a new file if it is damaged, or has a table of another form; in memory if another process has
+    locked it, which is not worth waiting for, or if it cannot be written, such as on a full disk."""
+    if cache is None:
+        raise error
+    if not isinstance(error, sqlite3.OperationalError) or "column" in str(error):
         print(f"{cache}: cannot be read ({error}); all files are hashed again", file=sys.stderr)
         cache.unlink(missing_ok=True)
         return _open(cache)
-    with _sqlite_errors(cache):
-        if "locked" not in str(error):
-            raise error
-    print(f"{cache}: another process has locked it; files are hashed without this cache", file=sys.stderr)
+    reason = "another process has locked it" if "locked" in str(error) else f"cannot be used ({error})"
+    print(f"{cache}: {reason}; files are hashed without this cache", file=sys.stderr)
     return _open(None)
 
 

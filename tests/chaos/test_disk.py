@@ -95,16 +95,22 @@ def test_a_checkpoint_without_room_leaves_the_older_one(disk: Callable[[str], Pa
     assert len(list((folder / "camp").iterdir())) == 3
 
 
-def test_hashes_that_cannot_be_remembered_are_made_all_the_same(disk: Callable[[str], Path], tmp_path: Path) -> None:
+def test_hashes_that_cannot_be_remembered_are_made_all_the_same(
+    disk: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = disk("64k")
     (tmp_path / "a").write_text("a")
     os.utime(tmp_path / "a", (0, 0))
     expected = content_hash(tmp_path / "a", tmp_path / "hashes.sqlite")
     (folder / "ballast").write_bytes(bytes(50_000))
-    with pytest.raises(OSError, match="hashes.sqlite"):
-        content_hash(tmp_path / "a", folder / "hashes.sqlite")
+    assert content_hash(tmp_path / "a", folder / "hashes.sqlite") == expected
+    assert "hashes.sqlite: cannot be used (database or disk is full)" in capsys.readouterr().err
     (folder / "ballast").unlink()
     assert content_hash(tmp_path / "a", folder / "hashes.sqlite") == expected
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+    for name in ("hashes.sqlite", "others.sqlite"):
+        assert content_hash(tmp_path / "a", folder / name) == expected
+    assert "others.sqlite: cannot be used (unable to open database file)" in capsys.readouterr().err
 
 
 STAGES = yaml.safe_load((Path(__file__).parents[2] / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
