@@ -119,20 +119,28 @@ def test_the_page_is_there_at_once_and_pictures_become_ready(
             opened = client.get("/picture", params={"id": found[0]["id"]}).text
             assert "More like it" in opened and "training captions" not in opened
             assert page.errors == []
-            (tmp_path / "images").rename(tmp_path / "away")
-            client.post("/api/rescan")
-            wait_until(itemgetter("problem"), partial(health, client))
-            page.open(server.address)
-            assert "Indexing has stopped: " in page.text("#progress p")
-            hidden = page.run("['#again', 'progress'].map(name => document.querySelector(name).hidden)")
-            assert hidden == [True, True], "the pictures are those of before, and the bar would be full"
-            page.run("document.querySelector('progress').hidden = false")  # as where it stops while the page is open
-            page.wait("document.querySelector('progress').hidden")
-            (tmp_path / "away/later.jpg").write_bytes(picture_bytes())
-            (tmp_path / "away").rename(tmp_path / "images")
-            client.post("/api/rescan")
-            page.wait("document.querySelector('#progress p').textContent === 'All 39 pictures can be searched.'")
-            assert page.run("!document.querySelector('#again').hidden"), "as many pictures, but others"
+            _see_the_folder_go_and_come_back(page, server, client, tmp_path)
     finally:
         code, errors = server.end()
     assert code == 0 and "Traceback" not in errors
+
+
+def _see_the_folder_go_and_come_back(page: Any, server: Server, client: httpx.Client, tmp_path: Path) -> None:
+    (tmp_path / "images").rename(tmp_path / "away")
+    client.post("/api/rescan")
+    wait_until(itemgetter("problem"), partial(health, client))
+    page.open(server.address)
+    assert "Indexing has stopped: " in page.text("#progress p")
+    hidden = page.run("['#again', 'progress'].map(name => document.querySelector(name).hidden)")
+    assert hidden == [True, True], "the pictures are those of before, and the bar would be full"
+    page.run("document.querySelector('progress').hidden = false")  # as where it stops while the page is open
+    page.wait("document.querySelector('progress').hidden")
+    network = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    for offline, said in ((True, "The server does not answer."), (False, "Indexing has stopped: ")):
+        page.call("Network.emulateNetworkConditions", offline=offline, **network)
+        page.wait(f"document.querySelector('#progress p').textContent.startsWith('{said}')")
+    (tmp_path / "away/later.jpg").write_bytes(picture_bytes())
+    (tmp_path / "away").rename(tmp_path / "images")
+    client.post("/api/rescan")
+    page.wait("document.querySelector('#progress p').textContent === 'All 39 pictures can be searched.'")
+    assert page.run("!document.querySelector('#again').hidden"), "as many pictures, but others"

@@ -147,9 +147,15 @@
     let spoken = "";
     for (;;) {
       await new Promise((wake) => setTimeout(wake, document.hidden ? 5000 : 1000));
-      let health;
-      try { health = JSON.parse(await ask("/api/health")); } catch { continue; } // a server that is away may come back
       const bar = box.querySelector("progress");
+      let health;
+      try {
+        health = JSON.parse(await ask("/api/health"));
+      } catch (error) { // a server that is away may come back
+        bar.hidden = true;
+        box.querySelector("p").textContent = error.message.replace(/^t/, "T");
+        continue;
+      }
       Object.assign(bar, { max: health.total || 1, value: health.ready, hidden: !health.indexing });
       box.querySelector("p").textContent = health.progress;
       const tenths = `${Math.floor(10 * health.ready / (health.total || 1))} ${health.problem}`;
