@@ -29,6 +29,7 @@ MIN_NEGATIVE_EFFECT = 0.005
 """A word counts against a picture if it lowers the logit by at least this: the smallest number not shown as 0."""
 MIN_BAR_SCALE = 0.5
 """A bar of full width stands for an effect on the logit of at least this."""
+GONE = "This picture is not in the collection: it was moved, changed or deleted since."
 Text = Annotated[str, Query(max_length=MAX_SENTENCE)]
 Id = Annotated[str, Query(max_length=1000)]
 
@@ -67,8 +68,10 @@ class Pages:
                 page |= self._like(self.queries.like(like, count, CAPTIONS_SHOWN))
             else:
                 page["tiles"] = self._tiles(self.queries.collection.first(count), "", 0)
+        except UnknownPicture:
+            page["problem"], status = GONE, 404
         except InputError as error:
-            page["problem"], status = str(error), 404 if isinstance(error, UnknownPicture) else 400
+            page["problem"], status = str(error), 400
         return self.render("home.html.jinja", status, **page)
 
     def rows(self, q: str, offset: int, count: int, version: str | None) -> HTMLResponse:
@@ -93,9 +96,7 @@ class Pages:
         try:
             page["name"] = self.queries.name(picture_id)
         except UnknownPicture:
-            return self.problem(
-                404, "This picture is not in the collection: it was moved, changed or deleted since.", q
-            )
+            return self.problem(404, GONE, q)
         status = 200
         try:
             if q.strip():

@@ -134,7 +134,7 @@ def test_openapi_describes_the_api_and_no_page_loads_anything_from_elsewhere(cli
         ("/like?id=nothing", 404, "is not in the collection"),
         ("/image?id=nothing&side=99999", 422, "side: "),
         ("/picture?id=nothing", 404, "is not in the collection"),
-        ("/?like=nothing", 404, "is not in the collection"),
+        ("/?like=nothing", 404, "This picture is not in the collection: it was moved"),
         ("/?q=%21", 400, "holds no word"),
         ("/nothing", 404, "there is no page at /nothing"),
         ("/?q=" + "a" * 10_000, 422, "1000 characters"),
