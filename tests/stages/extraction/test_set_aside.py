@@ -9,6 +9,7 @@ from PIL import Image
 
 from camp_model.regions import RegionStore
 from stages import extract_regions as stage
+from stages.detectors import images
 from stages.detectors.images import MISSING
 from stages.errors import InputError
 from stages.extraction.filling import extract_missing, load
@@ -41,6 +42,25 @@ def test_unusable_files_are_rejected_with_reasons_and_the_run_goes_on(
     changed = {name for name, (inode, _) in workplace.shards().items() if before[name][0] != inode}
     assert len(changed) == 1
     assert "011" in RegionStore(workplace.out).image_ids
+
+
+def test_an_image_that_the_memory_did_not_suffice_for_is_tried_again(
+    workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode_small(image: Image.Image) -> np.ndarray:
+        if image.size == (999, 999):
+            raise MemoryError
+        return decode(image)
+
+    decode = images._pixels
+    Image.new("RGB", (999, 999)).save(workplace.pictures / "003.png")
+    workplace.list()
+    with monkeypatch.context() as patched:
+        patched.setattr(images, "_pixels", decode_small)
+        workplace.run()
+    assert "003" not in RegionStore(workplace.out).image_ids
+    workplace.run()
+    assert "003" in RegionStore(workplace.out).image_ids
 
 
 def test_a_rejected_image_is_one_line_whatever_its_name(workplace, capsys: pytest.CaptureFixture[str]) -> None:
