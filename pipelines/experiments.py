@@ -4,7 +4,6 @@ python -m pipelines.experiments '{"model.pooling": ["attention", "mean"], "train
 """
 
 import argparse
-import hashlib
 import os
 import subprocess
 import time
@@ -39,7 +38,7 @@ from stages.errors import InputError
 from stages.tracking import PARENT, track
 from stages.tracking.delivery import sync
 from stages.tracking.model import promote as promote_model
-from stages.tracking.restore import MODEL
+from stages.tracking.restore import MODEL, weights_hash
 from stages.tracking.spool import pending
 from stages.tracking.store import connect, search_runs, store_uri
 from stages.workspace import main_root
@@ -244,14 +243,10 @@ def _promote(experiment: str) -> None:
 
 def _model_of(experiment: str) -> str:
     """The hex sha256 of an experiment's trained weights: the tag `camp.model` of the run that trained them."""
-    from dvc.api import DVCFileSystem
-
-    path = f"{MODEL}/model.safetensors"
-    try:
-        with DVCFileSystem(rev=commit_of(experiment)).open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise InputError(f"{experiment}: {path}: is not there; expected the model that it trained") from None
+    sha256 = weights_hash(Path.cwd(), str(commit_of(experiment)))
+    if sha256 is None:
+        raise InputError(f"{experiment}: {MODEL}: is not there; expected the model that it trained")
+    return sha256
 
 
 @flow(name="sweep")

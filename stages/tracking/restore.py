@@ -1,5 +1,6 @@
 """Restores the code, data and model of a run, and finds the runs of a commit."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -29,6 +30,17 @@ def model_hash(lock: str | bytes) -> str | None:
         entries = (yaml.safe_load(lock) or {}).get("stages", {}).values()
         return next(str(out["md5"]) for entry in entries for out in entry.get("outs", []) if out["path"] == MODEL)
     except (yaml.YAMLError, ValueError, AttributeError, TypeError, KeyError, StopIteration):
+        return None
+
+
+def weights_hash(root: Path, commit: str) -> str | None:
+    """Hex sha256 of the trained weights of a commit, the tag `camp.model` of their run; None if DVC lacks them."""
+    from dvc.api import DVCFileSystem
+
+    try:
+        with DVCFileSystem(str(root), rev=commit).open(f"{MODEL}/model.safetensors", "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
         return None
 
 
@@ -75,8 +87,11 @@ def find_commit(client: "MlflowClient", root: Path, revision: str) -> list["Run"
     if commit is None:
         raise InputError(f"{revision}: is not a commit of {root}")
     name = commit.decode().strip()
-    model = model_hash(_git(root, "show", f"{name}:dvc.lock") or b"")
-    trained = search_runs(client, f"tags.`dvc.model` = '{model}' and tags.`camp.kind` = 'train'") if model else []
+    trained: list[Run] = []
+    if model := model_hash(_git(root, "show", f"{name}:dvc.lock") or b""):
+        trained = search_runs(client, f"tags.`dvc.model` = '{model}' and tags.`camp.kind` = 'train'")
+        if not trained and (sha256 := weights_hash(root, name)):  # an evaluation records dvc.model: there was none
+            trained = search_runs(client, f"tags.`camp.model` = '{sha256}' and tags.`camp.kind` = 'train'")
     return trained or search_runs(client, f"tags.`git.commit` = '{name}'")
 
 
@@ -164,7 +179,13 @@ def _restore_data(root: Path, into: Path) -> list[str]:
 
 
 def _restore_model(client: "MlflowClient", run: "Run", into: Path) -> str:
-    """Get the model from the run itself if DVC does not have it."""
+    """Get the model from the run itself if DVC does not have it.
+
+    Without an evaluation, the dvc.lock of a training is that of its beginning, with the model of an earlier one.
+    """
+    tags, lock = run.data.tags, into / "dvc.lock"
+    if tags["camp.kind"] == "train" and lock.is_file() and model_hash(lock.read_bytes()) != tags.get("dvc.model"):
+        shutil.rmtree(into / MODEL, ignore_errors=True)
     if not (into / MODEL).exists() and (versions := client.search_model_versions(f"run_id = '{run.info.run_id}'")):
         from mlflow.artifacts import download_artifacts
 

@@ -32,11 +32,13 @@ stages:
 TRAIN = """
 from pathlib import Path
 from stages.tracking import track
-import yaml
+import hashlib, yaml
 params = yaml.safe_load(Path("params.yaml").read_text())
 with track("train", params) as run:
     Path("models/camp").mkdir(parents=True)
-    Path("models/camp/weights.txt").write_text(f"{params['train']['rate']} {Path('raw.txt').read_text()}")
+    weights = f"{params['train']['rate']} {Path('raw.txt').read_text()}"
+    Path("models/camp/model.safetensors").write_text(weights)
+    run.set_tags({"camp.model": hashlib.sha256(weights.encode()).hexdigest()})
     Path("models/camp/key.txt").write_text(run.run_id)
     run.log_metrics({"val/rsum": 1.0})
 """
@@ -111,7 +113,7 @@ def test_a_run_is_restored_and_found_from_its_commit(repository, capsys, tmp_pat
     assert capsys.readouterr().out.rstrip().endswith(", params.yaml, dvc.lock, data, the model in models/camp")
     assert (into / "params.yaml").read_text() == "train: {rate: 2}\n"
     assert (into / "raw.txt").read_text() == "raw"
-    assert (into / "models/camp/weights.txt").read_text() == "2 raw"
+    assert (into / "models/camp/model.safetensors").read_text() == "2 raw"
     assert (into / "models/camp/key.txt").read_text() == key
 
     shutil.rmtree(".dvc/cache")
@@ -136,6 +138,22 @@ def test_a_run_is_restored_and_found_from_its_commit(repository, capsys, tmp_pat
         commands(["restore", "f" * 33])
     with pytest.raises(InputError, match="registered no model"):
         commands(["promote", key])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_training_without_an_evaluation_is_found_and_gets_no_other_model(repository, capsys, tmp_path):
+    """Its dvc.lock is that of its beginning, which names the model of the training before."""
+    Path("params.yaml").write_text("train: {rate: 3}\n")
+    run(sys.executable, "-m", "dvc", "repro", "-q", "train")
+    delivered(repository)
+    run("git", "add", "-A")
+    run("git", "commit", "-q", "-m", "only trained")
+    commands(["find", "HEAD"])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "train" in line
+    commands(["restore", line.split()[0], "--into", str(tmp_path / "back")])
+    assert capsys.readouterr().out.rstrip().endswith("no model: the run has logged none")
+    assert not (tmp_path / "back/models/camp").exists()
 
 
 @pytest.mark.filterwarnings("ignore")
