@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
@@ -261,10 +262,12 @@ def _deliver(root: Path, key: str) -> subprocess.Popen[bytes] | None:
 def _wait(process: subprocess.Popen[bytes], root: Path, key: str) -> None:
     """Wait up to `WAIT` seconds for the delivery, and print once what of the run was not delivered, and why."""
     others = [folder for folder in pending(root) if folder.name != key and not (folder / "refused.jsonl").exists()]
-    seconds = WAIT if all(map(writer_alive, others)) else WAIT_AGAIN
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        if process.wait(timeout=seconds) == 0:
-            return
+    until = time.monotonic() + (WAIT if all(map(writer_alive, others)) else WAIT_AGAIN)
+    events = root / SPOOL / key / "events.jsonl"
+    while events.exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.1)
+    if not events.exists():  # the process may go on with what earlier runs left
+        return
     reason = f"has not received all of this run yet (details: {root / '.tracking' / 'delivery.log'})"
     with contextlib.suppress(OSError):
         reason = f"did not accept this run: {(root / SPOOL / key / 'problem').read_text(encoding='utf-8').rstrip('.')}"

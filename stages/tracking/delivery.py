@@ -239,7 +239,8 @@ def in_one_line(error: Exception) -> str:
 
 
 def deliver_during_run(root: Path, key: str) -> int:
-    """Deliver one run while it is being written, and what earlier runs left; return 0 if this run is delivered."""
+    """Deliver one run while it is being written, and what earlier runs left, after it if it is short; return 0 if this
+    run is delivered."""
     os.chdir(root)  # relative addresses of stores start here
     limit_request_time(3)
     os.nice(10)  # the run has priority over its delivery
@@ -249,6 +250,8 @@ def deliver_during_run(root: Path, key: str) -> int:
         try:
             delivery = delivery or Delivery(root, store_uri(root))
             if delivery.deliver(folder):
+                if not others_tried:
+                    sync(root, moved=False)
                 return 0
             (folder / "problem").unlink(missing_ok=True)
             pause = 1.0

@@ -13,7 +13,7 @@ from stages.errors import InputError
 from stages.tracking import track
 from stages.tracking.__main__ import main as commands
 from stages.tracking.delivery import Delivery, sync
-from stages.tracking.spool import pending
+from stages.tracking.spool import SPOOL, pending
 from stages.tracking.store import connect, local_uri, open_experiment
 from tests.stages.tracking.conftest import run_of
 
@@ -120,8 +120,12 @@ def test_what_is_refused_of_a_run_is_kept_and_the_rest_arrives(root, capsys):
     assert "novelty" in {event["event"] for event in events}
     assert {name for event in events for name in event["values"]} == {"bad\nname", "no*name", "k" * 300}
     # A later run waits for the server as long as ever.
-    with subprocess.Popen(["sleep", str(tracking.WAIT_AGAIN + 1)]) as delivery:
+    events = root / SPOOL / "later" / "events.jsonl"
+    events.parent.mkdir()
+    events.touch()
+    with subprocess.Popen(["sh", "-c", f'sleep {tracking.WAIT_AGAIN + 1}; rm "$0"', events]) as delivery:
         tracking._wait(delivery, root, "later")
+    events.parent.rmdir()
     assert "warning:" not in capsys.readouterr().err
     # Whoever mends the names gets all of it.
     mended = refused.read_text().replace("no*name", "a name").replace("bad\\nname", "b")

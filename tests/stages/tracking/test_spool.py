@@ -53,6 +53,19 @@ def test_a_damaged_folder_of_before_costs_no_other_run_anything(tmp_path, monkey
     assert [left.name for left in pending(tmp_path)] in ([], ["before"])
 
 
+def test_a_short_run_delivers_what_an_earlier_one_left(root, beside, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("stages.tracking._deliver", lambda *_: None)
+        with track("train", {}):
+            pass
+    with track("report", {}):  # over before its delivery has begun
+        pass
+    until = time.monotonic() + 60
+    while pending(root) and time.monotonic() < until:
+        time.sleep(0.5)
+    assert pending(root) == []
+
+
 def test_the_folder_of_another_person_is_left_to_them(tmp_path, monkeypatch):
     """Permissions do not bind the superuser that tests may run as: opening is made to fail as it does for others."""
     spool = Spool(tmp_path, "theirs")
