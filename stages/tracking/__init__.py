@@ -214,7 +214,8 @@ def _begin(run: Run, spool: Spool, kind: str, name: str | None, tags: Mapping[st
     }
     run.set_tags(origin | dict(tags))
     for file in filter(Path.is_file, (Path("params.yaml"), lock)):
-        run.log_artifact(file, "code")
+        # Not to the parent's: params.yaml may be that of the next experiment by now.
+        run.log_artifact(file, "code", shared=file == lock)
     if run._parent and lock.is_file():  # DVC enters the stage only after the train run has ended
         model = model_hash(lock.read_bytes())
         run._write("tags", values={"dvc.model": model} if model else {}, also=run._parent)

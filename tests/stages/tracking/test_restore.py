@@ -102,6 +102,10 @@ def run(*command):
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_is_restored_and_found_from_its_commit(repository, capsys, tmp_path, monkeypatch):
     key = Path("models/camp/key.txt").read_text()
+    Path("params.yaml").write_text("train: {rate: 3}\n")  # for the next training, before the report of this one
+    with track("report", {}, parent=key):
+        pass
+    delivered(repository)
     run("git", "add", "-A")
     run("git", "commit", "-q", "-m", "result")
     Path("raw.txt").write_text("other")
@@ -109,7 +113,6 @@ def test_a_run_is_restored_and_found_from_its_commit(repository, capsys, tmp_pat
 
     into = tmp_path / "back"
     commands(["restore", key[:12], "--into", str(into)])
-    # The stage `evaluate` had made nothing yet when its run recorded dvc.lock.
     assert capsys.readouterr().out.rstrip().endswith(", params.yaml, dvc.lock, data, the model in models/camp")
     assert (into / "params.yaml").read_text() == "train: {rate: 2}\n"
     assert (into / "raw.txt").read_text() == "raw"
@@ -118,14 +121,15 @@ def test_a_run_is_restored_and_found_from_its_commit(repository, capsys, tmp_pat
 
     shutil.rmtree(".dvc/cache")
     commands(["restore", key[:12], "--into", str(tmp_path / "without")])
-    assert "data but for models/camp/, which DVC does not have any more, no model" in capsys.readouterr().out
+    said = "data but for evaluation.txt, models/camp/, which DVC does not have any more, no model"
+    assert said in capsys.readouterr().out
 
     commands(["find", "HEAD~1"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1
     assert "val/rsum 1.0" in lines[0]
     commands(["find", "HEAD~2"])  # where they began
-    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert len(capsys.readouterr().out.splitlines()) == 3
     with pytest.raises(InputError, match="is not a commit"):
         commands(["find", "nowhere"])
     for command in (["find", "HEAD~1"], ["restore", key]):
@@ -163,6 +167,7 @@ def test_a_run_is_restored_in_a_path_of_any_script(repository, capsys):
     run("git", "add", "-A")
     run("git", "commit", "-q", "-m", "result")
     commands(["restore", Path("models/camp/key.txt").read_text()])
+    # The stage `evaluate` had made nothing yet when its run recorded dvc.lock.
     assert capsys.readouterr().out.rstrip().endswith(", params.yaml, dvc.lock, data, the model in models/camp")
 
 
