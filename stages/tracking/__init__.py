@@ -219,7 +219,8 @@ def _begin(run: Run, spool: Spool, kind: str, name: str | None, tags: Mapping[st
     if run._parent and lock.is_file():  # DVC enters the stage only after the train run has ended
         model = model_hash(lock.read_bytes())
         run._write("tags", values={"dvc.model": model} if model else {}, also=run._parent)
-    if patch and not run._parent:
+    # A resumed run may hold changes of its beginning that are committed by now: an empty patch replaces them.
+    if patch is not None and (patch or resumed) and not run._parent:
         (spool.folder / "changes.patch").write_bytes(patch)
         run.log_artifact(spool.folder / "changes.patch", "code")
     if kind == "train" and not resumed:

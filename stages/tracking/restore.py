@@ -126,15 +126,19 @@ def restore(client: "MlflowClient", root: Path, run: "Run", into: Path) -> list[
 def _restore_files(client: "MlflowClient", run: "Run", into: Path) -> list[str]:
     """Apply the uncommitted changes, then write params.yaml and dvc.lock as they were."""
     recorded = {file.path for file in client.list_artifacts(run.info.run_id, "code")}
-    names = [name for name in ("changes.patch", "params.yaml", "dvc.lock") if f"code/{name}" in recorded]
+    restored = []
     with tempfile.TemporaryDirectory() as folder:
-        for name in names:
-            path = client.download_artifacts(run.info.run_id, f"code/{name}", folder)
-            if name == "changes.patch":
-                subprocess.run(["git", "-C", str(into), "apply", "--whitespace=nowarn", path], check=True)
-            else:
+        for name in ("changes.patch", "params.yaml", "dvc.lock"):
+            if f"code/{name}" not in recorded:
+                continue
+            path = Path(client.download_artifacts(run.info.run_id, f"code/{name}", folder))
+            if name != "changes.patch":
                 shutil.copyfile(path, _inside(into, name))
-    return ["its uncommitted changes" if name == "changes.patch" else name for name in names]
+                restored.append(name)
+            elif path.stat().st_size:  # empty once a resumed run's changes were committed
+                subprocess.run(["git", "-C", str(into), "apply", "--whitespace=nowarn", str(path)], check=True)
+                restored.append("its uncommitted changes")
+    return restored
 
 
 def _inside(into: Path, name: str) -> Path:

@@ -158,6 +158,13 @@ def test_a_training_without_an_evaluation_is_found_and_gets_no_other_model(repos
     commands(["restore", line.split()[0], "--into", str(tmp_path / "back")])
     assert capsys.readouterr().out.rstrip().endswith("no model: the run has logged none")
     assert not (tmp_path / "back/models/camp").exists()
+    # Resumed after its uncommitted changes were committed, it has none.
+    with track("train", {}, run_id=Path("models/camp/key.txt").read_text()):
+        pass
+    delivered(repository)
+    commands(["restore", line.split()[0], "--into", str(tmp_path / "again")])
+    assert "uncommitted" not in capsys.readouterr().out
+    assert (tmp_path / "again/params.yaml").read_text() == "train: {rate: 3}\n"
 
 
 @pytest.mark.filterwarnings("ignore")
