@@ -178,10 +178,8 @@ def _wait(collection: Any) -> None:
 def _print_problems(status: Any) -> None:
     if status.rejected_count:
         name, reason = status.rejected[0]
-        print(
-            f"{status.rejected_count} pictures cannot be used, such as {_printable(name)}: {_printable(reason)}",
-            file=sys.stderr,
-        )
+        pictures = "1 picture" if status.rejected_count == 1 else f"{status.rejected_count:,} pictures"
+        print(f"{pictures} cannot be used, such as {_printable(name)}: {_printable(reason)}", file=sys.stderr)
     if status.copies:
         print(f"copies of other files, which are listed only under the first name: {status.copies}", file=sys.stderr)
     if status.problem:

@@ -153,7 +153,7 @@ class FolderSource:
             seconds = time.monotonic() - begun
             rate = f"{processed:,} processed, {processed / seconds:.1f} a second"
             status = self.status()
-            asides = {"cannot be used": status.rejected_count, "are copies of others": status.copies}
+            asides = {"that cannot be used": status.rejected_count, "that only copy others": status.copies}
             aside = "".join(f"; {count:,} {what}" for what, count in asides.items() if count)
             ready = f"{len(self._pictures):,} pictures can be searched after {seconds:.1f} s ({rate}){aside}"
             print(ready, file=sys.stderr)

@@ -101,7 +101,7 @@ def test_a_folder_is_searched_from_where_one_stands(folder: Folder) -> None:
     answer = json.loads(done.stdout)
     assert [answer[name] for name in ("pictures", "rejected", "copies", "unknown")] == [8, 1, 1, ["zyzzyva"]]
     assert [hit["rank"] for hit in answer["hits"]] == [1, 2, 3]
-    assert "1 pictures cannot be used, such as torn.png: is no image of a known format" in done.stderr
+    assert "1 picture cannot be used, such as torn.png: is no image of a known format" in done.stderr
     assert "copies of other files, which are listed only under the first name: 1" in done.stderr
     collection = folder.open()
     collection.start()
@@ -193,7 +193,7 @@ def test_what_is_not_read_and_what_is_not_there_is_said(
     with pytest.raises(SystemExit, match="2"):
         command.main([SENTENCE, *options])
     said = capsys.readouterr()
-    assert said.out == "" and "1 pictures cannot be used, such as camera.dng: is in a format that is not" in said.err
+    assert said.out == "" and "1 picture cannot be used, such as camera.dng: is in a format that is not" in said.err
     assert (
         "error: images: no picture that can be searched; files of pictures end in .apng, .avif, .avifs, .bmp"
         in said.err
