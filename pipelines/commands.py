@@ -67,17 +67,29 @@ def _exit_on_signals() -> None:
     """Make SIGTERM exit normally, because only a normal exit stops the temporary server of a flow; make SIGTERM and
     Ctrl-C end this program even if no server answers.
 
-    Ctrl-C also ends that server, and Prefect would try for minutes to send it the remaining states and events.
+    A signal to the whole process group, as Ctrl-C is, also ends that server, and Prefect would try for minutes to send
+    it the remaining states and events. While a flow runs, Prefect's own handler takes SIGTERM, so the end is arranged
+    by a thread that hears of signals whoever handles them.
     """
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    threading.Thread(target=_exit_after_signal, args=(heard,), daemon=True).start()
 
     def ended(number: int, frame: FrameType | None) -> None:
-        threading.Thread(target=_exit, args=(128 + number,), daemon=True).start()
         if number == signal.SIGINT:
             signal.default_int_handler(number, frame)
         sys.exit(128 + number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ended)
+
+
+def _exit_after_signal(heard: int) -> None:
+    """Wait for SIGINT or SIGTERM on the pipe `heard`, then end this program as `_exit`."""
+    while (number := os.read(heard, 1)[0]) not in (signal.SIGINT, signal.SIGTERM):
+        pass
+    _exit(128 + number)
 
 
 def _exit(code: int) -> None:

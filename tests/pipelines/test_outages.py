@@ -159,8 +159,9 @@ def test_only_a_run_that_is_silent_while_it_runs_is_crashed_for_it(prefect_serve
 
 
 @pytest.mark.timeout(300)
-def test_ctrl_c_ends_a_flow_and_the_server_that_it_brought_along(slow, server_environment, prefect_home, wait_for):
-    """The server goes at once, and takes in nothing of what is left to say."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_to_all_ends_a_flow_and_its_own_server(slow, server_environment, prefect_home, wait_for, number):
+    """As Ctrl-C and Slurm send it. The server goes at once, and takes in nothing of what is left to say."""
     environment = {name: value for name, value in server_environment.items() if name != "PREFECT_API_URL"}
     environment |= {"PREFECT_HOME": str(prefect_home(slow.parent / "own")), "PYTHONPATH": f"{slow}{os.pathsep}{ROOT}"}
     with Path("flow.log").open("wb") as log:
@@ -169,8 +170,8 @@ def test_ctrl_c_ends_a_flow_and_the_server_that_it_brought_along(slow, server_en
     try:
         wait_for(lambda: "prepare writes" in Path("flow.log").read_text(), 120)
         time.sleep(2)
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(GRACE + REPORT_SECONDS + 10) == 128 + signal.SIGINT
+        os.killpg(process.pid, number)
+        assert process.wait(GRACE + REPORT_SECONDS + 10) == 128 + number
         assert "`python -m pipelines.reproduce` continues" in Path("flow.log").read_text().splitlines()[-1]
     finally:
         with contextlib.suppress(ProcessLookupError):
