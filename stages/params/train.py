@@ -27,7 +27,8 @@ class TrainParams(Section):
     """Optimizer steps on random negatives before the hardest ones."""
     curriculum_steps: int = Field(default=0, ge=0)
     """Number T of steps after random_negative_steps that use the hardest of k random negatives; at step t, k is
-    batch_size^(t/T). 0: the hardest of all at once. For loss hardest_bce and triplet."""
+    n^(t/T), with n pairs to search: batch_size, or a part of it (mining_batch). 0: the hardest of all at once. For loss
+    hardest_bce and triplet."""
     all_negatives_epochs: int = Field(default=0, ge=0)
     """First epochs on all negatives instead of the hardest, as in VSE-infinity: the sum of hinges for loss triplet, the
     mean (as bce) for hardest_bce. Excludes random_negative_steps and curriculum_steps."""

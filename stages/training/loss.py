@@ -131,4 +131,5 @@ def candidates(params: TrainParams, step: int) -> int:
         return 1
     if begun >= params.curriculum_steps:
         return 0
-    return round(float(params.batch_size ** (begun / params.curriculum_steps)))
+    searched = max(part.stop - part.start for part in mining_parts(params.batch_size, params.mining_batch))
+    return round(float(searched ** (begun / params.curriculum_steps)))

@@ -53,6 +53,12 @@ def test_the_curriculum_goes_from_one_negative_to_all_by_a_power_of_the_batch():
     assert candidates(TrainParams(), 0) == 0
 
 
+def test_the_curriculum_ends_with_all_negatives_of_a_part_where_parts_are_searched():
+    params = TrainParams(batch_size=200, mining_batch=128, curriculum_steps=2)
+    assert [candidates(params, step) for step in range(3)] == [1, 10, 0], "two parts of 100 pairs"
+    assert candidates(params.replace(mining_batch=200), 1) == candidates(params.replace(mining_batch=0), 1) == 14
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
