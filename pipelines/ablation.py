@@ -33,6 +33,8 @@ class Variant:
 
 NO_SUPERVISION = {"train.gate_supervision": 0.0}
 """For models without gates, or with gates as published, which are not supervised."""
+NO_WORD_GATES = {"model.gate_context": 0.0}
+"""For models without gates of words, which have no context."""
 FOILS = {"captions.train_foils": True, "train.foil_weight": 0.25}
 """Training with foils: captions with one word, a count or a relation, changed."""
 JOINT_TERM = {"train.joint_weight": 1.0}
@@ -41,14 +43,16 @@ RANKING = {"train.loss": "triplet", "train.margin": 0.2, **NO_SUPERVISION}
 """The ranking loss that the models of other authors were published with."""
 STUDY: dict[str, Variant] = {
     "full": Variant("full model"),
-    "no-messages": Variant("without messages", {"model.message_passing": "none", **NO_SUPERVISION}),
+    "no-messages": Variant("without messages", {"model.message_passing": "none", **NO_WORD_GATES, **NO_SUPERVISION}),
     "no-messages-large": Variant(
         "without messages, as many parameters",
-        {"model.message_passing": "none", "model.dim": 240, **NO_SUPERVISION},
+        {"model.message_passing": "none", "model.dim": 240, **NO_WORD_GATES, **NO_SUPERVISION},
     ),
     "image-to-text": Variant("image-to-text messages only", {"model.message_passing": "image_to_text"}),
-    "text-to-image": Variant("text-to-image messages only", {"model.message_passing": "text_to_image"}),
-    "no-gates": Variant("without gates", {"model.gate": "none", **NO_SUPERVISION}),
+    "text-to-image": Variant(
+        "text-to-image messages only", {"model.message_passing": "text_to_image", **NO_WORD_GATES}
+    ),
+    "no-gates": Variant("without gates", {"model.gate": "none", **NO_WORD_GATES, **NO_SUPERVISION}),
     "gates-unapplied": Variant("gates supervised, but not applied", {"model.gate": "unapplied"}),
     # Trained like `full`, so DVC reuses its training.
     "gates-open": Variant("gates learnt, but held open when tested", {"evaluate.gates": "open"}),
@@ -75,7 +79,7 @@ STUDY: dict[str, Variant] = {
         "gates as published, with a joint embedding", {**NO_SUPERVISION, **JOINT_TERM}
     ),
     "no-gates-joint-term": Variant(
-        "without gates, with a joint embedding", {"model.gate": "none", **NO_SUPERVISION, **JOINT_TERM}
+        "without gates, with a joint embedding", {"model.gate": "none", **NO_WORD_GATES, **NO_SUPERVISION, **JOINT_TERM}
     ),
     "foils": Variant("trained with foils", FOILS),
     "counts": Variant("counts and locations decide gates", {"model.gate_evidence": True, **FOILS}),

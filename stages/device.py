@@ -25,6 +25,12 @@ def choose_device(name: str, key: str = "train.device") -> torch.device:
     return torch.device(name)
 
 
+def check_precision(name: str, device: torch.device, key: str = "train.precision") -> None:
+    """Raise an InputError if a device cannot compute with the precision `name`, which the param `key` names."""
+    if name == "fp16" and device.type != "cuda":
+        raise InputError(f"{key}: fp16 needs a CUDA device, not {device.type}; expected fp32 or bf16")
+
+
 class Precision:
     """fp32, tf32 (for CUDA's matrix products, convolutions and GRUs), bf16 or fp16 (autocast; fp16 with a scaled loss).
 
@@ -40,8 +46,7 @@ class Precision:
     """
 
     def __init__(self, name: str, device: torch.device, key: str = "train.precision") -> None:
-        if name == "fp16" and device.type != "cuda":
-            raise InputError(f"{key}: fp16 needs a CUDA device, not {device.type}; expected fp32 or bf16")
+        check_precision(name, device, key)
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
         self.device = device
         self.scaler = torch.GradScaler(device.type, enabled=name == "fp16")

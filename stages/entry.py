@@ -43,8 +43,6 @@ QUIET_SECONDS = 8.0
 PR_SET_PDEATHSIG = 1
 OUTPUTS = ("data", "models", "metrics", "plots", "report")
 """Folders of the stages' outputs."""
-LONG_STAGES = ("train_detector", "train")
-"""Stages that begin long work; before it, the splits in data/dataset are checked against params.yaml."""
 COMMAND = "CAMP_COMMAND"
 """Environment variable: id of the process that a flow started, an ancestor of every stage of that flow."""
 
@@ -132,16 +130,18 @@ def read_params(sections: type[S], path: Path = PARAMS) -> S:
 
     Raises:
         InputError: the file cannot be read, has a wrong key or value (the message names both), or lacks a compared key;
-            or a split of data/dataset is too small for it.
+            or evaluation would fail after long work (`check_ahead`).
     """
     # Imported here, not by the stage: a change in what other stages read must not make this one stale.
-    from stages.params.pipeline import Params, check_dvc_keys, check_images
+    from stages.params.pipeline import Params, check_dvc_keys
 
     params, stage = Params.load(path), os.environ.get("DVC_STAGE")
     if stage:
         check_dvc_keys(path)
-        if stage in LONG_STAGES:
-            check_images(params)
+        if stage in ("train_detector", "train") and "RANK" not in os.environ:  # a torchrun worker's parent has checked
+            from stages.params.ahead import check_ahead  # late, for it imports much
+
+            check_ahead(params, stage)
     return sections.load(path)
 
 

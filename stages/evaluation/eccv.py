@@ -19,6 +19,23 @@ METRICS = ("cxc_recalls", "eccv_map_at_r", "eccv_rprecision", "eccv_r1")
 EXPECTED = "expected Karpathy's test split with COCO's own ids (dataset.source karpathy and dataset_coco.json)"
 
 
+def metrics_class() -> Any:
+    """The package's class of metrics.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it recommends a faster JSON reader
+            from eccv_caption import Metrics
+    except ImportError:
+        raise InputError(
+            "evaluate.eccv: needs the package eccv-caption; expected it after pip install -e '.[eccv]'"
+        ) from None
+    return Metrics
+
+
 class EccvCaption:
     """The package's metrics on a fold whose captions have COCO's ids.
 
@@ -27,15 +44,7 @@ class EccvCaption:
     """
 
     def __init__(self, fold: Fold) -> None:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # it recommends a faster JSON reader
-                from eccv_caption import Metrics
-        except ImportError:
-            raise InputError(
-                "evaluate.eccv: needs the package eccv-caption; expected it after pip install -e '.[eccv]'"
-            ) from None
-        self.metrics: Any = Metrics()
+        self.metrics = metrics_class()()
         coco_image: dict[int, int] = {caption: images[0] for caption, images in self.metrics.coco_gts["t2i"].items()}
         self.captions = fold.captions.caption_ids[fold.rows]
         where = f"evaluate.eccv: {fold.captions.path}"

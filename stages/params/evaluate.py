@@ -39,6 +39,12 @@ class EvaluateParams(Section):
     """auto, cpu, cuda, cuda:N or mps."""
 
     @model_validator(mode="after")
+    def _check_splits(self) -> Self:
+        if twice := [split for split in self.splits if self.splits.count(split) > 1]:
+            raise ValueError(f"evaluate.splits: {twice[0]} is there twice; expected each split once")
+        return self
+
+    @model_validator(mode="after")
     def _check_ensemble(self) -> Self:
         for folder in self.ensemble:
             check_no_output("evaluate.ensemble", folder)

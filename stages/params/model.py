@@ -40,11 +40,19 @@ def _switches() -> Any:
 
 
 class ModelParams(_switches()):  # type: ignore[misc]  # the fields are CampConfig's own
-    """The switches of the model; which of them fit each other is CampConfig's to say."""
+    """The switches of the model; which of them contradict each other is CampConfig's to say."""
 
     @model_validator(mode="after")
     def _check_config(self) -> Self:
-        self.config(vocab_size=4, region_dim=1)
+        config = self.config(vocab_size=4, region_dim=1)
+        # Not in CampConfig: checkpoints whose config has a switch without effect can still be read.
+        if config.fusion == "message" and config.message_passing == "none":
+            raise ValueError("model.fusion: message needs messages, but model.message_passing is none")
+        if config.gate_context and (config.gate == "none" or config.message_passing in ("none", "text_to_image")):
+            raise ValueError(
+                f"model.gate_context: {config.gate_context:g} acts on gates of words, which model.gate "
+                f"{config.gate} with model.message_passing {config.message_passing} lacks; expected 0"
+            )
         return self
 
     def config(self, vocab_size: int, region_dim: int, geometry: float = 0.0) -> CampConfig:

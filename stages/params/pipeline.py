@@ -1,14 +1,11 @@
 """All of params.yaml: the sections together."""
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any, Self
 
-import pyarrow as pa
 from pydantic import model_validator
 
-from stages.contracts import input_errors, read_table
 from stages.errors import InputError
 from stages.params import document
 from stages.params.captions import CaptionsParams
@@ -108,19 +105,6 @@ class Params(Section):
                     f"{key}.precision: {precision} needs a CUDA device, but {key}.device is {device}; expected fp32 or "
                     "bf16"
                 )
-
-
-def check_images(params: Params) -> None:
-    """Check that the splits have enough images for training and evaluation, before hours are spent on them.
-
-    Raises:
-        InputError: a split has too few.
-    """
-    images = Path("data/dataset/images.parquet")
-    if images.is_file():
-        count = Counter(read_table(images, {"split": pa.string()})["split"].to_pylist())
-        with input_errors(f"{images}: "):
-            check_sizes(params.evaluate, count)
 
 
 def check_dvc_keys(path: Path = PARAMS, pipeline: Path = Path("dvc.yaml")) -> None:

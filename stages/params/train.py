@@ -128,6 +128,16 @@ class TrainParams(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_freeze(self) -> Self:
+        for prefix in self.learning_rates:
+            if prefix.startswith(self.freeze):
+                raise ValueError(
+                    f"train.learning_rates: {prefix} is not trained: train.freeze is {', '.join(self.freeze)}; "
+                    "expected it in one of the two"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _check_mining_batch(self) -> Self:
         if self.mining_batch == 1:
             raise ValueError("train.mining_batch: 1 leaves a pair without negatives; expected 0, or at least 2")

@@ -16,6 +16,7 @@ from pipelines.study import Outcome, Study, load_true_by_chance
 from pipelines.study_answers import CONCLUSIONS, QUESTIONS
 from pipelines.study_document import Page, _draw_gates, write_document
 from pipelines.study_rates import rates_markdown, with_rates
+from pipelines.variants import params_of
 from stages.errors import InputError
 from stages.evaluation.bootstrap import image_hits
 
@@ -181,6 +182,11 @@ def test_each_row_is_trained_with_multiples_of_its_own_learning_rate_and_the_bes
     text = rates_markdown(rated, {name: STUDY[name].label for name in rated}, 0)
     assert "| full model | 560.0 | 550.0 | x 1 | 540.0 |  |" in text and "a rate beyond it may be better" in text
     assert "| baseline: SCAN, text to image | 300.0 | 310.0 | x 2 | 450.0 | +90.0 [" in text
+
+
+def test_every_row_can_be_trained_beside_a_full_model_whose_gates_have_context():
+    base = {"model.gate_context": 3.0}
+    assert params_of({name: {**base, **row.overrides} for name, row in STUDY.items()}).keys() == STUDY.keys()
 
 
 def test_rows_that_the_page_speaks_of_are_rows_of_the_study():

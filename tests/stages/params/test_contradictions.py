@@ -1,17 +1,25 @@
 """What only a later stage could not do is said when params.yaml is read, or before that much is computed."""
 
 import contextlib
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
+from camp_model.checkpoint import load_checkpoint, save_checkpoint
+from camp_model.config import CampConfig
+from camp_model.model import CAMP
+from camp_model.vocabulary import Vocabulary
 from stages.entry import read_params
 from stages.errors import InputError
 from stages.params.pipeline import Params
 from stages.train import TrainSections
+from tests.stages.conftest import SmallRun
 
 SCAN = {"detector": {"backend": "precomputed", "architecture": "scan", "weights": "somewhere"}}
 
@@ -40,6 +48,11 @@ SCAN = {"detector": {"backend": "precomputed", "architecture": "scan", "weights"
         ({"train": {"processes": 2, "device": "mps"}}, "train.device: mps .* 2; expected train.processes: 1"),
         (SCAN | {"regions": {"boxes": "given"}}, "regions.boxes: given needs a detector that runs"),
         (SCAN | {"regions": {"geometry": True}}, "regions.geometry: true needs boxes, but detector.architecture scan"),
+        ({"evaluate": {"splits": ["val", "test", "val"]}}, "evaluate.splits: val is there twice; expected each split"),
+        (
+            {"train": {"freeze": ["region"], "learning_rates": {"region_encoder": 0.5}}},
+            "train.learning_rates: region_encoder is not trained: train.freeze is region;",
+        ),
     ],
 )
 def test_what_only_a_later_stage_could_not_do_is_said_at_once(values: dict, says: str) -> None:
@@ -72,3 +85,76 @@ def test_splits_that_are_too_small_are_said_before_a_detector_is_trained(
     monkeypatch.setenv("DVC_STAGE", "train_detector")
     with pytest.raises(InputError, match=says) if says else contextlib.nullcontext():
         read_params(TrainSections)
+
+
+@pytest.mark.parametrize(
+    ("switches", "says"),
+    [
+        ({"gate": "none", "gate_context": 3.0}, r"gate_context: 3 acts on gates of words, which model\.gate none with"),
+        (
+            {"message_passing": "text_to_image", "gate_context": 3.0},
+            "gate_context: 3 .* text_to_image lacks; expected 0",
+        ),
+        ({"message_passing": "none", "gate_context": 3.0}, "gate_context: 3 .* none lacks; expected 0"),
+        (
+            {"message_passing": "none", "fusion": "message", "gate": "none", "residual": False},
+            "fusion: message needs messages, but",
+        ),
+    ],
+)
+def test_a_switch_without_effect_is_an_error_of_params_but_not_of_an_older_checkpoint(
+    tmp_path: Path, switches: dict, says: str
+) -> None:
+    with pytest.raises(InputError, match=f"^model.{says}"):
+        Params.from_dict({"model": switches, "train": {"gate_supervision": 0.0}})
+    vocabulary = Vocabulary.build([["a", "dog"]])
+    config = CampConfig(vocab_size=len(vocabulary), region_dim=4, word_dim=4, dim=4, **switches)
+    save_checkpoint(tmp_path / "former", CAMP(config), vocabulary)
+    assert load_checkpoint(tmp_path / "former")[0].config == config
+
+
+def _read_before(stage: str, monkeypatch: pytest.MonkeyPatch, **evaluate: object) -> None:
+    values = {"dataset": {"source": "coco"}, "captions": {"lexicon": "photographs"}, "evaluate": evaluate}
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.setenv("DVC_STAGE", stage)
+    read_params(TrainSections)
+
+
+@pytest.mark.parametrize("stage", ["train_detector", "train"])
+def test_what_this_machine_lacks_for_evaluation_is_said_before_long_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setitem(sys.modules, "eccv_caption", None)  # as if it were not installed
+    with pytest.raises(InputError, match=r"^evaluate\.precision: fp16 needs a CUDA device, not"):
+        _read_before(stage, monkeypatch, precision="fp16")
+    with pytest.raises(InputError, match=r"^evaluate\.device: cuda is not available here"):
+        _read_before(stage, monkeypatch, device="cuda")
+    with pytest.raises(InputError, match=r"^evaluate\.eccv: needs the package eccv-caption"):
+        _read_before(stage, monkeypatch, eccv=True)
+    _read_before("extract_regions", monkeypatch, eccv=True)
+    _read_before(stage, monkeypatch)
+
+
+def test_a_model_that_cannot_be_in_the_ensemble_is_said_before_training(
+    small: SmallRun, make_checkpoint: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (small.root / "data/dataset/images.parquet").unlink()  # it has only a test split
+    vocabulary = Vocabulary.load(small.token_tables / "vocabulary.json")
+    make_checkpoint(small.root / "fits", vocabulary)
+    make_checkpoint(small.root / "words", Vocabulary([*vocabulary.words, "giraffe"]))
+    make_checkpoint(small.root / "wide", vocabulary, region_dim=9)
+    make_checkpoint(small.root / "ungated", vocabulary, gate="none")
+    (small.root / "empty").mkdir()
+    _read_before("train", monkeypatch, ensemble=["fits"], gates="open")
+    _read_before("train", monkeypatch, ensemble=["ungated"])
+    for folder, says in (
+        ("words", r"^words/vocabulary\.json: word2idx: .* another vocabulary"),
+        ("wide", r"^wide/config\.json: region_dim: 9, but"),
+        ("ungated", r"^ungated/config\.json: evaluate\.gates: open acts on scalar gates, but model\.gate is none"),
+        ("empty", r"^empty/config\.json: "),
+    ):
+        with pytest.raises(InputError, match=says):
+            _read_before("train", monkeypatch, ensemble=["fits", folder], gates="open")
+    _read_before("tokenize_captions", monkeypatch, ensemble=["empty"])

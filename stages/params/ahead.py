@@ -1,0 +1,52 @@
+"""What only evaluation would find, hours later, though params.yaml, this machine and what is there already tell it."""
+
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+
+from camp_model.regions import RegionStore
+from camp_model.vocabulary import Vocabulary
+from stages.contracts import input_errors, read_table
+from stages.device import check_precision, choose_device
+from stages.evaluation.eccv import metrics_class
+from stages.evaluation.loading import check_start_end, load_models
+from stages.params.evaluate import EvaluateParams, check_gates, check_sizes
+from stages.params.pipeline import Params
+from stages.workspace import named_path
+
+
+def check_ahead(params: Params, stage: str) -> None:
+    """Check before a long stage what later ones need: images, devices, a package; before `train`, which has regions and
+    a vocabulary, also the models of evaluate.ensemble.
+
+    Raises:
+        InputError: a split has too few images; this machine lacks a device or the package of evaluate.eccv; or a model
+            of the ensemble cannot be loaded, does not fit the data, or has no gates that could be replaced.
+    """
+    images = Path("data/dataset/images.parquet")
+    if images.is_file():
+        count = Counter(read_table(images, {"split": pa.string()})["split"].to_pylist())
+        with input_errors(f"{images}: "):
+            check_sizes(params.evaluate, count)
+    train, evaluate = params.train, params.evaluate
+    precision = train.precision if evaluate.precision == "trained" else evaluate.precision
+    check_precision(train.precision, choose_device(train.device))
+    check_precision(precision, choose_device(evaluate.device, "evaluate.device"), "evaluate.precision")
+    if evaluate.eccv:
+        metrics_class()
+    if stage == "train" and evaluate.ensemble:
+        _check_ensemble(evaluate, params.captions.start_end)
+
+
+def _check_ensemble(params: EvaluateParams, start_end: bool) -> None:
+    regions, captions = Path("data/regions"), Path("data/captions")
+    with input_errors():
+        store, vocabulary = RegionStore(regions), Vocabulary.load(captions / "vocabulary.json")
+    folders = list(map(named_path, params.ensemble))
+    check_start_end(folders, captions, start_end)
+    for folder in folders:  # one at a time, for memory
+        (model,) = load_models([folder], store, vocabulary, torch.device("cpu"))
+        with input_errors(f"{folder / 'config.json'}: "):
+            check_gates(params.gates, model.config)
