@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from camp_model.regions import RegionStore
@@ -25,11 +26,15 @@ def check_ahead(params: Params, stage: str) -> None:
         InputError: a split has too few images; this machine lacks a device or the package of evaluate.eccv; or a model
             of the ensemble cannot be loaded, does not fit the data, or has no gates that could be replaced.
     """
-    images = Path("data/dataset/images.parquet")
+    images, rejected = Path("data/dataset/images.parquet"), Path("data/regions/rejected.parquet")
     if images.is_file():
-        count = Counter(read_table(images, {"split": pa.string()})["split"].to_pylist())
-        with input_errors(f"{images}: "):
-            check_sizes(params.evaluate, count)
+        table, where = read_table(images, {"image_id": pa.string(), "split": pa.string()}), f"{images}: "
+        if stage == "train" and rejected.is_file():
+            without = read_table(rejected, {"image_id": pa.string()})["image_id"].combine_chunks()
+            table = table.filter(pc.invert(pc.is_in(table["image_id"], value_set=without)))
+            where += f"without the {len(without)} images of {rejected}: " if len(without) else ""
+        with input_errors(where):
+            check_sizes(params.evaluate, Counter(table["split"].to_pylist()))
     train, evaluate = params.train, params.evaluate
     precision = train.precision if evaluate.precision == "trained" else evaluate.precision
     check_precision(train.precision, choose_device(train.device))

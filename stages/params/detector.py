@@ -89,4 +89,9 @@ class DetectorParams(Section):
                 "detector.weights: train is only for detector.architecture scenes with detector.backend torchvision; "
                 "expected default, random, a file, a URL or package:NAME"
             )
+        if self.weights != "train" and (self.backend, self.architecture) == ("torchvision", "scenes"):
+            raise ValueError(
+                f"detector.weights: {self.weights[:300]}, but the network of detector.architecture scenes is always "
+                "trained here; expected train, or another architecture"
+            )
         return self

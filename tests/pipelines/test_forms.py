@@ -51,9 +51,8 @@ def test_the_form_says_what_a_switch_of_the_model_may_be_and_the_config_holds_to
     assert unlimited == set()
     for name, entry in fields.items():
         for allowed in (*entry.get("enum", ()), *(entry[end] for end in ("minimum", "maximum") if end in entry)):
-            ModelParams.from_dict(
-                {name: allowed, "message_passing": "none"} if allowed == "message" else {name: allowed}
-            )
+            bare = {"gate": "none", "residual": False} if allowed == "message" else {}
+            ModelParams.from_dict({name: allowed, **bare})
         for end, wrong in (("minimum", -1), ("maximum", 1)):
             if end in entry:
                 with pytest.raises(InputError, match=rf"^model\.{name}: "):

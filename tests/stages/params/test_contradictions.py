@@ -48,6 +48,10 @@ SCAN = {"detector": {"backend": "precomputed", "architecture": "scan", "weights"
         ({"train": {"processes": 2, "device": "mps"}}, "train.device: mps .* 2; expected train.processes: 1"),
         (SCAN | {"regions": {"boxes": "given"}}, "regions.boxes: given needs a detector that runs"),
         (SCAN | {"regions": {"geometry": True}}, "regions.geometry: true needs boxes, but detector.architecture scan"),
+        (
+            {"detector": {"weights": "random"}},
+            "detector.weights: random, but the network .*scenes is always trained here;",
+        ),
         ({"evaluate": {"splits": ["val", "test", "val"]}}, "evaluate.splits: val is there twice; expected each split"),
         (
             {"train": {"freeze": ["region"], "learning_rates": {"region_encoder": 0.5}}},
@@ -79,7 +83,9 @@ def test_splits_that_are_too_small_are_said_before_a_detector_is_trained(
     }  # fmt: skip
     Path("params.yaml").write_text(yaml.safe_dump(values))
     Path("data/dataset").mkdir(parents=True)
-    pq.write_table(pa.table({"split": ["train"] * 2 + ["val"] * 2 + ["test"] * test}), "data/dataset/images.parquet")
+    splits = ["train"] * 2 + ["val"] * 2 + ["test"] * test
+    ids = list(map(str, range(len(splits))))
+    pq.write_table(pa.table({"image_id": ids, "split": splits}), "data/dataset/images.parquet")
     monkeypatch.setenv("DVC_STAGE", "prepare_dataset")  # that makes it
     read_params(TrainSections)
     monkeypatch.setenv("DVC_STAGE", "train_detector")
@@ -111,6 +117,22 @@ def test_a_switch_without_effect_is_an_error_of_params_but_not_of_an_older_check
     config = CampConfig(vocab_size=len(vocabulary), region_dim=4, word_dim=4, dim=4, **switches)
     save_checkpoint(tmp_path / "former", CAMP(config), vocabulary)
     assert load_checkpoint(tmp_path / "former")[0].config == config
+
+
+def test_images_that_extraction_rejected_do_not_count_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("data/dataset", "data/regions"):
+        Path(folder).mkdir(parents=True)
+    images = {"image_id": list("abcdef"), "split": ["train", "train", "val", "val", "test", "test"]}
+    pq.write_table(pa.table(images), "data/dataset/images.parquet")
+    pq.write_table(pa.table({"image_id": ["d"]}), "data/regions/rejected.parquet")
+    _read_before("train_detector", monkeypatch)  # they may be of another detector
+    with pytest.raises(
+        InputError, match=r"without the 1 images of .*rejected\.parquet: the split val has too few .* 1;"
+    ):
+        _read_before("train", monkeypatch)
 
 
 def _read_before(stage: str, monkeypatch: pytest.MonkeyPatch, **evaluate: object) -> None:
