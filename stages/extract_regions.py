@@ -41,6 +41,10 @@ def extract_regions(params: ExtractSections, dataset: Path, detector: Path, out:
     bare = sum(image.boxes is not None and not len(image.boxes) for shard in plan.shards for image in shard.images)
     if bare:
         print(f"{bare} images have no boxes in {dataset / 'boxes.parquet'}; their only region is the whole picture")
+    most = params.regions.per_image
+    more = sum(image.boxes is not None and len(image.boxes) > most for shard in plan.shards for image in shard.images)
+    if more:
+        print(f"{more} images have more boxes than regions.per_image, {most}: the largest are their regions")
     if rejected:
         print(f"{out / 'rejected.parquet'}: which images were rejected, and why")
         first = read_table(out / "rejected.parquet", ("path", "reason")).slice(0, SHOWN).to_pylist()

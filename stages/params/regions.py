@@ -13,7 +13,7 @@ class RegionsParams(Section):
     per_image: int = Field(default=36, ge=1)
     """Largest number of regions kept per image."""
     min_per_image: int = Field(default=36, ge=1)
-    """Smallest number of regions kept per image. If it is below per_image, min_score decides on the others."""
+    """Smallest number of detected regions kept per image. If it is below per_image, min_score decides on the others."""
     min_score: Share = 0.2
     """Confidence from which a region beyond min_per_image is kept."""
     boxes: Literal["detected", "given", "grid"] = "detected"

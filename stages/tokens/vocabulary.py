@@ -25,6 +25,8 @@ def named_vocabulary(params: CaptionsParams) -> Vocabulary | None:
             f"captions.tokenizer: {params.tokenizer}, but {params.vocabulary} was made with {vocabulary.tokenizer}; "
             "expected that, or null"
         )
+    if params.min_count > 1:
+        print(f"captions.min_count: {params.min_count} has no effect: the words are those of {params.vocabulary}")
     if params.tokenizer is None and vocabulary.tokenizer != "unicode":
         print(f"captions.tokenizer: {vocabulary.tokenizer}, which the words of {params.vocabulary} come from")
     return vocabulary

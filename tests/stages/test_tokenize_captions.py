@@ -92,13 +92,16 @@ def test_a_split_emptied_by_rejection_is_an_error_and_writes_nothing(stage, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_a_scan_vocabulary_is_used_as_given(stage, tmp_path):
+def test_a_scan_vocabulary_is_used_as_given(stage, tmp_path, capsys):
     words = ["<pad>", "<start>", "<end>", "<unk>", "zebra", "dog"]
     path = tmp_path / "scan.json"
     path.write_text(json.dumps({"word2idx": {word: i for i, word in enumerate(words)}}))
     out = stage(vocabulary=str(path))
     assert Vocabulary.load(out / "vocabulary.json").words == words
     assert CaptionTable.load(out / "val.parquet").batch([0])[0].tolist() == [[UNK, UNK, 4]]
+    assert "captions.min_count" not in capsys.readouterr().out
+    assert Vocabulary.load(stage(vocabulary=str(path), min_count=9) / "vocabulary.json").words == words
+    assert f"captions.min_count: 9 has no effect: the words are those of {path}" in capsys.readouterr().out
 
 
 def test_wrong_input_names_the_file_and_the_key(stage, tmp_path):

@@ -92,7 +92,7 @@ def test_what_a_backend_alone_is_told_makes_other_shards_of_that_backend(workpla
     assert set(heard) == {0.3}
 
 
-def test_given_boxes_are_described_in_their_order(workplace) -> None:
+def test_given_boxes_are_described_in_their_order(workplace, capsys) -> None:
     boxes = {"000": [[10, 10, 60, 60], [0, 0, 120, 96]], "001": [[5, 5, 50, 90]]}
     rows = [(name, *map(float, box), "thing", []) for name, several in boxes.items() for box in several]
     names = ("image_id", "x0", "y0", "x1", "y1", "category", "attributes")
@@ -108,6 +108,12 @@ def test_given_boxes_are_described_in_their_order(workplace) -> None:
     np.testing.assert_allclose(store.boxes(1), boxes["001"], atol=1e-3)
     assert store.num_regions.tolist() == [2, *[1] * (COUNT - 1)]
     np.testing.assert_allclose(store.boxes(2), [[0, 0, 150, 100]], atol=1e-3)
+    assert "more boxes" not in capsys.readouterr().out
+    params = params.replace(regions=params.regions.replace(per_image=1, min_per_image=1))
+    stage.extract_regions(params, workplace.dataset, workplace.detector, workplace.out, workplace.folder)
+    np.testing.assert_allclose(RegionStore(workplace.out).boxes(0), boxes["000"][1:], atol=1e-3)
+    said = "1 images have more boxes than regions.per_image, 1: the largest are their regions"
+    assert said in capsys.readouterr().out
 
 
 def test_a_changed_image_touches_its_shard_alone(workplace) -> None:
