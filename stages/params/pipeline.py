@@ -59,6 +59,12 @@ class Params(Section):
             raise ValueError(
                 f"regions.boxes: given needs a dataset that brings boxes (scenes, coco), not dataset.source {source}"
             )
+        parts = self.dataset.coco.parts
+        if self.regions.boxes == "given" and source == "coco" and not any(part.instances for part in parts):
+            raise ValueError(
+                "regions.boxes: given needs boxes, but no part of dataset.coco.parts names its instances; expected an "
+                "annotation file of them"
+            )
         if self.regions.geometry and (self.detector.backend, self.detector.architecture) == ("precomputed", "scan"):
             raise ValueError("regions.geometry: true needs boxes, but detector.architecture scan has none")
         if self.captions.lexicon == "scenes" and source != "scenes":

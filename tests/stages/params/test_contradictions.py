@@ -52,6 +52,10 @@ SCAN = {"detector": {"backend": "precomputed", "architecture": "scan", "weights"
             {"detector": {"weights": "random"}},
             "detector.weights: random, but the network .*scenes is always trained here;",
         ),
+        (
+            {"dataset": {"source": "coco"}, "regions": {"boxes": "given"}},
+            "regions.boxes: given needs boxes, but no part of dataset.coco.parts names its instances;",
+        ),
         ({"evaluate": {"splits": ["val", "test", "val"]}}, "evaluate.splits: val is there twice; expected each split"),
         (
             {"train": {"freeze": ["region"], "learning_rates": {"region_encoder": 0.5}}},
