@@ -19,12 +19,12 @@ from stages.workspace import named_path
 
 
 def check_ahead(params: Params, stage: str) -> None:
-    """Check before a long stage what later ones need: images, devices, a package; before `train`, which has regions and
-    a vocabulary, also the models of evaluate.ensemble.
+    """Check before a long stage that the splits have enough images, and before `train` what else evaluation needs: a
+    device, a package, and the models of evaluate.ensemble. Earlier stages may run on another machine.
 
     Raises:
-        InputError: a split has too few images; this machine lacks a device or the package of evaluate.eccv; or a model
-            of the ensemble cannot be loaded, does not fit the data, or has no gates that could be replaced.
+        InputError: a split has too few images; this machine lacks the device or the package of evaluate.eccv; or a
+            model of the ensemble cannot be loaded, does not fit the data, or has no gates that could be replaced.
     """
     images, rejected = Path("data/dataset/images.parquet"), Path("data/regions/rejected.parquet")
     if images.is_file():
@@ -35,17 +35,21 @@ def check_ahead(params: Params, stage: str) -> None:
             where += f"without the {len(without)} images of {rejected}: " if len(without) else ""
         with input_errors(where):
             check_sizes(params.evaluate, Counter(table["split"].to_pylist()))
-    train, evaluate = params.train, params.evaluate
-    precision = train.precision if evaluate.precision == "trained" else evaluate.precision
-    check_precision(train.precision, choose_device(train.device))
-    check_precision(precision, choose_device(evaluate.device, "evaluate.device"), "evaluate.precision")
-    if evaluate.eccv:
+    if stage == "train":
+        _check_machine(params.evaluate, params.train.precision)
+        _check_ensemble(params.evaluate, params.captions.start_end)
+
+
+def _check_machine(params: EvaluateParams, trained: str) -> None:
+    precision = trained if params.precision == "trained" else params.precision
+    check_precision(precision, choose_device(params.device, "evaluate.device"), "evaluate.precision")
+    if params.eccv:
         metrics_class()
-    if stage == "train" and evaluate.ensemble:
-        _check_ensemble(evaluate, params.captions.start_end)
 
 
 def _check_ensemble(params: EvaluateParams, start_end: bool) -> None:
+    if not params.ensemble:
+        return
     regions, captions = Path("data/regions"), Path("data/captions")
     with input_errors():
         store, vocabulary = RegionStore(regions), Vocabulary.load(captions / "vocabulary.json")
