@@ -139,7 +139,7 @@ def read_params(sections: type[S], path: Path = PARAMS) -> S:
     if stage:
         check_dvc_keys(path)
         if stage in ("train_detector", "train") and "RANK" not in os.environ:  # a torchrun worker's parent has checked
-            from stages.params.ahead import check_ahead  # late, for it imports much
+            from stages.ahead import check_ahead  # late, for it imports much
 
             check_ahead(params, stage)
     return sections.load(path)

@@ -13,7 +13,7 @@ from tests.imports import PACKAGES, ROOT, imports, modules, project_imports
 
 LIBRARY = {"torch", "numpy", "pyarrow", "safetensors", "regex", "faiss", "triton"}
 """What `camp_model` may need beside Python itself; faiss only where a shortlist is built."""
-SHARED = {"__init__", "contracts", "cost", "device", "entry", "errors", "garbage", "unchanged", "workspace"}
+SHARED = {"__init__", "ahead", "contracts", "cost", "device", "entry", "errors", "garbage", "unchanged", "workspace"}
 """What lies beside the stages in stages/."""
 
 
