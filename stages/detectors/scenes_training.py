@@ -60,9 +60,9 @@ def losses(
     classification, box = fastrcnn_loss(logits, deltas, labels, regression)
     wanted = torch.cat([target["attributes"][rows] for target, rows in zip(targets, matched, strict=True)])
     real = torch.cat(labels) > 0
-    attributes = functional.binary_cross_entropy_with_logits(
-        heads.box_predictor.attributes(features[real]), wanted[real]
-    )
+    said = heads.box_predictor.attributes(features[real])
+    # Boxes of COCO have no attributes, and the mean of nothing would be nan.
+    attributes = functional.binary_cross_entropy_with_logits(said, wanted[real]) if said.numel() else said.sum()
     own = {
         "classification": classification,
         "box": BOX_WEIGHT * box,

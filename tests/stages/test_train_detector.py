@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -67,6 +69,18 @@ def test_training_lowers_the_loss(dataset: Path, tmp_path: Path) -> None:
         )
         values.append(json.loads((tmp_path / "m.json").read_text())["train_loss"])
     assert values[1] < 0.85 * values[0]
+
+
+def test_boxes_without_attributes_as_those_of_coco_train_it_too(dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(dataset, tmp_path / "dataset")
+    boxes = pq.read_table(dataset / "boxes.parquet")
+    column = boxes.schema.get_field_index("attributes")
+    without = boxes.set_column(
+        column, boxes.schema.field(column), pa.array([[]] * len(boxes), boxes.field(column).type)
+    )
+    pq.write_table(without, tmp_path / "dataset/boxes.parquet")
+    train_detector(PARAMS, tmp_path / "dataset", tmp_path / "d", tmp_path / "m.json")
+    assert np.isfinite(json.loads((tmp_path / "m.json").read_text())["train_loss"])
 
 
 def test_scenes_are_read_with_their_objects(dataset: Path) -> None:
