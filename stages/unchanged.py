@@ -1,7 +1,9 @@
-"""Checks that params and code do not change while a stage runs.
+"""Checks that params, code and the files that params name do not change while a stage runs.
 
-DVC records both as they are when the stage ends. If a user changes params.yaml in the meantime, for the next run, DVC
-would record the new value with the result of the old one, and would find nothing to run.
+DVC records params and code as they are when the stage ends. If a user changes params.yaml in the meantime, for the next
+run, DVC would record the new value with the result of the old one, and would find nothing to run. Of files that params
+name it records the hash that the stage named_files wrote before: what is read of a newer file would be found again for
+the old one.
 """
 
 import contextlib
@@ -10,17 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from camp_model.files import sha256_of
+from stages.content.named import content_of
+from stages.contracts import read_object
 from stages.errors import InputError, shown
 from stages.params import document
 from stages.params.section import PARAMS
+from stages.workspace import main_root
 
 OUTPUT_FOLDERS = ("data", "models", "metrics", "plots", "report", "named")
 """Folders that stages write; their content is in the stages' own locks."""
 
+CONTENT = "named/content.json"
+
 
 @contextlib.contextmanager
 def check_unchanged(stage: str) -> Iterator[None]:
-    """Compare a stage's params and code, as listed in dvc.yaml, before and after the body.
+    """Compare a stage's params and code, as listed in dvc.yaml, before and after the body, and the files that its
+    params name with the hashes that named_files wrote; these before the body too, which may be long.
 
     Raises:
         InputError: one of them has changed; the body's results are kept.
@@ -34,6 +42,9 @@ def check_unchanged(stage: str) -> Iterator[None]:
         if Path(dep).parts[0] not in OUTPUT_FOLDERS
         for path in _files(Path(dep))
     ]
+    reads_named = any(isinstance(key, dict) and CONTENT in key for key in described.get("params", ()))
+    if reads_named:
+        _check_named(name)
     begun, hashes = _values(keys), _hashes(code)
     yield
     now, hashes_now = _values(keys), _hashes(code)
@@ -49,6 +60,22 @@ def check_unchanged(stage: str) -> Iterator[None]:
             f"{changed[0]}{more}; DVC would record the new state with the old state's result. "
             f"Run the stage again, or undo the change and keep the result: dvc commit -f {stage}"
         )
+    if reads_named:
+        _check_named(name)
+
+
+def _check_named(stage: str) -> None:
+    """Raise InputError if a file or folder that the stage's params name is not as named_files hashed it."""
+    recorded = read_object(Path(CONTENT), "what the stage named_files writes")
+    before = recorded.get(stage, {})
+    named = {stage: {key: entry["path"] for key, entry in before.items()}}
+    for key, entry in content_of(named, recorded, main_root() / ".work/hashes.sqlite")[stage].items():
+        if entry != before[key]:
+            raise InputError(
+                f"{entry['path']}: has changed since named_files hashed it for {key}; DVC would record the new "
+                f"content's result for the old. Run `dvc repro` again or, if {stage} is done and had read it before, "
+                f"undo the change and keep the result: dvc commit -f {stage}"
+            )
 
 
 def _values(keys: list[str]) -> dict[str, Any]:

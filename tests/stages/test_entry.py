@@ -13,6 +13,7 @@ import yaml
 
 import stages
 from camp_model.files import write_json
+from stages.content.hashes import content_hash
 from stages.entry import OutputsLocked, lock_outputs, stage_main
 
 ROOT = Path(stages.__file__).parents[1]
@@ -215,16 +216,21 @@ def main():
 stage_main(main)
 """
 
+NAMED = {"named/content.json": ["train"]}
+
 
 def test_what_changes_while_a_stage_runs_is_not_recorded_with_its_result(tmp_path, monkeypatch):
     dvc_repository(monkeypatch, tmp_path, f"exec {sys.executable} stage.py", EDITED)
     described = yaml.safe_load(Path("dvc.yaml").read_text())
-    described["stages"]["train"] |= {"deps": ["stage.py", "code"], "params": ["model.dim", "train"]}
+    described["stages"]["train"] |= {"deps": ["stage.py", "code"], "params": ["model.dim", "train", NAMED]}
     Path("dvc.yaml").write_text(yaml.safe_dump(described))
     params = "model: {dim: 1, gate: a}\ntrain: {rate: 2}\n"
     Path("params.yaml").write_text(params)
     Path("code").mkdir()
     Path("code/loss.py").write_text("")
+    Path("words.txt").write_text("a")
+    entry = {"path": "words.txt", "sha256": content_hash(Path("words.txt"), Path("hashes"))}
+    write_json(Path("named/content.json"), {"train": {"train.word_vectors": entry}})
 
     def repro(path, text):
         Path("edit").write_text(f"{path}|{text}")
@@ -235,6 +241,7 @@ def test_what_changes_while_a_stage_runs_is_not_recorded_with_its_result(tmp_pat
         ("params.yaml", "model: {dim: 1, gate: a}\ntrain: {rate: 3}\n", "train.rate: was 2 when train began and is 3"),
         ("params.yaml", "model: {dim: 1, gate: a}\ntrain: {rate: 2, more: 4}\n", "train.more: was None"),
         ("code/loss.py", "x", "code/loss.py: has changed since train began"),
+        ("words.txt", "b", "words.txt: has changed since named_files hashed it for train.word_vectors"),
     ):
         before = Path(path).read_text()
         (error,) = repro(path, text)
