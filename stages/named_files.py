@@ -10,17 +10,14 @@ files with dvc.lock: without the pipeline, a clone or an applied experiment woul
 """
 
 import argparse
-from pathlib import Path
 
 from camp_model.files import write_json, write_text
-from stages.content.named import Content, NamedFilesSections, content_of, named_paths
-from stages.contracts import read_object
+from stages.content.hashes import HASHES
+from stages.content.named import CONTENT, Content, NamedFilesSections, content_of, named_paths, read_content
 from stages.entry import read_params, stage_main
-from stages.errors import InputError, shown
 from stages.workspace import main_root
 
-FOLDER = Path("named")
-CACHE = Path(".work") / "hashes.sqlite"
+FOLDER = CONTENT.parent
 WATCH_PIPELINE = """# Written by the stage named_files while params name files, which every `dvc repro` looks at again.
 stages:
   watch:
@@ -35,24 +32,14 @@ stages:
 EMPTY_PIPELINE = (
     "# Written by the stage named_files: params name no file that `dvc repro` would have to look at.\nstages: {}\n"
 )
-EXPECTED = "what the stage named_files writes; replace its content by {}, and the stage writes it again"
 
 
 def _recorded() -> Content:
     """The recorded content: the watched one if there is any, because it is the newer."""
-    for path in (FOLDER / "watched.json", FOLDER / "content.json"):
-        if path.is_file() and (values := _content(path)):
+    for path in (FOLDER / "watched.json", CONTENT):
+        if path.is_file() and (values := read_content(path)):
             return values
     return {}
-
-
-def _content(path: Path) -> Content:
-    values = read_object(path, EXPECTED)  # an error if Git left a merge conflict
-    for stage, named in values.items():
-        entries = named.values() if isinstance(named, dict) else [None]
-        if not all(isinstance(of, dict) and {"path", "sha256"} <= of.keys() for of in entries):
-            raise InputError(f"{path}: {stage}: {shown(named)}; expected {EXPECTED}")
-    return values
 
 
 def current_content(params: NamedFilesSections) -> Content:
@@ -62,7 +49,7 @@ def current_content(params: NamedFilesSections) -> Content:
         InputError: as `content_of`, or the recorded content is damaged.
     """
     recorded = _recorded()
-    return content_of(named_paths(params, recorded), recorded, main_root() / CACHE)
+    return content_of(named_paths(params, recorded), recorded, main_root() / HASHES)
 
 
 def named_files(params: NamedFilesSections, watch: bool = False) -> None:
@@ -73,7 +60,7 @@ def named_files(params: NamedFilesSections, watch: bool = False) -> None:
     """
     content = current_content(params)
     if not watch:
-        write_json(FOLDER / "content.json", content)
+        write_json(CONTENT, content)
     named = any(content.values())
     write_json(FOLDER / "watched.json", content if named else {})
     if watch:

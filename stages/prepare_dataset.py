@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from camp_model.files import replacing_folder, write_table
+from stages.content.hashes import HASHES
 from stages.entry import read_params, stage_main
 from stages.params.dataset import SPLITS, DatasetParams
 from stages.params.detector import DetectorParams
@@ -18,7 +19,6 @@ from stages.sources.splits import check_shared_pictures, fill_splits, print_shar
 from stages.sources.tables import tables
 from stages.workspace import main_root, named_path
 
-HASHES = Path(".work") / "hashes.sqlite"
 """In the main workspace: cached hashes of files, including those of named_files, valid while a file has not changed."""
 
 

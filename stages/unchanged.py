@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from camp_model.files import sha256_of
-from stages.content.named import content_of
-from stages.contracts import read_object
+from stages.content.hashes import HASHES
+from stages.content.named import CONTENT, content_of, read_content
 from stages.errors import InputError, shown
 from stages.params import document
 from stages.params.section import PARAMS
@@ -21,8 +21,6 @@ from stages.workspace import main_root
 
 OUTPUT_FOLDERS = ("data", "models", "metrics", "plots", "report", "named")
 """Folders that stages write; their content is in the stages' own locks."""
-
-CONTENT = "named/content.json"
 
 
 @contextlib.contextmanager
@@ -42,7 +40,7 @@ def check_unchanged(stage: str) -> Iterator[None]:
         if Path(dep).parts[0] not in OUTPUT_FOLDERS
         for path in _files(Path(dep))
     ]
-    reads_named = any(isinstance(key, dict) and CONTENT in key for key in described.get("params", ()))
+    reads_named = any(isinstance(key, dict) and str(CONTENT) in key for key in described.get("params", ()))
     if reads_named:
         _check_named(name)
     begun, hashes = _values(keys), _hashes(code)
@@ -66,10 +64,10 @@ def check_unchanged(stage: str) -> Iterator[None]:
 
 def _check_named(stage: str) -> None:
     """Raise InputError if a file or folder that the stage's params name is not as named_files hashed it."""
-    recorded = read_object(Path(CONTENT), "what the stage named_files writes")
+    recorded = read_content(CONTENT)
     before = recorded.get(stage, {})
     named = {stage: {key: entry["path"] for key, entry in before.items()}}
-    for key, entry in content_of(named, recorded, main_root() / ".work/hashes.sqlite")[stage].items():
+    for key, entry in content_of(named, recorded, main_root() / HASHES)[stage].items():
         if entry != before[key]:
             raise InputError(
                 f"{entry['path']}: has changed since named_files hashed it for {key}; DVC would record the new "

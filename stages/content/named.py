@@ -8,7 +8,8 @@ from pathlib import Path
 from camp_model.packages import PREFIX, names_folder
 from stages.content.hashes import content_hash
 from stages.content.paths import content_path
-from stages.errors import InputError
+from stages.contracts import read_object
+from stages.errors import InputError, shown
 from stages.params.captions import CaptionsParams
 from stages.params.dataset import DatasetParams
 from stages.params.detector import DetectorParams
@@ -18,9 +19,12 @@ from stages.params.section import StageSections
 from stages.params.train import TrainParams
 from stages.workspace import named_path
 
+CONTENT = Path("named") / "content.json"
+"""What the stages that read named files depend on."""
 Content = dict[str, dict[str, dict[str, str]]]
 """Stage -> params key -> path and sha256."""
 
+EXPECTED = "what the stage named_files writes; replace its content by {}, and the stage writes it again"
 _BASE = re.compile(rb"""^_BASE_:\s*["']?([^"'#\r\n]{,250}[^"'#\s])""", re.MULTILINE)
 """The line of a detectron2 config that names the file that it builds on, from its own folder."""
 
@@ -86,6 +90,20 @@ def _config_files(architecture: str, recorded: Mapping[str, Mapping[str, str]]) 
         architecture = os.path.normpath(Path(architecture).parent / os.fsdecode(base[1]))
         key = f"{key}._BASE_"
     return files
+
+
+def read_content(path: Path) -> Content:
+    """The content in a file that the stage named_files wrote.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    values = read_object(path, EXPECTED)  # an error if Git left a merge conflict
+    for stage, named in values.items():
+        entries = named.values() if isinstance(named, dict) else [None]
+        if not all(isinstance(of, dict) and {"path", "sha256"} <= of.keys() for of in entries):
+            raise InputError(f"{path}: {stage}: {shown(named)}; expected {EXPECTED}")
+    return values
 
 
 def content_of(paths: Mapping[str, Mapping[str, str]], recorded: Content, cache: Path) -> Content:

@@ -14,7 +14,7 @@ import camp_model
 import stages
 from camp_model.files import sha256_of
 from camp_model.seal import digest_of_values
-from stages.content.hashes import content_hash
+from stages.content.hashes import HASHES, content_hash
 from stages.content.imports import imported_names
 from stages.content.paths import content_path
 from stages.params.model import ModelParams
@@ -55,7 +55,7 @@ def training_key(
         "model": model.to_dict(),
         "train": settings,
         "data": dict(data),
-        "start": [content_hash(path, main_root() / ".work" / "hashes.sqlite") for path in started],
+        "start": [content_hash(path, main_root() / HASHES) for path in started],
         "batches": sizes,
         # Each process draws its own dropout (a trained transformer has its own, too) and dropped regions and words.
         "processes": processes if draws or (is_pretrained and not model.transformer_frozen) else None,

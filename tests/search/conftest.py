@@ -92,6 +92,12 @@ def _photographs(folder: Path) -> dict[str, str]:
     return {image["file_name"]: captions[image["id"]] for image in chosen}
 
 
+def extract_in(root: Path, sections: ExtractSections) -> None:
+    """Extract the regions of a workspace, as its stage does."""
+    data = root / "data"
+    extract_regions(sections, data / "dataset", data / "detector", data / "regions", root / ".work/shards")
+
+
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Photographs:
     """Forty pictures through the stages that lie before training, one damaged since, one of a hostile name."""
@@ -113,10 +119,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Photographs:
     description = Description("torchvision", "scenes", "test", sha, 256, ["a", "b", "c"], ["x", "y"], NETWORK)
     description.save(root / "data/detector")
     regions = RegionsParams(per_image=6, min_per_image=6, max_rejected_share=0.5)
-    extract_regions(
-        ExtractSections(dataset=dataset, regions=regions), root / "data/dataset", root / "data/detector",
-        root / "data/regions", root / ".work/shards",
-    )  # fmt: skip
+    extract_in(root, ExtractSections(dataset=dataset, regions=regions))
     words = CaptionsParams(lexicon="photographs")
     tokenize_captions(words, root / "data/dataset", root / "data/regions/rejected.parquet", root / "data/captions")
     vocabulary = Vocabulary.load(root / "data/captions/vocabulary.json")

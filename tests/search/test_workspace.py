@@ -21,10 +21,9 @@ from stages.detectors.base import Description
 from stages.detectors.scenes import build_network
 from stages.detectors.weights import save_state
 from stages.errors import InputError
-from stages.extract_regions import extract_regions
 from stages.extraction.plan import ExtractSections
 from stages.indexing.vectors import picture_vectors
-from tests.search.conftest import NETWORK, Photographs
+from tests.search.conftest import NETWORK, Photographs, extract_in
 from tests.stages.conftest import SmallRun
 
 SENTENCE = "A red circle above two blue things"
@@ -225,9 +224,7 @@ def test_regions_that_were_extracted_again_meanwhile_are_compared_again(
         {name: values for name, values in yaml.safe_load((root / "params.yaml").read_text()).items()
          if name in ("dataset", "regions")} | {"detector": {"torchvision": {"nms_iou": 0.01}}}
     )  # fmt: skip
-    extract_regions(
-        sections, root / "data/dataset", root / "data/detector", root / "data/regions", root / ".work/shards"
-    )
+    extract_in(root, sections)
     collection.rescan()
     with pytest.raises(InputError, match=r"data/regions: .*: its features differ by up to"):
         collection.find_regions(image)
@@ -244,10 +241,7 @@ def test_params_that_were_edited_before_another_run_are_read_again_with_its_outp
     params = yaml.safe_load((root / "params.yaml").read_text()) | {"detector": {"torchvision": {"nms_iou": 0.01}}}
     params["dataset"]["root"] = str(tmp_path / "moved")
     (root / "params.yaml").write_text(yaml.safe_dump(params))
-    extract_regions(
-        ExtractSections.load(root / "params.yaml"), root / "data/dataset", root / "data/detector",
-        root / "data/regions", root / ".work/shards",
-    )  # fmt: skip
+    extract_in(root, ExtractSections.load(root / "params.yaml"))
     collection.rescan()
     after = collection.find_regions(image)
     assert not np.array_equal(after, before) and np.array_equal(after, open_workspace(root).find_regions(image))

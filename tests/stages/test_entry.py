@@ -242,6 +242,11 @@ def test_what_changes_while_a_stage_runs_is_not_recorded_with_its_result(tmp_pat
         ("params.yaml", "model: {dim: 1, gate: a}\ntrain: {rate: 2, more: 4}\n", "train.more: was None"),
         ("code/loss.py", "x", "code/loss.py: has changed since train began"),
         ("words.txt", "b", "words.txt: has changed since named_files hashed it for train.word_vectors"),
+        (
+            "named/content.json",
+            '{"train": {"train.word_vectors": 1}}',
+            "content.json: train: {'train.word_vectors': 1};",
+        ),
     ):
         before = Path(path).read_text()
         (error,) = repro(path, text)
