@@ -5,6 +5,7 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ PAD, START, END, UNK = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
 
 _BOUNDARY = regex.compile(r"\b", regex.VERSION1 | regex.WORD)  # Unicode's word boundaries (UAX 29), not Python's
+_MARKS = regex.compile(r"(?<=.)[\p{M}\u200c\u200d]+", regex.VERSION1 | regex.DOTALL)
+"""Marks and joiners behind another character: to UAX 29 a part of it (WB4)."""
+_CHARACTER = regex.compile(r".[\p{M}\u200c\u200d]*", regex.VERSION1 | regex.DOTALL)
 _HAS_LETTER_OR_DIGIT = regex.compile(r"[\p{L}\p{N}]", regex.VERSION1)
 # Soft hyphens, direction marks and the like. Zero-width joiners, which spell words, and spaces, which end them, stay.
 _INVISIBLE = regex.compile(r"[\p{Cf}--[\u200b-\u200d]]", regex.VERSION1)
@@ -41,7 +45,16 @@ def tokenize(text: str) -> list[str]:
     """
     text = without_further_marks(_INVISIBLE.sub("", text.translate(_PLAIN)))
     text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).lower())
-    return [part for part in _BOUNDARY.split(text) if _HAS_LETTER_OR_DIGIT.search(part)]
+    return [part for part in _parts(text) if _HAS_LETTER_OR_DIGIT.search(part)]
+
+
+def _parts(text: str) -> list[str]:
+    """What is between the word boundaries of `text`."""
+    if not _MARKS.search(text):
+        return list(_BOUNDARY.split(text))
+    # Searched without marks: behind one, `_BOUNDARY` takes the apostrophe of "की's" for the end of a word.
+    characters, parts = iter(_CHARACTER.findall(text)), _BOUNDARY.split(_MARKS.sub("", text))
+    return ["".join(islice(characters, len(part))) for part in parts]
 
 
 TOKENIZERS: dict[str, Callable[[str], list[str]]] = {"unicode": tokenize, "treebank": treebank_words}

@@ -18,6 +18,7 @@ from camp_model.vocabulary import END, PAD, START, UNK, Vocabulary, tokenize
         ("Un chien\u202f! 10\u202f000 \u00ab\u202fchats\u202f\u00bb", ["un", "chien", "10", "000", "chats"]),
         ("红色的 テスト", ["红", "色", "的", "テスト"]),
         ("नमस्ते, مرحبا", ["नमस्ते", "مرحبا"]),
+        ("की's है.यह x\u0303's 1\u0332,2 नी.", ["की's", "है.यह", "x\u0303's", "1\u0332,2", "नी"]),
         ("👍🏽 ok :) <unk>", ["ok", "unk"]),
         ("3,000 people", ["3,000", "people"]),
         ("", []),
@@ -28,7 +29,7 @@ def test_words_of_a_text(text, words):
     assert tokenize(text) == words
 
 
-@given(st.text())
+@given(st.text() | st.text("aक\u0301ी\u200c'.,:1 "))
 def test_tokenizing_again_changes_nothing(text):
     words = tokenize(text)
     assert tokenize(" ".join(words)) == words
