@@ -4,7 +4,7 @@ Shapes: n vectors of width d, q queries, k results of each. Vectors have unit le
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,3 +62,23 @@ def sort_results(ids: Any, scores: Any, count: int) -> tuple[Ids, Vectors]:
     out_ids, out_scores = np.full(count, -1, np.int64), np.full(count, -np.inf, np.float32)
     out_ids[: len(order)], out_scores[: len(order)] = ids[order], scores[order]
     return out_ids, out_scores
+
+
+def search_whole_ties(found: Callable[[int], tuple[Ids, Vectors]], count: int, most: int) -> tuple[Ids, Vectors]:
+    """Results of several queries as `Engine.search` promises them, where `count` cuts through equal scores, too.
+
+    An engine by itself returns any of equal ones, so it is asked for more until its last result is worse.
+
+    Args:
+        found: number of results -> ids and scores [q, number], best first, the rest of them -1.
+        most: largest number that the engine can be asked for.
+    """
+    wanted = max(1, min(count, most))
+    depth = min(wanted + 1, most)
+    while True:
+        ids, scores = found(depth)
+        if depth == most or ((ids[:, -1] < 0) | (scores[:, -1] < scores[:, wanted - 1])).all():
+            break
+        depth = min(2 * depth, most)
+    rows = [sort_results(*row, count) for row in zip(ids, scores, strict=True)]
+    return np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows])

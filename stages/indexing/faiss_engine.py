@@ -10,7 +10,7 @@ import numpy as np
 from camp_model.retrieval import load_index, save_index
 from stages.contracts import input_errors
 from stages.errors import InputError
-from stages.indexing.engines import Ids, Vectors, sort_results
+from stages.indexing.engines import Ids, Vectors, search_whole_ties
 
 EXACT = 200_000
 """Number of vectors up to which a query is compared with all."""
@@ -57,13 +57,16 @@ class FaissEngine:
 
     def search(self, queries: Vectors, count: int) -> tuple[Ids, Vectors]:
         """As `Engine.search`."""
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+
+        def found(depth: int) -> tuple[Ids, Vectors]:
+            scores, ids = self._index.search(queries, depth)
+            return ids, scores
+
         with self._lock:
-            depth = min(count, self.count())
-            if not depth:
+            if not min(count, self.count()):
                 return np.full((len(queries), count), -1, np.int64), np.full((len(queries), count), -np.inf, np.float32)
-            scores, ids = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), depth)
-        rows = [sort_results(*row, count) for row in zip(ids, scores, strict=True)]
-        return np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows])
+            return search_whole_ties(found, count, self.count())
 
     def count(self) -> int:
         """As `Engine.count`."""

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from stages.errors import InputError, shown
-from stages.indexing.engines import Ids, Vectors, sort_results
+from stages.indexing.engines import Ids, Vectors, search_whole_ties, sort_results
 
 MOST = 16_384
 """Largest number of results that a server returns for a query."""
@@ -71,12 +71,18 @@ class MilvusEngine:
 
     def search(self, queries: Vectors, count: int) -> tuple[Ids, Vectors]:
         """As `Engine.search`, with at most MOST results per query."""
-        answers = self._call(
-            self._client.search, self.collection, data=list(np.asarray(queries, np.float32)), anns_field="vector",
-            limit=min(count, MOST), output_fields=["id"], search_params={"metric_type": "IP"},
-        )  # fmt: skip
-        rows = [sort_results([hit["id"] for hit in hits], [hit["distance"] for hit in hits], count) for hits in answers]
-        return np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows])
+
+        def found(depth: int) -> tuple[Ids, Vectors]:
+            answers = self._call(
+                self._client.search, self.collection, data=list(np.asarray(queries, np.float32)), anns_field="vector",
+                limit=depth, output_fields=["id"], search_params={"metric_type": "IP"},
+            )  # fmt: skip
+            rows = [
+                sort_results([hit["id"] for hit in hits], [hit["distance"] for hit in hits], depth) for hits in answers
+            ]
+            return np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows])
+
+        return search_whole_ties(found, count, MOST)
 
     def count(self) -> int:
         """As `Engine.count`."""

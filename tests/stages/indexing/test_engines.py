@@ -90,6 +90,17 @@ def test_equal_vectors_are_ordered_by_id(make: Make) -> None:
     assert engine.search(VECTORS[:1], 5)[0][0].tolist() == sorted(IDS[:5].tolist())
 
 
+def test_which_of_equal_vectors_are_found_does_not_depend_on_how_many_are_wanted_or_came_first(make: Make) -> None:
+    engine = make()
+    equal = np.concatenate([VECTORS[:1], np.repeat(VECTORS[1:2], 20, axis=0), VECTORS[2:3]])
+    engine.add(IDS[:22], equal)
+    first = [IDS[0], *sorted(IDS[1:21].tolist()), IDS[21]]
+    for order in (slice(None), slice(None, None, -1)):
+        engine.add(IDS[:22][order], equal[order])
+        for count in (0, 1, 2, 8, 15, 20, 21):
+            assert engine.search(2 * VECTORS[:1] + VECTORS[1:2], count)[0][0].tolist() == first[:count]
+
+
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_server_is_brought_up_to_date(make: Make, tmp_path: Path, killed: bool) -> None:
     engine, record = make(), tmp_path / "record.parquet"
