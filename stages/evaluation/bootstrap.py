@@ -112,7 +112,9 @@ def paired_differences(
     drawn = np.mean([one.measures(weights) - other.measures(weights) for one, other in pairs], 0)
     if (seeds := len(seen)) > 1:
         # A hundred t values for each draw of images: with one, the ends of so heavy a tail are up to 20 % too far out.
-        deviation = rng.standard_t(seeds - 1, (100, draws, 1))
+        # Each comes with both signs: otherwise the interval would depend on which model is subtracted from which.
+        deviation = rng.standard_t(seeds - 1, (50, draws, 1))
+        deviation = np.concatenate([deviation, -deviation])
         drawn = (drawn + seen.std(0, ddof=1) / np.sqrt(seeds) * deviation).reshape(-1, len(MEASURES))
     ends = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
     rows = zip(MEASURES, seen.mean(0), *ends, strict=True)

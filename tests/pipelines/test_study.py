@@ -58,7 +58,7 @@ def test_what_is_believed_is_what_the_intervals_allow(tmp_path):
     text = (tmp_path / "study.md").read_text()
     said = text[text.index("## What we believe now") : text.index("## The answers")].splitlines()[2:-1]
     assert [line[:60] for line in said] == [
-        "- Messages are worth +225.0 [-1844.9, +2352.2] rsum, which i",
+        "- Messages are worth +225.0 [-1883.4, +2332.8] rsum, which i",
         "- Gates, supervised as in the full model, are worth +240.0 [",
         "- Gates of a trained model, against the same held open, are ",
         "- Supervision of the gates is worth -30.0 [-75.0, +0.0] rsum",

@@ -66,6 +66,18 @@ def test_a_model_does_not_differ_from_itself_and_a_better_one_does():
         assert back[name] == pytest.approx((-mean, -high, -low))
 
 
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_the_interval_is_mirrored_where_the_models_change_places(seeds):
+    rng, caption_image = np.random.default_rng(4), np.repeat(np.arange(40), 5)
+    models, others = (
+        [image_hits(rng.integers(1, 14, 40), rng.integers(1, 14, 200), caption_image) for _ in range(seeds)]
+        for _ in range(2)
+    )
+    back = paired_differences(others, models)
+    for name, (mean, low, high) in paired_differences(models, others).items():
+        assert back[name] == pytest.approx((-mean, -high, -low))
+
+
 def test_seeds_that_disagree_widen_the_interval():
     i2t, t2i, caption_image = random_ranks(3)
     plain = image_hits(i2t, t2i, caption_image)
