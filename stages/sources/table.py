@@ -35,6 +35,8 @@ def _captions_of(columns: list[str], rows: list[Cells]) -> Iterator[tuple[int, l
 _WRITTEN_LIST = re.compile(r"""\[\s*['"].*['"]\s*\]""", re.DOTALL)
 """A list of texts as Python or JSON writes it: pandas does so in a CSV."""
 
+_WHOLE_NUMBER = re.compile(r"\s*([+-]?\d+)\.0\s*")
+
 
 class _Row(NamedTuple):
     where: str
@@ -49,6 +51,8 @@ def _row(columns: list[str], cells: list[Any], where: str) -> _Row:
     group = values.get("group")
     if not isinstance(group, bool) and (isinstance(group, int) or (isinstance(group, float) and group.is_integer())):
         values["group"] = str(int(group))  # product numbers; pandas writes them as floats if some are missing
+    elif isinstance(group, str) and (whole := _WHOLE_NUMBER.fullmatch(group)):
+        values["group"] = whole[1]  # the same in a CSV: a row without a group must not move the others' groups
     elif isinstance(group, float) and math.isnan(group):  # as NumPy has it where a number is missing
         values["group"] = None
     for column, cell in values.items():

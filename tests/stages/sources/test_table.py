@@ -1,6 +1,7 @@
 """The source `table`: what it reads, and what it says of wrong tables."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,11 +151,19 @@ def test_a_row_with_a_comma_too_many_is_set_aside_alone(tmp_path: Path) -> None:
     assert [caption.text for caption in source.captions] == ["one", "two, quoted"]
 
 
+WRITERS: dict[str, Callable[..., None]] = {
+    "t.parquet": pd.DataFrame.to_parquet,
+    "t.csv": partial(pd.DataFrame.to_csv, index=False),
+    "t.jsonl": partial(pd.DataFrame.to_json, orient="records", lines=True),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("numbers", [[7, 7, 7, 8, 9, 10], [7.0, 7.0, 7.0, 8.0, None, None]])
-def test_groups_may_be_numbers(tmp_path: Path, numbers: list[float | None]) -> None:
-    columns = {"image": [f"{i}.jpg" for i in range(6)], "caption": ["x"] * 6, "group": numbers}
-    pd.DataFrame(columns).to_parquet(tmp_path / "t.parquet")
-    source = read(tmp_path, file="t.parquet")
+def test_groups_may_be_numbers(tmp_path: Path, numbers: list[float | None], name: str) -> None:
+    frame = pd.DataFrame({"image": [f"{i}.jpg" for i in range(6)], "caption": ["x"] * 6, "group": numbers})
+    WRITERS[name](frame, tmp_path / name)
+    source = read(tmp_path, file=name)
     assert [image.group for image in source.images] == [str(int(n)) if n is not None else "" for n in numbers]
 
 
