@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from camp_model.files import read_table, write_table
 from camp_model.out_of_vocabulary import OOV_WORDS
-from camp_model.vocabulary import START, UNK, Vocabulary, without_further_marks
+from camp_model.vocabulary import START, UNK, Vocabulary, tokenize
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,12 +67,12 @@ def write_captions(
 
 
 def _letters(text: str) -> str:
-    """The letters, their marks and the digits of a text, which carry its meaning; all of the text if it has none.
+    """The letters of a text's words, their marks and the digits, which carry its meaning; all of the text if none.
 
     Marks are kept because vowels are marks in the scripts of India and Thailand.
     """
-    plain = unicodedata.normalize("NFC", without_further_marks(text)).lower()
-    return "".join(character for character in plain if unicodedata.category(character)[0] in "LMN") or plain
+    words = "".join(tokenize(text))
+    return "".join(character for character in words if unicodedata.category(character)[0] in "LMN") or text
 
 
 def _numbers(keys: Iterable[Hashable]) -> np.ndarray:

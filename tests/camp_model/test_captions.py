@@ -64,6 +64,19 @@ def test_unknown_words_that_differ_in_their_vowel_signs_are_others(tmp_path, tex
     assert CaptionTable.load(path).wording_index.tolist() == list(range(len(texts)))
 
 
+def test_an_unknown_word_is_the_same_whatever_its_apostrophe_and_the_emoji_beside_it(tmp_path):
+    path = tmp_path / "val.parquet"
+    texts = [
+        "a j'adore cat",
+        "A j\u2019adore cat.",
+        "a j\u02bcadore cat",
+        "a j'adore cat \u2764",
+        "a j'adore cat \u2764\ufe0f",
+    ]
+    write_captions(path, list(range(5)), list("abcde"), texts, [[4, UNK, 5]] * 5)
+    assert CaptionTable.load(path).wording_index.tolist() == [0] * 5
+
+
 def test_image_index_follows_the_order_given(path):
     assert CaptionTable.load(path).image_index(["a", "c", "b"]).tolist() == [2, 0, 2]
 
