@@ -9,6 +9,7 @@ from camp_model.regions import RegionStore
 from stages.errors import InputError
 from stages.evaluation.folds import COCO_FOLDS, folds_of, queries_hash, read_split
 from tests.stages.evaluation.running import PARAMS, run
+from tests.stages.stores import rewrite_captions, rewrite_store
 
 
 def test_coco_folds_are_thousands_of_images_in_order(small):
@@ -67,3 +68,24 @@ def test_one_run_measures_both_protocols_of_coco(small, monkeypatch, capsys):
     run(small, PARAMS.replace(protocol="coco_5k"))
     assert "test: the first 15 of 20 images are ranked (evaluate.protocol)" in capsys.readouterr().out
     assert f"test_coco_1k{both['test_coco_1k']['i2t_r1']:8.1f}" in shown
+
+
+@pytest.mark.parametrize("rewritten", ["regions", "captions"])
+def test_every_answer_is_the_same_in_whatever_order_images_and_captions_are(small, rewritten):
+    params = PARAMS.replace(gate_pairs=1000)
+    recalls, gates, rows = run(small, params)
+    if rewritten == "regions":
+        rewrite_store(small.regions, np.random.default_rng(0).permutation(len(small.images)).tolist(), 7)
+    else:
+        order = np.random.default_rng(0).permutation(len(small.captions)).tolist()
+        rewrite_captions(small.token_tables / "test.parquet", order)
+    again = run(small, params)
+    assert again[0] == recalls
+    for kind in ("positive_mean", "hardest_mean", "hardest_auc"):  # the negatives are drawn
+        assert again[1]["test"][f"gate_{kind}"] == pytest.approx(gates["test"][f"gate_{kind}"], abs=1e-5)
+    found = {(row["direction"], row["query_id"]): row for row in again[2]}
+    for row in rows:
+        other = found[row["direction"], row["query_id"]]
+        for name in ("top_scores", "right_score"):
+            assert other.pop(name) == pytest.approx(row.pop(name), abs=1e-4)
+        assert other == row

@@ -3,8 +3,14 @@
 import os
 from pathlib import Path
 
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from camp_model.captions import CaptionTable
 from stages.tracking import training_run_of
 from stages.training.resume import Resume
+from tests.stages.stores import rewrite_captions, rewrite_store
 
 
 def files_of(*folders: Path) -> dict[str, bytes]:
@@ -29,6 +35,19 @@ def test_two_trainings_leave_the_same_bytes(make_data, params, run_train, tmp_pa
     assert {"model.safetensors", "config.json", "vocabulary.json", "fingerprint.json", "train.json"} < set(first)
     assert {name for name in first if first[name] != second[name]} == set()
     assert set(first) == set(second)
+
+
+def test_the_order_the_shards_and_the_ids_of_images_change_no_weight(make_data, params, run_train) -> None:
+    plain, other = make_data("plain", images=20, val_images=10), make_data("other", images=20, val_images=10)
+    rewrite_store(other.regions, np.random.default_rng(0).permutation(30).tolist(), 7, "other {}".format)
+    for split in ("train", "val"):
+        table = other.captions / f"{split}.parquet"
+        rewrite_captions(table, range(len(CaptionTable.load(table))), "other {}".format)
+    for paths in (plain, other):
+        run_train(params(), paths)
+    assert (other.plots / "train_loss.csv").read_text() == (plain.plots / "train_loss.csv").read_text()
+    expected, found = (load_file(paths.model / "model.safetensors") for paths in (plain, other))
+    assert all(torch.equal(found[name], weights) for name, weights in expected.items())
 
 
 def test_a_state_with_a_changed_byte_starts_anew(make_data, params, run_train, capsys, monkeypatch) -> None:
