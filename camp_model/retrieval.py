@@ -9,6 +9,8 @@ This module is for two models over a region store, for instance in a notebook. A
 (`camp_model.joint`) makes the shortlist from its own mean vectors: `search.ranking` does that for the search page.
 """
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,8 +88,7 @@ def build_index(
     Raises:
         ImportError: faiss is not installed (extra `retrieval`).
     """
-    import faiss
-
+    faiss = import_faiss()
     index = faiss.index_factory(joint.dim, kind, faiss.METRIC_INNER_PRODUCT)
     if not index.is_trained:
         # A quantiser learns from a sample; 64 vectors for each of its cells are plenty.
@@ -100,10 +101,27 @@ def build_index(
     return index
 
 
-def save_index(index: Any, path: Path | str) -> None:
-    """Write a faiss index; the file is whole or not there."""
+def import_faiss() -> Any:
+    """Import faiss, for use in the calling thread.
+
+    On macOS, faiss and PyTorch each bring an OpenMP library. Unless it is allowed, the second to start ends the process
+    ("OMP: Error #15"); if it is, further threads of faiss may still crash (faiss-wheels issue 73), so there are none.
+
+    Raises:
+        ImportError: faiss is not installed (extra `retrieval`).
+    """
+    if sys.platform == "darwin":
+        os.environ.setdefault("KMP_DUPLICATE_LIB_OK", "TRUE")
     import faiss
 
+    if sys.platform == "darwin":
+        faiss.omp_set_num_threads(1)  # for what this thread calls
+    return faiss
+
+
+def save_index(index: Any, path: Path | str) -> None:
+    """Write a faiss index; the file is whole or not there."""
+    faiss = import_faiss()
     with replacing(Path(path)) as temporary:
         faiss.write_index(index, str(temporary))
         seal(temporary, append=True)
@@ -115,8 +133,7 @@ def load_index(path: Path | str) -> Any:
     Raises:
         ValueError: the file is missing, damaged, or no index.
     """
-    import faiss
-
+    faiss = import_faiss()
     try:
         check_seal(Path(path))
         return faiss.read_index(str(path))
@@ -165,6 +182,7 @@ class Retriever:
             raise ValueError(f"shortlist {shortlist}, top_k {top_k}; expected 1 or more of both")
         device = device_of(self.model)
         depth = min(shortlist, len(self.regions))
+        import_faiss()
         _, shortlists = self.index.search(self.joint.captions(tokens.to(device), lengths), depth)
         words = self.model.encode_captions(tokens.to(device), lengths)
         word_mask = length_mask(lengths.to(device), tokens.shape[1])

@@ -4,10 +4,9 @@ import threading
 from pathlib import Path
 from typing import Any, Self
 
-import faiss
 import numpy as np
 
-from camp_model.retrieval import load_index, save_index
+from camp_model.retrieval import import_faiss, load_index, save_index
 from stages.contracts import input_errors
 from stages.errors import InputError
 from stages.indexing.engines import Ids, Vectors, search_whole_ties
@@ -27,6 +26,7 @@ class FaissEngine:
     """
 
     def __init__(self, dim: int, size: int = 0) -> None:
+        faiss = import_faiss()
         if size <= EXACT:
             index: Any = faiss.IndexIDMap2(faiss.IndexFlatIP(dim))
         else:
@@ -43,6 +43,7 @@ class FaissEngine:
         if not len(ids):
             return
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        import_faiss()
         with self._lock:
             if not self._index.is_trained:
                 self._index.train(vectors)
@@ -57,6 +58,7 @@ class FaissEngine:
 
     def search(self, queries: Vectors, count: int) -> tuple[Ids, Vectors]:
         """As `Engine.search`."""
+        import_faiss()
         queries = np.ascontiguousarray(queries, dtype=np.float32)
 
         def found(depth: int) -> tuple[Ids, Vectors]:

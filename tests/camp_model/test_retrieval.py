@@ -1,3 +1,7 @@
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -96,3 +100,21 @@ def test_vectors_are_units(parts):
     joint, collection = parts[1], parts[3]
     features, mask = (torch.from_numpy(x) for x in collection.features(range(5)))
     np.testing.assert_allclose(np.linalg.norm(joint.images(features, mask), axis=1), 1, rtol=1e-6)
+
+
+def test_on_macos_faiss_may_have_an_openmp_library_beside_pytorchs_but_no_threads(parts, monkeypatch):
+    retriever = Retriever(*parts[:4])
+
+    def search():
+        retriever.search(*parts[4:], shortlist=9, top_k=3)
+        return faiss.omp_get_max_threads()
+
+    def in_a_thread():  # threads begin with the number of the process
+        with ThreadPoolExecutor(1, initializer=faiss.omp_set_num_threads, initargs=(2,)) as pool:
+            return pool.submit(search).result()
+
+    monkeypatch.setenv("KMP_DUPLICATE_LIB_OK", "")
+    monkeypatch.delenv("KMP_DUPLICATE_LIB_OK")
+    assert in_a_thread() == 2 and "KMP_DUPLICATE_LIB_OK" not in os.environ
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert in_a_thread() == 1 and os.environ["KMP_DUPLICATE_LIB_OK"] == "TRUE"

@@ -1,7 +1,9 @@
 """Every engine gives the same answers to the same calls: faiss, and Milvus through Milvus Lite."""
 
 import importlib.util
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -195,3 +197,18 @@ def test_engines_that_params_may_name(engine: str) -> None:
 def test_other_engines_are_an_error_that_names_the_key(engine: object) -> None:
     with pytest.raises(InputError, match="engine"):
         IndexParams.from_dict({"engine": engine})
+
+
+def test_on_macos_faiss_starts_no_threads_beside_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    import faiss
+
+    monkeypatch.setenv("KMP_DUPLICATE_LIB_OK", "")
+    engine = FaissEngine(DIM)
+
+    def threads(work: Callable[[], object]) -> int:
+        with ThreadPoolExecutor(1, initializer=faiss.omp_set_num_threads, initargs=(2,)) as pool:
+            return int(pool.submit(lambda: (work(), faiss.omp_get_max_threads())).result()[1])
+
+    for platform, count in (("linux", 2), ("darwin", 1)):
+        monkeypatch.setattr(sys, "platform", platform)
+        assert threads(lambda: engine.add(IDS, VECTORS)) == threads(lambda: engine.search(QUERIES, 3)) == count
