@@ -27,7 +27,8 @@ $(BIN)/.installed: requirements.lock pyproject.toml
 
 lock: setup
 	uv pip compile pyproject.toml --extra pipeline --extra retrieval --extra milvus --extra transformer --extra glove \
-	    --extra eccv --extra dev --python-version 3.11 --no-annotate --no-header --quiet --output-file requirements.lock
+	    --extra eccv --extra dev --python-version 3.11 --universal --no-annotate --no-header --quiet \
+	    --output-file requirements.lock
 
 repro: setup
 	dvc repro
