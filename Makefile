@@ -16,10 +16,15 @@ export DO_NOT_TRACK ?= 1
 
 .PHONY: setup lock repro search study photographs test chaos lint bench ui prefect
 
+# A .venv of another Python, or without pip, as Ubuntu's python3 leaves it without python3-venv, is made anew.
+SUPPORTED := import sys; version = sys.version_info; sys.exit(not (3, 11) <= version < (3, 15) and \
+    "Python %d.%d is not supported; expected 3.11 to 3.14, as in: make setup PYTHON=python3.13" % version[:2])
+
 setup: $(BIN)/.installed
 
 $(BIN)/.installed: requirements.lock pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -c 'import pip; $(SUPPORTED)' 2>/dev/null || { PATH="$${PATH#*:}" && \
+	    $(PYTHON) -c '$(SUPPORTED)' && $(PYTHON) -m venv --clear .venv; }
 	$(BIN)/python -m pip install --quiet 'uv==0.13.9'
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
