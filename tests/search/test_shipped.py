@@ -80,14 +80,14 @@ def test_the_commands_of_its_card_are_those_that_make_it(shipped: Path, reposito
     """What they write into params.yaml is what the model was made with; none of them is run here."""
     card = (shipped / "README.md").read_text(encoding="utf-8")
     data, joint, first, camp, ship = re.findall(r"^\$ (.*)$", card, re.MULTILINE)
-    data = re.fullmatch(r'data="(.*)"', data)[1].split()
+    data = re.fullmatch(r"data=\((.*)\)", data)[1].split()
     assert ship == "python -m search.shipping pretrained/flickr8k"
-    assert joint.endswith("$data presets/best_1_joint.yaml")
+    assert joint.endswith("${data[@]} presets/best_1_joint.yaml")
     assert first == "dvc repro train && rm -rf models/best_1 && cp -r models/camp models/best_1"
     assert camp.endswith("presets/best_2_camp.yaml && dvc repro")
     config = json.loads((shipped / "config.json").read_text())
     for command in (joint, camp):
-        presets = re.fullmatch(r"python -m stages\.params \$data ([^&]+?)( && .*)?", command)[1].split()
+        presets = re.fullmatch(r"python -m stages\.params \$\{data\[@\]\} ([^&]+?)( && .*)?", command)[1].split()
         params, _ = compose([repository / preset for preset in [*data, *presets]])
         extraction = Extraction(detector=params.detector, regions=params.regions, captions=params.captions)
         assert extraction == Extraction.of_model(shipped)

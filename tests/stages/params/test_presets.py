@@ -39,8 +39,8 @@ def documented() -> list[tuple[str, ...]]:
     found: dict[tuple[str, ...], None] = {}
     for file in (REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md"), *(REPOSITORY / "presets").glob("*")):
         text = file.read_text(encoding="utf-8")
-        for name, value in re.findall(r'(\w+)="(presets/[^"]*)"', text):
-            text = text.replace(f"${name}", value)
+        for name, value in re.findall(r"(\w+)=\((presets/[^)]*)\)", text):
+            text = text.replace(f"${{{name}[@]}}", value)
         for command in re.findall(r"python -m stages\.params ((?:presets/\w+\.yaml ?)+)", text):
             found[tuple(Path(name).stem for name in command.split())] = None
     return sorted(found)
@@ -52,6 +52,13 @@ def files(names: tuple[str, ...]) -> list[Path]:
 
 def test_every_preset_stands_in_a_documented_set() -> None:
     assert {name for names in documented() for name in names} == set(SHIPPED)
+
+
+def test_no_documented_command_takes_one_variable_for_several_words() -> None:
+    """Unlike bash, zsh does not split `$data` at spaces; an array is several words in both."""
+    for pattern in ("*.md", "docs/*.md", "presets/*", "pretrained/*/*.md"):
+        for file in REPOSITORY.glob(pattern):
+            assert not re.findall(r"\$\w+ presets/", file.read_text(encoding="utf-8")), file
 
 
 def test_presets_start_from_the_defaults_and_not_from_what_params_yaml_holds(tmp_path: Path) -> None:
