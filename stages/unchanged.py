@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from camp_model.files import sha256_of
-from stages.content.hashes import HASHES
+from stages.content.hashes import HASHES, IGNORED
 from stages.content.named import CONTENT, content_of, read_content
 from stages.errors import InputError, shown
 from stages.params import document
@@ -83,7 +83,7 @@ def _values(keys: list[str]) -> dict[str, Any]:
 
 
 def _files(path: Path) -> list[Path]:
-    return [file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts] or [path]
+    return [file for file in path.rglob("*") if file.is_file() and IGNORED.isdisjoint(file.parts)] or [path]
 
 
 def _hashes(paths: list[Path]) -> dict[Path, str | None]:

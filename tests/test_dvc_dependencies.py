@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dvc.repo import Repo
 
 from stages.params.section import StageSections
 from tests.imports import PACKAGES, ROOT, closure, has_code, modules
@@ -96,3 +97,11 @@ def test_the_params_of_a_stage_are_the_sections_that_it_reads(stage: str) -> Non
         value = sections()
         for key in name.split("."):
             value = getattr(value, key)
+
+
+def test_what_macos_writes_into_a_folder_that_it_shows_is_no_change() -> None:
+    with Repo(str(ROOT)) as repo:
+        for folder in ("data/regions", "models/camp", "camp_model/encoders"):
+            assert repo.dvcignore.is_ignored_file(str(ROOT / folder / ".DS_Store"))
+            assert not repo.dvcignore.is_ignored_file(str(ROOT / folder / "a.arrow"))
+    subprocess.run(["git", "check-ignore", "--quiet", "presets/.DS_Store"], cwd=ROOT, check=True)

@@ -20,6 +20,8 @@ SETTLED = 2.0
 go unnoticed."""
 LOCK_TIMEOUT = 5.0
 """Seconds to wait for another process that has locked the file of hashes."""
+IGNORED = frozenset({"__pycache__", ".DS_Store"})
+"""Names that are not counted: what Python compiles, and what macOS writes into each folder that it shows."""
 BATCH = 4096
 """Number of files hashed before their hashes are written."""
 
@@ -27,7 +29,7 @@ BATCH = 4096
 def content_hash(path: Path, cache: Path) -> str:
     """Hex sha256 of a file, or of the names and contents of all files below a folder, following links.
 
-    Compiled Python files are not counted.
+    Names of IGNORED are not counted.
 
     Args:
         cache: as for `file_hashes`.
@@ -119,8 +121,8 @@ def _files_below(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         entered.add((about.st_dev, about.st_ino))
-        folders[:] = [name for name in folders if name != "__pycache__"]
-        yield from (Path(parent, name) for name in files if Path(parent, name).is_file())
+        folders[:] = [name for name in folders if name not in IGNORED]
+        yield from (Path(parent, name) for name in files if name not in IGNORED and Path(parent, name).is_file())
 
 
 def _cached_row(

@@ -246,6 +246,8 @@ def test_a_folders_hash_is_that_of_its_names_and_contents(tmp_path):
     assert len(set(seen)) == 4
     (folder / "empty.txt").unlink()
     assert content_hash(folder, cache) == seen[2]
+    (folder / "deep/.DS_Store").write_text("by macOS, when somebody looks into the folder")
+    assert content_hash(folder, cache) == seen[2]
 
 
 def test_an_unchanged_file_is_not_read_again(tmp_path, monkeypatch):
