@@ -17,6 +17,8 @@ from pathlib import Path
 
 import yaml
 
+from stages.cost import RUSAGE_UNIT
+
 ROOT = Path(__file__).parents[1]
 IMAGES = (60, 600)
 STEADY = 48 << 20
@@ -95,7 +97,7 @@ def run(stage: str, folder: Path) -> Measured:
     if process.returncode:
         raise RuntimeError(f"{stage} ended with {process.returncode}:\n{output.decode()[-3000:]}")
     silent = max((late - early for early, late in itertools.pairwise(words)), default=0.0)
-    return Measured(usage.ru_maxrss << 10, words[0] - begun, silent)
+    return Measured(usage.ru_maxrss * RUSAGE_UNIT, words[0] - begun, silent)
 
 
 def measure(folder: Path, images: int) -> dict[str, Measured]:

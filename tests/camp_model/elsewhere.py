@@ -1,7 +1,7 @@
 """A GPU that nobody has: tensors that say they are on one, and compute on the CPU, to the bit.
 
-An operator that meets a tensor of each kind is an error, as on CUDA; for what a real GPU would have to be waited for,
-`WAITS` has the operator and the line of the project that asked.
+An operator that meets a tensor of each kind is an error, as on CUDA, and so is one that gives float64, as on MPS; for
+what a real GPU would have to be waited for, `WAITS` has the operator and the line of the project that asked.
 """
 
 import contextlib
@@ -85,6 +85,8 @@ def _run(operator: Any, args: Any, keywords: dict[str, Any]) -> Any:
     keywords = {key: value for key, value in keywords.items() if key not in ("device", "pin_memory", "non_blocking")}
     here = tree_map(lambda value: value.here if isinstance(value, Elsewhere) else value, (args, keywords))
     result = operator(*here[0], **here[1])
+    if any(isinstance(leaf, Tensor) and leaf.dtype == torch.float64 for leaf in tree_leaves(result)):
+        raise TypeError(f"{name}: gives float64, which MPS lacks")
     if name == "_pack_padded_sequence":
         return Elsewhere(result[0]), result[1]
     there = tree_map(lambda value: Elsewhere(value) if isinstance(value, Tensor) else value, result)

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from stages.cost import RUSAGE_UNIT
 from stages.errors import InputError
 from stages.params import document
 from stages.params.pipeline import Params
@@ -100,7 +101,7 @@ def test_a_damaged_file_is_a_clear_error_or_a_right_result(
             check(target, path, damaged(target, seed))
 
     fuzz()
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MEMORY
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * RUSAGE_UNIT < MEMORY
 
 
 @pytest.mark.timeout(1800)

@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from search.collection import open_workspace
 from search.web.application import create_application
+from stages.cost import RUSAGE_UNIT
 from tests.fuzz.requests import Request, Route, made_request, made_upload, uploads
 from tests.fuzz.test_fuzz import LONGEST, MEMORY, SEEDS, fuzzing
 from tests.search.conftest import HOSTILE_CAPTION, HOSTILE_NAME, Photographs, photographs
@@ -89,7 +90,7 @@ def test_whatever_is_asked_is_answered_or_refused(
 
     fuzz()
     assert statuses[200] > 0.15 * sum(statuses.values()), "most of it was not looked at"
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MEMORY
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * RUSAGE_UNIT < MEMORY
 
 
 @pytest.mark.timeout(1800)
@@ -107,4 +108,4 @@ def test_whatever_is_sent_for_a_picture_is_looked_at_or_refused(client: TestClie
         check_answer(request, ask(client, request), photographs.ids)
 
     fuzz()
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MEMORY
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * RUSAGE_UNIT < MEMORY

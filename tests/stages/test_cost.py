@@ -79,3 +79,11 @@ def test_a_table_has_the_mean_time_and_the_largest_memory(tmp_path: Path, monkey
     assert "| train | full model | 1:30 | 5 MB |" in costs_markdown(
         ["extract_regions"], {"full model": ["study-s0"]}, 2
     )
+
+
+def test_whoever_asks_the_system_for_a_peak_knows_its_unit(repository: Path) -> None:
+    """macOS answers in bytes, Linux in KiB."""
+    for folder in ("camp_model", "stages", "search", "pipelines", "benchmarks", "tests"):
+        for file in (repository / folder).rglob("*.py"):
+            text = file.read_text(encoding="utf-8")
+            assert "RUSAGE_UNIT" in text or ".ru" + "_maxrss" not in text, file
