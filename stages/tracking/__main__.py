@@ -2,12 +2,13 @@
 
 import argparse
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from stages.entry import stage_main
-from stages.errors import InputError
+from stages.errors import InputError, shown
 from stages.tracking.comparison import compare_models
 from stages.tracking.delivery import in_one_line, limit_request_time, sync
 from stages.tracking.model import promote
@@ -26,7 +27,21 @@ from stages.workspace import main_root
 
 
 def become_server(root: Path, page: str, host: str, port: int) -> None:
-    """Replace this process by an MLflow server on the store of `root`; the address of `page` is printed."""
+    """Replace this process by an MLflow server on the store of `root`; the address of `page` is printed.
+
+    Raises:
+        InputError: `host` and `port` cannot be listened on; MLflow would end without an error's exit code.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise InputError(
+            f"--host {shown(host)} --port {port}: cannot be listened on ({error.strerror}); expected a port that is "
+            "free, as in python -m stages.tracking ui --port 5001 (on macOS, AirPlay has port 5000)"
+        ) from None
     (root / ARTIFACTS).mkdir(exist_ok=True)
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     # Without its job runner the server is two processes instead of ten.

@@ -102,7 +102,7 @@ def test_the_page_of_mlflow_is_started_without_a_password_in_its_command(monkeyp
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://person:{PASSWORD}@127.0.0.1:9/mlflow")
     monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "")
     monkeypatch.setattr(os, "execv", lambda _, command: started.append(command))
-    become_server(Path.cwd(), "/", "127.0.0.1", 5000)
+    become_server(Path.cwd(), "/", "127.0.0.1", 0)
     assert started and PASSWORD not in " ".join(started[0])
     assert PASSWORD in os.environ["MLFLOW_BACKEND_STORE_URI"]
 

@@ -16,6 +16,7 @@ import pytest
 import stages
 from stages.errors import InputError
 from stages.tracking import track
+from stages.tracking.__main__ import become_server
 from stages.tracking.__main__ import main as commands
 from stages.tracking.delivery import sync
 
@@ -111,6 +112,16 @@ def test_a_server_that_runs_already_is_only_named(server, tmp_path, monkeypatch,
             commands(["ui", *option])
     commands(["ui"])
     assert capsys.readouterr().out == f"MLflow: {server[0]}/#/experiments/1/runs?viewStateShareKey=camp\n"
+
+
+def test_a_port_that_another_program_has_is_an_error(tmp_path, monkeypatch):
+    """MLflow ends with exit code 0 there, long after its address was printed. On macOS, AirPlay has port 5000."""
+    monkeypatch.setattr(os, "execv", lambda *_: None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        expected = rf"--port {port}: cannot be listened on \(Address already in use\); .* port that is free"
+        with pytest.raises(InputError, match=expected):
+            become_server(tmp_path, "/", "127.0.0.1", port)
 
 
 @pytest.mark.timeout(300)
