@@ -102,19 +102,30 @@ def test_vectors_are_units(parts):
     np.testing.assert_allclose(np.linalg.norm(joint.images(features, mask), axis=1), 1, rtol=1e-6)
 
 
-def test_on_macos_faiss_may_have_an_openmp_library_beside_pytorchs_but_no_threads(parts, monkeypatch):
-    retriever = Retriever(*parts[:4])
+@pytest.mark.parametrize(("platform", "count", "allowed"), [("linux", 2, None), ("darwin", 1, "TRUE")])
+def test_on_macos_faiss_may_have_an_openmp_library_beside_pytorchs_but_no_threads(
+    parts, monkeypatch, platform, count, allowed
+):
+    model, joint, index, collection, tokens, lengths = parts
+    seen = []
 
-    def search():
-        retriever.search(*parts[4:], shortlist=9, top_k=3)
-        return faiss.omp_get_max_threads()
+    class Index:
+        ntotal, d = index.ntotal, index.d
 
-    def in_a_thread():  # threads begin with the number of the process
-        with ThreadPoolExecutor(1, initializer=faiss.omp_set_num_threads, initargs=(2,)) as pool:
-            return pool.submit(search).result()
+        def search(self, *arguments):
+            seen.append(faiss.omp_get_max_threads())
+            return index.search(*arguments)
 
+    def captions(*arguments):
+        vectors = embedding(*arguments)
+        faiss.omp_set_num_threads(2)  # of this thread alone
+        return vectors
+
+    embedding = joint.captions
+    monkeypatch.setattr(joint, "captions", captions)
     monkeypatch.setenv("KMP_DUPLICATE_LIB_OK", "")
     monkeypatch.delenv("KMP_DUPLICATE_LIB_OK")
-    assert in_a_thread() == 2 and "KMP_DUPLICATE_LIB_OK" not in os.environ
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert in_a_thread() == 1 and os.environ["KMP_DUPLICATE_LIB_OK"] == "TRUE"
+    monkeypatch.setattr(sys, "platform", platform)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(Retriever(model, joint, Index(), collection).search, tokens, lengths, 9, 3).result()
+    assert seen == [count] and os.environ.get("KMP_DUPLICATE_LIB_OK") == allowed
