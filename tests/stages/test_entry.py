@@ -31,8 +31,7 @@ with lock_outputs("train", Path(sys.argv[1])):
 
 def holder(folder, seconds):
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder), str(seconds)], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"held\n"
+    assert process.stdout is not None and process.stdout.readline() == b"held\n"
     return process
 
 
