@@ -13,6 +13,7 @@ from prefect.logging import disable_run_logger
 
 from pipelines.commands import Unfinished
 from pipelines.experiments import _promote, sweep
+from pipelines.reproduce import DVC
 from stages.errors import InputError
 from stages.params import document
 from stages.params.pipeline import Params
@@ -214,6 +215,28 @@ def test_the_champion_is_the_model_of_whoever_trained_it(recorded):
         train(b"others", registered=True)
         _promote("best")
     assert client.get_model_version_by_alias(NAME, CHAMPION).version == last
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGTERM]])
+def test_an_experiment_that_is_ended_as_it_begins_leaves_the_workspace_as_it_was(recorded, wait_for, signals):
+    """DVC has then stashed what a person has changed, detached HEAD and written the experiment's params."""
+    Path("dvc.yaml").write_text("stages: {train: {cmd: 'true', params: [train]}}\n")
+    params, head = Path("params.yaml"), Path(".git/HEAD")
+    with params.open("a") as file:  # seconds for DVC's reader of YAML
+        file.write("more:\n" + "- {a: 1}\n" * 6000)
+    commit()
+    for path in (params, Path("dvc.yaml")):
+        with path.open("a") as file:
+            file.write("# edited by a person\n")
+    before = [path.read_bytes() for path in (head, params, Path("dvc.yaml"))]
+    command = [sys.executable, "-m", "stages.entry", *DVC, "exp", "run", "--temp", "-S", "++train.epochs=9"]
+    process = subprocess.Popen(command)
+    wait_for(lambda: head.read_bytes() != before[0], 60)
+    for number in signals:
+        process.send_signal(number)
+    assert process.wait(60) == 128 + signals[0]
+    assert [path.read_bytes() for path in (head, params, Path("dvc.yaml"))] == before
+    assert not subprocess.run(["git", "stash", "list"], capture_output=True, check=True).stdout
 
 
 @pytest.mark.timeout(300)
