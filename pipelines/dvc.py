@@ -1,17 +1,20 @@
 """DVC for flows: `python -m pipelines.dvc ARGUMENTS` is `dvc ARGUMENTS`, but SIGTERM interrupts it as Ctrl-C does.
 
 To begin an experiment, DVC stashes the changes of this workspace, detaches HEAD and writes the experiment's params into
-params.yaml. Interrupted, it restores all of it; SIGTERM, with which a flow ends its commands, would leave it so.
+params.yaml; then it makes a workspace for it. Interrupted, it restores and removes all of this. SIGTERM, with which a
+flow ends its commands, would leave it so.
 """
 
-import os
+import contextlib
 import signal
 import sys
 from types import FrameType
 
+import psutil
 from dvc.cli import main
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GRACE = 30
+"""Seconds that DVC and its stage may take to end; then it is killed."""
 
 
 def run(arguments: list[str]) -> int:
@@ -19,16 +22,18 @@ def run(arguments: list[str]) -> int:
     heard: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # DVC waits for a stage, which ends with this process
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+        if heard:  # another signal must not end what the first has begun
             return
-        for each in SIGNALS:  # another signal must not end what the first has begun
-            signal.signal(each, signal.SIG_IGN)
         heard.append(number)
+        signal.alarm(GRACE)
+        stages = psutil.Process().children()
+        for stage in stages:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                stage.terminate()
+        psutil.wait_procs(stages)  # a training saves its state, for which it needs its workspace
         raise KeyboardInterrupt
 
-    for number in SIGNALS:
+    for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # ignored on purpose
             signal.signal(number, interrupt)
     code = int(main(arguments))

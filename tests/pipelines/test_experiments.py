@@ -265,6 +265,7 @@ def test_a_sweep_that_is_ended_leaves_nothing_running(repository, server_environ
         assert process.wait(60)
         _, alive = psutil.wait_procs(started, 10)
         assert not alive
+        assert not list(Path(".dvc/tmp/exps/standalone").glob("tmp*"))  # each with a copy of all data
     finally:
         process.kill()
         for child in started:
