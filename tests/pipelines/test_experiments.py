@@ -234,7 +234,7 @@ def test_an_experiment_that_is_ended_as_it_begins_leaves_the_workspace_as_it_was
     wait_for(lambda: head.read_bytes() != before[0], 60)
     for number in signals:
         process.send_signal(number)
-    assert process.wait(60) == 128 + signals[0]
+    assert process.wait(60) in [128 + number for number in signals]  # several are heard in any order
     assert [path.read_bytes() for path in (head, params, Path("dvc.yaml"))] == before
     assert not subprocess.run(["git", "stash", "list"], capture_output=True, check=True).stdout
 
