@@ -36,7 +36,7 @@ TRANSIENT = {
         "503 Service", "502 Bad Gateway", "504 Gateway", "RequestTimeout", "SlowDown", "Cannot connect to host",
         "Server disconnected", "failed to push data to the cloud",
     ),
-    "busy": ("Unable to acquire lock", "database is locked"),
+    "busy": ("Unable to acquire lock", "is busy, it is being blocked by", "database is locked"),
     "worker": (
         "NCCL", "Connection closed by peer", "worker exited unexpectedly", "DataLoader worker",
         "No space left on device",

@@ -76,6 +76,8 @@ def run_stage(name: str, stale: bool, upstream: list[str]) -> Any:
     except CommandFailed as error:
         if error.reason == "memory" and name in HALVED_PARAMS:
             logger.warning("out of memory: the next attempt uses %s", _halve(*HALVED_PARAMS[name]))
+        if error.reason == "busy":  # another run began this stage first; the next attempt follows its end
+            read_dag(targets=(name,))
         raise
     if RESTORED in output:
         return Completed(name="Cached", message="DVC: the result was restored from the cache", data="restored")

@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -100,6 +102,22 @@ def test_what_can_pass_is_tried_again_and_what_cannot_is_not(prefect_server, rep
     with get_client(sync_client=True) as client:  # the stages' own words are in Prefect's log
         found = wait_for(lambda: [log for log in client.read_logs() if "prepare writes; flow run" in log.message], 20)
     assert "None" not in found[0].message
+
+
+@pytest.mark.timeout(240)
+def test_a_stage_that_another_run_begins_first_is_waited_for(prefect_server, repository, wait_for):
+    """As of two flows that have read the DAG at the same time."""
+    held, script, locks = Path("held"), Path("stage.py"), Path(".dvc/tmp/rwlock")
+    waiting = "import pathlib, time\nwhile pathlib.Path('held').exists(): time.sleep(0.1)\n"
+    script.write_text(waiting + script.read_text())
+    held.touch()
+    other = subprocess.Popen([sys.executable, "-m", "dvc", "repro", "--single-item", "prepare"])
+    wait_for(lambda: locks.is_file() and "prepare.txt" in locks.read_text(), 60)
+    ending = threading.Timer(20, held.unlink)
+    ending.start()
+    assert flow(lambda: module.run_stage("prepare", True, []), name="one stage")().name == "Cached"
+    ending.join()
+    assert other.wait(30) == 0
 
 
 @pytest.mark.timeout(240)
