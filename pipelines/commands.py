@@ -258,7 +258,7 @@ def run_command(
         process.stdout.close()
     tail = "\n".join(lines)
     if code:
-        name = " ".join(word for word in command if word != sys.executable).removeprefix("-m pipelines.")
+        name = re.sub("^-m (pipelines.run_)?", "", " ".join(word for word in command if word != sys.executable))
         raise CommandFailed(name, code, "error" if _ending else failure_reason(code, tail), "\n".join(lines[-20:]))
     return tail
 

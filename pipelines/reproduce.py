@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 else:
     from pipelines.forms import ParamsForm
 
-DVC = (sys.executable, "-m", "pipelines.dvc")
+DVC = (sys.executable, "-m", "pipelines.run_dvc")
 UNCHANGED, RESTORED = "didn't change, skipping", "is cached - skipping run"
 """DVC's output for a stage with its results present, and for one whose different results DVC restored from cache."""
 HALVED_PARAMS = {

@@ -107,6 +107,7 @@ def test_what_can_pass_is_tried_again_and_what_cannot_is_not(prefect_server, rep
 @pytest.mark.timeout(240)
 def test_a_stage_that_another_run_begins_first_is_waited_for(prefect_server, repository, wait_for):
     """As of two flows that have read the DAG at the same time."""
+    allow_commands()
     held, script, locks = Path("held"), Path("stage.py"), Path(".dvc/tmp/rwlock")
     waiting = "import pathlib, time\nwhile pathlib.Path('held').exists(): time.sleep(0.1)\n"
     script.write_text(waiting + script.read_text())

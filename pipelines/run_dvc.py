@@ -1,8 +1,10 @@
-"""DVC for flows: `python -m pipelines.dvc ARGUMENTS` is `dvc ARGUMENTS`, but SIGTERM interrupts it as Ctrl-C does.
+"""DVC for flows: `python -m pipelines.run_dvc ARGUMENTS` is `dvc ARGUMENTS`, but SIGTERM interrupts it as Ctrl-C does.
 
 To begin an experiment, DVC stashes the changes of this workspace, detaches HEAD and writes the experiment's params into
 params.yaml; then it makes a workspace for it. Interrupted, it restores and removes all of this. SIGTERM, with which a
 flow ends its commands, would leave it so.
+
+A module `dvc` here would take the place of the package: Prefect puts this folder before all others.
 """
 
 import contextlib
