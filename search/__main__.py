@@ -8,7 +8,6 @@ camp search --sentences FILE --images ~/photographs      # many sentences: a lin
 import argparse
 import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -42,8 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"--{name.replace('_', '-')}: {needs}")
     if options.sentence is not None and options.sentences is not None:
         parser.error(f"--sentences: cannot be used with a sentence ({options.sentence[:40]!r})")
-    # Set before torch is imported: waiting threads that spin would take the cores from other programs.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         _run(options)
     except InputError as error:
