@@ -19,8 +19,6 @@ from stages.sources.splits import check_shared_pictures, fill_splits, print_shar
 from stages.sources.tables import tables
 from stages.workspace import main_root, named_path
 
-"""In the main workspace: cached hashes of files, including those of named_files, valid while a file has not changed."""
-
 
 class PrepareSections(StageSections):
     """The sections of params.yaml that the stage reads."""

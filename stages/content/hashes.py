@@ -14,7 +14,7 @@ from pathlib import Path
 from camp_model.files import sha256_of
 
 HASHES = Path(".work") / "hashes.sqlite"
-"""The stages' cache of hashes, below the root of the main workspace."""
+"""The stages' cache of hashes, below the root of the main workspace; a hash is valid while its file has not changed."""
 SETTLED = 2.0
 """A file's hash is cached only if its last change was at least this many seconds ago: an immediate second change might
 go unnoticed."""
