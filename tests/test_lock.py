@@ -1,6 +1,7 @@
 """requirements.lock on every system and Python that README names: all that is needed there, and nothing that is not."""
 
 import re
+import sys
 import tomllib
 from collections import defaultdict
 from importlib.metadata import PackageNotFoundError, requires
@@ -53,4 +54,5 @@ def test_the_lock_has_what_is_needed(system: str, python: str) -> None:
     locked = {canonicalize_name(pin.name) for pin in pins if (pin.marker or always).evaluate(environment)}
     wanted, unknown = needed(environment)
     assert wanted <= locked
-    assert locked <= wanted or unknown
+    compiled_here = sys.platform == "linux" and sys.version_info[:2] == (3, 11)  # what is unknown needs nothing more
+    assert locked <= wanted or (unknown and not compiled_here)
