@@ -7,16 +7,17 @@ comparable (InfoNCE, van den Oord et al. 2018, in both directions as in CLIP).
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy
 
 from camp_model.matchers.matching import at_least_float32
 from camp_model.negatives import negative_pairs
+from camp_model.tensors import unit
 
 
 def pooled_vectors(states: Tensor, mask: Tensor) -> Tensor:
     """Mean of the real regions or words, of unit length: [B, L, d], bool [B, L] -> [B, d], in float32 or wider."""
     total = (at_least_float32(states) * mask[..., None]).sum(1)  # [B, d]
-    return normalize(total / mask.sum(1, keepdim=True).clamp(min=1), dim=-1)
+    return unit(total / mask.sum(1, keepdim=True).clamp(min=1))
 
 
 def joint_contrastive(

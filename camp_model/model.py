@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from camp_model.config import CampConfig
 from camp_model.encoders import LOCATION_DIM, RegionEncoder, TextEncoder, length_mask, region_locations
@@ -15,6 +14,7 @@ from camp_model.matchers.matching import at_least_float32
 from camp_model.matchers.prepared import PAIRS, Layout, Prepared, check_mask
 from camp_model.registry import MATCHERS, TEXT_ENCODERS
 from camp_model.scoring.all_pairs import score_matrix
+from camp_model.tensors import unit
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class CAMP(nn.Module):
         with torch.autocast(states.device.type, enabled=False):
             pooled = prepare(at_least_float32(states), mask).pooled
         assert pooled is not None
-        return normalize(pooled, dim=-1)
+        return unit(pooled)
 
     def forward(self, features: Tensor, region_mask: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Encode and score aligned pairs: [P, R, region_dim], bool [P, R], int64 [P, N], int64 [P] -> logits [P].

@@ -1,4 +1,4 @@
-"""Faster or more reproducible indexing and copying of tensors than PyTorch's own, and a GPU's free memory."""
+"""Indexing, copying and unit vectors, each in a better way than PyTorch's own, and a GPU's free memory."""
 
 import torch
 from torch import Tensor
@@ -13,6 +13,16 @@ def take_rows(values: Tensor, rows: Tensor | slice) -> Tensor:
     if isinstance(rows, slice) or not values.requires_grad:
         return values[rows]
     return embedding(rows, values[:, None].flatten(1)).view(rows.shape + values.shape[1:])
+
+
+def unit(values: Tensor, dim: int = -1) -> Tensor:
+    """Scale vectors along `dim` to length 1, as `torch.nn.functional.normalize`; those shorter than 1e-12 become zero.
+
+    These get no gradient: they have no direction, and that of `normalize` is 10^12 times what it gets. Two of them in
+    a row, on an image whose features are all zero, would overflow float32.
+    """
+    norm: Tensor = values.norm(dim=dim, keepdim=True)
+    return values / norm.masked_fill(norm < 1e-12, torch.inf)
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

@@ -5,7 +5,6 @@ from dataclasses import replace
 from functools import partial
 
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from camp_model.config import CampConfig
 from camp_model.joint import pooled_vectors
@@ -15,6 +14,7 @@ from camp_model.matchers.message_passing import MessagePassing
 from camp_model.matchers.pooling import Pooling
 from camp_model.matchers.prepared import PAIRS, TILES, Layout, Prepared
 from camp_model.matchers.receiver import Receiver
+from camp_model.tensors import unit
 
 WEIGHTED = ("attention", "mlp", "mean")
 """Poolings that the kernels support: weighted sums of vectors."""
@@ -140,7 +140,7 @@ class CampMatcher(Matcher):
     def _with_norm(self, values: Tensor) -> Tensor:
         """Give each vector the length `feature_norm`, if it is set: [B, L, d] -> [B, L, d]."""
         norm = self.config.feature_norm
-        return norm * normalize(at_least_float32(values), dim=-1) if norm else values
+        return norm * unit(at_least_float32(values)) if norm else values
 
     def _side(
         self, pooling: Pooling, side: Prepared, received: Received | None, spread: Callable[[Tensor], Tensor]
@@ -156,4 +156,4 @@ class CampMatcher(Matcher):
         """Pool [..., L, d] into vectors [..., d] and weights [..., L]."""
         pooled, weights = pooling(features, mask)
         # The released two-hop model compares pooled vectors of unit length.
-        return (normalize(pooled, dim=-1) if self.config.hops == 2 else pooled), weights
+        return (unit(pooled) if self.config.hops == 2 else pooled), weights

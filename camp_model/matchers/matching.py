@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, logsigmoid, normalize
+from torch.nn.functional import linear, logsigmoid
+
+from camp_model.tensors import unit
 
 
 class MlpMatching(nn.Module):
@@ -63,13 +65,13 @@ class CosineMatching(nn.Module):
     def forward(self, image: Tensor, caption: Tensor) -> tuple[Tensor, Tensor]:
         """As `MlpMatching.forward`; the similarity is the bare cosine."""
         image, caption = at_least_float32(image), at_least_float32(caption)
-        return self.scaled((normalize(image, dim=-1) * normalize(caption, dim=-1)).sum(-1))
+        return self.scaled((unit(image) * unit(caption)).sum(-1))
 
     def all_pairs(self, image: Tensor, caption: Tensor) -> tuple[Tensor, Tensor]:
         """As `forward`, for all images with all captions: [I, d], [C, d] -> [I, C] each."""
         image, caption = at_least_float32(image), at_least_float32(caption)
         with torch.autocast(image.device.type, enabled=False):
-            return self.scaled(normalize(image, dim=-1) @ normalize(caption, dim=-1).T)
+            return self.scaled(unit(image) @ unit(caption).T)
 
     def unscaled(self, logits: Tensor) -> Tensor:
         """The cosines of logits; the inverse of `scaled`."""

@@ -109,7 +109,9 @@ class Receiver(nn.Module):
         if self.config.fusion == "message":
             return weights, weights
         squares = ((weights @ gram) * weights).sum(-1, keepdim=True)  # [..., L, 1]
-        return weights, weights / squares.clamp(min=max(1e-16, torch.finfo(squares.dtype).tiny)).sqrt()
+        # A message without length has no direction either: as `camp_model.tensors.unit`.
+        least = max(1e-16, torch.finfo(squares.dtype).tiny)
+        return weights, weights / squares.masked_fill(squares < least, torch.inf).sqrt()
 
     def in_context(self, logits: Tensor, mask: Tensor | None) -> Tensor:
         """Add `gate_context` times the mean logit of the pair to each logit.

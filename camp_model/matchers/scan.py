@@ -13,13 +13,14 @@ sum_kl a_k a_l <x_k, x_l>: inner products and a Gram matrix suffice, and no vect
 
 import torch
 from torch import Tensor
-from torch.nn.functional import leaky_relu, normalize
+from torch.nn.functional import leaky_relu
 
 from camp_model.config import CampConfig
 from camp_model.matchers.base import Matched, Matcher, Received
 from camp_model.matchers.matching import CosineMatching, at_least_float32
 from camp_model.matchers.pooling import masked_softmax
 from camp_model.matchers.prepared import Layout, Prepared
+from camp_model.tensors import unit
 
 WORD_SHARPNESS, REGION_SHARPNESS = 9.0, 4.0
 """Inverse temperatures of the attention of words and of regions: lambda_1 of each direction in the released code."""
@@ -38,7 +39,7 @@ def stacked_attention(products: Tensor, queries: Tensor, keys: Tensor | None, sh
         [..., Q, K], each query's weights over the keys.
     """
     signed = leaky_relu(products, 0.1).masked_fill(~queries[..., :, None], 0.0)  # [..., Q, K]
-    focus = sharpness * normalize(signed, dim=-2)  # over Q
+    focus = sharpness * unit(signed, dim=-2)  # over Q
     return masked_softmax(focus, None if keys is None else keys[..., None, :])
 
 
@@ -56,7 +57,7 @@ class ScanMatcher(Matcher):
 
     def _prepare(self, values: Tensor, mask: Tensor) -> Prepared:
         """Compute unit vectors [B, L, d] and their Gram matrices [B, L, L]: [B, L, d], bool [B, L]."""
-        values = normalize(at_least_float32(values), dim=-1)
+        values = unit(at_least_float32(values))
         with torch.autocast(values.device.type, enabled=False):
             return Prepared(values, mask, gram=values @ values.transpose(-2, -1))
 
@@ -118,7 +119,7 @@ def _direction(
     attention = stacked_attention(products, queries, keys, sharpness)  # [..., Q, K]
     along = (attention * products).sum(-1)  # [..., Q]
     squares = ((attention @ gram) * attention).sum(-1)  # [..., Q]
-    cosines = along / squares.clamp(min=1e-16).sqrt()  # [..., Q]
+    cosines = along / squares.masked_fill(squares < 1e-16, torch.inf).sqrt()  # [..., Q], as `unit`
     return (cosines * queries).sum(-1) / queries.sum(-1).clamp(min=1), attention
 
 

@@ -19,7 +19,7 @@ regions matters. (The paper's SGRAF is two separately trained models, as with `e
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, normalize
+from torch.nn.functional import linear
 
 from camp_model.config import CampConfig
 from camp_model.matchers.base import Matched, Matcher, Received
@@ -27,6 +27,7 @@ from camp_model.matchers.matching import at_least_float32, mean_logits
 from camp_model.matchers.pooling import masked_softmax
 from camp_model.matchers.prepared import Layout, Prepared
 from camp_model.matchers.scan import WORD_SHARPNESS, stacked_attention
+from camp_model.tensors import unit
 
 STEPS = 3
 """Steps of graph reasoning."""
@@ -53,7 +54,7 @@ class GlobalVector(nn.Module):
         mean = (values * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)  # [B, d]
         common = self.local(values).tanh() * self.whole(mean).tanh()[:, None]  # [B, L, d]
         weights = masked_softmax(at_least_float32(self.score(common).squeeze(-1)), mask)  # [B, L]
-        return normalize((weights[..., None] * values).sum(1), dim=-1)
+        return unit((weights[..., None] * values).sum(1))
 
 
 class ReasoningStep(nn.Module):
@@ -102,7 +103,7 @@ class SgrafMatcher(Matcher):
             self.filtered_score = _layer(size, 1)
 
     def _prepare(self, values: Tensor, mask: Tensor, pool: GlobalVector) -> Prepared:
-        values = normalize(at_least_float32(values), dim=-1)
+        values = unit(at_least_float32(values))
         return Prepared(values, mask, pooled=pool(values, mask))
 
     def prepare_regions(self, regions: Tensor, mask: Tensor) -> Prepared:
@@ -126,7 +127,7 @@ class SgrafMatcher(Matcher):
             logits.append(at_least_float32(self.reasoned_score(nodes[..., 0, :]).squeeze(-1)))
         if self.filter is not None:
             weights = at_least_float32(self.filter(similarities).squeeze(-1)).sigmoid() * mask  # [..., 1 + N]
-            filtered = normalize((weights[..., None] * similarities).sum(-2), dim=-1)  # [..., m]
+            filtered = unit((weights[..., None] * similarities).sum(-2))  # [..., m]
             logits.append(at_least_float32(self.filtered_score(filtered).squeeze(-1)))
             of_words = weights[..., 1:]
             shares = of_words / of_words.sum(-1, keepdim=True).clamp(min=torch.finfo(of_words.dtype).tiny)
@@ -141,8 +142,8 @@ class SgrafMatcher(Matcher):
             products = torch.einsum(layout.products, images.features, captions.features).transpose(-2, -1)
             keys = None if images.mask is None else layout.regions(images.mask)
             attention = stacked_attention(products, layout.words(captions.real), keys, WORD_SHARPNESS)
-            attended = normalize(torch.einsum(layout.to_words, attention, images.features), dim=-1)  # [..., N, d]
+            attended = unit(torch.einsum(layout.to_words, attention, images.features))  # [..., N, d]
         local = (attended - layout.words(captions.features)).square()  # [..., N, d]
         whole = (layout.regions(images.pooled) - layout.words(captions.pooled)).square()  # [..., d]
         both = self.global_similarity(whole)[..., None, :], self.local_similarity(local)
-        return normalize(at_least_float32(torch.cat(both, dim=-2)), dim=-1), attention
+        return unit(at_least_float32(torch.cat(both, dim=-2))), attention
