@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from stages.params.section import Device, Section, Seed, Share, check_no_output
 
 FoilKind = Literal["object", "colour", "size", "texture", "count", "relation"]
+Rate = Annotated[float, Field(ge=0, le=1e10)]
+"""A number that AdamW multiplies with others of these; in float32, which goes to 3e38."""
 
 
 class TrainParams(Section):
@@ -52,9 +54,9 @@ class TrainParams(Section):
     (joint_weight) still uses the whole batch. 0: in the whole batch."""
     micro_batch: int = Field(default=0, ge=0)
     """Pairs in one forward and backward pass; 0: all at once. The gradient is the same."""
-    learning_rate: float = Field(default=2e-4, ge=0)
+    learning_rate: Rate = 2e-4
     """Learning rate of AdamW at the start, after the warm-up."""
-    learning_rates: dict[str, Annotated[float, Field(ge=0)]] = Field(default={})
+    learning_rates: dict[str, Rate] = Field(default={})
     """Prefix of parameter names -> factor of `learning_rate` for these parameters, at every step of the schedule. The
     longest matching prefix counts; 0 freezes a part."""
     warmup_steps: int = Field(default=0, ge=0)
@@ -63,14 +65,14 @@ class TrainParams(Section):
     """constant, step (a tenth every step_epochs) or cosine (to 0 at the last step)."""
     step_epochs: int = Field(default=15, ge=1)
     """For schedule step, epochs between two drops of the learning rate."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: Rate = 0.0
     """Weight decay of the optimizer; 0: none."""
     gradient_clip: float = Field(default=2.0, ge=0)
     """Largest norm of the gradient of the mean loss; 0: no clipping. The published loss is a sum over B pairs, so its
     clip of 2 is 2 / B here."""
-    dropout: Share = 0.0
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout of region features and word embeddings."""
-    region_dropout: Share = 0.0
+    region_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the feature channels dropped, the same ones in all regions of an image."""
     drop_regions: Share = 0.0
     """Share of an image's regions left out at random in each step; one always stays."""

@@ -224,7 +224,8 @@ def test_two_ways_to_begin_are_an_error(values, said):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("ema_decay", 1.0), ("ema_decay", -0.1), ("drop_regions", 1.1), ("drop_words", -1), ("validation_share", 0.0),
-     ("validation_share", 1.5), ("all_negatives_epochs", -1)],
+     ("validation_share", 1.5), ("all_negatives_epochs", -1), ("dropout", 1.0), ("region_dropout", 1.0),
+     ("learning_rate", 1e300), ("learning_rates", {"matcher": 1e300}), ("weight_decay", 1e300)],
 )  # fmt: skip
 def test_a_value_outside_its_range_is_named(name, value):
     with pytest.raises(ValueError, match=name):
