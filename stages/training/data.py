@@ -3,7 +3,6 @@
 Shapes: B pairs of a batch, R regions, D region_dim, N words of the longest caption of the batch.
 """
 
-import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -129,8 +128,8 @@ def epoch_batches(pairs: int, batch_size: int, seed: int, epoch: int, processes:
 def steps_per_epoch(pairs: int, batch_size: int, processes: int) -> int:
     """Number of batches in an epoch, of at most `batch_size` pairs; of 2, one batch of an odd number has 3: a single
     pair would have no negative."""
-    rows = math.ceil(pairs / processes)
-    return min(math.ceil(rows / (batch_size // processes)), rows * processes // 2)
+    rows = -(-pairs // processes)
+    return min(-(-rows // (batch_size // processes)), rows * processes // 2)
 
 
 T = TypeVar("T")
