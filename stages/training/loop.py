@@ -196,10 +196,13 @@ class Trainer:
             if not math.isfinite(loss) or not (math.isfinite(norm) or overflow):
                 what = "gradient" if math.isfinite(loss) else "loss"
                 state = f"; the state before it is in {self.resume.folder}" if self.resume.state.is_file() else ""
-                raise TrainingError(
-                    f"train: the {what} of step {step} is not finite; a lower train.learning_rate or a smaller "
-                    f"train.gradient_clip may help{state}"
-                )
+                hint = "a lower train.learning_rate or a smaller train.gradient_clip may help"
+                if step == 1:
+                    hint = (
+                        "no weight has changed yet; expected features, initial weights, and numbers of the sections "
+                        f"model and train that train.precision {self.params.precision} can compute with"
+                    )
+                raise TrainingError(f"train: the {what} of step {step} is not finite; {hint}{state}")
         self.progress.losses += losses
         self.bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
         speed, self.reported_speed = self.speed.since(self.reported_speed), self.speed
