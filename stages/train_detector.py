@@ -1,6 +1,7 @@
 """Stage train_detector: train the detector of the embedded scenes, or get a pretrained one and record its identity."""
 
 import importlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from camp_model.files import replacing_folder, write_json
 from stages.detectors import DETECTORS
 from stages.detectors.base import Description, tell_changes
 from stages.entry import read_params, stage_main
+from stages.errors import InputError
 from stages.params.dataset import DatasetParams
 from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams
@@ -27,7 +29,7 @@ def train_detector(params: TrainDetectorSections, dataset: Path, out: Path, metr
     """Train or load the detector that the params name, write it to `out`, and write its metrics.
 
     Raises:
-        InputError: the dataset or the weights cannot be used; `out` is left as it was.
+        InputError: the dataset or the weights cannot be used, or training diverges; `out` is left as it was.
     """
     values: dict[str, Any] = {"pretrained": params.detector.weights != "random"}
     with replacing_folder(out) as building:
@@ -36,6 +38,10 @@ def train_detector(params: TrainDetectorSections, dataset: Path, out: Path, metr
 
             image_root, largest = params.dataset.image_root(dataset), params.regions.max_pixels
             values = train_detector_of_scenes(params.detector.train, image_root, dataset, building, largest)
+            if not math.isfinite(values["train_loss"]):
+                raise InputError(
+                    "detector.train: the loss is not finite; a lower detector.train.learning_rate may help"
+                )
         else:
             backend = importlib.import_module(DETECTORS[params.detector.backend])
             description: Description = backend.resolve(params.detector, building, dataset)

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.params.section import Section, Seed, Share
+from stages.params.section import Rate, Section, Seed, Share
 
 Backend = Literal["torchvision", "detectron2", "precomputed", "timm"]
 """Each is a module of stages/detectors; options of one backend alone are a section of its name below."""
@@ -17,7 +17,7 @@ class DetectorTrainParams(Section):
     """Number of optimizer steps."""
     batch_size: int = Field(default=8, ge=1)
     """Images per optimizer step."""
-    learning_rate: float = Field(default=0.002, ge=0)
+    learning_rate: Rate = 0.002
     """Highest learning rate of the schedule."""
     seed: Seed = 0
     """Seed of the initial weights and of the order of the images."""

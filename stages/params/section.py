@@ -50,6 +50,8 @@ def _device(name: str) -> str:
 
 Split = Literal["train", "val", "test"]
 Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0, le=1e10)]
+"""A number that AdamW multiplies with others of these; in float32, which goes to 3e38."""
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Device = Annotated[str, AfterValidator(_device)]
 

@@ -1,14 +1,12 @@
 """The section `train`: how the model is trained."""
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.params.section import Device, Section, Seed, Share, check_no_output
+from stages.params.section import Device, Rate, Section, Seed, Share, check_no_output
 
 FoilKind = Literal["object", "colour", "size", "texture", "count", "relation"]
-Rate = Annotated[float, Field(ge=0, le=1e10)]
-"""A number that AdamW multiplies with others of these; in float32, which goes to 3e38."""
 
 
 class TrainParams(Section):

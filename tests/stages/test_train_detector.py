@@ -156,6 +156,18 @@ def test_a_failure_leaves_the_last_good_detector(dataset: Path, tmp_path: Path) 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["detector", "m.json"]
 
 
+def test_a_training_that_diverges_leaves_no_detector(dataset: Path, tmp_path: Path) -> None:
+    """Its weights would be no numbers, and its metrics no JSON."""
+    settings = DetectorTrainParams(steps=4, batch_size=2, learning_rate=1e6)
+    with pytest.raises(InputError, match=r"detector\.train: the loss is not finite; a lower .*learning_rate may help"):
+        train_detector(
+            PARAMS.replace(detector=DetectorParams(train=settings)), dataset, tmp_path / "d", tmp_path / "m.json"
+        )
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match=r"detector\.train\.learning_rate: 1e\+300 is not between 0 and 1e\+10"):
+        PARAMS.replace(detector={"train": {"learning_rate": 1e300}})
+
+
 def test_a_change_of_what_computes_is_told(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
