@@ -120,8 +120,8 @@ def epoch_batches(pairs: int, batch_size: int, seed: int, epoch: int, processes:
     divisible by `processes`; for that, fewer than `processes` captions are repeated.
     """
     order = np.random.default_rng([seed, epoch]).permutation(pairs)
-    order = np.concatenate([order, order[: -pairs % processes]])
-    batches = np.array_split(order.reshape(-1, processes), steps_per_epoch(pairs, batch_size, processes))
+    order = np.resize(order, (-(-pairs // processes), processes))  # repeats from the first on
+    batches = np.array_split(order, steps_per_epoch(pairs, batch_size, processes))
     return [batch.reshape(-1) for batch in batches]
 
 

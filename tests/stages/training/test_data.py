@@ -21,7 +21,8 @@ def load(paths, name="train"):
 
 
 @example(5, 2, 1, 0)
-@given(st.integers(2, 400), st.integers(1, 40), st.integers(1, 4), st.integers(0, 3))
+@example(3, 1, 8, 0)
+@given(st.integers(2, 400), st.integers(1, 40), st.integers(1, 9), st.integers(0, 3))
 def test_an_epoch_sees_every_caption_once_in_batches_of_like_size(pairs, each, processes, epoch):
     batch_size = max(2, each) if processes == 1 else each * processes
     batches = epoch_batches(pairs, batch_size, seed=1, epoch=epoch, processes=processes)
