@@ -22,7 +22,8 @@ def unit(values: Tensor, dim: int = -1) -> Tensor:
     a row, on an image whose features are all zero, would overflow float32.
     """
     norm: Tensor = values.norm(dim=dim, keepdim=True)
-    return values / norm.masked_fill(norm < 1e-12, torch.inf)
+    least = max(1e-12, torch.finfo(values.dtype).tiny)  # in float16, 1e-12 would be 0
+    return values / norm.masked_fill(norm < least, torch.inf)
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

@@ -21,6 +21,11 @@ def test_unit_vectors_and_their_gradients_are_those_of_normalize(dim):
     assert torch.equal(ours, theirs) and torch.equal(values[0].grad, values[1].grad)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_vectors_of_zeros_are_zero_in_every_precision(dtype):
+    assert unit(torch.zeros(2, 3, dtype=dtype)).tolist() == [[0.0] * 3] * 2
+
+
 def test_a_vector_without_length_stays_zero_and_gets_no_gradient():
     values = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, torch.nan]], requires_grad=True)
     units = unit(values)
