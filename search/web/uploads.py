@@ -2,7 +2,7 @@
 
 import asyncio
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from search.web.queries import Queries, SimilarResults
 
@@ -56,7 +56,7 @@ async def read_upload(request: Request, max_bytes: int = MAX_BYTES) -> bytes:
     """The body of a request.
 
     Raises:
-        UploadRefused: more than `max_bytes`, also where the header says less; or slower than SECONDS.
+        UploadRefused: more than `max_bytes`, also where the header says less; slower than SECONDS; or broken off.
     """
     too_large = UploadRefused(413, f"the picture has more than {max_bytes:,} bytes")
     length = request.headers.get("content-length", "")
@@ -71,4 +71,6 @@ async def read_upload(request: Request, max_bytes: int = MAX_BYTES) -> bytes:
                 body += chunk
     except TimeoutError:
         raise UploadRefused(408, f"the picture did not arrive within {SECONDS} s") from None
+    except ClientDisconnect:  # nobody hears this, but the server's log would get a traceback
+        raise UploadRefused(400, "the picture did not arrive whole") from None
     return bytes(body)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from search.web.uploads import MAX_BYTES, MAX_PENDING_BYTES, MIN_PENDING_BYTES, RETRY_AFTER
-from tests.search.conftest import Server, picture_bytes
+from tests.search.conftest import Photographs, Server, picture_bytes
 
 PATHS = ("/api/similar", "/like", "/captions")
 SENT = 16
@@ -68,6 +68,21 @@ def test_one_upload_too_many_is_told_to_come_again_and_others_are_answered(
             answers = [upload.recv(12)[-3:] for upload in uploads]
             assert (answers.count(b"200"), answers.count(b"503")) == (count - 1, len(answers) - count + 1)
     assert [client.post(path, content=body).status_code for path in PATHS] == [200] * 3
+
+
+@pytest.mark.parametrize("head", ["Content-Length: 1000\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n5\r\n"])
+def test_who_hangs_up_amid_an_upload_leaves_no_traceback(photographs: Photographs, head: str) -> None:
+    server = Server(photographs.root)
+    try:
+        port = int(server.address.rsplit(":", 1)[1].rstrip("/"))
+        for path in PATHS:
+            with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+                connection.sendall(f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{head}ab".encode())
+        with httpx.Client(base_url=server.address, timeout=60, trust_env=False) as client:
+            assert client.post("/like", content=picture_bytes()).status_code == 200
+        assert server.end() == (0, "")
+    finally:
+        server.process.kill()
 
 
 def peak_bytes(process: int) -> int:
