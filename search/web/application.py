@@ -7,6 +7,7 @@ from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from search.collection import PictureCollection, UnknownPicture
 from search.web.api import api_routes
@@ -44,8 +45,21 @@ def create_application(collection: PictureCollection, allowed_hosts: Sequence[st
     ):  # fmt: skip
         application.include_router(router)
     _add_error_handlers(application, pages)
+    application.add_middleware(HeadAsGet)
     guard(application, allowed_hosts)
     return application
+
+
+class HeadAsGet:
+    """Answers HEAD as GET; the server itself sends no body then."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self.app(scope, receive, send)
 
 
 def _image_routes(collection: PictureCollection) -> APIRouter:
@@ -61,7 +75,7 @@ def _image_routes(collection: PictureCollection) -> APIRouter:
     ) -> Response:
         scaled = pictures.get(id, sides[side])
         headers = {"ETag": scaled.etag, "Cache-Control": "private, no-cache"}
-        if request.headers.get("if-none-match") == scaled.etag:
+        if scaled.etag in request.headers.get("if-none-match", ""):  # one of several, or weakened by a proxy
             return Response(status_code=304, headers=headers)
         return Response(scaled.jpeg, media_type="image/jpeg", headers=headers)
 

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, HTTPException, Request, Response
 
 from stages.pair_view.assets import pair_view_script, pair_view_style
 
@@ -38,7 +38,7 @@ def static_routes(static: StaticFiles) -> APIRouter:
     @router.get("/static/{name}")
     def file(name: str, request: Request) -> Response:
         if name not in static.files:
-            return Response(status_code=404)
+            raise HTTPException(404)
         current = request.url.query == static.address(name).partition("?")[2]
         caching = "public, max-age=31536000, immutable" if current else "no-cache"
         kind = KINDS[Path(name).suffix]

@@ -147,6 +147,29 @@ def test_what_cannot_be_answered_is_said(client: httpx.Client, path: str, status
     assert len(answer.text) < (1000 if path.startswith("/api") else 50_000)
 
 
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/", 200), ("/?q=a+dog", 200), ("/api/search?q=a+dog", 200), ("/metrics", 200), ("/static/icon.svg", 200),
+     ("/api/search?q=...", 400), ("/nothing", 404), ("/static/nothing", 404), ("/api/rescan", 405)],
+)  # fmt: skip
+def test_head_is_answered_as_get_without_the_body(client: httpx.Client, path: str, status: int) -> None:
+    head, get = client.head(path), client.get(path)
+    assert (head.status_code, get.status_code, head.content) == (status, status, b"")
+    assert head.headers["Content-Type"] == get.headers["Content-Type"]
+    assert status == 200 or get.json()["error"]
+
+
+@pytest.mark.parametrize("form", ["{}", "W/{}", '"another", {}'])
+def test_a_picture_that_the_browser_has_is_not_sent_again(
+    client: httpx.Client, photographs: Photographs, form: str
+) -> None:
+    asked = {"id": photographs.ids[0]}
+    tag = client.get("/image", params=asked).headers["ETag"]
+    answer = client.get("/image", params=asked, headers={"If-None-Match": form.format(tag)})
+    assert (answer.status_code, answer.content, answer.headers["ETag"]) == (304, b"", tag)
+    assert client.get("/image", params=asked, headers={"If-None-Match": '"another"'}).status_code == 200
+
+
 def test_who_looks_at_pages_is_told_on_a_page(client: httpx.Client) -> None:
     looking = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
     answer = client.get("/<b>nothing", headers=looking)
