@@ -1,5 +1,6 @@
 """The training captions that fit a picture best."""
 
+import contextlib
 import threading
 from pathlib import Path
 
@@ -7,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from camp_model.captions import CaptionTable
-from camp_model.encoding import encode_captions
+from camp_model.encoding import encode_sentences
 from camp_model.model import CAMP
-from camp_model.vocabulary import UNK
-from stages.contracts import input_errors
+from search.sentences import SentenceReader
+from stages.contracts import read_table
+from stages.errors import InputError
 
 MOST = 40_000
 """Number of captions that are compared with a picture; from more, they are chosen evenly."""
@@ -22,13 +23,17 @@ BLOCK = 512
 class CaptionRanker:
     """Ranks the captions of a table for pictures; they are encoded for the first picture, and kept.
 
+    Each is read as the sentence that its link searches for. The table's own word ids may be of another vocabulary, once
+    another run has tokenized captions, and have no words that are known by their spelling alone.
+
     Args:
         model: in evaluation mode, on the CPU.
+        reader: splits sentences into words.
         path: file of the training captions.
     """
 
-    def __init__(self, model: CAMP, path: Path) -> None:
-        self.model, self.path = model, path
+    def __init__(self, model: CAMP, reader: SentenceReader, path: Path) -> None:
+        self.model, self.reader, self.path = model, reader, path
         self._lock = threading.Lock()
         self._texts: list[str] = []
         self._blocks: list[tuple[Tensor, Tensor]] | None = None
@@ -42,15 +47,16 @@ class CaptionRanker:
         with self._lock, torch.inference_mode():
             if self._blocks is not None:
                 return
-            with input_errors():
-                table = CaptionTable.load(self.path)
-            _, rows = np.unique(table.text_index, return_index=True)  # the first of equal captions
-            rows = rows[np.linspace(0, len(rows) - 1, min(MOST, len(rows))).astype(np.int64)] if len(rows) else rows
-            rows = rows[(table.batch(rows)[0] > UNK).any(1).numpy()]  # of emoji alone the model reads nothing
-            rows = rows[np.argsort(table.lengths[rows], kind="stable")]
-            chunks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
-            self._texts = [table.texts[row] for row in rows]
-            self._blocks = [encode_captions(self.model, table, chunk) for chunk in chunks]
+            texts = list(dict.fromkeys(read_table(self.path, ("text",))["text"].to_pylist()))
+            text_of: dict[tuple[int, ...], str] = {}
+            for at in np.linspace(0, len(texts) - 1, min(MOST, len(texts))).astype(np.int64).tolist():
+                with contextlib.suppress(InputError):  # of emoji alone the model reads nothing
+                    sentence = self.reader.read(texts[at])
+                    if any(sentence.known):
+                        text_of.setdefault(sentence.ids, texts[at])
+            ids = sorted(text_of, key=len)
+            self._texts = [text_of[sentence] for sentence in ids]
+            self._blocks = [encode_sentences(self.model, ids[at : at + BLOCK]) for at in range(0, len(ids), BLOCK)]
 
     @torch.inference_mode()
     def rank(self, regions: Tensor, region_mask: Tensor, top: int) -> list[tuple[str, float]]:

@@ -66,7 +66,7 @@ class PictureCollection:
         model.caption_encoder.limit_cache()
         self.max_pixels, self.has_zero_threshold = max_pixels, has_zero_threshold
         self._captions = captions
-        self._caption_ranker = CaptionRanker(model, captions) if captions and captions.is_file() else None
+        self._caption_ranker = CaptionRanker(model, reader, captions) if captions and captions.is_file() else None
         self._ranker = Ranker(model, shortlist)
         self._lock = threading.Lock()
         """One query is computed at a time: two would only compete for the cores."""

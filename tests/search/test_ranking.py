@@ -21,7 +21,7 @@ from camp_model.encoding import encode_images, encode_sentences
 from camp_model.joint import pooled_vectors
 from camp_model.regions import RegionStore, write_manifest
 from camp_model.retrieval import JointEmbedding, Retriever, build_index
-from camp_model.vocabulary import UNK
+from camp_model.vocabulary import UNK, Vocabulary
 from search.collection import PictureCollection, open_workspace
 from search.ranking import Ranker
 from search.web.application import create_application
@@ -214,6 +214,21 @@ def test_the_training_captions_that_fit_a_picture(run: SmallRun) -> None:
     everything = collection.captions_like(collection.features(pictures.ids[4]), top=1000)
     assert len({text for text, _ in everything}) == len(everything) > 40
     assert not {"\U0001f44d"} & {text for text, _ in everything}, "its link would lead to no search"
+
+
+def test_training_captions_of_another_vocabulary_are_read_with_that_of_the_model(run: SmallRun) -> None:
+    """As where captions were tokenized again while the page of an earlier model is served."""
+    table = CaptionTable.load(run.token_tables / "test.parquet")
+    path, columns = run.token_tables / "train.parquet", (range(len(table)), table.image_ids, table.texts)
+    write_captions(path, *columns, [[UNK]] * len(table))
+    collection = open_workspace(run.root)
+    other = Vocabulary.build([["entirely"] * 3, ["other", "words"]])
+    write_captions(path, *columns, [other.encode(["entirely", "other"])] * len(table), vocabulary=other)
+    picture = collection.first(1)[0].picture_id
+    best = collection.captions_like(collection.features(picture), top=5)
+    assert len(best) == 5
+    for text, score in best:
+        assert collection.pair(picture, text).score == pytest.approx(score, abs=1e-4)
 
 
 @pytest.mark.parametrize(
