@@ -70,7 +70,8 @@ class PictureCollection:
         self._ranker = Ranker(model, shortlist)
         self._lock = threading.Lock()
         """One query is computed at a time: two would only compete for the cores."""
-        self._rankings: OrderedDict[tuple[int, ...], tuple[Pictures, Ranked]] = OrderedDict()
+        self._rankings: OrderedDict[tuple[int, ...], Ranked] = OrderedDict()
+        self._rankings_of = source.pictures()
 
     def __len__(self) -> int:
         """Number of pictures that can be searched."""
@@ -114,14 +115,13 @@ class PictureCollection:
     def _rank(self, ids: tuple[int, ...]) -> tuple[Pictures, Ranked]:
         with self._lock:
             pictures = self.source.pictures()
-            ranking = self._rankings.get(ids)
-            if ranking is None or ranking[0] is not pictures:
-                ranking = pictures, self._ranker.rank(pictures, ids)
-                self._rankings[ids] = ranking
-            self._rankings.move_to_end(ids)
-            while len(self._rankings) > MAX_RANKINGS:
+            if self._rankings_of is not pictures:  # those of earlier states would keep their pictures in memory
+                self._rankings, self._rankings_of = OrderedDict(), pictures
+            ranked = self._rankings.pop(ids, None) or self._ranker.rank(pictures, ids)
+            self._rankings[ids] = ranked  # now the most recently used
+            if len(self._rankings) > MAX_RANKINGS:
                 self._rankings.popitem(last=False)
-            return ranking
+            return pictures, ranked
 
     def pair(self, picture_id: str, sentence: str) -> PairView:
         """Explain the score of a picture and a sentence.

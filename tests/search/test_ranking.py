@@ -1,10 +1,12 @@
 """Two speeds and many callers: shortlists against all pictures, threads against one."""
 
 import dataclasses
+import gc
 import html
 import json
 import re
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -107,6 +109,20 @@ def test_32_callers_at_once_get_what_one_gets(run: SmallRun, shortlist: int | No
 
     with ThreadPoolExecutor(32) as pool:
         assert all(all(same) for same in pool.map(ask, range(32)))
+
+
+def test_pictures_of_earlier_states_are_not_kept_by_the_sentences_that_searched_them(
+    workspace: PictureCollection,
+) -> None:
+    earlier = []
+    for sentence in SENTENCES:
+        answer = workspace.search(sentence, 5)
+        earlier.append(weakref.ref(workspace.source.pictures()))
+        workspace.rescan()
+        assert workspace.search(sentence, 5) == answer
+    workspace.close()
+    gc.collect()
+    assert [state() for state in earlier] == [None] * len(SENTENCES)
 
 
 @pytest.mark.parametrize("held", [0, 7_000, 10**9])
