@@ -135,6 +135,7 @@ class WorkspaceSource:
         self.model, self.name = model, name
         self._weights = weights_key(workspace.model)
         self._problem: str | None = None
+        self._reading = threading.Lock()
         self._read(workspace)
         self._stop = threading.Event()
         self._checking: threading.Thread | None = None
@@ -200,8 +201,9 @@ class WorkspaceSource:
         Raises:
             InputError: as `_read`.
         """
-        self._read(Workspace(self.workspace.root))  # with its params.yaml as it is now
-        self.start()
+        with self._reading:  # one at a time: what a later one reads is not replaced by what an earlier one has read
+            self._read(Workspace(self.workspace.root))  # with its params.yaml as it is now
+            self.start()
 
     def _read(self, workspace: Workspace) -> None:
         """Read the workspace.
