@@ -96,6 +96,14 @@ class Workspace:
         """The extractor with which the workspace's regions were extracted."""
         return RegionFinder(self.root / "data/detector", self.params.detector, self.params.regions)
 
+    def planned_shards(self) -> set[str]:
+        """File names of the shards that the params, the dataset and the detector lead to now."""
+        sections = ExtractSections(
+            dataset=self.params.dataset, detector=self.params.detector, regions=self.params.regions
+        )
+        plan = plan_shards(sections, self.root / "data/dataset", self.root / "data/detector")
+        return {shard.file_name for shard in plan.shards}
+
     def check_features(self, finder: RegionFinder, store: RegionStore) -> None:
         """Check that `finder` extracts from a picture what the store has of it.
 
@@ -105,12 +113,9 @@ class Workspace:
         Raises:
             InputError: a picture cannot be read, or its features differ.
         """
-        sections = ExtractSections(
-            dataset=self.params.dataset, detector=self.params.detector, regions=self.params.regions
-        )
-        plan = plan_shards(sections, self.root / "data/dataset", finder.folder)
-        current = {shard.file_name for shard in plan.shards}
-        if finder.extractor().fingerprint == store.detector and current.issuperset(store.rows_of_shards()):
+        if finder.extractor().fingerprint == store.detector and self.planned_shards().issuperset(
+            store.rows_of_shards()
+        ):
             return
         files = self.files()
         for row in np.unique(np.linspace(0, len(store) - 1, COMPARED).astype(np.int64)).tolist():
@@ -136,30 +141,31 @@ class WorkspaceSource:
         self._weights = weights_key(workspace.model)
         self._problem: str | None = None
         self._reading = threading.Lock()
-        self._read(workspace)
+        self._read(workspace, None)
         self._stop = threading.Event()
         self._checking: threading.Thread | None = None
 
-    def _read_pictures(self, workspace: Workspace) -> Pictures:
+    def _read_pictures(self, workspace: Workspace, before: Pictures | None) -> Pictures:
+        manifest = workspace.root / "data/regions/manifest.parquet"
+        regions = sha256_of(manifest)
         with input_errors():
-            store = RegionStore(workspace.root / "data/regions", check=False)
+            store = RegionStore(manifest.parent, check=False)
             store.map_all()  # another run of the pipeline may remove the files during a search
         check_trained_on(workspace.model, self.model.config, store)
-        files = workspace.files()
-        if missing := [name for name in store.image_ids if name not in files]:
-            raise InputError(
-                f"data/dataset/images.parquet: image_id: {shown(missing[0])} is missing ({len(missing)} such); "
-                "expected every image of data/regions"
-            )
-        rows = np.arange(len(store), dtype=np.int64)
-        own = {name: files[name] for name in store.image_ids}
-        return Pictures(store, store.image_ids, rows, own, self._engine(workspace.root / "data/index", store))
+        files = _files_of(workspace, store, before)
+        engine = self._engine(workspace.root / "data/index", store, regions)
+        if sha256_of(manifest) != regions:
+            raise InputError(f"{manifest.parent}: was replaced while it was read; expected to be read once it is whole")
+        return Pictures(store, store.image_ids, np.arange(len(store), dtype=np.int64), files, engine)
 
-    def _engine(self, folder: Path, store: RegionStore) -> Engine:
-        """The engine of data/index; if it is missing, or of other regions or weights, vectors are computed now."""
+    def _engine(self, folder: Path, store: RegionStore, regions: str) -> Engine:
+        """The engine of data/index; if it is missing, or of other weights or `regions`, vectors are computed now.
+
+        Args:
+            regions: sha256 of the manifest of data/regions.
+        """
         if (folder / "index.json").is_file():
             facts = IndexFacts.load(folder)
-            regions = sha256_of(store.path / "manifest.parquet")
             if (facts.weights, facts.regions) == (self._weights, regions):
                 return open_index(folder, facts)
             print(
@@ -202,19 +208,24 @@ class WorkspaceSource:
             InputError: as `_read`.
         """
         with self._reading:  # one at a time: what a later one reads is not replaced by what an earlier one has read
-            self._read(Workspace(self.workspace.root))  # with its params.yaml as it is now
+            self._read(Workspace(self.workspace.root), self._pictures)  # with its params.yaml as it is now
             self.start()
 
-    def _read(self, workspace: Workspace) -> None:
-        """Read the workspace.
+    def _read(self, workspace: Workspace, before: Pictures | None) -> None:
+        """Read the workspace, after its pictures `before`.
 
         Raises:
             InputError: something is missing or damaged, or another model has been trained meanwhile, whose vectors this
                 one cannot use.
         """
-        if weights_key(workspace.model) != self._weights:
-            raise InputError(f"{workspace.model}: is another model now; restart the search to use it")
-        pictures, finder = self._read_pictures(workspace), workspace.finder()
+        try:
+            if weights_key(workspace.model) != self._weights:
+                raise InputError(f"{workspace.model}: is another model now; restart the search to use it")
+            pictures, finder = self._read_pictures(workspace, before), workspace.finder()
+        except OSError as error:  # DVC removes what a stage will make before it runs the stage
+            raise InputError(
+                f"{error.filename}: cannot be read ({error.strerror}); expected a pipeline that has run"
+            ) from None
         rejected = read_table(workspace.root / "data/regions/rejected.parquet", ("path", "reason"))
         self._rejected = list(zip(rejected["path"].to_pylist(), rejected["reason"].to_pylist(), strict=True))
         self.workspace, self._finder = workspace, finder
@@ -239,3 +250,30 @@ class WorkspaceSource:
                 self.workspace.check_features(self._finder, self._pictures.store)
             self._unchecked = False
         return self._finder.find_regions(image)
+
+
+def _files_of(workspace: Workspace, store: RegionStore, before: Pictures | None) -> dict[str, PictureFile]:
+    """The file of each image of the store, with the sha256 of the bytes that its regions were extracted from."""
+    files = workspace.files()
+    if missing := [name for name in store.image_ids if name not in files]:
+        raise InputError(
+            f"data/dataset/images.parquet: image_id: {shown(missing[0])} is missing ({len(missing)} such); "
+            "expected every image of data/regions"
+        )
+    own = {name: files[name] for name in store.image_ids}
+    if before is None:
+        return own
+    # A shard's name depends on its pictures' bytes. So while it stays and is not what data/dataset leads to, these
+    # are as before, and data/dataset has those of pictures whose regions are still to be extracted.
+    shard_of, earlier = _shards(store), _shards(before.store)
+    same = [name for name in own if earlier.get(name) == shard_of[name]]
+    changed = [name for name in same if before.files[name].sha256 != own[name].sha256]
+    planned = workspace.planned_shards() if changed else set()
+    return own | {
+        name: own[name]._replace(sha256=before.files[name].sha256) for name in changed if shard_of[name] not in planned
+    }
+
+
+def _shards(store: RegionStore) -> dict[str, str]:
+    """The file name of each image's shard."""
+    return {store.image_ids[row]: shard for shard, rows in store.rows_of_shards().items() for row in rows}

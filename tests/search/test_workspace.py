@@ -2,11 +2,8 @@
 
 import json
 import shutil
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +17,6 @@ from camp_model.files import write_sealed
 from camp_model.regions import RegionStore, write_rejected
 from search.collection import PictureCollection, UnknownPicture, open_workspace
 from search.workspace import Workspace
-from stages import contracts
 from stages.detectors.base import Description
 from stages.detectors.scenes import build_network
 from stages.detectors.weights import save_state
@@ -132,31 +128,6 @@ def test_what_another_run_has_set_aside_is_seen_when_it_is_read_again(
     workspace.rescan()
     assert workspace.status().rejected == [("new.png", "is truncated")] * (before + 1)
     assert workspace.status().rejected_count == before + 1
-
-
-def test_of_two_reads_at_once_the_later_state_is_kept(
-    run: SmallRun, workspace: PictureCollection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first has read the rejected pictures when they change, and goes on once the second has had its time."""
-    begun, changed, read = threading.Event(), threading.Event(), contracts.read_table
-
-    def read_slowly(path: Path, *arguments: Any, **options: Any) -> Any:
-        table = read(path, *arguments, **options)
-        if path.name == "rejected.parquet" and not begun.is_set():
-            begun.set()
-            changed.wait(2)
-        return table
-
-    monkeypatch.setattr("search.workspace.read_table", read_slowly)
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(workspace.rescan)
-        assert begun.wait(60)
-        write_rejected(run.regions, RegionStore(run.regions).info, [("new", "new.png", "is truncated")])
-        second = pool.submit(workspace.rescan)
-        second.add_done_callback(lambda _: changed.set())
-        first.result()
-        second.result()
-    assert workspace.status().rejected == [("new.png", "is truncated")]
 
 
 def test_vectors_of_another_model_are_not_mixed_in(run: SmallRun, workspace: PictureCollection) -> None:
