@@ -162,13 +162,15 @@ class RegionFinder:
         detector: settings that only its backend reads.
         regions: which regions of a picture are kept.
         make_ready: called before the detector is loaded, which may be long after this.
+        fingerprint: of the only detector that may be loaded then; None: any.
     """
 
     def __init__(
         self, folder: Path, detector: DetectorParams, regions: RegionsParams,
-        make_ready: Callable[[], object] = lambda: None,
+        make_ready: Callable[[], object] = lambda: None, fingerprint: str | None = None,
     ) -> None:  # fmt: skip
         self.folder, self.detector, self.regions, self._make_ready = folder, detector, regions, make_ready
+        self._fingerprint = fingerprint
         self._lock = threading.Lock()
         self._ready: RegionExtractor | None = None
 
@@ -176,7 +178,7 @@ class RegionFinder:
         """The detector, ready to run on the CPU.
 
         Raises:
-            InputError: it cannot be loaded, or its regions were precomputed.
+            InputError: it cannot be loaded, is another one by now, or its regions were precomputed.
         """
         with self._lock:
             if self._ready is None:
@@ -187,6 +189,8 @@ class RegionFinder:
                         "of a new picture needs a detector that runs here"
                     )
                 loaded = load_detector(self.folder, self.regions, "cpu", self.detector)
+                if self._fingerprint not in (None, loaded.fingerprint):
+                    raise InputError(f"{self.folder}: is another detector now; restart the search to use it")
                 self._ready = cast("RegionExtractor", loaded)
             return self._ready
 

@@ -19,6 +19,7 @@ from search.features import Extraction, RegionFinder, ready_detector
 from search.listing import Listing, list_pictures
 from search.locking import WaitAbandoned, locked
 from search.pictures import REJECTED_SHOWN, PictureFile, Pictures, Status
+from stages.detectors.base import Description
 from stages.errors import InputError
 from stages.indexing.engines import vector_ids
 from stages.indexing.faiss_engine import FaissEngine
@@ -51,7 +52,8 @@ class FolderSource:
         self.root, self.model, self.weights, self.name = root.resolve(), model, weights, str(folder)
         extraction = Extraction.of_model(folder)
         ready = partial(ready_detector, extraction, folder, cache)
-        self._finder = RegionFinder(ready(), extraction.detector, extraction.regions, ready)
+        fingerprint = Description.load(detector := ready()).fingerprint  # what the cache's key is made of
+        self._finder = RegionFinder(detector, extraction.detector, extraction.regions, ready, fingerprint)
         self._cache = FeatureCache(cache, self._finder, extraction)
         self._hashes = cache / "hashes.sqlite"
         self._engine = FaissEngine(model.config.dim)

@@ -1,24 +1,28 @@
 """Odd names, folders within that cannot be read, links and pipes in a folder of pictures."""
 
 import errno
+import json
 import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageChops
 from starlette.testclient import TestClient
 
+from search.collection import PictureCollection
 from search.features import Extraction, copy_detector, ready_detector
 from search.web.application import create_application
 from stages.detectors import torchvision
 from stages.detectors.base import Description
 from stages.detectors.scenes import build_network
 from stages.detectors.weights import save_state
+from stages.errors import InputError
 from stages.params.detector import DetectorParams
-from tests.search.folders import CONFIG, REGIONS, Folder, make_model, wait_for
+from tests.search.folders import CONFIG, REGIONS, Folder, make_model, shards, wait_for
 
 
 def test_names_of_files_may_be_anything(folder: Folder) -> None:
@@ -102,6 +106,27 @@ def test_weights_of_one_name_are_read_again_for_a_model_that_was_trained_on_othe
         found = ready_detector(Extraction.of_model(folder.model), folder.model, folder.root / "cache")
         fingerprints.append(Description.load(found).fingerprint)
     assert fingerprints[1] == Description.load(detector).fingerprint != fingerprints[0]
+
+
+def test_a_model_that_is_exported_anew_meanwhile_puts_no_features_of_its_detector_into_the_cache(
+    folder: Folder, opened: PictureCollection
+) -> None:
+    opened.close()
+    before = shards(folder)
+    collection = folder.open()  # whose detector is loaded for a new picture
+    detector = folder.model / "detector"
+    torch.manual_seed(9)
+    sha256 = save_state(build_network(CONFIG, 3, 2).state_dict(), detector)
+    replace(Description.load(detector), weights_sha256=sha256).save(detector)
+    (folder.model / "fingerprint.json").write_text(json.dumps({"detector": Description.load(detector).fingerprint}))
+    folder.draw("new.png", 20)
+    collection.start()
+    status = wait_for(collection)
+    with pytest.raises(InputError, match="is another detector now"):
+        collection.find_regions(np.zeros((40, 60, 3), np.uint8))
+    collection.close()
+    assert shards(folder) == before and status.ready == 7
+    assert status.problem.startswith("indexing has stopped: ") and "restart the search" in status.problem
 
 
 @pytest.mark.parametrize("damaged", ["detector.json", "weights.safetensors", ""])
