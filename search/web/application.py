@@ -102,7 +102,7 @@ def _add_error_handlers(application: FastAPI, pages: Pages) -> None:
         return refuse(request, 422 if request.method == "POST" else 404, message)
 
     @application.exception_handler(UploadRefused)
-    def upload(request: Request, error: UploadRefused) -> Response:
+    async def upload(request: Request, error: UploadRefused) -> Response:  # a server that stops waits for no thread
         response = refuse(request, error.status, str(error))
         response.headers.update(error.headers)
         return response

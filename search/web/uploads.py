@@ -39,7 +39,7 @@ class Uploads:
         """As `Queries.like_upload`, for the body of a request.
 
         Raises:
-            UploadRefused: it is too large or too slow, or too many others are being processed.
+            UploadRefused: it is too large or too slow, too many others are being processed, or the server is stopped.
         """
         length = request.headers.get("content-length", "")
         size = min(max(int(length[:20]) if length.isdecimal() else MAX_BYTES, MIN_PENDING_BYTES), MAX_BYTES)
@@ -48,6 +48,8 @@ class Uploads:
         self._free_bytes -= size
         try:
             return await self._queries.like_upload(await read_upload(request), top, captions)
+        except asyncio.CancelledError:  # would be a traceback in the log
+            raise UploadRefused(503, "the server is being stopped") from None
         finally:
             self._free_bytes += size
 

@@ -85,6 +85,21 @@ def test_who_hangs_up_amid_an_upload_leaves_no_traceback(photographs: Photograph
         server.process.kill()
 
 
+def test_an_upload_that_does_not_come_to_its_end_is_refused_when_the_server_is_stopped(
+    photographs: Photographs,
+) -> None:
+    server = Server(photographs.root)
+    try:
+        with begun(server, 1000, b"ab") as connection:
+            with httpx.Client(base_url=server.address, timeout=60, trust_env=False) as client:
+                assert client.post("/like", content=picture_bytes()).status_code == 200  # the other has arrived by now
+            status, errors = server.end()
+            assert status == 0 and "Traceback" not in errors
+            assert connection.recv(12) == b"HTTP/1.1 503"
+    finally:
+        server.process.kill()
+
+
 def peak_bytes(process: int) -> int:
     lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
