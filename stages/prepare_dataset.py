@@ -11,7 +11,7 @@ from stages.params.dataset import SPLITS, DatasetParams
 from stages.params.detector import DetectorParams
 from stages.params.section import StageSections
 from stages.sources import SOURCES
-from stages.sources.base import Source, check_folder
+from stages.sources.base import Source, check_folder, shorten_ids
 from stages.sources.boxes import turn_boxes_upright
 from stages.sources.checks import check_rejected, check_source, check_splits, print_rejected
 from stages.sources.pictures import ImageRoot, find_pictures, read_headers
@@ -52,6 +52,7 @@ def prepare_dataset(params: DatasetParams, out: Path, pictures: bool = True, has
         files = find_pictures(source, root, pictures)
         rejected_ids = known - {image.image_id for image in source.images}
         check_source(source, params.max_rejected_share, frozenset(rejected_ids))
+        files = shorten_ids(source, files)
         # The scenes' pictures are drawn anew, so their files are new each time.
         read_headers(source, files, hashes if params.source != "scenes" else None)
         fill_splits(source, params.table.val_share, params.table.test_share)

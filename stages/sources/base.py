@@ -119,6 +119,22 @@ def image_ids(paths: list[str]) -> list[str]:
     ]
 
 
+def shorten_ids(source: Source, files: dict[str, Path]) -> dict[str, Path]:
+    """Give the images that are left the ids that they would have alone; return `files`, by id, with these ids.
+
+    A row that names a picture that is not there must not change the id of one that is. All captions and boxes must be
+    of images that are left: an id may have been that of another image.
+    """
+    paths = {image.image_id: join_path(image.path) for image in source.images}
+    alone = dict(zip(paths, image_ids(list(paths.values())), strict=True))
+    new = {image_id: alone[image_id] if image_id == path else image_id for image_id, path in paths.items()}
+    source.images = [image._replace(image_id=new[image.image_id]) for image in source.images]
+    source.captions = [caption._replace(image_id=new[caption.image_id]) for caption in source.captions]
+    source.boxes = [box._replace(image_id=new[box.image_id]) for box in source.boxes]
+    source.stated = {new[image_id]: size for image_id, size in source.stated.items() if image_id in new}
+    return {new[image_id]: file for image_id, file in files.items() if image_id in new}
+
+
 def normalise_split(name: str) -> str:
     """The split that a name means, such as val for Validation; an unknown name is returned unchanged."""
     plain = name.strip().lower()

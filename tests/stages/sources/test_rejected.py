@@ -49,6 +49,15 @@ def test_every_bad_row_is_named_and_the_others_are_written(
     assert "5 rejected (caption 3, image 2):" in said and "row 10: path" in said
 
 
+def test_a_row_that_names_no_picture_changes_no_id(prepare: Callable[..., Path]) -> None:
+    # Each would share its stem with, or be the stem of, a picture that is there.
+    bad = "1.png,no file,train\n2,no file,train\nelsewhere/3.jpg,no file,test\n../3.png,outside,val\n"
+    out = prepare(GOOD + bad, max_rejected_share=0.9)
+    captions = pq.read_table(out / "captions.parquet").to_pylist()
+    assert [(row["image_id"], row["text"]) for row in captions] == [("1", "one"), ("2", "two"), ("3", "three")]
+    assert pq.read_table(out / "images.parquet")["path"].to_pylist() == ["1.jpg", "2.jpg", "3.jpg"]
+
+
 def test_more_than_the_share_stops_and_leaves_nothing(
     prepare: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
