@@ -10,13 +10,13 @@ import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from pipelines.own_server import prepare_server
 from stages.errors import InputError
 from stages.tracking.store import without_password
 
@@ -131,7 +131,7 @@ def prefect_command(runs_flow: bool = True) -> Iterator[None]:
     try:
         if runs_flow:
             _exit_on_signals()
-            _check_home()
+            prepare_server()
         yield
     except (InputError, ParameterTypeError) as error:
         last.append(f"error: {error}")
@@ -154,24 +154,6 @@ def prefect_command(runs_flow: bool = True) -> Iterator[None]:
     finally:
         for logger in loggers:
             logger.removeFilter(_without_traceback)
-
-
-def _check_home() -> None:
-    """Raise InputError if the server that a flow brings along could not write its database: Prefect would try for
-    minutes to start it."""
-    from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, PREFECT_API_URL, PREFECT_HOME
-
-    home = PREFECT_HOME.value()
-    if PREFECT_API_URL.value() is None and str(home) in (PREFECT_API_DATABASE_CONNECTION_URL.value() or ""):
-        try:
-            home.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=home):
-                pass
-        except OSError as error:
-            raise InputError(
-                f"PREFECT_HOME: {home}: {error.strerror}; expected a folder that can be written, for the database of "
-                "the flow's own server, or another server in PREFECT_API_URL"
-            ) from None
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
