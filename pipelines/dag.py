@@ -70,8 +70,8 @@ def check_experiments(jobs: int) -> None:
     repository as ASCII into their settings and into an address, and it drops their results if the clone is shallow.
 
     Raises:
-        InputError: `jobs` is below 1, there is no git or no commit, the clone is shallow, or the path has other
-            characters.
+        InputError: `jobs` is below 1, there is no git or no commit, the clone is shallow, the path has other
+            characters, or this workspace is as a killed DVC has left it.
     """
     if jobs < 1:
         raise InputError(f"jobs: {jobs} is below 1")
@@ -87,6 +87,26 @@ def check_experiments(jobs: int) -> None:
         )
     if wrong := re.findall(r"[^ -~]|[#?]", str(here)):
         raise InputError(f"{here}: holds {wrong[0]!r}; expected ASCII without # and ?, or DVC's experiments fail")
+    if _left_by_dvc():
+        from dvc.repo import Repo
+
+        with Repo(_wait_for_lock=True) as repo, repo.lock:  # held by a DVC that is alive and begins one
+            branch = _left_by_dvc()
+        if branch:
+            raise InputError(
+                f"{here}: DVC was killed while it began an experiment, whose params are in params.yaml now; expected "
+                f"your own: `git checkout --force {branch}` brings them back, then `git stash pop` your changes, if "
+                f"`git stash list` has some. If you have detached HEAD yourself, `git switch {branch}` keeps all files"
+            )
+
+
+def _left_by_dvc() -> str | None:
+    """The branch that this workspace was on until DVC, to begin an experiment, detached HEAD at the same commit, which
+    leaves an entry in git's log; None if nothing did since."""
+    said = (command_output("git", "reflog", "-1", "--format=%gs %H", "HEAD") or b"").decode(errors="replace")
+    moved = re.fullmatch(r"checkout: moving from (.+) to (\w{40,}) \2\n", said)
+    at_branch = command_output("git", "rev-parse", "--verify", "--quiet", f"refs/heads/{moved[1]}") if moved else None
+    return moved[1] if moved and at_branch and at_branch.decode().strip() == moved[2] else None
 
 
 def _wait_for_lock(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
