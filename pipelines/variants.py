@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from stages.errors import InputError, shown
 from stages.named_files import current_content
 from stages.params.document import leaves
 from stages.params.pipeline import Params
-from stages.tracking.machine import command_output
+from stages.tracking.machine import copy_index
 
 GRID = '{"model.pooling": ["attention", "mean"]}'
 """An example of a grid, as written on the command line."""
@@ -193,9 +192,7 @@ class SharedInputs:
         from dvc.repo import Repo
 
         with Repo(_wait_for_lock=True) as repo, repo.lock, tempfile.TemporaryDirectory() as folder:
-            index = command_output("git", "rev-parse", "--git-path", "index") or b""  # the user's own is not changed
-            own = {**os.environ, "GIT_INDEX_FILE": str(Path(folder) / "index")}
-            shutil.copyfile(os.fsdecode(index).rstrip("\n"), own["GIT_INDEX_FILE"])
+            own = {**os.environ, "GIT_INDEX_FILE": str(copy_index(Path(folder)))}
             subprocess.run(["git", "add", "--update", "--", "."], env=own, capture_output=True, check=True)
             files = (".", *(f":!{path}" for path in ("docs", "tests", "*.md", ".dvc", "dvc.lock", "metrics", "plots")))
             command = ["git", "ls-files", "-s", "-z", "--", *files]

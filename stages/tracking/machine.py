@@ -36,16 +36,24 @@ def check_git() -> None:
         raise InputError("git: is no program on PATH; expected git to be installed")
 
 
+def copy_index(folder: Path) -> Path:
+    """Copy git's index, of this repository, into a folder: to add files to it without changing the user's own.
+
+    The copy is as old as the index. By that git knows which files may have changed in the second after it read them:
+    of a later index it would believe that they are as it read them.
+    """
+    index = command_output("git", "rev-parse", "--git-path", "index") or b""
+    return Path(shutil.copy2(os.fsdecode(index).rstrip("\n"), folder / "index"))
+
+
 def uncommitted_changes() -> bytes | None:
     """The differences from the commit that is checked out, new code files included, as a patch; None if git fails."""
     there = [folder for folder in CODE if Path(folder).is_dir()]
     new = command_output("git", "ls-files", "--others", "--exclude-standard", "-z", "--", *there) if there else b""
-    index = command_output("git", "rev-parse", "--git-path", "index")
-    if not new or index is None:
+    if not new:
         return command_output(*DIFF)
-    with tempfile.TemporaryDirectory() as folder:  # the user's own index is not changed
-        other = Path(folder) / "index"
-        shutil.copyfile(os.fsdecode(index).rstrip("\n"), other)
+    with tempfile.TemporaryDirectory() as folder:
+        other = copy_index(Path(folder))
         names = [os.fsdecode(name) for name in new.split(b"\0") if name]
         if command_output("git", "add", "--intent-to-add", "--", *names, GIT_INDEX_FILE=str(other)) is None:
             return None

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import threading
+import time
 from argparse import ArgumentTypeError
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from pipelines.variants import SharedInputs, grid_of, name_for_git, set_param, v
 from stages.errors import InputError
 from stages.params import document
 from stages.params.pipeline import Params
+from stages.tracking.machine import uncommitted_changes
 from tests.pipelines.conftest import ROOT
 
 
@@ -93,6 +95,23 @@ def test_a_changed_file_of_any_encoding_counts(repository):
     before.check("any")
     Path("words.txt").unlink()
     with pytest.raises(InputError, match=r"any: code or params have changed since.*: \['words\.txt'\]; "):
+        before.check("any")
+
+
+def test_a_change_in_the_second_in_which_git_read_the_file_counts(repository):
+    """DVC rewrites params.yaml then, as it restores a person's changes; git looks at seconds, and here at no size."""
+    params, before = Path("params.yaml"), SharedInputs.of([])
+    content, new = params.read_bytes(), Path("stages/new.py")
+    new.parent.mkdir()
+    new.touch()
+    while not 0.1 < time.time() % 1 < 0.3:
+        time.sleep(0.05)
+    params.write_bytes(content)
+    subprocess.run(["git", "add", "params.yaml"], check=True)
+    params.write_bytes(content.replace(b"patience: 5", b"patience: 4"))
+    time.sleep(1)
+    assert b"+  patience: 4" in uncommitted_changes()
+    with pytest.raises(InputError, match=r"have changed since.*: \['params\.yaml'\]; "):
         before.check("any")
 
 
