@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from pipelines.own_server import prepare_server
+from stages.entry import unwritable
 from stages.errors import InputError
 from stages.tracking.store import without_password
 
@@ -114,8 +115,9 @@ def prefect_command(runs_flow: bool = True) -> Iterator[None]:
     short message instead of tracebacks.
 
     For failed work, a Prefect server that does not answer and Ctrl-C the message names the command to continue with;
-    wrong input is reported as by a stage, with exit code 2. It is printed last: exit handlers run in reverse order, and
-    the temporary Prefect server of a flow registers its own, which stops it and says so, after this one.
+    wrong input and a full disk are reported as by a stage, with exit code 2. It is printed last: exit handlers run in
+    reverse order, and the temporary Prefect server of a flow registers its own, which stops it and says so, after this
+    one.
 
     Args:
         runs_flow: whether the body runs a flow, which starts a server where PREFECT_API_URL names none.
@@ -135,6 +137,11 @@ def prefect_command(runs_flow: bool = True) -> Iterator[None]:
         yield
     except (InputError, ParameterTypeError) as error:
         last.append(f"error: {error}")
+        sys.exit(2)
+    except OSError as error:
+        if (message := unwritable(error)) is None:
+            raise
+        last.append(f"error: {message}")
         sys.exit(2)
     except KeyboardInterrupt:
         last.append(f"ended. {_resume_command()}.")
@@ -157,8 +164,9 @@ def prefect_command(runs_flow: bool = True) -> Iterator[None]:
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """Remove the traceback when Prefect logs wrong input or failed work: the message is sufficient."""
-    if record.exc_info and isinstance(record.exc_info[1], InputError | Unfinished):
+    """Remove the traceback when Prefect logs wrong input, failed work or a full disk: the message is sufficient."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, InputError | Unfinished) or (isinstance(error, OSError) and unwritable(error)):
         record.exc_info = None
     return True
 

@@ -1,5 +1,6 @@
 """Generates the page of a study, its outcomes as tables and answers, and its charts."""
 
+import contextlib
 import itertools
 import os
 import platform
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from camp_model.files import write_text
+from camp_model.files import replacing
 from pipelines.study import SPLIT, Study
 from pipelines.study_answers import (
     MIN_TRAINED_RSUM,
@@ -53,10 +54,15 @@ def check_document(document: str) -> None:
 
 
 def write_document(path: Path, study: Study, page: Page) -> None:
-    """Write the document and, in the same folder, its two charts."""
-    write_text(path.with_name(f"{path.stem}-differences.svg"), _draw_differences(study))
-    write_text(path.with_name(f"{path.stem}-gates.svg"), _draw_gates(study))
-    write_text(path, _text(path, study, page))
+    """Write the document and, in the same folder, its two charts: all three or, on a full disk, none."""
+    texts = {
+        path.with_name(f"{path.stem}-differences.svg"): _draw_differences(study),
+        path.with_name(f"{path.stem}-gates.svg"): _draw_gates(study),
+        path: _text(path, study, page),
+    }
+    with contextlib.ExitStack() as written:
+        for file, text in texts.items():
+            written.enter_context(replacing(file)).write_text(text, encoding="utf-8")
 
 
 def _text(path: Path, study: Study, page: Page) -> str:

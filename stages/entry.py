@@ -156,19 +156,18 @@ def _check_outputs() -> None:
             )
 
 
-def _unwritable(error: OSError) -> str:
-    """The message for a path that cannot be written: free space and what to do, or that this user lacks permission."""
+def unwritable(error: OSError) -> str | None:
+    """What to say of a path that cannot be written: free space, or permission, and what to do. None: another error."""
     path = Path(os.fsdecode(error.filename) if error.filename else Path.cwd())
-    if error.errno in ACCESS_ERRORS:
-        return (
-            f"{path}: {os.strerror(error.errno)}; expected that this user may read and write it, and nothing else there"
-        )
+    if error.errno in ACCESS_ERRORS and error.filename:
+        expected = "expected that this user may read and write it, and nothing else there"
+        return f"{path}: {os.strerror(error.errno)}; {expected}"
+    if error.errno not in DISK_ERRORS:
+        return None
     folder = next(one for one in (path.absolute(), *path.absolute().parents) if one.is_dir())
-    free = f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB are free"
-    return (
-        f"{path}: {os.strerror(error.errno or 0)} ({free} on the disk of {folder}); expected a disk with enough "
-        "space that can be written. Finished work is kept: free some space and run the command again"
-    )
+    free = f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB are free on the disk of {folder}"
+    then = "Finished work is kept: free some space and run the command again"
+    return f"{path}: {os.strerror(error.errno)} ({free}); expected a disk with enough space that can be written. {then}"
 
 
 class _TimedStream:
@@ -288,9 +287,9 @@ def stage_main(run: Callable[[], None], arguments: bool = False) -> None:
     except BrokenPipeError:
         exit_on_broken_pipe()
     except OSError as error:
-        if error.errno not in DISK_ERRORS and not (error.errno in ACCESS_ERRORS and error.filename):
+        if (message := unwritable(error)) is None:
             raise
-        _print_error(f"error: {_unwritable(error)}")
+        _print_error(f"error: {message}")
         raise SystemExit(2) from None
 
 

@@ -1,6 +1,7 @@
 """What the page of a study says of outcomes whose answers are known."""
 
 import re
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,6 +99,20 @@ def test_the_page_says_which_intervals_know_of_seeds(tmp_path, seeds, said):
     outcomes = {"full": [outcome(4)] * 3, "mlp-ranking": [outcome(8)] * 3, "no-gates": [outcome(8)] * seeds}
     write_document(tmp_path / "study.md", study_of(outcomes, [*range(seeds)]), Page())
     assert f"interval, a bootstrap over {said}" in (tmp_path / "study.md").read_text()
+
+
+def test_a_page_that_does_not_fit_on_the_disk_leaves_that_of_before_with_its_charts(tmp_path):
+    page = tmp_path / "study.md"
+    write_document(page, study_of({"full": [outcome(4)], "no-gates": [outcome(8)]}, [0]), Page())
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    largest = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (page.stat().st_size - 100, largest[1]))
+    try:
+        with pytest.raises(OSError, match="study.md"):
+            write_document(page, study_of({"full": [outcome(4)], "no-gates": [outcome(30)]}, [0]), Page())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, largest)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_rows_that_were_tested_on_other_captions_are_not_compared(tmp_path):

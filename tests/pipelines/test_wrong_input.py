@@ -72,6 +72,35 @@ def test_a_server_that_cannot_be_had_ends_a_flow_with_a_line(
     assert "Traceback" not in done.stdout + done.stderr and "pw@" not in done.stderr
 
 
+WRITES = """
+import resource
+from pathlib import Path
+from prefect import flow
+from camp_model.files import write_text
+from pipelines.commands import prefect_command
+
+@flow
+def write():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, -1))
+    try:
+        write_text(Path("page.md"), "x" * 200)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
+
+with prefect_command():
+    write()
+"""
+
+
+@pytest.mark.timeout(300)
+def test_a_disk_without_space_ends_a_flow_with_a_line(prefect_server, repository, server_environment):
+    command = [sys.executable, "-c", WRITES]
+    done = subprocess.run(command, env=server_environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: page.md: File too large (")
+    assert "Traceback" not in done.stdout + done.stderr
+
+
 @pytest.mark.timeout(300)
 def test_a_wrong_params_yaml_ends_a_flow_with_a_line_and_an_option_for_help_not_at_all(
     prefect_server, repository, server_environment
