@@ -104,7 +104,7 @@ def read_study(
     base: Mapping[str, Any],
     run: str | None,
 ) -> Study:
-    """Read the outcomes of finished experiments, and what this workspace says of the data that all of them share.
+    """Read the outcomes of finished experiments, and the data of the first of `full`, which `base` may have changed.
 
     Args:
         experiments: row -> names of its experiments, one per seed; for the other arguments see `Study`.
@@ -113,22 +113,36 @@ def read_study(
         InputError: as `read_outcome`.
     """
     outcomes = {row: [read_outcome(name) for name in names] for row, names in experiments.items()}
-    return Study(outcomes, labels, seeds, base, data_line(), commit_name(), load_true_by_chance(), run)
+    data, chance = read_data(experiments["full"][0])
+    return Study(outcomes, labels, seeds, base, data, commit_name(), chance, run)
 
 
-def data_line() -> str:
-    """The source, and the number of images and captions of each split."""
-    source = Params.load().dataset.source
-    tables = {name: read_table(Path(f"data/dataset/{name}.parquet"), ("split",)) for name in ("images", "captions")}
+def read_data(experiment: str) -> tuple[str, float | None]:
+    """The data of a finished experiment: `data` and `true_by_chance` of `Study`."""
+    from dvc.api import DVCFileSystem
+
+    files = DVCFileSystem(rev=commit_of(experiment))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for path in ("params.yaml", *(f"data/dataset/{table}.parquet" for table in ("images", "captions", "scenes"))):
+            if files.isfile(path):
+                files.get_file(path, str(folder / Path(path).name))
+        return data_line(folder), load_true_by_chance(folder)
+
+
+def data_line(folder: Path) -> str:
+    """The source, and the number of images and captions of each split, of a dataset with the params.yaml beside it."""
+    source = Params.load(folder / "params.yaml").dataset.source
+    tables = {name: read_table(folder / f"{name}.parquet", ("split",)) for name in ("images", "captions")}
     counts = {name: Counter(table["split"].to_pylist()) for name, table in tables.items()}
     splits = [f"{split} {counts['images'][split]:,} images and {counts['captions'][split]:,} captions"
               for split in SPLITS]  # fmt: skip
     return f"`{source}`; {', '.join(splits)}"
 
 
-def load_true_by_chance() -> float | None:
-    """The number of `Study`, from the ground truth of embedded scenes; None for other pictures."""
-    scenes = Path("data/dataset/scenes.parquet")
+def load_true_by_chance(folder: Path) -> float | None:
+    """The number of `Study`, from the ground truth of a dataset of embedded scenes; None for other pictures."""
+    scenes = folder / "scenes.parquet"
     return true_by_chance(scenes, SPLIT) if scenes.is_file() else None
 
 

@@ -2,6 +2,7 @@
 
 import re
 import resource
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from pipelines.ablation import FURTHER, OVERRIDES, STUDY, ablation, with_seeds
 from pipelines.photographs import photographs
-from pipelines.study import Outcome, Study, load_true_by_chance
+from pipelines.study import Outcome, Study, load_true_by_chance, read_data
 from pipelines.study_answers import CONCLUSIONS, QUESTIONS
 from pipelines.study_document import Page, _draw_gates, write_document
 from pipelines.study_rates import rates_markdown, with_rates
@@ -132,12 +133,22 @@ def test_a_seed_is_not_set_for_every_row():
 
 
 @pytest.mark.parametrize("splits", [["test"], ["train", "val"]])
-def test_no_other_scene_makes_a_word_true_by_chance(tmp_path, monkeypatch, splits):
-    (tmp_path / "data/dataset").mkdir(parents=True)
+def test_no_other_scene_makes_a_word_true_by_chance(tmp_path, splits):
     table = pa.table({"split": splits, "objects": [[]] * len(splits), "captions": [[]] * len(splits)})
-    pq.write_table(table, tmp_path / "data/dataset/scenes.parquet")
-    monkeypatch.chdir(tmp_path)
-    assert load_true_by_chance() is None
+    pq.write_table(table, tmp_path / "scenes.parquet")
+    assert load_true_by_chance(tmp_path) is None
+
+
+def test_the_data_that_the_page_names_are_those_of_its_rows(repository):
+    """Not this workspace's, which has another dataset if the study sets one for every row."""
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost"]
+    Path("data/dataset").mkdir(parents=True)
+    for name in ("images", "captions"):
+        pq.write_table(pa.table({"split": ["train", "train", "val", "test"]}), f"data/dataset/{name}.parquet")
+    for command in (["add", "-A"], ["commit", "-qm", "row"], ["update-ref", "refs/exps/00/00/full-s0", "HEAD"]):
+        subprocess.run([*git, *command], check=True)
+    subprocess.run([*git, "reset", "-q", "--hard", "HEAD~"], check=True)
+    assert read_data("full-s0")[0].startswith("`scenes`; train 2 images and 2 captions, val 1 images and 1 captions, ")
 
 
 def test_gates_are_compared_where_both_have_the_same_further_signal(tmp_path):
