@@ -18,7 +18,7 @@ RETRY_AFTER = 5
 
 
 class UploadRefused(Exception):
-    """An upload is too large or too slow, or there are too many; the message is the reason."""
+    """An upload is a form, too large or too slow, or there are too many; the message is the reason."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -39,8 +39,11 @@ class Uploads:
         """As `Queries.like_upload`, for the body of a request.
 
         Raises:
-            UploadRefused: it is too large or too slow, too many others are being processed, or the server is stopped.
+            UploadRefused: it is a form, too large or too slow, too many others are being processed, or the server is
+                stopped.
         """
+        if request.headers.get("content-type", "").startswith("multipart/"):
+            raise UploadRefused(422, "the body is a form; expected the picture itself, as curl --data-binary sends it")
         length = request.headers.get("content-length", "")
         size = min(max(int(length[:20]) if length.isdecimal() else MAX_BYTES, MIN_PENDING_BYTES), MAX_BYTES)
         if size > self._free_bytes:

@@ -100,6 +100,12 @@ def test_an_upload_that_does_not_come_to_its_end_is_refused_when_the_server_is_s
         server.process.kill()
 
 
+def test_a_form_is_told_that_the_body_is_the_picture(client: httpx.Client) -> None:
+    for path in PATHS:
+        answer = client.post(path, files={"file": ("dog.jpg", picture_bytes(), "image/jpeg")})
+        assert (answer.status_code, "curl --data-binary" in answer.json()["error"]) == (422, True)
+
+
 def peak_bytes(process: int) -> int:
     lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
