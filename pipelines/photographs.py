@@ -86,7 +86,7 @@ def photographs(
     experiments = {name: [names[f"{name}-s{seed}"] for seed in seeds] for name in chosen}
     study = read_study(experiments, labels, seeds, base, parent)
     costs = costs_markdown(SHARED, {labels[name]: of_row for name, of_row in experiments.items()}, jobs)
-    write_document(Path(document), study, replace(PAGE, remarks=_remarks(study.outcomes) + costs))
+    write_document(Path(document), study, replace(PAGE, remarks=_remarks(study.outcomes, full) + costs))
     get_run_logger().info("written: %s", document)
     return first_results + later_results
 
@@ -103,8 +103,9 @@ FLICKR8K = [
 """Results on Flickr8k's official test split after training on Flickr8k alone, from papers since IMRAM (CVPR 2020)."""
 
 
-def _remarks(outcomes: Outcomes) -> str:
-    """Markdown below the page's table of recalls: the gain of each addition, and published results of other models."""
+def _remarks(outcomes: Outcomes, params: Params) -> str:
+    """Markdown below the page's table of recalls: the gain of each addition, and published results of other models on
+    the data of `params`."""
     sections = [
         "The full model, and every change to it, starts from the joint embedding of the same seed. Rows trained with "
         "the transformer start from the pretrained transformer only.\n"
@@ -117,7 +118,7 @@ def _remarks(outcomes: Outcomes) -> str:
             sections += [f"Both trained with the transformer, the full model minus {label}: {gain} rsum.\n"]
     if gain := _gain(outcomes, "tuned", "tuned-without-term"):
         sections += [f"Worth of the joint term if the encoders continue to be trained: {gain} rsum.\n"]
-    if Path(Params.load().dataset.karpathy.annotations).name == "dataset_flickr8k.json":
+    if Path(params.dataset.karpathy.annotations).name == "dataset_flickr8k.json":
         sections += ["Published results on the same test split, trained on Flickr8k alone:\n", table(FLICKR8K)]
     return "\n".join(sections)
 

@@ -48,8 +48,8 @@ class TrainParams(Section):
     batch_size: int = Field(default=128, ge=2)
     """Image-caption pairs per optimizer step, over all processes."""
     mining_batch: int = Field(default=0, ge=0)
-    """Negatives are searched in nearly equal parts of a batch, of at most this many pairs each; the contrastive loss
-    (joint_weight) still uses the whole batch. 0: in the whole batch."""
+    """Negatives are searched in nearly equal parts of a batch, of at most this many pairs each (of 2, a batch of an odd
+    number has one part of 3); the contrastive loss (joint_weight) still uses the whole batch. 0: in the whole batch."""
     micro_batch: int = Field(default=0, ge=0)
     """Pairs in one forward and backward pass; 0: all at once. The gradient is the same."""
     learning_rate: Rate = 2e-4

@@ -148,11 +148,19 @@ def test_an_addition_is_measured_against_the_model_that_it_is_added_to() -> None
     assert rows["transformer trained"]["full model"] == ""
 
 
-def test_the_page_says_what_the_joint_term_is_worth(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(REPOSITORY)
+def test_the_page_says_what_the_joint_term_is_worth() -> None:
     missed = {JOINT: 8, "full": 6, "tuned": 4, "tuned-without-term": 6}
     missed |= {f"{JOINT}-trained-words": 3, "full-trained-words": 2, "no-gates-trained-words": 4}
-    said = _remarks({name: [outcome(number)] * 2 for name, number in missed.items()})
+    outcomes = {name: [outcome(number)] * 2 for name, number in missed.items()}
+    said = _remarks(outcomes, Params())
     assert "Worth of the joint term if the encoders continue to be trained: +30.0 [+" in said
     assert "trained with the transformer, the full model minus the joint embedding: +15.0 [" in said
     assert "trained with the transformer, the full model minus the same without gates: +30.0 [" in said
+
+
+@pytest.mark.parametrize(("annotations", "has_them"), [("dataset_flickr8k.json", True), ("dataset_coco.json", False)])
+def test_published_results_stand_beside_those_on_the_same_data(annotations: str, has_them: bool) -> None:
+    """Whatever params.yaml names: with --set, the rows have other data."""
+    params = override_params(Params(), {"dataset.karpathy.annotations": annotations})
+    said = _remarks({JOINT: [outcome(8)] * 2, "full": [outcome(6)] * 2}, params)
+    assert ("trained on Flickr8k alone" in said) == has_them
