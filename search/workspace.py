@@ -223,9 +223,8 @@ class WorkspaceSource:
                 raise InputError(f"{workspace.model}: is another model now; restart the search to use it")
             pictures, finder = self._read_pictures(workspace, before), workspace.finder()
         except OSError as error:  # DVC removes what a stage will make before it runs the stage
-            raise InputError(
-                f"{error.filename}: cannot be read ({error.strerror}); expected a pipeline that has run"
-            ) from None
+            path = error.filename or workspace.root
+            raise InputError(f"{path}: cannot be read ({error.strerror}); expected a pipeline that has run") from None
         rejected = read_table(workspace.root / "data/regions/rejected.parquet", ("path", "reason"))
         self._rejected = list(zip(rejected["path"].to_pylist(), rejected["reason"].to_pylist(), strict=True))
         self.workspace, self._finder = workspace, finder
