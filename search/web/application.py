@@ -116,4 +116,6 @@ def _add_error_handlers(application: FastAPI, pages: Pages) -> None:
     @application.exception_handler(HTTPException)
     def not_served(request: Request, error: HTTPException) -> Response:
         message = f"there is no page at {request.url.path}" if error.status_code == 404 else str(error.detail)
-        return refuse(request, error.status_code, message[:300])
+        response = refuse(request, error.status_code, message[:300])
+        response.headers.update(error.headers or {})  # 405 lists the methods that there are
+        return response

@@ -157,6 +157,7 @@ def test_head_is_answered_as_get_without_the_body(client: httpx.Client, path: st
     assert (head.status_code, get.status_code, head.content) == (status, status, b"")
     assert head.headers["Content-Type"] == get.headers["Content-Type"]
     assert status == 200 or get.json()["error"]
+    assert (get.headers.get("Allow") == "POST") == (status == 405)
 
 
 @pytest.mark.parametrize("form", ["{}", "W/{}", '"another", {}'])
