@@ -102,11 +102,18 @@ def check_experiments(jobs: int) -> None:
 
 def _left_by_dvc() -> str | None:
     """The branch that this workspace was on until DVC, to begin an experiment, detached HEAD at the same commit, which
-    leaves an entry in git's log; None if nothing did since."""
+    leaves an entry in git's log; None if nothing did since.
+
+    Others detach HEAD so too, such as who checks out an exact commit in a clone. Without changes and without a stash,
+    such a workspace has lost nothing and has the commit's params.
+    """
     said = (command_output("git", "reflog", "-1", "--format=%gs %H", "HEAD") or b"").decode(errors="replace")
     moved = re.fullmatch(r"checkout: moving from (.+) to (\w{40,}) \2\n", said)
     at_branch = command_output("git", "rev-parse", "--verify", "--quiet", f"refs/heads/{moved[1]}") if moved else None
-    return moved[1] if moved and at_branch and at_branch.decode().strip() == moved[2] else None
+    if moved is None or at_branch is None or at_branch.decode().strip() != moved[2]:
+        return None
+    changed = command_output("git", "status", "--porcelain", "--untracked-files=no")
+    return moved[1] if changed or command_output("git", "rev-parse", "--verify", "--quiet", "refs/stash") else None
 
 
 def _wait_for_lock(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:

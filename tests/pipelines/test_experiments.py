@@ -219,6 +219,19 @@ def test_the_champion_is_the_model_of_whoever_trained_it(recorded):
     assert client.get_model_version_by_alias(NAME, CHAMPION).version == last
 
 
+def test_an_exact_commit_that_is_checked_out_is_no_killed_experiment(recorded):
+    """As a cluster's clone does; with changes it could be one, so that a person is asked."""
+    commit()
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    subprocess.run(["git", "checkout", "-q", head], check=True)
+    check_experiments(1)
+    Path("params.yaml").write_bytes(Path("params.yaml").read_bytes() + b"# a change\n")
+    with pytest.raises(InputError, match="If you have detached HEAD yourself, `git switch main` keeps all files"):
+        check_experiments(1)
+    subprocess.run(["git", "switch", "-q", "main"], check=True)
+    check_experiments(1)
+
+
 @pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGTERM], [signal.SIGKILL]])
 def test_an_experiment_that_is_ended_as_it_begins_leaves_the_workspace_as_it_was(recorded, wait_for, signals):
     """DVC has then stashed what a person has changed, detached HEAD and written the experiment's params."""
