@@ -42,23 +42,27 @@ class Uploads:
             UploadRefused: it is a form, too large or too slow, too many others are being processed, or the server is
                 stopped.
         """
-        if request.headers.get("content-type", "").startswith("multipart/"):
-            raise UploadRefused(422, "the body is a form; expected the picture itself, as curl --data-binary sends it")
         length = request.headers.get("content-length", "")
         size = min(max(int(length[:20]) if length.isdecimal() else MAX_BYTES, MIN_PENDING_BYTES), MAX_BYTES)
-        if size > self._free_bytes:
-            raise UploadRefused(503, f"too many pictures are being processed; try again in {RETRY_AFTER} seconds")
-        self._free_bytes -= size
+        taken = size if size <= self._free_bytes else 0
+        self._free_bytes -= taken
         try:
-            return await self._queries.like_upload(await read_upload(request), top, captions)
+            if not taken:
+                if size == MIN_PENDING_BYTES:  # a connection that is closed while more is sent can lose the answer
+                    await read_upload(request, discarded=True)
+                raise UploadRefused(503, f"too many pictures are being processed; try again in {RETRY_AFTER} seconds")
+            picture = await read_upload(request)
+            if request.headers.get("content-type", "").startswith("multipart/"):
+                raise UploadRefused(422, "the body is a form; expected the picture, as curl --data-binary sends it")
+            return await self._queries.like_upload(picture, top, captions)
         except asyncio.CancelledError:  # would be a traceback in the log
             raise UploadRefused(503, "the server is being stopped") from None
         finally:
-            self._free_bytes += size
+            self._free_bytes += taken
 
 
-async def read_upload(request: Request, max_bytes: int = MAX_BYTES) -> bytes:
-    """The body of a request.
+async def read_upload(request: Request, max_bytes: int = MAX_BYTES, discarded: bool = False) -> bytes:
+    """The body of a request; nothing of it if it is `discarded`.
 
     Raises:
         UploadRefused: more than `max_bytes`, also where the header says less; slower than SECONDS; or broken off.
@@ -67,13 +71,15 @@ async def read_upload(request: Request, max_bytes: int = MAX_BYTES) -> bytes:
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length[:20]) > max_bytes:
         raise too_large
-    body = bytearray()
+    body, size = bytearray(), 0
     try:
         async with asyncio.timeout(SECONDS):
             async for chunk in request.stream():
-                if len(body) + len(chunk) > max_bytes:
+                size += len(chunk)
+                if size > max_bytes:
                     raise too_large
-                body += chunk
+                if not discarded:
+                    body += chunk
     except TimeoutError:
         raise UploadRefused(408, f"the picture did not arrive within {SECONDS} s") from None
     except ClientDisconnect:  # nobody hears this, but the server's log would get a traceback

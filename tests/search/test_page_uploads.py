@@ -58,6 +58,11 @@ def test_one_upload_too_many_is_told_to_come_again_and_others_are_answered(
             answer = client.post(path, content=body)
             assert (answer.status_code, answer.headers["Retry-After"]) == (503, str(RETRY_AFTER))
             assert "try again" in answer.json()["error"]
+        with begun(server, len(body), body[:-1]) as late:  # the answer may not be lost because more is still sent
+            time.sleep(0.3)
+            late.sendall(body[-1:])
+            time.sleep(0.3)
+            assert late.recv(12) == b"HTTP/1.1 503"
         assert client.get("/api/search", params={"q": "a dog"}).status_code == 200
         uploads.pop(0).close()  # hangs up
         ask_until(client, 200)
