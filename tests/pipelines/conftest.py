@@ -122,7 +122,10 @@ def restart_server(prefect_server, server):
 
 
 def end(process, seconds=60):
-    """Ask a process to end; after these seconds, kill it, and whatever of its children is left."""
+    """Ask a process to end; after these seconds, kill it, and whatever of its children is left.
+
+    They get the time to end by themselves: a DVC that is killed while it writes its list of locks leaves half of it.
+    """
     family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     if seconds:
         process.terminate()
@@ -130,7 +133,7 @@ def end(process, seconds=60):
         process.wait(timeout=seconds)
     process.kill()
     process.wait()
-    for child in family:
+    for child in psutil.wait_procs(family, seconds)[1]:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
 

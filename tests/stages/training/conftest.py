@@ -127,13 +127,13 @@ class Job:
         finally:
             torch.set_num_threads(threads)
 
-    def wait_for_step(self, step: int, process: subprocess.Popen[str]) -> None:
-        """Wait until a state of at least `step` steps is saved."""
+    def wait_for_step(self, step: int, process: subprocess.Popen[str]) -> int:
+        """Wait until a state of at least `step` steps is saved; return how many it has."""
         for _ in range(30_000):
             for state in self.folder.glob(".work/train/*/state.safetensors"):
                 with safe_open(state, framework="pt") as file:
-                    if json.loads(file.metadata()["progress"])["step"] >= step:
-                        return
+                    if (saved := int(json.loads(file.metadata()["progress"])["step"])) >= step:
+                        return saved
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.01)
         raise AssertionError(f"step {step} was not reached")
