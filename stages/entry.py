@@ -27,7 +27,7 @@ from camp_model.files import ACCESS_ERRORS, DISK_ERRORS, write_text
 from camp_model.seal import set_seal_cache
 from stages.cost import file_name, record_cost
 from stages.errors import InputError
-from stages.garbage import exempt_from_collection
+from stages.garbage import exempt_from_collection, keep_freed_memory
 from stages.params.section import PARAMS, StageSections
 from stages.unchanged import check_unchanged
 
@@ -91,8 +91,7 @@ def lock_outputs(stage: str, folder: Path = FOLDER, timeout: float = LOCK_TIMEOU
 
 
 def _acquire(file: IO[str], stage: str, timeout: float) -> None:
-    begun = time.monotonic()
-    last_printed = -60.0
+    begun, last_printed = time.monotonic(), -60.0
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -273,6 +272,7 @@ def stage_main(run: Callable[[], None], arguments: bool = False) -> None:
             stream.reconfigure(errors="backslashreplace")
     is_stage = not arguments or "DVC_STAGE" in os.environ
     exempt_from_collection()
+    keep_freed_memory()
     try:
         with _running_stage() if is_stage else contextlib.nullcontext(), lock_own_outputs(), record_cost():
             if "DVC_STAGE" in os.environ:

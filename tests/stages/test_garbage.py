@@ -1,5 +1,7 @@
-"""What is loaded is exempted from garbage collection once; garbage of later is collected as ever."""
+"""What is loaded is exempted from garbage collection once, garbage of later is collected; freed memory is kept."""
 
+import os
+import platform
 import subprocess
 import sys
 
@@ -39,3 +41,37 @@ def test_what_is_loaded_is_exempted_once(start, tmp_path, repository):
         text=True, check=True,
     )  # fmt: skip
     assert done.stdout.split() == ["False", "True", "True", "True", "False"]
+
+
+FAULTS = """
+import resource
+import numpy as np
+from stages.entry import stage_main
+
+def rounds():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        tensors = [np.ones(700_000, np.float32) for _ in range(10)]  # together 28 MB
+        del tensors
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+rounds()  # glibc learns what it would return to the system
+before = rounds()
+stage_main(lambda: None)
+rounds()
+print(before, rounds())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator of glibc")
+@pytest.mark.parametrize("by_hand", [{}, {"MALLOC_TRIM_THRESHOLD_": "131072"}])
+def test_a_stage_keeps_the_memory_that_it_frees_for_its_next_tensors(by_hand, tmp_path, repository):
+    """A page fault is a page of 4 kB that the system hands out anew; who sets the options by hand is left alone."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], cwd=tmp_path, env=others | {"PYTHONPATH": str(repository)} | by_hand,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    before, after = map(int, done.stdout.split())
+    assert before > 20 * 10 * 2_800_000 / 4096 / 2
+    assert after > before / 2 if by_hand else after < before / 20
