@@ -1,6 +1,7 @@
 """The DAG of dvc.yaml, read through DVC itself."""
 
 import contextlib
+import json
 import re
 import subprocess
 import time
@@ -58,11 +59,40 @@ def _repository() -> Iterator["Repo"]:
 
     try:
         with Repo() as repo:
+            _remove_broken_list(repo)
             yield repo
     except DvcException as error:
         archive = "not a git repository" in str(error)
         more = "expected one; `git init` makes it of a downloaded archive" if archive else "`dvc status` says more"
         raise InputError(f"{Path.cwd()}: {error}; {more}") from None
+
+
+def _remove_broken_list(repo: "Repo") -> None:
+    """Remove DVC's list of the files that its processes use, if it was killed while writing the list: until then, every
+    command of DVC would end with an error. The next one begins a new list."""
+    from dvc.lock import make_lock
+    from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
+
+    folder = repo.tmp_dir
+    if folder is None or _is_json(Path(folder, RWLOCK_FILE)):
+        return
+    hardlink = bool(repo.config["core"].get("hardlink_lock"))
+    # Held by each DVC that changes the list, so that none is writing it now.
+    with make_lock(str(Path(folder, RWLOCK_LOCK)), tmp_dir=folder, hardlink_lock=hardlink, wait=True):
+        if not _is_json(Path(folder, RWLOCK_FILE)):
+            Path(folder, RWLOCK_FILE).unlink()
+            print(f"removed {Path(folder, RWLOCK_FILE)}, which a killed DVC has left unfinished", flush=True)
+
+
+def _is_json(path: Path) -> bool:
+    """Whether a file is whole JSON, or there is none."""
+    try:
+        json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return True
+    except ValueError:
+        return False
+    return True
 
 
 def check_experiments(jobs: int) -> None:

@@ -1,6 +1,7 @@
 """The DAG of dvc.yaml, as DVC reads it."""
 
 import contextlib
+import json
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,44 @@ def test_who_runs_a_stage_at_the_terminal_is_waited_for(repository, monkeypatch,
         Path("held").unlink()
         assert [stage.name for stage in reading.result(60).stages]
     assert other.wait(30) == 0
+
+
+@pytest.mark.parametrize("left", ["", '{"write": {"/a'])
+def test_a_list_of_locks_that_a_killed_dvc_left_unfinished_is_removed(left, repository, capsys):
+    """DVC opens the list, which empties it, and then writes it; killed in between, it refuses all that comes after."""
+    listed = Path(".dvc/tmp/rwlock")
+    listed.parent.mkdir(exist_ok=True)
+    listed.write_text(left)
+    repro = ["dvc", "repro"]
+    assert "is corrupted" in subprocess.run(repro, capture_output=True, text=True, check=False).stderr
+    assert read_dag().stages[0].stale
+    assert capsys.readouterr().out == f"removed {listed.resolve()}, which a killed DVC has left unfinished\n"
+    subprocess.run(repro, check=True)
+    assert not any(json.loads(listed.read_text()).values())
+    assert not read_dag().stages[0].stale
+    assert listed.exists() and not capsys.readouterr().out
+
+
+def test_a_list_of_locks_that_a_dvc_is_writing_is_waited_for(repository, capsys):
+    listed = Path(".dvc/tmp/rwlock")
+    listed.parent.mkdir(exist_ok=True)
+    listed.write_text("")
+    writing = (
+        "import sys; from dvc.lock import make_lock\n"
+        "with make_lock('.dvc/tmp/rwlock.lock', tmp_dir='.dvc/tmp'):\n    print('held', flush=True)\n"
+        "    open('.dvc/tmp/rwlock', 'w').write(sys.stdin.readline())"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", writing], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )  # fmt: skip
+    assert other.stdin is not None and other.stdout is not None and other.stdout.readline() == "held\n"
+    with ThreadPoolExecutor(1) as threads:
+        reading = threads.submit(read_dag)
+        time.sleep(3)
+        assert not reading.done()
+        other.communicate('{"write": {}, "read": {}}\n', timeout=30)
+        assert reading.result(60).stages
+    assert listed.exists() and "removed" not in capsys.readouterr().out
 
 
 def test_what_dvc_and_its_experiments_need_is_said(repository, tmp_path, monkeypatch):
