@@ -133,6 +133,11 @@ def reproduce(
             logger.warning("dvc pull downloaded nothing: %s", pulled.message)
         dag = read_dag(targets=tuple(stages))
     done = _run_stages(dag.stages)
+    if stale := [stage.name for stage in read_dag(tuple(stages)).stages if stage.stale and not stage.watches]:
+        logger.warning(
+            "out of date again: %s; params.yaml, code or a file that they read changed while this ran. Run it again",
+            ", ".join(stale),
+        )
     pushed = None
     if transfers and dag.remote and any(done[stage.name] == "ran" for stage in dag.stages if not stage.watches):
         pushed = transfer.with_options(name="push")("push", dag.remote, return_state=True)

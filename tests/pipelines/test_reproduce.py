@@ -73,6 +73,24 @@ def test_what_follows_a_result_that_dvc_has_from_before_is_not_left_as_it_was(pr
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.parametrize("changes", ["train", ""])
+def test_who_changes_params_while_a_flow_runs_is_told_what_is_out_of_date_again(
+    changes, prefect_server, repository, caplog
+):
+    """`train` changes what `prepare` has read, which ended long ago."""
+    Path("stage.py").write_text(
+        f"{Path('stage.py').read_text()}\nif name == {changes!r}:\n"
+        "    text = Path('params.yaml').read_text()\n    Path('params.yaml').write_text(text + '\\n# later\\n')\n"
+        "    import yaml; params = yaml.safe_load(text); params['dataset']['scenes']['seed'] = 7\n"
+        "    Path('params.yaml').write_text(yaml.safe_dump(params))\n"
+    )
+    state, _ = run_flow()
+    assert state.is_completed()
+    said = [record.getMessage() for record in caplog.records if "out of date again" in record.getMessage()]
+    assert [line.split(":")[1].split(";")[0] for line in said] == ([" prepare"] if changes else [])
+
+
+@pytest.mark.timeout(240)
 def test_a_wrong_stage_changes_no_params(prefect_server, repository):
     before = Path("params.yaml").read_text()
     state, _ = run_flow(params={"train": {"epochs": 3}}, stages=["nope"])
