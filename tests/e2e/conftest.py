@@ -41,7 +41,8 @@ def run_in(folder: Path, *command: str, check: bool = True, **more: str) -> subp
     dropped = ("MLFLOW_", "DVC_", "PYTHONDONTWRITEBYTECODE")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    environment |= {"PYTHONPATH": str(folder), "MLFLOW_DISABLE_TELEMETRY": "true"} | more
+    # With one thread, a training that is run again gives the same bytes.
+    environment |= {"PYTHONPATH": str(folder), "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"} | more
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if check and done.returncode:
         pytest.fail(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
