@@ -46,6 +46,11 @@ class Dag:
     remote: str | None
     """The default DVC remote, if the user has configured one."""
 
+    @property
+    def pending(self) -> list[str]:
+        """Names of the stages that are out of date."""
+        return [stage.name for stage in self.stages if stage.stale and not stage.watches]
+
 
 @contextlib.contextmanager
 def _repository() -> Iterator["Repo"]:
@@ -74,14 +79,14 @@ def _remove_broken_list(repo: "Repo") -> None:
     from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
 
     folder = repo.tmp_dir
-    if folder is None or _is_json(Path(folder, RWLOCK_FILE)):
+    if folder is None or _is_json(listed := Path(folder, RWLOCK_FILE)):
         return
     hardlink = bool(repo.config["core"].get("hardlink_lock"))
     # Held by each DVC that changes the list, so that none is writing it now.
     with make_lock(str(Path(folder, RWLOCK_LOCK)), tmp_dir=folder, hardlink_lock=hardlink, wait=True):
-        if not _is_json(Path(folder, RWLOCK_FILE)):
-            Path(folder, RWLOCK_FILE).unlink()
-            print(f"removed {Path(folder, RWLOCK_FILE)}, which a killed DVC has left unfinished", flush=True)
+        if not _is_json(listed):
+            listed.unlink()
+            print(f"removed {listed}, which a killed DVC has left unfinished", flush=True)
 
 
 def _is_json(path: Path) -> bool:

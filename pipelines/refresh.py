@@ -36,7 +36,7 @@ def refresh(base: str = "main", transfers: bool = True) -> object:
     current_params()  # report wrong params before a stage reads them
     if watching := [stage.name for stage in read_dag().stages if stage.watches]:
         run_command([*DVC, "repro", "--single-item", *watching], logger.info)
-    stale = [stage.name for stage in read_dag().stages if stage.stale and not stage.watches]
+    stale = read_dag().pending
     if not stale:
         return Completed(name="Nothing to do", message="DVC: everything is up to date", data={})
     logger.info("stale: %s", ", ".join(stale))

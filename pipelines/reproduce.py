@@ -4,6 +4,7 @@ python -m pipelines.reproduce           # here and now, in this workspace
 """
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from pipelines.commands import CommandFailed, allow_commands, prefect_command, r
 from pipelines.dag import Stage, metrics_diff, read_dag
 from pipelines.forms import current_params, write_params
 from pipelines.summary import diff_markdown, mlflow_link, rows_of_metrics, summary_markdown
+from stages.errors import InputError
 
 if TYPE_CHECKING:
     from stages.params.pipeline import Params as ParamsForm
@@ -127,21 +129,19 @@ def reproduce(
         logger.info("params.yaml: changed %s", ", ".join(changed))
         dag = read_dag(targets=tuple(stages))
     allow_commands()
-    if transfers and dag.remote and any(stage.stale and not stage.watches for stage in dag.stages):
+    if transfers and dag.remote and dag.pending:
         pulled = transfer.with_options(name="pull")("pull", dag.remote, return_state=True)
         if pulled.is_failed():  # this state was never pushed, or the remote is unreachable: run the stages
             logger.warning("dvc pull downloaded nothing: %s", pulled.message)
         dag = read_dag(targets=tuple(stages))
     done = _run_stages(dag.stages)
-    if stale := [stage.name for stage in read_dag(tuple(stages)).stages if stage.stale and not stage.watches]:
-        logger.warning(
-            "out of date again: %s; params.yaml, code or a file that they read changed while this ran. Run it again",
-            ", ".join(stale),
-        )
+    ran = any(done[stage.name] == "ran" for stage in dag.stages if not stage.watches)
     pushed = None
-    if transfers and dag.remote and any(done[stage.name] == "ran" for stage in dag.stages if not stage.watches):
+    if transfers and dag.remote and ran:
         pushed = transfer.with_options(name="push")("push", dag.remote, return_state=True)
     _publish(done, base)
+    if ran:
+        _warn_of_changes(stages)
     if pushed is not None and not pushed.is_completed():
         command = f"dvc push --run-cache --remote {dag.remote}"
         message = (
@@ -164,6 +164,16 @@ def _run_stages(stages: tuple[Stage, ...]) -> dict[str, str]:
     except BaseException:  # a stage failed, or the flow is cancelled: do not leave a stage running
         stop_commands()
         raise
+
+
+def _warn_of_changes(stages: list[str]) -> None:
+    """Name the stages that are out of date again, because something that they read changed while others ran."""
+    with contextlib.suppress(InputError):  # dvc.yaml changed, or another process runs stages here: all is done anyway
+        if pending := read_dag(tuple(stages)).pending:
+            get_run_logger().warning(
+                "out of date again: %s; params.yaml, code or a file they read changed while this ran. Run it again",
+                ", ".join(pending),
+            )
 
 
 def _publish(done: dict[str, str], base: str) -> None:
