@@ -37,22 +37,35 @@ MIN_TRAINED_RSUM = 60.0
 """A model with an rsum below this has hardly begun to learn: a tenth of the maximum."""
 TESTED_DIFFERENTLY = ("gates-open", "gates-of-another")
 """Rows that test the full model's own training differently: their scores say nothing about how training went."""
-CONCLUSIONS: tuple[tuple[str, str], ...] = (
-    ("no-messages", "Messages are worth"),
-    ("no-messages-large", "Messages, against as many parameters without them, are worth"),
-    ("no-gates", "Gates, supervised as in the full model, are worth"),
-    ("gates-unapplied", "Gates that are applied, against gates that are only supervised, are worth"),
-    ("gates-open", "Gates of a trained model, against the same held open, are worth"),
-    ("gates-of-another", "Gates of a trained model, against those of another pair, are worth"),
-    ("published-gates", "Supervision of the gates is worth"),
-    ("elementwise-gates", "One gate for a vector, against one for each of its channels, is worth"),
-    ("cosine-bce", "A learnt score, against a cosine, is worth"),
-    ("mlp-ranking", "Cross-entropy of the hardest negatives, against the ranking loss, is worth"),
-    ("as-encoded", "Giving all regions and words the same length before messages and gates is worth"),
-    ("no-curriculum", "Beginning on easier negatives is worth"),
-    ("joint-term", "Not training a joint embedding, which an index needs, on the same encoders is worth"),
-)
+CLAIMS: dict[str, str] = {
+    "no-messages": "Messages are worth",
+    "no-messages-large": "Messages, against as many parameters without them, are worth",
+    "no-gates": "Gates, supervised as in the full model, are worth",
+    "gates-unapplied": "Gates that are applied, against gates that are only supervised, are worth",
+    "gates-open": "Gates of a trained model, against the same held open, are worth",
+    "gates-of-another": "Gates of a trained model, against those of another pair, are worth",
+    "published-gates": "Supervision of the gates is worth",
+    "elementwise-gates": "One gate for a vector, against one for each of its channels, is worth",
+    "cosine-bce": "A learnt score, against a cosine, is worth",
+    "mlp-ranking": "Cross-entropy of the hardest negatives, against the ranking loss, is worth",
+    "as-encoded": "Giving all regions and words the same length before messages and gates is worth",
+    "no-curriculum": "Beginning on easier negatives is worth",
+    "joint-term": "Not training a joint embedding, which an index needs, on the same encoders is worth",
+}
 """Row -> what the difference between the full model and this row measures, as the start of a sentence."""
+BELIEFS: tuple[tuple[str, ...], ...] = (
+    ("no-messages", "no-messages-large"),
+    ("no-gates", "gates-unapplied"),
+    ("gates-open", "gates-of-another"),
+    ("published-gates", "unsupervised gates"),
+    ("elementwise-gates",),
+    ("cosine-bce", "mlp-ranking"),
+    ("as-encoded", "no-curriculum"),
+    ("joint-term", "encoders taught"),
+    ("best peer",),
+    ("counts",),
+)
+"""Each line of what we believe: the claims, and the sentences of `conclusions`, on one subject."""
 ENCODERS_TAUGHT = ("published-gates-joint-term", "no-gates-joint-term")
 """Rows with and without gates; both also train a joint embedding, an extra signal for the encoders alone."""
 
@@ -71,55 +84,59 @@ def title(study: Study) -> str:
 def conclusions(study: Study) -> list[str]:
     """The worth of each part of the model, the best peer, unsupervised gates, and what counts and locations change."""
     outcomes, differences = study.outcomes, study.differences
-    lines = [
-        f"- {claim} {_worth(differences[row])}{_caveat(study, row)}."
-        for row, claim in CONCLUSIONS
+    said = {
+        row: f"{claim} {_worth(differences[row])}{_caveat(study, row)}."
+        for row, claim in CLAIMS.items()
         if row in differences
-    ]
+    }
     if differences.keys() >= {*ENCODERS_TAUGHT}:
         worth = _worth(difference_of(*(outcomes[row] for row in ENCODERS_TAUGHT)))
-        lines.append(f"- Gates without supervision, where a joint embedding teaches the encoders, are worth {worth}.")
+        said["encoders taught"] = (
+            f"Gates without supervision, where a joint embedding teaches the encoders, are worth {worth}."
+        )
     if peers := [row for row in PEERS if row in differences]:
         best = min(peers, key=lambda row: differences[row].mean)
-        lines.append(
-            f"- Of the baselines, listed under question 1, *{study.labels[best]}* has the highest rsum: the "
+        said["best peer"] = (
+            f"Of the baselines, listed under question 1, *{study.labels[best]}* has the highest rsum: the "
             f"full model is {_verdict_text(differences[best])}."
         )
-    lines += [*_unsupervised_gates(study), *_counts(study)]
-    return ["## What we believe now\n", "\n".join(lines) + "\n"] if lines else []
+    said |= {"unsupervised gates": _unsupervised_gates(study), "counts": _counts(study)}
+    lines = [" ".join(sentences) for line in BELIEFS if (sentences := [said[key] for key in line if said.get(key)])]
+    return ["## What we believe now\n", "".join(f"- {line}\n" for line in lines)] if lines else []
 
 
-def _unsupervised_gates(study: Study) -> list[str]:
+def _unsupervised_gates(study: Study) -> str:
+    """How gates without supervision open; empty if no row has them."""
     seeds = study.outcomes.get("published-gates", ())
     if not (auc := mean_gate(seeds, "gate_auc", 3)):
-        return []
+        return ""
     means = [mean_gate(seeds, f"gate_{kind}_mean", 3) for kind in ("positive", "negative")]
     shut = sum((outcome.gates["gate_auc"] or 0) < 0.5 for outcome in seeds)
     less = f"; with {shut} of {len(seeds)} seeds they open less on matching pairs" if shut else ""
-    return [
-        f"- Gates without supervision have a mean of {means[0]} on matching pairs and of {means[1]} on random ones, "
+    return (
+        f"Gates without supervision have a mean of {means[0]} on matching pairs and of {means[1]} on random ones, "
         f"AUC {auc}{less}."
-    ]
+    )
 
 
-def _counts(study: Study) -> list[str]:
+def _counts(study: Study) -> str:
     """What counts and locations as evidence change; empty if a row has no foils of both kinds."""
     if "counts" not in study.outcomes:
-        return []
+        return ""
     # "counts" is also trained with foils; the effect of foils alone is not due to the evidence.
     rows = [row for row in ("counts", "full", "foils") if row in study.outcomes]
     count, relation = (
         [foil(study.outcomes[row], kind, "true_first_balanced") for row in rows] for kind in ("count", "relation")
     )
     if not all(count) or not all(relation):
-        return []
+        return ""
     alone = f"; trained with foils alone: {count[2]} % and {relation[2]} %" if "foils" in rows else ""
-    return [
-        "- With counts and locations as evidence and training on foils, captions score higher than foils with another "
+    return (
+        "With counts and locations as evidence and training on foils, captions score higher than foils with another "
         f"count in {count[0]} % of cases, and with another relation in {relation[0]} % (the full model: {count[1]} % "
         f"and {relation[1]} %{alone}; balanced, so that guessing gives 50 %); in rsum the full model is "
         f"{_verdict_text(study.differences['counts'])}."
-    ]
+    )
 
 
 def count_untrained_seeds(study: Study, row: str) -> int:

@@ -15,7 +15,7 @@ import pytest
 from pipelines.ablation import FURTHER, OVERRIDES, STUDY, ablation, with_seeds
 from pipelines.photographs import photographs
 from pipelines.study import Outcome, Study, load_true_by_chance, read_data
-from pipelines.study_answers import CONCLUSIONS, QUESTIONS
+from pipelines.study_answers import BELIEFS, CLAIMS, QUESTIONS, conclusions
 from pipelines.study_document import Page, _draw_gates, write_document
 from pipelines.study_rates import rates_markdown, with_rates
 from pipelines.variants import params_of
@@ -66,14 +66,14 @@ def test_what_is_believed_is_what_the_intervals_allow(tmp_path):
         "- Supervision of the gates is worth -30.0 [-75.0, +0.0] rsum",
         "- A learnt score, against a cosine, is worth +0.0 [+0.0, +0.",
         "- Of the baselines, listed under question 1, *baseline: SCAN",
-        "- Gates without supervision have a mean of 0.100 ± 0.000 on ",
     ]
     assert said[0].endswith(" (1 of 2 seeds without it hardly learnt, the best reached 480.0).")
     assert "*without messages* (1 of 2 seeds)." in text
     assert said[2].endswith("worth +510.0 [+435.0, +570.0] rsum.") and "tested* (2 of" not in text  # it was not trained
     assert said[4].endswith("rsum, which is not significant.")
     assert "*baseline: SCAN, text to image* has the highest rsum: the full model is better by +120.0 [" in said[5]
-    assert "and of 0.400 ± 0.000 on random ones, AUC 0.020 ± 0.000; with 2 of 2 seeds they" in said[6]
+    unsupervised = "rsum, which is not significant. Gates without supervision have a mean of 0.100 ± 0.000 on matching "
+    assert unsupervised + "pairs and of 0.400 ± 0.000 on random ones, AUC 0.020 ± 0.000; with 2 of 2 seeds" in said[3]
     assert "| model | count | count, balanced | all |" in text
     assert "| without gates | 82.0 ± 0.0 | 50.0 ± 0.0 | 82.0 ± 0.0 |" in text
 
@@ -155,7 +155,7 @@ def test_gates_are_compared_where_both_have_the_same_further_signal(tmp_path):
     rows = {"full": 4, "published-gates-joint-term": 10, "no-gates-joint-term": 30}
     outcomes = {name: [outcome(missed)] * 2 for name, missed in rows.items()}
     write_document(tmp_path / "study.md", study_of(outcomes, [0, 1]), Page())
-    expected = "- Gates without supervision, where a joint embedding teaches the encoders, are worth +300.0 [+2"
+    expected = "Gates without supervision, where a joint embedding teaches the encoders, are worth +300.0 [+2"
     assert expected in (tmp_path / "study.md").read_text()
 
 
@@ -216,9 +216,17 @@ def test_every_row_can_be_trained_beside_a_full_model_whose_gates_have_context()
 
 
 def test_rows_that_the_page_speaks_of_are_rows_of_the_study():
-    asked = {name for _, names in QUESTIONS for name in names} | {name for name, _ in CONCLUSIONS}
-    assert asked <= set(STUDY) and set(STUDY) >= FURTHER
+    assert {name for _, names in QUESTIONS for name in names} | {*CLAIMS} <= set(STUDY) and set(STUDY) >= FURTHER
     assert "full" in OVERRIDES and not FURTHER & set(OVERRIDES)
+
+
+def test_what_we_believe_is_ten_lines_that_have_every_claim_once():
+    believed = [key for line in BELIEFS for key in line]
+    assert len(BELIEFS) == 10 and len(set(believed)) == len(believed) and {*CLAIMS} <= {*believed}
+    outcomes = {name: [outcome(4), outcome(8)] for name in STUDY}
+    said = conclusions(study_of(outcomes, [0, 1]))[1].splitlines()
+    assert all(line.startswith("- ") and ", +" in line for line in said)  # each with the interval that it stands on
+    assert all(any(f"{claim} +" in line for line in said) for claim in CLAIMS.values())
 
 
 @pytest.mark.parametrize(
