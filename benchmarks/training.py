@@ -1,7 +1,8 @@
 """Steps per second and peak memory of a training step with mined hardest negatives, against the all-pairs graph.
 
 float32, batch of 64, d 512, 36 regions, 16 words, 2 CPU threads. Each kind of step runs in a process of its own, so
-that its peak is its own; the gradients of both are compared first.
+that its peak is its own; the gradients of both are compared first. Then the smaller step of the embedded scenes, with
+one thread, and with two that sleep or spin while they wait, alone and beside another such process.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -31,6 +33,16 @@ KINDS = {
     "mined, memory kept": "mined, and freed memory is kept, as in every stage",
 }
 
+SMALL = "scenes, memory kept"
+SCENES = {"dim": 192, "regions": 12, "words": 12}
+WAITING = {
+    "one thread": (1, {}),
+    "two that sleep": (2, {"GOMP_SPINCOUNT": "0"}),
+    "two that spin briefly": (2, {}),
+    "two that spin": (2, {"GOMP_SPINCOUNT": "300000"}),
+}
+"""Threads, and what differs from the environment of a stage (`stages/__init__.py`); 300,000 is libgomp's default."""
+
 
 def all_pairs_bce(scores: Tensor, index: Tensor) -> Tensor:
     """Hardest-negative cross-entropy from one graph over all scores [B, B]."""
@@ -43,20 +55,22 @@ def all_pairs_bce(scores: Tensor, index: Tensor) -> Tensor:
 class Step:
     """Forward and backward of one batch."""
 
-    def __init__(self, kind: str, batch: int = BATCH, dim: int = DIM) -> None:
+    def __init__(
+        self, kind: str, batch: int = BATCH, dim: int = DIM, regions: int = REGIONS, words: int = WORDS
+    ) -> None:
         torch.manual_seed(0)
         self.kind = kind
         self.model = CAMP(CampConfig(vocab_size=1000, region_dim=512, word_dim=300, dim=dim))
-        self.features = torch.randn(batch, REGIONS, 512)
-        self.region_mask = torch.ones(batch, REGIONS, dtype=torch.bool)
-        self.tokens, self.lengths = torch.randint(4, 1000, (batch, WORDS)), torch.full((batch,), WORDS)
+        self.features = torch.randn(batch, regions, 512)
+        self.region_mask = torch.ones(batch, regions, dtype=torch.bool)
+        self.tokens, self.lengths = torch.randint(4, 1000, (batch, words)), torch.full((batch,), words)
         self.index = torch.arange(batch)
 
     def run(self) -> float:
         self.model.zero_grad()
         regions = self.model.encode_regions(self.features, self.region_mask)
         words = self.model.encode_captions(self.tokens, self.lengths)
-        batch = (regions, self.region_mask, words, length_mask(self.lengths, WORDS))
+        batch = (regions, self.region_mask, words, length_mask(self.lengths, self.tokens.shape[1]))
         if self.kind == "all pairs":
             loss = all_pairs_bce(all_pairs(self.model, *batch), self.index)
         elif self.kind == "all pairs, factorised":
@@ -71,12 +85,12 @@ class Step:
         return torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
 
 
-def measure(kind: str) -> dict[str, float]:
+def measure(kind: str, threads: int) -> dict[str, float]:
     """Seconds of a step and its peak memory beyond model and batch."""
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(min(threads, os.cpu_count() or 1))
     if "kept" in kind:
         keep_freed_memory()
-    step = Step(kind)
+    step = Step(kind, **(SCENES if kind == SMALL else {}))
     small = Step(kind, batch=4)
     small.run()  # libraries and kernels are loaded
     before = resident_bytes("VmRSS")
@@ -89,12 +103,25 @@ def measure(kind: str) -> dict[str, float]:
     return {"seconds": min(times), "bytes": resident_bytes("VmHWM") - before}
 
 
+def in_processes(
+    kind: str, threads: int = 2, environment: Mapping[str, str] = {}, processes: int = 1
+) -> list[dict[str, float]]:
+    """What `measure` gives in each of as many processes at once."""
+    command = [sys.executable, "-m", "benchmarks.training", "--kind", kind, "--threads", str(threads)]
+    started = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | environment)
+        for _ in range(processes)
+    ]
+    return [json.loads(process.communicate()[0]) for process in started]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kind", choices=KINDS, help="measure one kind of step and print JSON")
-    kind = parser.parse_args().kind
-    if kind is not None:
-        print(json.dumps(measure(kind)))
+    parser.add_argument("--kind", choices=[*KINDS, SMALL], help="measure one kind of step and print JSON")
+    parser.add_argument("--threads", type=int, default=2, help="of one kind of step")
+    arguments = parser.parse_args()
+    if arguments.kind is not None:
+        print(json.dumps(measure(arguments.kind, arguments.threads)))
         return
     expected = Step("all pairs", batch=8, dim=64).gradient()
     for name in list(KINDS)[1:]:
@@ -102,8 +129,7 @@ def main() -> None:
         assert error < 1e-4, f"{name}: the gradient differs by {error:.1e}"
     results = {}
     for name, meaning in KINDS.items():
-        command = [sys.executable, "-m", "benchmarks.training", "--kind", name]
-        results[name] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        [results[name]] = in_processes(name)
         speed = results["all pairs"]["seconds"] / results[name]["seconds"]
         memory = results[name]["bytes"] / results["all pairs"]["bytes"]
         print(
@@ -111,6 +137,14 @@ def main() -> None:
             f"{results[name]['bytes'] / 2**20:8.0f} MiB  1/{1 / memory:.1f}   {meaning}",
             flush=True,
         )
+    print(f"\n{'':24}{'alone':28}each of two such processes")
+    one_thread: list[float] = []
+    for name, (threads, environment) in WAITING.items():
+        measured = [in_processes(SMALL, threads, environment, processes) for processes in (1, 2)]
+        seconds = [sum(each["seconds"] for each in of_each) / len(of_each) for of_each in measured]
+        one_thread = one_thread or seconds
+        cells = [f"{1 / mine:7.2f} steps/s {one / mine:6.2f} x" for mine, one in zip(seconds, one_thread, strict=True)]
+        print(f"{name:24}{'   '.join(cells)}", flush=True)
     speed = results["all pairs"]["seconds"] / results["mined"]["seconds"]
     share = results["mined"]["bytes"] / results["all pairs"]["bytes"]
     print(f"[{'met' if speed >= 3 else 'NOT MET'}] at least 3 x the steps per second: {speed:.1f} x")

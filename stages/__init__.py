@@ -4,8 +4,11 @@ import os
 import sys
 
 # OpenMP threads that spin while they wait stop each other from running as soon as another process wants a core too
-# (a small matrix product then takes tens of times as long). Read once, when torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# (a small matrix product then takes tens of times as long). Threads that never spin sleep between any two operations,
+# and to wake them takes as long as a small operation: two threads were no faster than one. So they spin for some 20
+# microseconds: `python -m benchmarks training`. Read once, when torch is imported.
+if os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE").upper() == "PASSIVE":
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 # Defaults of all progress bars, read once, when tqdm is imported: a log keeps every update as a line.
 os.environ.setdefault("TQDM_MININTERVAL", "2")
 os.environ.setdefault("TQDM_DYNAMIC_NCOLS", "True")

@@ -1,5 +1,9 @@
 """Where the stages compute and in which numbers; the flags of CUDA can be read and set without one."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -50,3 +54,35 @@ def test_one_of_several_gpus_is_named(monkeypatch):
     for name in ("cuda:2", "cuda:01", "cuda:x", "gpu"):
         with pytest.raises(InputError, match=rf"evaluate\.device: {name} is not available here; .*cuda:0 to cuda:1"):
             choose_device(name, "evaluate.device")
+
+
+@pytest.mark.parametrize(
+    ("said", "waits", "spins"),
+    [
+        ({}, "PASSIVE", "1000"),
+        ({"OMP_WAIT_POLICY": "passive"}, "passive", "1000"),
+        ({"OMP_WAIT_POLICY": "active"}, "active", None),
+        ({"GOMP_SPINCOUNT": "0"}, "PASSIVE", "0"),
+    ],
+)
+def test_threads_wait_as_the_environment_says_and_else_spin_briefly(said, waits, spins):
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    }
+    code = "import stages, os; print([os.environ.get(name) for name in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')])"
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, env=environment | said, capture_output=True, text=True, check=True)
+    assert run.stdout == f"{[waits, spins]}\n"
+
+
+@pytest.mark.parametrize("module", ["stages.train", "stages.extract_regions", "search", "pipelines.reproduce"])
+def test_how_threads_wait_is_set_before_torch_reads_it(module):
+    """OpenMP's library reads it when it is loaded, with torch: later settings are not seen."""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    }
+    command = [sys.executable, "-X", "importtime", "-m", module, "--help"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    imported = [line.split("|")[-1].strip() for line in run.stderr.splitlines() if line.startswith("import time:")]
+    assert "stages" in imported
+    assert "torch" not in imported or imported.index("stages") < imported.index("torch._C")
