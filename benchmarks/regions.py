@@ -6,6 +6,7 @@
 import hashlib
 import importlib
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from stages.extract_regions import extract_regions
 from stages.extraction.filling import devices, extract_missing
 from stages.extraction.plan import ExtractSections, plan_shards
 from stages.extraction.shard_folder import missing_shards
+from stages.garbage import keep_freed_memory
 from stages.params.dataset import DatasetParams
 from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams
@@ -191,10 +193,18 @@ def _batches(params: ExtractSections, folder: Path, prepared: dict[str, NetworkI
 
 def extraction(folder: Path) -> None:
     """The whole stage with each network."""
+    keep_freed_memory()  # as in every stage
     device = devices("auto")[0]
     for detector, count, batch_size in EXTRACTION["cuda" if device.startswith("cuda") else "cpu"]:
         (own := folder / detector.backend).mkdir()
         _stage_against_network(own, device, detector, count, batch_size)
+
+
+def small_pages(_: Path) -> None:
+    """The same where memory comes in pages of 4 KiB."""
+    print("memory in pages of 4 KiB:", flush=True)
+    command = [sys.executable, "-m", "benchmarks.regions", "extraction"]
+    subprocess.run(command, env=os.environ | {"THP_MEM_ALLOC_ENABLE": "0"}, check=True)
 
 
 def _stage_against_network(folder: Path, device: str, detector: DetectorParams, count: int, batch_size: int) -> None:
@@ -276,6 +286,7 @@ PARTS: dict[str, Callable[[Path], None]] = {
     "memory": memory,
     "planning": planning,
     "extraction": extraction,
+    "small_pages": small_pages,
 }
 
 
