@@ -73,7 +73,9 @@ def named_paths(params: NamedFilesSections, recorded: Content | None = None) -> 
         },
         "evaluate": {f"evaluate.ensemble[{i}]": folder for i, folder in enumerate(params.evaluate.ensemble)},
     }
-    return {stage: {key: path for key, path in paths.items() if path} for stage, paths in candidates.items()}
+    return {
+        stage: {key: path for key, path in paths.items() if path is not None} for stage, paths in candidates.items()
+    }
 
 
 def _config_files(architecture: str, recorded: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
@@ -110,10 +112,12 @@ def content_of(paths: Mapping[str, Mapping[str, str]], recorded: Content, cache:
     """The hash of each path; for a missing path, the recorded hash.
 
     Raises:
-        InputError: a path is missing and no hash was recorded, or it cannot be read.
+        InputError: a path is empty, is missing and no hash was recorded, or cannot be read.
     """
     content: Content = {stage: {} for stage in paths}
     for stage, key, name in ((stage, key, name) for stage, keys in paths.items() for key, name in keys.items()):
+        if not name:  # would be the repository itself
+            raise InputError(f"params.yaml: {key}: is empty; expected a file or a folder")
         path, before = content_path(name), recorded.get(stage, {}).get(key)
         if path.exists():
             try:

@@ -1,5 +1,6 @@
 """The section `evaluate`: what is measured."""
 
+import os
 from collections.abc import Mapping
 from typing import Literal, Self
 
@@ -48,7 +49,8 @@ class EvaluateParams(Section):
     def _check_ensemble(self) -> Self:
         for folder in self.ensemble:
             check_no_output("evaluate.ensemble", folder)
-        if twice := [folder for folder in self.ensemble if self.ensemble.count(folder) > 1]:
+        paths = [os.path.normpath(folder) for folder in self.ensemble]
+        if twice := [folder for folder, path in zip(self.ensemble, paths, strict=True) if paths.count(path) > 1]:
             raise ValueError(f"evaluate.ensemble: {twice[0]} is there twice; expected each model once")
         return self
 

@@ -184,6 +184,9 @@ def test_a_path_that_is_not_here_keeps_what_was_recorded_and_is_an_error_without
     recorded = json.loads(json.dumps(content).replace("glove.txt", "another.txt"))
     with pytest.raises(InputError, match="is not here"):
         content_of(paths, recorded, tmp_path / "cache")
+    empty = named_paths(NamedFilesSections.from_dict({"dataset": {"source": "table", "root": ""}}))
+    with pytest.raises(InputError, match=r"params\.yaml: dataset\.root: is empty"):  # not the repository, unwatched
+        content_of(empty, {}, tmp_path / "cache")
 
 
 def test_a_config_is_hashed_with_those_that_it_builds_on_and_stays_named_where_it_is_missing(tmp_path, monkeypatch):

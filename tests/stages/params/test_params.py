@@ -60,6 +60,7 @@ def test_the_shipped_params_are_valid_and_name_every_key(repository: Path) -> No
         ("train.start_from", "models/camp/", "train.start_from: models/camp/ is the model that train itself writes"),
         ("evaluate.ensemble", ["./models/camp"], "evaluate.ensemble: ./models/camp is the model that train itself"),
         ("evaluate.ensemble", ["a", "b", "a"], "evaluate.ensemble: a is there twice"),
+        ("evaluate.ensemble", ["./a", "b", "a/"], "evaluate.ensemble: ./a is there twice"),
         ("train.loss", "focal", "train.loss: 'focal' is not one of hardest_bce, bce, triplet"),
         ("train.processes", 7, "train.batch_size: 128 does not divide among train.processes, 7"),
         ("model.gate", "soft", "model.gate: 'soft' is not one of scalar, elementwise, none"),
