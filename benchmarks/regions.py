@@ -203,8 +203,8 @@ def extraction(folder: Path) -> None:
 def small_pages(_: Path) -> None:
     """The same where memory comes in pages of 4 KiB."""
     print("memory in pages of 4 KiB:", flush=True)
-    command = [sys.executable, "-m", "benchmarks.regions", "extraction"]
-    subprocess.run(command, env=os.environ | {"THP_MEM_ALLOC_ENABLE": "0"}, check=True)
+    environment = os.environ | {"THP_MEM_ALLOC_ENABLE": "0"}
+    subprocess.run([sys.executable, "-m", "benchmarks.regions", "extraction"], env=environment, check=True)
 
 
 def _stage_against_network(folder: Path, device: str, detector: DetectorParams, count: int, batch_size: int) -> None:
@@ -282,11 +282,7 @@ def planning(folder: Path) -> None:
 
 
 PARTS: dict[str, Callable[[Path], None]] = {
-    "store": store,
-    "memory": memory,
-    "planning": planning,
-    "extraction": extraction,
-    "small_pages": small_pages,
+    part.__name__: part for part in (store, memory, planning, extraction, small_pages)
 }
 
 

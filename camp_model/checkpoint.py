@@ -6,6 +6,7 @@ vocabulary.json     the words, in the form of SCAN
 """
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -186,8 +187,16 @@ def _read_weights(path: Path, device: str) -> tuple[dict[str, torch.Tensor], dic
 
 def _config(stated: dict[str, Any], path: Path) -> CampConfig:
     """The config that a file states, in its current form; raises ValueError if it is none, or too old to be used."""
+    values, known = _current_config(stated), fields(CampConfig)
+    if unknown := values.keys() - {field.name for field in known}:
+        raise ValueError(
+            f"{path}: {min(unknown)}: unknown key; expected those that this version knows: "
+            f"{', '.join(field.name for field in known)}"
+        )
+    if "vocab_size" not in values:  # all others have defaults
+        raise ValueError(f"{path}: vocab_size: is missing; expected the number of words in vocabulary.json")
     try:
-        config = CampConfig(**_current_config(stated))
+        config = CampConfig(**values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
     if config.gate_evidence and "geometry" not in stated:

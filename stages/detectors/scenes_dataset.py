@@ -30,7 +30,9 @@ def _occurring(table: pa.Table, path: Path) -> tuple[list[str], list[str]]:
     """Categories and attributes that occur, sorted."""
     categories = sorted(set(table["category"].to_pylist()))
     if not categories:
-        raise InputError(f"{path}: is empty; detector.weights: train needs a dataset with boxes")
+        raise InputError(
+            f"{path}: is empty; detector.weights: train needs a dataset with boxes; presets/grid.yaml needs none"
+        )
     return categories, sorted({name for row in table["attributes"].to_pylist() for name in row or ()})
 
 

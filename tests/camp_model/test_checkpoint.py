@@ -74,7 +74,14 @@ def change_config(folder, **values):
             r"model.safetensors: matcher.matching.output.bias: holds numbers that are not finite",
         ),
         (lambda f: change_config(f, gate="soft"), r"config.json: model.gate: 'soft'"),
-        (lambda f: change_config(f, colour=1), r"config.json: .*colour"),
+        (
+            lambda f: change_config(f, colour=1),
+            r"config.json: colour: unknown key; expected .*: vocab_size, region_dim, ",
+        ),
+        (
+            lambda f: (f / "config.json").write_text("{}"),
+            r"config.json: vocab_size: is missing; expected the number of",
+        ),
         (lambda f: change_config(f, dim=8), r"model.safetensors: .*: shape"),
         (lambda f: change_config(f, vocab_size=99), r"vocabulary.json: word2idx: is another vocabulary"),
         (

@@ -15,7 +15,7 @@ import pytest
 from pipelines.ablation import FURTHER, OVERRIDES, STUDY, ablation, with_seeds
 from pipelines.photographs import photographs
 from pipelines.study import Outcome, Study, load_true_by_chance, read_data
-from pipelines.study_answers import BELIEFS, CLAIMS, QUESTIONS, conclusions
+from pipelines.study_answers import CLAIMS, QUESTIONS
 from pipelines.study_document import Page, _draw_gates, write_document
 from pipelines.study_rates import rates_markdown, with_rates
 from pipelines.variants import params_of
@@ -218,15 +218,6 @@ def test_every_row_can_be_trained_beside_a_full_model_whose_gates_have_context()
 def test_rows_that_the_page_speaks_of_are_rows_of_the_study():
     assert {name for _, names in QUESTIONS for name in names} | {*CLAIMS} <= set(STUDY) and set(STUDY) >= FURTHER
     assert "full" in OVERRIDES and not FURTHER & set(OVERRIDES)
-
-
-def test_what_we_believe_is_ten_lines_that_have_every_claim_once():
-    believed = [key for line in BELIEFS for key in line]
-    assert len(BELIEFS) == 10 and len(set(believed)) == len(believed) and {*CLAIMS} <= {*believed}
-    outcomes = {name: [outcome(4), outcome(8)] for name in STUDY}
-    said = conclusions(study_of(outcomes, [0, 1]))[1].splitlines()
-    assert all(line.startswith("- ") and ", +" in line for line in said)  # each with the interval that it stands on
-    assert all(any(f"{claim} +" in line for line in said) for claim in CLAIMS.values())
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipelines.ablation import STUDY
 from pipelines.study import Difference, Study, spread
-from pipelines.study_answers import _verdict_text, answers, conclusions, count_untrained_seeds, title
+from pipelines.study_answers import (
+    BELIEFS,
+    CLAIMS,
+    _verdict_text,
+    answers,
+    conclusions,
+    count_untrained_seeds,
+    title,
+)
 from tests.pipelines.test_study import outcome
 
 
@@ -116,6 +125,15 @@ def test_counts_and_places_are_only_spoken_of_where_both_kinds_of_foils_were_ask
     row, kind = lacks
     outcomes[row] = [replace(outcome(4), foils={other: shares[other] for other in shares if other != kind})]
     assert conclusions(study_of(outcomes)) == []
+
+
+def test_what_we_believe_is_ten_lines_that_have_every_claim_once():
+    believed = [key for line in BELIEFS for key in line]
+    assert len(BELIEFS) == 10 and len(set(believed)) == len(believed) and {*CLAIMS} <= {*believed}
+    outcomes = {name: [outcome(4), outcome(8)] for name in STUDY}
+    said = conclusions(study_of(outcomes))[1].splitlines()
+    assert all(line.startswith("- ") and ", +" in line for line in said)  # each with the interval that it stands on
+    assert all(any(f"{claim} +" in line for line in said) for claim in CLAIMS.values())
 
 
 def test_a_number_that_one_seed_lacks_has_no_mean():
