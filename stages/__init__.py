@@ -9,9 +9,6 @@ import sys
 # microseconds: `python -m benchmarks training`. Read once, when torch is imported.
 if os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE").upper() == "PASSIVE":
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-# PyTorch asks for pages of 2 MiB for tensors of 2 MiB and more: where they come in pages of 4 KiB, a network that maps
-# large pictures waits for the system most of the time (`python -m benchmarks.regions extraction small_pages`).
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 # Defaults of all progress bars, read once, when tqdm is imported: a log keeps every update as a line.
 os.environ.setdefault("TQDM_MININTERVAL", "2")
 os.environ.setdefault("TQDM_DYNAMIC_NCOLS", "True")

@@ -19,8 +19,11 @@ def keep_freed_memory() -> None:
 
     By default glibc returns much of it to the system at once, so that every operation of a training step asks for its
     result's memory page by page, which training and extraction lose time with. Only with glibc, and not where the
-    environment sets its options (`SET_BY_HAND`).
+    environment sets its options (`SET_BY_HAND`). Larger tensors ask for pages of 2 MiB instead of 4 KiB, where no
+    tensor was made before (`python -m benchmarks.regions extraction small_pages`). Not for servers: each of many
+    threads would keep such pages.
     """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch reads it when it makes the first tensor
     if sys.platform == "linux" and not any(name.startswith(SET_BY_HAND) for name in os.environ):
         with contextlib.suppress(AttributeError):  # another C library
             mallopt = ctypes.CDLL(None).mallopt

@@ -1,9 +1,11 @@
-"""What is loaded is exempted from garbage collection once, garbage of later is collected; freed memory is kept."""
+"""What is loaded is exempted from garbage collection once, garbage of later is collected; freed memory is kept, and
+large tensors are in large pages."""
 
 import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -75,3 +77,40 @@ def test_a_stage_keeps_the_memory_that_it_frees_for_its_next_tensors(by_hand, tm
     before, after = map(int, done.stdout.split())
     assert before > 20 * 10 * 2_800_000 / 4096 / 2
     assert after > before / 2 if by_hand else after < before / 20
+
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+TENSOR = """
+import os
+from pathlib import Path
+from stages.entry import stage_main
+import stages.train
+
+def huge() -> int:
+    import torch
+    tensor = torch.ones(16_000_000)  # 64 MB
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages"))
+
+if "stage" in os.environ:
+    stage_main(lambda: print(huge()))
+else:
+    print(huge())
+"""
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGES.exists() or "[madvise]" not in HUGE_PAGES.read_text(),
+    reason="a system that gives pages of 2 MiB to whom asks for them; others always or never do",
+)
+@pytest.mark.parametrize(
+    ("environment", "large"),
+    [({}, False), ({"stage": "1"}, True), ({"stage": "1", "THP_MEM_ALLOC_ENABLE": "0"}, False)],
+)
+def test_tensors_of_a_stage_are_in_large_pages(environment, large, tmp_path, repository):
+    others = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    done = subprocess.run(
+        [sys.executable, "-c", TENSOR], cwd=tmp_path, env=others | {"PYTHONPATH": str(repository)} | environment,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert (int(done.stdout) > 2048) is large
