@@ -34,6 +34,7 @@ from pipelines.variants import (
     set_param,
     variants_of,
 )
+from stages import usable_cores
 from stages.errors import InputError
 from stages.tracking import PARENT, track
 from stages.tracking.delivery import sync
@@ -176,7 +177,7 @@ def _run_all(
     """
     logger = get_run_logger()
     names, key, inputs = _names(kind, variants, target)
-    threads, devices, copied = max(1, (os.cpu_count() or 1) // jobs), DevicePool(jobs), _uncommitted()
+    threads, devices, copied = max(1, usable_cores() // jobs), DevicePool(jobs), _uncommitted()
     tags = {"prefect.flow_run": flow_run.id}
     with track("sweep", {"variants": variants}, run_id=key, name=f"{kind} {key[:8]}", tags=tags) as run:
         try:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from camp_model.tensors import to_device
+from stages import usable_cores
 from stages.device import choose_device
 from stages.errors import InputError
 from stages.params.train import TrainParams
@@ -157,8 +158,8 @@ def launch(params: TrainParams, device: torch.device, module: str) -> None:
     if params.machines == 1:
         command += _loopback_options()
     command += ["-m", module]
-    if device.type == "cpu":
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // params.processes)))
+    if device.type == "cpu" and os.environ.get("OMP_NUM_THREADS") in (None, str(usable_cores())):  # not a choice
+        os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // params.processes))
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *command])
 

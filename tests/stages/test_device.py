@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from stages import usable_cores
 from stages.device import Precision, choose_device
 from stages.errors import InputError
 
@@ -86,3 +87,39 @@ def test_how_threads_wait_is_set_before_torch_reads_it(module):
     imported = [line.split("|")[-1].strip() for line in run.stderr.splitlines() if line.startswith("import time:")]
     assert "stages" in imported
     assert "torch" not in imported or imported.index("stages") < imported.index("torch._C")
+
+
+@pytest.mark.parametrize(
+    ("limit", "cores"),
+    [
+        ("100000 100000", 1),
+        ("150000 100000", 2),
+        ("20000 100000", 1),
+        ("99999999 1000", None),
+        ("max 100000", None),
+        ("", None),
+    ],
+)
+def test_a_quota_limits_the_cores_that_are_used(limit, cores, tmp_path):
+    everything = len(os.sched_getaffinity(0))
+    assert usable_cores(tmp_path) == everything
+    (tmp_path / "cpu.max").write_text(f"{limit}\n")
+    assert usable_cores(tmp_path) == (everything if cores is None else min(cores, everything))
+
+
+QUOTA = """
+import os, pathlib
+own = pathlib.Path.read_text
+pathlib.Path.read_text = lambda path, **how: "100000 100000" if path.name == "cpu.max" else own(path, **how)
+import stages, torch
+print(os.cpu_count(), torch.get_num_threads(), os.environ["OMP_NUM_THREADS"])
+"""
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) == 1, reason="a quota of one core is no limit on one")
+@pytest.mark.parametrize(("said", "threads"), [({}, 1), ({"OMP_NUM_THREADS": "2"}, 2)])
+def test_torch_takes_as_many_threads_as_the_quota_allows_unless_somebody_chose(said, threads):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-c", QUOTA]
+    run = subprocess.run(command, env=environment | said, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == [str(os.cpu_count()), str(threads), str(threads)]
