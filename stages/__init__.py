@@ -18,8 +18,8 @@ def usable_cores(group: Path = Path("/sys/fs/cgroup")) -> int:
 
 # A container with a quota (of Docker or Kubernetes) sees all cores of its machine. With a thread for each of them, the
 # quota is soon spent, and all of them stand still.
-if usable_cores() < (os.cpu_count() or 1):
-    os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
+if (_cores := usable_cores()) < (os.cpu_count() or 1):
+    os.environ.setdefault("OMP_NUM_THREADS", str(_cores))
 # OpenMP threads that spin while they wait stop each other from running as soon as another process wants a core too
 # (a small matrix product then takes tens of times as long). Threads that never spin sleep between any two operations,
 # and to wake them takes as long as a small operation: two threads were no faster than one. So they spin for some 20

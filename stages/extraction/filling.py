@@ -2,7 +2,6 @@
 
 import itertools
 import multiprocessing
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from stages import usable_cores
 from stages.detectors.base import load_detector
 from stages.device import Precision, choose_device
 from stages.entry import end_with_parent
@@ -53,7 +53,7 @@ def read_ahead(
     images: Iterator[tuple[Shard, PlannedImage]], detector: Detector, pictures: Path, max_pixels: int, ahead: int
 ) -> Iterator[tuple[Shard, PlannedImage, Item]]:
     """Read pictures in threads, up to `ahead` of them in advance, and yield the results in order."""
-    with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 8)) as pool:
+    with ThreadPoolExecutor(max_workers=min(usable_cores(), 8)) as pool:
         pending: deque[tuple[Shard, PlannedImage, Future[Item]]] = deque()
         try:
             for shard, image in images:

@@ -1,7 +1,6 @@
 """The embedded dataset: scenes rendered from a seed, with captions, boxes and the ground truth for both."""
 
 import dataclasses
-import os
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -10,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 from tqdm import tqdm
 
+from stages import usable_cores
 from stages.entry import end_with_parent
 from stages.params.dataset import SPLITS, DatasetParams, ScenesParams
 from stages.sources.base import Source, SourceBox, SourceCaption, SourceImage
@@ -63,7 +63,7 @@ def draw(scenes: list[Scene], side: int, folder: Path, workers: int | None = Non
     jobs = [sorted(family, key=lambda scene: scene.image_id != scene.family) for family in families.values()]
     job = partial(draw_family, side=side, folder=folder)
     geometries: dict[str, Geometry] = {}
-    with ProcessPoolExecutor(workers or os.cpu_count(), initializer=end_with_parent) as pool:
+    with ProcessPoolExecutor(workers or usable_cores(), initializer=end_with_parent) as pool:
         done = pool.map(job, jobs, chunksize=8)
         with tqdm(total=len(scenes), desc="render scenes") as bar:
             for family, drawn in zip(jobs, done, strict=True):

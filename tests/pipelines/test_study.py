@@ -155,7 +155,7 @@ def test_gates_are_compared_where_both_have_the_same_further_signal(tmp_path):
     rows = {"full": 4, "published-gates-joint-term": 10, "no-gates-joint-term": 30}
     outcomes = {name: [outcome(missed)] * 2 for name, missed in rows.items()}
     write_document(tmp_path / "study.md", study_of(outcomes, [0, 1]), Page())
-    expected = "Gates without supervision, where a joint embedding teaches the encoders, are worth +300.0 [+2"
+    expected = "- Gates without supervision, where a joint embedding teaches the encoders, are worth +300.0 [+2"
     assert expected in (tmp_path / "study.md").read_text()
 
 
