@@ -5,7 +5,7 @@ negatives from everywhere:
 
     batch = gather_batch(regions, region_mask, words, word_mask, image_index, caption_index)
     loss = hardest_negative_bce(model, *batch.tensors, caption_index=batch.caption_index, pairs=batch.pairs)
-    loss.backward()
+    (loss * batch.weight).backward()
 
 With gradients averaged over processes, as DistributedDataParallel does, the step is that of one process with the whole
 batch: gradients with respect to gathered encodings flow back to the process that made them.
@@ -30,6 +30,9 @@ class GlobalBatch:
     """This process's pairs."""
     caption_index: Tensor | None = None
     """[B]"""
+    weight: float = 1.0
+    """b times the number of processes / B: the mean over processes of mean losses, each times its weight, is the mean
+    over the batch. 1 where all processes have the same number b of pairs."""
 
 
 def gather_batch(
@@ -43,35 +46,38 @@ def gather_batch(
     """Gather the encoded pairs of all processes, in the order of their ranks.
 
     Args:
-        regions: [b, R, d], with the same b on every process; R and N may differ and are padded.
+        regions: [b, R, d]; b (at least 1), R and N may differ between processes.
         region_mask: bool [b, R].
         words: [b, N, d].
         word_mask: bool [b, N].
         image_index: int64 [b], meaning the same images on every process.
         caption_index: int64 [b], meaning the same texts on every process.
-
-    Raises:
-        ValueError: processes hold different numbers of pairs.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         own = (regions, region_mask, words, word_mask, image_index)
         return GlobalBatch(own, slice(0, len(regions)), caption_index)
-    sizes = torch.tensor([len(regions), regions.shape[1], words.shape[1]], device=regions.device)
-    every_size = torch.stack(_all_gather(sizes)).cpu()
-    if not bool((every_size[:, 0] == len(regions)).all()):
-        raise ValueError(f"pairs per process: {every_size[:, 0].tolist()}; expected the same number on each")
-    num_regions, num_words = int(every_size[:, 1].max()), int(every_size[:, 2].max())
-    more_regions, more_words = num_regions - regions.shape[1], num_words - words.shape[1]
+    shape = torch.tensor([len(regions), regions.shape[1], words.shape[1]], device=regions.device)
+    sizes = torch.stack(_all_gather(shape)).cpu()
+    counts, (most, num_regions, num_words) = sizes[:, 0].tolist(), sizes.max(0).values.tolist()
+    more = most - len(regions), num_regions - regions.shape[1], num_words - words.shape[1]
+
+    def gathered(values: Tensor, *widen: int) -> Tensor:
+        """The values of all processes, padded to equal shapes for the exchange, without the pairs that this added."""
+        every = _gather(pad(values, (*widen, 0, more[0])))
+        if len(set(counts)) == 1:
+            return every
+        return torch.cat([part[:count] for part, count in zip(torch.split(every, most), counts, strict=True)])
+
     tensors = (
-        _gather(pad(regions, (0, 0, 0, more_regions))),
-        torch.cat(_all_gather(pad(region_mask, (0, more_regions)).to(torch.uint8))).bool(),
-        _gather(pad(words, (0, 0, 0, more_words))),
-        torch.cat(_all_gather(pad(word_mask, (0, more_words)).to(torch.uint8))).bool(),
-        torch.cat(_all_gather(image_index.to(regions.device))),
+        gathered(regions, 0, 0, 0, more[1]),
+        gathered(region_mask.to(torch.uint8), 0, more[1]).bool(),
+        gathered(words, 0, 0, 0, more[2]),
+        gathered(word_mask.to(torch.uint8), 0, more[2]).bool(),
+        gathered(image_index.to(regions.device)),
     )
-    texts = None if caption_index is None else torch.cat(_all_gather(caption_index.to(regions.device)))
-    start = dist.get_rank() * len(regions)
-    return GlobalBatch(tensors, slice(start, start + len(regions)), texts)
+    texts = None if caption_index is None else gathered(caption_index.to(regions.device))
+    start, total = sum(counts[: dist.get_rank()]), sum(counts)
+    return GlobalBatch(tensors, slice(start, start + len(regions)), texts, len(regions) * len(counts) / total)
 
 
 def _all_gather(values: Tensor) -> list[Tensor]:

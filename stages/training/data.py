@@ -116,20 +116,19 @@ def load_splits(regions: Path, captions: Path) -> tuple[dict[str, Split], Vocabu
 def epoch_batches(pairs: int, batch_size: int, seed: int, epoch: int, processes: int = 1) -> list[Indices]:
     """The captions of each step of an epoch: every caption once, in an order that seed and epoch decide.
 
-    Batch sizes differ as little as possible, so that no epoch ends with a batch too small to have negatives. Each is
-    divisible by `processes`; for that, fewer than `processes` captions are repeated.
+    Batch sizes differ by at most 1, so that no epoch ends with a batch too small to have negatives.
     """
     order = np.random.default_rng([seed, epoch]).permutation(pairs)
-    order = np.resize(order, (-(-pairs // processes), processes))  # repeats from the first on
-    batches = np.array_split(order, steps_per_epoch(pairs, batch_size, processes))
-    return [batch.reshape(-1) for batch in batches]
+    return np.array_split(order, steps_per_epoch(pairs, batch_size, processes))
 
 
 def steps_per_epoch(pairs: int, batch_size: int, processes: int) -> int:
-    """Number of batches in an epoch, of at most `batch_size` pairs; of 2, one batch of an odd number has 3: a single
-    pair would have no negative."""
-    rows = -(-pairs // processes)
-    return min(-(-rows // (batch_size // processes)), rows * processes // 2)
+    """Number of batches in an epoch, of at most `batch_size` pairs.
+
+    A batch has at least 2 pairs, because a single one has no negative, and one for each process. Where `batch_size` is
+    hardly larger, as many batches as that allows are larger than it: of 2, one batch of an odd number has 3.
+    """
+    return min(-(-pairs // batch_size), max(1, pairs // max(2, processes)))
 
 
 T = TypeVar("T")

@@ -27,7 +27,8 @@ def batch_loss(
 ) -> Tensor:
     """The loss of a batch on the model's device, at optimizer step `step` (0 is the first).
 
-    Dropout and the dropping of regions and words use PyTorch's global generator.
+    With several processes, each has the loss of its own pairs, so weighted that the mean over processes is the loss of
+    the whole batch. Dropout and the dropping of regions and words use PyTorch's global generator.
     """
     with precision.autocast():
         regions = model.encode_regions(batch.features, batch.region_mask)
@@ -53,7 +54,8 @@ def batch_loss(
                 pairs=global_batch.pairs,
             )  # fmt: skip
             loss = loss + params.joint_weight * joint
-        return loss if foils is None else loss + params.foil_weight * foils
+        loss = loss if foils is None else loss + params.foil_weight * foils
+        return loss * global_batch.weight
 
 
 def mining_parts(size: int, length: int) -> list[slice]:

@@ -58,9 +58,8 @@ class Processes:
             dist.destroy_process_group()
 
     def share(self, size: int) -> slice:
-        """This process's slice of a batch of `size` pairs."""
-        each = size // self.count
-        return slice(self.rank * each, (self.rank + 1) * each)
+        """This process's slice of a batch of `size` pairs; those of the processes differ by at most one pair."""
+        return slice(size * self.rank // self.count, size * (self.rank + 1) // self.count)
 
     def sum_(self, values: Tensor) -> None:
         """Sum `values` over all processes, in place."""

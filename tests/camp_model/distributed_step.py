@@ -1,4 +1,7 @@
-"""One training step of a share of a batch; run as a process: `distributed_step.py RANK FOLDER`."""
+"""One training step of a share of a batch; run as a process: `distributed_step.py RANK FOLDER FIRST`.
+
+The first of two processes has FIRST of the 4 pairs.
+"""
 
 import sys
 
@@ -33,6 +36,7 @@ def share_of_a_step(rows: slice) -> tuple[float, dict[str, torch.Tensor]]:
         regions.retain_grad()
         handed: list[torch.Tensor] = []
         batch.tensors[0].register_hook(lambda gradient: handed.extend((gradient, gradient.clone())))
+    loss = loss * batch.weight
     loss.backward()
     if dist.is_initialized():
         assert torch.equal(*handed)
@@ -40,9 +44,9 @@ def share_of_a_step(rows: slice) -> tuple[float, dict[str, torch.Tensor]]:
 
 
 def main() -> None:
-    rank, folder = int(sys.argv[1]), sys.argv[2]
+    rank, folder, first = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    loss, gradients = share_of_a_step(slice(2 * rank, 2 * rank + 2))
+    loss, gradients = share_of_a_step(slice(first, 4) if rank else slice(0, first))
     for gradient in gradients.values():
         dist.all_reduce(gradient)
         gradient.div_(2)

@@ -145,7 +145,9 @@ def key_of(params, processes=1, pairs=32):
 def test_processes_count_where_they_change_batches_or_dropout(params):
     same, dropping = params(batch_size=8), params(batch_size=8, dropout=0.1)
     assert key_of(same) == key_of(same, processes=2)
-    assert key_of(same, pairs=31) != key_of(same, processes=2, pairs=31)  # one caption is seen twice
+    assert key_of(same, pairs=31) == key_of(same, processes=2, pairs=31)  # the shares differ by a pair
+    few = params(batch_size=4)
+    assert key_of(few, pairs=5) != key_of(few, processes=4, pairs=5)  # two batches, or one with a pair for each
     assert key_of(dropping) != key_of(dropping, processes=2)
 
 
