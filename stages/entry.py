@@ -115,12 +115,10 @@ def lock_own_outputs() -> Iterator[None]:
     Raises:
         OutputsLocked: as `lock_outputs`.
     """
-    stage = os.environ.get("DVC_STAGE")
-    if stage is None or "RANK" in os.environ:  # a torchrun worker: its parent holds the lock
-        yield
-        return
-    end_with_parent()
-    with lock_outputs(file_name(stage)):
+    stage, is_worker = os.environ.get("DVC_STAGE"), "RANK" in os.environ  # of torchrun, which holds the lock
+    if stage is not None or is_worker:
+        end_with_parent()
+    with contextlib.nullcontext() if stage is None or is_worker else lock_outputs(file_name(stage)):
         yield
 
 

@@ -82,6 +82,7 @@ def train(
         if not processes.rank:
             locks.enter_context(lock_outputs(f"train-{resume.folder.name}", paths.work.parent / "locks"))
             resume.remove_unused()
+        processes.any(False, device)  # none reads the state before the first one holds the lock
         trainer = Trainer(
             model, params.train, splits["train"], splits["val"], vocabulary,
             precision=precision, resume=resume, processes=processes, stop=stop,

@@ -30,6 +30,8 @@ from stages.training.schedule import learning_rate, schedule_warnings
 from stages.training.speed import TrainingSpeed
 from stages.training.validation import images_for, validate
 
+ASK_SECONDS = 1.0
+"""Seconds between two questions whether to stop while the model is validated."""
 RECORDED_STEPS = 5000
 """Above this many steps, the tracking server gets means over several steps."""
 PRINTED = ("gate_positive_mean", "gate_negative_mean", "gate_auc")
@@ -66,6 +68,11 @@ class Trainer:
         self.model, self.params, self.train, self.val, self.vocabulary = model, params, train, val, vocabulary
         self.precision, self.resume, self.processes, self.stop = precision, resume, processes, stop
         self.device = precision.device
+        if len(train) < processes.count:
+            raise TrainingError(
+                f"train.processes: {processes.count} in all, but {train.captions.path} holds {len(train)} captions; "
+                "expected one for each process or more"
+            )
         groups = parameter_groups(model, params.learning_rates)
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         self.optimizer = torch.optim.AdamW(groups, lr=1.0, weight_decay=params.weight_decay)
@@ -215,8 +222,15 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         """Measure the model, or the average of its weights; keep it if it is the best so far, and save the state."""
-        progress = self.progress
         self._read_losses()
+        try:
+            self._measure_epoch()
+        except Stopped:  # the epoch's steps are done; it is measured when training resumes
+            self._save()
+            raise
+
+    def _measure_epoch(self) -> None:
+        progress = self.progress
         with self.average.apply_to(self.model) if self.average is not None else contextlib.nullcontext():
             metrics, gates = self._validate(self.params.validation_share)
             best = progress.epochs[progress.best_epoch - 1]["rsum"] if progress.best_epoch else -math.inf
@@ -243,10 +257,18 @@ class Trainer:
         self.bar.write(f"epoch {progress.numbers[-1]}: {loss}val rsum {metrics['rsum']:.1f}{some}{means}")
 
     def _validate(self, share: float) -> tuple[dict[str, float], dict[str, list[int]]]:
+        self.asked = time.monotonic()
         try:
-            return validate(self.model, self.val, self.precision, self.processes, share)
+            return validate(self.model, self.val, self.precision, self.processes, share, self._stop_if_alone)
         except ValueError as error:
             raise TrainingError(f"train: validation after step {self.progress.step}: {error}") from None
+
+    def _stop_if_alone(self) -> None:
+        """End within a validation; several processes end after their next step, because each would wait for others."""
+        if self.processes.count == 1 and time.monotonic() >= self.asked + ASK_SECONDS:
+            self.asked = time.monotonic()
+            if self.stop():
+                raise Stopped
 
     def _validate_all(self) -> None:
         """Measure the kept model on the whole val split, if epochs were measured on a subset of its images."""

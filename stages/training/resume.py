@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from camp_model.checkpoint import save_checkpoint
+from camp_model.checkpoint import load_checkpoint, save_checkpoint
 from camp_model.files import replacing
 from camp_model.model import CAMP
 from camp_model.seal import BLANK, check_seal, seal
@@ -131,8 +131,8 @@ class Resume:
         progress = Progress(losses=tensors.pop("losses").tolist(), **json.loads(metadata["progress"]))
         if metadata["key"] != self.key:
             return None
-        if progress.best_epoch and not self.best(progress.best_epoch).is_dir():
-            print(f"{self.best(progress.best_epoch)}: is not there, which {self.state} needs; training starts over")
+        if progress.best_epoch and (reason := self._unreadable(self.best(progress.best_epoch))):
+            print(f"{reason}, which {self.state} needs; training starts over")
             return None
         model.load_state_dict(
             {name.removeprefix("model."): v for name, v in tensors.items() if name.startswith("model.")}
@@ -148,6 +148,17 @@ class Resume:
             for name, value in average.weights.items():
                 value.copy_(tensors[f"average.{name}"])
         return progress
+
+    @staticmethod
+    def _unreadable(best: Path) -> str | None:
+        """Why weights cannot be published when training ends; None: they can."""
+        if not best.is_dir():
+            return f"{best}: is not there"
+        try:
+            load_checkpoint(best)
+        except ValueError as error:
+            return str(error)
+        return None
 
     def _report_other_code(self) -> None:
         """Report that this training was begun by other code or libraries and now starts over."""

@@ -1,6 +1,7 @@
 """Measures the model on the val split after each epoch."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -33,7 +34,12 @@ def images_for(split: Split, share: float) -> np.ndarray:
 
 @torch.inference_mode()
 def validate(
-    model: CAMP, split: Split, precision: Precision, processes: Processes, share: float = 1.0
+    model: CAMP,
+    split: Split,
+    precision: Precision,
+    processes: Processes,
+    share: float = 1.0,
+    progress: Callable[[], object] = lambda: None,
 ) -> tuple[dict[str, float], dict[str, list[int]]]:
     """Measure recall in both directions, rsum, and the mean gates of matching and other pairs if the model has gates.
 
@@ -41,6 +47,7 @@ def validate(
 
     Args:
         share: share of the images; see `images_for`.
+        progress: called now and then while pairs are scored; what it raises ends the measurement.
 
     Returns:
         The metrics, and `camp_model.gates.histograms` of the gates.
@@ -54,7 +61,12 @@ def validate(
             total=len(images) * len(rows) // processes.count, unit="pair", unit_scale=True, desc="validation",
             delay=5, position=0, leave=False, disable=processes.rank > 0,
         ) as bar:  # fmt: skip
-            ranked = rank_collection([model], collection, top_k=0, share=processes, progress=bar.update)
+
+            def scored(pairs: int) -> None:
+                bar.update(pairs)
+                progress()
+
+            ranked = rank_collection([model], collection, top_k=0, share=processes, progress=scored)
         gates = _gates(model, split, collection, ranked.hardest.cpu().numpy())
     means = {name: value for name, value in summarise(gates).items() if value is not None} if gates else {}
     recall = ranks_to_metrics(ranked.i2t_ranks.cpu().numpy(), ranked.t2i_ranks.cpu().numpy())

@@ -12,7 +12,7 @@ import torch
 
 from stages.errors import InputError
 from stages.params.train import TrainParams
-from stages.training.processes import RENDEZVOUS_FILE, in_processes, launch
+from stages.training.processes import RENDEZVOUS_FILE, Processes, in_processes, launch
 
 
 def test_two_processes_train_as_one_does_and_survive_being_killed(make_job, params, listening, tmp_path):
@@ -57,6 +57,48 @@ def test_two_processes_train_as_one_does_and_survive_being_killed(make_job, para
 
     assert "continuing after step" in killed.finish()
     assert killed.result() == two.result()
+
+
+def test_batches_that_two_processes_do_not_divide_evenly_train_as_with_one(make_job, params):
+    """50 captions in batches of 8 are one batch of 8 and six of 7; every loss that is a mean over pairs takes part."""
+    settings = {
+        "epochs": 2, "batch_size": 8, "mining_batch": 5, "joint_weight": 0.5, "curriculum_steps": 6, "micro_batch": 3,
+    }  # fmt: skip
+    one, two = (
+        make_job(name, params(processes=processes, **settings), images=25)
+        for name, processes in (("one", 1), ("two", 2))
+    )
+    one.train_here()
+    two.finish()
+    losses = [[float(row.split(",")[1]) for row in job.result()[0].splitlines()[1:]] for job in (one, two)]
+    assert len(losses[0]) == 14 and losses[1] == pytest.approx(losses[0], rel=1e-5, abs=1e-5)
+
+
+def test_a_killed_launcher_leaves_no_process_and_the_next_one_resumes(make_job, params):
+    """They would train on beside the next launcher's processes, and remove the state when they end."""
+    job = make_job("killed", params(processes=2, epochs=20, batch_size=8, checkpoint_steps=1), images=16)
+    process = job.start()
+    job.wait_for_step(5, process)
+    ranks = [
+        child for child in psutil.Process(process.pid).children(recursive=True) if "stages.train" in child.cmdline()
+    ]
+    process.kill()
+    process.communicate(timeout=60)
+    _, alive = psutil.wait_procs(ranks, timeout=30)
+    assert len(ranks) == 2 and not alive and not (job.folder / "models").exists()
+    assert "continuing after step" in job.finish()
+
+
+class OneOfNine(Processes):
+    """The first of nine processes, of which no other was started."""
+
+    def any(self, flag, device):
+        return flag
+
+
+def test_fewer_captions_than_processes_are_an_error(make_data, params, run_train):
+    with pytest.raises(InputError, match=r"train\.processes: 9 in all, but .*train\.parquet holds 8 captions"):
+        run_train(params(batch_size=9), make_data(images=4), processes=OneOfNine(0, 9))
 
 
 def test_wrong_params_end_several_processes_as_they_end_one(make_job, params):
