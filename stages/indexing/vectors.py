@@ -76,7 +76,7 @@ def shard_vectors(model: CAMP, weights: str, store: RegionStore, shard: str, row
 def _read(path: Path, shape: tuple[int, int]) -> Vectors | None:
     """Read a file of vectors; None if it is missing, torn, damaged or of another shape."""
     try:
-        check_seal(path)
+        check_seal(path, "vectors")
         vectors = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
