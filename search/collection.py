@@ -260,7 +260,7 @@ def open_workspace(root: Path) -> PictureCollection:
     if not workspace.model.is_dir():
         raise InputError(
             f"{workspace.model}: is not there: no model has been trained here; expected `make repro` first, or "
-            "--images and a folder of pictures"
+            "`dvc checkout` if a training failed after another, or --images and a folder of pictures"
         )
     with input_errors():
         model, vocabulary, _ = load_checkpoint(workspace.model)

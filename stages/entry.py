@@ -29,7 +29,7 @@ from stages.cost import file_name, record_cost
 from stages.errors import InputError
 from stages.garbage import exempt_from_collection, keep_freed_memory
 from stages.params.section import PARAMS, StageSections
-from stages.unchanged import check_unchanged
+from stages.unchanged import check_unchanged, removed_outputs
 
 S = TypeVar("S", bound=StageSections)
 
@@ -246,7 +246,7 @@ def _print_error(message: str) -> None:
     with contextlib.suppress(KeyError, OSError):
         write_text(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), json.dumps({"message": message}))
         return
-    print(message, file=sys.stderr)
+    print(message + removed_outputs(os.environ.get("DVC_STAGE", "")), file=sys.stderr)
 
 
 def stage_main(run: Callable[[], None], arguments: bool = False) -> None:

@@ -22,6 +22,9 @@ from stages.workspace import main_root
 OUTPUT_FOLDERS = ("data", "models", "metrics", "plots", "report", "named")
 """Folders that stages write; their content is in the stages' own locks."""
 
+KEPT_BY_DVC = ("data", "models", "report")
+"""Those whose content DVC keeps in its cache."""
+
 
 @contextlib.contextmanager
 def check_unchanged(stage: str) -> Iterator[None]:
@@ -60,6 +63,23 @@ def check_unchanged(stage: str) -> Iterator[None]:
         )
     if reads_named:
         _check_named(name)
+
+
+def removed_outputs(stage: str) -> str:
+    """What to add to the error of a stage whose last outputs DVC removed before it ran the stage; else nothing."""
+    name, lock = stage.rpartition(":")[2], Path("dvc.lock")
+    try:
+        outputs = document.read(lock)["stages"].get(name, {}).get("outs", []) if stage and lock.is_file() else []
+    except (InputError, KeyError):
+        return ""
+    gone = [
+        out["path"] for out in outputs if Path(out["path"]).parts[0] in KEPT_BY_DVC and not Path(out["path"]).exists()
+    ]
+    if not gone:
+        return ""
+    return (
+        f"\n{', '.join(gone)}: DVC removed the last before it ran {name}; `dvc checkout {' '.join(gone)}` restores it"
+    )
 
 
 def _check_named(stage: str) -> None:
