@@ -33,6 +33,9 @@ EQUAL = b"camp.equal_captions"
 VOCABULARY = b"camp.vocabulary"
 """Key of the file's metadata: the identity of the vocabulary of the tokens."""
 
+MAX_WORDS = b"camp.max_words"
+"""Key of the file's metadata: number of words after which captions were cut."""
+
 
 def write_captions(
     path: Path,
@@ -42,11 +45,12 @@ def write_captions(
     tokens: Sequence[Sequence[int]],
     equal: int = 0,
     vocabulary: Vocabulary | None = None,
+    max_words: int | None = None,
 ) -> None:
     """Write one split's captions; the file appears whole or not at all.
 
-    The metadata hold `equal`, the number of captions whose tokens are also those of a caption of another image, and the
-    identity of the `vocabulary` of the tokens.
+    The metadata hold `equal`, the number of captions whose tokens are also those of a caption of another image, the
+    identity of the `vocabulary` of the tokens, and `max_words`, the number of words after which captions were cut.
 
     Raises:
         ValueError: a caption without tokens.
@@ -61,6 +65,7 @@ def write_captions(
             **(SCHEMA.metadata or {}),
             EQUAL: str(equal).encode(),
             **({VOCABULARY: vocabulary.sha256.encode()} if vocabulary else {}),
+            **({MAX_WORDS: str(max_words).encode()} if max_words else {}),
         }
     )
     write_table(path, pa.Table.from_arrays(arrays, schema=schema))
@@ -173,8 +178,16 @@ class CaptionTable:
     @property
     def equal(self) -> int | None:
         """Number of captions whose tokens are also those of a caption of another image; None if not counted."""
-        count = (self._table.schema.metadata or {}).get(EQUAL)
-        return None if count is None else int(count)
+        return self._stated(EQUAL)
+
+    @property
+    def max_words(self) -> int | None:
+        """Number of words after which captions were cut; None if not recorded, as in files of older versions."""
+        return self._stated(MAX_WORDS)
+
+    def _stated(self, key: bytes) -> int | None:
+        number = (self._table.schema.metadata or {}).get(key)
+        return None if number is None else int(number)
 
     def check_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Raise ValueError if the tokens are ids of another vocabulary; files of older versions do not record it."""

@@ -61,9 +61,17 @@ class Workspace:
 
     @cached_property
     def trained_captions(self) -> CaptionsParams:
-        """How captions are tokenized: by the params, but with <start> and <end> if the model was trained with them."""
-        framed = read_fingerprint(self.model).get("start_end")
-        return self.params.captions if framed is None else self.params.captions.replace(start_end=bool(framed))
+        """How captions are tokenized: by the params, but with what the model records of its training captions.
+
+        Raises:
+            InputError: the record is wrong; the message names the key.
+        """
+        recorded = read_fingerprint(self.model)
+        known = {name: recorded[name] for name in ("start_end", "max_words") if recorded.get(name) is not None}
+        try:
+            return self.params.captions.replace(**known)
+        except InputError as error:
+            raise InputError(f"{self.model / 'fingerprint.json'}: {error}") from None
 
     @property
     def model(self) -> Path:

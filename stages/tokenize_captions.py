@@ -77,7 +77,8 @@ def tokenize_captions(params: CaptionsParams, dataset: Path, rejected: Path, out
         tokens = [encode(vocabulary, caption, params) for caption in words[split]]
         ids, images, texts = (rows[name].to_pylist() for name in ("caption_id", "image_id", "text"))
         equal = count_equal(images, tokens)
-        write_captions(out / f"{split}.parquet", ids, images, texts, tokens, equal, vocabulary)
+        path = out / f"{split}.parquet"
+        write_captions(path, ids, images, texts, tokens, equal, vocabulary, params.max_words)
         print_words(split, vocabulary, words[split], params, equal)
     vocabulary.save(out / "vocabulary.json")
     save_words(lexicon.words, out / "lexicon.json")

@@ -22,7 +22,7 @@ from stages.training.loop import Trainer
 from stages.training.outputs import PLOTS, publish, summary, write_plots
 from stages.training.processes import Processes, in_processes
 from stages.training.resume import Resume
-from stages.training.start import loss_facts, new_model, say_partly_read
+from stages.training.start import facts_for_search, new_model, say_partly_read
 from stages.training.task import task_hash
 from stages.workspace import main_root
 
@@ -105,7 +105,7 @@ def train(
                 "detector": info.detector, "dataset": task_hash(paths.captions / "val.parquet", paths.images),
                 "val_rsum": rsum, "precision": params.train.precision, "results": hashes_of(numbers),
                 "start_from": params.train.start_from, "start_end": splits["train"].captions.has_start_end,
-                **loss_facts(params.train),
+                **facts_for_search(params.train, splits["train"].captions.max_words),
             }  # fmt: skip
             publish(resume.best(progress.best_epoch), paths.model, fingerprint)
             run.log_metrics({f"train/{name}": value for name, value in trainer.speed.metrics().items()}, progress.step)

@@ -97,8 +97,9 @@ class Run:
         except OSError as error:
             warnings.warn(f"evaluations of this model will not be nested under this run: {error}", stacklevel=2)
         code = (Path(__file__).with_name("served_model.py"), Path(__file__).parents[2] / "camp_model")
-        # params.yaml may leave out a key that has its default.
-        max_words = int(self._params.get("captions.max_words", CaptionsParams().max_words))
+        # For a model that does not say it; params.yaml may leave out a key that has its default.
+        stated = self._params.get("captions.max_words", CaptionsParams().max_words)
+        max_words = int(facts.get("max_words") or stated)
         start_end = bool(facts.get("start_end"))
         self._write("model", folder, *code, val_rsum=float(val_rsum), start_end=start_end, max_words=max_words)
 

@@ -79,12 +79,13 @@ def new_model(
     return camp
 
 
-def loss_facts(train: TrainParams) -> dict[str, Any]:
-    """The loss and the weight of the contrastive term that a model is trained with, which decide how search ranks.
+def facts_for_search(train: TrainParams, max_words: int | None) -> dict[str, Any]:
+    """What decides how search ranks and reads: the loss and the weight of the contrastive term that a model is trained
+    with, and the number of words after which its captions are cut.
 
     With `train.epochs: 0` they are those that the checkpoint records, if any.
     """
-    stated = {"loss": train.loss, "joint_weight": train.joint_weight}
+    stated = {"loss": train.loss, "joint_weight": train.joint_weight, "max_words": max_words}
     if train.epochs or train.start_from is None:
         return stated
     recorded = read_fingerprint(named_path(train.start_from))

@@ -181,6 +181,18 @@ def test_a_sentence_is_framed_as_the_model_was_trained_whatever_params_say_now(r
     assert not Workspace(run.root).trained_captions.start_end
 
 
+def test_a_sentence_is_cut_as_the_model_was_trained_whatever_params_say_now(run: SmallRun) -> None:
+    path = run.model / "fingerprint.json"
+    facts = json.loads(path.read_text())
+    (run.root / "params.yaml").write_text("captions: {max_words: 2}\n")
+    assert open_workspace(run.root).search(SENTENCE, top=1).dropped, "of a model that does not say"
+    write_sealed(path, {**facts, "max_words": 60})
+    assert not open_workspace(run.root).search(SENTENCE, top=1).dropped
+    write_sealed(path, {**facts, "max_words": 0})
+    with pytest.raises(InputError, match=r"fingerprint\.json: max_words: 0 is below 1"):
+        open_workspace(run.root)
+
+
 @pytest.mark.parametrize("changed", ["weights", "geometry", "nms_iou"])
 def test_a_picture_is_not_compared_by_features_that_its_workspace_does_not_have(
     photographs: Photographs, tmp_path: Path, changed: str

@@ -76,7 +76,7 @@ def test_long_captions_are_cut_and_marked(stage):
     assert load(out, "train")[1][0] == ["<start>", "a", "red", "<end>"]
     table = CaptionTable.load(out / "train.parquet")
     assert table.batch([0])[0][0, [0, -1]].tolist() == [START, END]
-    assert table.lengths.tolist() == [4, 4, 4]
+    assert table.lengths.tolist() == [4, 4, 4] and table.max_words == 2
 
 
 def test_captions_of_rejected_images_are_left_out(stage, capsys):

@@ -226,12 +226,14 @@ def test_a_model_that_dvc_has_no_more_comes_back_from_its_run(root, checkpoint, 
     assert not list((root / "below").iterdir())
 
 
-@pytest.mark.parametrize("stated", [None, 7])
-def test_a_served_model_cuts_as_its_captions_were_cut_whatever_params_leave_out(root, checkpoint, tmp_path, stated):
+@pytest.mark.parametrize(("stated", "recorded"), [(None, None), (7, None), (7, 3)])
+def test_a_served_model_cuts_as_its_captions_were_cut_whatever_params_leave_out(
+    root, checkpoint, tmp_path, stated, recorded
+):
     folder = shutil.copytree(checkpoint[0], tmp_path / "camp")
-    (folder / "fingerprint.json").write_text('{"start_end": true}')
+    (folder / "fingerprint.json").write_text(json.dumps({"start_end": True, "max_words": recorded}))
     with track("train", {"captions": {"lexicon": "photographs"} | ({"max_words": stated} if stated else {})}) as run:
         run.log_model(folder, 100.0)
         events = [json.loads(line) for line in (root / SPOOL / run.run_id / "events.jsonl").read_text().splitlines()]
     (event,) = [event for event in events if event["event"] == "model"]
-    assert (event["start_end"], event["max_words"]) == (True, stated or CaptionsParams().max_words)
+    assert (event["start_end"], event["max_words"]) == (True, recorded or stated or CaptionsParams().max_words)

@@ -65,6 +65,7 @@ def write_data(folder: Path, images: int = 30, captions: int = 2, val_images: in
             [name for name, _ in pairs],
             [" ".join(words) for _, words in pairs],
             [vocabulary.encode(words) for _, words in pairs],
+            max_words=50,
         )
     return paths
 

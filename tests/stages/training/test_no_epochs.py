@@ -42,9 +42,9 @@ def test_the_checkpoint_is_measured_as_its_training_measured_it(trained, params,
     assert (trained.plots / "train_loss.csv").read_text().split() == ["step,loss"]
 
 
-def test_the_loss_that_the_checkpoint_was_trained_with_is_recorded(trained, params, run_train, tmp_path):
+def test_the_loss_and_the_cut_that_the_checkpoint_was_trained_with_are_recorded(trained, params, run_train, tmp_path):
     fingerprint = tmp_path / "first" / "fingerprint.json"
-    recorded = {"loss": "triplet", "joint_weight": 0.5}
+    recorded = {"loss": "triplet", "joint_weight": 0.5, "max_words": 7}
     for facts in (recorded, {}):  # {}: of a model that records none
         fingerprint.write_text(json.dumps(facts))
         run_train(params(epochs=0, start_from=str(tmp_path / "first")), trained)

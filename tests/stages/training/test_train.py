@@ -66,7 +66,7 @@ def test_outputs_tell_what_happened(make_data, params, run_train):
         assert mean == pytest.approx(float(best[name]), abs=0.5 / BINS)
     fingerprint = json.loads((paths.model / "fingerprint.json").read_text())
     assert (fingerprint["detector"], fingerprint["loss"]) == ("made-up", "hardest_bce")
-    assert fingerprint["val_rsum"] == summary["val_rsum"]
+    assert fingerprint["val_rsum"] == summary["val_rsum"] and fingerprint["max_words"] == 50
     model, _, _ = load_checkpoint(paths.model)
     assert validate(model, load_split(paths, "val"), cpu(), Processes())[0]["rsum"] == summary["val_rsum"]
     assert not list(paths.work.iterdir()), "the state for resuming is removed after success"
