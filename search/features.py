@@ -108,20 +108,24 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _check_same(extraction: Extraction, folder: Path, model: Path, cache: Path) -> None:
-    """Raise InputError if the model was trained on another detector; warn if features differ with today's libraries."""
-    description, own = Description.load(folder), model / "detector"
+    """Raise InputError if the model was trained on another detector; warn if features differ with today's libraries.
+
+    If fingerprint.json does not name the detector, the model's detector.json does, if it is there.
+    """
+    description, file = Description.load(folder), model / "detector/detector.json"
     trained_on = read_fingerprint(model).get("detector")
-    if trained_on in (None, description.fingerprint):
+    if trained_on == description.fingerprint:
         return
-    if (own / "detector.json").is_file():
-        recorded = Description.load(own)
-        if replace(recorded, weights_source="") == replace(description, weights_source=""):
-            _compare_features(extraction, folder, model, cache / "detectors" / f"same-{description.fingerprint}.json")
-            return
-    raise InputError(
-        f"{model / 'fingerprint.json'}: detector: {str(trained_on)[:12]}, but {FILE} names one that is "
-        f"{description.fingerprint[:12]} here; expected the detector that the model was trained on"
-    )
+    recorded = Description.load(file.parent) if file.is_file() else None
+    if recorded and replace(recorded, weights_source="") == replace(description, weights_source=""):
+        _compare_features(extraction, folder, model, cache / "detectors" / f"same-{description.fingerprint}.json")
+    elif recorded or trained_on:
+        where = f"{file}: fingerprint" if trained_on is None else f"{model / 'fingerprint.json'}: detector"
+        stated = recorded.fingerprint if recorded and trained_on is None else str(trained_on)
+        raise InputError(
+            f"{where}: {stated[:12]}, but {FILE} names one that is {description.fingerprint[:12]} here; expected the "
+            "detector that the model was trained on"
+        )
 
 
 def _compare_features(extraction: Extraction, folder: Path, model: Path, known: Path) -> None:

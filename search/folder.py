@@ -15,10 +15,11 @@ import numpy.typing as npt
 from camp_model.model import CAMP
 from camp_model.regions import ImageRegions
 from search.cache import FeatureCache
-from search.features import Extraction, RegionFinder, ready_detector
+from search.features import FILE, Extraction, RegionFinder, ready_detector
 from search.listing import Listing, list_pictures
 from search.locking import WaitAbandoned, locked
 from search.pictures import REJECTED_SHOWN, PictureFile, Pictures, Status
+from stages.contracts import read_fingerprint
 from stages.detectors.base import Description
 from stages.errors import InputError
 from stages.indexing.engines import vector_ids
@@ -43,7 +44,8 @@ class FolderSource:
         cache: folder with the regions, vectors and hashes of files of all folders.
 
     Raises:
-        InputError: the folder cannot be read, or the model's detector cannot be loaded.
+        InputError: the folder cannot be read, the model's detector cannot be loaded, or the model reads features of
+            another width.
     """
 
     def __init__(self, root: Path, model: CAMP, weights: str, folder: Path, cache: Path) -> None:
@@ -55,6 +57,13 @@ class FolderSource:
         fingerprint = Description.load(detector := ready()).fingerprint  # what the cache's key is made of
         self._finder = RegionFinder(detector, extraction.detector, extraction.regions, ready, fingerprint)
         self._cache = FeatureCache(cache, self._finder, extraction)
+        if (width := self._cache.info.region_dim) != model.config.region_dim:
+            raise InputError(
+                f"{folder / 'config.json'}: region_dim: {model.config.region_dim}, but the features that {FILE} "
+                f"describes have {width}; expected the detector and the regions.geometry of the model's training"
+            )
+        if read_fingerprint(folder).get("detector") is None:
+            print(f"{folder}: does not name the detector of its training; assumed: {fingerprint}", file=sys.stderr)
         self._hashes = cache / "hashes.sqlite"
         self._engine = FaissEngine(model.config.dim)
         self._indexed: dict[str, object] = {}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from search.features import Extraction, _check_same
 from search.sample import sample_picture
 from search.shipping import export_model
 from search.workspace import Workspace
@@ -77,3 +78,28 @@ def test_a_model_of_features_from_elsewhere_cannot_be_shipped(folder: Folder, tm
     for out in (root / "models/camp", root / "models/camp/config.json"):
         with pytest.raises(InputError, match=f"{out}: expected a folder of its own"):
             export_model(Workspace(root), out)
+
+
+@pytest.mark.parametrize("origin", [None, "{}"])
+def test_a_model_that_does_not_name_its_detector_is_still_compared_with_it(
+    folder: Folder, capsys: pytest.CaptureFixture[str], origin: str | None
+) -> None:
+    record = folder.model / "fingerprint.json"
+    record.unlink()
+    if origin:
+        record.write_text(origin)
+    folder.open()
+    assert "tiny: does not name the detector of its training; assumed: " in capsys.readouterr().err
+    described = folder.model / "extraction.json"
+    values = json.loads(described.read_text())
+    values["regions"]["geometry"] = False
+    described.write_text(json.dumps(values))
+    says = r"config\.json: region_dim: 261, but the features that extraction\.json describes have 256; expected"
+    with pytest.raises(InputError, match=says):
+        folder.open()
+    # As where extraction.json has another image_size than detector.json.
+    description = Description.load(folder.model / "detector")
+    dataclasses.replace(description, config=description.config | {"image_size": 64}).save(folder.model / "detector")
+    says = r"detector\.json: fingerprint: .{12}, but extraction\.json names one that is .{12} here; expected"
+    with pytest.raises(InputError, match=says):
+        _check_same(Extraction.of_model(folder.model), folder.root / "models/detector", folder.model, folder.root)
