@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stages.errors import InputError, shown
@@ -41,8 +41,35 @@ def guard(app: Starlette, allowed_hosts: Sequence[str]) -> None:
             )
     # A request passes the middleware that was added last first.
     app.add_middleware(SameSiteOnly)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, *allowed_hosts], www_redirect=False)
+    app.add_middleware(KnownHostsOnly, names=[*LOOPBACK, *allowed_hosts])
     app.add_middleware(AnswerHeaders)
+
+
+class KnownHostsOnly:
+    """Refuses requests whose Host header is none of `names`, in the API's form, unlike starlette, which decides."""
+
+    def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
+        self.app, self.names = app, names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        known = False
+
+        async def accept(scope: Scope, receive: Receive, send: Send) -> None:
+            nonlocal known
+            known = True
+
+        async def drop(message: Message) -> None:
+            """Starlette's own refusal."""
+
+        await TrustedHostMiddleware(accept, self.names, www_redirect=False)(scope, receive, drop)
+        if known:
+            await self.app(scope, receive, send)
+            return
+        message = (
+            f"Host: {shown(Headers(scope=scope).get('host'))} is not a name of this server; expected one of "
+            f"{', '.join(LOOPBACK)}, or a name that the server was started with (--allow-host NAME)"
+        )
+        await JSONResponse({"error": message}, 400)(scope, receive, send)
 
 
 class SameSiteOnly:
@@ -56,7 +83,11 @@ class SameSiteOnly:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not _is_same_site(scope["method"], Headers(scope=scope)):
-            await PlainTextResponse("refused: the request comes from a page of another site", 403)(scope, receive, send)
+            message = (
+                "refused: the request comes from a page of another site; expected one from a page of this server, or "
+                "from a program, which sends neither Origin nor Sec-Fetch-Site"
+            )
+            await JSONResponse({"error": message}, 403)(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import socket
 import struct
 import zlib
@@ -64,7 +65,10 @@ def test_names_of_this_machine_are_served(client: httpx.Client, host: str) -> No
 def test_another_host_name_is_refused(server: Server, host: str) -> None:
     for path in ("/", "/api/health", "/image?id=x"):
         request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
-        assert raw_answer(server, request.encode()).startswith(b"HTTP/1.1 400")
+        answer = raw_answer(server, request.encode())
+        assert answer.startswith(b"HTTP/1.1 400") and b"\r\ncontent-type: application/json" in answer
+        assert f"Host: {host!r} is not" in (said := json.loads(answer.split(b"\r\n\r\n")[1])["error"])
+        assert "--allow-host" in said
     for request in ("GET / HTTP/1.1\r\n\r\n", "GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n"):
         assert raw_answer(server, request.encode()).startswith(b"HTTP/1.1 400")
 
@@ -77,7 +81,8 @@ def test_another_host_name_is_refused(server: Server, host: str) -> None:
 )  # fmt: skip
 def test_pages_of_other_sites_may_not_post(client: httpx.Client, headers: dict[str, str]) -> None:
     for path in ("/api/similar", "/like", "/captions", "/rescan", "/api/rescan"):
-        assert client.post(path, content=picture_bytes(), headers=headers).status_code == 403
+        answer = client.post(path, content=picture_bytes(), headers=headers)
+        assert answer.status_code == 403 and "expected one from a page of this server" in answer.json()["error"]
 
 
 def test_pages_of_other_sites_may_link_here_and_nothing_else(client: httpx.Client, server: Server) -> None:
