@@ -12,7 +12,7 @@ from camp_model.vocabulary import Vocabulary
 from stages.contracts import input_errors, read_table
 from stages.device import check_precision, choose_device
 from stages.evaluation.eccv import metrics_class
-from stages.evaluation.loading import check_start_end, load_models
+from stages.evaluation.loading import check_distinct, check_start_end, load_models
 from stages.params.evaluate import EvaluateParams, check_gates, check_sizes
 from stages.params.pipeline import Params
 from stages.workspace import named_path
@@ -55,6 +55,7 @@ def _check_ensemble(params: EvaluateParams, start_end: bool) -> None:
         store, vocabulary = RegionStore(regions), Vocabulary.load(captions / "vocabulary.json")
     folders = list(map(named_path, params.ensemble))
     check_start_end(folders, captions, start_end)
+    check_distinct(folders)
     for folder in folders:  # one at a time, for memory
         (model,) = load_models([folder], store, vocabulary, torch.device("cpu"))
         with input_errors(f"{folder / 'config.json'}: "):

@@ -9,6 +9,7 @@ import torch
 
 from camp_model.checkpoint import load_checkpoint
 from camp_model.encoding import captions_as_read
+from camp_model.files import sha256_of
 from camp_model.model import CAMP
 from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
@@ -29,13 +30,22 @@ def load_models(
     """Load checkpoints, and check that they fit these regions and the captions' vocabulary.
 
     Raises:
-        InputError: a checkpoint is damaged, or has another vocabulary, feature width or detector.
+        InputError: a checkpoint is damaged, has another vocabulary, feature width or detector, or is there twice.
     """
+    check_distinct(folders)
     with input_errors():
         models = [load_checkpoint(folder, device, vocabulary)[0] for folder in folders]
     for folder, model in zip(folders, models, strict=True):
         check_trained_on(folder, model.config, store)
     return models
+
+
+def check_distinct(folders: Sequence[Path]) -> None:
+    """Raise InputError if two of several checkpoints have the same weights: an ensemble with a copy is no larger."""
+    known: dict[str, Path] = {}
+    for weights in [folder / "model.safetensors" for folder in folders if len(folders) > 1]:
+        if weights.is_file() and (first := known.setdefault(sha256_of(weights), weights)) != weights:
+            raise InputError(f"{weights}: holds the same weights as {first}; expected each model of an ensemble once")
 
 
 def check_start_end(folders: Sequence[Path], captions: Path, has_start_end: bool) -> None:

@@ -16,7 +16,7 @@ from stages.params.index import IndexParams
 from stages.params.model import ModelParams
 from stages.params.regions import RegionsParams, check_backend
 from stages.params.report import ReportParams
-from stages.params.section import PARAMS, Section
+from stages.params.section import PARAMS, TRAINED_MODEL, Section, check_no_output
 from stages.params.train import TrainParams
 
 REMOVED_KEYS = {
@@ -98,6 +98,21 @@ class Params(Section):
             raise ValueError(
                 "model.gate_evidence: true reads where regions lie, but regions.geometry is false; expected true"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_outputs(self) -> Self:
+        """Check that no stage reads, or stores, what DVC removes before the stage runs."""
+        captions = ("data/captions", TRAINED_MODEL)  # a training that stops would leave the model's vocabulary nowhere
+        for key, path, outputs in (
+            ("dataset.root", None if self.dataset.source == "scenes" else self.dataset.root, ("data/dataset",)),
+            ("captions.vocabulary", self.captions.vocabulary, captions),
+            ("captions.lexicon", self.captions.lexicon, captions),
+            ("train.word_vectors", self.train.word_vectors, (TRAINED_MODEL,)),
+            ("index.engine", self.index.engine, ("data/index",)),
+        ):
+            if path is not None:
+                check_no_output(key, path, *outputs)
         return self
 
     def _check_precision(self) -> None:

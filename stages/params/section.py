@@ -1,5 +1,6 @@
 """What every section of params.yaml is: typed once, frozen, checked whole, with errors that say what is allowed."""
 
+import itertools
 import os
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from stages.errors import InputError, shown
 from stages.params import document
+from stages.workspace import main_root
 
 PARAMS = Path("params.yaml")
 TRAINED_MODEL = "models/camp"
@@ -56,13 +58,34 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Device = Annotated[str, AfterValidator(_device)]
 
 
-def check_no_output(key: str, folder: str) -> None:
-    """Raise ValueError if `folder` is the output of train, which DVC removes before train runs."""
-    if os.path.normpath(folder) == TRAINED_MODEL:
-        raise ValueError(
-            f"{key}: {folder} is the model that train itself writes; expected another, such as a copy of it "
-            f"(cp -r {TRAINED_MODEL} models/first)"
-        )
+def real_path(path: str | Path) -> str:
+    """The one path of a file or folder that can be named in several ways: absolute, relative, through links."""
+    try:
+        return os.path.realpath(path)
+    except ValueError:  # holds a null byte, so that nothing can have the name
+        return str(path)
+
+
+def check_no_output(key: str, path: str, *outputs: str) -> None:
+    """Raise ValueError if `path` is or lies in one of `outputs`, however it is spelled.
+
+    Args:
+        outputs: folders that DVC removes before the stage that reads `path` runs, or that are made from its results.
+    """
+    # The spelling counts too: an output's files may be links into DVC's cache. In an experiment's own workspace, params
+    # mean the same as in the main one.
+    names = [Path(os.path.normpath(Path.cwd() / path)), Path(real_path(path))]
+    for output, root in itertools.product(outputs, (Path.cwd(), main_root())):
+        places = (root / output, Path(real_path(root / output)))
+        if output == TRAINED_MODEL and any(name in places for name in names):
+            raise ValueError(
+                f"{key}: {path} is the model that train itself writes; expected another, such as a copy of it "
+                f"(cp -r {TRAINED_MODEL} models/first)"
+            )
+        if any(name.is_relative_to(place) for name, place in itertools.product(names, places)):
+            raise ValueError(
+                f"{key}: {path} lies in {output}, which DVC removes before it is made anew; expected a path outside it"
+            )
 
 
 class Section(BaseModel):

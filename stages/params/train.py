@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.params.section import Device, Rate, Section, Seed, Share, check_no_output
+from stages.params.section import TRAINED_MODEL, Device, Rate, Section, Seed, Share, check_no_output
 
 FoilKind = Literal["object", "colour", "size", "texture", "count", "relation"]
 
@@ -108,7 +108,7 @@ class TrainParams(Section):
     @model_validator(mode="after")
     def _check_start_from(self) -> Self:
         if self.start_from is not None:
-            check_no_output("train.start_from", self.start_from)
+            check_no_output("train.start_from", self.start_from, TRAINED_MODEL)
         elif not self.epochs:
             raise ValueError("train.epochs: 0, but train.start_from is null; expected the checkpoint to keep")
         return self

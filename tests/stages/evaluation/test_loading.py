@@ -1,6 +1,7 @@
 """What a checkpoint of an ensemble must have in common with the captions."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,3 +28,9 @@ def test_a_model_of_an_ensemble_reads_captions_with_start_and_end_only_if_it_was
                 run(small, PARAMS.replace(ensemble=(str(other),)))
         else:
             run(small, PARAMS.replace(ensemble=(str(other),)))
+
+
+def test_a_copy_of_a_model_is_no_further_model_of_an_ensemble(small: SmallRun, tmp_path: Path) -> None:
+    shutil.copytree(small.model, tmp_path / "copy")
+    with pytest.raises(InputError, match=r"copy/model\.safetensors: holds the same weights as .*; expected each model"):
+        run(small, PARAMS.replace(ensemble=(str(tmp_path / "copy"),)))

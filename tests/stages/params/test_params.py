@@ -61,6 +61,13 @@ def test_the_shipped_params_are_valid_and_name_every_key(repository: Path) -> No
         ("evaluate.ensemble", ["./models/camp"], "evaluate.ensemble: ./models/camp is the model that train itself"),
         ("evaluate.ensemble", ["a", "b", "a"], "evaluate.ensemble: a is there twice"),
         ("evaluate.ensemble", ["./a", "b", "a/"], "evaluate.ensemble: ./a is there twice"),
+        ("evaluate.ensemble", ["a", f"../{Path.cwd().name}/a"], "evaluate.ensemble: a is there twice"),
+        ("train.start_from", str(Path("models/camp").resolve()), "models/camp is the model that train itself writes"),
+        ("evaluate.ensemble", [f"../{Path.cwd().name}/models/camp"], "models/camp is the model that train itself"),
+        ("captions.vocabulary", "data/captions/vocabulary.json", "captions.vocabulary: data/captions/vocabulary.json"),
+        ("captions.vocabulary", "models/camp/vocabulary.json", "lies in models/camp, which DVC removes before it is"),
+        ("captions.lexicon", "./data/captions/lexicon.json", "lies in data/captions, which DVC removes before it is"),
+        ("index.engine", "data/index/v.db", "index.engine: data/index/v.db lies in data/index, which DVC removes"),
         ("train.loss", "focal", "train.loss: 'focal' is not one of hardest_bce, bce, triplet"),
         ("train.processes", 7, "train.batch_size: 128 does not divide among train.processes, 7"),
         ("model.gate", "soft", "model.gate: 'soft' is not one of scalar, elementwise, none"),
@@ -281,3 +288,11 @@ def test_only_captions_of_coco_bear_its_ids(source) -> None:
     with pytest.raises(InputError, match=f"^evaluate.eccv: true needs .* dataset.source {source}; expected karpathy"):
         Params.from_dict(values | lexicon | {"dataset": {"source": source}})
     Params.from_dict(values | {"dataset": {"source": "karpathy"}})
+
+
+def test_an_output_is_known_through_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models/camp").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "models/camp")
+    with pytest.raises(InputError, match="start_from: link is the model that train itself writes"):
+        Params.from_dict(with_value("train.start_from", "link"))
