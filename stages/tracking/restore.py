@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,28 +46,33 @@ def weights_hash(root: Path, commit: str) -> str | None:
 
 
 def find_run(client: "MlflowClient", name: str) -> "Run":
-    """The run with this name, key or MLflow id, or the last that trained the model with this sha256; of all but the
-    name, the beginning is enough.
+    """The run with exactly this name, key or MLflow id, or the last that trained the model with this sha256; if there
+    is none, the run whose key, id or model's sha256 begins so.
 
     Raises:
         InputError: there is no such run, or more than one.
     """
-    runs: dict[str, Run] = {}
-    name = name.removeprefix("model-")
-    keys = ("attributes.run_id", "tags.`camp.run`", "tags.`camp.model`")
-    for key in keys if re.fullmatch(r"[0-9A-Za-z-]+", name) else ():
-        runs |= {run.info.run_id: run for run in search_runs(client, f"{key} LIKE '{name}%' and tags.`camp.run` != ''")}
-    if not runs and "'" not in name:
-        named = search_runs(client, f"attributes.run_name = '{name}' and tags.`camp.run` != ''")
-        runs = {run.info.run_id: run for run in named}
+    id_ = name.removeprefix("model-")
+    keys = ("attributes.run_id", "tags.`camp.run`", "tags.`camp.model`") if re.fullmatch(r"[0-9A-Za-z-]+", id_) else ()
+    exact = [f"{key} = '{id_}'" for key in keys]
+    if "'" not in name:
+        exact.append(f"attributes.run_name = '{name}'")
+    # Any short name may be the beginning of another run's id, so beginnings count only where nothing is equal.
+    runs = _runs(client, exact) or _runs(client, [f"{key} LIKE '{id_}%'" for key in keys])
     # Equal trainings give equal models; any of the runs can restore it.
     models = {run.data.tags.get("camp.model", "") for run in runs.values()}
-    same = len(models) == 1 and next(iter(models)).startswith(name)
+    same = len(models) == 1 and next(iter(models)).startswith(id_)
     if not runs or (len(runs) > 1 and not same):
         listed = f" ({', '.join(list(runs)[:5])})" if runs else ""
         expected = "expected the name or MLflow id of a run, a camp.run tag or the sha256 of a model.safetensors"
         raise InputError(f"run {name[:80]}: {len(runs) or 'no'} runs have this name or id{listed}; {expected}")
     return max(runs.values(), key=lambda run: run.info.start_time)
+
+
+def _runs(client: "MlflowClient", conditions: Iterable[str]) -> dict[str, "Run"]:
+    """The runs that meet any of some conditions, by their MLflow id."""
+    found = (search_runs(client, f"{condition} and tags.`camp.run` != ''") for condition in conditions)
+    return {run.info.run_id: run for runs in found for run in runs}
 
 
 def _git(root: Path, *arguments: str) -> bytes | None:

@@ -11,6 +11,8 @@ from stages.evaluation.tables import QUERY_SCHEMA
 from stages.tracking import track
 from stages.tracking.__main__ import main as commands
 from stages.tracking.delivery import sync
+from stages.tracking.restore import find_run
+from stages.tracking.store import connect, local_uri
 
 pytestmark = pytest.mark.usefixtures("created")
 IMAGES = 60
@@ -112,3 +114,22 @@ def test_runs_that_cannot_be_compared_are_an_error(root, recorded, tmp_path):
             commands(["compare", "full", other])
     with pytest.raises(InputError, match="plain: is named twice; expected runs of one model with different seeds"):
         commands(["compare", "full,others", "plain,plain"])
+
+
+def test_what_is_a_run_in_full_is_no_beginning_of_another(root):
+    client = connect(root, local_uri(root))
+    experiment = client.create_experiment("any")
+
+    def begin(name: str, key: str) -> str:
+        run = client.create_run(experiment, tags={"camp.run": key, "camp.model": f"x{key}"}, run_name=name)
+        return str(run.info.run_id)
+
+    first = begin("first", "yyyy")
+    assert find_run(client, first[:2]).info.run_id == first
+    short, spelled = begin(first[:2], "zzzz"), begin("model-zz", "wwww")
+    for name, found in ((first[:2], short), (first, first), ("zz", short), ("model-zz", spelled), ("xy", first)):
+        assert find_run(client, name).info.run_id == found
+    other = begin(short, "vvvv")
+    with pytest.raises(InputError, match=r": 2 runs have this name or id \(") as said:
+        find_run(client, short)
+    assert short in str(said.value) and other in str(said.value)
