@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stages.contracts import read_object
 from stages.errors import InputError
 from stages.evaluation.bootstrap import MEASURES, ImageHits, paired_differences, read_hits
 from stages.evaluation.recall_table import coarseness_note
 from stages.tracking.restore import find_run
+from stages.tracking.store import training_of
 from stages.workspace import argument_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 QUERIES = "queries"
 """Folder of a run's artifacts with the ranks of each split, as the stage evaluate writes them."""
@@ -28,8 +31,8 @@ def compare_models(client: "MlflowClient", model: str, other: str, split: str) -
             one model with several seeds, and those of both models are paired in this order.
 
     Raises:
-        InputError: there is no such run or file, it has no ranks of the split, the numbers of runs differ, one is
-            named twice, or they did not rank the same images and captions in the same way.
+        InputError: there is no such run or file, it has no ranks of the split, the numbers of runs differ, two of
+            one model are the same trained model, or they did not rank the same images and captions in the same way.
     """
     names = [[name.strip() for name in of_model.split(",")] for of_model in (model, other)]
     if len(names[0]) != len(names[1]):
@@ -37,10 +40,15 @@ def compare_models(client: "MlflowClient", model: str, other: str, split: str) -
             f"{model}: {len(names[0])} and {other}: {len(names[1])} runs; expected as many of both models, because "
             "seeds are compared in pairs"
         )
-    for of_model in names:
-        if twice := next((name for name in of_model if of_model.count(name) > 1), None):
-            raise InputError(f"{twice}: is named twice; expected runs of one model with different seeds")
-    first, second = ([_hits(client, name, split) for name in of_model] for of_model in names)
+    sources = [[_source(client, name) for name in of_model] for of_model in names]
+    for of_model, found in zip(names, sources, strict=True):
+        seen: set[str] = set()
+        for name, source in zip(of_model, found, strict=True):
+            facts = _identity(client, source)
+            if seen & facts:
+                raise InputError(f"{name}: is named twice; expected runs of one model with different seeds")
+            seen |= facts
+    first, second = ([_hits(client, source, split) for source in found] for found in sources)
     for name, hits in zip([*names[0], *names[1]], [*first, *second], strict=True):
         if hits.queries != first[0].queries:
             raise InputError(
@@ -50,12 +58,29 @@ def compare_models(client: "MlflowClient", model: str, other: str, split: str) -
     return _text(first, second, split)
 
 
-def _hits(client: "MlflowClient", name: str, split: str) -> ImageHits:
-    """The hits of a split's images, from a folder or a run."""
+def _source(client: "MlflowClient", name: str) -> "Path | Run":
+    """The folder or the run that has this name."""
     folder = argument_path(Path(name))
-    if name and folder.is_dir():
-        return read_hits(folder / f"{split}.parquet")
-    run = find_run(client, name).info
+    return folder if name and folder.is_dir() else find_run(client, name)
+
+
+def _identity(client: "MlflowClient", source: "Path | Run") -> set[str]:
+    """What a folder or a run has in common with any other of the same seed: the place, and the model's sha256."""
+    if isinstance(source, Path):
+        record = source / "results.json"  # that the stage evaluate writes; older ones have none
+        results = (
+            read_object(record, "what a stage writes of its results").get("results", {}) if record.is_file() else {}
+        )
+        return {str(source.resolve()), str(results.get("model.safetensors", ""))} - {""}
+    run = training_of(client, source)
+    return {run.info.run_id, run.data.tags.get("camp.model", "")} - {""}
+
+
+def _hits(client: "MlflowClient", source: "Path | Run", split: str) -> ImageHits:
+    """The hits of a split's images, from a folder or a run."""
+    if isinstance(source, Path):
+        return read_hits(source / f"{split}.parquet")
+    run = source.info
     recorded = [Path(file.path).stem for file in client.list_artifacts(run.run_id, QUERIES)]
     if split not in recorded:
         raise InputError(

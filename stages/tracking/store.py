@@ -156,6 +156,14 @@ def set_view(client: "MlflowClient", experiment: str) -> None:
         print(f"experiment {experiment} has no view: {error}", file=sys.stderr)
 
 
+def training_of(client: "MlflowClient", run: "Run") -> "Run":
+    """The training that an evaluation or a report is nested under; of another run, or without one, the run itself."""
+    if run.data.tags["camp.kind"] not in ("evaluate", "report"):
+        return run
+    parent = run.data.tags.get("mlflow.parentRunId", "")
+    return next(iter(search_runs(client, f"attributes.run_id = '{parent}'")), run)
+
+
 def search_runs(client: "MlflowClient", condition: str) -> list["Run"]:
     """The runs of all experiments that match an MLflow filter, latest first."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments(max_results=50_000)]

@@ -1,18 +1,20 @@
 """Two models are compared by the ranks that their runs recorded, or that a folder holds."""
 
+import re
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from camp_model.files import write_table
+from camp_model.files import write_sealed, write_table
 from stages.errors import InputError
 from stages.evaluation.tables import QUERY_SCHEMA
 from stages.tracking import track
 from stages.tracking.__main__ import main as commands
 from stages.tracking.delivery import sync
 from stages.tracking.restore import find_run
-from stages.tracking.store import connect, local_uri
+from stages.tracking.store import connect, local_uri, search_runs
+from tests.stages.tracking.conftest import run_of
 
 pytestmark = pytest.mark.usefixtures("created")
 IMAGES = 60
@@ -114,6 +116,30 @@ def test_runs_that_cannot_be_compared_are_an_error(root, recorded, tmp_path):
             commands(["compare", "full", other])
     with pytest.raises(InputError, match="plain: is named twice; expected runs of one model with different seeds"):
         commands(["compare", "full,others", "plain,plain"])
+
+
+def test_one_model_is_one_seed_however_it_is_named(root, recorded, tmp_path):
+    plain = str(tmp_path / "plain")
+    first, second = (write_ranks(tmp_path / name, BETTER) for name in ("evaluated", "copied"))
+    for folder in (first, second):
+        write_sealed(folder / "results.json", {"results": {"model.safetensors": "f" * 64}})
+    with (
+        track("train", {}, name="same", tags={"camp.model": "f" * 64}) as run,
+        track("evaluate", {}, parent=run.run_id),
+    ):
+        pass
+    sync(root)
+    connected = connect(root, local_uri(root))
+    (child,) = search_runs(connected, f"tags.`mlflow.parentRunId` = '{run_of(root, run.run_id).info.run_id}'")
+    for one, again in (
+        (plain, f"{tmp_path}/full/../plain"),
+        ("full", recorded[:12]),
+        (str(first), str(second)),
+        (str(first), "same"),
+        ("same", child.info.run_id),
+    ):
+        with pytest.raises(InputError, match=f"{re.escape(again)}: is named twice; expected runs of one model with"):
+            commands(["compare", "full,plain", f"{one},{again}"])
 
 
 def test_what_is_a_run_in_full_is_no_beginning_of_another(root):
