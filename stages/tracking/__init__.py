@@ -217,6 +217,10 @@ def _begin(run: Run, spool: Spool, kind: str, name: str | None, tags: Mapping[st
     for file in filter(Path.is_file, (Path("params.yaml"), lock)):
         # Not to the parent's: params.yaml may be that of the next experiment by now.
         run.log_artifact(file, "code", shared=file == lock)
+    # Outputs that git may track, of stages that record no run: dvc.lock has their hashes, the patch leaves them out.
+    for output, folder in ((Path("metrics/detector.json"), "metrics"), (Path("named"), None)):
+        if output.exists():
+            run.log_artifact(output, folder)
     if run._parent and lock.is_file():  # DVC enters the stage only after the train run has ended
         model = model_hash(lock.read_bytes())
         run._write("tags", values={"dvc.model": model} if model else {}, also=run._parent)

@@ -12,11 +12,14 @@ from stages.errors import InputError
 
 CODE = ("camp_model", "stages", "pipelines", "search", "presets")
 """Folders whose untracked files are recorded as part of the code."""
+NO_OUTPUTS = (":(exclude)dvc.lock", ":(exclude)named", ":(exclude,glob)metrics/*.json", ":(exclude,glob)plots/*.csv")
+"""Leaves out what stages write and git may track. DVC deletes some of it before a stage runs, so that its differences
+are no person's; a run records its own."""
 DIFF = ("git", "diff", "--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/",
-        "HEAD", "--", ":/", ":(top,exclude,glob)**/.dvc/config")  # fmt: skip
+        "HEAD", "--", ":/", ":(top,exclude,glob)**/.dvc/config", *NO_OUTPUTS)  # fmt: skip
 """Prints all differences from the commit that is checked out, in git's own form, because user settings may add colours
-or filters; except DVC's settings of remotes, which may hold keys. The output is bytes, because a tracked file may have
-any encoding."""
+or filters; except the outputs of stages, and DVC's settings of remotes, which may hold keys. The output is bytes,
+because a tracked file may have any encoding."""
 SAMPLE_EVERY = 10.0
 """Seconds between two samples."""
 

@@ -15,14 +15,17 @@ import yaml
 
 from camp_model.files import write_text
 from stages.errors import InputError
-from stages.tracking.machine import check_git, command_output
-from stages.tracking.store import search_runs
+from stages.tracking.machine import NO_OUTPUTS, check_git, command_output
+from stages.tracking.store import search_runs, training_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
 MODEL = "models/camp"
+DETECTOR = "metrics/detector.json"
+RESULTS = {"metrics": "*.json", "plots": "*.csv", "report": "*.html"}
+"""Folder -> pattern of the files in it that say what a model achieved."""
 
 
 def model_hash(lock: str | bytes) -> str | None:
@@ -123,10 +126,13 @@ def restore(client: "MlflowClient", root: Path, run: "Run", into: Path) -> list[
         subprocess.run(["git", "clone", "-q", "--shared", "--no-checkout", *settings, str(root), str(into)], check=True)
         subprocess.run(["git", "-C", str(into), "checkout", "-q", "--detach", commit], check=True)
         lines = [f"code at {commit[:12]}", *_restore_files(client, run, into)]
+        lines += _restore_outputs(client, run, into, "metrics", "plots", "named")
     except BaseException:
         shutil.rmtree(into, ignore_errors=True)
         raise
-    return [*lines, *_restore_data(root, into), _restore_model(client, run, into)]
+    lines += _restore_data(root, into)
+    # After DVC, which has the page that dvc.lock names: that of the run before, if this run's was drawn later.
+    return [*lines, *_restore_outputs(client, run, into, "report"), _restore_model(client, run, into)]
 
 
 def _restore_files(client: "MlflowClient", run: "Run", into: Path) -> list[str]:
@@ -143,8 +149,42 @@ def _restore_files(client: "MlflowClient", run: "Run", into: Path) -> list[str]:
                 restored.append(name)
             elif path.stat().st_size:  # empty once a resumed run's changes were committed
                 subprocess.run(["git", "-C", str(into), "apply", "--whitespace=nowarn", str(path)], check=True)
-                restored.append("its uncommitted changes")
+                # The patches of earlier versions hold what DVC had deleted too.
+                if _git(into, "status", "--porcelain", "--", ":/", *NO_OUTPUTS):
+                    restored.append("its uncommitted changes")
+    if "dvc.lock" not in run.data.tags and "dvc.lock" not in restored:
+        (into / "dvc.lock").unlink(missing_ok=True)  # the run had none
     return restored
+
+
+def _restore_outputs(client: "MlflowClient", run: "Run", into: Path, *folders: str) -> list[str]:
+    """Write the run's own outputs into folders, in place of those of its commit, and remove results of other runs.
+
+    An evaluation or a report has those of its training, but for its own.
+    """
+    own: dict[str, tuple[str, str]] = {}
+    for owner in (training_of(client, run).info.run_id, run.info.run_id):
+        files = [file for part in (None, *folders) for file in client.list_artifacts(owner, part) if not file.is_dir]
+        for path in (Path(file.path) for file in files):
+            # A training's are in no folder.
+            folder = path.parent.name or {".json": "metrics", ".csv": "plots"}.get(path.suffix)
+            if folder in folders:
+                own[f"{folder}/{path.name}"] = (owner, path.as_posix())
+    patterns = {folder: RESULTS[folder] for folder in folders if folder in RESULTS}
+    there = [f"{folder}/{path.name}" for folder in patterns for path in _inside(into, folder).glob(patterns[folder])]
+    # Earlier versions did not record the detector's; that of the commit and the patch is the run's.
+    others = sorted({*there} - {*own} - {DETECTOR})
+    for name in {*others, *own}:
+        target = _inside(into, name)
+        target.unlink(missing_ok=True)  # not written over: it may be a link into DVC's cache
+        if name in own:
+            target.parent.mkdir(exist_ok=True)
+            with tempfile.TemporaryDirectory() as download:
+                shutil.copyfile(client.download_artifacts(*own[name], download), target)
+    lines = [
+        f"its {folder}" for folder in patterns if any(Path(name).match(f"{folder}/*") for name in {*own} - {DETECTOR})
+    ]
+    return [*lines, f"no {', '.join(others)} of its own"] if others else lines
 
 
 def _inside(into: Path, name: str) -> Path:
@@ -191,10 +231,15 @@ def _restore_data(root: Path, into: Path) -> list[str]:
 def _restore_model(client: "MlflowClient", run: "Run", into: Path) -> str:
     """Get the model from the run itself if DVC does not have it.
 
-    Without an evaluation, the dvc.lock of a training is that of its beginning, with the model of an earlier one.
+    Without an evaluation, the dvc.lock of a training is that of its beginning, with the model of an earlier one. That
+    of a sweep, which trains nothing itself, always is.
     """
     tags, lock = run.data.tags, into / "dvc.lock"
-    if tags["camp.kind"] == "train" and lock.is_file() and model_hash(lock.read_bytes()) != tags.get("dvc.model"):
+    if (
+        tags["camp.kind"] in ("train", "sweep")
+        and lock.is_file()
+        and model_hash(lock.read_bytes()) != tags.get("dvc.model")
+    ):
         shutil.rmtree(into / MODEL, ignore_errors=True)
     if not (into / MODEL).exists() and (versions := client.search_model_versions(f"run_id = '{run.info.run_id}'")):
         from mlflow.artifacts import download_artifacts
@@ -204,4 +249,7 @@ def _restore_model(client: "MlflowClient", run: "Run", into: Path) -> str:
         with tempfile.TemporaryDirectory() as folder:
             local = Path(download_artifacts(source, dst_path=folder, tracking_uri=client.tracking_uri))
             shutil.copytree(next(local.rglob("model.safetensors")).parent, _inside(into, MODEL))
-    return f"the model in {MODEL}" if (into / MODEL).exists() else "no model: the run has logged none"
+    if (into / MODEL).exists():
+        return f"the model in {MODEL}"
+    none = "a sweep has none of its own, its runs have" if tags["camp.kind"] == "sweep" else "the run has logged none"
+    return f"no model: {none}"

@@ -12,10 +12,11 @@ import pytest
 import stages
 from camp_model.files import sha256_of
 from stages.errors import InputError
-from stages.tracking import track
+from stages.tracking import machine, track
 from stages.tracking.__main__ import main as commands
-from stages.tracking.restore import model_hash
+from stages.tracking.restore import find_run, model_hash
 from stages.tracking.spool import pending
+from stages.tracking.store import connect, local_uri
 
 PIPELINE = """
 stages:
@@ -31,7 +32,7 @@ stages:
 """
 TRAIN = """
 from pathlib import Path
-from stages.tracking import track
+from stages.tracking import machine, track
 import hashlib, yaml
 params = yaml.safe_load(Path("params.yaml").read_text())
 with track("train", params) as run:
@@ -44,7 +45,7 @@ with track("train", params) as run:
 """
 EVALUATE = """
 from pathlib import Path
-from stages.tracking import track
+from stages.tracking import machine, track
 with track("evaluate", {}, parent=Path("models/camp/key.txt").read_text()) as run:
     Path("evaluation.txt").write_text("good")
 """
@@ -220,6 +221,51 @@ def test_nothing_is_written_through_a_link_that_a_run_brings(repository, tmp_pat
     with pytest.raises(InputError, match=r"params\.yaml: is a link to .*outside in the run's code"):
         commands(["restore", trained.run_id, "--into", str(tmp_path / "back")])
     assert outside.read_text() == "changed since" and not (tmp_path / "back").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("earlier_version", [False, True])
+def test_the_results_of_a_restored_run_are_its_own(repository, capsys, tmp_path, monkeypatch, earlier_version):
+    """The commit has those of a run before; DVC deletes a stage's own before it runs, which is no person's change."""
+    names = ("metrics/train.json", "plots/train_loss.csv", "metrics/retrieval.json", "metrics/foils.json")
+    recorded_at_start = ("metrics/detector.json", "named/content.json")
+    for name in (*names, *recorded_at_start, "report/index.html"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("before")
+    run("git", "add", "-A", ":!report")
+    run("git", "commit", "-q", "-m", "result of a run before")
+    if earlier_version:  # its patches held the outputs, and it recorded none at its start
+        monkeypatch.setattr(machine, "DIFF", machine.DIFF[: -len(machine.NO_OUTPUTS)])
+    with track("sweep", {}) as sweep:
+        pass
+    for name in names[:2]:
+        Path(name).unlink()
+    for name in recorded_at_start:
+        Path(name).write_text("own")
+    with track("train", {}) as trained:
+        for name in names[:2]:
+            Path(name).write_text("own")
+            trained.log_artifact(name)
+    with track("evaluate", {}, parent=trained.run_id) as evaluated:
+        Path(names[2]).write_text("own")
+        evaluated.log_artifact(names[2], "metrics")
+    delivered(repository)
+
+    for key in (trained.run_id, evaluated.run_id):
+        into = tmp_path / key
+        commands(["restore", key, "--into", str(into)])
+        said = capsys.readouterr().out
+        assert "its metrics, its plots, no metrics/foils.json of its own, data" in said and "uncommitted" not in said
+        assert not (into / "metrics/foils.json").exists()
+        here = names[:3] + (() if earlier_version and key == evaluated.run_id else recorded_at_start)
+        assert {name: (into / name).read_text() for name in here} == dict.fromkeys(here, "own")
+    store = connect(repository, local_uri(repository))
+    changed = [find_run(store, key).data.tags["git.changed"] for key in (trained.run_id, sweep.run_id)]
+    assert changed == [str(earlier_version), "False"]
+    commands(["restore", sweep.run_id, "--into", str(tmp_path / "sweep")])
+    said = capsys.readouterr().out
+    assert f"no {', '.join(sorted(names))} of its own, data, no model: a sweep has none of its own" in said
+    assert not any((tmp_path / "sweep" / name).exists() for name in (*names, "models/camp"))
 
 
 def test_a_store_that_does_not_answer_is_said_soon(workspace, monkeypatch):
