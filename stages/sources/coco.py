@@ -1,5 +1,6 @@
 """COCO's caption annotations, their image folders, and the boxes of its instance annotations."""
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -40,10 +41,20 @@ def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**31
 
 
-def _stated_size(record: dict[str, Any]) -> tuple[float, float] | None:
-    """Width and height of an image record: the frame that its boxes are in."""
-    width, height = record.get("width"), record.get("height")
-    return (float(width), float(height)) if _is_number(width) and _is_number(height) else None
+def _side(value: Any) -> float:
+    """A stated width or height; NaN for what is no number: boxes of such a frame are set aside."""
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def _stated_sizes(records: dict[int, dict[str, Any]], file: Path) -> dict[int, tuple[float, float]]:
+    """COCO id -> width and height, the frame of its boxes, of the image records that state both."""
+    sides = {coco_id: (record.get("width"), record.get("height")) for coco_id, record in records.items()}
+    if half := sum((width is None) != (height is None) for width, height in sides.values()):
+        print(f"{file}: {half} images state only one of width and height; their boxes are taken as of the picture")
+    return {coco_id: (_side(w), _side(h)) for coco_id, (w, h) in sides.items() if w is not None and h is not None}
 
 
 class _Part:
@@ -55,14 +66,16 @@ class _Part:
         self.content = read_json(self.file, "the file that dataset.coco.parts.captions names")
         self.pictures: dict[int, _Picture] = {}
         """By COCO id."""
-        self.stated: dict[int, tuple[float, float]] = {}
         self.rejected: set[int] = set()
         """COCO ids of images whose record was set aside."""
+        records = {}
         for number, record in enumerate(require_field(self.content, "images", list, str(self.file))):
             with source.reject_errors("image"):
-                self._add(record, f"{self.file}: images[{number}]", test_share, paths)
+                records[self._add(record, f"{self.file}: images[{number}]", test_share, paths)] = record
+        self.stated = _stated_sizes(records, self.file)
 
-    def _add(self, record: Any, where: str, test_share: float, paths: dict[str, str]) -> None:
+    def _add(self, record: Any, where: str, test_share: float, paths: dict[str, str]) -> int:
+        """Add an image record to `pictures`; return its COCO id."""
         part = self.options
         coco_id = require_field(record, "id", int, where)
         if coco_id in self.pictures:
@@ -77,8 +90,7 @@ class _Part:
         paths[path] = where
         self.pictures[coco_id] = _Picture(path, split, where, join_path(part.images))
         self.rejected.discard(coco_id)
-        if size := _stated_size(record):
-            self.stated[coco_id] = size
+        return coco_id
 
 
 def _corners(record: dict[str, Any], where: str) -> tuple[float, float, float, float]:
@@ -118,10 +130,9 @@ def _read_boxes(file: Path, part: _Part, ids: dict[int, str], source: Source) ->
     content = read_json(file, "the file that dataset.coco.parts.instances names")
     categories = _categories(content, file)
     images = content.get("images", [])
-    for record in images if isinstance(images, list) else []:
-        coco_id = record.get("id") if isinstance(record, dict) else None
-        if isinstance(coco_id, int) and coco_id in ids and (size := _stated_size(record)):
-            source.stated[ids[coco_id]] = size
+    named = [record for record in images if isinstance(record, dict)] if isinstance(images, list) else []
+    records = {record["id"]: record for record in named if isinstance(record.get("id"), int) and record["id"] in ids}
+    source.stated |= {ids[coco_id]: size for coco_id, size in _stated_sizes(records, file).items()}
     left_out: Counter[str] = Counter()
     own = False
     for number, record in enumerate(require_field(content, "annotations", list, str(file))):

@@ -125,7 +125,9 @@ def upright_boxes(
             )
         return boxes.reshape(-1, 4).astype(np.float64)
     if not all(np.isfinite(side) and side > 0 for side in stated):
-        raise WrongFrame(f"the boxes' frame of {stated[0]:g} x {stated[1]:g} pixels is none")
+        raise WrongFrame(
+            f"the boxes' frame of {stated[0]:g} x {stated[1]:g} pixels is none; expected a width and a height above 0"
+        )
     as_seen, as_stored = fits(stated, frame)
     if not (as_seen or as_stored):
         raise WrongFrame(

@@ -188,13 +188,39 @@ def test_boxes_that_reach_beyond_a_picture_of_the_stated_size_are_refused(tmp_pa
     assert len(rejected) == 2
 
 
-def test_captions_and_boxes_behind_those_of_an_unusable_record_are_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("width", "height", "reason"),
+    [
+        (str(2 * WIDTH), str(2 * HEIGHT), ""),
+        ("wide", 2 * HEIGHT, "nan x 72 pixels is none; expected a width and a height above 0"),
+        (10**400, [2 * HEIGHT], "nan x nan pixels is none"),
+        (2**40, 2**40, "frame of 1.09951e+12 x 1.09951e+12 pixels, the picture has 60 x 36"),
+    ],
+)
+@pytest.mark.parametrize("key", ["images", "instance_images"])
+def test_a_stated_size_is_used_or_refused_and_never_passed_over(
+    tmp_path: Path, key: str, width: Any, height: Any, reason: str
+) -> None:
+    turned(tmp_path / "images/1.png", 1, 1)
+    image = {"id": 1, "file_name": "1.png"}
+    sized = {key: [image | {"width": width, "height": height}]}
+    out = prepare(tmp_path, **{"images": [image], "boxes": {1: tuple(2 * side for side in BOX)}} | sized)
+    assert boxes_of(out) == ({} if reason else {"1": list(BOX)})
+    if reason:
+        (row,) = pq.read_table(out / "rejected.parquet").to_pylist()
+        assert row["what"] == "boxes" and reason in row["reason"]
+
+
+def test_captions_and_boxes_behind_those_of_an_unusable_record_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for number in (2, 3):
         turned(tmp_path / f"images/{number}.png", 1, number)
     images = [{"id": 1, "width": WIDTH}, {"id": 2, "file_name": "2.png"}]
     images.append({"id": 3, "file_name": "3.png", "width": 2 * WIDTH})  # half a size says nothing
     out = prepare(tmp_path, images, dict.fromkeys((1, 2, 3), BOX))
     assert boxes_of(out) == {"2": list(BOX), "3": list(BOX)}
+    assert "train.json: 1 images state only one of width and height; their boxes are taken" in capsys.readouterr().out
     assert {"2", "3"} < set(pq.read_table(out / "captions.parquet")["image_id"].to_pylist())
     assert [row["what"] for row in pq.read_table(out / "rejected.parquet").to_pylist()] == ["image"]
 
