@@ -25,6 +25,12 @@ def _unclear_is_stored(source: Source) -> bool | None:
     return None if seen and stored else not seen
 
 
+def _check_pixels(boxes: np.ndarray, frame: Frame) -> None:
+    """Raise WrongFrame if boxes are shares of the picture; a box of exactly the first pixel is none."""
+    if boxes.max() <= 1 and (boxes % 1).any() and min(frame.width, frame.height) > 2:
+        raise WrongFrame("the boxes lie within one pixel; expected pixels, not shares of the picture")
+
+
 def _check_within(boxes: np.ndarray, frame: Frame, stated: bool) -> None:
     """Raise WrongFrame if boxes reach beyond a picture by more than rounding and careless annotation explain."""
     slack = max(2.0, 0.01 * max(frame.width, frame.height))
@@ -55,6 +61,7 @@ def turn_boxes_upright(source: Source) -> None:
         unclear += frame.orientation != 1 and stated is not None and all(fits(stated, frame))
         boxes = np.array([source.boxes[number].box for number in numbers], dtype=np.float64)
         try:
+            _check_pixels(boxes, frame)
             turned = upright_boxes(boxes, stated, frame, unclear_is_stored)
             _check_within(turned, frame, stated is not None)
         except WrongFrame as error:

@@ -164,13 +164,14 @@ def test_a_turned_picture_of_no_stated_size_brings_no_boxes(tmp_path: Path) -> N
 
 
 def test_boxes_of_no_stated_frame_that_reach_beyond_the_picture_are_refused(tmp_path: Path) -> None:
-    images = [{"id": number, "file_name": f"{number}.png"} for number in (1, 2)]
-    for number in (1, 2):
+    images = [{"id": number, "file_name": f"{number}.png"} for number in (1, 2, 3, 4)]
+    for number in (1, 2, 3, 4):
         turned(tmp_path / f"images/{number}.png", 1, number)
     larger = tuple(4.0 * side for side in BOX)  # of the picture before it was shrunk
-    out = prepare(tmp_path, images, {1: BOX, 2: larger})
-    assert boxes_of(out) == {"1": list(BOX)}
-    (row,) = pq.read_table(out / "rejected.parquet").to_pylist()
+    out = prepare(tmp_path, images, {1: BOX, 2: larger, 3: (0.1, 0.1, 0.5, 1), 4: (0, 0, 1, 1)})
+    assert boxes_of(out) == {"1": list(BOX), "4": [0, 0, 1, 1]}
+    row, shares = pq.read_table(out / "rejected.parquet").to_pylist()
+    assert shares["what"] == "boxes" and "expected pixels, not shares of the picture" in shares["reason"]
     assert row["what"] == "boxes" and "the boxes reach beyond the picture of" in row["reason"]
 
 
@@ -203,12 +204,11 @@ def test_a_stated_size_is_used_or_refused_and_never_passed_over(
 ) -> None:
     turned(tmp_path / "images/1.png", 1, 1)
     image = {"id": 1, "file_name": "1.png"}
-    sized = {key: [image | {"width": width, "height": height}]}
-    out = prepare(tmp_path, **{"images": [image], "boxes": {1: tuple(2 * side for side in BOX)}} | sized)
+    twice = {1: tuple(2 * side for side in BOX)}
+    out = prepare(tmp_path, **{"images": [image], "boxes": twice, key: [image | {"width": width, "height": height}]})
     assert boxes_of(out) == ({} if reason else {"1": list(BOX)})
-    if reason:
-        (row,) = pq.read_table(out / "rejected.parquet").to_pylist()
-        assert row["what"] == "boxes" and reason in row["reason"]
+    rejected = pq.read_table(out / "rejected.parquet").to_pylist() if reason else []
+    assert all(row["what"] == "boxes" and reason in row["reason"] for row in rejected)
 
 
 def test_captions_and_boxes_behind_those_of_an_unusable_record_are_read(
