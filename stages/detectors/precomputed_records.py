@@ -69,7 +69,10 @@ def _row(values: dict[str, bytes], name: str, count: int, kind: str) -> np.ndarr
     size, rest = divmod(len(raw), count)
     if rest or size not in (4, 8):
         raise ValueError(f"{name}: {len(raw)} bytes for {count} boxes; expected 4 or 8 for each")
-    return np.frombuffer(raw, f"<{kind}{size}")
+    row = np.frombuffer(raw, f"<{kind}{size}")
+    if kind == "i" and (np.abs(row.astype(np.float64)) >= 2**31).any():
+        raise ValueError(f"{name}: holds {row[np.abs(row.astype(np.float64)).argmax()]}; expected numbers below 2^31")
+    return row
 
 
 def read_tsv(path: Path, offset: int) -> dict[str, Any]:
@@ -149,7 +152,10 @@ def read_npz(path: Path) -> dict[str, Any]:
                 f"holds {', '.join(list(arrays)[:10])}; expected the features as one of {', '.join(names['features'])}"
             )
         values: dict[str, Any] = {name: arrays[key] for name, key in keys.items() if key is not None}
-        count = int(arrays["num_bbox"].item()) if "num_bbox" in arrays else None
+        number = float(arrays["num_bbox"].item()) if "num_bbox" in arrays else None
+    if number is not None and not number.is_integer():
+        raise ValueError(f"num_bbox is {number:g}; expected a whole number")
+    count = None if number is None else int(number)
     features = values["features"]
     if features.ndim != 2 or 0 in features.shape[1:]:
         raise ValueError(f"features are {list(features.shape)}; expected [regions, dim]")

@@ -64,6 +64,8 @@ def test_what_half_a_turn_leaves_open_is_told_by_quarter_turns(dataset: Path) ->
         ({"boxes": encoded(np.array([[50, 10, 20, 20]] * 2, "<f4"))}, "not x0, y0, x1, y1"),
         ({"boxes": encoded(np.array([[0, 0, np.nan, 20]] * 2, "<f4"))}, "not x0, y0, x1, y1"),
         ({"boxes": encoded(np.array([[0, 0, 0.5, 1]] * 2, "<f4"))}, "not shares of the picture"),
+        ({"boxes": encoded(np.array([[0, 0, 0.5, 1.0004]] * 2, "<f4"))}, "not shares of the picture"),
+        ({"boxes": encoded(np.zeros((2, 4), "<f4"))}, "not shares of the picture"),
     ],
 )
 def test_boxes_that_are_not_of_the_picture_are_rejected(dataset: Path, change: dict[str, str], reason: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stages.errors import InputError
@@ -12,7 +13,7 @@ from stages.params.dataset import DatasetParams
 from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams
 from stages.train_detector import train_detector
-from tests.stages.detectors.precomputed.conftest import IDS, convert, write_tsv
+from tests.stages.detectors.precomputed.conftest import IDS, convert, encoded, write_tsv
 
 
 def cut(path: Path) -> None:
@@ -23,10 +24,16 @@ def other_columns(path: Path) -> None:
     path.write_text("\n".join(line + "\tmore" for line in path.read_text().splitlines()) + "\n")
 
 
+def vast_classes(path: Path) -> None:
+    write_tsv(path, IDS, lxmert=True)
+    path.write_text(path.read_text().replace(encoded(np.arange(2)), encoded(np.array([1, 10**15])), 1))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (cut, r"features\.tsv: COCO_val2014_000000000285, at \d+: cannot be read"),
+        (vast_classes, "objects_id: holds 1000000000000000; expected numbers below 2\\^31"),
         (other_columns, "7 columns; expected 6 or 10"),
         (lambda path: path.write_text("unknown\t1\n"), "holds none of the dataset's images"),
         (lambda path: path.unlink(), r"detector\.weights: .*features\.tsv' holds no \*\.tsv"),

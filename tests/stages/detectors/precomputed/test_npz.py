@@ -68,6 +68,7 @@ def test_more_regions_than_kept_would_lose_some(dataset: Path) -> None:
         ({"x": features(1, 5).T, "num_bbox": 5}, r"features are \[16, 5\] with num_bbox 5; expected"),
         ({"x": features(1, 5), "bbox": boxes(1, 4), "num_bbox": 2}, r"beside boxes \[4, 4\] with num_bbox 2; expected"),
         ({"x": features(1, 3), "num_bbox": [3, 3]}, "cannot be read"),
+        ({"x": features(1, 3), "num_bbox": 2.7}, r"num_bbox is 2\.7; expected a whole number"),
         ({"y": features(1, 3)}, "holds y; expected the features as one of x, features, feat"),
     ],
 )  # fmt: skip
