@@ -61,6 +61,9 @@ def storage_problem(info: StoreInfo, regions: ImageRegions) -> str | None:
     if not np.isfinite(stored).all():
         largest = float(np.abs(regions.features).max())
         return f"a feature is not finite in {info.dtype}: it is {largest:.4g}, above {np.finfo(info.dtype).max:.4g}"
+    if regions.features.any() and not stored.any():
+        largest = float(np.abs(regions.features).max())
+        return f"every feature is 0 in regions.dtype: {info.dtype}: the largest is {largest:.4g}"
     return None
 
 

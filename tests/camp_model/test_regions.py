@@ -256,7 +256,8 @@ def test_what_a_store_cannot_hold_is_refused_and_nothing_is_written(tmp_path: Pa
     too_many, too_wide, infinite, too_large = regions(5), regions(2, dim=9), regions(2), regions(2)
     infinite.features[1, 3] = np.nan
     too_large.features[0, 0] = 1e6  # finite in float32, not in float16
-    no_box, short = regions(2), regions(2)
+    too_small, no_box, short = regions(2), regions(2), regions(2)
+    too_small.features *= 1e-9
     no_box.boxes[1, 2] = np.inf
     short.scores = short.scores[:1]
     for item, message in (
@@ -264,6 +265,7 @@ def test_what_a_store_cannot_hold_is_refused_and_nothing_is_written(tmp_path: Pa
         (too_wide, r"b: features of shape \(2, 9\)"),
         (infinite, "b: a feature is not finite"),
         (too_large, "b: a feature is not finite in float16"),
+        (too_small, "b: every feature is 0 in regions.dtype: float16: the largest is .*e-0?9"),
         (no_box, "b: a box or a score is not finite"),
         (short, "scores: 2 rows for 3 regions"),
     ):
