@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from stages.contracts import read_text
 from stages.errors import InputError, shown
+from stages.sources.formats import SUFFIXES
 
 COLUMNS, OPTIONAL = ("image", "caption"), ("split", "group")
 FLICKR30K = {"image_name": "image", "comment": "caption"}
@@ -96,7 +97,13 @@ def _read_csv(file: Path) -> tuple[list[str], list[Cells]]:
     positions = [header.index(name) for name in columns.values()]
     rows: list[Cells] = []
     for number, (line, cells) in enumerate(records[1:], start=1):
-        if len(cells) > len(header):
+        if _holds_rows(cells, header, columns["image"], delimiter):
+            last = line + sum(cell.count("\n") for cell in cells)
+            rows.append(
+                f"is not a CSV at lines {line} to {last} (row {number}): a cell holds further rows; expected a cell "
+                "that begins with double quotes to end with them"
+            )
+        elif len(cells) > len(header):
             rows.append(
                 f"is not a CSV at line {line} (row {number}): {len(cells)} cells; expected {len(header)}, and double "
                 f"quotes around a text that holds a {DELIMITERS[delimiter]}"
@@ -107,6 +114,21 @@ def _read_csv(file: Path) -> tuple[list[str], list[Cells]]:
             padded = cells + [""] * (len(header) - len(cells))
             rows.append([padded[at].replace(stand_in, "\r") for at in positions])
     return list(columns), rows
+
+
+def _holds_rows(cells: list[str], header: list[str], image: str, delimiter: str) -> bool:
+    """Whether a cell has swallowed rows, because its quotes end in a later one. A line of a caption may have as many
+    commas as a row, but it names no picture where a row does."""
+    at = header.index(image)
+    for number, cell in enumerate(cells):
+        lines = [line.split(delimiter) for line in cell.split("\n")]
+        for place, line in enumerate(lines if len(lines) > 1 else ()):
+            before = cells[:number] if place == 0 else []
+            row = before + line + (cells[number + 1 :] if place == len(lines) - 1 else [])
+            inside = len(before) <= at < len(before) + len(line)
+            if len(row) == len(header) and inside and PurePath(row[at].strip()).suffix.lower() in SUFFIXES:
+                return True
+    return False
 
 
 def _records(reader: Any, file: Path) -> list[tuple[int, list[str]]]:

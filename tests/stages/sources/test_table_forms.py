@@ -12,6 +12,7 @@ from stages.errors import InputError
 from stages.params.dataset import DatasetParams
 from stages.sources import table
 from stages.sources.base import Source
+from stages.sources.table_files import read_rows
 
 
 def read(root: Path, file: str) -> Source:
@@ -173,3 +174,20 @@ def test_a_group_that_is_not_a_number_is_none(tmp_path: Path) -> None:
     columns = {"image": ["1.jpg", "2.jpg"], "caption": ["a", "b"], "group": pa.array([3.0, float("nan")])}
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
     assert [image.group for image in read(tmp_path, "t.parquet").images] == ["3", ""]
+
+
+@pytest.mark.parametrize(
+    ("rows", "lines"),
+    [
+        ('image,caption,split\n1.jpg,"hello,train\n9.jpg,x,train\n8.jpg,a dog",train\n', "lines 2 to 4"),
+        ('image,caption,split\n1.jpg,"hello,train\n8.jpg,a dog",train\n', "lines 2 to 3"),
+        ('caption;image\n"hello;1.jpg\na dog";8.jpg\n', "lines 2 to 3"),
+        ('image,caption\n1.jpg,"hello\n\ndogs, cats"\n', ""),
+        ('caption,image\n"hello, you\ndogs",1.jpg\n', ""),
+    ],
+)
+def test_rows_that_a_quote_swallows_are_set_aside_with_their_lines(tmp_path: Path, rows: str, lines: str) -> None:
+    (tmp_path / "captions.csv").write_text(rows)
+    (row,) = read_rows(tmp_path / "captions.csv")[1]
+    assert isinstance(row, str) == bool(lines)
+    assert not lines or f"is not a CSV at {lines} (row 1): a cell holds further rows; expected" in row
