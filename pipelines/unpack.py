@@ -9,13 +9,9 @@ import argparse
 import hashlib
 import io
 import itertools
-import json
-import lzma
 import re
-import tarfile
 import unicodedata
-import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from camp_model.files import is_unicode, replacing, write_csv
+from pipelines.packed_tars import CAPTIONS, Packed, read_tar, split_of
 from stages.entry import stage_main
 from stages.errors import InputError, shown
 from stages.params.dataset import SPLITS
@@ -35,8 +32,6 @@ from stages.workspace import argument_path
 
 Image.MAX_IMAGE_PIXELS = None  # only headers are read
 TABLE, PICTURES = "captions.csv", "pictures"
-CAPTIONS = ("caption", "captions", "text", "txt", "title", "comment", "alt_text", "sentences", "raw")
-"""Names of the column of captions, the first that is there; or numbered ones, caption_0 to caption_4."""
 NAMES = ("filename", "file_name", "image_name", "filepath")
 """Names of the column with a picture's file name, if the picture itself states none."""
 ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif", "TIFF": ".tif",
@@ -44,25 +39,6 @@ ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "GIF":
 """Formats of pictures -> the ending of a file whose name has none."""
 BATCH = 32
 """Rows of Parquet that are read at a time."""
-
-
-class Packed(NamedTuple):
-    """One picture with its captions."""
-
-    where: str
-    name: str
-    """The name of its file, empty if it has none."""
-    content: Any
-    """The bytes of the picture."""
-    captions: list[Any]
-    split: str | None
-    """None: neither a column nor the name of the packed file states one."""
-
-
-def _split_of(file: Path) -> str | None:
-    """The split that a file's name begins with, as in train-00000-of-00009.parquet; None if it states none."""
-    begins = normalise_split(re.split(r"[-_.]", file.name)[0])
-    return begins if begins in SPLITS else None
 
 
 class _Columns(NamedTuple):
@@ -83,7 +59,7 @@ def _columns(file: Path, schema: pa.Schema) -> _Columns:
     pictures = [field.name for field in schema if _holds_bytes(field.type)]
     image = "image" if "image" in pictures else pictures[0] if len(pictures) == 1 else None
     numbered = sorted(name for name in schema.names if re.fullmatch(r"(caption|text)_\d+", name))
-    captions = [name for name in CAPTIONS if name in schema.names][:1] or numbered
+    captions = [name for name in CAPTIONS if name in schema.names][:1] + numbered
     if image is None or not captions:
         columns = ", ".join(f"{field.name} ({field.type!s:.40})" for field in schema)
         raise InputError(
@@ -123,8 +99,8 @@ def _read_parquet(file: Path) -> Iterator[Packed]:
 
 def _packed(where: str, row: dict[str, Any], columns: _Columns, file: Path) -> Packed:
     image = row[columns.image] if isinstance(row[columns.image], dict) else {"bytes": row[columns.image]}
-    captions = [row[column] for column in columns.captions]
-    captions = captions[0] if len(captions) == 1 and isinstance(captions[0], list) else captions
+    cells = [row[column] for column in columns.captions]
+    captions = [text for cell in cells for text in (cell if isinstance(cell, list) else [cell])]
     split = normalise_split(str(row[columns.split] or "")) if columns.split else None
     name = image.get("path") or (row[columns.name] if columns.name else "") or ""
     return Packed(
@@ -134,72 +110,8 @@ def _packed(where: str, row: dict[str, Any], columns: _Columns, file: Path) -> P
         # A struct: as in Karpathy's files, with the text in `raw`.
         captions=[text.get("raw") if isinstance(text, dict) else text for text in captions],
         # restval: of COCO, which all train on
-        split="train" if split == "restval" else split or _split_of(file) or split,
+        split="train" if split == "restval" else split or split_of(file) or split,
     )
-
-
-def _records(file: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The records of a webdataset: neighbouring members whose names are the same up to the first point.
-
-    Yields:
-        That part of the names, and the contents of the members by the rest of their names, such as .jpg.
-    """
-    key, parts = "", dict[str, bytes]()
-    with tarfile.open(file) as tar:
-        for member in tar:
-            own = member.name.rpartition("/")[2]
-            rest = own[len(own.partition(".")[0]) :]
-            if not member.isfile() or not rest or own.startswith("._"):  # ._a.jpg: what macOS adds to a.jpg
-                continue
-            stem, ending = member.name.removesuffix(rest), rest.lower()
-            if parts and (stem != key or ending in parts):
-                yield key, parts
-                parts = {}
-            opened = tar.extractfile(member)  # in the file's order: a compressed one would begin anew for a step back
-            key, parts[ending] = stem, opened.read() if opened else b""
-        # tarfile takes a damaged header for the end, which consists of zeros or is that of the file.
-        assert tar.fileobj is not None
-        tar.fileobj.seek(tar.offset)
-        if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
-            raise tarfile.ReadError(f"a header is damaged at byte {tar.offset:,}")
-    if parts:
-        yield key, parts
-
-
-def _ending(parts: dict[str, bytes], endings: Collection[str]) -> str:
-    """The one of a record's endings that is meant: .jpg beside .mask.png, or else the only one; empty without one."""
-    found = [part for part in parts if Path(f"_{part}").suffix in endings]
-    plain = [part for part in found if part in endings]
-    return plain[0] if plain else found[0] if len(found) == 1 else ""
-
-
-def _read_tar(file: Path) -> Iterator[Packed]:
-    """The pictures of a webdataset.
-
-    Raises:
-        InputError: it is damaged.
-    """
-    try:
-        for key, parts in _records(file):
-            image = _ending(parts, SUFFIXES)
-            text, record = (parts.get(_ending(parts, [ending])) for ending in (".txt", ".json"))
-            yield Packed(
-                f"{file}: {key}", f"{key}{image}", parts.get(image), _tar_captions(text, record), _split_of(file)
-            )
-    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"{file}: cannot be read as a tar file: {str(error)[:200]}") from None
-
-
-def _tar_captions(text: bytes | None, record: bytes | None) -> list[Any]:
-    """The captions of a webdataset's record: its text or, without one, the caption or captions in its JSON."""
-    if text is not None:
-        return [text.decode("utf-8-sig", errors="surrogateescape")]
-    try:
-        values = json.loads(record or b"{}")
-    except (ValueError, RecursionError):
-        return []
-    captions: Any = next((values[name] for name in CAPTIONS if name in values), []) if isinstance(values, dict) else []
-    return captions if isinstance(captions, list) else [captions]
 
 
 def _file_name(packed: Packed, used: dict[str, str]) -> str:
@@ -235,8 +147,8 @@ def _folded(name: str) -> str:
 def unpack(files: Sequence[Path], into: Path) -> tuple[int, int, list[str]]:
     """Write the pictures of all files below `into`/pictures, then the table `into`/captions.csv.
 
-    Records without a picture or a caption, or with an unknown split, are set aside, and so are captions that are empty
-    or not text. If interrupted, run it again: the table is written last.
+    Records without a picture or a caption, with several pictures, or with an unknown split, are set aside, and so are
+    captions that are empty or not text. If interrupted, run it again: the table is written last.
 
     Returns:
         The numbers of pictures and captions, and a line for each record and caption that was set aside.
@@ -248,7 +160,7 @@ def unpack(files: Sequence[Path], into: Path) -> tuple[int, int, list[str]]:
     table = into / TABLE
     if table.exists():
         raise InputError(f"{table}: is there already; move it away, or name another folder with --into")
-    readers = {".parquet": _read_parquet, ".tar": _read_tar}
+    readers = {".parquet": _read_parquet, ".tar": read_tar}
     for file in files:
         if file.suffix.lower() not in readers or not file.is_file():
             raise InputError(f"{file}: is not a file that ends in {' or '.join(readers)}")
@@ -263,7 +175,7 @@ def unpack(files: Sequence[Path], into: Path) -> tuple[int, int, list[str]]:
         if one.split is not None and one.split not in SPLITS:
             rejected.append(f"{one.where}: split {shown(one.split)} is not one of {', '.join(SPLITS)}")
         elif not isinstance(one.content, bytes) or not one.content:
-            rejected.append(f"{one.where}: has no picture")
+            rejected.append(f"{one.where}: {one.fault or 'has no picture'}")
         elif not captions:
             rejected.append(f"{one.where}: has no caption")
         elif rows and ("split" in rows[0]) != bool(one.split):

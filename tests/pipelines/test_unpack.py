@@ -91,6 +91,8 @@ def test_numbered_captions_a_column_of_bytes_and_a_column_split(tmp_path: Path) 
         ("pictures/1.jpg", "a", "train"), ("pictures/1.jpg", "c", "train"),
         ("pictures/2.jpg", "b", "val"), ("pictures/2.jpg", "d", "val"),
     ]  # fmt: skip
+    both = write(tmp_path / "b.parquet", jpg=pa.array([RED], pa.binary()), caption=[["a", "b"]], caption_1=["c"])
+    assert unpack([both], tmp_path / "both") == (1, 3, [])
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,7 @@ def test_what_cannot_be_used_is_set_aside_and_told_of(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_webdataset(tmp_path: Path) -> None:
+def test_a_webdataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_tar(tmp_path / "00000.tar", {
         "a/000000001.jpg": RED, "a/000000001.txt": b"one", "a/000000001.json": b'{"caption": "not this"}',
         "000000002.PNG": PNG, "000000002.json": json.dumps({"captions": ["two", "zwei"]}).encode(),
@@ -157,6 +159,7 @@ def test_a_webdataset(tmp_path: Path) -> None:
     })  # fmt: skip
     pictures, captions, rejected = unpack([file], tmp_path / "raw")
     assert (pictures, captions, len(rejected)) == (2, 3, 4)
+    assert f"{file}: 1 captions in .json files are not read, because a .txt" in capsys.readouterr().out
     assert [tuple(row.values()) for row in rows(tmp_path / "raw")] == [
         ("pictures/000000001.jpg", "one"), ("pictures/000000002.png", "two"), ("pictures/000000002.png", "zwei"),
     ]  # fmt: skip
@@ -170,6 +173,7 @@ def test_files_of_a_webdataset_that_belong_together(tmp_path: Path) -> None:
         ("4.10.2020.jpg", PNG), ("4.10.2020.txt", b"four"),  # the only picture of its record
         ("5.1.jpg", RED), ("5.1.txt", b"five"), ("5.2.jpg", BLUE), ("5.2.txt", b"six"),
         ("6.jpg", RED), ("6.json", b"[" * 100_000), ("7", b"no"), ("7.jpg", RED),
+        ("8.png", PNG), ("8.jpg", RED), ("8.txt", b"eight"),
     ])  # fmt: skip
     pictures, captions, rejected = unpack([file], tmp_path / "raw")
     assert (pictures, captions) == (4, 4)
@@ -179,6 +183,7 @@ def test_files_of_a_webdataset_that_belong_together(tmp_path: Path) -> None:
         "5: has no picture",
         "6: has no caption",
         "7: has no caption",
+        "8: has 2 pictures, .png, .jpg; expected one",
     ]
 
 
