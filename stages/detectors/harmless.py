@@ -32,12 +32,13 @@ HARMLESS: dict[str, str] = {
     # timm, torchvision: pictures are normalised in place, and not converted if they are RGB.
     "c966e8c0cf0e28fc11a6754875b4435db7b2434ba00064d2a6794fe66112cee3": "3fddbf6f0ea1f62f96ac113842f6817c3b8e703854f53cf2ff479e4f8de71c73",
     "d302aa6fa979ad1c1bcf8637f1d84737a3dcb0809ec8fcdcff610cc0a8773cb6": "b3723da49ea84cd58267a0ac4393e2adcac0060892729239df2ce6faba05459a",
-    # torchvision, detectron2, detectron2 0.6, precomputed, timm: a message about a frame of boxes says more.
-    "c34452a9366732b664605f13d8028442f886484a6361f2420c5b8c39a0394913": "357e410e982326320e2680e2dee34bab0b7bdeaf1bc6a8e0547f94d1e2b0f960",
-    "335af5e3ee5a1329c2780883d42b0ba53abb14b13534808dab14fbfb1a408953": "ba8b40b2c7c448706a722193c379088a95b4bd72910591a4c6d00453a9283b9e",
-    "f55c2b86c137893937733ecfb8b2f630272e3874af3dc71f95372d531ab8e87b": "0169fd8cd2b47ffdd5584b11b9b52acb6fb1b7da482fe10dd284fdd1ec04bf41",
-    "b22beec3cbadc9b18e42bb77d8e820c3de54444132a3c0b1e6fb07a9f5fb55a0": "13b8ec4da03959fa5f59c77070fcd1373d0bd1e9f3da915c0072d806020320cd",
-    "ea66bc902508b068a82ef7797d35ac56c9fbf911101df76428e5952292a76046": "06e3be757cb0157c1dc6a6bf8629a4cc99754e900929c22579ef5be12e80c4c8",
+    # All: a message about a frame says more. Precomputed: more records are refused whose boxes or numbers are none. The
+    # others: a transparent value of 2- or 4-bit grey PNGs is heeded; only features of such pictures change.
+    "c5399732a0cba90459cabc91544b4682a41dcca284a8c3c6a1ab3bb00ab5c69d": "357e410e982326320e2680e2dee34bab0b7bdeaf1bc6a8e0547f94d1e2b0f960",
+    "2286234104536019cbe094d3f07074e20483bfe673950e0b49aef7ab38760159": "ba8b40b2c7c448706a722193c379088a95b4bd72910591a4c6d00453a9283b9e",
+    "9c2ed205451bf2e1f17a194831a8449428f6e3cde2ae3ac7f0ca7cb8e9576ab5": "0169fd8cd2b47ffdd5584b11b9b52acb6fb1b7da482fe10dd284fdd1ec04bf41",
+    "fbcf2e2afbd6169bf66b7c52a7bb35cf8e4238a5934368b5f94c37c19cf7d6ee": "13b8ec4da03959fa5f59c77070fcd1373d0bd1e9f3da915c0072d806020320cd",
+    "0e3bb7eb2d86398b4777bf8fcda881d3ec27380ceb98be73e033fb75d95e5631": "06e3be757cb0157c1dc6a6bf8629a4cc99754e900929c22579ef5be12e80c4c8",
 }
 """Digest of the code and versions that compute now -> digest of earlier ones that computed the same features. Both are
 `computed_by` in data/detector/detector.json; train_detector prints the line to add here."""

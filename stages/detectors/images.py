@@ -118,6 +118,10 @@ def _pixels(image: Image.Image) -> np.ndarray:
     # Pillow itself turns a TIFF upright on loading.
     orientation = 1 if image.format == "TIFF" else orientation_of(image)
     image.load()
+    # Pillow scales grey of 2 and 4 bits to 8, but not the value that is transparent.
+    few, hidden = re.search(r"'L;([24])'", raw_mode), image.info.get("transparency")
+    if few and isinstance(hidden, int):
+        image.info["transparency"] = hidden * 255 // (2 ** int(few[1]) - 1)
     if orientation in TURNS:
         # Not exif_transpose: it writes the EXIF data anew, and fails on data that it could read.
         image = image.transpose(TURNS[orientation])

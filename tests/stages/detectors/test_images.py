@@ -160,14 +160,15 @@ def test_white_is_zero_in_a_deep_tiff_too() -> None:
     np.testing.assert_allclose(pixels[:, :, 0], ramp(255, "float32")[:, ::-1], atol=1)
 
 
-def png_of_16_bits(colour: int, values: np.ndarray, *extra: bytes) -> bytes:
-    """A PNG with 16 bits in a channel, which Pillow does not write; values [H, W, channels]."""
+def png_of_16_bits(colour: int, values: np.ndarray, *extra: bytes, bits: int = 16) -> bytes:
+    """A PNG with 16 bits in a channel, which Pillow does not write; values [H, W, channels]. Of grey with fewer bits,
+    each value holds all pixels of 16 bits."""
 
     def chunk(content: bytes) -> bytes:
         return (len(content) - 4).to_bytes(4) + content + zlib.crc32(content).to_bytes(4)
 
     height, width = values.shape[:2]
-    header = b"IHDR" + width.to_bytes(4) + height.to_bytes(4) + bytes([16, colour, 0, 0, 0])
+    header = b"IHDR" + (width * 16 // bits).to_bytes(4) + height.to_bytes(4) + bytes([bits, colour, 0, 0, 0])
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     chunks = (header, *extra, b"IDAT" + zlib.compress(rows), b"IEND")
     return b"\x89PNG\r\n\x1a\n" + b"".join(map(chunk, chunks))
@@ -185,6 +186,19 @@ def test_transparent_pixels_of_deep_grey_become_white() -> None:
     data = png_of_16_bits(0, ramp(65535, "uint16")[:, :, None], b"tRNS" + (0).to_bytes(2))
     pixels = decode(data, 1000)
     assert (pixels[:, 0] == 255).all() and (pixels[:, 1] == 17).all()
+
+
+@pytest.mark.parametrize(
+    ("bits", "packed", "hidden", "shown"),
+    [
+        (2, 0b00_01_10_11_00_01_10_11, 1, [0, 255, 170, 255] * 2),
+        (4, 0x5AF0, 5, [255, 170, 255, 0]),
+        (8, 0x050F, 5, [255, 15]),
+    ],
+)
+def test_transparent_pixels_of_shallow_grey_become_white(bits: int, packed: int, hidden: int, shown: list[int]) -> None:
+    data = png_of_16_bits(0, np.array([[[packed]]]), b"tRNS" + hidden.to_bytes(2), bits=bits)
+    assert decode(data, 100)[0, :, 0].tolist() == shown
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "RGB", "LA", "RGBA"])
