@@ -6,8 +6,10 @@ vocabulary.json     the words, in the form of SCAN
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from camp_model.vocabulary import Vocabulary
 FORMAT, VERSION = "camp.model", "1"
 OLD_MODULES = ("messages", "region_pooling", "word_pooling", "matching")
 """Modules of older checkpoints, from before there were several matchers, that are now parts of `matcher`."""
+NO_NAMES: Mapping[str, str] = MappingProxyType({})
 
 
 def current_name(name: str) -> str:
@@ -143,32 +146,37 @@ def _facts(metadata: dict[str, str], key: str) -> dict[str, Any]:
     return facts
 
 
-def load_weights(model: CAMP, weights: dict[str, torch.Tensor], source: str) -> None:
+def load_weights(
+    model: CAMP, weights: dict[str, torch.Tensor], source: str, called: Mapping[str, str] = NO_NAMES
+) -> None:
     """Load weights into a model after checking every name, shape and number.
 
     Args:
         source: names the weights in error messages.
+        called: what error messages call a weight, by its name; others by their names.
 
     Raises:
         ValueError: a missing or unknown name, another shape, or a number that is not finite.
     """
     own = model.state_dict()
     for name, value in own.items():
+        where = f"{source}: {called.get(name, name)}"
         if name not in weights:
-            raise ValueError(f"{source}: {name}: is missing; expected shape {list(value.shape)}")
+            raise ValueError(f"{where}: is missing; expected shape {list(value.shape)}")
         if weights[name].shape != value.shape:
-            raise ValueError(f"{source}: {name}: shape {list(weights[name].shape)}; expected {list(value.shape)}")
+            raise ValueError(f"{where}: shape {list(weights[name].shape)}; expected {list(value.shape)}")
     unknown = sorted(weights.keys() - own.keys())
     if unknown:
         raise ValueError(f"{source}: {unknown[0]}: the model of config.json has no such weight")
-    _check_finite(weights, source)
+    _check_finite(weights, source, called)
     model.load_state_dict(weights)
 
 
-def _check_finite(weights: dict[str, torch.Tensor], source: str) -> None:
+def _check_finite(weights: dict[str, torch.Tensor], source: str, called: Mapping[str, str] = NO_NAMES) -> None:
     for name, value in weights.items():
         if not value.isfinite().all():
-            raise ValueError(f"{source}: {name}: holds numbers that are not finite; expected trained weights")
+            where = f"{source}: {called.get(name, name)}"
+            raise ValueError(f"{where}: holds numbers that are not finite; expected trained weights")
 
 
 def _read_weights(path: Path, device: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -1,8 +1,7 @@
 """`python -m camp_model.import_released CHECKPOINT... --vocabulary FILE --out FOLDER`
 
-Turns checkpoints of the authors' released code into this project's. Their files are pickles; nothing in them is ever
-executed: weights are read by PyTorch's weights-only reader, which knows tensors and plain values, and the vocabulary by
-one that knows plain values alone. `docs/scaling.md` says which of their models can be expressed.
+Turns checkpoints of the authors' released code into this project's. Nothing in them is executed
+(`camp_model.released_files`). `docs/scaling.md` says which of their models can be expressed.
 
 A released checkpoint holds three state dicts: image encoder, text encoder, and the scoring module, which is one of
 `GatedFusion` (here: the default switches), `GatedFusionNew` (`hops: 2`) and `CrossAttention` (`fusion: message`,
@@ -10,10 +9,7 @@ A released checkpoint holds three state dicts: image encoder, text encoder, and 
 """
 
 import argparse
-import pickle
-import re
 import sys
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,9 +22,9 @@ from camp_model.checkpoint import load_weights, save_checkpoint
 from camp_model.config import CampConfig
 from camp_model.files import write_sealed
 from camp_model.model import CAMP
-from camp_model.pickle_ops import check_ops
-from camp_model.vocabulary import Vocabulary
+from camp_model.released_files import read_checkpoint, read_vocabulary, shown_value
 
+__all__ = ["convert", "read_checkpoint", "read_vocabulary"]
 Weights = dict[str, Tensor]
 
 ENCODERS = {
@@ -78,57 +74,6 @@ def _pooling(prefix: str) -> dict[str, str]:
     }
 
 
-def read_checkpoint(path: Path) -> Mapping[str, Any]:
-    """Read the content of a released checkpoint without executing any of it.
-
-    Raises:
-        ValueError: the file is missing, is no checkpoint, or holds an object that is neither tensor nor plain value.
-    """
-    numpy_scalar = np.float64(0).__reduce__()[0]
-    stand_ins: list[Any] = [
-        # The options object; a plain dictionary stands in for its class.
-        (OrderedDict, "easydict.EasyDict"),
-        (OrderedDict, "argparse.Namespace"),
-        (numpy_scalar, "numpy.core.multiarray.scalar"),
-        (numpy_scalar, "numpy._core.multiarray.scalar"),
-        np.dtype,
-        type(np.dtype(np.float64)),
-    ]
-    try:
-        with torch.serialization.safe_globals(stand_ins):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: is missing; expected a released checkpoint") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, AttributeError) as error:
-        # PyTorch's own message recommends to execute the file.
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it holds {named[1]}" if named else f"it is damaged or no checkpoint ({type(error).__name__})"
-        raise ValueError(f"{path}: cannot be read as weights and plain values: {reason}") from None
-    if not isinstance(content, dict) or not isinstance(content.get("model"), list | tuple):
-        raise ValueError(f"{path}: model: is missing; expected a list of three state dicts")
-    if len(content["model"]) != 3:
-        raise ValueError(f"{path}: model: {len(content['model'])} state dicts; expected image, text and scoring")
-    for number, state in enumerate(content["model"]):
-        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise ValueError(
-                f"{path}: model[{number}]: is not a state dict; expected names of weights with a tensor each"
-            )
-    _check_options(path, content.get("opt"))
-    return content
-
-
-def _check_options(path: Path, options: object) -> None:
-    """Refuse encoders that this project does not build, as far as the file says."""
-    if not isinstance(options, dict):
-        return
-    options = {**options, **vars(options)} if isinstance(options, OrderedDict) else options
-    for key, expected in (("no_imgnorm", True), ("no_txtnorm", True), ("bi_gru", True), ("self_attention", False)):
-        if bool(options.get(key, expected)) is not expected:
-            raise ValueError(
-                f"{path}: opt.{key}: {repr(options[key])[:80]}; only models with {expected} can be expressed"
-            )
-
-
 def convert(states: list[Mapping[str, Tensor]], source: str = "checkpoint") -> CAMP:
     """A model from the three state dicts of a released checkpoint.
 
@@ -139,99 +84,103 @@ def convert(states: list[Mapping[str, Tensor]], source: str = "checkpoint") -> C
     Raises:
         ValueError: a weight is missing, unknown or of another shape; the message names it.
     """
-    image, text, scoring = (
-        {name.removeprefix("module."): value.float() for name, value in state.items()} for state in states
-    )
-    for name, state in (("fc.weight", image), ("embed.weight", text)):
-        if name not in state:
-            raise ValueError(f"{source}: {name}: is missing")
+    keys: dict[str, str] = {}
+    image, text, scoring = (_plain(state, source, keys) for state in states)
+    dim, region_dim = _matrix(image, "fc.weight", source)
+    vocab_size, word_dim = _matrix(text, "embed.weight", source)
     switches, names = _scoring_module(scoring, source)
     if switches["fusion"] == "sum":
         # W (v + t) = [W W] [v; t]: their matching layer of summed vectors is ours with its weights twice.
+        if (shape := _matrix(scoring, "fc_out.0.weight", source)) != (dim, dim):
+            raise ValueError(f"{source}: fc_out.0.weight: shape {list(shape)}; expected {[dim, dim]}, as of fc.weight")
         scoring["fc_out.0.weight"] = scoring["fc_out.0.weight"].repeat(1, 2)
-    config = CampConfig(
-        vocab_size=text["embed.weight"].shape[0],
-        word_dim=text["embed.weight"].shape[1],
-        region_dim=image["fc.weight"].shape[1],
-        dim=image["fc.weight"].shape[0],
-        **switches,
-    )
+    try:
+        config = CampConfig(vocab_size=vocab_size, word_dim=word_dim, region_dim=region_dim, dim=dim, **switches)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
     weights: Weights = {}
+    called: dict[str, str] = {}
     in_matcher = {theirs: f"matcher.{ours}" for theirs, ours in names.items()}
     for state, renamed in ((image, ENCODERS["image"]), (text, ENCODERS["text"]), (scoring, in_matcher)):
         unknown = sorted(state.keys() - renamed.keys())
         if unknown:
-            raise ValueError(f"{source}: {unknown[0]}: this project's model has no such weight")
+            key = keys[unknown[0]]
+            raise ValueError(f"{source}: {key[:100]}: this project's model has no such weight")
         weights |= {renamed[name]: value for name, value in state.items()}
+        called |= {ours: f"{keys.get(theirs, theirs)}, here {ours}" for theirs, ours in renamed.items()}
     if config.matching == "cosine":
         weights |= {"matcher.matching.log_scale": torch.tensor(0.0), "matcher.matching.shift": torch.tensor(0.0)}
     model = CAMP(config)
-    load_weights(model, weights, source)
+    load_weights(model, weights, source, called)
     return model.eval()
+
+
+def _plain(state: Mapping[str, Tensor], source: str, keys: dict[str, str]) -> Weights:
+    """The weights of a state dict in float32, by their names without `module.`; adds name -> the file's key to `keys`.
+
+    Raises:
+        ValueError: a name is no text or stands there twice, or a weight is no plain array of floats.
+    """
+    weights: Weights = {}
+    for key, value in state.items():
+        if not isinstance(key, str):
+            raise ValueError(f"{source}: {shown_value(key)}: is no name of a weight; expected text")
+        name = key.removeprefix("module.")
+        if name in weights:
+            raise ValueError(
+                f"{source}: {key[:100]}: stands there both with and without `module.`; expected one of them"
+            )
+        dense = value.layout is torch.strided and value.device.type == "cpu" and not value.is_nested
+        # A small file can say that a few numbers, read again and again, are a vast array.
+        if not dense or value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise ValueError(f"{source}: {key[:100]}: is sparse, or not all there; expected an array with every number")
+        if not value.is_floating_point():
+            raise ValueError(f"{source}: {key[:100]}: holds {value.dtype}; expected floats")
+        weights[name], keys[name] = value.float(), key
+    return weights
+
+
+def _matrix(weights: Weights, name: str, source: str) -> tuple[int, int]:
+    """Rows and columns of a weight; raises ValueError if it is missing or no matrix."""
+    if name not in weights:
+        raise ValueError(f"{source}: {name}: is missing")
+    shape = list(weights[name].shape)
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(f"{source}: {name}: shape {shape}; expected a matrix")
+    return shape[0], shape[1]
 
 
 def _scoring_module(scoring: Weights, source: str) -> tuple[dict[str, Any], dict[str, str]]:
     """The switches of a released scoring module, and our names for its weights within the matcher."""
     pooling = "final_reduce" if "final_reduce_1.linear.2.weight" in scoring else "reduce_layer"
-    heads = scoring.get(f"{pooling}_1.linear.2.weight")
-    if heads is None:
+    last = f"{pooling}_1.linear.2.weight"
+    if last not in scoring:
         raise ValueError(
-            f"{source}: {pooling}_1.linear.2.weight: is missing; a model that averages regions and words, as their "
+            f"{source}: {last}: is missing; a model that averages regions and words, as their "
             "CrossAttentionNew does over padding too, cannot be expressed"
         )
-    switches: dict[str, Any] = {"pooling": "mlp", "pooling_heads": heads.shape[0]}
+    switches: dict[str, Any] = {"pooling": "mlp", "pooling_heads": _matrix(scoring, last, source)[0]}
     if "fc_1.0.weight" not in scoring:
         switches |= {"fusion": "message", "gate": "none", "residual": False, "matching": "cosine"}
         return switches, KEYS | _pooling(pooling)
-    own, joint = scoring["fc_1.0.weight"].shape
+    own, joint = _matrix(scoring, "fc_1.0.weight", source)
+    if joint not in (own, 2 * own):
+        raise ValueError(
+            f"{source}: fc_1.0.weight: shape {[own, joint]}; expected twice as many columns as rows, or as many"
+        )
     switches |= {"fusion": "concat" if joint == 2 * own else "sum"}
     if "img_query_fc.weight" in scoring:
         return switches | {"hops": 2}, KEYS | HOP_KEYS | FUSION | MATCHING | _pooling(pooling)
     return switches, KEYS | FUSION | FUSION_BIAS | MATCHING | _pooling(pooling)
 
 
-class _VocabularyPickle(pickle.Unpickler):
-    """Reads plain values, and replaces the released code's `Vocabulary` by an object that can do nothing."""
-
-    class Vocabulary:
-        """An object whose attributes the file sets."""
-
-        def __init__(self, *_: object) -> None:
-            """Accept the arguments with which protocols 0 and 1 call `_reconstructor`, too."""
-
-    def find_class(self, module: str, name: str) -> type:
-        if name not in ("Vocabulary", "_reconstructor", "object"):
-            raise pickle.UnpicklingError(f"it calls {module}.{name}")
-        return self.Vocabulary
-
-
-def read_vocabulary(path: Path) -> Vocabulary:
-    """Read a vocabulary JSON, or a vocabulary pickle of the released code without executing any of it.
-
-    Raises:
-        ValueError: the file is neither.
-    """
-    if path.suffix != ".pkl":
-        return Vocabulary.load(path, "treebank")
-    try:
-        with path.open("rb") as file:
-            check_ops(file)
-            words = getattr(_VocabularyPickle(file, encoding="utf-8").load(), "idx2word", None)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); expected a vocabulary") from None
-    except Exception as error:  # a damaged pickle can raise almost anything
-        raise ValueError(
-            f"{path}: is not a pickle of a vocabulary: {str(error)[:200]}; nothing of it was run"
-        ) from None
-    if not isinstance(words, dict) or not words or set(words) != set(range(len(words))):
-        raise ValueError(f"{path}: idx2word: no words 0, 1, 2, ... found; expected a released vocabulary, or a JSON")
-    ordered = [words[number] for number in range(len(words))]
-    if odd := [word for word in ordered if not isinstance(word, str)]:
-        raise ValueError(f"{path}: idx2word: {odd[0]!r:.80} is not text ({len(odd)} such); expected words")
-    try:
-        return Vocabulary(ordered, "treebank")
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+def _epoch(content: Mapping[str, Any], path: Path) -> int | None:
+    """The epoch that a file states; what is none is said, and not recorded."""
+    epoch = content.get("epoch")
+    if epoch is None or (isinstance(epoch, int | np.integer) and abs(int(epoch)) < 2**63):
+        return None if epoch is None else int(epoch)
+    print(f"{path}: epoch: {shown_value(epoch)} is not recorded; expected a whole number", file=sys.stderr)
+    return None
 
 
 def main() -> None:
@@ -256,7 +205,12 @@ def main() -> None:
         for folder, path in folders.items():
             content = read_checkpoint(path)
             model = convert(content["model"], str(path))
-            save_checkpoint(folder, model, vocabulary, {"released": path.name, "epoch": content.get("epoch")})
+            if len(vocabulary) != (rows := model.config.vocab_size):
+                raise ValueError(
+                    f"{path}: embed.weight: {rows} rows; expected {len(vocabulary)}, a row for each word of "
+                    f"{arguments.vocabulary}"
+                )
+            save_checkpoint(folder, model, vocabulary, {"released": path.name, "epoch": _epoch(content, path)})
             write_sealed(folder / "fingerprint.json", {"start_end": True})
             print(f"{folder}: {model.config}")
     except (ValueError, OSError) as error:

@@ -15,6 +15,7 @@ from safetensors.torch import save
 
 from camp_model.captions import CaptionTable, write_captions
 from camp_model.files import read_object, read_table
+from camp_model.import_released import convert, read_checkpoint, read_vocabulary
 from camp_model.regions import ImageRegions, StoreInfo, read_shard, write_shard
 from camp_model.seal import LENGTH, MARK
 from camp_model.vocabulary import TOKENIZERS, Vocabulary
@@ -31,6 +32,7 @@ from stages.sources import coco, karpathy, table
 from stages.sources.base import Source
 from stages.sources.checks import check_source, check_splits
 from stages.training.word_vectors import load_word_vectors
+from tests.camp_model.test_import_released import released, vocabulary_pickle, write
 
 VOCABULARY = Vocabulary.build([["a", "red", "dog"], ["the", "dog", "runs"]])
 TEXTS = ["A red dog runs.", "the dog's 2.5 m T-shirt!", "dos perros rojos \u00e9", "\u72ac\u304c\u8d70\u308b"]
@@ -108,6 +110,10 @@ def _shard(path: Path) -> None:
     write_shard(path, StoreInfo(3, 4, "made-up"), "a", [("1", item), ("2", item)], [("3", "torn")])
 
 
+def _released(path: Path) -> None:
+    write(path, released("GatedFusion"), legacy=True)
+
+
 def targets(folder: Path) -> list[Target]:
     """All readers; `folder` is where samples are made."""
     rows = [{"filename": f"{i}.jpg", "split": split, "sentences": [{"raw": TEXTS[i]}], "imgid": i}
@@ -156,4 +162,7 @@ def targets(folder: Path) -> list[Target]:
         Target("any.parquet", captions, lambda path: read_table(path, {"text": pa.string()}, "a table"), library),
         Target("shard.arrow", shard, read_shard, library),
         Target("old.arrow", _without_seal(shard), read_shard, library),
+        Target("released.pth.tar", _written(folder, "r.pth.tar", _released),
+               lambda path: convert(read_checkpoint(path)["model"], str(path)), library),
+        Target("released.pkl", vocabulary_pickle(2, words=VOCABULARY.words), read_vocabulary, library),
     ]  # fmt: skip
