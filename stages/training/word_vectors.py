@@ -71,13 +71,13 @@ def _of_text(source: str, vocabulary: Vocabulary, dim: int) -> dict[int, Tensor]
     """The vectors of a text file.
 
     A line is a word and its numbers, separated by blanks. word2vec's header line (count and dimension) may come first.
-    If a word occurs twice, the first line is used.
+    If a word occurs twice, the first line is used. The first line of a word without blanks must have `dim` numbers.
     """
     path = named_path(source)
     ids = {word: i for i, word in enumerate(vocabulary.words)}
     vectors: dict[int, Tensor] = {}
     other: dict[str, int] = {}  # word of the vocabulary, line that begins with it and is not in this form
-    first = 1  # line of the first vector
+    stated, held, checked = 0, 0, False  # words that a header says, lines of words, whether `dim` is theirs
     try:
         # Lines end only at newlines: a carriage return may be a word.
         with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as file:
@@ -85,17 +85,21 @@ def _of_text(source: str, vocabulary: Vocabulary, dim: int) -> dict[int, Tensor]
                 fields = line.rstrip().split(" ")
                 if number == 1 and len(fields) == 2 and all(field.isdecimal() and len(field) < 20 for field in fields):
                     _check_dimension(path, number, int(fields[1]), dim)
-                    first = 2
+                    stated = int(fields[0])
                     continue
-                if number == first:
+                held += not line.isspace()
+                if not checked and _numbers(fields[1:]):
                     _check_dimension(path, number, len(fields) - 1, dim)
+                    checked = True
                 word = " ".join(fields[:-dim])  # some files have words with blanks
                 if (i := ids.get(word)) is not None and i not in vectors:
                     vectors[i] = _vector(path, number, fields[-dim:])
-                elif (begin := line.split(maxsplit=1)[:1]) and begin[0] in ids and _numbers(fields[1:-dim]):
+                elif (begin := line.split(maxsplit=1)[:1]) and begin[0] in ids and _numbers(line.split()[1:-dim]):
                     other.setdefault(begin[0], number)
     except OSError as error:
         raise InputError(f"train.word_vectors: {path}: cannot be read ({error.strerror})") from None
+    if held < stated:
+        print(f"train.word_vectors: {path}: the header says {stated:,} words, the file has {held:,}; it may be cut off")
     if lost := {word: number for word, number in other.items() if ids[word] not in vectors}:
         word, number = next(iter(lost.items()))
         print(

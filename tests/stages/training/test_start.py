@@ -48,6 +48,28 @@ def test_words_whose_numbers_are_not_all_there_are_said(tmp_path, capsys):
     path.write_text("red 1 2 3\nred 1 herring 1 2 3\ndog 1 2 3 4\n")
     assert word(start(word_vectors=str(path)), "dog") == word(random, "dog")
     assert "1 words of the vocabulary, such as 'dog' in line 3, do not have" in capsys.readouterr().out
+    for line in ("dog  1 2 3", " dog 1 2 3", "dog 1  2 3"):
+        path.write_text(f"red 1 2 3\n{line}\n")
+        assert word(start(word_vectors=str(path)), "dog") == word(random, "dog")
+        assert "1 words of the vocabulary, such as 'dog' in line 2, do not have" in capsys.readouterr().out
+
+
+def test_a_file_with_fewer_words_than_its_header_says_is_said(tmp_path, capsys):
+    path = tmp_path / "vectors.txt"
+    for header, said in (
+        ("9 3", "vectors.txt: the header says 9 words, the file has 2; it may be cut off"),
+        ("2 3", ""),
+    ):
+        path.write_text(f"{header}\ndog 1 2 3\nzebra 1 2 3\n")
+        assert word(start(word_vectors=str(path)), "dog") == [1, 2, 3]
+        out = capsys.readouterr().out
+        assert said in out and ("header" in out) == bool(said)
+
+
+def test_the_first_word_may_have_blanks(tmp_path):
+    path = tmp_path / "vectors.txt"
+    path.write_text("New York 1 2 3\nred 4 5 6\n")
+    assert word(start(word_vectors=str(path)), "red") == [4, 5, 6]
 
 
 def test_word_vectors_end_at_newlines_alone(tmp_path):
@@ -62,6 +84,7 @@ def test_word_vectors_end_at_newlines_alone(tmp_path):
     [
         ("red 1 2\ndog 3 4\n", r"line 1: 2 numbers; expected model\.word_dim, 3"),
         ("3 4\nred 1 2 3\n", r"line 1: 4 numbers; expected model\.word_dim, 3"),
+        ("New York 1 2 3 4\nred 1 2 3 4\n", r"line 2: 4 numbers; expected model\.word_dim, 3"),
         ("red 1 two 3\n", r"line 1: is not a word and 3 numbers"),
         ("zebra 1 1 1\nred 1 nan 3\n", r"line 2: is not a word and 3 numbers"),
         ("zebra 1 2 3\n", r"holds no word of the vocabulary"),
