@@ -35,11 +35,13 @@ _MESSAGES = {
 
 
 def _check_text(text: str) -> None:
-    """Raise PydanticCustomError if a text cannot be encoded, or is too long to name a file."""
+    """Raise PydanticCustomError if a text cannot be encoded, or is too long to name a file, or holds what none does."""
     try:
         size = max(map(len, text.encode().split(b"/"))) if "://" not in text else 0
     except UnicodeEncodeError:
         raise PydanticCustomError("text", "holds half a character (a lone surrogate)") from None
+    if "\0" in text:
+        raise PydanticCustomError("text", "holds a character of number 0, which no name of a file does")
     if size > 255 or len(text.encode()) > 4095:
         raise PydanticCustomError("text", "is longer than the name of a file may be")
 

@@ -83,6 +83,7 @@ def test_the_shipped_params_are_valid_and_name_every_key(repository: Path) -> No
         ("report", 3, "report: 3 is not a mapping"),
         ("dataset.root", "x" * 5000, "x' is longer than the name of a file may be"),
         ("train.start_from", "a/" * 2048, "/' is longer than the name of a file may be"),
+        ("train.word_vectors", "\0", r"train.word_vectors: '\x00' holds a character of number 0"),
         ("train.freeze", ["a", "\ud800"], "train.freeze: ['a', '\\ud800'] holds half a character"),
     ],
 )
