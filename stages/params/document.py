@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,22 @@ from stages.errors import InputError, shown
 
 MAX_VALUES = 1_000_000
 """Largest number of values in a document, with each alias counted as a copy."""
+MAX_BITS = 1024
+"""Bits of a whole number; no float goes beyond, and Python refuses to print what is far longer."""
 
 
 def parse(text: str) -> Any:
     """Parse a YAML 1.2 text.
 
     Raises:
-        ValueError: the text is not YAML (the message says where), or its aliases hold themselves or too many values.
+        ValueError: the text is not YAML (the message says where), or its aliases hold themselves or too many values, or
+            a whole number is longer than any that is used.
     """
     from ruamel.yaml import YAML
 
     try:
         values = YAML(typ="safe", pure=True).load(text)
-        _size(values, set(), {})
+        _size(values, set(), {}, "")
     except Exception as error:  # a damaged file can raise almost anything from the parser
         mark = getattr(error, "problem_mark", None)
         position = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -32,25 +35,32 @@ def parse(text: str) -> Any:
     return values
 
 
-def _size(value: Any, ancestors: set[int], sizes: dict[int, int]) -> int:
+def _size(value: Any, ancestors: set[int], sizes: dict[int, int], key: str) -> int:
     """Count the values in a value, with each alias counted as a copy; a list counts as one, as in `leaves`.
 
     Args:
         value: a parsed value.
         ancestors: ids of the mappings and lists that contain the value.
         sizes: id of a mapping or list -> its count, for those counted so far.
+        key: where the value stands, for errors.
 
     Raises:
-        ValueError: an alias makes the value hold itself, or aliases of aliases make more than MAX_VALUES.
+        ValueError: an alias makes the value hold itself, or aliases of aliases make more than MAX_VALUES, or a
+            whole number has more than MAX_BITS.
     """
     if id(value) in ancestors:
         raise ValueError("a value holds itself (an alias to what it is in)")
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        raise ValueError(
+            f"{key or 'a value'}: is a number of {value.bit_length():,} bits; expected at most {MAX_BITS:,}"
+        )
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in sizes:
         ancestors.add(id(value))
-        items = value.values() if isinstance(value, dict) else value
-        count = sum([_size(item, ancestors, sizes) for item in items])
+        items: Iterable[tuple[Any, Any]] = value.items() if isinstance(value, dict) else enumerate(value)
+        # A long key above many values is not copied whole for each of them.
+        count = sum([_size(item, ancestors, sizes, f"{key}.{at}".removeprefix(".")[-200:]) for at, item in items])
         sizes[id(value)] = 1 + count if isinstance(value, dict) else 1
         ancestors.discard(id(value))
         if sizes[id(value)] > MAX_VALUES:

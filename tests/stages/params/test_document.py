@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.forms import form, write_params
+from stages.errors import InputError
 from stages.params import document
 from stages.params.pipeline import Params
 
@@ -102,6 +103,13 @@ def test_what_is_no_yaml_is_an_error_of_one_short_line(text: str) -> None:
     with pytest.raises(ValueError, match="^is not YAML: ") as caught:
         document.parse(text)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("text", ["train:\n  seed: {}\n", "train:\n  seed: [1, {}]\n", "train: {{seed: -{}}}\n"])
+def test_a_number_that_is_too_long_is_an_error_with_its_key(path: Path, text: str) -> None:
+    path.write_text(text.format("0x1" + "0" * 5000))
+    with pytest.raises(InputError, match=r"params.yaml: is not YAML: train\.seed\S*: is a number of 20,001 bits"):
+        document.read(path)
 
 
 def test_aliases_that_hold_nothing_of_themselves_are_read() -> None:
