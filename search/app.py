@@ -31,8 +31,12 @@ def serve(
     Raises:
         InputError: the address is not available, or a name is invalid.
     """
-    application = create_application(collection, [*allow_host, *_own_name(host)])
-    listening = _listen(host, port)
+    listening = _listen(host, port)  # first, because it says what is wrong with `host`
+    try:
+        application = create_application(collection, [*allow_host, *_own_name(host)])
+    except InputError:
+        listening.close()
+        raise
     # After its last answer uvicorn raises the signal again; here that only ends `run`.
     previous = {number: signal.signal(number, _end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -247,6 +247,9 @@ def test_a_port_that_is_taken_and_a_wrong_name_are_said(collection: PictureColle
             serve(collection, port=port)
     with pytest.raises(InputError, match="cannot be listened on"):
         serve(collection, port=70_000)
+    for host in ("", "http://x"):
+        with pytest.raises(InputError, match=f"^--host '{host}' --port 0: cannot be listened on"):
+            serve(collection, host=host)
     for name in ("", "http://x", "a*b", "*b", "*.", "."):
         with pytest.raises(InputError, match="--allow-host"):
             serve(collection, allow_host=[name])
