@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.errors import InputError, printable
+from stages.errors import InputError, printable, shown
 from stages.garbage import garbage_collection_paused
 from stages.workspace import argument_path
 
@@ -23,6 +23,8 @@ TOP = 10
 """Pictures printed by default."""
 PRINTED, SERVED = ("top", "json"), ("host", "port", "allow_host")
 """Options of answers to sentences, and of the page; each None unless it is given."""
+REJECTED_PRINTED = 10
+"""Pictures that cannot be used which are printed with their reasons."""
 PROGRESS_SECONDS = 0.2
 """Seconds between two updates of the progress bar."""
 
@@ -67,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top", type=_count, metavar="N", help=f"pictures printed (default: {TOP})")
     parser.add_argument("--json", action="store_true", default=None, help="print JSON")
     parser.add_argument(
-        "--sentences", type=Path, metavar="FILE",
+        "--sentences", type=_file, metavar="FILE",
         help="print a line of JSON for each line of a file, or of standard input (-)",
     )  # fmt: skip
     parser.add_argument("--host", help="address of the page (default: 127.0.0.1)")
@@ -81,6 +83,12 @@ def _parser() -> argparse.ArgumentParser:
 def _folder(text: str) -> Path:
     if not text:  # from an unset variable; Path would make it the current folder
         raise argparse.ArgumentTypeError("is empty; expected a folder")
+    return Path(text)
+
+
+def _file(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; expected a file, or - for standard input")
     return Path(text)
 
 
@@ -105,8 +113,8 @@ def _run(options: argparse.Namespace) -> None:
         _wait(collection)
         _print_problems(collection.status())
         with _stdout_errors():
-            for sentence in sentences:
-                _print(collection, sentence, options)
+            for number, sentence in enumerate(sentences):
+                _print(collection, sentence, options, first=number == 0)
         _check_pictures(collection, options)
     finally:
         collection.close()
@@ -177,13 +185,17 @@ def _print_problems(status: Any) -> None:
         name, reason = status.rejected[0]
         pictures = "1 picture" if status.rejected_count == 1 else f"{status.rejected_count:,} pictures"
         print(f"{pictures} cannot be used, such as {_printable(name)}: {_printable(reason)}", file=sys.stderr)
+        for name, reason in status.rejected[1:REJECTED_PRINTED]:
+            print(f"  {_printable(name)}: {_printable(reason)}", file=sys.stderr)
+        if status.rejected_count > REJECTED_PRINTED:
+            print(f"  and {status.rejected_count - REJECTED_PRINTED:,} more; --json lists all", file=sys.stderr)
     if status.copies:
         print(f"copies of other files, which are listed only under the first name: {status.copies}", file=sys.stderr)
     if status.problem:
         print(_printable(status.problem), file=sys.stderr)
 
 
-def _print(collection: Any, sentence: str, options: argparse.Namespace) -> None:
+def _print(collection: Any, sentence: str, options: argparse.Namespace, first: bool) -> None:
     top = options.top or TOP
     answer, status = collection.search(sentence, top), collection.status()
     if options.json or options.sentences:
@@ -191,18 +203,21 @@ def _print(collection: Any, sentence: str, options: argparse.Namespace) -> None:
             {"rank": rank, "picture_id": hit.picture_id, "path": str(hit.file.path), "score": hit.score}
             for rank, hit in enumerate(answer.hits, start=1)
         ]
+        # A long list is not repeated for each of many sentences.
+        rejected = [{"name": name, "reason": reason} for name, reason in status.rejected]
+        listed = rejected if first or not rejected else None
         content = {
             "sentence": sentence, "words": answer.words, "unknown": answer.unknown,
             "by_spelling": answer.by_spelling, "dropped": answer.dropped, "hits": hits, "ranked": answer.scored,
-            "pictures": answer.total, "rejected": status.rejected_count, "copies": status.copies,
-            "indexing": status.scanning, "problem": status.problem, "model": status.model,
+            "pictures": answer.total, "rejected": status.rejected_count, "rejected_pictures": listed,
+            "copies": status.copies, "indexing": status.scanning, "problem": status.problem, "model": status.model,
         }  # fmt: skip
         print(json.dumps(content, indent=None if options.sentences else 2))
     else:
         if answer.unknown:
-            print(f"unknown to the model: {_printable(', '.join(answer.unknown))}", file=sys.stderr)
+            print(f"unknown to the model: {_printable(', '.join(map(shown, answer.unknown)))}", file=sys.stderr)
         if answer.by_spelling:
-            words = _printable(", ".join(answer.by_spelling))
+            words = _printable(", ".join(map(shown, answer.by_spelling)))
             print(f"not in the training vocabulary, read by their spelling: {words}", file=sys.stderr)
         if answer.dropped:
             print(

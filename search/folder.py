@@ -18,7 +18,7 @@ from search.cache import FeatureCache
 from search.features import FILE, Extraction, RegionFinder, ready_detector
 from search.listing import Listing, list_pictures
 from search.locking import WaitAbandoned, locked
-from search.pictures import REJECTED_SHOWN, PictureFile, Pictures, Status
+from search.pictures import PictureFile, Pictures, Status
 from stages.contracts import read_fingerprint
 from stages.detectors.base import Description
 from stages.errors import InputError
@@ -195,9 +195,8 @@ class FolderSource:
         of_paths = [(paths[sha256], reasons[sha256]) for sha256 in paths.keys() & reasons.keys()]
         rejected = sorted([*self._listing.unreadable, *of_paths])
         self._status = Status(
-            len(paths) - len(of_paths), 0, rejected[:REJECTED_SHOWN], len(rejected), model=self.name,
-            copies=self._listing.copies,
-        )  # fmt: skip
+            len(paths) - len(of_paths), 0, rejected, len(rejected), model=self.name, copies=self._listing.copies
+        )
         self._index()
         self._published = self._cache.changes
 

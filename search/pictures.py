@@ -93,7 +93,7 @@ class Status:
     ready: int
     """Number of pictures that can be searched."""
     rejected: list[tuple[str, str]] = field(default_factory=list)
-    """(name, reason) of up to REJECTED_SHOWN pictures that cannot be used."""
+    """(name, reason) of each picture that cannot be used."""
     rejected_count: int = 0
     scanning: bool = False
     """Whether indexing is still going on."""
@@ -118,9 +118,6 @@ class Status:
         if self.ready == self.total:
             return f"All {self.ready:,} pictures found so far can be searched; the folder is being read."
         return f"{self.ready:,} of {self.total:,} pictures can be searched; the others are being indexed."
-
-
-REJECTED_SHOWN = 1000
 
 
 class PictureSource(Protocol):

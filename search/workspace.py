@@ -16,7 +16,7 @@ from camp_model.model import CAMP
 from camp_model.regions import ImageRegions, RegionStore
 from camp_model.seal import check_seal
 from search.features import RegionFinder
-from search.pictures import REJECTED_SHOWN, PictureFile, Pictures, Status
+from search.pictures import PictureFile, Pictures, Status
 from search.sample import TOLERANCE, difference
 from stages.contracts import check_trained_on, input_errors, read_fingerprint, read_table
 from stages.detectors.images import RejectedImage, read_image
@@ -246,7 +246,7 @@ class WorkspaceSource:
         """As `PictureSource.status`."""
         pictures = self._pictures
         return Status(
-            len(pictures), len(pictures), self._rejected[:REJECTED_SHOWN], len(self._rejected), False, self.name,
+            len(pictures), len(pictures), self._rejected, len(self._rejected), False, self.name,
             self._problem, version=pictures.version,
         )  # fmt: skip
 

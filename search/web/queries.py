@@ -20,6 +20,8 @@ AT_ONCE = 2
 EXAMPLES = 6
 MAX_SENTENCE = 1000
 """Characters of a sentence."""
+REJECTED_SHOWN = 1000
+"""Pictures that cannot be used whose reasons are sent."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,10 @@ class Queries:
         return replace_invalid_utf8(self.collection.file(picture_id).name)
 
     def status(self) -> Status:
-        """As `PictureCollection.status`, its texts as they can be sent."""
+        """As `PictureCollection.status`, its texts as they can be sent, and of REJECTED_SHOWN pictures the reason."""
         status = self.collection.status()
-        rejected = [(replace_invalid_utf8(name), replace_invalid_utf8(reason)) for name, reason in status.rejected]
+        shown = status.rejected[:REJECTED_SHOWN]
+        rejected = [(replace_invalid_utf8(name), replace_invalid_utf8(reason)) for name, reason in shown]
         problem = None if status.problem is None else replace_invalid_utf8(status.problem)
         return replace(status, rejected=rejected, problem=problem, model=replace_invalid_utf8(status.model))
 

@@ -155,6 +155,7 @@ def test_what_is_wrong_is_said_in_one_line(
         (["a dog", "--port", "0"], "--port: is for the page"),
         (["--sentences", "-", "--allow-host", "example.org"], "--allow-host: is for the page"),
         (["a dog", "--images", ""], "is empty; expected a folder"),
+        (["--sentences", ""], "--sentences: is empty; expected a file"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(
