@@ -16,7 +16,7 @@ from pipelines.experiments import run_in_parallel
 from pipelines.study import SPLIT, read_outcome, read_study
 from pipelines.study_document import Page, check_document, write_document
 from pipelines.study_rates import rates_markdown, with_rates
-from pipelines.variants import check_evaluated, params_of, warn_of_kept_params
+from pipelines.variants import check_evaluated, override_params, params_of, warn_of_kept_params, warn_of_left_out
 from stages.errors import InputError
 from stages.params.document import parse
 from stages.params.pipeline import Params
@@ -127,7 +127,26 @@ FURTHER = frozenset({
 hour and a half on two cores."""
 CLOSE = ("full", "cosine-bce", "mlp-ranking")
 """Rows that three seeds may not distinguish; `more_seeds` applies to them."""
-OVERRIDES = {name: variant.overrides for name, variant in STUDY.items() if name not in FURTHER}
+ALL_ROWS = {name: variant.overrides for name, variant in STUDY.items()}
+OVERRIDES = {name: overrides for name, overrides in ALL_ROWS.items() if name not in FURTHER}
+
+
+def possible_rows(
+    variants: dict[str, dict[str, Any]], base: dict[str, Any]
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """The rows that params.yaml with `base` can have, and the reason why it cannot have each other one.
+
+    No row makes up for what it lacks: with a second change, such as of the features that all others share, its
+    difference to `full` would not be what it is named after. `full` stays in any case: nothing replaces it.
+    """
+    present, reasons = Params.load(), {}
+    for name, overrides in variants.items():
+        try:
+            override_params(present, {**base, **overrides})
+        except InputError as error:
+            if name != "full":
+                reasons[name] = str(error)
+    return {name: overrides for name, overrides in variants.items() if name not in reasons}, reasons
 
 
 def check_seeds(seeds: list[int], more_seeds: list[int] = []) -> None:  # noqa: B006
@@ -169,7 +188,8 @@ def ablation(
     """The study: train variants of the model with several seeds, rank them, and write the comparison.
 
     Args:
-        variants: name -> the params that it changes, as dotted keys; the others are compared with `full`.
+        variants: name -> the params that it changes, as dotted keys; the others are compared with `full`. Of the
+            default rows, those that params.yaml cannot have are left out; others are refused.
         seeds: training seeds of every variant.
         more_seeds: further seeds for the rows that are close to each other (`CLOSE`).
         rates: multiples of its learning rate; every variant is also trained with these, with the first seed only.
@@ -183,10 +203,14 @@ def ablation(
         if "full" not in variants:
             raise InputError("variants: full: is missing; expected the model that the others are compared with")
     check_seeds(seeds, more_seeds)
+    left_out: dict[str, str] = {}
+    if variants in (OVERRIDES, ALL_ROWS):  # nobody named a row
+        variants, left_out = possible_rows(variants, base)
     params = params_of(with_seeds(variants, seeds[:1], base))
     if document:
         check_evaluated(params, SPLIT)
     warn_of_kept_params(variants, base)
+    warn_of_left_out(left_out)
     close = {name: overrides for name, overrides in variants.items() if name in CLOSE}
     rated = with_rates(variants, rates, Params.load().train.learning_rate, base)
     trainings = (
@@ -198,7 +222,7 @@ def ablation(
         labels = {name: STUDY[name].label if name in STUDY else name for name in variants}
         experiments = {name: [names[f"{name}-s{seed}"] for seed in of_row] for name, of_row in seeds_of.items()}
         study = read_study(experiments, labels, seeds, base, parent)
-        page = Page()
+        page = Page(left_out=left_out)
         if rates:
             by_rate = {
                 name: {1.0: study.outcomes[name][0]}
@@ -245,7 +269,8 @@ def main() -> None:
                         help="also train every row with X times its learning rate, first seed only")  # fmt: skip
     parser.add_argument("--promote", action="store_true", help="make the best model the champion in MLflow")
     arguments = parser.parse_args()
-    variants = {name: STUDY[name].overrides for name in arguments.only or (STUDY if arguments.all else OVERRIDES)}
+    named = {name: ALL_ROWS[name] for name in arguments.only or ()}
+    variants = named or (ALL_ROWS if arguments.all else OVERRIDES)
     with prefect_command():
         ablation(variants, arguments.seeds, arguments.more_seeds, arguments.rates, dict(arguments.set),
                  arguments.jobs, arguments.promote, arguments.document)  # fmt: skip

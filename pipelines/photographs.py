@@ -23,7 +23,7 @@ from pipelines.study import SPLIT, Outcomes, commit_of, difference_of, read_stud
 from pipelines.study_answers import interval
 from pipelines.study_document import Page, check_document, write_document
 from pipelines.summary import costs_markdown, table
-from pipelines.variants import check_evaluated, params_of, warn_of_kept_params
+from pipelines.variants import check_evaluated, params_of, warn_of_kept_params, warn_of_left_out
 from stages.errors import InputError
 from stages.params.document import rewrite
 from stages.params.pipeline import Params
@@ -70,8 +70,8 @@ def photographs(
     check_experiments(jobs)
     # Rows differ in train.start_from, which a stage upstream of these two reads: update them here, once for all rows.
     allow_commands()
-    if not rows and obstacles:
-        get_run_logger().warning("rows left out: %s", "; ".join(map(": ".join, obstacles.items())))
+    left_out = {} if rows else obstacles
+    warn_of_left_out(left_out)
     run_command([*DVC, "repro", "extract_regions", "tokenize_captions"], get_run_logger().info)
     joint = with_seeds({JOINT: overrides.pop(JOINT)}, seeds, base)
     first_results, names, _ = run_in_parallel("photographs", joint, jobs, False, "evaluate")
@@ -86,7 +86,8 @@ def photographs(
     experiments = {name: [names[f"{name}-s{seed}"] for seed in seeds] for name in chosen}
     study = read_study(experiments, labels, seeds, base, parent)
     costs = costs_markdown(SHARED, {labels[name]: of_row for name, of_row in experiments.items()}, jobs)
-    write_document(Path(document), study, replace(PAGE, remarks=_remarks(study.outcomes, full) + costs))
+    page = replace(PAGE, remarks=_remarks(study.outcomes, full) + costs, left_out=left_out)
+    write_document(Path(document), study, page)
     get_run_logger().info("written: %s", document)
     return first_results + later_results
 

@@ -4,7 +4,8 @@ import contextlib
 import itertools
 import os
 import platform
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ class Page:
     """Markdown below the table of recalls."""
     further: str = ""
     """Markdown above the section "Fine print"."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Default rows that the params cannot have -> the reason."""
 
 
 def check_document(document: str) -> None:
@@ -102,11 +105,17 @@ def _text(path: Path, study: Study, page: Page) -> str:
         "## Fine print\n",
         f"- Data: {study.data}.\n"
         f"- Set for every row that does not set it itself: {settings or 'nothing'}; all else as in `params.yaml`.\n"
+        f"{_left_out(page)}"
         f"- Commit {study.commit}; MLflow parent run `{study.run or 'not recorded'}`.\n"
         f"- {_machine()}.\n"
         "- Seeds change the training (weights, order, negatives); data, detector and regions are the same for all.\n",
     ]
     return "\n".join(sections)
+
+
+def _left_out(page: Page) -> str:
+    rows = "; ".join(f"`{name}` ({reason})" for name, reason in page.left_out.items())
+    return f"- Rows left out, because `params.yaml` cannot have them: {rows}.\n" if rows else ""
 
 
 def _seeds(study: Study) -> str:

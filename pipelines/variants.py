@@ -154,6 +154,12 @@ def warn_of_kept_params(variants: Mapping[str, Mapping[str, Any]], base: Mapping
         get_run_logger().warning("rows keep their own value: %s", "; ".join(messages))
 
 
+def warn_of_left_out(reasons: Mapping[str, str]) -> None:
+    """Log a warning that names the rows that params.yaml cannot have, each with its reason."""
+    if reasons:
+        get_run_logger().warning("rows left out: %s", "; ".join(map(": ".join, reasons.items())))
+
+
 def named_content(params: Mapping[str, Params]) -> dict[str, Content]:
     """By variant, the content of the files and folders that its params name.
 

@@ -1,0 +1,79 @@
+"""Which rows a study has, with the params of every preset."""
+
+import itertools
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from prefect.logging import disable_run_logger
+
+from pipelines import ablation as module
+from pipelines.ablation import ALL_ROWS, OVERRIDES, ablation, possible_rows
+from pipelines.study import Study
+from pipelines.study_document import Page, write_document
+from pipelines.variants import params_of
+from stages.errors import InputError
+from stages.params import document
+from stages.params.presets import compose
+from tests.pipelines.test_study import outcome
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ("scenes", "flickr30k", "flickr8k", "coco", "own_images")
+FEATURES = ("bottom_up", "faster_rcnn", "grid")
+MODELS = ("counts", "gates", "paper", "best", "best_1_joint", "three_step_1_attention")
+
+
+@pytest.fixture
+def with_presets(tmp_path, monkeypatch):
+    """Writes a params.yaml of presets into a workspace."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(*names):
+        shutil.copy(ROOT / "params.yaml", "params.yaml")
+        params, _ = compose([ROOT / f"presets/{name}.yaml" for name in names])
+        document.rewrite(Path("params.yaml"), params.to_dict())
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "presets",
+    [*itertools.product(DATA, FEATURES), *(("flickr8k", "grid", model) for model in MODELS), ("scenes", "counts")],
+)
+def test_every_default_row_can_be_trained_or_is_left_out_with_its_reason(presets, with_presets, monkeypatch):
+    with_presets(*presets)
+    trained, reasons = {}, {}
+    monkeypatch.setattr(module, "run_in_parallel", lambda _, trainings, *__: trained.update(trainings) or ([], {}, ""))
+    monkeypatch.setattr(module, "warn_of_left_out", reasons.update)
+    with disable_run_logger():
+        ablation.fn(ALL_ROWS, [0], document="")
+    assert params_of(trained).keys() == {f"{name}-s0" for name in ALL_ROWS.keys() - reasons.keys()}
+    assert "full-s0" in trained and all(reasons.values())
+
+
+def test_no_row_is_left_out_on_the_scenes_or_changes_what_names_its_experiments(with_presets):
+    with_presets("scenes")
+    assert possible_rows(ALL_ROWS, {}) == (ALL_ROWS, {})
+
+
+@pytest.mark.parametrize("rows", [("full", "counts"), ("full", "own")])
+def test_a_row_that_somebody_named_is_refused(rows, with_presets):
+    with_presets("flickr30k", "bottom_up")
+    variants = {name: ALL_ROWS.get(name, {"model.gate_evidence": True}) for name in rows}
+    with pytest.raises(InputError, match=rf"^{rows[1]}-s0: model\.gate_evidence: true reads where regions lie"):
+        ablation.fn(variants, [0], document="")
+    assert possible_rows(OVERRIDES, {"regions.geometry": True})[1] == {}
+
+
+def test_full_is_refused_not_left_out(with_presets):
+    with_presets("flickr30k", "bottom_up")
+    with pytest.raises(InputError, match=re.escape("full-s0: model.gate_evidence: true reads where")):
+        ablation.fn(seeds=[0], base={"model.gate_evidence": True}, document="")
+
+
+def test_the_page_says_which_rows_were_left_out_and_why(tmp_path):
+    study = Study({"full": [outcome(4)]}, {"full": "full model"}, [0], {}, "made up", "0", None, None)
+    write_document(tmp_path / "study.md", study, Page(left_out={"counts": "there are no places"}))
+    said = "- Rows left out, because `params.yaml` cannot have them: `counts` (there are no places).\n"
+    assert said in (tmp_path / "study.md").read_text()
