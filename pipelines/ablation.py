@@ -13,6 +13,7 @@ from prefect import flow, get_run_logger
 
 from pipelines.commands import prefect_command
 from pipelines.experiments import run_in_parallel
+from pipelines.pairs import by_name
 from pipelines.study import SPLIT, read_outcome, read_study
 from pipelines.study_document import Page, check_document, write_document
 from pipelines.study_rates import rates_markdown, with_rates
@@ -272,7 +273,7 @@ def main() -> None:
     named = {name: ALL_ROWS[name] for name in arguments.only or ()}
     variants = named or (ALL_ROWS if arguments.all else OVERRIDES)
     with prefect_command():
-        ablation(variants, arguments.seeds, arguments.more_seeds, arguments.rates, dict(arguments.set),
+        ablation(variants, arguments.seeds, arguments.more_seeds, arguments.rates, by_name(arguments.set),
                  arguments.jobs, arguments.promote, arguments.document)  # fmt: skip
 
 

@@ -31,6 +31,7 @@ from camp_model.files import remove_unused, replacing
 from pipelines.commands import Unfinished, allow_commands, prefect_command
 from pipelines.dag import read_dag
 from pipelines.devices import device_environments
+from pipelines.pairs import by_name
 from pipelines.reproduce import ONE_BY_ONE, run_stage
 from stages.entry import read_params
 from stages.errors import InputError
@@ -282,7 +283,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with prefect_command():
         extract(arguments.cluster, arguments.workers, arguments.storage, arguments.shards_per_task,
-                dict(arguments.resource))  # fmt: skip
+                by_name(arguments.resource))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pipelines.ablation import check_seeds, study_parser, with_seeds
 from pipelines.commands import allow_commands, prefect_command, run_command
 from pipelines.dag import check_experiments
 from pipelines.experiments import run_in_parallel
+from pipelines.pairs import by_name
 from pipelines.photograph_rows import ADDITIONS, FIRST, JOINT, WORDS, rows_of, starts_from_joint
 from pipelines.reproduce import DVC
 from pipelines.study import SPLIT, Outcomes, commit_of, difference_of, read_study
@@ -172,7 +173,7 @@ def main() -> None:
     parser.add_argument("--first", default=str(FIRST), help="preset of the joint embedding (default: %(default)s)")
     arguments = parser.parse_args()
     with prefect_command():
-        photographs(arguments.only, arguments.seeds, dict(arguments.set), arguments.first, arguments.jobs,
+        photographs(arguments.only, arguments.seeds, by_name(arguments.set), arguments.first, arguments.jobs,
                     arguments.document)  # fmt: skip
 
 

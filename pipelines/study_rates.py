@@ -6,6 +6,7 @@ from typing import Any
 from pipelines.study import Outcome, difference_of
 from pipelines.study_answers import interval
 from pipelines.summary import table
+from stages.errors import InputError
 
 RATE = "train.learning_rate"
 Rated = Mapping[str, Mapping[float, Outcome]]
@@ -22,12 +23,19 @@ def with_rates(
         multiples: factors of the learning rate that a variant would otherwise have.
         rate: the learning rate of params.yaml.
         base: params set for all variants; variants override them.
+
+    Raises:
+        InputError: two of them, or one and a variant, would have the same name, and one would not be trained.
     """
-    return {
-        f"{name}-x{multiple:g}": {**overrides, RATE: multiple * {RATE: rate, **base, **overrides}[RATE]}
-        for name, overrides in variants.items()
-        for multiple in multiples
-    }
+    rated: dict[str, dict[str, Any]] = {}
+    for name, overrides in variants.items():
+        for multiple in multiples:
+            if (of_rate := f"{name}-x{multiple:g}") in rated or of_rate in variants:
+                raise InputError(
+                    f"rates: {multiple}: {of_rate} is there twice; expected rates that differ in six digits"
+                )
+            rated[of_rate] = {**overrides, RATE: multiple * {RATE: rate, **base, **overrides}[RATE]}
+    return rated
 
 
 def rates_markdown(rated: Rated, labels: Mapping[str, str], seed: int) -> str:

@@ -16,11 +16,13 @@ import yaml
 from prefect import get_run_logger
 
 from camp_model.seal import digest_of_values
+from pipelines.pairs import by_name
 from stages.content.named import Content, NamedFilesSections, named_paths
 from stages.errors import InputError, shown
 from stages.named_files import current_content
 from stages.params.document import leaves
 from stages.params.pipeline import Params
+from stages.params.section import Section
 from stages.tracking.machine import copy_index
 
 GRID = '{"model.pooling": ["attention", "mean"]}'
@@ -28,14 +30,21 @@ GRID = '{"model.pooling": ["attention", "mean"]}'
 
 
 def grid_of(text: str) -> dict[str, Any]:
-    """Parse a grid from JSON."""
+    """Parse a grid from JSON; a key that is there twice is an error, as JSON itself would keep the last alone."""
     try:
-        grid = json.loads(text)
+        grid = json.loads(text, object_pairs_hook=_each_key_once)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"is not JSON: {error}; expected {GRID}") from None
     if not isinstance(grid, dict):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not an object; expected {GRID}")
     return grid
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    try:
+        return by_name(pairs)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def set_param(key: str, value: Any) -> list[str]:
@@ -55,10 +64,17 @@ def override_params(params: Params, overrides: Mapping[str, Any]) -> Params:
     """The params with the values of some keys replaced.
 
     Raises:
-        InputError: a key does not exist, or a value is not allowed, by itself or together with the others.
+        InputError: a key does not exist or is a whole section, whose other keys would silently become the defaults, or
+            a value is not allowed, by itself or together with the others.
     """
     values = params.to_dict()
     for dotted, value in overrides.items():
+        present: Any = params
+        for part in dotted.split("."):
+            present = getattr(present, part, None) if isinstance(present, Section) else None
+        if isinstance(present, Section):
+            first = f"{dotted}.{next(iter(present))[0]}"
+            raise InputError(f"{dotted}: is a whole section; expected keys of it with dots, such as {first}")
         *sections, key = dotted.split(".")
         level = values
         for section in sections:

@@ -12,6 +12,7 @@ from pipelines import ablation as module
 from pipelines.ablation import ALL_ROWS, OVERRIDES, ablation, possible_rows
 from pipelines.study import Study
 from pipelines.study_document import Page, write_document
+from pipelines.study_rates import with_rates
 from pipelines.variants import params_of
 from stages.errors import InputError
 from stages.params import document
@@ -77,3 +78,15 @@ def test_the_page_says_which_rows_were_left_out_and_why(tmp_path):
     write_document(tmp_path / "study.md", study, Page(left_out={"counts": "there are no places"}))
     said = "- Rows left out, because `params.yaml` cannot have them: `counts` (there are no places).\n"
     assert said in (tmp_path / "study.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("variants", "rates", "name"),
+    [
+        ({"full": {}}, [0.1234567, 0.12345671], "full-x0.123457"),
+        ({"full": {}, "full-x2": {"model.gate": "none"}}, [2], "full-x2"),
+    ],
+)
+def test_no_rate_takes_the_place_of_another_or_of_a_row(variants, rates, name):
+    with pytest.raises(InputError, match=rf"rates: {rates[-1]}: {name} is there twice"):
+        with_rates(variants, rates, 0.002, {})

@@ -14,7 +14,7 @@ from dvc.utils.cli_parse import to_path_overrides
 from dvc.utils.hydra import apply_overrides
 
 from pipelines.experiments import _names
-from pipelines.variants import SharedInputs, grid_of, name_for_git, set_param, variants_of
+from pipelines.variants import SharedInputs, grid_of, name_for_git, override_params, set_param, variants_of
 from stages.errors import InputError
 from stages.params import document
 from stages.params.pipeline import Params
@@ -26,6 +26,30 @@ from tests.pipelines.conftest import ROOT
 def test_a_grid_that_is_no_json_is_an_error_that_shows_one(text):
     with pytest.raises(ArgumentTypeError, match=r"expected \{\"model\.pooling\": \["):
         grid_of(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"train.seed": [0], "model.gate": ["none"], "train.seed": [2]}', '{"a": [{"train.seed": 1, "train.seed": 2}]}'],
+)
+def test_a_grid_with_a_key_twice_is_refused(text):
+    with pytest.raises(ArgumentTypeError, match=r"train\.seed: is there twice; expected it once"):
+        grid_of(text)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        ({"model": {"dim": 64}}, r"model: is a whole section; expected keys of it with dots, such as model\.word_dim"),
+        ({"dataset.scenes": {"val": 3}}, r"dataset\.scenes: is a whole section; .* such as dataset\.scenes\.train"),
+        ({"train": None}, "train: is a whole section"),
+    ],
+)
+def test_a_section_is_not_set_as_a_whole(overrides, why):
+    """All its other keys would become the defaults of the classes."""
+    with pytest.raises(InputError, match=why):
+        override_params(Params(), overrides)
+    assert override_params(Params(), {"train.learning_rates": {"matcher": 2}}).train.learning_rates == {"matcher": 2}
 
 
 def test_no_variant_takes_the_place_of_another():

@@ -22,6 +22,12 @@ ROOT = Path(__file__).parents[2]
         (["pipelines.photographs", "--jobs", "0"], "jobs: 0 is below 1"),
         (["pipelines.experiments", '{"model.gat": ["none"]}'], "gat-none: model.gat: unknown key; allowed here: "),
         (["pipelines.deploy", "--prefect-file", "none.yaml"], "--prefect-file: none.yaml is not a file; expected one"),
+        (["pipelines.ablation", "--set", "train.epochs=3", "--set", "train.epochs=5"], "train.epochs: is there twice"),
+        (
+            ["pipelines.photographs", "--set", "train.epochs=3", "--set", "train.epochs=5"],
+            "train.epochs: is there twice",
+        ),
+        (["pipelines.extract", "--resource", "GPU=1", "--resource", "GPU=2"], "GPU: is there twice; expected it once"),
         (["pipelines.experiments", '{"train.seed": 3}'], "grid.train.seed: Input should be a valid list"),
     ],
 )
