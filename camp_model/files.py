@@ -45,6 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: one of DISK_ERRORS or ACCESS_ERRORS, with `path` as its file name.
     """
+    _check_no_device(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     host = hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8]
     _remove_stale_temporaries(path, f".{path.name}.{host}-")
@@ -58,6 +59,25 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # nothing was written to a read-only disk
             temporary.unlink()
+
+
+def check_writable(path: Path) -> None:
+    """Raise OSError if `replacing` could not write `path`: it writes a temporary file beside it, and removes it."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    with contextlib.suppress(_Written), replacing(path) as temporary:
+        temporary.write_bytes(b"x")
+        raise _Written
+
+
+class _Written(Exception):
+    """Ends a block of `replacing` before it replaces anything."""
+
+
+def _check_no_device(path: Path) -> None:
+    """Raise FileExistsError, which names it, if there is a device, pipe or socket, which a file would replace."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise FileExistsError(errno.EEXIST, "A device, pipe or socket is there; expected a file", str(path))
 
 
 @contextmanager
@@ -110,6 +130,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
     Its name is always the same, and a folder left by a killed process is removed, so only one process may write it.
     """
+    _check_no_device(path)
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from camp_model.files import replacing
+from camp_model.files import check_writable, replacing
 from pipelines.study import SPLIT, Study
 from pipelines.study_answers import (
     MIN_TRAINED_RSUM,
@@ -27,7 +27,7 @@ from pipelines.summary import table
 from stages.charts.intervals import Interval, interval_chart
 from stages.charts.lines import Line, line_chart
 from stages.charts.svg import chart_svg, standalone_svg
-from stages.errors import InputError
+from stages.errors import InputError, shown
 
 BALANCED = ("count", "relation")
 """Kinds of foils whose words differ in frequency, or are favoured by training on foils."""
@@ -50,19 +50,29 @@ class Page:
 
 
 def check_document(document: str) -> None:
-    """Raise InputError if no file can be named so: the page is written after hours of training."""
+    """Raise InputError if the page or its charts could not be written: they are after hours of training."""
     path = Path(document)
-    if not path.name or path.is_dir() or any(parent.is_file() for parent in path.parents):
-        raise InputError(f"document: {document!r:.80} does not name a file; expected one such as docs/study.md")
+    try:
+        if not path.name or path.is_dir() or any(parent.is_file() for parent in path.parents):
+            raise InputError(f"document: {document!r:.80} does not name a file; expected one such as docs/study.md")
+        for file in (path, *_charts(path)):
+            check_writable(file)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"document: {shown(document)}: cannot be written ({reason}); expected a file such as docs/study.md"
+        ) from None
+
+
+def _charts(path: Path) -> tuple[Path, Path]:
+    """The files of the charts of differences and of gates, beside the document."""
+    return path.with_name(f"{path.stem}-differences.svg"), path.with_name(f"{path.stem}-gates.svg")
 
 
 def write_document(path: Path, study: Study, page: Page) -> None:
     """Write the document and, in the same folder, its two charts: all three or, on a full disk, none."""
-    texts = {
-        path.with_name(f"{path.stem}-differences.svg"): _draw_differences(study),
-        path.with_name(f"{path.stem}-gates.svg"): _draw_gates(study),
-        path: _text(path, study, page),
-    }
+    differences, gates = _charts(path)
+    texts = {differences: _draw_differences(study), gates: _draw_gates(study), path: _text(path, study, page)}
     with contextlib.ExitStack() as written:
         for file, text in texts.items():
             written.enter_context(replacing(file)).write_text(text, encoding="utf-8")

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and the one module that writes them."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,22 @@ def test_a_file_that_cannot_be_read_on_the_way_is_not_taken_for_what_is_written(
         temporary.mkdir(exist_ok=True)
         temporary.write_bytes(b"")
     assert written.value.filename == str(tmp_path / "out")
+
+
+@pytest.mark.parametrize("writing", [replacing, replacing_folder])
+@pytest.mark.parametrize("link", [False, True])
+def test_a_device_pipe_or_socket_is_never_replaced(writing, link: bool, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    path = tmp_path / ("link" if link else "pipe")
+    if link:
+        path.symlink_to("pipe")
+    with (
+        pytest.raises(FileExistsError, match="A device, pipe or socket is there; expected a file") as error,
+        writing(path),
+    ):
+        pytest.fail("it is refused before anything is written")
+    assert error.value.filename == str(path)
+    assert (tmp_path / "pipe").is_fifo() and path.is_symlink() is link and len(list(tmp_path.iterdir())) == 1 + link
 
 
 def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:

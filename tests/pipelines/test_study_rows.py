@@ -1,6 +1,7 @@
 """Which rows a study has, with the params of every preset."""
 
 import itertools
+import os
 import re
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ from prefect.logging import disable_run_logger
 from pipelines import ablation as module
 from pipelines.ablation import ALL_ROWS, OVERRIDES, ablation, possible_rows
 from pipelines.study import Study
-from pipelines.study_document import Page, write_document
+from pipelines.study_document import Page, check_document, write_document
 from pipelines.study_rates import with_rates
 from pipelines.variants import params_of
 from stages.errors import InputError
@@ -90,3 +91,25 @@ def test_the_page_says_which_rows_were_left_out_and_why(tmp_path):
 def test_no_rate_takes_the_place_of_another_or_of_a_row(variants, rates, name):
     with pytest.raises(InputError, match=rf"rates: {rates[-1]}: {name} is there twice"):
         with_rates(variants, rates, 0.002, {})
+
+
+@pytest.mark.parametrize(
+    ("document", "why"),
+    [
+        ("/proc/x.md", "No such file or directory|Permission denied|Operation not permitted"),
+        ("pipe.md", "A device, pipe or socket is there; expected a file"),
+        (f"{'x' * 300}.md", "File name too long"),
+        (f"{'x' * 240}.md", "File name too long"),  # only of a chart and of temporary files
+        ("half.md", "Is a directory"),  # a chart is
+        ("half\0.md", "embedded null byte"),
+    ],
+)
+def test_a_page_that_could_not_be_written_is_refused_and_nothing_is_left(document, why, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.md")
+    Path("half-gates.svg").mkdir()
+    with pytest.raises(InputError, match=rf"document: .*: cannot be written \(({why})\); expected a file such as"):
+        ablation.fn(document=document)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["half-gates.svg", "pipe.md"]
+    check_document("new/page.md")
+    assert list(Path("new").iterdir()) == []
