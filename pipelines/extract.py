@@ -33,6 +33,7 @@ from pipelines.dag import read_dag
 from pipelines.devices import device_environments
 from pipelines.pairs import by_name
 from pipelines.reproduce import ONE_BY_ONE, run_stage
+from pipelines.shard_storage import check_storage, filesystem_of, is_stored, upload
 from stages.entry import read_params
 from stages.errors import InputError
 
@@ -70,10 +71,10 @@ def fill_shards(workspace: str, plan: bytes, folder: str, storage: str | None) -
     whole: Plan = pickle.loads(plan)
     if storage is None:
         return extract_missing(whole, Path(folder), loading=_cached_detector)
-    wanted = [shard for shard in whole.shards if not _stored(storage, shard.key)]
+    wanted = [shard for shard in whole.shards if not is_stored(storage, shard.key)]
     extract_missing(whole.of(wanted), Path(folder), loading=_cached_detector)
     for shard in wanted:
-        _upload(Path(folder) / shard.file_name, storage)
+        upload(Path(folder) / shard.file_name, storage)
     remove_unused(Path(folder), ())  # no other process on this machine does so
     return [shard.key for shard in wanted]
 
@@ -93,35 +94,6 @@ def _cached_detector(plan: "Plan", device: str) -> "Detector":
 _detectors: dict[tuple[str, str, str, str], "Detector"] = {}
 
 
-def _filesystem(storage: str) -> tuple[Any, str]:
-    """The fsspec filesystem of a storage, and the path in it.
-
-    Raises:
-        InputError: the kind of filesystem is unknown, or a package that it needs is not installed.
-    """
-    import fsspec
-
-    try:
-        filesystem, path = fsspec.core.url_to_fs(storage)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"storage: {storage}: {error}; expected a folder or an fsspec URL") from None
-    return filesystem, str(path)
-
-
-def _stored(storage: str, key: str) -> bool:
-    filesystem, path = _filesystem(storage)
-    return bool(filesystem.exists(posixpath.join(path, f"{key}.arrow")))
-
-
-def _upload(shard: Path, storage: str) -> None:
-    """Upload under a temporary name, then rename: a file with a shard's name is always complete."""
-    filesystem, path = _filesystem(storage)
-    filesystem.makedirs(path, exist_ok=True)
-    temporary = posixpath.join(path, f".{shard.name}.{os.getpid()}.tmp")
-    filesystem.put_file(str(shard), temporary)
-    filesystem.mv(temporary, posixpath.join(path, shard.name))
-
-
 @task(
     cache_policy=NO_CACHE,
     retries=2,
@@ -136,7 +108,7 @@ def collect(keys: list[str], storage: str, folder: str) -> None:
     """
     from camp_model.regions import read_header
 
-    filesystem, path = _filesystem(storage)
+    filesystem, path = filesystem_of(storage)
     for key in keys:
         target = Path(folder) / f"{key}.arrow"
         with contextlib.suppress(ValueError):  # absent, or damaged since it was written
@@ -214,7 +186,8 @@ def extract(
             see this workspace under the same path, for pictures and detector.
         workers: worker processes of the local cluster; each gets a share of this machine's GPUs and uses the first.
             none: 2, or those of `cluster`.
-        storage: where the workers upload shards: a shared folder or an fsspec URL; none: directly in .work/shards.
+        storage: where the workers upload shards: a shared folder or an fsspec URL, which is tried first; none: directly
+            in .work/shards.
         shards_per_task: number of shards that one task extracts.
         resources: what a worker of `cluster` must offer to get a task, such as {"GPU": 1}.
     """
@@ -231,7 +204,7 @@ def extract(
     if resources and not cluster:
         raise InputError("resources: only with a cluster: workers on this machine offer none, so no task would begin")
     if storage is not None:
-        _filesystem(storage)
+        check_storage(storage)
     params = read_params(ExtractSections)
     done: dict[str, Any] = {}
     stages = read_dag(targets=(STAGE,)).stages

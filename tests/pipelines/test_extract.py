@@ -25,6 +25,7 @@ from camp_model.regions import RegionStore
 from pipelines import extract as module
 from pipelines.extract import DATASET, DETECTOR, REGIONS, collect, extract, fill_shards, resource, runner
 from pipelines.reproduce import ONE_BY_ONE
+from pipelines.shard_storage import check_storage
 from stages.detectors.base import Description
 from stages.detectors.scenes import build_network
 from stages.detectors.weights import save_state
@@ -250,6 +251,10 @@ def test_a_worker_loads_the_detector_again_for_other_options(workspace, monkeypa
     ("options", "why"),
     [
         ({"storage": "nothing://here"}, "storage: nothing://here: Protocol not known: nothing; expected"),
+        ({"storage": "params.yaml"}, r"storage: params\.yaml: .*File exists.*; expected a folder or an fsspec URL"),
+        ({"storage": "zip://a.zip"}, "storage: zip://a.zip: .*; expected a folder or an fsspec URL"),
+        ({"storage": "http://u:pw@127.0.0.1:9/x"}, "storage: http://127.0.0.1:9/x: .*; expected a folder or an"),
+        ({"storage": "simplecache::memory://x"}, "storage: simplecache::memory://x: is the memory of one process"),
         ({"cluster": "tcp://127.0.0.1:9"}, "cluster: tcp://127.0.0.1:9: Timed out .*; expected the address of a Dask"),
         ({"cluster": "nothing://here"}, "cluster: nothing://here: unknown address scheme"),
     ],
@@ -257,6 +262,11 @@ def test_a_worker_loads_the_detector_again_for_other_options(workspace, monkeypa
 def test_a_cluster_or_storage_that_is_not_there_is_wrong_input(prefect_server, workspace, options, why):
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}), pytest.raises(InputError, match=why):
         extract(**options)
+
+
+def test_a_storage_that_takes_files_keeps_nothing_of_the_trial(tmp_path):
+    check_storage(f"file://{tmp_path}/new")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "new"]
 
 
 @pytest.mark.parametrize("text", ["GPU", "GPU=", "=1", "GPU=one", "GPU=0", "GPU=nan"])
