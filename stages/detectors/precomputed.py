@@ -73,7 +73,10 @@ def _region_dim(form: str, folder: Path, index: dict[str, StoredRecord]) -> int:
         try:
             features = read_place(form, folder, place)["features"]
             if len(features):
-                return int(features.shape[1])
+                width = int(features.shape[1])
+                if form == "tsv" and features.dtype != np.float32:  # a .tsv does not state it
+                    print(f"features are read as {features.dtype}, D = {width}")
+                return width
         except BrokenRecord as error:
             reason = reason or f" ({error})"
     raise InputError(f"{folder}: no record of the dataset's {len(index)} images holds regions{reason}")

@@ -15,7 +15,8 @@ LXMERT_FIELDS = ("image_id", "image_h", "image_w", "objects_id", "objects_conf",
 LARGEST, SMALLEST = 1e9, 1e-6
 """Bounds of features: no magnitude is above the first, and the median of those that are not 0 is not below the second.
 If the bytes are numbers of another type, they exceed these bounds."""
-SURE_HALVES = 4096
+SURE_HALVES, SURE_ZEROS = 1024, 64
+"""Numbers other than 0 from which the halves of a record's words tell its type."""
 
 
 class BrokenRecord(Exception):
@@ -31,18 +32,31 @@ def _plausible(values: np.ndarray) -> bool:
     return not len(sizes) or bool(sizes.max() <= LARGEST and np.median(sizes) >= SMALLEST)
 
 
+def _alike(halves: np.ndarray) -> bool:
+    """Whether the numbers at every fourth place have the magnitudes of those at the other places.
+
+    Those of float16 do, whatever they are. Of float32 and float64 only the last half of each number has its exponent.
+    """
+    counts = [np.bincount(own[own > 0] >> 10, minlength=64) for own in (halves[place::4] for place in range(4))]
+    shares = [count / max(1, count.sum()) for count in counts]
+    return all(np.minimum(share, shares[-1]).sum() > 0.5 for share in shares)
+
+
 def _float_types(raw: bytes, boxes_type: str) -> list[str]:
     """The possible types of the floats in `raw`, the likeliest first."""
     if boxes_type == "<f2":
         return ["<f2", "<f4", "<f8"]
     words = np.frombuffer(raw, "<u4") if len(raw) % 4 == 0 else np.zeros(0, "<u4")
-    # float64 made from float32: of every second word only the upper 3 bits are used.
+    # float64 made from float32 or from whole numbers: of every second word only the upper 3 bits are used, or none.
     lower, upper = words[: len(words) // 2 * 2].reshape(-1, 2).T
-    if upper.any() and not (lower & 0x1FFFFFFF).any() and (lower.any() or boxes_type == "<f8"):
+    sure = lower.any() or boxes_type == "<f8" or np.count_nonzero(upper) >= SURE_ZEROS
+    if sure and upper.any() and not (lower & 0x1FFFFFFF).any():
         return ["<f8", "<f4"]
-    # Halves of many true float32 include some that are not finite as float16, unless they were made from float16.
-    halves = np.frombuffer(raw, "<f2") if len(raw) % 2 == 0 else np.zeros(0, "<f2")
-    if np.count_nonzero(halves) >= SURE_HALVES and np.isfinite(halves).all() and (words & 0x1FFF).any():
+    # Halves of many true float32 include some that are not finite as float16, unless they were made from float16 or
+    # are few different numbers, such as multiples of 0.1: then the magnitudes of lower and upper halves differ.
+    halves = np.frombuffer(raw, "<u2") if len(raw) % 2 == 0 else np.zeros(0, "<u2")
+    finite = np.isfinite(halves.view("<f2")).all()
+    if np.count_nonzero(halves) >= SURE_HALVES and finite and (words & 0x1FFF).any() and _alike(halves):
         return ["<f2", "<f4", "<f8"]
     return ["<f4", "<f8", "<f2"]
 

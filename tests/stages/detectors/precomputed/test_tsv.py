@@ -57,6 +57,33 @@ def test_a_tsv_of_float16_or_of_true_float64_is_read_as_such(dataset: Path) -> N
         np.testing.assert_array_equal(store.features([0])[0][0, :2], numbers.astype(np.float32))
 
 
+DRAWN = np.random.default_rng(7).normal(size=(4, 2048))
+
+
+@pytest.mark.parametrize("kind", ["<f2", "<f4", "<f8"])
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        np.round(np.abs(DRAWN), 1),
+        np.abs(DRAWN * 10).astype(int) / 3,
+        np.abs(DRAWN * 2).astype(int),
+        np.maximum(DRAWN, 0),
+        np.where(DRAWN > 1, DRAWN, 0),
+    ],
+    ids=["tenths", "thirds", "whole", "relu", "sparse"],
+)
+def test_the_type_of_features_of_few_different_numbers_or_many_zeros_is_told_too(
+    dataset: Path, numbers: np.ndarray, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, stored = dataset.parent / "features.tsv", numbers.astype(kind)
+    placed = encoded(boxes(0, 4))
+    source.write_text("".join(record(name, 0, count="4", boxes=placed, features=encoded(stored)) for name in IDS))
+    store = convert(dataset, "tsv", source)
+    assert store.region_dim == 2048
+    np.testing.assert_array_equal(store.features([2])[0][0, :4], stored.astype(np.float32))
+    assert capsys.readouterr().out.count(f"features are read as {stored.dtype}, D = 2048\n") == (kind != "<f4")
+
+
 def test_a_record_of_another_width_is_set_aside(dataset: Path) -> None:
     source = dataset.parent / "features.tsv"
     source.write_text(record(IDS[0], 0) + record(IDS[1], 1, dim=2 * DIM) + record(IDS[2], 2))
