@@ -7,6 +7,7 @@ worker finds there what others have extracted.
 
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -93,4 +94,7 @@ def _committed(store: Path) -> dict[str, Path]:
             files = output.get_obj() or ()
             return {"/".join(name): Path(output.cache.oid_to_path(item.value)) for name, _, item in files}
     except DvcException:
+        return {}
+    except (sqlite3.Error, OSError) as error:  # DVC's own database: its disk is full, or another process holds it
+        print(f"shards in DVC's cache are not looked for: {type(error).__name__}: {str(error)[:200]}")
         return {}

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -133,6 +134,21 @@ def test_what_only_the_store_holds_is_taken_over(workplace) -> None:
     workplace.run()
     assert {name for name, (inode, _) in workplace.shards().items() if inode != before[name][0]} == {torn}
     assert workplace.shards()[torn][1] == before[torn][1]
+
+
+def test_a_state_of_dvc_that_cannot_be_opened_costs_its_cache_alone(
+    workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        raise sqlite3.OperationalError("database is locked")
+
+    (workplace.root / ".dvc").mkdir()
+    monkeypatch.chdir(workplace.root)
+    monkeypatch.setattr("dvc.repo.Repo", refuse)
+    workplace.run()
+    assert len(workplace.shards()) > 3
+    said = capsys.readouterr().out
+    assert said.count("shards in DVC's cache are not looked for: OperationalError: database is locked") == 1
 
 
 def test_another_detector_has_other_shards(workplace) -> None:
