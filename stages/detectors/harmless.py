@@ -5,6 +5,8 @@ HARMLESS: dict[str, str] = {
     "357e410e982326320e2680e2dee34bab0b7bdeaf1bc6a8e0547f94d1e2b0f960": "dbc62c945f367501152e1f60ea5ff0bde1867548d49b31b9dad0a9c8132f81d1",
     "ba8b40b2c7c448706a722193c379088a95b4bd72910591a4c6d00453a9283b9e": "ea5c996f1abbd3e8e87e97dc9026e2b75ccd8eb487c3e34eb0dce521fe35e95b",
     "13b8ec4da03959fa5f59c77070fcd1373d0bd1e9f3da915c0072d806020320cd": "103436e90ce6c2a2cbf1e0bc54f97013ecc6526be17e89a145b24da48317103e",
+    # timm: the key that an error of memory names.
+    "21a73a3d3fb27df3519378878bb20ebf9b3f11e9f4a747c83eea506da5b4084b": "13b8ec4da03959fa5f59c77070fcd1373d0bd1e9f3da915c0072d806020320cd",
     # The same for detectron2 0.6 at the commit that README.md names.
     "06e3be757cb0157c1dc6a6bf8629a4cc99754e900929c22579ef5be12e80c4c8": "0a6885b7ed2b529daf9332f0ef8f691877559e786f2a9a11c7ed76a8ab08fb73",
     # precomputed: more records are refused whose numbers begin at 0 where the pictures' begin at 1, or the reverse.

@@ -206,8 +206,6 @@ def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
     if known:
         config |= {key: value for key, value in known.input.items() if key != "input_size" or not asked}
     key = "timm.image_size" if asked else "architecture"
-    if params.timm.earlier_maps:
-        key = "timm.earlier_maps"
     size = config["input_size"][0], config["input_size"][1]
     try:
         network.to(memory_format=torch.channels_last)  # as the extractor has it
@@ -217,6 +215,8 @@ def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
                 own = settings["input_size"][1:]
                 _check_cover(network, tuple(maps[0].shape[2:]), size, (own[0], own[1]))
     except Exception as error:  # timm's networks fail in many ways
+        if params.timm.earlier_maps and "allocate" not in str(error):
+            key = "timm.earlier_maps"
         raise InputError(f"params.yaml: detector.{key}: {shown(params.architecture)} {str(error)[:300]}") from None
     sizes = ", ".join(f"{one.shape[2]} x {one.shape[3]} places of {one.shape[1]} features" for one in maps)
     print(f"{params.architecture}: {sizes}")

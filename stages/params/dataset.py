@@ -34,7 +34,7 @@ class ScenesParams(Section):
     """Number of validation images."""
     test: int = Field(default=512, ge=2)
     """Number of test images."""
-    image_size: int = Field(default=160, ge=96)
+    image_size: int = Field(default=160, ge=96, le=4096)
     """Side of the square images, in pixels."""
     twin_share: Share = 0.4
     """Share of each split's scenes that are near twins of another scene of the split."""

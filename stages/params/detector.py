@@ -40,7 +40,7 @@ class Detectron2Params(Section):
 class TimmParams(Section):
     """How timm's networks, which give a feature map but no boxes, read a picture."""
 
-    image_size: int | None = Field(default=None, ge=1)
+    image_size: int | None = Field(default=None, ge=1, le=4096)
     """Height and width in pixels to which every picture is stretched; null: the size that the weights expect."""
     earlier_maps: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Indices from 0 of earlier feature maps (timm's `forward_intermediates`) whose features are appended to those of

@@ -18,7 +18,7 @@ class RegionsParams(Section):
     """Confidence from which a region beyond min_per_image is kept."""
     boxes: Literal["detected", "given", "grid"] = "detected"
     """detected, given (the dataset's boxes; sources scenes and coco), or grid (the cells of `grids`; backend timm)."""
-    grids: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(6,), min_length=1)
+    grids: tuple[Annotated[int, Field(ge=1, le=256)], ...] = Field(default=(6,), min_length=1)
     """For boxes grid, number of cells on a side of each grid: (6) gives 36 regions, (1, 2, 6) gives 41, in this order,
     each grid row by row."""
     geometry: bool = False

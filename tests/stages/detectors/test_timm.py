@@ -126,6 +126,17 @@ def test_an_earlier_map_that_is_not_there_is_named(tmp_path: Path) -> None:
         detector(tmp_path, "resnet18", image_size=64, earlier=(7,))
 
 
+def test_memory_that_is_too_small_for_the_size_is_not_the_earlier_maps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 120000000000 bytes")
+
+    monkeypatch.setattr("stages.detectors.timm.all_maps", refuse)
+    with pytest.raises(InputError, match=r"detector\.timm\.image_size: 'resnet18' .*tried to allocate"):
+        detector(tmp_path, "resnet18", image_size=64, earlier=(1,))
+
+
 @pytest.mark.parametrize("architecture", ["resnet18", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"])
 def test_what_is_in_a_corner_of_the_picture_is_in_its_cell(architecture: str, tmp_path: Path) -> None:
     """Rows and columns are not exchanged on the way: a change in a corner is strongest in the cell of that corner."""
