@@ -18,8 +18,7 @@ from types import FrameType
 
 from pipelines.own_server import prepare_server
 from stages.entry import unwritable
-from stages.errors import InputError
-from stages.tracking.store import without_password
+from stages.errors import InputError, without_password
 
 LOG_EVERY = 10.0
 """Seconds between two updates of a progress bar in the log."""

@@ -17,8 +17,7 @@ from pipelines.commands import prefect_command, run_command
 from pipelines.dag import read_dag
 from pipelines.forms import current_params
 from pipelines.reproduce import DVC, reproduce
-from stages.errors import InputError
-from stages.tracking.store import without_password
+from stages.errors import InputError, without_password
 
 SOURCE_CHANGED = "camp.source.changed"
 """The event that triggers the deployment of `refresh`."""

@@ -8,8 +8,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from stages.errors import InputError
-from stages.tracking.store import without_password
+from stages.errors import InputError, without_password
 
 
 def filesystem_of(storage: str) -> tuple[Any, str]:

@@ -89,10 +89,11 @@ def diff_markdown(rows: Sequence[Mapping[str, Any]] | None, base: str) -> str:
 
 def mlflow_link(checkpoint: Path) -> str | None:
     """A link to the run that trained a model, on the server or, for a local store, in `make ui`; None if unknown."""
+    from stages.errors import without_password
     from stages.tracking import training_run_of
     from stages.tracking.delivery import limit_request_time
     from stages.tracking.restore import find_run
-    from stages.tracking.store import named_uri, store_uri, without_password
+    from stages.tracking.store import named_uri, store_uri
 
     try:
         key = training_run_of(checkpoint)

@@ -25,12 +25,13 @@ from pydantic_core import to_jsonable_python
 
 from camp_model.files import sha256_of, write_text
 from stages.contracts import read_fingerprint
+from stages.errors import without_password
 from stages.params.captions import CaptionsParams
 from stages.params.document import leaves
 from stages.tracking.machine import command_output, sample_machine, uncommitted_changes
 from stages.tracking.restore import model_hash
 from stages.tracking.spool import SPOOL, Spool, pending, writer_alive
-from stages.tracking.store import experiment_name, named_uri, without_password
+from stages.tracking.store import experiment_name, named_uri
 from stages.workspace import main_root
 
 WAIT = 18.0

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stages.entry import stage_main
-from stages.errors import InputError, shown
+from stages.errors import InputError, shown, without_password
 from stages.tracking.comparison import compare_models
 from stages.tracking.delivery import in_one_line, limit_request_time, sync
 from stages.tracking.model import promote
@@ -20,7 +20,6 @@ from stages.tracking.store import (
     open_experiment,
     set_view,
     store_uri,
-    without_password,
 )
 from stages.tracking.view import KEY
 from stages.workspace import main_root

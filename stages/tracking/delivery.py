@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from camp_model.files import write_text
-from stages.errors import InputError
+from stages.errors import InputError, without_password
 from stages.tracking.model import log_model
 from stages.tracking.spool import SPOOL, Event, pending, start_event, undelivered, writer_alive
 from stages.tracking.store import (
@@ -29,7 +29,6 @@ from stages.tracking.store import (
     open_experiment,
     search_runs,
     store_uri,
-    without_password,
 )
 
 if TYPE_CHECKING:

@@ -1,7 +1,6 @@
 """The MLflow store that runs go to: its address, a client of it, the experiment, and the runs in it."""
 
 import os
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from urllib.request import url2pathname
 
 from filelock import FileLock
 
-from stages.errors import InputError
+from stages.errors import InputError, without_password
 from stages.garbage import garbage_collection_paused
 from stages.tracking.view import TAG, view
 
@@ -62,12 +61,6 @@ def named_uri() -> str:
 def store_uri(root: Path) -> str:
     """The store that the environment names, else the local one."""
     return named_uri() or local_uri(root)
-
-
-def without_password(address: str) -> str:
-    """The address of a store without user name and password, to be shown and recorded."""
-    bare = re.sub(r"(?<=://)[^/\s]*@", "", address)  # a password may hold an @ itself
-    return re.sub(r"(?i)(?<=[?&])(\w*(?:user|pass|pwd|token|secret|key)\w*=)[^&\s]*", r"\1...", bare)
 
 
 @garbage_collection_paused()

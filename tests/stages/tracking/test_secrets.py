@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from stages import tracking
+from stages.errors import without_password
 from stages.tracking import track
 from stages.tracking.__main__ import become_server
 from stages.tracking.delivery import in_one_line, sync
 from stages.tracking.machine import uncommitted_changes
-from stages.tracking.store import without_password
 
 PASSWORD = "pa55-w0rd"
 
@@ -112,5 +112,9 @@ def test_what_is_shown_of_an_address() -> None:
     assert without_password("http://user:ge@he:im@127.0.0.1:9/api") == "http://127.0.0.1:9/api"
     store = without_password("postgresql+pg8000://host/mlflow?user=me&password=im78&sslmode=require&sslkey=a.pem")
     assert store == "postgresql+pg8000://host/mlflow?user=...&password=...&sslmode=require&sslkey=..."
+    assert without_password("postgresql://person:pa55/w0?r@d@127.0.0.1:9/db") == "postgresql://127.0.0.1:9/db"
+    assert (
+        without_password("https://host/x.pth?X-Amz-Signature=im78&a=1") == "https://host/x.pth?X-Amz-Signature=...&a=1"
+    )
     assert without_password("sqlite:////tmp/a@b/mlflow.db") == "sqlite:////tmp/a@b/mlflow.db"
     assert in_one_line(OSError("Max retries: http://a:b@host/api")) == "OSError: Max retries: http://host/api"
