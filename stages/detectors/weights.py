@@ -17,7 +17,7 @@ from tqdm import tqdm
 from camp_model.files import replacing, sha256_of
 from camp_model.packages import PREFIX, package_folder
 from stages.detectors.pickled_arrays import read_arrays
-from stages.errors import InputError, shown
+from stages.errors import InputError, shown, without_password
 from stages.workspace import main_root, named_path
 
 State = dict[str, torch.Tensor]
@@ -51,7 +51,7 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
             urllib.parse.urlsplit(newurl).hostname in LOOPBACK
             and urllib.parse.urlsplit(req.full_url).hostname not in LOOPBACK
         ):
-            raise ValueError(f"{newurl[:200]}: another machine leads to this one")
+            raise ValueError(f"{without_password(newurl)[:200]}: another machine leads to this one")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

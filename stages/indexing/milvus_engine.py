@@ -1,10 +1,11 @@
 """The engine for collections too large for one machine: a Milvus server, or Milvus Lite in a file, by one client."""
 
+import os
 from typing import Any
 
 import numpy as np
 
-from stages.errors import InputError, shown
+from stages.errors import InputError, shown, without_password
 from stages.indexing.engines import Ids, Vectors, search_whole_ties, sort_results
 
 MOST = 16_384
@@ -17,7 +18,8 @@ class MilvusEngine:
     """A collection on a server. Its index is AUTOINDEX, which is exact in Milvus Lite.
 
     Args:
-        address: `http://host:19530`, or a file that ends in .db.
+        address: `http://host:19530`, or a file that ends in .db. A server's token, or `user:password`, is in the
+            environment variable MILVUS_TOKEN: params.yaml is recorded.
         collection: its name; it is created if missing.
         dim: d, the width of a vector.
 
@@ -33,7 +35,8 @@ class MilvusEngine:
                 f"index.engine: {shown(address)} needs pymilvus, which is not installed (pip install -e '.[milvus]')"
             ) from None
         self.address, self.collection = address, collection
-        self._client: Any = self._call(lambda: MilvusClient(address, timeout=TIMEOUT))
+        token = "" if address.endswith(".db") else os.environ.get("MILVUS_TOKEN", "")
+        self._client: Any = self._call(lambda: MilvusClient(address, token=token, timeout=TIMEOUT))
         if not self._call(self._client.has_collection, collection):
             schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
             schema.add_field("id", DataType.INT64, is_primary=True)
@@ -55,8 +58,10 @@ class MilvusEngine:
         try:
             return ask(*arguments, **named)
         except (MilvusException, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"index.engine: {shown(self.address)}: the request failed ({reason})") from None
+            reason = without_password(" ".join(str(error).split()))[:200]
+            raise InputError(
+                f"index.engine: {shown(without_password(self.address))}: the request failed ({reason})"
+            ) from None
 
     def add(self, ids: Ids, vectors: Vectors) -> None:
         """As `Engine.add`."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from stages.errors import InputError, shown
+from stages.errors import InputError, shown, without_password
 from stages.params import document
 from stages.workspace import main_root
 
@@ -35,7 +35,13 @@ _MESSAGES = {
 
 
 def _check_text(text: str) -> None:
-    """Raise PydanticCustomError if a text cannot be encoded, or is too long to name a file, or holds what none does."""
+    """Raise PydanticCustomError if a text holds a password, cannot be encoded, or can name no file."""
+    if "://" in text and without_password(text) != text:
+        raise PydanticCustomError(
+            "password",
+            "holds a user name, password or token, which dvc.lock and MLflow would record; expected an address without "
+            "it: for Milvus MILVUS_TOKEN in the environment, for weights the path of the downloaded file",
+        )
     try:
         size = max(map(len, text.encode().split(b"/"))) if "://" not in text else 0
     except UnicodeEncodeError:
@@ -182,4 +188,4 @@ def error_message(wrong: ValidationError) -> str:
         context = {"expected": context["expected"].replace("'", "").replace(" or ", ", ")}
     value = list(error["input"]) if isinstance(error["input"], tuple) else error["input"]
     says = _MESSAGES.get(error["type"], "").format(**context) or error["msg"]
-    return f"{where or 'params'}: {'' if error['type'] == 'too_short' else shown(value) + ' '}{says}"
+    return f"{where or 'params'}: {'' if error['type'] in ('too_short', 'password') else shown(value) + ' '}{says}"

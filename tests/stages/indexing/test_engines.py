@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -179,6 +180,22 @@ def test_a_server_that_does_not_answer_is_an_error_that_names_it(monkeypatch: py
     monkeypatch.setattr("stages.indexing.milvus_engine.TIMEOUT", 1.0)
     with pytest.raises(InputError, match=r"index.engine: 'http://127.0.0.1:9': the request failed"):
         MilvusEngine("http://127.0.0.1:9", "camp_test", DIM)
+
+
+@pytest.mark.parametrize(("address", "token"), [("http://127.0.0.1:9", "im78"), ("vectors.db", "")])
+def test_a_servers_token_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, address: str, token: str) -> None:
+    asked: list[str] = []
+
+    def refuse(address: str, token: str, timeout: float) -> None:
+        asked.append(token)
+        raise OSError(f"http://root:im78@{address}")
+
+    monkeypatch.setitem(sys.modules, "pymilvus", SimpleNamespace(DataType=None, MilvusClient=refuse))
+    monkeypatch.setitem(sys.modules, "pymilvus.exceptions", SimpleNamespace(MilvusException=OSError))
+    monkeypatch.setenv("MILVUS_TOKEN", "im78")
+    with pytest.raises(InputError, match="the request failed") as caught:
+        MilvusEngine(address, "camp_test", DIM)
+    assert asked == [token] and "im78" not in str(caught.value)
 
 
 def test_a_collection_of_another_width_is_an_error(tmp_path: Path) -> None:

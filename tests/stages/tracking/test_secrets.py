@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from stages import tracking
-from stages.errors import without_password
+from stages.errors import InputError, without_password
+from stages.params.pipeline import Params
 from stages.tracking import track
 from stages.tracking.__main__ import become_server
 from stages.tracking.delivery import in_one_line, sync
@@ -118,3 +119,18 @@ def test_what_is_shown_of_an_address() -> None:
     )
     assert without_password("sqlite:////tmp/a@b/mlflow.db") == "sqlite:////tmp/a@b/mlflow.db"
     assert in_one_line(OSError("Max retries: http://a:b@host/api")) == "OSError: Max retries: http://host/api"
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("index", "engine", "http://root:im78@127.0.0.1:19530"),
+        ("detector", "weights", "https://user:im78@host/x.pth"),
+        ("detector", "weights", "https://host/x.pth?token=im78"),
+        ("train", "freeze", ["a", "postgresql://user:im/78@host/db"]),
+    ],
+)
+def test_a_password_in_an_address_of_the_params_is_refused_and_not_shown(section: str, key: str, value: object) -> None:
+    with pytest.raises(InputError, match=rf"^{section}\.{key}: holds a user name, password or token") as caught:
+        Params.from_dict({section: {key: value}})
+    assert "78" not in str(caught.value)
