@@ -20,7 +20,7 @@ from stages.contracts import read_table
 from stages.detectors.base import Description
 from stages.detectors.images import RejectedImage
 from stages.detectors.precomputed_forms import PATTERNS, StoredRecord, files_of, folder_of, places, read_place
-from stages.detectors.precomputed_records import BrokenRecord
+from stages.detectors.precomputed_records import BrokenRecord, without_padding
 from stages.errors import InputError, shown
 from stages.params.detector import DetectorParams
 from stages.params.regions import RegionsParams
@@ -196,6 +196,8 @@ class PrecomputedExtractor:
         """Image id -> its record, and the EXIF orientation of its picture."""
         self.reads_stored: bool | None = description.config.get("reads_stored")
         self.params = params
+        self.padded: set[str] = set()
+        """Images whose record had rows of zeros at its end, which were cut."""
         self.fingerprint = description.fingerprint
         self.region_dim = description.region_dim
         self.categories = description.categories
@@ -215,6 +217,7 @@ class PrecomputedExtractor:
             values = read_place(self.form, self.folder, place)
         except BrokenRecord as error:
             raise RejectedImage(str(error)) from None
+        stored, values = len(values["features"]), without_padding(values)
         features, where = values["features"].astype(np.float32), f"{place.file}: {image_id[:100]}"
         count = len(features)
         if count == 0:
@@ -230,6 +233,8 @@ class PrecomputedExtractor:
                 f"{self.folder / where}: has {count} regions; regions.per_image: {self.params.per_image} would lose "
                 "some"
             )
+        if count < stored:
+            self.padded.add(image_id)
         boxes, frame = self._boxes(values, Frame(width, height, orientation), where)
         return ImageRegions(
             features=features,

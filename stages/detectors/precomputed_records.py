@@ -129,6 +129,18 @@ def read_tsv(path: Path, offset: int) -> dict[str, Any]:
     return regions
 
 
+def without_padding(values: dict[str, Any]) -> dict[str, Any]:
+    """Cut the rows at the end of a record whose features, and boxes if it has any, are all 0: they are no regions."""
+    features, boxes = values["features"], values.get("boxes")
+    real = features.any(axis=1)
+    if boxes is not None:
+        if boxes.shape != (len(real), 4):  # refused later
+            return values
+        real = real | boxes.any(axis=1)
+    count = len(real) - int(np.argmax(real[::-1])) if real.any() else len(real)
+    return {name: value if name == "frame" else value[:count] for name, value in values.items()}
+
+
 def _check_form(features: np.ndarray, boxes: np.ndarray | None, count: int) -> None:
     """Raise a ValueError unless `count` regions can be the first rows of `features`, and of `boxes` if there are any.
 

@@ -119,6 +119,8 @@ def extract_missing(
             if writing:
                 writing[-1][1].result()  # at most one shard waits to be written
             writing.append((shard.key, writer.submit(run.write)))
+    if padded := getattr(detector, "padded", ()):
+        print(f"{len(padded)} images had rows of zeros after their precomputed regions, which were cut")
     return [key for key, written in writing if written.result()]
 
 

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.errors import InputError
-from tests.stages.detectors.precomputed.conftest import DIM, IDS, boxes, convert, features, write_tsv
+from tests.stages.detectors.precomputed.conftest import DIM, IDS, boxes, convert, features, scan_files, write_tsv
 
 
 def test_npz_folder_with_members_that_would_need_unpickling(dataset: Path) -> None:
@@ -94,6 +94,28 @@ def test_the_number_of_boxes_may_be_an_array_and_the_boxes_padded(dataset: Path,
     store = convert(dataset, "npz", source, max_rejected_share=0.7)
     np.testing.assert_array_equal(store.features([0])[0][0, :3], rows)
     np.testing.assert_array_equal(store.boxes(0), boxes(0, 3))
+
+
+@pytest.mark.parametrize("form", ["npz", "npz with boxes", "scan"])
+def test_rows_of_zeros_at_the_end_are_padding_and_counted(
+    dataset: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = scan_files(dataset.parent / "source")
+    for number, name in enumerate(IDS):
+        rows = features(number, 4)
+        rows[1] = 0  # between others: a region
+        if number != 1:
+            rows[3:] = 0
+        if form == "scan":
+            split = ("dev", "test", "train")[number]
+            np.save(source / f"{split}_ims.npy", np.stack([rows] * (1 if split == "train" else 3)))
+        else:
+            placed = {"bbox": boxes(number, 4) * (rows != 0)[:, :1]} if form.endswith("boxes") else {}
+            np.savez(source / f"{name}.npz", x=rows, **placed)
+    store = convert(dataset, form.split(maxsplit=1)[0], source)
+    assert store.num_regions.tolist() == [3, 4, 3]
+    np.testing.assert_array_equal(store.features([0])[0][0, :3], np.where([[1], [0], [1]], features(0, 3), 0))
+    assert "2 images had rows of zeros after their precomputed regions, which were cut" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("value", "reason"), [(0, "every feature is 0"), (np.nan, "a feature is not finite")])
