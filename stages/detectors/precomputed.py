@@ -19,7 +19,16 @@ from camp_model.regions import ImageRegions
 from stages.contracts import read_table
 from stages.detectors.base import Description
 from stages.detectors.images import RejectedImage
-from stages.detectors.precomputed_forms import PATTERNS, StoredRecord, files_of, folder_of, places, read_place
+from stages.detectors.precomputed_forms import (
+    PATTERNS,
+    StoredRecord,
+    files_of,
+    folder_of,
+    names_in,
+    places,
+    read_place,
+    width_of,
+)
 from stages.detectors.precomputed_records import BrokenRecord, without_padding
 from stages.errors import InputError, shown
 from stages.params.detector import DetectorParams
@@ -66,22 +75,6 @@ def _index(form: str, folder: Path, candidates: Sequence[StoredRecord]) -> dict[
     return index
 
 
-def _region_dim(form: str, folder: Path, index: dict[str, StoredRecord]) -> int:
-    """The width of the features in the first undamaged record with regions. InputError if there is none."""
-    reason = ""
-    for place in index.values():
-        try:
-            features = read_place(form, folder, place)["features"]
-            if len(features):
-                width = int(features.shape[1])
-                if form == "tsv" and features.dtype != np.float32:  # a .tsv does not state it
-                    print(f"features are read as {features.dtype}, D = {width}")
-                return width
-        except BrokenRecord as error:
-            reason = reason or f" ({error})"
-    raise InputError(f"{folder}: no record of the dataset's {len(index)} images holds regions{reason}")
-
-
 def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
     """Write the index of the precomputed regions to `out`, and describe them.
 
@@ -114,7 +107,9 @@ def resolve(params: DetectorParams, out: Path, dataset: Path) -> Description:
         architecture=form,
         weights_source=params.weights,
         weights_sha256=digest.hexdigest(),
-        region_dim=_region_dim(form, folder_of(source), index),
+        region_dim=width_of(form, folder_of(source), index),
+        categories=names_in(folder_of(source) / "objects_vocab.txt"),
+        attributes=names_in(folder_of(source) / "attributes_vocab.txt"),
         config={
             "bytes": sum(file.stat().st_size for file in files),
             "reads_stored": _reads_stored(form, folder_of(source), index, turned),

@@ -156,6 +156,11 @@ def places(form: str, source: Path, dataset: Path) -> list[StoredRecord]:
     return [StoredRecord(image_of[name], file, position) for name, file, position in records if name in image_of]
 
 
+def names_in(vocabulary: Path) -> list[str]:
+    """The names in a vocabulary of bottom-up attention, one per line; none if it is not there."""
+    return [line.split(",")[0].strip() for line in read_lines(vocabulary)] if vocabulary.is_file() else []
+
+
 def folder_of(source: Path) -> Path:
     """The folder that `StoredRecord.file` is relative to."""
     return source.parent if source.is_file() else source
@@ -182,3 +187,19 @@ def read_place(form: str, folder: Path, place: StoredRecord) -> dict[str, Any]:
             f"{place.file}: {place.image_id[:100]}, at {place.position}: cannot be read "
             f"({str(error)[:200] or type(error).__name__})"
         ) from None
+
+
+def width_of(form: str, folder: Path, index: dict[str, StoredRecord]) -> int:
+    """The width of the features in the first undamaged record with regions. InputError if there is none."""
+    reason = ""
+    for place in index.values():
+        try:
+            features = read_place(form, folder, place)["features"]
+            if len(features):
+                width = int(features.shape[1])
+                if form == "tsv" and features.dtype != np.float32:  # a .tsv does not state it
+                    print(f"features are read as {features.dtype}, D = {width}")
+                return width
+        except BrokenRecord as error:
+            reason = reason or f" ({error})"
+    raise InputError(f"{folder}: no record of the dataset's {len(index)} images holds regions{reason}")

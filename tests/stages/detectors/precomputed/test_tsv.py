@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from stages.detectors.base import Description
 from stages.errors import InputError
 from tests.stages.detectors.precomputed.conftest import DIM, IDS, boxes, convert, encoded, features, record, write_tsv
 
@@ -25,6 +26,19 @@ def test_tsv_is_lossless_and_found_by_number(dataset: Path, lxmert: bool) -> Non
         np.testing.assert_allclose(store.scores(1), [1, 0.75, 0.5])
     else:
         assert store.classes(1).tolist() == [-1] * 3
+
+
+def test_classes_of_lxmert_have_names_if_the_vocabularies_lie_beside(dataset: Path) -> None:
+    source = dataset.parent / "features.tsv"
+    write_tsv(source, IDS, lxmert=True)
+    assert convert(dataset, "tsv", source).categories == []
+    unnamed = Description.load(dataset.parent / "detector").fingerprint
+    (source.parent / "objects_vocab.txt").write_text("yolk\ngoggles,glasses\nbathtub\nfloor\n")
+    (source.parent / "attributes_vocab.txt").write_text("nearby\nlooking\n")
+    store = convert(dataset, "tsv", source)
+    assert [store.categories[i] for i in store.classes(1)] == ["yolk", "goggles", "bathtub"]
+    assert store.attribute_names == ["nearby", "looking"]
+    assert Description.load(dataset.parent / "detector").fingerprint != unnamed
 
 
 def test_float16_is_the_only_loss(dataset: Path) -> None:
