@@ -5,8 +5,6 @@ HARMLESS: dict[str, str] = {
     "357e410e982326320e2680e2dee34bab0b7bdeaf1bc6a8e0547f94d1e2b0f960": "dbc62c945f367501152e1f60ea5ff0bde1867548d49b31b9dad0a9c8132f81d1",
     "ba8b40b2c7c448706a722193c379088a95b4bd72910591a4c6d00453a9283b9e": "ea5c996f1abbd3e8e87e97dc9026e2b75ccd8eb487c3e34eb0dce521fe35e95b",
     "13b8ec4da03959fa5f59c77070fcd1373d0bd1e9f3da915c0072d806020320cd": "103436e90ce6c2a2cbf1e0bc54f97013ecc6526be17e89a145b24da48317103e",
-    # timm: the key that an error of memory names.
-    "21a73a3d3fb27df3519378878bb20ebf9b3f11e9f4a747c83eea506da5b4084b": "13b8ec4da03959fa5f59c77070fcd1373d0bd1e9f3da915c0072d806020320cd",
     # The same for detectron2 0.6 at the commit that README.md names.
     "06e3be757cb0157c1dc6a6bf8629a4cc99754e900929c22579ef5be12e80c4c8": "0a6885b7ed2b529daf9332f0ef8f691877559e786f2a9a11c7ed76a8ab08fb73",
     # precomputed: more records are refused whose numbers begin at 0 where the pictures' begin at 1, or the reverse.
@@ -34,12 +32,11 @@ HARMLESS: dict[str, str] = {
     # timm, torchvision: pictures are normalised in place, and not converted if they are RGB.
     "c966e8c0cf0e28fc11a6754875b4435db7b2434ba00064d2a6794fe66112cee3": "3fddbf6f0ea1f62f96ac113842f6817c3b8e703854f53cf2ff479e4f8de71c73",
     "d302aa6fa979ad1c1bcf8637f1d84737a3dcb0809ec8fcdcff610cc0a8773cb6": "b3723da49ea84cd58267a0ac4393e2adcac0060892729239df2ce6faba05459a",
-    # All: a message about a frame says more. Precomputed: more records are refused whose boxes or numbers are none. The
-    # others: a transparent value of 2- or 4-bit grey PNGs is heeded; only features of such pictures change.
+    # torchvision, detectron2, timm: a message about a frame and one about memory say more; a transparent value of 2- or
+    # 4-bit grey PNGs is heeded, and only features of such pictures change.
     "c5399732a0cba90459cabc91544b4682a41dcca284a8c3c6a1ab3bb00ab5c69d": "357e410e982326320e2680e2dee34bab0b7bdeaf1bc6a8e0547f94d1e2b0f960",
     "2286234104536019cbe094d3f07074e20483bfe673950e0b49aef7ab38760159": "ba8b40b2c7c448706a722193c379088a95b4bd72910591a4c6d00453a9283b9e",
-    "9c2ed205451bf2e1f17a194831a8449428f6e3cde2ae3ac7f0ca7cb8e9576ab5": "0169fd8cd2b47ffdd5584b11b9b52acb6fb1b7da482fe10dd284fdd1ec04bf41",
-    "fbcf2e2afbd6169bf66b7c52a7bb35cf8e4238a5934368b5f94c37c19cf7d6ee": "13b8ec4da03959fa5f59c77070fcd1373d0bd1e9f3da915c0072d806020320cd",
+    "1f3d83f9521add2a5a64d4dd29ad2f2de90726780294cf4e92f6363fdff9fe8b": "13b8ec4da03959fa5f59c77070fcd1373d0bd1e9f3da915c0072d806020320cd",
     "0e3bb7eb2d86398b4777bf8fcda881d3ec27380ceb98be73e033fb75d95e5631": "06e3be757cb0157c1dc6a6bf8629a4cc99754e900929c22579ef5be12e80c4c8",
 }
 """Digest of the code and versions that compute now -> digest of earlier ones that computed the same features. Both are
