@@ -196,7 +196,7 @@ def ablation(
         rates: multiples of its learning rate; every variant is also trained with these, with the first seed only.
         base: params set for all variants that do not set them themselves.
         jobs: experiments that run at the same time.
-        promote: make the best model the `champion` in MLflow.
+        promote: make the best model the `champion` in MLflow, if it is better than that on the same val.
         document: file to write the comparison to; empty: none is written.
     """
     if document:
@@ -268,7 +268,7 @@ def main() -> None:
                         help=f"further training seeds, of the rows {', '.join(CLOSE)}")  # fmt: skip
     parser.add_argument("--rates", nargs="+", type=float, default=[], metavar="X",
                         help="also train every row with X times its learning rate, first seed only")  # fmt: skip
-    parser.add_argument("--promote", action="store_true", help="make the best model the champion in MLflow")
+    parser.add_argument("--promote", action="store_true", help="make the best the champion, if better on the same val")
     arguments = parser.parse_args()
     named = {name: ALL_ROWS[name] for name in arguments.only or ()}
     variants = named or (ALL_ROWS if arguments.all else OVERRIDES)

@@ -27,6 +27,7 @@ from pipelines.study import commit_of
 from pipelines.variants import (
     GRID,
     SharedInputs,
+    check_validated,
     grid_of,
     name_for_git,
     named_content,
@@ -38,7 +39,7 @@ from stages import usable_cores
 from stages.errors import InputError
 from stages.tracking import PARENT, track
 from stages.tracking.delivery import sync
-from stages.tracking.model import promote as promote_model
+from stages.tracking.model import promote_if_better
 from stages.tracking.restore import MODEL, weights_hash
 from stages.tracking.spool import pending
 from stages.tracking.store import connect, search_runs, store_uri
@@ -212,8 +213,8 @@ def _run_all(
 
 
 def _promote(experiment: str) -> None:
-    """Make an experiment's model the champion once MLflow has the run that trained it: its own run, or the earlier one
-    whose result came from DVC's run cache.
+    """Make an experiment's model champion if it is better on the same val, once MLflow has the run that trained it: its
+    own run, or the earlier one whose result came from DVC's run cache.
 
     Raises:
         InputError: that run has not reached the server in time, or does not exist.
@@ -238,8 +239,11 @@ def _promote(experiment: str) -> None:
                 f"{experiment}: its model is not in MLflow yet; `python -m stages.tracking sync` delivers it"
             )
         time.sleep(1)
-    version = promote_model(client, runs[0].info.run_id)
-    get_run_logger().info("champion is now version %s, of %s", version, experiment)
+    version, *_ = client.search_model_versions(f"run_id = '{runs[0].info.run_id}'")
+    if why := promote_if_better(client, version.version, version.tags):
+        get_run_logger().warning("champion stays: %s; `stages.tracking promote %s` moves it", why, version.run_id)
+    else:
+        get_run_logger().info("champion is now version %s, of %s", version.version, experiment)
 
 
 def _model_of(experiment: str) -> str:
@@ -257,7 +261,7 @@ def sweep(grid: dict[str, list[Any]], jobs: int = 1, promote: bool = False) -> l
     Args:
         grid: dotted params key -> the values to try.
         jobs: experiments that run at the same time.
-        promote: make the best model the `champion` in MLflow.
+        promote: make the best model the `champion` in MLflow, if it is better than that on the same val.
     """
     return run_in_parallel("sweep", variants_of(grid), jobs, promote, None)[0]
 
@@ -273,6 +277,7 @@ def run_in_parallel(
         A row per variant, best validation first; the experiments' names by variant; the key of their MLflow parent.
     """
     allow_commands()
+    check_validated(params_of(variants))
     check_experiments(jobs)
     runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=jobs)
     inner = flow(name=f"{kind} experiments", task_runner=runner, validate_parameters=False)(_run_all)  # type: ignore[arg-type]
@@ -283,7 +288,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train every combination of a grid side by side.")
     parser.add_argument("grid", type=grid_of, help=f"JSON, dotted params key -> values, such as {GRID}")
     parser.add_argument("--jobs", type=int, default=1, help="trainings that run at the same time (default: 1)")
-    parser.add_argument("--promote", action="store_true", help="make the best model the champion in MLflow")
+    parser.add_argument("--promote", action="store_true", help="make the best the champion, if better on the same val")
     arguments = parser.parse_args()
     with prefect_command():
         sweep(arguments.grid, jobs=arguments.jobs, promote=arguments.promote)

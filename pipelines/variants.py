@@ -20,6 +20,7 @@ from pipelines.pairs import by_name
 from stages.content.named import Content, NamedFilesSections, named_paths
 from stages.errors import InputError, shown
 from stages.named_files import current_content
+from stages.params.dataset import SPLITS
 from stages.params.document import leaves
 from stages.params.pipeline import Params
 from stages.params.section import Section
@@ -141,26 +142,39 @@ def params_of(variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Params]:
 def check_evaluated(params: Mapping[str, Params], split: str) -> None:
     """Raise InputError if a variant would not be evaluated on the split that the study reports, or on other images than
     the first variant: differences between rows pair their images."""
-    first, *_ = params
-    compared = {name: dict(leaves(_decides_images(of_variant), of_variant)) for name, of_variant in params.items()}
+    _check_equal_images(params, split, "all rows, which the study compares")
     for name, of_variant in params.items():
-        for key, value in compared[name].items():
-            if value != compared[first].get(key):
-                raise InputError(
-                    f"{name}: {key}: {shown(value)}, but {shown(compared[first].get(key))} in {first}; expected equal "
-                    "images in all rows, which the study compares"
-                )
         if split not in of_variant.evaluate.splits:
             splits = shown(list(of_variant.evaluate.splits))
             raise InputError(f"{name}: evaluate.splits: {splits} lacks {split}; expected it, which the study reports")
 
 
-def _decides_images(params: Params) -> dict[str, Any]:
-    """The params that decide which images and captions of test are ranked."""
+def check_validated(params: Mapping[str, Params]) -> None:
+    """Raise InputError if a variant would be validated on other images than the first: they are ranked by val."""
+    _check_equal_images(params, "val", "val of all variants, which ranks them")
+
+
+def _check_equal_images(params: Mapping[str, Params], split: str, where: str) -> None:
+    first, *_ = params
+    compared = {
+        name: dict(leaves(_decides_images(of_variant, split), of_variant)) for name, of_variant in params.items()
+    }
+    for name, values in compared.items():
+        for key, value in values.items():
+            if value != compared[first].get(key):
+                raise InputError(
+                    f"{name}: {key}: {shown(value)}, but {shown(compared[first].get(key))} in {first}; expected equal "
+                    f"images in {where}"
+                )
+
+
+def _decides_images(params: Params, split: str) -> dict[str, Any]:
+    """The params that decide which images and captions of a split are ranked."""
     dataset = params.to_dict()["dataset"]
-    # A split's scenes do not depend on the number of another's, so rows may differ in what they are trained on.
-    del dataset["scenes"]["train"], dataset["scenes"]["val"]
-    return {"dataset": dataset, "evaluate": {"protocol": params.evaluate.protocol}}
+    for other in {*SPLITS} - {split}:  # a split's scenes do not depend on the number of another's
+        del dataset["scenes"][other]
+    # The protocol is one of the evaluation; val is ranked whole.
+    return {"dataset": dataset} | ({} if split == "val" else {"evaluate": {"protocol": params.evaluate.protocol}})
 
 
 def warn_of_kept_params(variants: Mapping[str, Mapping[str, Any]], base: Mapping[str, Any]) -> None:

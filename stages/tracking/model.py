@@ -1,6 +1,7 @@
 """Logs the trained model to MLflow as code and safetensors, registers it, and gives the best the alias `champion`."""
 
 import json
+from collections.abc import Mapping
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,21 +27,39 @@ def log_model(client: "MlflowClient", run_id: str, checkpoint: Path, event: dict
             package camp_model, as they were when the model was trained.
         event: `val_rsum`, and how captions were tokenized: `start_end`, `max_words`.
     """
-    from mlflow.exceptions import MlflowException
-
     tags = {"val_rsum": str(event["val_rsum"]), "dataset": client.get_run(run_id).data.tags.get("dataset", "")}
     known = client.search_model_versions(f"run_id = '{run_id}'")
     registered = known[0].version if known else _log(client, run_id, checkpoint, event, tags)
+    promote_if_better(client, registered, tags)
+
+
+def promote_if_better(client: "MlflowClient", version: str, tags: Mapping[str, str]) -> str | None:
+    """Make a version champion if there is none, or if its validation rsum is higher on the same dataset.
+
+    Args:
+        version: of the registered model.
+        tags: its tags `dataset` and `val_rsum`.
+
+    Returns:
+        Why the alias stays where it is; None if the version is champion now.
+    """
+    from mlflow.exceptions import MlflowException
+
     try:
-        champion = client.get_model_version_by_alias(NAME, CHAMPION).tags
+        champion = client.get_model_version_by_alias(NAME, CHAMPION)
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        champion = {"dataset": tags["dataset"]}  # there is no champion yet
-    # rsums on different datasets cannot be compared.
-    same = champion.get("dataset", "") == tags["dataset"]
-    if same and float(champion.get("val_rsum", "-inf")) < event["val_rsum"]:
-        client.set_registered_model_alias(NAME, CHAMPION, registered)
+    else:
+        own, best = (float(of.get("val_rsum", "-inf")) for of in (tags, champion.tags))
+        if str(champion.version) == str(version):
+            return None
+        if champion.tags.get("dataset", "") != tags.get("dataset", ""):  # their rsums cannot be compared
+            return f"version {champion.version} was validated on other captions or pictures"
+        if not own > best:
+            return f"the validation rsum of version {champion.version} is {best:.1f}, and this one's {own:.1f}"
+    client.set_registered_model_alias(NAME, CHAMPION, version)
+    return None
 
 
 def _log(client: "MlflowClient", run_id: str, checkpoint: Path, event: dict[str, Any], tags: dict[str, str]) -> str:

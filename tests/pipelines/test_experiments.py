@@ -216,6 +216,10 @@ def test_the_champion_is_the_model_of_whoever_trained_it(recorded):
         train(b"weights", registered=False)
         train(b"others", registered=True)
         _promote("best")
+        assert client.get_model_version_by_alias(NAME, CHAMPION).version == last
+        client.set_model_version_tag(NAME, last, "dataset", "of another val")
+        train(b"weights", registered=True)
+        _promote("best")
     assert client.get_model_version_by_alias(NAME, CHAMPION).version == last
 
 

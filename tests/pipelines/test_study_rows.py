@@ -1,4 +1,4 @@
-"""Which rows a study has, with the params of every preset."""
+"""Which rows a study has, with the params of every preset, and what is refused before any row is trained."""
 
 import itertools
 import os
@@ -11,10 +11,11 @@ from prefect.logging import disable_run_logger
 
 from pipelines import ablation as module
 from pipelines.ablation import ALL_ROWS, OVERRIDES, ablation, possible_rows
+from pipelines.experiments import sweep
 from pipelines.study import Study
 from pipelines.study_document import Page, check_document, write_document
 from pipelines.study_rates import with_rates
-from pipelines.variants import params_of
+from pipelines.variants import check_validated, params_of, variants_of
 from stages.errors import InputError
 from stages.params import document
 from stages.params.presets import compose
@@ -113,3 +114,20 @@ def test_a_page_that_could_not_be_written_is_refused_and_nothing_is_left(documen
     assert sorted(path.name for path in tmp_path.iterdir()) == ["half-gates.svg", "pipe.md"]
     check_document("new/page.md")
     assert list(Path("new").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("grid", "why"),
+    [
+        (
+            {"dataset.scenes.val": [3, 12]},
+            r"val-12: dataset\.scenes\.val: 12, but 3 in val-3; expected equal images in val",
+        ),
+        ({"dataset.scenes.seed": [0, 1]}, r"seed-1: dataset\.scenes\.seed: 1, but 0 in seed-0"),
+    ],
+)
+def test_models_validated_on_other_images_are_not_ranked(grid, why, with_presets):
+    with_presets("scenes")
+    with pytest.raises(InputError, match=why):
+        sweep.fn(grid)
+    check_validated(params_of(variants_of({"dataset.scenes.train": [40, 80], "evaluate.protocol": ["full"]})))
