@@ -184,6 +184,8 @@ def error_message(wrong: ValidationError) -> str:
         return f"{where}.{error['msg']}" if where else error["msg"]
     if error["type"] == "missing":
         return f"{where}: is missing"
+    if error["type"] == "less_than_equal" and isinstance(context["le"], int):  # of whole numbers, 0 may be too few
+        return f"{where}: {shown(error['input'])} is above {context['le']}"
     if error["type"] == "literal_error":
         context = {"expected": context["expected"].replace("'", "").replace(" or ", ", ")}
     value = list(error["input"]) if isinstance(error["input"], tuple) else error["input"]

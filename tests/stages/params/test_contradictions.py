@@ -185,3 +185,11 @@ def test_a_model_that_cannot_be_in_the_ensemble_is_said_before_training(
         with pytest.raises(InputError, match=says):
             _read_before("train", monkeypatch, ensemble=["fits", folder], gates="open")
     _read_before("tokenize_captions", monkeypatch, ensemble=["empty"])
+
+
+def test_an_output_is_known_through_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models/camp").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "models/camp")
+    with pytest.raises(InputError, match="start_from: link is the model that train itself writes"):
+        Params.from_dict({"train": {"start_from": "link"}})
