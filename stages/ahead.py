@@ -11,20 +11,24 @@ from camp_model.regions import RegionStore
 from camp_model.vocabulary import Vocabulary
 from stages.contracts import input_errors, read_table
 from stages.device import check_precision, choose_device
-from stages.evaluation.eccv import metrics_class
+from stages.evaluation.eccv import EccvCaption, metrics_class
+from stages.evaluation.folds import folds_of, read_split
 from stages.evaluation.loading import check_distinct, check_start_end, load_models
 from stages.params.evaluate import EvaluateParams, check_gates, check_sizes
 from stages.params.pipeline import Params
 from stages.workspace import named_path
 
+REGIONS, CAPTIONS = Path("data/regions"), Path("data/captions")
+
 
 def check_ahead(params: Params, stage: str) -> None:
     """Check before a long stage that the splits have enough images, and before `train` what else evaluation needs: a
-    device, a package, and the models of evaluate.ensemble. Earlier stages may run on another machine.
+    device, a package, COCO's ids, and the models of evaluate.ensemble. Earlier stages may run on another machine.
 
     Raises:
-        InputError: a split has too few images; this machine lacks the device or the package of evaluate.eccv; or a
-            model of the ensemble cannot be loaded, does not fit the data, or has no gates that could be replaced.
+        InputError: a split has too few images; this machine lacks the device or the package of evaluate.eccv, or the
+            test split COCO's captions; or a model of the ensemble cannot be loaded, does not fit the data, or has no
+            gates that could be replaced.
     """
     images, rejected = Path("data/dataset/images.parquet"), Path("data/regions/rejected.parquet")
     if images.is_file():
@@ -37,6 +41,10 @@ def check_ahead(params: Params, stage: str) -> None:
             check_sizes(params.evaluate, Counter(table["split"].to_pylist()))
     if stage == "train":
         _check_machine(params.evaluate, params.train.precision)
+        if params.evaluate.eccv and (CAPTIONS / "test.parquet").is_file():
+            with input_errors():
+                store = RegionStore(REGIONS)
+            EccvCaption(folds_of(read_split("test", CAPTIONS, store), params.evaluate.protocol)[0])
         _check_ensemble(params.evaluate, params.captions.start_end)
 
 
@@ -50,11 +58,10 @@ def _check_machine(params: EvaluateParams, trained: str) -> None:
 def _check_ensemble(params: EvaluateParams, start_end: bool) -> None:
     if not params.ensemble:
         return
-    regions, captions = Path("data/regions"), Path("data/captions")
     with input_errors():
-        store, vocabulary = RegionStore(regions), Vocabulary.load(captions / "vocabulary.json")
+        store, vocabulary = RegionStore(REGIONS), Vocabulary.load(CAPTIONS / "vocabulary.json")
     folders = list(map(named_path, params.ensemble))
-    check_start_end(folders, captions, start_end)
+    check_start_end(folders, CAPTIONS, start_end)
     check_distinct(folders)
     for folder in folders:  # one at a time, for memory
         (model,) = load_models([folder], store, vocabulary, torch.device("cpu"))

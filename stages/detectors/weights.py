@@ -21,6 +21,8 @@ from stages.errors import InputError, shown, without_password
 from stages.workspace import main_root, named_path
 
 State = dict[str, torch.Tensor]
+STARTS = (b"PK", b"\x80")
+"""First bytes of what torch.save writes: a zip file, or in old versions a pickle."""
 CHUNK = 1 << 20
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -158,15 +160,22 @@ def load_state(path: Path) -> State:
             return _plain(load_file(path), path)
         if path.suffix == ".pkl":
             return read_arrays(path)
+        with path.open("rb") as file:
+            begin = file.read(40)
+        if begin and not begin.startswith(STARTS):  # a web page, or a pointer of Git LFS
+            raise InputError(
+                f"{path}: cannot be read as weights (begins with {shown(begin)}); expected .pth, .safetensors"
+            )
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, safetensors.SafetensorError) as error:
         raise InputError(f"{path}: cannot be read as weights ({_reason(error)})") from None
     except InputError:
         raise
     except Exception as error:  # torch.load lets pickle.UnpicklingError and others through
+        named = re.search(r"GLOBAL (\S+)", str(error))  # PyTorch's own message recommends to run the file
         raise InputError(
-            f"{path}: holds more than tensors ({_reason(error)}); such a file could run code and is "
-            "not opened. Expected .safetensors, or .pth that torch.load(weights_only=True) reads"
+            f"{path}: holds more than tensors ({named[1] if named else type(error).__name__}); such a file could run "
+            "code and is not opened. Expected .safetensors, or .pth that torch.load(weights_only=True) reads"
         ) from None
     for key in ("model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):

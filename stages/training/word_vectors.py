@@ -1,6 +1,7 @@
 """Reads word vectors from a text file in the format of GloVe and word2vec, or from an installed package."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.types as kinds
@@ -47,8 +48,14 @@ def _of_package(source: str, vocabulary: Vocabulary, dim: int) -> dict[int, Tens
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"train.word_vectors: {path}: cannot be read ({error!s:.200}); expected an array") from None
     table = read_table(words_path, (), "the words", where="train.word_vectors: ")
-    words = next((column for column in table.columns if kinds.is_string(column.type)), None)
-    if words is None or vectors.ndim != 2 or vectors.dtype.kind != "f" or len(words) != len(vectors):
+    texts = {name: table[name] for name in table.column_names if _is_text(table[name].type)}
+    if not texts:
+        raise InputError(
+            f"train.word_vectors: {words_path}: has no column of texts, but {', '.join(table.column_names)[:200]}; "
+            "expected the words"
+        )
+    words = texts.get("word", next(iter(texts.values())))
+    if vectors.ndim != 2 or vectors.dtype.kind != "f" or len(words) != len(vectors):
         raise InputError(
             f"train.word_vectors: {path}: is {vectors.dtype} {list(vectors.shape)}; expected numbers, a row for each "
             f"of the {len(table)} words of {words_path.name}"
@@ -61,10 +68,17 @@ def _of_package(source: str, vocabulary: Vocabulary, dim: int) -> dict[int, Tens
     chosen: dict[int, Tensor] = {}
     for row, word in enumerate(words.to_pylist()):
         if (i := ids.get(word)) is not None and i not in chosen:
-            chosen[i] = torch.from_numpy(np.array(vectors[row], dtype=np.float32))
+            with np.errstate(over="ignore"):  # what is too large is refused
+                chosen[i] = torch.from_numpy(np.array(vectors[row], dtype=np.float32))
             if not chosen[i].isfinite().all():
                 raise InputError(f"train.word_vectors: {path}: row {row}: holds a number that is not finite")
     return chosen
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether a Parquet column's type is one of texts, in any of Arrow's forms."""
+    kind = kind.value_type if kinds.is_dictionary(kind) else kind
+    return bool(kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind))
 
 
 def _of_text(source: str, vocabulary: Vocabulary, dim: int) -> dict[int, Tensor]:

@@ -52,6 +52,16 @@ def test_a_command_works_in_the_repository_that_is_named(tmp_path, other):
     assert "is not a repository of the pipeline" in camp(tmp_path, "params", code=2)
 
 
+def test_a_preset_where_it_is_called_goes_before_one_of_the_repository(tmp_path, other):
+    for name in ("dvc.yaml", "params.yaml"):
+        (other / name).write_bytes((ROOT / name).read_bytes())
+    (other / "mine.yaml").write_text("train: {epochs: 2}\n")
+    (tmp_path / "mine.yaml").write_text("train: {epochs: 9}\n")
+    for folder, epochs in ((other / "deep", 2), (tmp_path, 9)):
+        camp(folder, "--repository", str(other), "params", "mine.yaml")
+        assert f"\n  epochs: {epochs} " in (other / "params.yaml").read_text()
+
+
 def test_checkpoints_are_imported_from_the_folder_that_it_is_called_in(tmp_path):
     (tmp_path / "words.json").write_text("{}")
     (tmp_path / "best.pth.tar").write_bytes(b"no checkpoint")

@@ -74,6 +74,15 @@ def test_a_torch_file_that_would_run_code_is_refused_unrun(tmp_path: Path) -> No
     assert not trace.exists()
 
 
+@pytest.mark.parametrize("text", [b"version https://git-lfs.github.com/spec/v1\n", b"<!DOCTYPE html><html>"])
+def test_a_text_in_place_of_weights_is_said_to_be_one(tmp_path: Path, text: bytes) -> None:
+    """Not that it could run code, with PyTorch's advice to trust it."""
+    (tmp_path / "a.pth").write_bytes(text)
+    with pytest.raises(InputError) as told:
+        load_state(tmp_path / "a.pth")
+    assert repr(text[:12])[:-1] in str(told.value) and "code" not in str(told.value)
+
+
 @pytest.mark.parametrize("name", ["a.pkl", "a.pth", "a.safetensors"])
 def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"\x80\x04 no weights")

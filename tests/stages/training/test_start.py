@@ -121,7 +121,8 @@ def test_word_vectors_of_a_package(capsys):
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        ("none", None),
+        *((damage, None) for damage in ("none", "large", "dictionary")),
+        ("numbers", r"words\.parquet: has no column of texts, but number, word; expected the words"),
         (
             "rows",
             r"vectors\.npy: is float32 \[1, 3\]; expected numbers, a row for each of the 2 words",
@@ -146,7 +147,9 @@ def test_a_package_with_other_content_is_an_error_that_names_the_file(tmp_path, 
     )
     np.save(package / "vectors.npy", vectors, allow_pickle=True)
     names = ["zebra", "lion"] if damage == "unknown" else ["dog", "red"]
-    pq.write_table(pa.table({"number": [1, 2], "word": names}), package / "words.parquet")
+    kind = {"large": pa.large_string(), "dictionary": pa.dictionary(pa.int8(), pa.string())}.get(damage, pa.string())
+    column = pa.array([1, 2]) if damage == "numbers" else pa.array(names, kind)
+    pq.write_table(pa.table({"number": [1, 2], "word": column}), package / "words.parquet")
     if damage == "torn":
         (package / "vectors.npy").write_bytes((package / "vectors.npy").read_bytes()[:-5])
     if damage == "table":
