@@ -75,7 +75,7 @@ def new_model(
                 f"train.word_vectors: {train.word_vectors}, but train.start_from, {train.start_from}, brings the "
                 "embeddings of all words; expected one of the two"
             )
-    _freeze(camp, train.freeze)
+    freeze(camp, train.freeze)
     return camp
 
 
@@ -198,7 +198,8 @@ def _other_switches(there: dict[str, Any], here: dict[str, Any]) -> Iterator[str
         yield f"model.{name} {there[name]}, here {value}"
 
 
-def _freeze(camp: CAMP, prefixes: tuple[str, ...]) -> None:
+def freeze(camp: CAMP, prefixes: tuple[str, ...]) -> None:
+    """Freeze the parameters whose names begin with one of `prefixes`; InputError if none does, or all do."""
     names = [name for name, _ in camp.named_parameters()]
     prefixes = tuple(map(current_name, prefixes))
     for prefix in prefixes:

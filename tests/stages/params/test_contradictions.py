@@ -193,3 +193,23 @@ def test_an_output_is_known_through_a_link(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "link").symlink_to(tmp_path / "models/camp")
     with pytest.raises(InputError, match="start_from: link is the model that train itself writes"):
         Params.from_dict({"train": {"start_from": "link"}})
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"train": {"freeze": ["nosuch"]}}, "freeze: no parameter begins with 'nosuch'; there are region_encoder"),
+        ({"train": {"learning_rates": {"caption": 0.1, "nosuch": 2.0}}}, "learning_rates: no trained parameter begins"),
+        ({"train": {"freeze": ["caption_encoder", "region_encoder"]}}, None),
+        ({"train": {"freeze": ["nosuch"]}, "model": {"text": "transformer"}}, None),  # would have to be loaded
+        ({"train": {"freeze": ["matcher"]}, "model": {"gate_evidence": True}, "regions": {"geometry": True}}, None),
+    ],
+)
+def test_a_misspelt_prefix_is_said_before_the_detector_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict, says: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.setenv("DVC_STAGE", "train_detector")
+    with contextlib.nullcontext() if says is None else pytest.raises(InputError, match=rf"^train\.{says}"):
+        read_params(TrainSections)
