@@ -135,10 +135,12 @@ def load_index(path: Path | str) -> Any:
     """
     faiss = import_faiss()
     try:
-        check_seal(Path(path), "a faiss index that save_index wrote")
-        return faiss.read_index(str(path))
+        check_seal(Path(path))
+        index = faiss.read_index(str(path))
     except (OSError, RuntimeError):
         raise ValueError(f"{path}: cannot be read as an index; expected a faiss index") from None
+    check_seal(Path(path), "a faiss index that save_index wrote")
+    return index
 
 
 class Retriever:

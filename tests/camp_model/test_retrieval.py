@@ -92,6 +92,10 @@ def test_parts_that_do_not_fit_are_an_error(parts, tmp_path):
     (tmp_path / "x").write_bytes(b"junk")
     with pytest.raises(ValueError, match="expected a faiss index"):
         load_index(str(tmp_path / "x"))
+    save_index(index, tmp_path / "x")
+    (tmp_path / "x").write_bytes((tmp_path / "x").read_bytes()[:-100] + bytes(100))  # and with it the seal
+    with pytest.raises(ValueError, match="x: is damaged: the checksum at its end is missing; expected a faiss index"):
+        load_index(tmp_path / "x")
     with pytest.raises(ValueError, match="shortlist 0, top_k 10; expected 1 or more"):
         Retriever(model, joint, index, collection).search(tokens, lengths, shortlist=0)
 

@@ -67,7 +67,7 @@ def test_more_files_that_cannot_be_used_than_have_their_reasons_kept_are_said(
     monkeypatch.setattr("search.web.pages.REJECTED_LISTED", 1)
     for number, said in enumerate(([], ["and 1 more in"], ["and 2 more, the first of them in"])):
         (folder.images / f"camera {number}.dng").touch()
-        monkeypatch.setattr("search.folder.REJECTED_SHOWN", 2)
+        monkeypatch.setattr("search.web.queries.REJECTED_SHOWN", 2)
         collection = folder.open()
         collection.start()
         wait_for(collection)
