@@ -2,11 +2,19 @@
 
 import pickle
 import pickletools
+import re
 from typing import Any, BinaryIO
 
 OPERATIONS = {operation.code: operation for operation in pickletools.opcodes}
 DEEPEST = 8
 """Largest depth of nested tuples; a pickled array has about three."""
+
+
+def refused_name(error: Exception) -> str | None:
+    """What the file calls that PyTorch's weights-only reader refused, if its error names it. The error itself is not to
+    be shown: it recommends to execute the file."""
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    return named[1] if named else None
 
 
 def check_ops(file: BinaryIO) -> None:

@@ -5,7 +5,6 @@ that knows plain values alone. Whatever stands in a file, it is read, or a Value
 """
 
 import pickle
-import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from camp_model.pickle_ops import check_ops
+from camp_model.pickle_ops import check_ops, refused_name
 from camp_model.vocabulary import Vocabulary
 
 
@@ -40,9 +39,9 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"{path}: is missing; expected a released checkpoint") from None
-    except Exception as error:  # a damaged file can raise almost anything; PyTorch's message recommends to execute it
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it holds {named[1]}" if named else f"it is damaged or no checkpoint ({type(error).__name__})"
+    except Exception as error:  # a damaged file can raise almost anything
+        named = refused_name(error)
+        reason = f"it holds {named}" if named else f"it is damaged or no checkpoint ({type(error).__name__})"
         raise ValueError(f"{path}: cannot be read as weights and plain values: {reason}") from None
     if not isinstance(content, dict) or not isinstance(content.get("model"), list | tuple):
         raise ValueError(f"{path}: model: is missing; expected a list of three state dicts")

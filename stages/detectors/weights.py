@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from camp_model.files import replacing, sha256_of
 from camp_model.packages import PREFIX, package_folder
+from camp_model.pickle_ops import refused_name
 from stages.detectors.pickled_arrays import read_arrays
 from stages.errors import InputError, shown, without_password
 from stages.workspace import main_root, named_path
@@ -172,9 +173,8 @@ def load_state(path: Path) -> State:
     except InputError:
         raise
     except Exception as error:  # torch.load lets pickle.UnpicklingError and others through
-        named = re.search(r"GLOBAL (\S+)", str(error))  # PyTorch's own message recommends to run the file
         raise InputError(
-            f"{path}: holds more than tensors ({named[1] if named else type(error).__name__}); such a file could run "
+            f"{path}: holds more than tensors ({refused_name(error) or type(error).__name__}); such a file could run "
             "code and is not opened. Expected .safetensors, or .pth that torch.load(weights_only=True) reads"
         ) from None
     for key in ("model", "state_dict"):

@@ -1,12 +1,13 @@
 """The section `evaluate`: what is measured."""
 
+import os
 from collections.abc import Mapping
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from camp_model.config import CampConfig
-from stages.params.section import TRAINED_MODEL, Device, Section, Split, check_no_output, real_path
+from stages.params.section import TRAINED_MODEL, Device, Section, Split, check_no_output
 from stages.workspace import named_path
 
 COCO_FOLDS = {"coco_1k": (1000, 5), "coco_5k": (5000, 1), "coco": (5000, 1)}
@@ -50,7 +51,7 @@ class EvaluateParams(Section):
         for folder in self.ensemble:
             # models/camp is the model that the others are added to.
             check_no_output("evaluate.ensemble", folder, TRAINED_MODEL, "data/evaluation")
-        paths = [real_path(named_path(folder)) for folder in self.ensemble]
+        paths = [os.path.realpath(named_path(folder)) for folder in self.ensemble]
         if twice := [folder for folder, path in zip(self.ensemble, paths, strict=True) if paths.count(path) > 1]:
             raise ValueError(f"evaluate.ensemble: {twice[0]} is there twice; expected each model once")
         return self

@@ -66,14 +66,6 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Device = Annotated[str, AfterValidator(_device)]
 
 
-def real_path(path: str | Path) -> str:
-    """The one path of a file or folder that can be named in several ways: absolute, relative, through links."""
-    try:
-        return os.path.realpath(path)
-    except ValueError:  # holds a null byte, so that nothing can have the name
-        return str(path)
-
-
 def check_no_output(key: str, path: str, *outputs: str) -> None:
     """Raise ValueError if `path` is or lies in one of `outputs`, however it is spelled.
 
@@ -82,9 +74,9 @@ def check_no_output(key: str, path: str, *outputs: str) -> None:
     """
     # The spelling counts too: an output's files may be links into DVC's cache. In an experiment's own workspace, params
     # mean the same as in the main one.
-    names = [Path(os.path.normpath(Path.cwd() / path)), Path(real_path(path))]
+    names = [Path(os.path.normpath(Path.cwd() / path)), Path(os.path.realpath(path))]
     for output, root in itertools.product(outputs, (Path.cwd(), main_root())):
-        places = (root / output, Path(real_path(root / output)))
+        places = (root / output, Path(os.path.realpath(root / output)))
         if output == TRAINED_MODEL and any(name in places for name in names):
             raise ValueError(
                 f"{key}: {path} is the model that train itself writes; expected another, such as a copy of it "

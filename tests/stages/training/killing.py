@@ -2,6 +2,12 @@
 
 from collections.abc import Callable
 
+EVERYTHING = {
+    "epochs": 3, "dropout": 0.2, "random_negative_steps": 4, "warmup_steps": 3, "schedule": "cosine",
+    "weight_decay": 0.01, "checkpoint_steps": 2,
+}  # fmt: skip
+"""Params of `train` that bring random numbers and a schedule of their own into every step."""
+
 
 class Killed(Exception):
     """The process dies here; nothing after it happens."""

@@ -5,12 +5,8 @@ import pytest
 from camp_model.checkpoint import load_checkpoint
 from stages.training import loop
 from stages.training.loop import Stopped
-from tests.stages.training.killing import Killed, kill_after
+from tests.stages.training.killing import EVERYTHING, Killed, kill_after
 
-EVERYTHING = {
-    "epochs": 3, "dropout": 0.2, "random_negative_steps": 4, "warmup_steps": 3, "schedule": "cosine",
-    "weight_decay": 0.01, "checkpoint_steps": 2,
-}  # fmt: skip
 EPOCH_STEPS = 3
 
 

@@ -17,12 +17,7 @@ from camp_model.vocabulary import Vocabulary
 from stages.params.model import ModelParams
 from stages.training.identity import PACKAGES, imported_files, sha256_of_files, training_key
 from stages.training.resume import UNUSED_DAYS, Progress, Resume
-from tests.stages.training.killing import Killed, kill_after
-
-EVERYTHING = {
-    "epochs": 3, "dropout": 0.2, "random_negative_steps": 4, "warmup_steps": 3, "schedule": "cosine",
-    "weight_decay": 0.01, "checkpoint_steps": 2,
-}  # fmt: skip
+from tests.stages.training.killing import EVERYTHING, Killed, kill_after
 
 
 def results(paths):
